@@ -1,0 +1,107 @@
+"""The exception tree. Each class is one problem type of the HTTP contract; the docstring is the default detail.
+
+    AuditError
+    ├── BadRequest            400  the request is at fault: nothing was written
+    │   ├── InvalidRequest         … JSON or a payload value that no decoder takes
+    │   ├── BatchTooLarge          … more events than one batch may hold
+    │   └── …
+    ├── NotFound, Conflict    404, 409
+    ├── TooLarge              413
+    ├── Unavailable           503  come back after `retry_after_seconds`
+    │   ├── DatabaseAway
+    │   └── InboxFull
+    ├── DatabaseFailed        500
+    └── Fatal                  –   the service says why and exits
+"""
+
+from typing import ClassVar
+
+PROBLEMS = "https://kubernaut.ai/problems/"
+
+
+class AuditError(Exception):
+    """Something went wrong; the service's log says what."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal Server Error"
+
+    def __init__(self, detail: str | None = None, *, slug: str | None = None, **extra: object) -> None:
+        self.detail = detail or (type(self).__doc__ or "").partition("\n")[0]
+        self.type = PROBLEMS + (slug or self.slug)
+        self.extra = extra
+        super().__init__(self.detail)
+
+
+class BadRequest(AuditError):
+    """The request does not fit the API."""
+
+    status = 400
+    slug = "validation-error"
+    title = "Validation Error"
+
+
+class InvalidRequest(BadRequest):
+    """The body is no JSON that this service can keep."""
+
+    slug = "invalid_request"
+    title = "Invalid Request"
+
+
+class BatchTooLarge(BadRequest):
+    """The batch size is above the limit."""
+
+    slug = "batch-size-exceeded"
+    title = "Batch Size Exceeded"
+
+
+class NotFound(AuditError):
+    """There is no such thing."""
+
+    status = 404
+    slug = "not-found"
+    title = "Not Found"
+
+
+class Conflict(AuditError):
+    """The id is taken by another event."""
+
+    status = 409
+    slug = "conflict"
+    title = "Resource Conflict"
+
+
+class TooLarge(AuditError):
+    """The body is larger than this route takes."""
+
+    status = 413
+    slug = "request-too-large"
+    title = "Request Entity Too Large"
+
+
+class Unavailable(AuditError):
+    """The service cannot take this now; send it again shortly."""
+
+    status = 503
+    slug = "service-unavailable"
+    title = "Service Unavailable"
+    retry_after_seconds: ClassVar[int] = 1
+
+
+class DatabaseAway(Unavailable):
+    """Postgres cannot be reached; nothing was acknowledged, send the request again shortly."""
+
+
+class InboxFull(Unavailable):
+    """Too many events are waiting to be written; send the request again shortly."""
+
+
+class DatabaseFailed(AuditError):
+    """The database could not answer; the service's log says why."""
+
+    slug = "database-error"
+    title = "Database Error"
+
+
+class Fatal(AuditError):
+    """The service cannot start; the message says what to change."""
