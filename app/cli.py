@@ -1,2 +1,101 @@
+"""The command `datastorage`: parse, call one function, show."""
+
+import argparse
+import signal
+import sys
+
+from app.errors import Fatal
+
+
 def main() -> int:
-    return 0
+    """Run one command; errors of the user's making are one line, not a traceback."""
+    from app.serve import exit_quietly
+
+    signal.signal(signal.SIGTERM, exit_quietly)  # before anything else: a stop during start must clean up too
+    arguments = _parser().parse_args()
+    try:
+        return int(arguments.run(arguments) or 0)
+    except Fatal as error:
+        print(f"datastorage: {error.detail}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from app import simulate
+
+    parser = argparse.ArgumentParser(prog="datastorage", description="The audit event store of the Kubernaut platform.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve the API; without DATASTORAGE_DATABASE_URL on an embedded Postgres")
+    serve.add_argument("--migrate", action="store_true", help="bring the schema up first")
+    serve.set_defaults(run=_serve)
+    migrate = commands.add_parser("migrate", help="bring the schema of DATASTORAGE_DATABASE_URL up")
+    migrate.set_defaults(run=_migrate)
+    settings = commands.add_parser("settings", help="show every setting, its value and what it means")
+    settings.set_defaults(run=_settings)
+    openapi = commands.add_parser("openapi", help="print the OpenAPI document")
+    openapi.set_defaults(run=_openapi)
+    play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
+    simulate.add_arguments(play)
+    play.set_defaults(run=simulate.run)
+    return parser
+
+
+def _serve(arguments: argparse.Namespace) -> None:
+    from pydantic import SecretStr
+
+    from app import logs
+    from app.serve import serve
+    from app.settings import load
+
+    settings = load(migrate=True) if arguments.migrate else load()
+    logs.configure(settings.log_level)
+    if settings.database_url is not None:
+        serve(settings)
+        return
+    from app.embedded import EmbeddedPostgres
+
+    with EmbeddedPostgres.start(settings.data_dir) as postgres:
+        print(_welcome(settings.port), file=sys.stderr)
+        serve(settings.model_copy(update={"database_url": SecretStr(postgres.url), "migrate": True}))
+
+
+def _welcome(port: int) -> str:
+    return f"""
+DataStorage serves on http://127.0.0.1:{port} with its own Postgres. Try, in another terminal:
+  curl http://127.0.0.1:{port}/readyz
+  .venv/bin/datastorage simulate --remediations 20 --seed 1 --url http://127.0.0.1:{port}
+  curl 'http://127.0.0.1:{port}/api/v1/audit/events?event_type=orchestrator.lifecycle.completed&limit=2'
+Stop it with Ctrl-C. README.md goes on from here.
+"""
+
+
+def _migrate(arguments: argparse.Namespace) -> None:
+    del arguments
+    import asyncio
+
+    from app import schema
+    from app.settings import load
+
+    settings = load()
+    if settings.database_url is None:
+        raise Fatal("There is no database to migrate: set DATASTORAGE_DATABASE_URL (the embedded one migrates by itself).")
+    asyncio.run(schema.upgrade(settings.database_url.get_secret_value(), settings.log_name))
+    print(f"The schema is at {schema.HEAD}.")
+
+
+def _settings(arguments: argparse.Namespace) -> None:
+    del arguments
+    from app.settings import Settings, load
+
+    settings = load()
+    for name, field in Settings.model_fields.items():
+        print(f"DATASTORAGE_{name.upper()} = {getattr(settings, name)}\n    {field.description}")
+
+
+def _openapi(arguments: argparse.Namespace) -> None:
+    del arguments
+    from app.openapi import document
+
+    sys.stdout.buffer.write(document())

@@ -1,0 +1,37 @@
+"""Bodies of requests: their size, their type, and nothing of their content."""
+
+from starlette.requests import Request
+
+from app.errors import BadRequest, TooLarge
+
+
+class ClientGone(Exception):  # noqa: N818 - no error of ours: nobody is left to be answered
+    """The client closed the connection before its request was complete."""
+
+
+async def read_json_body(request: Request, bytes_max: int) -> bytes:
+    """The whole body. TooLarge above `bytes_max`, chunked or not; BadRequest when it is not application/json."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > bytes_max:
+        raise TooLarge(f"The body has {length} bytes; this route takes at most {bytes_max}.")
+    body = await _read(request, bytes_max)
+    content_type = request.headers.get("content-type")
+    if content_type is None or content_type.partition(";")[0].strip() != "application/json":
+        raise BadRequest(f"Content-Type: expected application/json, got {(content_type or 'none')[:60]}")
+    return body
+
+
+async def _read(request: Request, bytes_max: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > bytes_max:
+            raise TooLarge(f"The body has more than the {bytes_max} bytes that this route takes.")
+        if not message.get("more_body", False):
+            return b"".join((*chunks, chunk)) if chunks else chunk
+        chunks.append(chunk)

@@ -1,0 +1,167 @@
+"""POST of one event and of a batch: parse, check, submit to the writer, answer with a receipt."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import metrics
+from app.api.body import read_json_body
+from app.api.front import Endpoint
+from app.errors import BadRequest, BatchTooLarge, DatabaseAway
+from app.events import canonical
+from app.ingest import parents
+from app.ingest.accept import Draft, batch_ids, draft, single_id
+from app.ingest.submission import prepare
+
+CALLER = ""  # everybody, until there is authentication
+_SLICE_SECONDS = 0.005
+_LARGE_BYTES = 256 * 1024
+
+_one_large_body = asyncio.Lock()
+
+
+class EventCreated(BaseModel):
+    """The event is committed."""
+
+    event_id: UUID
+    event_timestamp: datetime
+    message: str
+
+
+class BatchCreated(BaseModel):
+    """Every event of the batch is committed; the ids are in its order."""
+
+    event_ids: list[UUID]
+    message: str
+
+
+async def post_event(request: Request) -> Response:
+    """Record one event; 201 once it is committed."""
+    started = perf_counter()
+    settings = request.app.state.settings
+    body = await read_json_body(request, settings.body_bytes_max)
+    document = canonical.parse(body)
+    item = draft(document.value, "", plain=document.plain, depth=document.depth)
+    event_id = single_id(item)
+    try:
+        await _submit(request, [item], [event_id], settings.single_deadline_ms)
+    finally:
+        metrics.WRITE_DURATION.labels("audit_events").observe(perf_counter() - started)
+    _observe_lag(item)
+    return _created(
+        {
+            "event_id": str(event_id),
+            "event_timestamp": f"{item.timestamp:%Y-%m-%dT%H:%M:%SZ}",
+            "message": "Audit event created successfully",
+        }
+    )
+
+
+async def post_batch(request: Request) -> Response:
+    """Record a batch, whole or not at all; 201 with the ids in input order once it is committed."""
+    started = perf_counter()
+    settings = request.app.state.settings
+    body = await read_json_body(request, settings.batch_bytes_max)
+    drafts, body_digest = await _parse_batch(body, settings.batch_events_max, request.url.path)
+    ids = batch_ids(drafts, CALLER, body_digest)
+    try:
+        await _submit(request, drafts, ids, settings.batch_deadline_ms)
+    finally:
+        metrics.WRITE_DURATION.labels("audit_events_batch").observe(perf_counter() - started)
+    return _created({"event_ids": [str(i) for i in ids], "message": f"{len(ids)} audit events created successfully"})
+
+
+async def _submit(request: Request, drafts: Sequence[Draft], ids: Sequence[UUID], deadline_ms: int) -> None:
+    state = request.app.state
+    if state.writer is None:
+        raise DatabaseAway
+    found = await parents.find(state.engine, state.writer, drafts)
+    submission = await prepare(drafts, ids, found, datetime.now(UTC), state.writer.store.log_name)
+    await state.writer.submit(submission, deadline_ms)
+
+
+async def _parse_batch(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
+    """The drafts of a batch, and the digest of its canonical form, from which their ids are computed.
+
+    One large body is parsed at a time, in slices, so that other requests are answered meanwhile.
+    """
+    if len(body) > _LARGE_BYTES:
+        async with _one_large_body:
+            return await _parse_slices(body, events_max, path)
+    document = canonical.parse(body)
+    items = document.value
+    if not isinstance(items, list):
+        raise BadRequest(f"body: expected a JSON array of events, got {canonical.kind_of(items)}")
+    _check_count(len(items), events_max, path)
+    drafts = [draft(v, f"/{i}", plain=document.plain, depth=document.depth - 1) for i, v in enumerate(items)]
+    return drafts, hashlib.sha256(canonical.canonical(items, plain=document.plain)).hexdigest()
+
+
+async def _parse_slices(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
+    drafts: list[Draft] = []
+    digest = hashlib.sha256(b"[")
+    slice_end = perf_counter() + _SLICE_SECONDS
+    count = 0
+    for count, document in enumerate(canonical.items(body), 1):
+        if count <= events_max:
+            digest.update(b"," if drafts else b"")
+            digest.update(canonical.canonical(document.value, plain=document.plain))
+            drafts.append(draft(document.value, f"/{count - 1}", plain=document.plain, depth=document.depth))
+        if perf_counter() > slice_end:
+            await asyncio.sleep(0)
+            slice_end = perf_counter() + _SLICE_SECONDS
+    _check_count(count, events_max, path)
+    digest.update(b"]")
+    return drafts, digest.hexdigest()
+
+
+def _check_count(count: int, events_max: int, path: str) -> None:
+    if count == 0:
+        raise BadRequest("body: the batch is empty; expected at least one event")
+    if count > events_max:
+        raise BatchTooLarge(
+            f"batch size {count} exceeds the maximum of {events_max} events: send it in several batches", instance=path
+        )
+
+
+def _observe_lag(item: Draft) -> None:
+    category = item.posted["event_category"]
+    lag = (datetime.now(UTC) - item.timestamp).total_seconds()
+    metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER else category).observe(max(lag, 0.0))
+
+
+def _created(answer: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(answer), 201, media_type="application/json")
+
+
+router = APIRouter(tags=["events"])
+DIRECT: dict[tuple[str, str], Endpoint] = {}
+"""The same endpoints for the front, which calls them without the framework."""
+
+
+def _post(path: str, endpoint: Endpoint, answer: type[BaseModel], body: dict[str, Any]) -> None:
+    DIRECT["POST", path] = endpoint
+    router.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        status_code=201,
+        response_class=Response,
+        responses={201: {"model": answer}},
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
+    )
+
+
+_ITEM = {"$ref": "#/components/schemas/PostedEvent"}
+_post("/api/v1/audit/events", post_event, EventCreated, _ITEM)
+_post("/api/v1/audit/events/batch", post_batch, BatchCreated, {"type": "array", "items": _ITEM, "minItems": 1})

@@ -1,0 +1,74 @@
+"""Is it up, can it take an event, and what do its numbers say: no credentials, never rate limited."""
+
+from datetime import UTC, datetime
+
+import orjson
+from fastapi import APIRouter
+from prometheus_client import generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.metrics import REGISTRY
+
+router = APIRouter(tags=["health"])
+
+
+def _answer(body: dict[str, str], status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, media_type="text/plain")
+
+
+@router.get("/healthz")
+async def healthz() -> Response:
+    """The process is up, whatever the state of the database."""
+    return _answer({"status": "healthy", "timestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"})
+
+
+@router.get("/livez")
+@router.get("/health/live")
+async def live() -> Response:
+    """The process is up."""
+    return _answer({"status": "alive"})
+
+
+@router.get("/readyz")
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """The service can take an event durably; else 503 and the reason."""
+    reason = request.app.state.presence.not_ready
+    return _answer({"status": "not_ready", "reason": reason}, 503) if reason else _answer({"status": "ready"})
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """The service and its database."""
+    if request.app.state.presence.database_up:
+        return _answer({"status": "healthy", "database": "connected"})
+    body = {"status": "unhealthy", "database": "unreachable", "error": "Postgres does not answer"}
+    return _answer(body, 503)
+
+
+@router.get("/metrics")
+async def metrics() -> Response:
+    """Every metric, as Prometheus text."""
+    return Response(generate_latest(REGISTRY), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+class ExtraPorts:
+    """Serves nothing but health on the health port and metrics on the metrics port, by any method (contract section 18)."""
+
+    def __init__(self, app: ASGIApp, paths_by_port: dict[int, frozenset[str]]) -> None:
+        self._app = app
+        self._paths_by_port = paths_by_port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        paths = self._paths_by_port.get(scope["server"][1]) if scope["type"] == "http" else None
+        if paths is not None:
+            if scope["path"] not in paths:
+                scope["path"] = "/404"
+            scope["method"] = "GET"
+        await self._app(scope, receive, send)
+
+
+HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
+METRICS_PATHS = frozenset({"/metrics"})

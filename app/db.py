@@ -1,0 +1,181 @@
+"""Connections to Postgres: the writer's own, the pool for reading, and what an error says about whose fault it is."""
+
+import asyncio
+import functools
+import socket
+from collections.abc import Sequence
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import asyncpg
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from app.errors import DatabaseAway, DatabaseFailed, Fatal
+from app.events.record import ip_packed
+from app.settings import Settings
+from app.sql import load
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+else:
+    Connection = asyncpg.Connection  # generic for type checkers only
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+_WATCH_SECONDS = 0.5
+_WATCH_TIMEOUT_SECONDS = 2.0
+_SERVER_SETTINGS = {
+    "application_name": "datastorage",
+    "jit": "off",  # compiling a plan over many partitions costs more than it saves
+    "timezone": "UTC",
+}
+
+# What can be raised when the server or the way to it fails, rather than a statement.
+CONNECTION_ERRORS = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+
+
+class Fault(Enum):
+    """Whose fault a failed flush is, by SQLSTATE (design section 6)."""
+
+    REQUEST = auto()
+    RESEND = auto()
+    LOST_RACE = auto()
+    STALE_HEADS = auto()
+    MISSING_PARTITION = auto()
+    BUSY = auto()
+    AWAY = auto()
+    UNKNOWN = auto()
+
+
+def fault(error: Exception) -> Fault:
+    """What to do about an error of a flush."""
+    if isinstance(error, CONNECTION_ERRORS):
+        return Fault.AWAY
+    if not isinstance(error, asyncpg.PostgresError):
+        return Fault.UNKNOWN
+    state = error.sqlstate or ""
+    if state == "23505":
+        return {"log_flushes": Fault.LOST_RACE, "chain_heads": Fault.STALE_HEADS}.get(
+            error.table_name or "", Fault.RESEND
+        )
+    if state == "DS001":
+        return Fault.STALE_HEADS
+    if state == "23514" and not error.constraint_name:
+        return Fault.MISSING_PARTITION
+    if state in {"40001", "40P01", "55P03", "57014"}:
+        return Fault.BUSY
+    if state.startswith("22") or state in {"23502", "23514"}:
+        return Fault.REQUEST
+    if state[:2] in {"08", "53", "58"} or state.startswith("57P") or state == "25P03":
+        return Fault.AWAY
+    return Fault.UNKNOWN
+
+
+async def connect(settings: Settings, **server_settings: str) -> Connection:
+    """One connection; DatabaseAway when none can be had."""
+    assert settings.database_url is not None
+    try:
+        return await asyncpg.connect(
+            settings.database_url.get_secret_value(),
+            timeout=CONNECT_TIMEOUT_SECONDS,
+            server_settings=_SERVER_SETTINGS
+            | {"statement_timeout": str(settings.statement_timeout_ms)}
+            | server_settings,
+        )
+    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        raise DatabaseAway from error
+
+
+async def connect_writer(settings: Settings) -> Connection:
+    """The writer's connection. A frozen process must not hold the log, hence the timeouts; plans never change, hence generic."""
+    connection = await connect(
+        settings,
+        plan_cache_mode="force_generic_plan",
+        idle_in_transaction_session_timeout="10s",
+        tcp_user_timeout="15s",
+    )
+    await connection.set_type_codec(
+        "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=lambda raw: raw[1:]
+    )
+    await connection.set_type_codec("inet", schema="pg_catalog", format="binary", encoder=_inet, decoder=bytes)
+    return connection
+
+
+def _jsonb(text: bytes) -> bytes:
+    return b"\x01" + text
+
+
+@functools.lru_cache(4096)
+def _inet(text: str) -> bytes:
+    """Postgres's binary form. asyncpg's own goes through ipaddress, which took an eighth of a batch's time."""
+    packed = ip_packed(text)
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET + 1  # PGSQL_AF_INET6 is AF_INET + 1 everywhere
+    return bytes((family, len(packed) * 8, 0, len(packed))) + packed
+
+
+def create_engine(settings: Settings) -> AsyncEngine:
+    """The pool for reading."""
+    return create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=lambda: connect(settings),
+        pool_size=settings.pool_connections_max,
+        max_overflow=0,
+        pool_timeout=settings.query_deadline_ms / 1000,
+    )
+
+
+async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list[asyncpg.Record]:
+    """Rows of a fixed statement, on a connection of the pool. DatabaseAway or DatabaseFailed when there is no answer."""
+    try:
+        async with engine.connect() as connection:
+            raw = await connection.get_raw_connection()
+            assert raw.driver_connection is not None
+            return await raw.driver_connection.fetch(statement, *arguments)  # type: ignore[no-any-return]  # untyped there
+    except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
+        raise DatabaseAway from error
+    except (asyncpg.PostgresError, DBAPIError) as error:
+        raise DatabaseFailed from error
+
+
+async def refuse_unsafe(connection: Connection) -> None:
+    """Fatal when the server acknowledges what it may lose."""
+    off: Sequence[asyncpg.Record] = await connection.fetch(load("ingest")["durability"])
+    if off:
+        raise Fatal(
+            f"Postgres runs with {', '.join(sorted(row['name'] for row in off))} off and may lose what it has acknowledged: "
+            "switch it on, or set DATASTORAGE_UNSAFE_DATABASE=true if losing events is acceptable"
+        )
+
+
+class Presence:
+    """Whether this process can take an event now."""
+
+    def __init__(self) -> None:
+        self.database_up = False
+        self.shutting_down = False
+        self.fatal: Fatal | None = None
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why the service cannot take an event, in the contract's words; None when it can."""
+        if self.shutting_down:
+            return "shutting_down"
+        return None if self.database_up else "database_unreachable"
+
+    async def watch(self, settings: Settings) -> None:
+        """Ask Postgres twice a second, on a connection of its own, whether it is there."""
+        connection: Connection | None = None
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            try:
+                async with asyncio.timeout(_WATCH_TIMEOUT_SECONDS):
+                    if connection is None or connection.is_closed():
+                        connection = await connect(settings)
+                    await connection.execute("SELECT 1")
+                self.database_up = True
+            except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError):
+                self.database_up = False
+                if connection is not None:
+                    connection.terminate()
+                    connection = None

@@ -1,0 +1,142 @@
+"""The ADR-034 envelope: what a client posts, checked against every limit of the columns that will hold it."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from asyncpg.pgproto.pgproto import UUID as FastUUID
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import NotRequired, TypedDict
+
+from app.errors import BadRequest, InvalidRequest
+from app.events.explain import explain
+from app.events.record import ip_packed
+
+Category = Literal[
+    "gateway",
+    "notification",
+    "analysis",
+    "aiagent",
+    "signalprocessing",
+    "workflow",
+    "workflowexecution",
+    "orchestration",
+    "approval",
+    "effectiveness",
+    "actiontype",
+    "apifrontend",
+    "security",
+    "agentsession",
+]
+Outcome = Literal["success", "failure", "pending"]
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+Name20 = Annotated[str, Field(max_length=20)]
+Name50 = Annotated[str, Field(max_length=50)]
+Name100 = Annotated[str, Field(max_length=100)]
+Name253 = Annotated[str, Field(max_length=253)]
+Name255 = Annotated[str, Field(max_length=255)]
+DateTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Uuid = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
+Filled = Field(min_length=1)
+
+
+@with_config(ConfigDict(strict=True, extra="ignore"))
+class PostedEvent(TypedDict):
+    """One audit event as a controller sends it. Unknown members are accepted and dropped."""
+
+    version: Annotated[str, Filled, Field(max_length=10, description="version of the envelope, such as 1.0")]
+    event_type: Annotated[Name100, Filled]
+    event_timestamp: Annotated[DateTime, Field(description="RFC 3339 with zone; at most 7 days old, 60 minutes ahead")]
+    event_category: Category
+    event_action: Annotated[Name50, Filled]
+    event_outcome: Outcome
+    correlation_id: Annotated[Name255, Filled]
+    event_data: Annotated[dict[str, Any], Field(description="payload; its event_type decides its shape")]
+    event_id: NotRequired[Annotated[Uuid | None, Field(description="the client's own id: stored once for ever")]]
+    actor_type: NotRequired[Name50]
+    actor_id: NotRequired[Name255]
+    actor_ip: NotRequired[Annotated[str, Field(max_length=45, description="IPv4 or IPv6 address, no mask, no zone")]]
+    resource_type: NotRequired[Name100]
+    resource_id: NotRequired[Name255]
+    parent_event_id: NotRequired[Uuid | None]
+    parent_event_date: NotRequired[DateTime | None]
+    namespace: NotRequired[Name253 | None]
+    cluster_id: NotRequired[Name255 | None]
+    cluster_name: NotRequired[Annotated[Name255 | None, Field(description="old name of cluster_id")]]
+    severity: NotRequired[Name20 | None]
+    duration_ms: NotRequired[Int32 | None]
+    error_code: NotRequired[Name50 | None]
+    error_message: NotRequired[str | None]
+    retention_days: NotRequired[Annotated[int, Field(le=2555)] | None]
+    is_sensitive: NotRequired[bool | None]
+
+
+_VALIDATE = TypeAdapter(PostedEvent).validator.validate_python
+_RFC3339 = re.compile(
+    r"\d{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])T(?:[01]\d|2[0-3]):[0-5]\d:(?:[0-5]\d|(60))(?:\.\d+)?"
+    r"(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
+)
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+AHEAD_MAX = timedelta(minutes=60)
+AGE_MAX = timedelta(days=7)
+
+
+def check_envelope(item: Any, pointer: str) -> PostedEvent:
+    """`item` as a PostedEvent, or BadRequest that names each bad member. `pointer` is the item's place in the body."""
+    try:
+        return _VALIDATE(item)  # type: ignore[no-any-return]  # the adapter's validator is untyped
+    except ValidationError as error:
+        raise bad_fields(explain(error, pointer)) from None
+
+
+def bad_fields(fields: dict[str, str]) -> BadRequest:
+    """The answer that names each offending field by its JSON pointer."""
+    detail = "; ".join(f"{pointer or 'body'}: {message}" for pointer, message in fields.items())
+    return BadRequest(detail, field_errors=fields)
+
+
+def _undecodable(pointer: str, message: str) -> InvalidRequest:
+    return InvalidRequest(f"{pointer}: {message}", field_errors={pointer: message})
+
+
+def timestamp(text: str, pointer: str) -> datetime:
+    """RFC 3339 with zone as UTC, truncated to microseconds."""
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise bad_fields({pointer: f"expected an RFC 3339 date-time with zone, such as 2026-01-31T12:00:00Z, got {text[:60]!r}"})
+    if match[1]:
+        raise _undecodable(pointer, f"expected a second of 00 to 59, got {text[:60]!r}")
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment if text.endswith("Z") else moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise bad_fields({pointer: f"expected a date and time that exist, got {text[:60]!r}"}) from None
+
+
+def out_of_window(moment: datetime, now: datetime, pointer: str) -> BadRequest | None:
+    """The refusal of an event that is too old or too far ahead, or None."""
+    if moment > now + AHEAD_MAX:
+        expected = "at most 60 minutes in the future"
+    elif moment < now - AGE_MAX:
+        expected = "at most 7 days in the past"
+    else:
+        return None
+    return bad_fields({pointer: f"expected a time {expected} of the service's clock ({now:%Y-%m-%dT%H:%M:%SZ}), got {moment.isoformat()}"})
+
+
+def uuid(text: str, pointer: str) -> UUID:
+    """`text` as a UUID; InvalidRequest for anything but its hyphenated hexadecimal form."""
+    if _UUID.fullmatch(text) is None:
+        raise _undecodable(pointer, f"expected a UUID, got {text[:60]!r}")
+    return FastUUID(text)
+
+
+def address(text: str, pointer: str) -> bytes:
+    """The packed bytes of an IP address without mask or zone."""
+    try:
+        return ip_packed(text)
+    except ValueError:
+        raise bad_fields({pointer: f"expected an IPv4 or IPv6 address without mask or zone, got {text!r}"}) from None

@@ -1,0 +1,34 @@
+"""Ids of events: drawn at random for a plain single event, computed for whatever may be sent again (design section 6)."""
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import orjson
+from asyncpg.pgproto.pgproto import UUID as FastUUID
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_48_BITS = (1 << 48) - 1
+
+
+def drawn(now_ms: int, random: bytes) -> UUID:
+    """UUIDv7 of `now_ms` (Unix milliseconds) and ten random bytes."""
+    return _assemble(now_ms, random, version=7)
+
+
+def computed(event_timestamp: datetime, caller: str, body_digest: str, index: int) -> UUID:
+    """The id of item `index` of a batch: the same in any replica and at any time, for equal JSON from the same caller.
+
+    `body_digest` is the hex SHA-256 of the canonical form of the whole body. This never changes.
+    """
+    seed = hashlib.sha256(orjson.dumps([1, caller, "body", body_digest, index])).digest()
+    return _assemble((event_timestamp - _EPOCH) // _MILLISECOND, seed, version=8)
+
+
+def _assemble(ms: int, seed: bytes, version: int) -> UUID:
+    """48 bits of time, then the first 74 bits of `seed` around version and variant 10."""
+    bits = int.from_bytes(seed[:10], "big") >> 6
+    high = (ms & _48_BITS) << 16 | version << 12 | bits >> 62
+    low = 2 << 62 | bits & ((1 << 62) - 1)
+    return FastUUID((high << 64 | low).to_bytes(16, "big"))

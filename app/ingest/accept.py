@@ -1,0 +1,154 @@
+"""From a posted item to an event that can be written: checks, defaults, id, times, salt and commitment, each fixed once."""
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+from uuid import UUID
+
+from app.errors import BadRequest
+from app.events import ids
+from app.events.canonical import canonical, depth_of
+from app.events.catalog import check_payload
+from app.events.envelope import PostedEvent, address, bad_fields, check_envelope, timestamp, uuid
+from app.events.record import commitment, committed, ip_text, record
+
+RETENTION_DAYS = 2555
+PAYLOAD_BYTES_MAX = 256 * 1024
+PAYLOAD_DEPTH_MAX = 10
+
+
+@dataclass(slots=True)
+class Draft:
+    """One item of a request, checked as far as it can be without the database and the clock."""
+
+    posted: PostedEvent
+    pointer: str
+    payload: bytes
+    timestamp: datetime
+    event_id: UUID | None
+    parent_id: UUID | None
+    parent_date: date | None
+    actor_ip: str | None
+    digest: bytes | None = None
+    """SHA-256 of the item's canonical form, set when the client sent an event_id."""
+
+
+@dataclass(slots=True)
+class Event:
+    """One accepted event: `row` holds the columns fixed at acceptance (store.ACCEPTED_COLUMNS), `record` what is hashed."""
+
+    id: UUID
+    correlation_id: str
+    row: tuple[Any, ...]
+    record: dict[str, Any]
+    digest: bytes | None
+    size: int
+
+    @property
+    def date(self) -> date:
+        return self.row[_EVENT_DATE]  # type: ignore[no-any-return]  # a row's values are Any
+
+
+def draft(item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
+    """Check one item at `pointer` of the body. `plain` is its parse's, `depth` an upper bound of the item's nesting."""
+    posted = check_envelope(item, pointer)
+    payload = posted["event_data"]
+    check_payload(posted["event_type"], payload, pointer + "/event_data")
+    moment = timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
+    event_id, parent_id = posted.get("event_id"), posted.get("parent_event_id")
+    parent_date, actor_ip = posted.get("parent_event_date"), posted.get("actor_ip")
+    checked = Draft(
+        posted,
+        pointer,
+        canonical(payload, plain=plain),
+        moment,
+        None if event_id is None else uuid(event_id, pointer + "/event_id"),
+        None if parent_id is None else uuid(parent_id, pointer + "/parent_event_id"),
+        None if parent_date is None else timestamp(parent_date, pointer + "/parent_event_date").date(),
+        None if actor_ip is None else ip_text(address(actor_ip, pointer + "/actor_ip")),
+    )
+    if len(checked.payload) > PAYLOAD_BYTES_MAX:
+        raise _payload(pointer, f"expected a size of at most {PAYLOAD_BYTES_MAX} bytes, got {len(checked.payload)}")
+    if depth > PAYLOAD_DEPTH_MAX + 1 and (levels := depth_of(payload)) > PAYLOAD_DEPTH_MAX:
+        raise _payload(pointer, f"expected a nesting of at most {PAYLOAD_DEPTH_MAX} levels, got {levels}")
+    if event_id is not None:
+        checked.digest = hashlib.sha256(canonical(item, plain=plain)).digest()
+    return checked
+
+
+def _payload(pointer: str, message: str) -> BadRequest:
+    return bad_fields({pointer + "/event_data": message})
+
+
+def fix(
+    drafts: Sequence[Draft], event_ids: Sequence[UUID], parents: Mapping[UUID, date], now: datetime, log: str
+) -> list[Event]:
+    """The events of `drafts`, which get these ids, `now` as recorded_at and fresh salts. Nothing is drawn again later."""
+    salts = os.urandom(16 * len(drafts))
+    return [
+        _event(item, event_id, salts[16 * i : 16 * i + 16], now, parents, log)
+        for i, (item, event_id) in enumerate(zip(drafts, event_ids, strict=True))
+    ]
+
+
+def _event(item: Draft, event_id: UUID, salt: bytes, now: datetime, parents: Mapping[UUID, date], log: str) -> Event:
+    posted = item.posted
+    get = posted.get
+    category, correlation_id = posted["event_category"], posted["correlation_id"]
+    retention_days = get("retention_days") or RETENTION_DAYS
+    row = {
+        "event_id": event_id,
+        "event_version": posted["version"],
+        "event_timestamp": item.timestamp,
+        "event_date": item.timestamp.date(),
+        "event_type": posted["event_type"],
+        "event_category": category,
+        "event_action": posted["event_action"],
+        "event_outcome": posted["event_outcome"],
+        "actor_type": get("actor_type", "service"),
+        "actor_id": get("actor_id", category + "-service"),
+        "actor_ip": item.actor_ip,
+        "resource_type": get("resource_type", category),
+        "resource_id": get("resource_id", correlation_id),
+        "correlation_id": correlation_id,
+        "parent_event_id": item.parent_id,
+        "parent_event_date": item.parent_date if item.parent_id is None else parents.get(item.parent_id),
+        "namespace": get("namespace"),
+        "cluster_id": get("cluster_id", get("cluster_name")),
+        "severity": get("severity", "info"),
+        "duration_ms": get("duration_ms") or None,
+        "error_code": get("error_code"),
+        "error_message": get("error_message"),
+        "event_data": item.payload,
+        "retention_days": retention_days if retention_days > 0 else RETENTION_DAYS,
+        "is_sensitive": get("is_sensitive") or False,
+        "recorded_at": now,
+        "payload_salt": salt,
+    }
+    hashed = record(row, log, commitment(salt, committed(row)))
+    return Event(event_id, correlation_id, tuple(row.values()), hashed, item.digest, len(item.payload))
+
+
+ACCEPTED_COLUMNS = (
+    *("event_id", "event_version", "event_timestamp", "event_date", "event_type", "event_category", "event_action"),
+    *("event_outcome", "actor_type", "actor_id", "actor_ip", "resource_type", "resource_id", "correlation_id"),
+    *("parent_event_id", "parent_event_date", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
+    *("error_message", "event_data", "retention_days", "is_sensitive", "recorded_at", "payload_salt"),
+)
+"""Columns of Event.row, in its order."""
+_EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
+
+
+def batch_ids(drafts: Sequence[Draft], caller: str, body_digest: str) -> list[UUID]:
+    """The client's own id where it sent one, else the id computed from the whole body."""
+    return [
+        item.event_id or ids.computed(item.timestamp, caller, body_digest, index) for index, item in enumerate(drafts)
+    ]
+
+
+def single_id(item: Draft) -> UUID:
+    """The client's own id, or a UUIDv7 of now."""
+    return item.event_id or ids.drawn(int(datetime.now(UTC).timestamp() * 1000), os.urandom(10))

@@ -1,0 +1,57 @@
+"""Positions and links of one flush. Pure: what is won or lost is the store's affair."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from app.events.record import leaf_hash
+from app.ingest.accept import Event
+
+
+class Head(NamedTuple):
+    """The end of one correlation's chain."""
+
+    length: int
+    hash: str
+
+
+NO_HEAD = Head(0, "")
+
+
+@dataclass(slots=True)
+class Linked:
+    """One flush, ready to be sent: `first_index` is won or lost as a whole."""
+
+    previous_first: int
+    first_index: int
+    events: Sequence[Event]
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
+    """Columns fixed at acceptance, then log_index, chain_index, previous_event_hash, event_hash."""
+    leaves: bytes = b""
+    expected: dict[str, int] = field(default_factory=dict)
+    """Length that each chain must have before this flush."""
+    heads: dict[str, Head] = field(default_factory=dict)
+    """End of each chain after this flush."""
+
+
+def link(events: Sequence[Event], tail: tuple[int, int], known: dict[str, Head]) -> Linked:
+    """Give `events` their places behind `tail` (first_index and count of the last flush). A chain not in `known` is new."""
+    flush = Linked(tail[0], tail[0] + tail[1], events)
+    leaves = []
+    for log_index, event in enumerate(events, flush.first_index):
+        correlation_id = event.correlation_id
+        head = flush.heads.get(correlation_id)
+        if head is None:
+            head = known.get(correlation_id, NO_HEAD)
+            flush.expected[correlation_id] = head.length
+        record = event.record
+        record["log_index"] = log_index
+        record["chain_index"] = head.length
+        record["previous_event_hash"] = head.hash or None
+        leaf = leaf_hash(record)
+        event_hash = leaf.hex()
+        leaves.append(leaf)
+        flush.heads[correlation_id] = Head(head.length + 1, event_hash)
+        flush.rows.append((*event.row, log_index, head.length, head.hash, event_hash))
+    flush.leaves = b"".join(leaves)
+    return flush

@@ -1,0 +1,284 @@
+"""One flush, one transaction: compare-and-set on the log, rows, chain heads, claims. The writer is its only user.
+
+The one rule (design section 5): the end of the log is read before everything else that a flush relies on, and all of it is
+forgotten after a lost race. So a won compare-and-set proves that every cached head was true.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+
+from app import metrics
+from app.db import CONNECTION_ERRORS, Fault, connect_writer, fault
+from app.errors import AuditError, DatabaseAway, DatabaseFailed
+from app.ingest.accept import ACCEPTED_COLUMNS, Event
+from app.ingest.link import Head, Linked, link
+from app.retention import partitions
+from app.settings import Settings
+from app.sql import load
+
+SQL = load("ingest")
+COPY_COLUMNS = (
+    *ACCEPTED_COLUMNS,
+    *("log_index", "chain_index", "previous_event_hash", "event_hash", "log_id", "hash_algorithm"),
+)
+_CONSTANTS = (0, "sha256-rfc6962")
+_COPY_ROWS_MIN = 50
+_HEADS_MAX = 50_000
+_CAREFUL_FLUSHES = 100
+_GRACE_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class LostRace(AuditError):
+    """Another replica wrote to the log first: everything known of it is forgotten, begin again."""
+
+
+class PossibleResend(AuditError):
+    """An id of this flush is stored already: look it up, then send the rest."""
+
+
+class Refused(AuditError):
+    """Postgres refuses the content of a row; alone in its flush, the request is at fault."""
+
+    status = 400
+    slug = "validation-error"
+    title = "Validation Error"
+
+
+class Store:
+    """The writer's own connection, and what it knows of the end of the log and of the chains."""
+
+    def __init__(self, settings: Settings, log_name: str) -> None:
+        self.log_name = log_name
+        self._settings = settings
+        self._connection: asyncpg.Connection | None = None
+        self._tail: tuple[int, int] | None = None
+        self._heads: dict[str, Head] = {}
+        self._next_index_seen = 0
+        self._careful = 0  # flushes that read heads first: after a start, and after a lost race
+        self._contended = 0  # flushes that take turns with the other replicas
+
+    async def commit(self, events: Sequence[Event], deadline: float) -> None:
+        """Write `events` behind the log, whole or not at all; returns when the commit is durable.
+
+        Raises LostRace, PossibleResend, Refused, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is repeated here
+        until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
+        """
+        sent: Linked | None = None
+        while True:
+            try:
+                connection = await self._reconnect(deadline) if sent else await self.connection()
+                if sent and (written := await self._is_written(connection, sent)) is not None:
+                    if written:
+                        return
+                    raise LostRace
+                sent = flush = sent or await self._link(connection, events)
+                async with asyncio.timeout(self._settings.statement_timeout_ms / 1000 + _GRACE_SECONDS):
+                    await self._send(connection, flush)
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+                sent = await self._after(error, sent, events)
+                if asyncio.get_running_loop().time() > deadline:
+                    raise DatabaseAway from error
+            else:
+                self._remember(flush)
+                return
+
+    async def connection(self) -> asyncpg.Connection:
+        """The writer's connection, opened when there is none. Raises DatabaseAway."""
+        if self._connection is None or self._connection.is_closed():
+            self._forget()
+            self._connection = await connect_writer(self._settings)
+        return self._connection
+
+    async def _reconnect(self, deadline: float) -> asyncpg.Connection:
+        """As connection(), but patient: what was sent may be stored, and only Postgres knows."""
+        while True:
+            try:
+                return await self.connection()
+            except DatabaseAway:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+
+    def disconnect(self) -> None:
+        """Drop the connection at once; the server ends what it was doing."""
+        if self._connection is not None:
+            self._connection.terminate()
+        self._connection = None
+        self._forget()
+
+    async def stored(self, events: Sequence[Event]) -> dict[UUID, bool]:
+        """Of the ids of `events`, those that are stored: True when the content is the same, False when it is another's.
+
+        Ids that the service computed are equal by construction. An id that a client chose is claimed with its body's digest.
+        """
+        connection = await self.connection()
+        ids = [event.id for event in events]
+        chosen = {str(event.id): event.digest for event in events if event.digest is not None}
+        rows = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
+        claims = await connection.fetch(SQL["claims"], list(chosen)) if chosen else []
+        digests = {row["event_id"]: row["body_digest"] for row in claims}
+        if void := [str(event_id) for event_id in digests.keys() - rows]:
+            await connection.execute(SQL["void_claims"], void)
+        return {e.id: e.digest is None or digests.get(e.id) == e.digest for e in events if e.id in rows}
+
+    async def close(self) -> None:
+        """End the connection in good order."""
+        if self._connection is not None:
+            await self._connection.close(timeout=_GRACE_SECONDS)
+
+    async def _link(self, connection: asyncpg.Connection, events: Sequence[Event]) -> Linked:
+        """Places for `events`. A chain that is not known is taken as new, unless recent flushes say that this is unwise."""
+        if self._contended:
+            await connection.execute("BEGIN")
+            await connection.execute(SQL["lock_log"])
+            self._tail = None
+            self._heads.clear()
+        if self._tail is None:
+            self._tail = await self._read_tail(connection)
+        if self._careful or self._contended:
+            unknown = {event.correlation_id for event in events} - self._heads.keys()
+            if unknown:
+                self._learn(await connection.fetch(SQL["chain_heads"], list(unknown)))
+        return link(events, self._tail, self._heads)
+
+    async def _read_tail(self, connection: asyncpg.Connection) -> tuple[int, int]:
+        row = await connection.fetchrow(SQL["tail"])
+        if row is None:
+            _alarm("emptied", "the table log_flushes was emptied; the log goes on behind everything that rows and heads know")
+            await connection.execute(SQL["seed"])
+            row = await connection.fetchrow(SQL["tail"])
+            assert row is not None
+        next_index = row["first_index"] + row["count"]
+        if next_index < self._next_index_seen:
+            _alarm("rolled_back", f"the log ends at {next_index}, but this process has written up to {self._next_index_seen}")
+            self._next_index_seen = next_index
+        return row["first_index"], row["count"]
+
+    async def _send(self, connection: asyncpg.Connection, flush: Linked) -> None:
+        """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
+        parameters = (
+            *(flush.previous_first, flush.first_index, len(flush.rows), flush.leaves),
+            *_head_columns(flush),
+            *_claim_columns(flush.events),
+        )
+        rows = flush.rows
+        if len(rows) >= _COPY_ROWS_MIN:
+            if not connection.is_in_transaction():
+                await connection.execute("BEGIN")
+            records = [row + _CONSTANTS for row in rows]
+            await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
+            rows = []
+        won = await connection.fetchval(SQL["flush"], *parameters, rows)
+        if not won:
+            await self._rollback()
+            raise LostRace
+        if connection.is_in_transaction():
+            await connection.execute("COMMIT")
+
+    async def _after(self, error: Exception, sent: Linked | None, events: Sequence[Event]) -> Linked | None:
+        """Clear up after a failed attempt. Returns the flush whose outcome is unknown, or None to link again."""
+        kind = fault(error)
+        metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
+        if kind is Fault.AWAY:
+            log.warning("a flush failed", extra={"error": repr(error), "events": len(events)})
+            self.disconnect()
+            return sent
+        await self._rollback()
+        match kind:
+            case Fault.LOST_RACE:
+                raise LostRace
+            case Fault.RESEND:
+                raise PossibleResend
+            case Fault.REQUEST:
+                raise Refused(_refusal(error)) from error
+            case Fault.STALE_HEADS:
+                self._heads.clear()
+                self._careful = _CAREFUL_FLUSHES
+            case Fault.MISSING_PARTITION:
+                await self._make_partitions(events)
+            case Fault.BUSY:
+                await asyncio.sleep(0.01)
+            case _:
+                log.error("a flush failed", extra={"error": repr(error), "events": len(events)})
+                self.disconnect()
+                raise DatabaseFailed from error
+        return None
+
+    async def _make_partitions(self, events: Sequence[Event]) -> None:
+        dates = [event.date for event in events]
+        connection = await self.connection()
+        await partitions.ensure(connection, min(dates), max(dates) + timedelta(days=1))
+
+    async def _is_written(self, connection: asyncpg.Connection, flush: Linked) -> bool | None:
+        """Whether a flush of unknown outcome was committed; None while nothing stands at its place."""
+        leaves = await connection.fetchval(SQL["leaves"], flush.first_index)
+        return None if leaves is None else leaves == flush.leaves
+
+    async def _rollback(self) -> None:
+        connection = self._connection
+        if connection is None or connection.is_closed() or not connection.is_in_transaction():
+            return
+        try:
+            await connection.execute("ROLLBACK")
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError):
+            self.disconnect()
+
+    def lost(self) -> None:
+        """Forget what a lost race has made doubtful, and take turns for a while."""
+        self._forget()
+        self._contended = _CAREFUL_FLUSHES
+
+    def _forget(self) -> None:
+        self._tail = None
+        self._heads.clear()
+        self._careful = _CAREFUL_FLUSHES
+
+    def _learn(self, rows: Sequence[asyncpg.Record]) -> None:
+        for row in rows:
+            self._heads[row["correlation_id"]] = Head(row["length"], row["hash"])
+
+    def _remember(self, flush: Linked) -> None:
+        self._tail = (flush.first_index, len(flush.rows))
+        self._next_index_seen = flush.first_index + len(flush.rows)
+        self._careful = max(0, self._careful - 1)
+        self._contended = max(0, self._contended - 1)
+        heads = self._heads
+        for correlation_id, head in flush.heads.items():
+            heads.pop(correlation_id, None)  # so that the dict stays in order of use
+            heads[correlation_id] = head
+        while len(heads) > _HEADS_MAX:
+            del heads[next(iter(heads))]
+
+
+def _head_columns(flush: Linked) -> tuple[list[object], ...]:
+    begun = [c for c, length in flush.expected.items() if length == 0]
+    grown = [c for c, length in flush.expected.items() if length > 0]
+    heads = flush.heads
+    return (
+        *(begun, [heads[c].length for c in begun], [heads[c].hash for c in begun]),
+        *(grown, [flush.expected[c] for c in grown], [heads[c].length for c in grown], [heads[c].hash for c in grown]),
+    )
+
+
+def _claim_columns(events: Sequence[Event]) -> tuple[list[UUID], list[bytes]]:
+    claimed = [(event.id, event.digest) for event in events if event.digest is not None]
+    return [event_id for event_id, _ in claimed], [digest for _, digest in claimed]
+
+
+def _refusal(error: Exception) -> str:
+    """Postgres's words for a value, without row contents."""
+    assert isinstance(error, asyncpg.PostgresError)
+    where = f" in {error.column_name}" if error.column_name else ""
+    return f"Postgres cannot store a value of this event{where}: {error.message}"
+
+
+def _alarm(name: str, message: str) -> None:
+    metrics.LOG_ALARMS.labels(alarm=name).inc()
+    log.critical(message, extra={"alarm": name})

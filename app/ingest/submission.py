@@ -1,0 +1,84 @@
+"""What one request wants written: whole or not at all."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from uuid import UUID
+
+from app.errors import AuditError, BadRequest, Conflict
+from app.events.envelope import bad_fields, out_of_window
+from app.ingest.accept import Draft, Event, fix
+
+_SLICE = 500
+
+
+class Submission:
+    """The events of one request, and the future that says when all of them are stored."""
+
+    __slots__ = ("done", "events", "known", "looked_up", "refusals", "size")
+
+    def __init__(self, events: Sequence[Event], refusals: Mapping[UUID, BadRequest], *, known: bool) -> None:
+        self.events = events
+        self.refusals = refusals
+        """Why the rules of time and parent refuse an event. Only what is not stored already is refused."""
+        self.known = known
+        """Its ids may be stored already: computed from the body, or chosen by the client."""
+        self.looked_up = not refusals and not any(event.digest for event in events)
+        """Whether nothing has to be looked up before it is sent."""
+        self.size = sum(event.size for event in events)
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: AuditError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+    def finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+
+async def prepare(
+    drafts: Sequence[Draft], ids: Sequence[UUID], parents: Mapping[UUID, date], now: datetime, log: str
+) -> Submission:
+    """The submission of one request's drafts. Raises Conflict, or the refusal of an event that cannot be a resend.
+
+    Of an id that stands twice, equal items are one. Yields to the event loop between slices of a large batch.
+    """
+    unique, unique_ids = _collapse(drafts, ids)
+    known = len(drafts) > 1 or drafts[0].event_id is not None or drafts[0].pointer != ""
+    refusals = {}
+    for item, event_id in zip(unique, unique_ids, strict=True):
+        if refused := _refusal(item, parents, now):
+            if not known:
+                raise refused
+            refusals[event_id] = refused
+    events = fix(unique[:_SLICE], unique_ids[:_SLICE], parents, now, log)
+    for start in range(_SLICE, len(unique), _SLICE):
+        await asyncio.sleep(0)
+        events += fix(unique[start : start + _SLICE], unique_ids[start : start + _SLICE], parents, now, log)
+    return Submission(events, refusals, known=known)
+
+
+def _collapse(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[Sequence[Draft], Sequence[UUID]]:
+    if len(set(ids)) == len(ids):
+        return drafts, ids
+    first: dict[UUID, Draft] = {}
+    for item, event_id in zip(drafts, ids, strict=True):
+        if first.setdefault(event_id, item).digest != item.digest:
+            raise Conflict(
+                f"{item.pointer}/event_id: {event_id} stands twice in this request, with different content",
+                resource="audit_event",
+                field="event_id",
+                value=str(event_id),
+            )
+    return list(first.values()), list(first)
+
+
+def _refusal(item: Draft, parents: Mapping[UUID, date], now: datetime) -> BadRequest | None:
+    """Why the rules of time and parent refuse `item`, or None."""
+    if refused := out_of_window(item.timestamp, now, item.pointer + "/event_timestamp"):
+        return refused
+    if item.parent_id is not None and item.parent_id not in parents:
+        pointer = item.pointer + "/parent_event_id"
+        return bad_fields({pointer: f"expected the id of a stored event, but there is no parent {item.parent_id}: send it first"})
+    return None

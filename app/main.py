@@ -1,0 +1,118 @@
+"""Wiring: builds every part once, top to bottom, and runs the workers while the service lives."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from app import db, schema
+from app.api import events, health, problems, query, verify
+from app.api.front import Front
+from app.errors import DatabaseAway, Fatal
+from app.ingest.store import Store
+from app.ingest.writer import Writer
+from app.query.page import warm
+from app.retention import partitions
+from app.settings import Settings
+
+_RETRY_SECONDS = 0.25
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIApp:
+    """The service as one ASGI application; its lifespan finds the database and runs the writer.
+
+    Whoever runs it sets `presence.shutting_down` before it stops, and finds in `presence.fatal` why it ended itself.
+    """
+    app = FastAPI(
+        title="DataStorage",
+        version=version("datastorage"),
+        description="Takes the platform's audit events, keeps them in Postgres, and proves that nothing was changed.",
+        lifespan=_lifespan,
+        docs_url=None,  # these pages load their scripts from other hosts
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.settings = settings
+    app.state.presence = presence or db.Presence()
+    app.state.engine = db.create_engine(settings)
+    app.state.writer = None
+    problems.install(app)
+    for module in (events, query, verify, health):
+        app.router.routes.extend(module.router.routes)  # flat, so that a 405 can name every method of its path
+    ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
+    extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
+    front = Front(app, events.DIRECT, access_log=settings.access_log)
+    return health.ExtraPorts(front, extra_ports) if extra_ports else front
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """Answer from the first moment; take events once the database was seen and fits."""
+    workers: list[asyncio.Task[None]] = []
+    workers.append(asyncio.create_task(_start(app, workers), name="start"))
+    try:
+        yield
+    finally:
+        app.state.presence.shutting_down = True
+        if app.state.writer is not None:
+            await app.state.writer.close()
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        await app.state.engine.dispose()
+
+
+async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
+    """Wait for Postgres as long as it takes, then start the workers. A schema that does not fit ends the process."""
+    settings: Settings = app.state.settings
+    presence: db.Presence = app.state.presence
+    try:
+        log_name = await _find_database(settings)
+        await warm(app.state.engine)
+    except Exception as error:  # whatever it is, a service that cannot start says so and ends
+        log.critical("the service cannot start", exc_info=not isinstance(error, Fatal))
+        presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    writer = Writer(Store(settings, log_name), settings)
+    writer.start()
+    url = settings.database_url.get_secret_value() if settings.database_url else ""
+    for name, work in {
+        "presence": presence.watch(settings),
+        "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
+    }.items():
+        workers.append(asyncio.create_task(work, name=name))
+    gc.collect()
+    gc.freeze()  # what lives as long as the process need not be looked at again
+    app.state.writer = writer
+    presence.database_up = True
+    log.info("ready", extra={"log": log_name, "port": settings.port})
+
+
+async def _find_database(settings: Settings) -> str:
+    """The log's name, once a server answers whose schema and settings this service can live with."""
+    assert settings.database_url is not None
+    while True:
+        try:
+            if settings.migrate:
+                await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
+            connection = await db.connect(settings)
+        except (DatabaseAway, *db.CONNECTION_ERRORS):
+            await asyncio.sleep(_RETRY_SECONDS)
+            continue
+        try:
+            if not settings.unsafe_database:
+                await db.refuse_unsafe(connection)
+            return await schema.check(connection, settings.log_name)
+        finally:
+            await connection.close()

@@ -1,0 +1,44 @@
+"""Every metric of the service. Names of contract section 23 keep the reference's labels; the others are ours."""
+
+import threading
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+WRITE_DURATION = Histogram(
+    "datastorage_write_duration_seconds", "From the request's acceptance to its commit or failure.", ["table"]
+)
+AUDIT_LAG = Histogram(
+    "datastorage_audit_lag_seconds", "From event_timestamp to commit; single posts only.", ["service"]
+)
+VALIDATION_FAILURES = Counter(
+    "datastorage_validation_failures", "Requests refused before anything was written.", ["source", "reason"]
+)
+EVENTS_DROPPED = Counter("audit_events_dropped", "Events that were acknowledged and lost: always 0 here.", ["service"])
+GOROUTINES = Gauge("go_goroutines", "Threads of this process; the name is what the platform's dashboards look for.")
+
+REQUEST_DURATION = Histogram(
+    "datastorage_http_request_duration_seconds", "Time to answer a request.", ["method", "route", "status"]
+)
+INBOX_EVENTS = Gauge("datastorage_inbox_events", "Events that are accepted and wait for their flush.")
+FLUSH_EVENTS = Histogram(
+    "datastorage_flush_events", "Events in one flush.", buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10000)
+)
+FLUSH_DURATION = Histogram("datastorage_flush_duration_seconds", "Time of one committed flush, repeats included.")
+FLUSH_REPEATS = Counter("datastorage_flush_repeats", "Flushes that had to be sent again.", ["reason"])
+EVENTS_COMMITTED = Counter("datastorage_events_committed", "Events committed, resends not counted.")
+RESENDS = Counter("datastorage_resends", "Events found stored already and answered as written.")
+FREEFORM_WITH_TYPED_FORM = Counter(
+    "datastorage_freeform_events", "Free-form events whose name also has a typed form.", ["event_type"]
+)
+LOG_ALARMS = Counter("datastorage_log_alarms", "The log is not as this process left it.", ["alarm"])
+WORKER_FAILURES = Counter("datastorage_worker_failures", "Rounds of a background worker that failed.", ["worker"])
+
+# Known services of the lag histogram (contract section 23); others share one label value.
+LAG_OTHER = frozenset({"apifrontend", "agentsession"})
+
+GOROUTINES.set_function(threading.active_count)
+# A label's line exists before its first event, as dashboards and alerts expect.
+for _table in ("audit_events", "audit_events_batch"):
+    WRITE_DURATION.labels(table=_table)
+VALIDATION_FAILURES.labels(source="openapi_middleware", reason="validation_error")
+

@@ -1,0 +1,107 @@
+"""The schema's revision: bring the schema up, and refuse to serve on one that does not fit.
+
+The role that migrates owns the tables. The service may use another one, which then needs USAGE on the schema,
+SELECT, INSERT, UPDATE and DELETE on all tables, USAGE on all sequences, and EXECUTE on ensure_partitions(date, date).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from app.errors import Fatal
+from app.sql import load
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+HEAD = "0001_pre_foundation"  # the last file of migrations/versions; a constant, since start-up need not load Alembic
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+_SQL = load("schema")
+_LOCK = int.from_bytes(b"ds:schem")
+_MIGRATE = "run `datastorage migrate`, or start with `datastorage serve --migrate`"
+
+
+async def upgrade(database_url: str, log_name: str | None = None) -> None:
+    """Bring the schema to HEAD; nothing happens when it is there already. Replicas that start together take turns.
+
+    `log_name` is used by the first migration only; None draws a name. Raises Fatal when the schema is newer than HEAD,
+    or when Postgres refuses a migration, of which nothing is left then.
+    """
+    connection = await asyncpg.connect(database_url)
+    try:
+        if await _at_head(connection):
+            return
+        await connection.execute(_SQL["lock"], _LOCK)
+        if not await _at_head(connection):
+            await _migrate(connection, log_name)
+    finally:
+        await connection.close()
+
+
+async def check(connection: asyncpg.Connection, log_name: str | None) -> str:
+    """The log's name. Raises Fatal, saying what to do, when schema or name are not what this service expects."""
+    stored = await _revision(connection)
+    if stored is None:
+        raise Fatal(f"The database has no schema yet: {_MIGRATE}.")
+    if stored < HEAD:
+        raise Fatal(f"This service is newer than the schema (it needs {HEAD}, found {stored}): {_MIGRATE}.")
+    if stored > HEAD:
+        raise _older(stored)
+    name: str | None = await connection.fetchval(_SQL["log_name"])
+    if name is None:
+        raise Fatal(
+            "The table logs has no row for log 0: put back its row, with the name that the events were hashed under."
+        )
+    if log_name not in {None, name}:
+        raise Fatal(
+            f"DATASTORAGE_LOG_NAME is {log_name!r}, but the events of this database were hashed under {name!r}: "
+            "unset it or set it to that name, or use another database."
+        )
+    return name
+
+
+async def _at_head(connection: asyncpg.Connection) -> bool:
+    stored = await _revision(connection)
+    if stored is not None and stored > HEAD:
+        raise _older(stored)
+    return stored == HEAD
+
+
+async def _revision(connection: asyncpg.Connection) -> str | None:
+    exists = await connection.fetchval(_SQL["exists"])
+    stored: str | None = await connection.fetchval(_SQL["revision"]) if exists else None
+    return stored
+
+
+def _older(stored: str) -> Fatal:
+    return Fatal(f"This service is older than the schema (it knows {HEAD}, found {stored}): upgrade the service.")
+
+
+async def _migrate(connection: asyncpg.Connection, log_name: str | None) -> None:
+    # Alembic takes half a second to load, and start-up mostly has no use for it.
+    from alembic import command  # noqa: PLC0415
+    from alembic.config import Config  # noqa: PLC0415
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+    from sqlalchemy.pool import NullPool  # noqa: PLC0415
+
+    config = Config(attributes={"log_name": log_name})
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+
+    def run(sync_connection: "Connection") -> None:
+        config.attributes["connection"] = sync_connection
+        command.upgrade(config, HEAD)
+
+    async def locked(*_: object, **__: object) -> asyncpg.Connection:
+        return connection
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=locked, poolclass=NullPool)
+    try:
+        async with engine.connect() as alembic_connection:
+            await alembic_connection.run_sync(run)
+    except (asyncpg.PostgresError, DBAPIError) as error:
+        raise Fatal(
+            f"The schema could not be brought to {HEAD}, and is as it was: {getattr(error, 'orig', error)}"
+        ) from error

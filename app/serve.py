@@ -1,0 +1,78 @@
+"""Running the service: uvicorn on every port, and a shutdown that refuses nothing it could still answer."""
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from app.db import Presence
+from app.errors import Fatal
+from app.main import create_app
+from app.settings import Settings
+
+_IDLE_SECONDS = 120
+_BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Not ready at once when told to stop, while requests are still taken for the time that routers need to notice."""
+
+    def __init__(self, settings: Settings, presence: Presence) -> None:
+        self._presence = presence
+        self._delay_seconds = settings.propagation_delay_ms / 1000
+        self._loop: asyncio.AbstractEventLoop | None = None
+        super().__init__(
+            uvicorn.Config(
+                create_app(settings, presence),
+                loop="uvloop",
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                lifespan="on",
+                timeout_keep_alive=_IDLE_SECONDS,
+                timeout_graceful_shutdown=settings.shutdown_timeout_ms // 1000,
+            )
+        )
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        again, self._presence.shutting_down = self._presence.shutting_down, True
+        if again or self._presence.fatal or not self._delay_seconds or self._loop is None:
+            super().handle_exit(sig, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._loop.call_later, self._delay_seconds, super().handle_exit, sig, frame)
+
+
+def serve(settings: Settings) -> None:
+    """Serve until told to stop. Raises Fatal when the service cannot start or go on."""
+    presence = Presence()
+    sockets = [
+        _listen(settings.host, port)
+        for port in dict.fromkeys((settings.port, settings.health_port, settings.metrics_port))
+        if port is not None
+    ]
+    Server(settings, presence).run(sockets)
+    if presence.fatal is not None:
+        raise presence.fatal
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
+        )
+    except OSError as error:
+        raise Fatal(f"Cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set DATASTORAGE_PORT.") from None
+
+
+def exit_quietly(sig: int, frame: FrameType | None) -> None:
+    """What a signal does outside of serving: unwind, so that an embedded Postgres is stopped in good order."""
+    del frame
+    raise SystemExit(0 if sig == signal.SIGTERM else 130)

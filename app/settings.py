@@ -1,0 +1,192 @@
+"""Every setting of the service, read once at start: environment, then `.env`, then the YAML file that CONFIG_PATH names."""
+
+import os
+import re
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import quote
+
+import yaml
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from app.errors import Fatal
+
+MIB = 1024 * 1024
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Settings(BaseSettings):
+    """Names in the environment are these in upper case behind DATASTORAGE_."""
+
+    model_config = SettingsConfigDict(env_prefix="DATASTORAGE_", env_file=".env", frozen=True, extra="forbid")
+
+    database_url: SecretStr | None = Field(
+        None, description="Postgres to use, postgresql://user:password@host/database; unset: an embedded one is started"
+    )
+    data_dir: Path | None = Field(
+        None, description="where the embedded Postgres keeps its data; unset: the user's state directory"
+    )
+    migrate: bool = Field(
+        default=False, description="bring the schema up before serving; always done for the embedded Postgres"
+    )
+    log_name: str | None = Field(
+        None,
+        max_length=200,
+        description="name of the log, part of every hash; written once by the first migration, a different one later is refused",
+    )
+    unsafe_database: bool = Field(
+        default=False, description="accept a server that runs with fsync, full_page_writes or synchronous_commit off"
+    )
+
+    host: str = Field("127.0.0.1", description="address that the ports are bound to")
+    port: Port = Field(8080, description="port of the API")
+    health_port: Port | None = Field(None, description="further port for /healthz and /readyz")
+    metrics_port: Port | None = Field(None, description="further port for /metrics")
+    allow_unauthenticated: bool = Field(
+        default=False, description="bind beyond loopback although everybody who reaches the port may read and write"
+    )
+
+    body_bytes_max: int = Field(5 * MIB, ge=MIB, le=50 * MIB, description="largest body of a request, bytes")
+    batch_bytes_max: int = Field(50 * MIB, ge=MIB, le=50 * MIB, description="largest body of a batch, bytes")
+    batch_events_max: int = Field(10_000, ge=1, le=100_000, description="most events in one batch")
+    inbox_events_max: int = Field(
+        50_000, ge=1, description="most events waiting to be written; further ones are answered 503"
+    )
+    flush_events_max: int = Field(1_000, ge=1, description="most events in one flush, but for a larger batch")
+    flush_bytes_max: int = Field(8 * MIB, ge=1, description="most bytes of payload in one flush, but for a larger batch")
+
+    pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
+    statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
+    single_deadline_ms: int = Field(5_000, ge=100, description="longest wait of a single POST before it is answered 503")
+    batch_deadline_ms: int = Field(30_000, ge=100, description="longest wait of a batch before it is answered 503")
+    query_deadline_ms: int = Field(10_000, ge=100, description="longest time of a query")
+    propagation_delay_ms: int = Field(
+        0,
+        ge=0,
+        le=30_000,
+        description="time between not-ready and the end of taking requests at shutdown; 5000 behind a Kubernetes Service",
+    )
+    shutdown_timeout_ms: int = Field(30_000, ge=1_000, le=120_000, description="longest wait for requests at shutdown")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log record written")
+    access_log: bool = Field(default=True, description="write one record for each request")
+
+    @model_validator(mode="after")
+    def _closed_unless_told(self) -> Self:
+        if not (self.allow_unauthenticated or is_loopback(self.host)):
+            raise ValueError(
+                f"host {self.host} is reachable from outside and there is no authentication yet: bind to 127.0.0.1, or set "
+                "DATASTORAGE_ALLOW_UNAUTHENTICATED=true if everybody who reaches the port may read and write"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        del file_secret_settings
+        return init_settings, env_settings, dotenv_settings, ConfigFile(settings_cls)
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings, or Fatal with every bad one named."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise Fatal("Invalid configuration:\n" + "\n".join(lines)) from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` cannot be reached from another machine."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+# Keys of the reference's YAML file (contract section 22) that mean something here. The others are accepted without effect.
+CONFIG_KEYS = {
+    "server.port": "port",
+    "server.host": "host",
+    "server.healthPort": "health_port",
+    "server.metricsPort": "metrics_port",
+    "server.maxBatchSize": "batch_events_max",
+    "server.maxBodySize": "body_bytes_max",
+    "server.shutdownTimeout": "shutdown_timeout_ms",
+    "server.endpointPropagationDelay": "propagation_delay_ms",
+    "database.maxOpenConns": "pool_connections_max",
+    "database.statementTimeout": "statement_timeout_ms",
+    "logging.level": "log_level",
+}
+CONFIG_SECTIONS = {
+    *("environment", "server", "logging", "database", "redis", "retention", "audit", "tlsProfile", "telemetry"),
+}
+_GO_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+
+
+class ConfigFile(PydanticBaseSettingsSource):
+    """The YAML file of CONFIG_PATH, and PORT and HEALTH_PORT, which override it."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        raise NotImplementedError  # the whole file is read at once, in __call__
+
+    def __call__(self) -> dict[str, Any]:
+        path = os.environ.get("CONFIG_PATH")
+        found = dict(_from_yaml(Path(path))) if path else {}
+        for variable, field in (("PORT", "port"), ("HEALTH_PORT", "health_port")):
+            if os.environ.get(variable):
+                found[field] = os.environ[variable]
+        return found
+
+
+def _from_yaml(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        document = yaml.safe_load(path.read_text("utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise Fatal(f"Failed to load configuration file {path}: {error}") from None
+    if not isinstance(document, dict) or set(document) - CONFIG_SECTIONS:
+        raise Fatal(f"Invalid configuration: {path} may hold only {', '.join(sorted(CONFIG_SECTIONS))} at its top level")
+    for key, field in CONFIG_KEYS.items():
+        section, _, name = key.partition(".")
+        value = (document.get(section) or {}).get(name)
+        if value is not None:
+            yield field, _in_our_units(field, value)
+    if database := document.get("database"):
+        yield "database_url", _database_url(database, path)
+
+
+def _in_our_units(field: str, value: Any) -> Any:
+    """Go durations become milliseconds; a batch limit of 0 means the default; log levels are upper case here."""
+    if field.endswith("_ms") and isinstance(value, str):
+        parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", value)
+        if not parts or "".join(n + u for n, u in parts) != value:
+            raise Fatal(f"Invalid configuration: {value!r} is no duration such as 30s or 1m30s")
+        return int(sum(float(number) * _GO_UNITS_MS[unit] for number, unit in parts))
+    if field == "batch_events_max" and value == 0:
+        return Settings.model_fields[field].default
+    if field == "body_bytes_max" and isinstance(value, int):
+        return min(max(value, MIB), 50 * MIB)
+    return str(value).upper() if field == "log_level" else value
+
+
+def _database_url(database: dict[str, Any], path: Path) -> str:
+    user, password = str(database.get("user", "postgres")), ""
+    if secrets := database.get("secretsFile"):
+        try:
+            known = yaml.safe_load(Path(secrets).read_text("utf-8")) or {}
+            user = str(known.get(database.get("usernameKey", "username"), user))
+            password = str(known[database.get("passwordKey", "password")])
+        except (OSError, yaml.YAMLError, KeyError, AttributeError) as error:
+            raise Fatal(f"Failed to load secrets of {path} from {secrets}: {error}") from None
+    where = f"{database.get('host', 'localhost')}:{database.get('port', 5432)}/{database.get('name', 'datastorage')}"
+    return f"postgresql://{quote(user, '')}:{quote(password, '')}@{where}?sslmode={database.get('sslMode', 'prefer')}"

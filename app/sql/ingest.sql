@@ -1,0 +1,77 @@
+-- name: tail
+-- End of the log. Read before everything that a flush relies on: the compare-and-set on it then proves that all of it still holds.
+SELECT first_index, count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+
+-- name: chain_heads
+-- Ends of the chains of one flush. A later statement than the one that waited for the lock: READ COMMITTED would show old ends.
+SELECT correlation_id, length, hash FROM chain_heads WHERE correlation_id = ANY($1::text[])
+
+-- name: lock_log
+-- Replicas that keep losing races take turns instead. Released by COMMIT.
+SELECT pg_advisory_xact_lock(hashtextextended('datastorage.log', 0))
+
+-- name: flush
+-- One flush. The first CTE is the compare-and-set, and everything else selects from it, so that a loser writes nothing.
+-- Rows of a large flush have been sent by COPY; then $14 is empty.
+WITH won AS (
+    INSERT INTO log_flushes (log_id, first_index, count, leaves)
+    SELECT 0, $2, $3, $4 FROM log_flushes p
+    WHERE p.log_id = 0 AND p.first_index = $1 AND p.first_index + p.count = $2
+    RETURNING 1
+), begun AS (
+    INSERT INTO chain_heads (correlation_id, length, hash)
+    SELECT h.correlation_id, h.length, h.hash
+    FROM won, unnest($5::text[], $6::bigint[], $7::text[]) h(correlation_id, length, hash)
+    RETURNING 1
+), grown AS (
+    UPDATE chain_heads c SET length = h.length, hash = h.hash
+    FROM won, unnest($8::text[], $9::bigint[], $10::bigint[], $11::text[]) h(correlation_id, expected, length, hash)
+    WHERE c.correlation_id = h.correlation_id AND c.length = h.expected
+    RETURNING 1
+), claimed AS (
+    INSERT INTO claims (scope, key, body_digest, event_ids)
+    SELECT 'event', c.event_id::text, c.body_digest, ARRAY[c.event_id]
+    FROM won, unnest($12::uuid[], $13::bytea[]) c(event_id, body_digest)
+), written AS (
+    INSERT INTO audit_events (
+        event_id, event_version, event_timestamp, event_date, event_type, event_category, event_action,
+        event_outcome, actor_type, actor_id, actor_ip, resource_type, resource_id, correlation_id,
+        parent_event_id, parent_event_date, namespace, cluster_id, severity, duration_ms, error_code,
+        error_message, event_data, retention_days, is_sensitive, recorded_at, payload_salt,
+        log_index, chain_index, previous_event_hash, event_hash, log_id, hash_algorithm)
+    SELECT r.*, 0, 'sha256-rfc6962'
+    FROM won, unnest($14::flush_row[]) r
+)
+SELECT flush_guard((SELECT count(*) FROM won), (SELECT count(*) FROM begun) + (SELECT count(*) FROM grown),
+                   cardinality($5) + cardinality($8))
+
+-- name: leaves
+-- What stands at the position of a flush whose outcome is unknown: ours, another's, or nothing yet.
+SELECT leaves FROM log_flushes WHERE log_id = 0 AND first_index = $1
+
+-- name: stored_ids
+-- Which of these ids events have, whatever their date and correlation.
+SELECT DISTINCT event_id FROM audit_events WHERE event_id = ANY($1::uuid[])
+
+-- name: claims
+-- What clients promised about the events whose ids they chose.
+SELECT event_ids[1] AS event_id, body_digest FROM claims WHERE scope = 'event' AND key = ANY($1::text[])
+
+-- name: void_claims
+-- A claim counts only while its row exists.
+DELETE FROM claims c WHERE scope = 'event' AND key = ANY($1::text[])
+AND NOT EXISTS (SELECT FROM audit_events e WHERE e.event_id = c.event_ids[1])
+
+-- name: parents
+-- Dates of the events that others name as their parent.
+SELECT event_id, event_date FROM audit_events WHERE event_id = ANY($1::uuid[])
+
+-- name: seed
+-- The log's table was emptied: begin anew behind everything that rows and heads know.
+INSERT INTO log_flushes (log_id, first_index, count, leaves)
+SELECT 0, GREATEST((SELECT max(log_index) FROM audit_events), (SELECT sum(length)::bigint - 1 FROM chain_heads), -1), 1, ''
+ON CONFLICT DO NOTHING
+
+-- name: durability
+-- Settings of the server without which a commit may be lost.
+SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'

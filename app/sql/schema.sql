@@ -1,0 +1,15 @@
+-- name: lock
+-- One replica at a time changes the schema; the lock ends with the connection.
+SELECT pg_advisory_lock($1)
+
+-- name: exists
+-- Whether any schema of this service was ever made here.
+SELECT to_regclass('alembic_version') IS NOT NULL
+
+-- name: revision
+-- The last migration that ran; none while the first one is still running.
+SELECT version_num FROM alembic_version
+
+-- name: log_name
+-- The name under which every event of this database was hashed.
+SELECT name FROM logs WHERE log_id = 0

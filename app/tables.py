@@ -1,0 +1,158 @@
+"""SQLAlchemy Core tables, for queries. The schema itself is made by the SQL files of migrations/; a test compares the two."""
+
+from sqlalchemy import (
+    ARRAY,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+    Uuid,
+)
+from sqlalchemy.dialects.postgresql import INET, JSONB
+
+metadata = MetaData()
+
+# One row for each event. Columns from log_id on are ours: NULL there marks an unsealed row, one that others inserted by SQL.
+audit_events = Table(
+    "audit_events",
+    metadata,
+    Column("event_id", Uuid, primary_key=True),
+    Column("event_version", String(10), nullable=False),
+    Column("event_timestamp", DateTime(timezone=True), nullable=False),
+    Column("event_date", Date, primary_key=True),
+    Column("event_type", String(100), nullable=False),
+    Column("event_category", String(50), nullable=False),
+    Column("event_action", String(50), nullable=False),
+    Column("event_outcome", String(20), nullable=False),
+    Column("actor_type", String(50), nullable=False),
+    Column("actor_id", String(255), nullable=False),
+    Column("actor_ip", INET),
+    Column("resource_type", String(100), nullable=False),
+    Column("resource_id", String(255), nullable=False),
+    Column("resource_name", String(255)),
+    Column("correlation_id", String(255), primary_key=True),
+    Column("parent_event_id", Uuid),
+    Column("parent_event_date", Date),
+    Column("trace_id", String(255)),
+    Column("span_id", String(255)),
+    Column("namespace", String(253)),
+    Column("cluster_id", String(255)),
+    Column("event_data", JSONB, nullable=False),
+    Column("event_metadata", JSONB),
+    Column("severity", String(20)),
+    Column("duration_ms", Integer),
+    Column("error_code", String(50)),
+    Column("error_message", Text),
+    Column("retention_days", Integer),
+    Column("is_sensitive", Boolean),
+    Column("event_hash", Text),
+    Column("previous_event_hash", Text),
+    Column("legal_hold", Boolean),
+    Column("legal_hold_reason", Text),
+    Column("legal_hold_placed_by", Text),
+    Column("legal_hold_placed_at", DateTime(timezone=True)),
+    Column("hash_algorithm", String(20), nullable=False),
+    Column("recorded_at", DateTime(timezone=True), nullable=False),
+    Column("log_id", SmallInteger),
+    Column("log_index", BigInteger),
+    Column("chain_index", BigInteger),
+    Column("payload_salt", LargeBinary),
+    Column("payload_commitment", LargeBinary),
+)
+
+# The name of each log is part of every record that is hashed: it is written once and never changes.
+logs = Table(
+    "logs",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("name", Text, nullable=False, unique=True),
+)
+
+# One row for each flush; `leaves` holds `count` leaf hashes of 32 bytes, one after another. Rows are kept for ever.
+log_flushes = Table(
+    "log_flushes",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("first_index", BigInteger, primary_key=True, autoincrement=False),
+    Column("count", Integer, nullable=False),
+    Column("leaves", LargeBinary, nullable=False),
+    Column("flushed_at", DateTime(timezone=True), nullable=False),
+)
+
+# The end of each correlation's chain: its number of events, and the hash of the last in lower-case hex.
+chain_heads = Table(
+    "chain_heads",
+    metadata,
+    Column("correlation_id", String(255), primary_key=True),
+    Column("length", BigInteger, nullable=False),
+    Column("hash", Text, nullable=False),
+)
+
+# What a client promised to mean by an id or a key; expires_at is NULL for those that never expire.
+claims = Table(
+    "claims",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("body_digest", LargeBinary, nullable=False),
+    Column("event_ids", ARRAY(Uuid), nullable=False),
+    Column("answer", JSONB),
+    Column("claimed_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True)),
+)
+
+notification_audit = Table(
+    "notification_audit",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("remediation_id", String(255), nullable=False),
+    Column("notification_id", String(255), nullable=False, unique=True),
+    Column("recipient", String(255), nullable=False),
+    Column("channel", String(50), nullable=False),
+    Column("message_summary", Text, nullable=False),
+    Column("status", String(50), nullable=False),
+    Column("sent_at", DateTime(timezone=True), nullable=False),
+    Column("delivery_status", Text),
+    Column("error_message", Text),
+    Column("escalation_level", Integer),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+)
+
+audit_retention_policies = Table(
+    "audit_retention_policies",
+    metadata,
+    Column("policy_id", Uuid, primary_key=True),
+    Column("event_category", String(50), nullable=False, unique=True),
+    Column("retention_days", Integer, nullable=False),
+    Column("legal_hold_override", Boolean, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+)
+
+retention_operations = Table(
+    "retention_operations",
+    metadata,
+    Column("id", BigInteger, primary_key=True),
+    Column("run_id", Uuid, nullable=False),
+    Column("scope", Text, nullable=False),
+    Column("period_start", Date),
+    Column("period_end", Date),
+    Column("rows_scanned", BigInteger, nullable=False),
+    Column("rows_deleted", BigInteger, nullable=False),
+    Column("partitions_dropped", ARRAY(Text), nullable=False),
+    Column("status", Text, nullable=False),
+    Column("error_message", Text),
+    Column("operation_start", DateTime(timezone=True), nullable=False),
+    Column("operation_end", DateTime(timezone=True)),
+    Column("operation_duration_ms", BigInteger),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+)
