@@ -80,7 +80,9 @@ def _migrate(arguments: argparse.Namespace) -> None:
 
     settings = load()
     if settings.database_url is None:
-        raise Fatal("There is no database to migrate: set DATASTORAGE_DATABASE_URL (the embedded one migrates by itself).")
+        raise Fatal(
+            "There is no database to migrate: set DATASTORAGE_DATABASE_URL (the embedded one migrates by itself)."
+        )
     asyncio.run(schema.upgrade(settings.database_url.get_secret_value(), settings.log_name))
     print(f"The schema is at {schema.HEAD}.")
 

@@ -23,6 +23,7 @@ else:
     Connection = asyncpg.Connection  # generic for type checkers only
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+_GRACE_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
 _WATCH_TIMEOUT_SECONDS = 2.0
 _SERVER_SETTINGS = {
@@ -79,6 +80,7 @@ async def connect(settings: Settings, **server_settings: str) -> Connection:
         return await asyncpg.connect(
             settings.database_url.get_secret_value(),
             timeout=CONNECT_TIMEOUT_SECONDS,
+            command_timeout=settings.statement_timeout_ms / 1000 + _GRACE_SECONDS,  # for a server that says nothing
             server_settings=_SERVER_SETTINGS
             | {"statement_timeout": str(settings.statement_timeout_ms)}
             | server_settings,

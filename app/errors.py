@@ -1,17 +1,17 @@
 """The exception tree. Each class is one problem type of the HTTP contract; the docstring is the default detail.
 
-    AuditError
-    ├── BadRequest            400  the request is at fault: nothing was written
-    │   ├── InvalidRequest         … JSON or a payload value that no decoder takes
-    │   ├── BatchTooLarge          … more events than one batch may hold
-    │   └── …
-    ├── NotFound, Conflict    404, 409
-    ├── TooLarge              413
-    ├── Unavailable           503  come back after `retry_after_seconds`
-    │   ├── DatabaseAway
-    │   └── InboxFull
-    ├── DatabaseFailed        500
-    └── Fatal                  –   the service says why and exits
+AuditError
+├── BadRequest            400  the request is at fault: nothing was written
+│   ├── InvalidRequest         … JSON or a payload value that no decoder takes
+│   ├── BatchTooLarge          … more events than one batch may hold
+│   └── …
+├── NotFound, Conflict    404, 409
+├── TooLarge              413
+├── Unavailable           503  come back after `retry_after_seconds`
+│   ├── DatabaseAway
+│   └── InboxFull
+├── DatabaseFailed        500
+└── Fatal                  -   the service says why and exits
 """
 
 from typing import ClassVar

@@ -1,12 +1,16 @@
 """Structured logs: one JSON object a line on standard output. Secrets never enter a record."""
 
+import asyncio
+import atexit
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+from starlette.types import Scope
 
+_GATHER_SECONDS = 0.1
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -24,6 +28,42 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()
+
+
+class AccessLog:
+    """One line for each request. Lines are gathered for a moment: writing each by itself took a fifth of a post's time."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._lines: list[bytes] = []
+        atexit.register(self.flush)
+
+    def write(self, scope: Scope, status: int, seconds: float) -> None:
+        """Write down one answered request of the running event loop."""
+        if not self._enabled:
+            return
+        if not self._lines:
+            asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.flush)
+        line = {
+            "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "level": "info",
+            "logger": "access",
+            "request_id": scope["state"]["request_id"],
+            "method": scope["method"],
+            "path": scope["path"],
+            "remote_addr": (scope.get("client") or ("",))[0],
+            "status": status,
+            "duration": round(seconds, 6),
+        }
+        self._lines.append(orjson.dumps(line))
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if self._lines:
+            self._lines.append(b"")
+            lines, self._lines = self._lines, []
+            sys.stdout.buffer.write(b"\n".join(lines))
+            sys.stdout.buffer.flush()
 
 
 def configure(level: str) -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from app import db, schema
@@ -19,6 +20,7 @@ from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
 from app.ingest.store import Store
 from app.ingest.writer import Writer
+from app.logs import AccessLog
 from app.query.page import warm
 from app.retention import partitions
 from app.settings import Settings
@@ -48,10 +50,13 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.writer = None
     problems.install(app)
     for module in (events, query, verify, health):
-        app.router.routes.extend(module.router.routes)  # flat, so that a 405 can name every method of its path
+        for route in module.router.routes:
+            assert isinstance(route, APIRoute)
+            route.operation_id = route.name
+            app.router.routes.append(route)  # flat, so that a 405 names every method of its path
     ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
     extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
-    front = Front(app, events.DIRECT, access_log=settings.access_log)
+    front = Front(app, events.DIRECT, AccessLog(enabled=settings.access_log))
     return health.ExtraPorts(front, extra_ports) if extra_ports else front
 
 

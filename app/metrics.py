@@ -2,7 +2,7 @@
 
 import threading
 
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 WRITE_DURATION = Histogram(
     "datastorage_write_duration_seconds", "From the request's acceptance to its commit or failure.", ["table"]
@@ -41,4 +41,3 @@ GOROUTINES.set_function(threading.active_count)
 for _table in ("audit_events", "audit_events_batch"):
     WRITE_DURATION.labels(table=_table)
 VALIDATION_FAILURES.labels(source="openapi_middleware", reason="validation_error")
-

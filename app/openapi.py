@@ -23,7 +23,10 @@ def document() -> bytes:
     spec = front.app.openapi()
     schemas = spec.setdefault("components", {}).setdefault("schemas", {})
     posted = TypeAdapter(PostedEvent).json_schema(ref_template=_REF)
-    schemas |= posted.pop("$defs", {}) | {"PostedEvent": posted, "Problem": Problem.model_json_schema(ref_template=_REF)}
+    schemas |= posted.pop("$defs", {}) | {
+        "PostedEvent": posted,
+        "Problem": Problem.model_json_schema(ref_template=_REF),
+    }
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for operations in spec["paths"].values():

@@ -69,7 +69,9 @@ def _listen(host: str, port: int) -> socket.socket:
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
         )
     except OSError as error:
-        raise Fatal(f"Cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set DATASTORAGE_PORT.") from None
+        raise Fatal(
+            f"Cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set DATASTORAGE_PORT."
+        ) from None
 
 
 def exit_quietly(sig: int, frame: FrameType | None) -> None:

@@ -57,11 +57,15 @@ class Settings(BaseSettings):
         50_000, ge=1, description="most events waiting to be written; further ones are answered 503"
     )
     flush_events_max: int = Field(1_000, ge=1, description="most events in one flush, but for a larger batch")
-    flush_bytes_max: int = Field(8 * MIB, ge=1, description="most bytes of payload in one flush, but for a larger batch")
+    flush_bytes_max: int = Field(
+        8 * MIB, ge=1, description="most bytes of payload in one flush, but for a larger batch"
+    )
 
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
-    single_deadline_ms: int = Field(5_000, ge=100, description="longest wait of a single POST before it is answered 503")
+    single_deadline_ms: int = Field(
+        5_000, ge=100, description="longest wait of a single POST before it is answered 503"
+    )
     batch_deadline_ms: int = Field(30_000, ge=100, description="longest wait of a batch before it is answered 503")
     query_deadline_ms: int = Field(10_000, ge=100, description="longest time of a query")
     propagation_delay_ms: int = Field(
@@ -72,7 +76,9 @@ class Settings(BaseSettings):
     )
     shutdown_timeout_ms: int = Field(30_000, ge=1_000, le=120_000, description="longest wait for requests at shutdown")
 
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least severe log record written")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="least severe log record written"
+    )
     access_log: bool = Field(default=True, description="write one record for each request")
 
     @model_validator(mode="after")
@@ -155,7 +161,9 @@ def _from_yaml(path: Path) -> Iterator[tuple[str, Any]]:
     except (OSError, yaml.YAMLError) as error:
         raise Fatal(f"Failed to load configuration file {path}: {error}") from None
     if not isinstance(document, dict) or set(document) - CONFIG_SECTIONS:
-        raise Fatal(f"Invalid configuration: {path} may hold only {', '.join(sorted(CONFIG_SECTIONS))} at its top level")
+        raise Fatal(
+            f"Invalid configuration: {path} may hold only {', '.join(sorted(CONFIG_SECTIONS))} at its top level"
+        )
     for key, field in CONFIG_KEYS.items():
         section, _, name = key.partition(".")
         value = (document.get(section) or {}).get(name)

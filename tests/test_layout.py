@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "retention": "db tables sql settings errors metrics",  # holds will need ingest, as they are events too
     "ingest": "events integrity retention db tables sql settings errors metrics",  # retention: makes a missing partition
     "query": "events integrity db tables sql settings errors",
-    "api": "events ingest query integrity retention db settings errors metrics sql",
-    "main": "api ingest integrity query retention schema db settings errors metrics",  # query: warms its statements
+    "api": "events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log
+    "main": "api ingest integrity query retention schema db logs settings errors metrics",  # query: warms its statements
     "serve": "main db settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone

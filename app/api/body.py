@@ -5,7 +5,7 @@ from starlette.requests import Request
 from app.errors import BadRequest, TooLarge
 
 
-class ClientGone(Exception):  # noqa: N818 - no error of ours: nobody is left to be answered
+class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 

@@ -13,12 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import metrics
 from app.api.body import ClientGone
 from app.api.problems import respond
-from app.errors import AuditError, BadRequest
+from app.errors import AuditError
+from app.logs import AccessLog
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
-access = logging.getLogger("access")
 log = logging.getLogger(__name__)
 
 
@@ -29,7 +29,7 @@ class Front:
     rate of single posts. They are routes of `app` too, so that the OpenAPI document shows them.
     """
 
-    def __init__(self, app: ASGIApp, direct: dict[tuple[str, str], Endpoint], *, access_log: bool) -> None:
+    def __init__(self, app: ASGIApp, direct: dict[tuple[str, str], Endpoint], access_log: AccessLog) -> None:
         self.app = app
         self._direct = direct
         self._access_log = access_log
@@ -67,9 +67,10 @@ class Front:
         finally:
             seconds = perf_counter() - started
             route = path if endpoint else getattr(scope.get("route"), "path", "unknown")
-            metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(seconds)
-            if self._access_log:
-                access.info("request", extra=_access_fields(scope, status, seconds))
+            metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(
+                seconds
+            )
+            self._access_log.write(scope, status, seconds)
 
 
 async def _answer(endpoint: Endpoint, request: Request) -> Response:
@@ -86,14 +87,3 @@ async def _answer(endpoint: Endpoint, request: Request) -> Response:
 
 def _header(scope: Scope, name: bytes) -> str:
     return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
-
-
-def _access_fields(scope: Scope, status: int, seconds: float) -> dict[str, object]:
-    return {
-        "request_id": scope["state"]["request_id"],
-        "method": scope["method"],
-        "path": scope["path"],
-        "remote_addr": (scope.get("client") or ("",))[0],
-        "status": status,
-        "duration": round(seconds, 6),
-    }

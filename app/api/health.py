@@ -4,14 +4,12 @@ from datetime import UTC, datetime
 
 import orjson
 from fastapi import APIRouter
-from prometheus_client import generate_latest
+from prometheus_client import REGISTRY, generate_latest
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.metrics import REGISTRY
-
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], default_response_class=PlainTextResponse)
 
 
 def _answer(body: dict[str, str], status: int = 200) -> Response:
@@ -24,7 +22,7 @@ async def healthz() -> Response:
     return _answer({"status": "healthy", "timestamp": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"})
 
 
-@router.get("/livez")
+@router.get("/livez", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> Response:
     """The process is up."""
@@ -32,7 +30,7 @@ async def live() -> Response:
 
 
 @router.get("/readyz")
-@router.get("/health/ready")
+@router.get("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """The service can take an event durably; else 503 and the reason."""
     reason = request.app.state.presence.not_ready

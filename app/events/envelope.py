@@ -2,12 +2,12 @@
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
-from asyncpg.pgproto.pgproto import UUID as FastUUID
+from asyncpg.pgproto import pgproto
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from app.errors import BadRequest, InvalidRequest
 from app.events.explain import explain
@@ -106,7 +106,9 @@ def timestamp(text: str, pointer: str) -> datetime:
     """RFC 3339 with zone as UTC, truncated to microseconds."""
     match = _RFC3339.fullmatch(text)
     if match is None:
-        raise bad_fields({pointer: f"expected an RFC 3339 date-time with zone, such as 2026-01-31T12:00:00Z, got {text[:60]!r}"})
+        raise bad_fields(
+            {pointer: f"expected an RFC 3339 date-time with zone, such as 2026-01-31T12:00:00Z, got {text[:60]!r}"}
+        )
     if match[1]:
         raise _undecodable(pointer, f"expected a second of 00 to 59, got {text[:60]!r}")
     try:
@@ -124,14 +126,18 @@ def out_of_window(moment: datetime, now: datetime, pointer: str) -> BadRequest |
         expected = "at most 7 days in the past"
     else:
         return None
-    return bad_fields({pointer: f"expected a time {expected} of the service's clock ({now:%Y-%m-%dT%H:%M:%SZ}), got {moment.isoformat()}"})
+    return bad_fields(
+        {
+            pointer: f"expected a time {expected} of the service's clock ({now:%Y-%m-%dT%H:%M:%SZ}), got {moment.isoformat()}"
+        }
+    )
 
 
 def uuid(text: str, pointer: str) -> UUID:
     """`text` as a UUID; InvalidRequest for anything but its hyphenated hexadecimal form."""
     if _UUID.fullmatch(text) is None:
         raise _undecodable(pointer, f"expected a UUID, got {text[:60]!r}")
-    return FastUUID(text)
+    return pgproto.UUID(text)
 
 
 def address(text: str, pointer: str) -> bytes:

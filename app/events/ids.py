@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import orjson
-from asyncpg.pgproto.pgproto import UUID as FastUUID
+from asyncpg.pgproto import pgproto
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -17,12 +17,13 @@ def drawn(now_ms: int, random: bytes) -> UUID:
     return _assemble(now_ms, random, version=7)
 
 
-def computed(event_timestamp: datetime, caller: str, body_digest: str, index: int) -> UUID:
-    """The id of item `index` of a batch: the same in any replica and at any time, for equal JSON from the same caller.
+def computed(event_timestamp: datetime, caller: str, source: tuple[str, str], index: int) -> UUID:
+    """The id of item `index` of a request that may be sent again: the same in any replica, at any time, for the same caller.
 
-    `body_digest` is the hex SHA-256 of the canonical form of the whole body. This never changes.
+    `source` is ("body", hex SHA-256 of the canonical form of the whole body) or ("key", the Idempotency-Key). The seed is an
+    array, so that no two of them are equal by being cut elsewhere. This never changes.
     """
-    seed = hashlib.sha256(orjson.dumps([1, caller, "body", body_digest, index])).digest()
+    seed = hashlib.sha256(orjson.dumps([1, caller, *source, index])).digest()
     return _assemble((event_timestamp - _EPOCH) // _MILLISECOND, seed, version=8)
 
 
@@ -31,4 +32,4 @@ def _assemble(ms: int, seed: bytes, version: int) -> UUID:
     bits = int.from_bytes(seed[:10], "big") >> 6
     high = (ms & _48_BITS) << 16 | version << 12 | bits >> 62
     low = 2 << 62 | bits & ((1 << 62) - 1)
-    return FastUUID((high << 64 | low).to_bytes(16, "big"))
+    return pgproto.UUID((high << 64 | low).to_bytes(16, "big"))

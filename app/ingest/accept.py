@@ -4,8 +4,9 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
-from typing import Any
+from datetime import date, datetime
+from time import time_ns
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from app.errors import BadRequest
@@ -34,6 +35,14 @@ class Draft:
     actor_ip: str | None
     digest: bytes | None = None
     """SHA-256 of the item's canonical form, set when the client sent an event_id."""
+
+
+class Acceptance(NamedTuple):
+    """What is the same for every event of one request."""
+
+    now: datetime
+    parents: Mapping[UUID, date]
+    log: str
 
 
 @dataclass(slots=True)
@@ -83,23 +92,21 @@ def _payload(pointer: str, message: str) -> BadRequest:
     return bad_fields({pointer + "/event_data": message})
 
 
-def fix(
-    drafts: Sequence[Draft], event_ids: Sequence[UUID], parents: Mapping[UUID, date], now: datetime, log: str
-) -> list[Event]:
-    """The events of `drafts`, which get these ids, `now` as recorded_at and fresh salts. Nothing is drawn again later."""
+def fix(drafts: Sequence[Draft], event_ids: Sequence[UUID], acceptance: Acceptance) -> list[Event]:
+    """The events of `drafts`, which get these ids, now as recorded_at and fresh salts. Nothing is drawn again later."""
     salts = os.urandom(16 * len(drafts))
     return [
-        _event(item, event_id, salts[16 * i : 16 * i + 16], now, parents, log)
+        _event(item, event_id, salts[16 * i : 16 * i + 16], acceptance)
         for i, (item, event_id) in enumerate(zip(drafts, event_ids, strict=True))
     ]
 
 
-def _event(item: Draft, event_id: UUID, salt: bytes, now: datetime, parents: Mapping[UUID, date], log: str) -> Event:
+def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> Event:
     posted = item.posted
     get = posted.get
     category, correlation_id = posted["event_category"], posted["correlation_id"]
-    retention_days = get("retention_days") or RETENTION_DAYS
-    row = {
+    retention_days = posted.get("retention_days") or RETENTION_DAYS
+    row: dict[str, Any] = {
         "event_id": event_id,
         "event_version": posted["version"],
         "event_timestamp": item.timestamp,
@@ -115,7 +122,7 @@ def _event(item: Draft, event_id: UUID, salt: bytes, now: datetime, parents: Map
         "resource_id": get("resource_id", correlation_id),
         "correlation_id": correlation_id,
         "parent_event_id": item.parent_id,
-        "parent_event_date": item.parent_date if item.parent_id is None else parents.get(item.parent_id),
+        "parent_event_date": item.parent_date if item.parent_id is None else acceptance.parents.get(item.parent_id),
         "namespace": get("namespace"),
         "cluster_id": get("cluster_id", get("cluster_name")),
         "severity": get("severity", "info"),
@@ -125,10 +132,10 @@ def _event(item: Draft, event_id: UUID, salt: bytes, now: datetime, parents: Map
         "event_data": item.payload,
         "retention_days": retention_days if retention_days > 0 else RETENTION_DAYS,
         "is_sensitive": get("is_sensitive") or False,
-        "recorded_at": now,
+        "recorded_at": acceptance.now,
         "payload_salt": salt,
     }
-    hashed = record(row, log, commitment(salt, committed(row)))
+    hashed = record(row, acceptance.log, commitment(salt, committed(row)))
     return Event(event_id, correlation_id, tuple(row.values()), hashed, item.digest, len(item.payload))
 
 
@@ -145,10 +152,11 @@ _EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
 def batch_ids(drafts: Sequence[Draft], caller: str, body_digest: str) -> list[UUID]:
     """The client's own id where it sent one, else the id computed from the whole body."""
     return [
-        item.event_id or ids.computed(item.timestamp, caller, body_digest, index) for index, item in enumerate(drafts)
+        item.event_id or ids.computed(item.timestamp, caller, ("body", body_digest), index)
+        for index, item in enumerate(drafts)
     ]
 
 
 def single_id(item: Draft) -> UUID:
     """The client's own id, or a UUIDv7 of now."""
-    return item.event_id or ids.drawn(int(datetime.now(UTC).timestamp() * 1000), os.urandom(10))
+    return item.event_id or ids.drawn(time_ns() // 1_000_000, os.urandom(10))

@@ -8,12 +8,13 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from app import metrics
-from app.db import CONNECTION_ERRORS, Fault, connect_writer, fault
+from app.db import CONNECTION_ERRORS, Connection, Fault, connect_writer, fault
 from app.errors import AuditError, DatabaseAway, DatabaseFailed
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
 from app.ingest.link import Head, Linked, link
@@ -31,6 +32,7 @@ _COPY_ROWS_MIN = 50
 _HEADS_MAX = 50_000
 _CAREFUL_FLUSHES = 100
 _GRACE_SECONDS = 5.0
+_PAUSE_SECONDS = 0.02
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +59,7 @@ class Store:
     def __init__(self, settings: Settings, log_name: str) -> None:
         self.log_name = log_name
         self._settings = settings
-        self._connection: asyncpg.Connection | None = None
+        self._connection: Connection | None = None
         self._tail: tuple[int, int] | None = None
         self._heads: dict[str, Head] = {}
         self._next_index_seen = 0
@@ -70,33 +72,45 @@ class Store:
         Raises LostRace, PossibleResend, Refused, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is repeated here
         until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
         """
-        sent: Linked | None = None
+        uncertain: Linked | None = None
         while True:
+            flush = uncertain
             try:
-                connection = await self._reconnect(deadline) if sent else await self.connection()
-                if sent and (written := await self._is_written(connection, sent)) is not None:
+                connection = await self._reconnect(deadline) if uncertain else await self.connection()
+                if uncertain and (written := await self._is_written(connection, uncertain)) is not None:
                     if written:
                         return
                     raise LostRace
-                sent = flush = sent or await self._link(connection, events)
-                async with asyncio.timeout(self._settings.statement_timeout_ms / 1000 + _GRACE_SECONDS):
-                    await self._send(connection, flush)
+                flush = flush or await self._link(connection, events)
+                await self._send(connection, flush)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-                sent = await self._after(error, sent, events)
+                kind = fault(error)
+                metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
+                if kind is Fault.AWAY:
+                    log.warning("a flush failed", extra={"error": repr(error), "events": len(events)})
+                    self.disconnect()
+                    uncertain = flush
+                else:
+                    await self._rollback()
+                    # What was sent before may be what this attempt collides with: then the log says whose it is.
+                    if uncertain is None:
+                        await self._clear_up(kind, error, events)
+                    else:
+                        await asyncio.sleep(_PAUSE_SECONDS)
                 if asyncio.get_running_loop().time() > deadline:
                     raise DatabaseAway from error
             else:
                 self._remember(flush)
                 return
 
-    async def connection(self) -> asyncpg.Connection:
+    async def connection(self) -> Connection:
         """The writer's connection, opened when there is none. Raises DatabaseAway."""
         if self._connection is None or self._connection.is_closed():
             self._forget()
             self._connection = await connect_writer(self._settings)
         return self._connection
 
-    async def _reconnect(self, deadline: float) -> asyncpg.Connection:
+    async def _reconnect(self, deadline: float) -> Connection:
         """As connection(), but patient: what was sent may be stored, and only Postgres knows."""
         while True:
             try:
@@ -104,7 +118,7 @@ class Store:
             except DatabaseAway:
                 if asyncio.get_running_loop().time() > deadline:
                     raise
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(_PAUSE_SECONDS)
 
     def disconnect(self) -> None:
         """Drop the connection at once; the server ends what it was doing."""
@@ -133,7 +147,7 @@ class Store:
         if self._connection is not None:
             await self._connection.close(timeout=_GRACE_SECONDS)
 
-    async def _link(self, connection: asyncpg.Connection, events: Sequence[Event]) -> Linked:
+    async def _link(self, connection: Connection, events: Sequence[Event]) -> Linked:
         """Places for `events`. A chain that is not known is taken as new, unless recent flushes say that this is unwise."""
         if self._contended:
             await connection.execute("BEGIN")
@@ -148,20 +162,26 @@ class Store:
                 self._learn(await connection.fetch(SQL["chain_heads"], list(unknown)))
         return link(events, self._tail, self._heads)
 
-    async def _read_tail(self, connection: asyncpg.Connection) -> tuple[int, int]:
+    async def _read_tail(self, connection: Connection) -> tuple[int, int]:
         row = await connection.fetchrow(SQL["tail"])
         if row is None:
-            _alarm("emptied", "the table log_flushes was emptied; the log goes on behind everything that rows and heads know")
+            _alarm(
+                "emptied",
+                "the table log_flushes was emptied; the log goes on behind everything that rows and heads know",
+            )
             await connection.execute(SQL["seed"])
             row = await connection.fetchrow(SQL["tail"])
             assert row is not None
         next_index = row["first_index"] + row["count"]
         if next_index < self._next_index_seen:
-            _alarm("rolled_back", f"the log ends at {next_index}, but this process has written up to {self._next_index_seen}")
+            _alarm(
+                "rolled_back",
+                f"the log ends at {next_index}, but this process has written up to {self._next_index_seen}",
+            )
             self._next_index_seen = next_index
         return row["first_index"], row["count"]
 
-    async def _send(self, connection: asyncpg.Connection, flush: Linked) -> None:
+    async def _send(self, connection: Connection, flush: Linked) -> None:
         """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
         parameters = (
             *(flush.previous_first, flush.first_index, len(flush.rows), flush.leaves),
@@ -182,15 +202,8 @@ class Store:
         if connection.is_in_transaction():
             await connection.execute("COMMIT")
 
-    async def _after(self, error: Exception, sent: Linked | None, events: Sequence[Event]) -> Linked | None:
-        """Clear up after a failed attempt. Returns the flush whose outcome is unknown, or None to link again."""
-        kind = fault(error)
-        metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
-        if kind is Fault.AWAY:
-            log.warning("a flush failed", extra={"error": repr(error), "events": len(events)})
-            self.disconnect()
-            return sent
-        await self._rollback()
+    async def _clear_up(self, kind: Fault, error: Exception, events: Sequence[Event]) -> None:
+        """Make the next attempt a better one, or raise what the writer has to decide."""
         match kind:
             case Fault.LOST_RACE:
                 raise LostRace
@@ -204,19 +217,18 @@ class Store:
             case Fault.MISSING_PARTITION:
                 await self._make_partitions(events)
             case Fault.BUSY:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(_PAUSE_SECONDS)
             case _:
                 log.error("a flush failed", extra={"error": repr(error), "events": len(events)})
                 self.disconnect()
                 raise DatabaseFailed from error
-        return None
 
     async def _make_partitions(self, events: Sequence[Event]) -> None:
         dates = [event.date for event in events]
         connection = await self.connection()
         await partitions.ensure(connection, min(dates), max(dates) + timedelta(days=1))
 
-    async def _is_written(self, connection: asyncpg.Connection, flush: Linked) -> bool | None:
+    async def _is_written(self, connection: Connection, flush: Linked) -> bool | None:
         """Whether a flush of unknown outcome was committed; None while nothing stands at its place."""
         leaves = await connection.fetchval(SQL["leaves"], flush.first_index)
         return None if leaves is None else leaves == flush.leaves
@@ -257,7 +269,7 @@ class Store:
             del heads[next(iter(heads))]
 
 
-def _head_columns(flush: Linked) -> tuple[list[object], ...]:
+def _head_columns(flush: Linked) -> tuple[list[Any], ...]:
     begun = [c for c, length in flush.expected.items() if length == 0]
     grown = [c for c, length in flush.expected.items() if length > 0]
     heads = flush.heads

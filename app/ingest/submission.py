@@ -2,12 +2,11 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import date, datetime
 from uuid import UUID
 
 from app.errors import AuditError, BadRequest, Conflict
 from app.events.envelope import bad_fields, out_of_window
-from app.ingest.accept import Draft, Event, fix
+from app.ingest.accept import Acceptance, Draft, Event, fix
 
 _SLICE = 500
 
@@ -37,9 +36,7 @@ class Submission:
             self.done.set_result(None)
 
 
-async def prepare(
-    drafts: Sequence[Draft], ids: Sequence[UUID], parents: Mapping[UUID, date], now: datetime, log: str
-) -> Submission:
+async def prepare(drafts: Sequence[Draft], ids: Sequence[UUID], acceptance: Acceptance) -> Submission:
     """The submission of one request's drafts. Raises Conflict, or the refusal of an event that cannot be a resend.
 
     Of an id that stands twice, equal items are one. Yields to the event loop between slices of a large batch.
@@ -48,14 +45,14 @@ async def prepare(
     known = len(drafts) > 1 or drafts[0].event_id is not None or drafts[0].pointer != ""
     refusals = {}
     for item, event_id in zip(unique, unique_ids, strict=True):
-        if refused := _refusal(item, parents, now):
+        if refused := _refusal(item, acceptance):
             if not known:
                 raise refused
             refusals[event_id] = refused
-    events = fix(unique[:_SLICE], unique_ids[:_SLICE], parents, now, log)
+    events = fix(unique[:_SLICE], unique_ids[:_SLICE], acceptance)
     for start in range(_SLICE, len(unique), _SLICE):
         await asyncio.sleep(0)
-        events += fix(unique[start : start + _SLICE], unique_ids[start : start + _SLICE], parents, now, log)
+        events += fix(unique[start : start + _SLICE], unique_ids[start : start + _SLICE], acceptance)
     return Submission(events, refusals, known=known)
 
 
@@ -74,11 +71,13 @@ def _collapse(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[Sequence[Dr
     return list(first.values()), list(first)
 
 
-def _refusal(item: Draft, parents: Mapping[UUID, date], now: datetime) -> BadRequest | None:
+def _refusal(item: Draft, acceptance: Acceptance) -> BadRequest | None:
     """Why the rules of time and parent refuse `item`, or None."""
-    if refused := out_of_window(item.timestamp, now, item.pointer + "/event_timestamp"):
+    if refused := out_of_window(item.timestamp, acceptance.now, item.pointer + "/event_timestamp"):
         return refused
-    if item.parent_id is not None and item.parent_id not in parents:
+    if item.parent_id is not None and item.parent_id not in acceptance.parents:
         pointer = item.pointer + "/parent_event_id"
-        return bad_fields({pointer: f"expected the id of a stored event, but there is no parent {item.parent_id}: send it first"})
+        return bad_fields(
+            {pointer: f"expected the id of a stored event, but there is no parent {item.parent_id}: send it first"}
+        )
     return None

@@ -45,7 +45,7 @@ class Writer:
         Raises InboxFull, Conflict, BadRequest, or DatabaseAway when `deadline_ms` has passed: then the outcome is unknown.
         """
         count = len(submission.events)
-        if self._closing or self._events_waiting + count > self._settings.inbox_events_max + self._settings.batch_events_max:
+        if self._closing or self._events_waiting + count > self._settings.inbox_events_max:
             raise InboxFull
         self._inbox.append(submission)
         self._events_waiting += count
@@ -116,10 +116,7 @@ class Writer:
         repeats = 0
         while waiting := [s for s in waiting if not s.done.done()]:
             try:
-                unsure = [s for s in waiting if not s.looked_up]
-                if unsure:
-                    stored |= await self._look_up(unsure)
-                    waiting = [s for s in waiting if _still_wanted(s, stored)]
+                waiting = await self._settle(waiting, stored)
                 events = [e for s in waiting for e in s.events if e.id not in stored]
                 if events:
                     await self.store.commit(events, self._deadline(waiting))
@@ -145,11 +142,15 @@ class Writer:
                     submission.finish()
                 return
 
-    async def _look_up(self, submissions: list[Submission]) -> dict[UUID, bool]:
-        found = await self.store.stored([event for s in submissions for event in s.events])
-        for submission in submissions:
+    async def _settle(self, submissions: list[Submission], stored: dict[UUID, bool]) -> list[Submission]:
+        """Look up the ids that may be stored, add what is found to `stored`, and return what is still to be written."""
+        unsure = [s for s in submissions if not s.looked_up]
+        if not unsure:
+            return submissions
+        stored |= await self.store.stored([event for s in unsure for event in s.events])
+        for submission in unsure:
             submission.looked_up = True
-        return found
+        return [s for s in submissions if _still_wanted(s, stored)]
 
     async def _isolate(self, submissions: list[Submission], refused: Refused) -> None:
         """Halve the flush until the request that Postgres refuses stands alone."""

@@ -1,0 +1,128 @@
+"""The hash of an event: its record, version 1, and the commitment to what can be erased (design section 4). Never changes.
+
+A row is a mapping by column name; columns that it does not name are NULL. The write path and verification hash the
+same way: they differ only in where the row comes from.
+"""
+
+import socket
+import struct
+from datetime import UTC, datetime
+from hashlib import sha256
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Protocol
+
+import orjson
+
+from app.events.canonical import canonical, loads
+
+
+class Row(Protocol):
+    """A dict on the write path, an asyncpg.Record when read back."""
+
+    def get(self, name: str, /) -> Any: ...
+
+
+def committed(row: Row, *, stored: bool = False) -> bytes:
+    """The JCS of the committed object. `stored`: event_data and event_metadata are jsonb's text, not canonical JSON yet."""
+    get = row.get
+    event_data, event_metadata = get("event_data"), get("event_metadata")
+    if stored:
+        event_data, event_metadata = _canonical(event_data), _canonical(event_metadata)
+    return orjson.dumps(
+        {
+            "actor_id": get("actor_id"),
+            "actor_ip": _address(get("actor_ip")),
+            "error_message": get("error_message"),
+            "event_data": None if event_data is None else orjson.Fragment(event_data),
+            "event_metadata": None if event_metadata is None else orjson.Fragment(event_metadata),
+            "resource_id": get("resource_id"),
+            "resource_name": get("resource_name"),
+        }
+    )
+
+
+def commitment(salt: bytes, committed: bytes) -> bytes:
+    """What the record keeps of the committed object, also after its erasure."""
+    return sha256(salt + committed).digest()
+
+
+def record(row: Row, log: str, commitment: bytes) -> dict[str, Any]:
+    """The record of `row` in the log named `log`, members in JCS order.
+
+    The flush sets log_index, chain_index and previous_event_hash (None for the first of a chain) in it afterwards.
+    """
+    get = row.get
+    parent_event_id, parent_event_date = get("parent_event_id"), get("parent_event_date")
+    return {
+        "actor_type": get("actor_type"),
+        "chain_index": get("chain_index"),
+        "cluster_id": get("cluster_id"),
+        "commitment": commitment.hex(),
+        "correlation_id": get("correlation_id"),
+        "duration_ms": get("duration_ms"),
+        "error_code": get("error_code"),
+        "event_action": get("event_action"),
+        "event_category": get("event_category"),
+        "event_id": str(get("event_id")),
+        "event_outcome": get("event_outcome"),
+        "event_timestamp": _time(get("event_timestamp")),
+        "event_type": get("event_type"),
+        "event_version": get("event_version"),
+        "is_sensitive": get("is_sensitive"),
+        "log": log,
+        "log_index": get("log_index"),
+        "namespace": get("namespace"),
+        "parent_event_date": None if parent_event_date is None else parent_event_date.isoformat(),
+        "parent_event_id": None if parent_event_id is None else str(parent_event_id),
+        "previous_event_hash": get("previous_event_hash") or None,
+        "recorded_at": _time(get("recorded_at")),
+        "resource_type": get("resource_type"),
+        "severity": get("severity"),
+        "span_id": get("span_id"),
+        "trace_id": get("trace_id"),
+        "v": 1,
+    }
+
+
+def leaf_hash(record: dict[str, Any]) -> bytes:
+    """The RFC 6962 leaf hash: link of the chain and leaf of the log in one."""
+    return sha256(b"\0" + orjson.dumps(record)).digest()
+
+
+def ip_packed(text: str) -> bytes:
+    """The 4 or 16 bytes of a plain address; ValueError for masks, zones, leading zeros and anything else."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except OSError:
+        raise ValueError(f"{text!r} is no IP address") from None
+
+
+def ip_text(packed: bytes) -> str:
+    """Our own text of an address: dotted for IPv4, RFC 5952 with hex groups only for IPv6, mapped IPv4 too."""
+    if len(packed) == 4:
+        return "{}.{}.{}.{}".format(*packed)
+    groups = [f"{group:x}" for group in struct.unpack(">8H", packed)]
+    for length in range(groups.count("0"), 1, -1):
+        for start in range(9 - length):
+            if groups[start : start + length] == ["0"] * length:
+                return f"{':'.join(groups[:start])}::{':'.join(groups[start + length :])}"
+    return ":".join(groups)
+
+
+def _canonical(text: str | bytes | None) -> bytes | None:
+    return None if text is None else canonical(loads(text))
+
+
+def _address(address: Any) -> str | None:
+    # Text is our own already. The subclass that asyncpg gives for an address with a mask is not one that we write, and
+    # its packed bytes would hide the mask.
+    if address is None or type(address) is str:
+        return address
+    return ip_text(address.packed) if type(address) in (IPv4Address, IPv6Address) else str(address)
+
+
+def _time(moment: datetime) -> str:
+    # asyncpg gives `infinity`, which only SQL can write, without a zone.
+    if moment.tzinfo is not UTC and moment.tzinfo is not None:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="microseconds")[:26] + "Z"

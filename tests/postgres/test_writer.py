@@ -1,0 +1,266 @@
+"""The write path on a real Postgres, with the sequences of design section 6 that went wrong on paper."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from app.errors import BadRequest, Conflict, DatabaseAway
+from app.events.canonical import canonical
+from app.ingest.accept import Acceptance, batch_ids, draft, single_id
+from app.ingest.store import LostRace, Store
+from app.ingest.submission import prepare
+from app.ingest.writer import Writer
+from app.settings import Settings
+from tests.proxy import proxy
+
+LOG = "test.example/datastorage"
+
+
+def item(correlation_id: str = "rr-1", **members: Any) -> dict[str, Any]:
+    return {
+        "version": "1.0",
+        "event_type": "orchestrator.lifecycle.started",
+        "event_timestamp": datetime.now(UTC).isoformat(),
+        "event_category": "orchestration",
+        "event_action": "started",
+        "event_outcome": "success",
+        "correlation_id": correlation_id,
+        "event_data": {"event_type": "orchestrator.lifecycle.started", "rr_name": "rr", "namespace": "payments"},
+    } | members
+
+
+class Replica:
+    """One process's writer, and the two ways to post to it."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.writer = writer
+
+    async def post(self, posted: dict[str, Any]) -> UUID:
+        one = draft(posted, "", plain=False, depth=3)
+        return (await self._submit([one], [single_id(one)], 5_000))[0]
+
+    async def batch(self, *posted: dict[str, Any]) -> list[UUID]:
+        drafts = [draft(p, f"/{i}", plain=False, depth=3) for i, p in enumerate(posted)]
+        digest = hashlib.sha256(canonical(list(posted))).hexdigest()
+        return await self._submit(drafts, batch_ids(drafts, "", digest), 30_000)
+
+    async def _submit(self, drafts: list[Any], ids: list[UUID], deadline_ms: int) -> list[UUID]:
+        submission = await prepare(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
+        await self.writer.submit(submission, deadline_ms)
+        return ids
+
+
+@asynccontextmanager
+async def replica(database_url: str) -> AsyncIterator[Replica]:
+    settings = Settings(database_url=SecretStr(database_url))
+    writer = Writer(Store(settings, LOG), settings)
+    writer.start()
+    yield Replica(writer)
+    await writer.close()
+
+
+async def count(connection: "asyncpg.Connection[asyncpg.Record]") -> int:
+    return int(await connection.fetchval("SELECT count(*) FROM audit_events"))
+
+
+async def test_positions_follow_each_other(database_url: str, connection: Any) -> None:
+    """Events of one correlation are not chained in the order in which they were answered."""
+    async with replica(database_url) as one:
+        ids = [await one.post(item(event_action=f"step-{i}")) for i in range(3)]
+    rows = await connection.fetch("SELECT event_id, log_index, chain_index FROM audit_events ORDER BY log_index")
+    assert [tuple(row) for row in rows] == [(ids[i], i, i) for i in range(3)]
+
+
+async def test_large_flush_goes_by_copy(database_url: str, connection: Any) -> None:
+    """A flush that is sent by COPY does not come out as one that is sent in the statement."""
+    async with replica(database_url) as one:
+        ids = await one.batch(*(item(f"rr-{i % 7}", actor_ip="10.0.0.1", duration_ms=i) for i in range(300)))
+    rows = await connection.fetch("SELECT event_id, host(actor_ip) AS ip FROM audit_events ORDER BY log_index")
+    assert [row["event_id"] for row in rows] == ids
+    assert {row["ip"] for row in rows} == {"10.0.0.1"}
+
+
+async def test_batch_sent_again_is_one_batch(database_url: str, connection: Any) -> None:
+    """A Go client that resends a whole batch after a timeout stores it twice."""
+    posted = [item(f"rr-{i}") for i in range(5)]
+    async with replica(database_url) as one, replica(database_url) as other:
+        assert await one.batch(*posted) == await other.batch(*posted) == await one.batch(*posted)
+    assert await count(connection) == 5
+
+
+async def test_equal_batches_at_the_same_moment_are_one(database_url: str, connection: Any) -> None:
+    """Two equal batches in one inbox collide in the flush, or are stored twice."""
+    posted = [item(f"rr-{i}") for i in range(5)]
+    async with replica(database_url) as one, replica(database_url) as other:
+        answers = await asyncio.gather(*(r.batch(*posted) for r in (one, other, one, other, one)))
+    assert all(answer == answers[0] for answer in answers)
+    assert await count(connection) == 5
+
+
+async def test_batch_of_which_one_item_is_stored(database_url: str, connection: Any) -> None:
+    """One stored item makes the rest of the batch disappear, or is stored twice, or leaves a gap in the log."""
+    known = item("rr-known", event_id=str(uuid4()))
+    async with replica(database_url) as one:
+        await one.post(known)
+        ids = await one.batch(item("rr-a"), known, item("rr-b"))
+        await one.post(item("rr-c"))
+    assert str(ids[1]) == known["event_id"]
+    assert [r[0] for r in await connection.fetch("SELECT log_index FROM audit_events ORDER BY 1")] == [0, 1, 2, 3]
+
+
+async def test_id_sent_again_with_another_date_and_correlation(database_url: str, connection: Any) -> None:
+    """An event_id is unique only within its day and correlation, as the primary key alone would have it."""
+    event_id = str(uuid4())
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+    async with replica(database_url) as one:
+        await one.post(item("rr-1", event_id=event_id))
+        with pytest.raises(Conflict, match=event_id):
+            await one.post(item("rr-2", event_id=event_id, event_timestamp=yesterday))
+    assert await count(connection) == 1
+
+
+async def test_same_content_in_another_key_order_is_a_resend(database_url: str, connection: Any) -> None:
+    """Go writes map keys in random order: a resend is taken for another event."""
+    posted = item(event_id=str(uuid4()))
+    async with replica(database_url) as one:
+        assert await one.post(posted) == await one.post(dict(reversed(posted.items())))
+    assert await count(connection) == 1
+
+
+async def test_a_different_event_refuses_the_whole_batch(database_url: str, connection: Any) -> None:
+    """Part of a refused batch is stored."""
+    event_id = str(uuid4())
+    async with replica(database_url) as one:
+        await one.post(item(event_id=event_id))
+        with pytest.raises(Conflict):
+            await one.batch(item("rr-a"), item("rr-b", event_id=event_id))
+    assert await count(connection) == 1
+
+
+async def test_id_twice_in_one_batch(database_url: str, connection: Any) -> None:
+    """Equal items under one id are not collapsed, or different ones are not refused."""
+    twice = item(event_id=str(uuid4()))
+    async with replica(database_url) as one:
+        ids = await one.batch(twice, twice)
+        with pytest.raises(Conflict, match="twice"):
+            await one.batch(item(event_id=str(ids[0])), item("rr-2", event_id=str(ids[0])))
+    assert ids[0] == ids[1]
+    assert await count(connection) == 1
+
+
+async def test_resend_is_recognised_before_the_window(database_url: str, connection: Any) -> None:
+    """A resend is refused because its time has run out since it was accepted."""
+    posted = item(event_id=str(uuid4()))
+    drafted = draft(posted, "", plain=False, depth=3)
+    async with replica(database_url) as one:
+        await one.post(posted)
+        later = Acceptance(datetime.now(UTC) + timedelta(days=8), {}, LOG)
+        resent = await prepare([drafted], [single_id(drafted)], later)
+        await one.writer.submit(resent, 5_000)
+        fresh = draft(item(event_id=str(uuid4())), "", plain=False, depth=3)
+        refused = await prepare([fresh], [single_id(fresh)], later)
+        with pytest.raises(BadRequest, match="7 days"):
+            await one.writer.submit(refused, 5_000)
+    assert await count(connection) == 1
+
+
+@pytest.mark.damaged
+async def test_claim_counts_only_while_its_row_exists(database_url: str, connection: Any) -> None:
+    """An event that somebody deleted can never be sent again under its id."""
+    posted = item(event_id=str(uuid4()))
+    async with replica(database_url) as one:
+        await one.post(posted)
+        await connection.execute("DELETE FROM audit_events")
+        await one.post(posted)
+    assert await count(connection) == 1
+
+
+async def test_stalled_between_snapshot_and_insert(database_url: str, connection: Any) -> None:
+    """A replica that read the log's end, then stalled, writes behind an end that is no longer the end."""
+    settings = Settings(database_url=SecretStr(database_url))
+    stalled = Store(settings, LOG)
+    drafted = draft(item("rr-1", event_action="stalled"), "", plain=False, depth=3)
+    submission = await prepare([drafted], [single_id(drafted)], Acceptance(datetime.now(UTC), {}, LOG))
+    postgres = await stalled.connection()
+    flush = await stalled._link(postgres, submission.events)
+    async with replica(database_url) as other:
+        await other.post(item("rr-1"))
+    with pytest.raises((LostRace, asyncpg.UniqueViolationError)):
+        await stalled._send(postgres, flush)
+    assert await count(connection) == 1
+    stalled.lost()
+    await stalled.commit(submission.events, asyncio.get_running_loop().time() + 5)
+    await stalled.close()
+    assert await connection.fetchval("SELECT max(chain_index) FROM audit_events") == 1
+
+
+@pytest.mark.parametrize("lost", ["lose_question", "lose_answer"])
+@pytest.mark.parametrize("size", [0, 1, 200])
+async def test_unknown_outcome_while_another_replica_writes_on(
+    database_url: str, connection: Any, lost: str, size: int
+) -> None:
+    """A connection that is cut around COMMIT loses an event, or stores it twice; size 0 is a plain single event."""
+    async with proxy(database_url) as between, replica(between.url) as one, replica(database_url) as other:
+        await one.post(item("rr-1"))
+        setattr(between, lost, True)
+        posted = [item("rr-1", event_action=f"step-{i}") for i in range(size)]
+        sending = asyncio.create_task(one.batch(*posted) if posted else one.post(item("rr-1")))  # type: ignore[arg-type]
+        for _ in range(20):
+            await other.post(item("rr-1"))
+        await sending
+    assert await count(connection) == 1 + max(size, 1) + 20
+
+
+async def test_three_replicas_at_once(database_url: str, connection: Any) -> None:
+    """Replicas that race for the log's end lose events, or break a chain."""
+
+    async def work(post: Callable[[dict[str, Any]], Awaitable[UUID]], name: str) -> list[UUID]:
+        return [await post(item(f"rr-{i % 5}", event_action=f"{name}-{i}")) for i in range(40)]
+
+    async with replica(database_url) as a, replica(database_url) as b, replica(database_url) as c:
+        answers = await asyncio.gather(*(work(r.post, str(n)) for n, r in enumerate((a, b, c, a, b, c))))
+    assert await count(connection) == len({i for answer in answers for i in answer}) == 240
+
+
+async def test_missing_partition_is_made(database_url: str, connection: Any) -> None:
+    """An event for whose month no partition exists is refused."""
+    month = datetime.now(UTC).strftime("audit_events_%Y_%m")
+    await connection.execute(f"DROP TABLE {month}")
+    async with replica(database_url) as one:
+        await one.post(item())
+    assert await count(connection) == 1
+
+
+async def test_postgres_away_is_said_at_once() -> None:
+    """Without a server, a request waits for its deadline, or is acknowledged."""
+    nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
+    async with replica(nowhere) as one:
+        with pytest.raises(DatabaseAway):
+            await asyncio.wait_for(one.post(item()), 2)
+
+
+@pytest.mark.damaged
+async def test_emptied_log_is_seeded_anew(database_url: str, connection: Any) -> None:
+    """Emptying log_flushes stops the service, or makes positions that exist already."""
+    async with replica(database_url) as one:
+        await one.batch(*(item(f"rr-{i}") for i in range(5)))
+        await connection.execute("DELETE FROM log_flushes")
+        await one.post(item("rr-1"))
+        await one.post(item("rr-2"))
+    assert [r[0] for r in await connection.fetch("SELECT log_index FROM audit_events ORDER BY 1")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]

@@ -1,0 +1,70 @@
+"""A proxy in front of Postgres that can lose a question or an answer, to the byte where it hurts."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from urllib.parse import parse_qs, urlsplit
+
+
+class Proxy:
+    """Forwards bytes both ways; the two switches cut the connection in the middle of the next exchange."""
+
+    def __init__(self, server_url: str) -> None:
+        parts = urlsplit(server_url)
+        self._socket_dir = parse_qs(parts.query).get("host", [None])[0]
+        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 5432
+        self._login = parts.netloc.rpartition("@")[0]
+        self._path = parts.path
+        self.url = ""
+        self.lose_question = False
+        """The next message to Postgres never arrives."""
+        self.lose_answer = False
+        """The next message reaches Postgres; its answer never comes back."""
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        up_reader, up_writer = await self._upstream()
+        pumps = {
+            asyncio.create_task(self._questions(reader, up_writer)),
+            asyncio.create_task(self._answers(up_reader, writer)),
+        }
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        for end in (writer, up_writer):
+            end.close()
+
+    async def _upstream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self._socket_dir is not None and self._socket_dir.startswith("/"):
+            return await asyncio.open_unix_connection(f"{self._socket_dir}/.s.PGSQL.{self._port}")
+        return await asyncio.open_connection(self._socket_dir or self._host, self._port)
+
+    async def _questions(self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(1 << 16):
+            if self.lose_question:
+                self.lose_question = False
+                return
+            up_writer.write(chunk)
+            await up_writer.drain()
+
+    async def _answers(self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await up_reader.read(1 << 16):
+            if self.lose_answer:
+                self.lose_answer = False
+                return
+            writer.write(chunk)
+            await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def proxy(server_url: str) -> AsyncIterator[Proxy]:
+    """A proxy on a port of its own; `url` reaches the same database through it."""
+    between = Proxy(server_url)
+    server = await asyncio.start_server(between.connected, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    login = f"{between._login}@" if between._login else ""
+    between.url = f"postgresql://{login}127.0.0.1:{port}{between._path}?sslmode=disable"
+    try:
+        yield between
+    finally:
+        server.close()
