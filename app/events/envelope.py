@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict
 
 from app.errors import BadRequest, InvalidRequest
-from app.events.explain import explain
+from app.events.explain import bad_fields, explain
 from app.events.record import ip_packed
 
 Category = Literal[
@@ -90,12 +90,6 @@ def check_envelope(item: Any, pointer: str) -> PostedEvent:
         return _VALIDATE(item)  # type: ignore[no-any-return]  # the adapter's validator is untyped
     except ValidationError as error:
         raise bad_fields(explain(error, pointer)) from None
-
-
-def bad_fields(fields: dict[str, str]) -> BadRequest:
-    """The answer that names each offending field by its JSON pointer."""
-    detail = "; ".join(f"{pointer or 'body'}: {message}" for pointer, message in fields.items())
-    return BadRequest(detail, field_errors=fields)
 
 
 def _undecodable(pointer: str, message: str) -> InvalidRequest:

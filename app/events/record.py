@@ -31,7 +31,7 @@ def committed(row: Row, *, stored: bool = False) -> bytes:
     return orjson.dumps(
         {
             "actor_id": get("actor_id"),
-            "actor_ip": _address(get("actor_ip")),
+            "actor_ip": address_text(get("actor_ip")),
             "error_message": get("error_message"),
             "event_data": None if event_data is None else orjson.Fragment(event_data),
             "event_metadata": None if event_metadata is None else orjson.Fragment(event_metadata),
@@ -109,16 +109,17 @@ def ip_text(packed: bytes) -> str:
     return ":".join(groups)
 
 
-def _canonical(text: str | bytes | None) -> bytes | None:
-    return None if text is None else canonical(loads(text))
-
-
-def _address(address: Any) -> str | None:
+def address_text(address: Any) -> str | None:
+    """An address as the record has it, from our own text or from what asyncpg returns."""
     # Text is our own already. The subclass that asyncpg gives for an address with a mask is not one that we write, and
     # its packed bytes would hide the mask.
     if address is None or type(address) is str:
         return address
     return ip_text(address.packed) if type(address) in (IPv4Address, IPv6Address) else str(address)
+
+
+def _canonical(text: str | bytes | None) -> bytes | None:
+    return None if text is None else canonical(loads(text))
 
 
 def _time(moment: datetime) -> str:

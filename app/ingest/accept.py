@@ -9,11 +9,13 @@ from time import time_ns
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from app import metrics
 from app.errors import BadRequest
 from app.events import ids
 from app.events.canonical import canonical, depth_of
-from app.events.catalog import check_payload
-from app.events.envelope import PostedEvent, address, bad_fields, check_envelope, timestamp, uuid
+from app.events.catalog import TYPED, check_payload
+from app.events.envelope import PostedEvent, address, check_envelope, timestamp, uuid
+from app.events.explain import bad_fields
 from app.events.record import commitment, committed, ip_text, record
 
 RETENTION_DAYS = 2555
@@ -66,6 +68,8 @@ def draft(item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
     posted = check_envelope(item, pointer)
     payload = posted["event_data"]
     check_payload(posted["event_type"], payload, pointer + "/event_data")
+    if "event_type" not in payload and posted["event_type"] in TYPED:
+        metrics.FREEFORM_WITH_TYPED_FORM.labels(posted["event_type"]).inc()
     moment = timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
     event_id, parent_id = posted.get("event_id"), posted.get("parent_event_id")
     parent_date, actor_ip = posted.get("parent_event_date"), posted.get("actor_ip")

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from app.errors import AuditError, BadRequest, Conflict
-from app.events.envelope import bad_fields, out_of_window
+from app.events.envelope import out_of_window
+from app.events.explain import bad_fields
 from app.ingest.accept import Acceptance, Draft, Event, fix
 
 _SLICE = 500

@@ -1,0 +1,44 @@
+# The service without the embedded Postgres. Needs BuildKit: docker build -t datastorage .
+# Behind a proxy that has its own certificate authority: --secret id=ca,src=<bundle of certificates>
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
+# pip lives in an environment of its own, so that the service's has nothing that the service does not run.
+RUN python3 -m venv /build && python3 -m venv --without-pip /opt/datastorage
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
+WORKDIR /src
+
+# What changes seldom comes first. The build backend is pinned by its entry in the development lock.
+COPY requirements.lock requirements-dev.lock ./
+RUN --mount=type=secret,id=ca,required=false,target=/etc/ssl/certs/ca-certificates.crt \
+    sed -n '/^setuptools==/,/[^\]$/p' requirements-dev.lock > build.lock \
+ && /build/bin/pip install --require-hashes --only-binary :all: -r build.lock \
+ && /build/bin/pip --python /opt/datastorage/bin/python install --no-compile --require-hashes --only-binary :all: -r requirements.lock
+
+COPY pyproject.toml README.md LICENSE ./
+COPY app app
+COPY migrations migrations
+RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
+ && /build/bin/pip --python /opt/datastorage/bin/python install --no-compile --no-deps --no-index dist/*.whl
+
+# Byte code of the standard library too, which the base may come without: on a read-only root file system the service
+# cannot write any, and would compile everything anew at each start.
+ENV PYTHONPYCACHEPREFIX=/opt/datastorage/pycache
+RUN /opt/datastorage/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+    -x '/(test|tests|testing|ensurepip|idlelib|lib2to3|tkinter|turtledemo|dist-packages)/' \
+    /opt/datastorage/lib "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
+
+FROM ${BASE}
+COPY --from=build /opt/datastorage /opt/datastorage
+ENV PATH=/opt/datastorage/bin:$PATH \
+    PYTHONPYCACHEPREFIX=/opt/datastorage/pycache \
+    PYTHONDONTWRITEBYTECODE=1 \
+    DATASTORAGE_HOST=0.0.0.0
+# Any other uid does as well: nothing is written, and everything can be read by everybody.
+USER 65532:65532
+EXPOSE 8080
+HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
+    CMD ["python", "-c", "from os import environ as e; from urllib.request import urlopen; urlopen(f\"http://127.0.0.1:{e.get('DATASTORAGE_PORT', '8080')}/healthz\", timeout=2)"]
+# The service handles SIGTERM itself, also as process 1.
+ENTRYPOINT ["datastorage"]
+CMD ["serve"]

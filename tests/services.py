@@ -1,0 +1,81 @@
+"""The service as processes of its own, reached over HTTP only."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.request import urlopen
+
+ROOT = Path(__file__).parent.parent
+READY_SECONDS = 20.0
+STOP_SECONDS = 45.0
+OTHER_SETTINGS = ("DATASTORAGE_", "CONFIG_PATH", "PORT", "HEALTH_PORT")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running `datastorage serve`."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
+def spawn(settings: dict[str, object], directory: Path) -> Service:
+    """The process on a free port, in an empty directory, so that no file of the machine's user changes its settings."""
+    directory.mkdir()
+    port, log = free_port(), directory / "log"
+    env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
+    env |= {f"DATASTORAGE_{name.upper()}": str(value) for name, value in (settings | {"port": port}).items()}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app", "serve"],
+            cwd=directory,
+            env=env | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+    return Service(f"http://127.0.0.1:{port}", process, log)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def wait_until_ready(service: Service) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while not is_ready(service.url):
+        assert service.process.poll() is None, f"the service ended:\n{service.log.read_text()}"
+        assert time.monotonic() < deadline, f"the service does not become ready:\n{service.log.read_text()}"
+        time.sleep(0.02)
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/readyz", timeout=5) as answer:
+            return int(answer.status) == 200
+    except OSError:
+        return False
+
+
+def stop(services: Sequence[Service]) -> list[int]:
+    """Exit codes of those that still ran, after each was told to stop; one that does not stop is killed."""
+    running = [one for one in services if one.process.poll() is None]
+    for one in running:
+        one.process.send_signal(signal.SIGTERM)
+    return [_exit_code(one) for one in running]
+
+
+def _exit_code(service: Service) -> int:
+    try:
+        return service.process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        service.process.kill()
+        return service.process.wait()
