@@ -30,6 +30,7 @@ _SERVER_SETTINGS = {
     "application_name": "datastorage",
     "jit": "off",  # compiling a plan over many partitions costs more than it saves
     "timezone": "UTC",
+    "datestyle": "ISO",
 }
 
 # What can be raised when the server or the way to it fails, rather than a statement.

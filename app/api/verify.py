@@ -1,12 +1,13 @@
 """POST verify-chain: what is stored of one correlation, recomputed."""
 
+import asyncio
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -14,24 +15,24 @@ from app.api.body import read_json_body
 from app.errors import AuditError, BadRequest, DatabaseAway, DatabaseFailed
 from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
-from app.integrity.chain import Finding
+from app.integrity.chain import Defect, Defects
 from app.integrity.reference import moment
-from app.integrity.verify import Report, snapshot, verify_correlation
+from app.integrity.verify import ChainReport, snapshot, verify_chain
 
-router = APIRouter(tags=["verification"])
-
-_BODY_BYTES_MAX = 64 * 1024
 _CORRELATION_BYTES_MAX = 256
 
+# Each verification holds a connection of the pool for as long as it takes; queries need the others.
+_slots = asyncio.Semaphore(2)
 
-class VerifyChain(BaseModel):
-    """Which chain to verify."""
 
-    correlation_id: str
+class ChainToVerify(BaseModel):
+    """Which chain to verify. Other members are ignored."""
+
+    correlation_id: Annotated[str, Field(min_length=1, description="at most 256 bytes")]
 
 
 class TamperedEvent(BaseModel):
-    """One thing that is wrong with one event. Both hashes are empty when it is its place that is wrong."""
+    """One thing that is wrong with one event. Both hashes are empty when it is not its own hash that is wrong."""
 
     event_id: UUID
     event_timestamp: datetime
@@ -42,16 +43,21 @@ class TamperedEvent(BaseModel):
 
 
 class ChainVerified(BaseModel):
-    """What was found. What is absent is left out; nothing is null."""
+    """What was found. What is absent is left out; nothing is null.
+
+    Events that others wrote by SQL (unsealed) are verified by the rules they were hashed by. Where the service has a chain,
+    they do not make it invalid, and what is wrong with them stands apart, in `unsealed_defects`. Where it has none, they
+    are all there is, and count as a chain of their own.
+    """
 
     correlation_id: str
     is_valid: bool
-    total_events: int
-    verified_events: int
-    skipped_null_hash: int | None = None
-    unsealed_events: int | None = None
-    tampered_events: list[TamperedEvent] | None = None
-    unsealed_findings: list[TamperedEvent] | None = None
+    total_events: Annotated[int, Field(description="events that have a hash, unsealed ones too")]
+    verified_events: Annotated[int, Field(description="those whose own hash is right")]
+    skipped_null_hash: Annotated[int, Field(description="events without a hash")] = 0
+    unsealed_events: Annotated[int, Field(description="of total_events, those that others wrote by SQL")] = 0
+    tampered_events: Annotated[list[TamperedEvent], Field(description="the first 10000 are listed")] = []
+    unsealed_defects: Annotated[list[TamperedEvent], Field(description="the first 10000 are listed")] = []
     verification_time: datetime
     message: str
 
@@ -63,93 +69,117 @@ class VerificationFailed(AuditError):
     title = "Verification Failed"
 
 
-@router.post(
-    "/api/v1/audit/verify-chain",
-    response_class=Response,
-    responses={200: {"model": ChainVerified}},
-    openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": VerifyChain.model_json_schema()}}}
-    },
-)
-async def verify_chain(request: Request) -> Response:
-    """Verify the chain of one correlation: edited, removed, inserted and truncated events show."""
-    correlation_id = _correlation_id(parse(await read_json_body(request, _BODY_BYTES_MAX)).value)
-    state = request.app.state
-    if state.writer is None:
-        raise DatabaseAway
-    try:
-        async with snapshot(state.engine) as connection:
-            report = await verify_correlation(connection, correlation_id, state.writer.store.log_name)
-    except DatabaseFailed as error:
-        raise VerificationFailed from error
-    return Response(orjson.dumps(_answer(correlation_id, report)), media_type="application/json")
-
-
-def _correlation_id(body: Any) -> str:
-    if not isinstance(body, dict):
-        raise bad_fields({"": f"expected an object with a correlation_id, got {kind_of(body)}"})
-    correlation_id = body.get("correlation_id")
-    if not isinstance(correlation_id, str):
-        came = kind_of(correlation_id) if "correlation_id" in body else "nothing"
-        raise bad_fields({"/correlation_id": f"expected a string, got {came}"})
-    if not correlation_id:
-        raise _MissingCorrelationId("correlation_id: expected the id of a correlation, got an empty string")
-    if len(correlation_id.encode()) > _CORRELATION_BYTES_MAX:
-        raise BadRequest(
-            f"correlation_id: expected at most {_CORRELATION_BYTES_MAX} bytes, got {len(correlation_id.encode())}",
-            slug="invalid-correlation-id",
-        )
-    return correlation_id
-
-
-class _MissingCorrelationId(BadRequest):
-    """The correlation_id is empty."""
+class MissingCorrelationId(BadRequest):
+    """correlation_id: expected the id of a correlation, got an empty string."""
 
     slug = "missing-correlation-id"
     title = "Missing Required Field"
 
 
-def _answer(correlation_id: str, report: Report) -> dict[str, Any]:
-    total = report.sealed.length + report.unsealed
-    tampered = report.sealed.findings + ([] if report.is_sealed else report.unsealed_findings)
-    apart = report.unsealed_findings if report.is_sealed else []
-    optional = {
-        "skipped_null_hash": report.unhashed,
-        "unsealed_events": report.unsealed,
-        "tampered_events": [_tampered(finding) for finding in tampered],
-        "unsealed_findings": [_tampered(finding) for finding in apart],
+class InvalidCorrelationId(BadRequest):
+    """The correlation_id is too long."""
+
+    slug = "invalid-correlation-id"
+    title = "Invalid Correlation ID"
+
+
+async def post_verify_chain(request: Request) -> Response:
+    """Verify the chain of one correlation: edited, removed, inserted and truncated events show. 200 whatever is found."""
+    state = request.app.state
+    correlation_id = _correlation_id(parse(await read_json_body(request, state.settings.body_bytes_max)).value)
+    if state.writer is None:
+        raise DatabaseAway
+    try:
+        async with _slots, snapshot(state.engine) as connection:
+            report = await verify_chain(connection, correlation_id, state.writer.store.log_name)
+    except DatabaseFailed as error:
+        raise VerificationFailed from error
+    return Response(orjson.dumps(_answer(correlation_id, report)), media_type="application/json")
+
+
+router = APIRouter(tags=["verification"])
+router.add_api_route(
+    "/api/v1/audit/verify-chain",
+    post_verify_chain,
+    name="verify_chain",
+    methods=["POST"],
+    response_class=Response,
+    responses={200: {"model": ChainVerified}},
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": ChainToVerify.model_json_schema()}},
+        }
+    },
+)
+
+
+def _correlation_id(body: Any) -> str:
+    if not isinstance(body, dict):
+        raise bad_fields({"": f"expected an object with a correlation_id, got {kind_of(body)}"})
+    if "correlation_id" not in body:
+        raise bad_fields({"/correlation_id": "required, but missing"})
+    correlation_id = body["correlation_id"]
+    if not isinstance(correlation_id, str):
+        raise bad_fields({"/correlation_id": f"expected a string, got {kind_of(correlation_id)}"})
+    if not correlation_id:
+        raise MissingCorrelationId
+    size = len(correlation_id.encode())
+    if size > _CORRELATION_BYTES_MAX:
+        raise InvalidCorrelationId(f"correlation_id: expected at most {_CORRELATION_BYTES_MAX} bytes, got {size}")
+    return correlation_id
+
+
+def _answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:
+    apart = report.unsealed_defects if report.is_sealed else Defects()
+    tampered = report.sealed.defects if report.is_sealed else report.unsealed_defects
+    left_out_when_empty = {
+        "skipped_null_hash": report.unhashed_total,
+        "unsealed_events": report.unsealed_total,
+        "tampered_events": _events(tampered),
+        "unsealed_defects": _events(apart),
     }
     return {
         "correlation_id": correlation_id,
         "is_valid": report.is_valid,
-        "total_events": total,
+        "total_events": report.sealed.total + report.unsealed_total,
         "verified_events": report.sealed.verified + report.unsealed_verified,
-        **{name: value for name, value in optional.items() if value},
-        "verification_time": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
-        "message": _message(report, total),
+        **{name: value for name, value in left_out_when_empty.items() if value},
+        "verification_time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
+        "message": "; ".join(_sentences(report, tampered, apart)),
     }
 
 
-def _tampered(finding: Finding) -> dict[str, str]:
+def _events(defects: Defects) -> list[dict[str, str]]:
+    return [_event(defect) for defect in defects.listed]
+
+
+def _event(defect: Defect) -> dict[str, str]:
+    assert defect.event_timestamp is not None
     return {
-        "event_id": str(finding.event_id),
-        "event_timestamp": moment(finding.event_timestamp),
-        "expected_hash": finding.expected_hash,
-        "actual_hash": finding.actual_hash,
-        "previous_hash": finding.previous_hash,
-        "message": finding.message,
+        "event_id": str(defect.event_id),
+        "event_timestamp": moment(defect.event_timestamp),
+        "expected_hash": defect.expected_hash,
+        "actual_hash": defect.actual_hash,
+        "previous_hash": defect.previous_hash,
+        "message": defect.message,
     }
 
 
-def _message(report: Report, total: int) -> str:
-    if report.head_finding:
-        verdict = f"The chain is broken: {report.head_finding}"
-    elif not report.is_valid:
-        verdict = "The chain is broken: see tampered_events"
-    elif not total:
-        verdict = "No hashed events were found for this correlation"
+def _sentences(report: ChainReport, tampered: Defects, apart: Defects) -> list[str]:
+    """The message's parts: the verdict first."""
+    total = report.sealed.total + report.unsealed_total
+    said = []
+    if not report.is_valid:
+        said.append(f"the chain is broken: {tampered.count} defect(s) of single events")
+    elif total:
+        said.append(f"the chain is whole: {report.sealed.verified or report.unsealed_verified} event(s) verified")
     else:
-        verdict = f"All {total} events are as they were stored"
-        if report.unsealed_findings:
-            verdict = f"The chain holds; of {report.unsealed} unsealed events some do not: see unsealed_findings"
-    return f"{verdict}; {report.unhashed} events without hash were left out" if report.unhashed else verdict
+        said.append("no hashed events were found for this correlation")
+    if report.head_defect is not None:
+        said.append(report.head_defect.message)
+    if apart.count:
+        said.append(f"{apart.count} defect(s) of unsealed events, which are no part of the chain")
+    if report.unhashed_total:
+        said.append(f"{report.unhashed_total} event(s) without a hash were left out")
+    return said

@@ -1,0 +1,211 @@
+"""GET of events: a page of them, and one."""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.errors import BadRequest, DatabaseFailed, NotFound
+from app.events.envelope import Category, Outcome
+from app.events.explain import bad_fields, explain
+from app.query.cursor import Cursor
+from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
+from app.query.page import Page, one, page
+from app.query.timebounds import parse_moment
+
+router = APIRouter(tags=["query"])
+
+_EMPTY_LIMIT = 100
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+
+
+class Event(BaseModel):
+    """An event as it is stored. Members of which nothing is known are left out."""
+
+    event_id: UUID
+    event_timestamp: datetime
+    event_date: str
+    event_type: str
+    version: str
+    event_category: Category
+    event_action: str
+    event_outcome: Outcome
+    correlation_id: str
+    parent_event_id: UUID | None
+    parent_event_date: datetime | None
+    resource_type: str | None = None
+    resource_id: str | None = None
+    namespace: str | None = None
+    cluster_id: str | None = None
+    severity: str | None = None
+    duration_ms: int | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    actor_id: str | None = None
+    actor_type: str | None = None
+    actor_ip: str | None = None
+    retention_days: int | None
+    is_sensitive: bool | None
+    event_hash: str
+    previous_event_hash: str
+    legal_hold: bool
+    legal_hold_reason: str
+    legal_hold_placed_by: str
+    legal_hold_placed_at: datetime | None
+    event_data: dict[str, Any]
+
+
+class Pagination(BaseModel):
+    """Where this page stands. `next_cursor` is absent on the last page, `total` when it was not asked for."""
+
+    limit: int
+    offset: int
+    total: int | None = None
+    has_more: bool
+    next_cursor: str | None = None
+    total_exact: bool | None = None
+
+
+class Events(BaseModel):
+    """One page, newest event first."""
+
+    data: list[Event]
+    pagination: Pagination
+
+
+def _parameters() -> list[dict[str, Any]]:
+    """Query parameters of the document, from the model that they are read into."""
+    properties = EventQuery.model_json_schema()["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "schema": {k: v for k, v in schema.items() if k not in {"description", "default"}},
+        }
+        | ({"description": schema["description"]} if "description" in schema else {})
+        for name, schema in properties.items()
+    ]
+
+
+@router.get(
+    "/api/v1/audit/events",
+    response_class=Response,
+    responses={200: {"model": Events}},
+    openapi_extra={"parameters": _parameters()},
+)
+async def list_events(request: Request) -> Response:
+    """Find events, newest first."""
+    query = parse_query(request.scope["query_string"], datetime.now(UTC))
+    try:
+        found = await page(request.app.state.engine, query)
+    except DatabaseFailed as error:
+        error.extra["instance"] = request.url.path
+        raise
+    pagination = _pagination(query, found)
+    headers = {}
+    if found.next_cursor is not None:
+        headers["Link"] = f'<{request.url.path}?{_next(request, found.next_cursor)}>; rel="next"'
+    body = orjson.dumps({"data": found.events, "pagination": pagination})
+    return Response(body, headers=headers, media_type="application/json")
+
+
+@router.get("/api/v1/audit/events/{event_id}", response_class=Response, responses={200: {"model": Event}})
+async def get_event(request: Request, event_id: str) -> Response:
+    """One event by its id."""
+    if _UUID.fullmatch(event_id) is None:
+        raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"})
+    event = await one(request.app.state.engine, UUID(event_id))
+    if event is None:
+        raise NotFound(f"There is no event {event_id}.")
+    return Response(orjson.dumps(event), media_type="application/json")
+
+
+def _pagination(query: EventQuery, found: Page) -> dict[str, Any]:
+    pagination: dict[str, Any] = {"limit": query.limit, "offset": query.offset}
+    if found.total is not None:
+        pagination["total"] = found.total
+    pagination["has_more"] = found.has_more
+    if found.next_cursor is not None:
+        pagination["next_cursor"] = str(found.next_cursor)
+    if not found.total_exact:
+        pagination["total_exact"] = False
+    return pagination
+
+
+def _next(request: Request, cursor: Cursor) -> str:
+    kept = [(k, v) for k, v in request.query_params.multi_items() if k not in {"cursor", "offset"}]
+    return urlencode([*kept, ("cursor", str(cursor))])
+
+
+def parse_query(query_string: bytes, now: datetime) -> EventQuery:
+    """The question in a query string: unknown parameters are ignored, of repeated ones the first counts."""
+    given: dict[str, str] = {}
+    try:
+        for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="strict"):
+            given.setdefault(name, value)
+    except (UnicodeDecodeError, ValueError):
+        raise bad_fields({"query": "expected UTF-8 behind its percent signs"}) from None
+    fields: dict[str, Any] = {}
+    for name in EventQuery.model_fields:
+        if name in given:
+            if "\0" in given[name]:
+                raise bad_fields({name: "expected text without NUL characters"})
+            _read(fields, name, given[name], now)
+    if ("detail_key" in fields) != ("detail_value" in fields):
+        raise _bad_query("detail_key and detail_value belong together: send both or neither")
+    if "cursor" in fields and "offset" in fields:
+        raise bad_fields({"cursor": "not together with offset: the cursor says where the page begins"})
+    try:
+        return EventQuery(**fields)
+    except ValidationError as error:
+        fields = {key.removeprefix("/"): message for key, message in explain(error, "").items()}
+        raise bad_fields(fields) from None
+
+
+def _read(fields: dict[str, Any], name: str, value: str, now: datetime) -> None:
+    """Set field `name` to what `value` says; an empty value mostly says nothing."""
+    if name == "limit":
+        fields[name] = _number(name, value, 1, LIMIT_MAX) if value else _EMPTY_LIMIT
+    elif name == "offset":
+        fields[name] = _number(name, value, 0, OFFSET_MAX)
+    elif name in {"event_outcome", "detail_value"} or (name == "detail_key" and value):
+        fields[name] = value
+    elif not value:
+        return
+    elif name in {"since", "until"}:
+        try:
+            fields[name] = parse_moment(value, now)
+        except ValueError as error:
+            raise _bad_query(f"{name}: {error}") from None
+    elif name == "cursor":
+        try:
+            fields[name] = Cursor.parse(value)
+        except ValueError as error:
+            raise bad_fields({name: str(error)}) from None
+    else:
+        fields[name] = value
+
+
+def _number(name: str, value: str, least: int, most: int) -> int:
+    if _WHOLE.fullmatch(value) is None:
+        raise bad_fields({name: f"expected a whole number, got {value[:60]!r}"})
+    if int(value) < least:
+        raise bad_fields({name: f"must be at least {least}, got {value}"})
+    if int(value) > most:
+        raise bad_fields({name: f"must be at most {most}, got {value}"})
+    return int(value)
+
+
+def _bad_query(message: str) -> BadRequest:
+    """The contract's own form for a bad moment and for half a detail filter."""
+    return BadRequest(
+        message, resource="query parameters", field_errors={"query": message}, instance="/audit/query parameters"
+    )

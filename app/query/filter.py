@@ -1,0 +1,132 @@
+"""What may be asked about events, and what that means in SQL."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, WithJsonSchema
+from sqlalchemy import ColumnElement, DateTime, Text, and_, bindparam, cast, func, literal_column, not_, tuple_
+
+from app.events.envelope import Outcome
+from app.query.cursor import Cursor
+from app.tables import audit_events
+
+LIMIT_MAX = 1000
+OFFSET_MAX = 2**63 - 1
+DETAIL_KEY = r"[a-zA-Z0-9_]+"
+
+_MOMENT = {"type": "string", "examples": ["7d", "1h30m", "2026-01-31T12:00:00Z", "2026-01-31"]}
+Moment = Annotated[datetime | None, WithJsonSchema(_MOMENT)]
+
+
+class EventQuery(BaseModel, frozen=True, extra="forbid"):
+    """A question about events. The query string, the command line and the WHERE clause have the same fields."""
+
+    correlation_id: str | None = Field(None, description="the remediation that the event belongs to")
+    event_type: str | None = Field(None, description="outer type of the event")
+    event_category: str | None = Field(None, description="any text; an unknown category gives an empty page")
+    severity: str | None = None
+    event_outcome: Outcome | None = None
+    since: Moment = Field(None, description="earliest event_timestamp: a time, or how long ago")
+    until: Moment = Field(None, description="latest event_timestamp: a time, or how long ago")
+    detail_key: str | None = Field(
+        None, pattern=f"^{DETAIL_KEY}$", description="member of event_data; with detail_value"
+    )
+    detail_value: str | None = Field(None, description="text of the member that detail_key names")
+    limit: int = Field(50, ge=1, le=LIMIT_MAX, description="most events on the page")
+    offset: int = Field(0, ge=0, le=OFFSET_MAX, description="events to skip; not together with cursor")
+    cursor: Annotated[Cursor | None, WithJsonSchema({"type": "string"})] = Field(
+        None, description="next_cursor of an earlier answer"
+    )
+    total: Literal["exact", "capped", "none"] = Field(
+        "exact", description="exact for a second of counting, then an estimate; capped stops at 10000"
+    )
+    include: Literal["self"] | None = Field(
+        None, description="self: the service's own events too, if neither type, category nor correlation is asked for"
+    )
+
+    @property
+    def sees_own(self) -> bool:
+        """Whether the service's own events are part of the answer."""
+        return bool(self.include or self.correlation_id or self.event_type or self.event_category)
+
+    def conditions(self) -> tuple[str, ...]:
+        """Names in CONDITIONS of what an event must fulfil, wherever its page begins."""
+        return tuple(self._conditions())
+
+    def _conditions(self) -> Iterator[str]:
+        yield from (name for name in _EQUAL if getattr(self, name) is not None)
+        if self.since is not None:
+            yield "since"
+        if self.until is not None:
+            yield "until"
+        if self.detail_key is not None:
+            yield f"detail {self.detail_key}" if self.detail_key in _INDEXED_DETAILS else "detail"
+        if not self.sees_own:
+            yield "not own"
+
+    def page_conditions(self) -> tuple[str, ...]:
+        """Names in CONDITIONS of what an event on the page must fulfil.
+
+        Time bounds bound event_date too, so that partitions are pruned. A count must do without: event_date stands in
+        none of the indexes that it reads. So must a cursor: it would prune next to nothing.
+        """
+        dates = tuple(f"{bound}_date" for bound in ("since", "until") if getattr(self, bound) is not None)
+        return self.conditions() + dates + (("cursor",) if self.cursor else ())
+
+    def arguments(self) -> dict[str, object]:
+        """A value for each bind parameter of CONDITIONS and of the page's limits. One row more tells whether there are more."""
+        return {
+            **{
+                name: getattr(self, name)
+                for name in (*_EQUAL, "since", "until", "detail_key", "detail_value", "offset")
+            },
+            "since_date": self.since and self.since.date(),
+            "until_date": self.until and self.until.date(),
+            "cursor_timestamp": self.cursor and self.cursor.event_timestamp,
+            "cursor_id": self.cursor and self.cursor.event_id,
+            "rows": self.limit + 1,
+        }
+
+
+_e = audit_events.c
+_EQUAL = ("correlation_id", "event_type", "event_category", "severity", "event_outcome")
+_INDEXED_DETAILS = ("target_resource", "pre_remediation_spec_hash", "post_remediation_spec_hash")
+
+
+def _detail(key: ColumnElement[str]) -> ColumnElement[str]:
+    return _e.event_data.op("->>", return_type=Text())(key)
+
+
+def _indexed_detail(key: str) -> ColumnElement[bool]:
+    """The index holds the first 200 characters."""
+    member, value = _detail(literal_column(f"'{key}'", Text)), bindparam("detail_value", type_=Text)
+    return and_(func.left(member, literal_column("200")) == func.left(value, literal_column("200")), member == value)
+
+
+def _behind_cursor() -> ColumnElement[bool]:
+    # Sent as text, since the moment need not be one that Python knows.
+    moment = func.timezone(
+        literal_column("'UTC'"), cast(cast(bindparam("cursor_timestamp"), Text), DateTime(timezone=False))
+    )
+    return tuple_(_e.event_timestamp, _e.event_id) < tuple_(moment, bindparam("cursor_id", type_=_e.event_id.type))
+
+
+OWN = and_(
+    _e.event_category == literal_column("'security'"),
+    _e.event_type.like(literal_column("'datastorage.%'")),
+    _e.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference has it too, and shows it
+)
+"""Whether an event is the service's own (design section 2)."""
+
+CONDITIONS: dict[str, ColumnElement[bool]] = {
+    **{name: _e[name] == bindparam(name, type_=_e[name].type) for name in _EQUAL},
+    "since": _e.event_timestamp >= bindparam("since"),
+    "until": _e.event_timestamp <= bindparam("until"),
+    "since_date": _e.event_date >= bindparam("since_date"),
+    "until_date": _e.event_date <= bindparam("until_date"),
+    "detail": _detail(bindparam("detail_key", type_=Text)) == bindparam("detail_value", type_=Text),
+    **{f"detail {key}": _indexed_detail(key) for key in _INDEXED_DETAILS},
+    "cursor": _behind_cursor(),
+    "not own": not_(OWN),
+}
