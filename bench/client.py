@@ -1,177 +1,133 @@
-"""The load: keep-alive connections that post requests made beforehand, and the latency of each.
-
-A raw protocol instead of an HTTP library: client and service share the machine, and what the client burns is missing there.
-"""
+"""A load client that costs little: prepared requests, connections kept open, one answer awaited at a time on each."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import itertools
+import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import cast
 
-HOST = "127.0.0.1"
-_DRAIN_SECONDS = 30.0
-
-
-class Refused(Exception):
-    """The service answered something else than was expected: a measurement of it means nothing."""
-
-
-def post(path: str, body: bytes) -> bytes:
-    """A request, ready to be sent."""
-    head = f"POST {path} HTTP/1.1\r\nHost: {HOST}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-def get(path: str) -> bytes:
-    """A request, ready to be sent."""
-    return f"GET {path} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+import uvloop
 
 
 @dataclass
 class Load:
-    """What one run is doing, shared by its connections."""
+    """What one measurement saw. Latencies in seconds."""
 
-    requests: Iterator[bytes]
-    status: bytes
-    stop_at: float = float("inf")
-    closed: bool = True
-    """Whether an answered connection sends again by itself."""
+    seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
-    busy: int = 0
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    error: Exception | None = None
-    last_answer: float = 0.0
+    errors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies) / self.seconds if self.seconds else 0.0
+
+    def percentile_ms(self, percent: float) -> float:
+        if len(self.latencies) < 2:
+            return float("nan")
+        return statistics.quantiles(self.latencies, n=1000, method="inclusive")[int(percent * 10) - 1] * 1000
 
 
-class Connection(asyncio.Protocol):
-    """One keep-alive connection, one request at a time. It takes the next one as soon as the last is answered."""
+class _Connection(asyncio.Protocol):
+    """Sends the next request as soon as the answer to the last one is complete."""
 
-    def __init__(self, load: Load) -> None:
-        self.load = load
-        self.body = b""
-        self.waiting = False
-        self._received = b""
-        self._sent = 0.0
+    def __init__(self, requests: Iterator[bytes], load: Load, ends: float) -> None:
+        self.requests, self.load, self.ends = requests, load, ends
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.buffer = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self._send()
 
-    def next(self) -> bool:
-        """Send the next request of the load; False when there is none or time is up."""
-        load = self.load
-        now = perf_counter()
-        request = next(load.requests, None) if now < load.stop_at else None
-        if request is None:
-            return False
-        self.waiting = True
-        load.busy += 1
-        self._sent = now
-        self.transport.write(request)
-        return True
+    def _send(self) -> None:
+        request = next(self.requests, None)
+        self.sent = perf_counter()
+        if request is None or self.sent > self.ends:
+            self._finish()
+        else:
+            self.transport.write(request)
 
-    def data_received(self, data: bytes) -> None:
-        received = self._received + data if self._received else data
-        end = received.find(b"\r\n\r\n") + 4
-        if end < 4 or len(received) < end + _length(received[:end]):
-            self._received = received
+    def data_received(self, received: bytes) -> None:
+        self.buffer = self.buffer + received if self.buffer else received
+        head = self.buffer.find(b"\r\n\r\n")
+        if head < 0:
             return
-        self._received = b""
-        self._answered(received[9:12], received[end:])
-
-    def _answered(self, status: bytes, body: bytes) -> None:
-        load = self.load
-        load.last_answer = perf_counter()
-        load.latencies.append(load.last_answer - self._sent)
-        load.busy -= 1
-        self.waiting = False
-        self.body = body
-        if status != load.status:
-            self._fail(Refused(f"expected {load.status.decode()}, got {status.decode()}: {body[:600].decode()}"))
-        elif load.closed and load.error is None:
-            self.next()
-        if load.busy == 0:
-            load.idle.set()
+        at = self.buffer.lower().find(b"content-length: ", 0, head)
+        length = int(self.buffer[at + 16 : self.buffer.find(b"\r", at)]) if at >= 0 else 0
+        if len(self.buffer) < head + 4 + length:
+            return
+        status, self.buffer = self.buffer[9:12], b""
+        if status in (b"201", b"200"):
+            self.load.latencies.append(perf_counter() - self.sent)
+        else:
+            self.load.errors[status.decode()] = self.load.errors.get(status.decode(), 0) + 1
+        self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.waiting:
-            self._fail(exc or ConnectionResetError("the service closed the connection before it answered"))
+        del exc
+        if not self.done.done():
+            self.load.errors["connection lost"] = self.load.errors.get("connection lost", 0) + 1
+            self._finish()
 
-    def _fail(self, error: Exception) -> None:
-        self.load.error = self.load.error or error
-        self.load.idle.set()
-
-
-def _length(head: bytes) -> int:
-    """Value of Content-Length; the service always sends it."""
-    start = head.find(b"content-length:") + 15
-    return int(head[start : head.find(b"\r", start)]) if start > 14 else 0
+    def _finish(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+        self.transport.close()
 
 
-@dataclass(frozen=True)
-class Run:
-    """What a load came to."""
-
-    requests: int
-    seconds: float
-    latencies: Sequence[float]
-    """Sorted, seconds."""
-    last_body: bytes
-
-    def percentile_ms(self, share: float) -> float:
-        """The latency that `share` of all requests stayed within."""
-        return self.latencies[min(int(len(self.latencies) * share), len(self.latencies) - 1)] * 1000
-
-
-async def run(port: int, requests: Sequence[bytes], connections: int, seconds: float, status: int = 201) -> Run:
-    """Send `requests` over so many connections until they or the seconds run out; what is under way then is waited for."""
-    load = Load(iter(requests), b"%d" % status)
-    opened = await _open(port, load, connections)
-    try:
-        started = perf_counter()
-        load.stop_at = started + seconds
-        for connection in opened:
-            connection.next()
-        if load.busy:
-            await asyncio.wait_for(load.idle.wait(), seconds + _DRAIN_SECONDS)
-    finally:
-        for connection in opened:
-            connection.waiting = False
-            connection.transport.abort()
-    if load.error is not None:
-        raise load.error
-    return Run(len(load.latencies), load.last_answer - started, sorted(load.latencies), opened[0].body)
-
-
-async def request(port: int, message: bytes, status: int = 200) -> bytes:
-    """The body of the answer to one request. Refused when it has another status, OSError when nobody listens."""
-    return (await run(port, [message], 1, _DRAIN_SECONDS, status)).last_body
-
-
-async def paced(port: int, requests: Iterator[bytes], per_second: int, connections: int = 16) -> None:
-    """Send requests at that rate until cancelled, whether or not earlier ones are answered.
-
-    A request that finds every connection waiting is late, not lost: it is made up for as soon as one is free.
-    """
-    load = Load(requests, b"201", closed=False)
-    opened = await _open(port, load, connections)
-    started = perf_counter()
-    sent = 0
-    try:
-        while load.error is None:
-            due = int((perf_counter() - started) * per_second) - sent
-            for connection in [c for c in opened if not c.waiting][:due]:
-                sent += 1
-                connection.next()
-            await asyncio.sleep(0.5 / per_second)
-    finally:
-        for connection in opened:
-            connection.waiting = False
-            connection.transport.abort()
-    raise load.error
-
-
-async def _open(port: int, load: Load, number: int) -> list[Connection]:
-    """So many connections, open and idle."""
+async def _drive(port: int, requests: Iterator[bytes], connections: int, seconds: float) -> Load:
+    load = Load()
     loop = asyncio.get_running_loop()
-    return [(await loop.create_connection(lambda: Connection(load), HOST, port))[1] for _ in range(number)]
+    started = perf_counter()
+    made = [
+        await loop.create_connection(lambda: _Connection(requests, load, started + seconds), "127.0.0.1", port)
+        for _ in range(connections)
+    ]
+    await asyncio.gather(*(protocol.done for _, protocol in made))
+    load.seconds = perf_counter() - started
+    return load
+
+
+def drive(port: int, requests: Iterable[bytes], connections: int, seconds: float) -> Load:
+    """Keep `connections` busy for `seconds`, or until `requests` end."""
+    return uvloop.run(_drive(port, iter(requests), connections, seconds))
+
+
+async def _drive_while_writing(
+    port: int, requests: Iterator[bytes], writes: Iterator[bytes], writes_per_second: int
+) -> Load:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+
+    async def write() -> None:
+        due = perf_counter()
+        for request in writes:
+            writer.write(request)
+            due += 1 / writes_per_second
+            await asyncio.sleep(max(0.0, due - perf_counter()))
+
+    async def swallow() -> None:
+        while await reader.read(1 << 16):
+            pass
+
+    writing = [asyncio.create_task(write()), asyncio.create_task(swallow())]
+    await asyncio.sleep(0.2)
+    load = await _drive(port, requests, 1, 60)
+    for task in writing:
+        task.cancel()
+    await asyncio.gather(*writing, return_exceptions=True)
+    writer.close()
+    return load
+
+
+def drive_while_writing(
+    port: int, requests: Iterable[bytes], writes: Iterator[bytes], *, writes_per_second: int
+) -> Load:
+    """Send `requests` one after another on one connection, while another one writes events at a steady rate."""
+    return uvloop.run(_drive_while_writing(port, iter(requests), writes, writes_per_second))
+
+
+def prepared(requests: Iterator[bytes], number: int) -> Iterator[bytes]:
+    """`number` requests made now, so that making them is not measured."""
+    return iter(list(itertools.islice(requests, number)))

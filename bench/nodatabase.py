@@ -1,33 +1,50 @@
-"""The same service without a database: it parses, validates, links and hashes all the same, and sends nothing.
+"""The same server without a database: it parses, validates, links and hashes all the same, and sends nothing."""
 
-It still looks for the schema at start and at the server twice a second, like the other one.
-"""
-
+import asyncio
 from collections.abc import Sequence
-from uuid import UUID
+from unittest.mock import patch
 
-from app import logs, main
+from app import db, main, serve
 from app.ingest.accept import Event
-from app.ingest.link import link
+from app.ingest.link import Head, link
 from app.ingest.store import Store
-from app.serve import serve
-from app.settings import load
+from app.retention import partitions
+from app.settings import Settings, load
 
 
-class Nowhere(Store):
-    """Gives every flush its place and its hashes, then drops it."""
+class NoStore(Store):
+    """Commits nowhere, after the time of one turn of the event loop."""
+
+    def __init__(self, settings: Settings, log_name: str) -> None:
+        super().__init__(settings, log_name)
+        self._end = (-1, 1)
+        self._known: dict[str, Head] = {}
 
     async def commit(self, events: Sequence[Event], deadline: float) -> None:
         del deadline
-        self._remember(link(events, self._tail or (-1, 1), self._heads))
+        flush = link(events, self._end, self._known)
+        await asyncio.sleep(0)
+        self._end = (flush.first_index, len(flush.rows))
+        self._known |= flush.heads
 
-    async def stored(self, events: Sequence[Event]) -> dict[UUID, bool]:
-        del events
-        return {}
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+
+async def _find_database(_: Settings) -> str:
+    return "bench.example/nodatabase"
+
+
+async def _nothing(*_: object) -> None:
+    """Neither to warm, nor to watch, nor to make ahead."""
 
 
 if __name__ == "__main__":
-    main.Store = Nowhere  # type: ignore[misc]  # the one seam: what create_app wires
-    settings = load()
-    logs.configure(settings.log_level)
-    serve(settings)
+    with (
+        patch.object(main, "Store", NoStore),
+        patch.object(main, "_find_database", _find_database),
+        patch.object(main, "warm", _nothing),
+        patch.object(db.Presence, "watch", _nothing),
+        patch.object(partitions, "keep_ahead", _nothing),
+    ):
+        serve.serve(load(database_url="postgresql://nobody@127.0.0.1:1/nothing"))

@@ -1,152 +1,85 @@
-"""The processes that are measured: started, asked what they use, and stopped by their ids."""
+"""The service and its Postgres as processes, and what the kernel says that they used."""
 
-import asyncio
+import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
-from bench import client
-
-ROOT = Path(__file__).parent.parent
-_START_SECONDS = 60.0
-_STOP_SECONDS = 40.0
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_KIB = 1024
-# Fields of /proc/<pid>/stat, counted from the one behind the command's name, which may hold spaces.
-_PARENT, _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM = 1, 11, 12, 13, 14
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class Service:
-    """A service that takes events."""
+@dataclass(frozen=True)
+class Running:
+    """A service, ready."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        self.process = process
-        self.port = port
-        self.log = log
+    port: int
+    pid: int
 
     def cpu_seconds(self) -> float:
-        """CPU time it has used so far."""
-        return cpu_seconds(self.process.pid)
+        return cpu_seconds(self.pid)
 
-    def resident_bytes(self) -> int:
-        """Memory it holds now."""
-        return _status_bytes(self.process.pid, "VmRSS")
+    def resident_mb(self) -> float:
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE / 1e6
 
-    def peak_bytes(self) -> int:
-        """The most memory it has held since forget_peak()."""
-        return _status_bytes(self.process.pid, "VmHWM")
-
-    def forget_peak(self) -> None:
-        """Let peak_bytes() begin anew."""
-        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-
-    def last_words(self) -> str:
-        """The end of its log."""
-        return self.log.read_text("utf-8", "replace")[-2_000:]
+    def peak_mb(self) -> float:
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
 
 
-@asynccontextmanager
-async def service(module: str, arguments: list[str], database_url: str, directory: Path) -> AsyncIterator[Service]:
-    """`python -m module arguments` with default settings, ready on a free port; stopped in the end, whatever happens."""
-    port = _free_port()
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("DATASTORAGE_")}
-    for name in ("CONFIG_PATH", "PORT", "HEALTH_PORT"):
-        kept.pop(name, None)
-    environment = kept | {
-        "PYTHONPATH": str(ROOT),
-        "DATASTORAGE_PORT": str(port),
-        "DATASTORAGE_DATABASE_URL": database_url,
-    }
-    log = directory / f"{module}-{port}.log"
-    with log.open("wb") as output:
-        # Away from the project, whose .env is not meant for the bench.
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments], cwd=directory, env=environment, stdout=output, stderr=output
-        )
-    started = Service(process, port, log)
-    try:
-        await _ready(started)
-        yield started
-    finally:
-        _stop(process)
-
-
-async def _ready(started: Service) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while True:
+@contextlib.contextmanager
+def service(*command: str, **settings: object) -> Iterator[Running]:
+    """`datastorage serve`, or another module, on a free port."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
+        settings = {"port": port} | settings
+        env = os.environ | {f"DATASTORAGE_{name.upper()}": str(value) for name, value in settings.items()}
+        with Path(f"{directory}/log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *(command or ("app", "serve"))], env=env, stdout=log, stderr=log
+            )
         try:
-            await client.request(started.port, client.get("/readyz"))
-        except (OSError, client.Refused) as error:
-            if started.process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"bench: the service did not start: {error}\n{started.last_words()}") from None
-            await asyncio.sleep(0.05)
-        else:
+            _wait(process, port, Path(f"{directory}/log"))
+            yield Running(port, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    for _ in range(300):
+        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
             return
+        if process.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise SystemExit(f"bench: the service does not become ready:\n{log.read_text()[-2000:]}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.create_server((client.HOST, 0)) as server:
-        return int(server.getsockname()[1])
-
-
-def own_cpu_seconds() -> float:
-    """CPU time that this process, the client, has used so far."""
-    return time.process_time()
+def postgres_cpu_seconds(pid: int) -> float:
+    """All processes of the server whose first is `pid`, those included that have ended."""
+    return cpu_seconds(pid) + sum(cpu_seconds(child) for child in descendants(pid))
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that one process has used so far."""
-    stat = _stat(pid)
-    return (int(stat[_USER]) + int(stat[_SYSTEM])) / _TICKS_PER_SECOND
+    with contextlib.suppress(OSError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / _TICKS  # own time and that of children that have ended
+    return 0.0
 
 
-def postgres_cpu(backend: int) -> Callable[[], float]:
-    """What tells the CPU time of the whole server, also of its processes that have ended, known by one of its backends.
-
-    NaN always when the server runs elsewhere.
-    """
-    try:
-        postmaster = int(_stat(backend)[_PARENT])
-        if not all("postgres" in Path(f"/proc/{pid}/comm").read_text() for pid in (backend, postmaster)):
-            raise ProcessLookupError
-    except (OSError, ProcessLookupError):
-        return lambda: float("nan")
-    return lambda: _family_cpu_seconds(postmaster)
-
-
-def _family_cpu_seconds(parent: int) -> float:
-    stat = _stat(parent)
-    total = sum(int(stat[field]) for field in (_USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM)) / _TICKS_PER_SECOND
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            try:
-                if int(_stat(int(entry.name))[_PARENT]) == parent:
-                    total += cpu_seconds(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended meanwhile, and is among the parent's children now
-    return total
-
-
-def _stat(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def _status_bytes(pid: int, name: str) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * _KIB
-    raise ProcessLookupError(f"/proc/{pid}/status has no {name}")
+def descendants(pid: int) -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in map(int, (task / "children").read_text().split()):
+                yield child
+                yield from descendants(child)

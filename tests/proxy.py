@@ -16,21 +16,35 @@ class Proxy:
         self._login = parts.netloc.rpartition("@")[0]
         self._path = parts.path
         self.url = ""
+        self._refusing = False
+        self._pumps: set[asyncio.Task[None]] = set()
         self.lose_question = False
         """The next message to Postgres never arrives."""
         self.lose_answer = False
         """The next message reaches Postgres; its answer never comes back."""
 
+    async def refuse(self, refusing: bool) -> None:
+        """Cut every connection and take no other, as if the server were gone; or take them again."""
+        self._refusing = refusing
+        for pump in list(self._pumps):
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refusing:
+            writer.close()
+            return
         up_reader, up_writer = await self._upstream()
         pumps = {
             asyncio.create_task(self._questions(reader, up_writer)),
             asyncio.create_task(self._answers(up_reader, writer)),
         }
+        self._pumps |= pumps
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+        self._pumps -= pumps
         for end in (writer, up_writer):
             end.close()
 

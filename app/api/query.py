@@ -82,17 +82,13 @@ class Events(BaseModel):
 
 
 def _parameters() -> list[dict[str, Any]]:
-    """Query parameters of the document, from the model that they are read into."""
-    properties = EventQuery.model_json_schema()["properties"]
-    return [
-        {
-            "name": name,
-            "in": "query",
-            "schema": {k: v for k, v in schema.items() if k not in {"description", "default"}},
-        }
-        | ({"description": schema["description"]} if "description" in schema else {})
-        for name, schema in properties.items()
-    ]
+    """Query parameters of the document, from the model that they are read into. Absent is the query string's null."""
+    found = []
+    for name, schema in EventQuery.model_json_schema()["properties"].items():
+        stated = next((option for option in schema.get("anyOf", []) if option.get("type") != "null"), schema)
+        kept = {key: value for key, value in stated.items() if key not in {"description", "default", "title"}}
+        found.append({"name": name, "in": "query", "description": schema.get("description", ""), "schema": kept})
+    return found
 
 
 @router.get(

@@ -173,7 +173,7 @@ def _sentences(report: ChainReport, tampered: Defects, apart: Defects) -> list[s
     if not report.is_valid:
         said.append(f"the chain is broken: {tampered.count} defect(s) of single events")
     elif total:
-        said.append(f"the chain is whole: {report.sealed.verified or report.unsealed_verified} event(s) verified")
+        said.append(f"the chain is whole: {report.sealed.verified + report.unsealed_verified} event(s) verified")
     else:
         said.append("no hashed events were found for this correlation")
     if report.head_defect is not None:

@@ -31,7 +31,7 @@ _CONSTANTS = (0, "sha256-rfc6962")
 _COPY_ROWS_MIN = 50
 _HEADS_MAX = 50_000
 _CAREFUL_FLUSHES = 100
-_GRACE_SECONDS = 5.0
+_CLOSE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.02
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,7 @@ class Store:
     async def close(self) -> None:
         """End the connection in good order."""
         if self._connection is not None:
-            await self._connection.close(timeout=_GRACE_SECONDS)
+            await self._connection.close(timeout=_CLOSE_SECONDS)
 
     async def _link(self, connection: Connection, events: Sequence[Event]) -> Linked:
         """Places for `events`. A chain that is not known is taken as new, unless recent flushes say that this is unwise."""

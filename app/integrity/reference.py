@@ -2,108 +2,101 @@
 
 import hashlib
 import hmac
+import math
 from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from app.events.canonical import loads
-from app.events.record import address_text
+from app.events.record import Row
+
+UNKEYED = frozenset({"", "sha256-unkeyed"})
+KEYED = "hmac-sha256"
 
 _SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
-_ESCAPED = {chr(code): f"\\u{code:04x}" for code in (*range(0x20), 0x2028, 0x2029, *map(ord, "<>&"))} | _SHORT
-_TRANSLATION = str.maketrans(_ESCAPED)
-
-
-class Row(Protocol):
-    """A row of audit_events as asyncpg returns it, event_data as jsonb's text."""
-
-    def __getitem__(self, name: str, /) -> Any: ...
-
-
-def reference_hash(row: Row, previous: str, key: bytes | None = None) -> str:
-    """SHA-256 of the previous hash's hex text and the canonical JSON; HMAC-SHA-256 with `key`."""
-    message = previous.encode() + reference_json(row).encode()
-    return (hmac.new(key, message, "sha256") if key else hashlib.sha256(message)).hexdigest()
-
-
-def reference_json(row: Row) -> str:
-    """The text that is hashed: the members of a query answer in their order, some of them fixed."""
-    members: dict[str, Any] = {
-        "event_id": str(row["event_id"]),
-        "event_timestamp": moment(row["event_timestamp"]),
-        "event_date": None,
-        "event_type": row["event_type"],
-        "version": row["event_version"],
-        "event_category": row["event_category"],
-        "event_action": row["event_action"],
-        "event_outcome": row["event_outcome"],
-        "correlation_id": row["correlation_id"],
-        "parent_event_id": None if row["parent_event_id"] is None else str(row["parent_event_id"]),
-        "parent_event_date": _midnight(row["parent_event_date"]),
-    }
-    for name in _OMITTED_WHEN_EMPTY:
-        value = address_text(row[name]) if name == "actor_ip" else row[name]
-        if value:
-            members[name] = value
-    members |= {
-        "retention_days": row["retention_days"],
-        "is_sensitive": row["is_sensitive"],
-        "event_hash": "",
-        "previous_event_hash": "",
-        "legal_hold": False,
-        "legal_hold_reason": "",
-        "legal_hold_placed_by": "",
-        "legal_hold_placed_at": None,
-        "event_data": _doubles(loads(row["event_data"])),
-    }
-    return _text(members)
-
-
+_LONG = {chr(code): f"\\u{code:04x}" for code in (*range(0x20), *map(ord, "<>&"), 0x2028, 0x2029)}
+_ESCAPES = str.maketrans(_LONG | _SHORT)
 _OMITTED_WHEN_EMPTY = (
     *("resource_type", "resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "actor_id", "actor_type", "actor_ip"),
 )
 
 
+def reference_hash(row: Row, previous: str, key: bytes | None = None) -> str:
+    """SHA-256 of the previous hash's hex text and the reference's JSON of `row`; HMAC-SHA-256 with `key`.
+
+    actor_ip and event_data are Postgres's text. ValueError for a payload that the reference itself cannot have written.
+    """
+    message = (previous + reference_json(row)).encode()
+    return hashlib.sha256(message).hexdigest() if key is None else hmac.new(key, message, "sha256").hexdigest()
+
+
+def reference_json(row: Row) -> str:
+    """The text that is hashed: the members of a query answer in their order, with what may change later held fixed."""
+    get = row.get
+    parent_event_id = get("parent_event_id")
+    members: dict[str, Any] = {
+        "event_id": str(get("event_id")),
+        "event_timestamp": moment(get("event_timestamp")),
+        "event_date": None,
+        "event_type": get("event_type"),
+        "version": get("event_version"),
+        "event_category": get("event_category"),
+        "event_action": get("event_action"),
+        "event_outcome": get("event_outcome"),
+        "correlation_id": get("correlation_id"),
+        "parent_event_id": None if parent_event_id is None else str(parent_event_id),
+        "parent_event_date": _midnight(get("parent_event_date")),
+        **{name: value for name in _OMITTED_WHEN_EMPTY if (value := get(name))},
+        "retention_days": get("retention_days"),
+        "is_sensitive": get("is_sensitive"),
+        "event_hash": "",
+        "previous_event_hash": "",
+        "legal_hold": False,
+        "legal_hold_reason": "",
+        "legal_hold_placed_by": "",
+        "legal_hold_placed_at": None,
+    }
+    try:
+        event_data = _payload(loads(get("event_data")))
+    except (RecursionError, OverflowError) as error:
+        raise ValueError("event_data is nested too deeply, or holds a number that is no double") from error
+    return f'{{{",".join(f"{_scalar(k)}:{_scalar(v)}" for k, v in members.items())},"event_data":{event_data}}}'
+
+
 def moment(time: datetime) -> str:
-    """RFC 3339, as many fraction digits as are needed."""
-    text = time.strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
-    return text + (f".{time.microsecond:06d}".rstrip("0") if time.microsecond else "") + "Z"
+    """RFC 3339 of a UTC time, as many fraction digits as are needed."""
+    text = time.isoformat(timespec="microseconds")[:26]
+    return text.rstrip("0").rstrip(".") + "Z"
 
 
 def _midnight(day: date | None) -> str | None:
     return None if day is None else f"{day.isoformat()}T00:00:00Z"
 
 
-def _doubles(value: Any) -> Any:
-    """The reference reads every number as a double, and sorts keys by their UTF-8 bytes."""
+def _payload(value: Any) -> str:
+    """Keys in the order of their UTF-8 bytes, which is that of their code points; every number a double."""
     if isinstance(value, dict):
-        return {key: _doubles(value[key]) for key in sorted(value)}
+        return "{" + ",".join(f"{_scalar(key)}:{_payload(value[key])}" for key in sorted(value)) + "}"
     if isinstance(value, list):
-        return [_doubles(item) for item in value]
+        return "[" + ",".join(map(_payload, value)) + "]"
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
-        return float(value)
-    return value
+        return _number(float(value))
+    return _scalar(value)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{_text(key)}:{_text(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_text, value)) + "]"
-    if isinstance(value, str):
-        return f'"{value.translate(_TRANSLATION)}"'
-    if isinstance(value, float):
-        return _number(value)
-    return orjson.dumps(value).decode()
+def _scalar(value: Any) -> str:
+    return f'"{value.translate(_ESCAPES)}"' if isinstance(value, str) else orjson.dumps(value).decode()
 
 
 def _number(value: float) -> str:
-    """Go's shortest form: plain, but for very small and very large numbers."""
+    """Go's shortest form: plain digits, but for very small and very large numbers."""
+    if not math.isfinite(value):
+        raise OverflowError
+    digits = Decimal(repr(value))
     if value and not 1e-6 <= abs(value) < 1e21:
-        mantissa, _, power = f"{Decimal(repr(value)):e}".lower().partition("e")
-        return f"{mantissa}e{power}"
-    digits = f"{Decimal(repr(value)):f}"
-    return digits.rstrip("0").rstrip(".") if "." in digits else digits
+        return f"{digits.normalize():e}"
+    plain = f"{digits:f}"
+    return plain.rstrip("0").rstrip(".") if "." in plain else plain

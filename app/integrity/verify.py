@@ -1,12 +1,13 @@
-"""Walks stored rows and reports what is wrong with them: one correlation against its head, the log against the rows.
+"""Walks what is stored: one correlation against its head, the log against the rows.
 
-Everything is read in one snapshot and streamed, so that size has no limit and a concurrent write is no finding.
+Everything is read in one snapshot, so that a concurrent write is no defect, and streamed, so that size has no limit.
 """
 
-import asyncio
+from asyncio import sleep
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import asyncpg
 from sqlalchemy.exc import DBAPIError
@@ -15,48 +16,52 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import CONNECTION_ERRORS, Connection
 from app.errors import DatabaseAway, DatabaseFailed
-from app.integrity.chain import Chain, Finding
-from app.integrity.reference import reference_hash
+from app.integrity.chain import Chain, Defect, Defects, defect_of
+from app.integrity.reference import KEYED, UNKEYED, reference_hash
 from app.sql import load
 
 SQL = load("integrity")
-_ROWS_AT_ONCE = 100
-_LEAF = 32
-_UNKEYED = frozenset({"", "sha256-unkeyed"})
+_ROWS_AT_ONCE = 64
+_BYTES_AT_ONCE = 4 * 1024**2
+_FETCH_TIMEOUT_SECONDS = 600.0
+_SLICE_SECONDS = 0.005
+_LEAF_BYTES = 32
 
 
 @dataclass(slots=True)
-class Report:
+class ChainReport:
     """What verification found about one correlation."""
 
     sealed: Chain
-    head_finding: str | None = None
-    unsealed: int = 0
+    head_defect: Defect | None = None
+    unsealed_total: int = 0
     unsealed_verified: int = 0
-    unsealed_findings: list[Finding] = field(default_factory=list)
-    unhashed: int = 0
-
-    @property
-    def is_valid(self) -> bool:
-        """Unsealed rows do not make a chain invalid; where there is no chain, they are what is asked about."""
-        sealed_is_valid = not self.sealed.findings and self.head_finding is None
-        return sealed_is_valid and (self.is_sealed or not self.unsealed_findings)
+    unsealed_defects: Defects = field(default_factory=Defects)
+    unhashed_total: int = 0
 
     @property
     def is_sealed(self) -> bool:
-        """Whether this service ever wrote events of the correlation."""
-        return self.sealed.length > 0 or self.head_finding is not None
+        """Whether this service ever wrote an event of the correlation."""
+        return self.sealed.total > 0 or self.head_defect is not None
+
+    @property
+    def is_valid(self) -> bool:
+        """Unsealed rows say nothing about a chain of ours. Where there is none, they are all that was asked about."""
+        if self.is_sealed:
+            return not self.sealed.defects.count and self.head_defect is None
+        return not self.unsealed_defects.count
 
 
 @asynccontextmanager
 async def snapshot(engine: AsyncEngine) -> AsyncIterator[Connection]:
-    """A connection that sees one moment, whatever is written meanwhile."""
+    """A connection that sees one moment, whatever is written meanwhile. DatabaseAway or DatabaseFailed when it breaks."""
     try:
         async with engine.connect() as pooled:
             raw = await pooled.get_raw_connection()
             connection = raw.driver_connection
             assert connection is not None
             async with connection.transaction(isolation="repeatable_read", readonly=True):
+                await connection.execute(SQL["unhurried"])
                 yield connection
     except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
         raise DatabaseAway from error
@@ -64,74 +69,113 @@ async def snapshot(engine: AsyncEngine) -> AsyncIterator[Connection]:
         raise DatabaseFailed from error
 
 
-async def verify_correlation(connection: Connection, correlation_id: str, log: str) -> Report:
-    """Verify what is stored of one correlation. `connection` is in a transaction that sees one moment."""
-    report = Report(Chain(log))
-    async for row in _stream(connection, "sealed_rows", correlation_id):
+async def verify_chain(
+    connection: Connection, correlation_id: str, log: str, hmac_key: bytes | None = None
+) -> ChainReport:
+    """Verify all that is stored of one correlation in the log named `log`. `connection` is in a snapshot."""
+    report = ChainReport(Chain(log))
+    async for row in _stream(connection, "sealed_rows", "event_data", correlation_id):
         report.sealed.take(row)
     head = await connection.fetchrow(SQL["head"], correlation_id)
-    report.head_finding = report.sealed.finish(None if head is None else (head["length"], head["hash"]))
-    hashes: set[str] | None = None
-    async for row in _stream(connection, "unsealed_rows", correlation_id):
-        if hashes is None:
-            hashes = {r["event_hash"] for r in await connection.fetch(SQL["hashes"], correlation_id)}
-        _take_unsealed(report, row, hashes)
-    report.unhashed = await connection.fetchval(SQL["unhashed_count"], correlation_id)
+    report.head_defect = report.sealed.finish(None if head is None else (head["length"], head["hash"]))
+    begun = False
+    async for row in _stream(connection, "unsealed_rows", "event_data", correlation_id):
+        _take_unsealed(report, row, hmac_key, begun=begun)
+        begun = begun or not row["previous_event_hash"]
+    report.unhashed_total = await connection.fetchval(SQL["unhashed_count"], correlation_id)
     return report
 
 
-async def verify_log(connection: Connection) -> AsyncIterator[str]:
-    """What is wrong with the log: gaps, wrong lengths, and leaves that are not the hash of the row at their position."""
-    end = 0
-    genesis = False
-    async for flush in _stream(connection, "flushes"):
-        first, count, leaves = flush["first_index"], flush["count"], flush["leaves"]
-        if not genesis and first == -1:
-            genesis = True
+async def verify_log(connection: Connection) -> AsyncIterator[Defect]:
+    """What is wrong with the log: positions missing or doubled, and leaves that are not the hash of their row."""
+    rows = _stream(connection, "positions", "event_hash")
+    row = await anext(rows, None)
+    async for leaf in _leaves(connection):
+        if isinstance(leaf, Defect):
+            yield leaf
             continue
-        if first != end:
-            yield f"positions {min(first, end)} to {max(first, end) - 1} are {'missing' if first > end else 'doubled'}"
-        end = first + count
-        if len(leaves) != count * _LEAF:
-            yield f"the flush at {first} has {len(leaves)} bytes of leaves for {count} events"
-        stored = [leaves[i : i + _LEAF].hex() for i in range(0, len(leaves), _LEAF)]
-        rows = await connection.fetch(SQL["leaf_rows"], first, end)
-        found = {row["log_index"]: row["event_hash"] for row in rows}
-        if len(found) != len(rows):
-            yield f"positions of the flush at {first} are taken twice"
-        for index, leaf in enumerate(stored, first):
-            if found.get(index) != leaf:
-                yield f"the event at {index} is {'missing' if index not in found else 'not the one that was logged'}"
-    if not genesis:
-        yield "the log has no beginning"
-    for row in await connection.fetch(SQL["leaf_rows"], end, 2**62):
-        yield f"the event at {row['log_index']} stands behind the end of the log"
+        index, leaf_hash = leaf
+        while row is not None and row["log_index"] < index:
+            yield _misplaced(row)
+            row = await anext(rows, None)
+        if row is None or row["log_index"] > index:
+            yield Defect(
+                "removed", f"removed: there is no event at position {index} of the log", expected_hash=leaf_hash
+            )
+            continue
+        if row["event_hash"] != leaf_hash:
+            message = f"edited: the event at position {index} of the log is not the one that was logged"
+            yield defect_of(row, "edited", message, leaf_hash, row["event_hash"] or "")
+        row = await anext(rows, None)
+    while row is not None:
+        yield _misplaced(row)
+        row = await anext(rows, None)
 
 
-async def _stream(connection: Connection, statement: str, *arguments: object) -> AsyncIterator[asyncpg.Record]:
-    """Rows of a statement, with a turn for other requests between portions."""
+async def _leaves(connection: Connection) -> AsyncIterator[tuple[int, str] | Defect]:
+    """Positions of the log in their order with their leaves, and what is wrong with the flushes that hold them."""
+    end: int | None = None
+    async for flush in _stream(connection, "flushes", "leaves"):
+        first, count, leaves = flush["first_index"], flush["count"], flush["leaves"]
+        if end is None and first == -1:  # stands before the first flush and holds no event
+            end = 0
+            continue
+        if end is None or first > end:
+            yield Defect("removed", f"removed: flushes between positions {end or 0} and {first} of the log are missing")
+        elif first < end:
+            yield Defect("inserted", f"inserted: positions {first} to {end - 1} of the log are held by two flushes")
+        if len(leaves) != count * _LEAF_BYTES:
+            yield Defect("edited", f"edited: the flush at {first} has {len(leaves)} bytes of leaves for {count} events")
+        for place in range(min(count, len(leaves) // _LEAF_BYTES)):
+            if end is None or first + place >= end:
+                yield first + place, leaves[place * _LEAF_BYTES : (place + 1) * _LEAF_BYTES].hex()
+        end = max(end or 0, first + count)
+    if end is None:
+        yield Defect("removed", "removed: the log has no beginning")
+
+
+def _misplaced(row: asyncpg.Record) -> Defect:
+    message = f"inserted: position {row['log_index']} of the log belongs to another event, or to none"
+    return defect_of(row, "inserted", message, "", row["event_hash"] or "")
+
+
+async def _stream(
+    connection: Connection, statement: str, widest: str, *arguments: object
+) -> AsyncIterator[asyncpg.Record]:
+    """Rows of a statement in portions that fit into memory, with turns for other requests between.
+
+    `widest` names the column that makes a row large. Each portion is as large as the widest row of the last one allows.
+    """
     cursor = await connection.cursor(SQL[statement], *arguments)
-    while rows := await cursor.fetch(_ROWS_AT_ONCE):
+    portion = _ROWS_AT_ONCE // 8
+    slice_end = perf_counter() + _SLICE_SECONDS
+    while rows := await cursor.fetch(portion, timeout=_FETCH_TIMEOUT_SECONDS):
         for row in rows:
             yield row
-        await asyncio.sleep(0)
+            if perf_counter() > slice_end:
+                await sleep(0)
+                slice_end = perf_counter() + _SLICE_SECONDS
+        width = max(len(row[widest] or "") for row in rows)
+        portion = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (width + 1)))
 
 
-def _take_unsealed(report: Report, row: asyncpg.Record, hashes: set[str]) -> None:
-    """Such a row is hashed by the older rules and links to any row of its correlation that has a hash."""
-    report.unsealed += 1
-    actual, previous = row["event_hash"], row["previous_event_hash"] or ""
-    identity = (row["event_id"], row["event_timestamp"])
-    if row["hash_algorithm"] not in _UNKEYED:
-        report.unsealed_findings.append(
-            Finding(*identity, f"cannot be checked: its algorithm is {row['hash_algorithm']}", previous)
-        )
+def _take_unsealed(report: ChainReport, row: asyncpg.Record, hmac_key: bytes | None, *, begun: bool) -> None:
+    """Such a row links to any row of its correlation that has a hash; only the first of them may link to none."""
+    report.unsealed_total += 1
+    previous, algorithm, defects = row["previous_event_hash"] or "", row["hash_algorithm"], report.unsealed_defects
+    if (previous and not row["linked"]) or (begun and not previous):
+        defects.add(defect_of(row, "removed", "removed: no event has the previous hash of this one"))
+    if algorithm not in UNKEYED and (algorithm != KEYED or hmac_key is None):
+        reason = "needs a key that is not configured" if algorithm == KEYED else "is none that this service knows"
+        defects.add(defect_of(row, "unverifiable", f"cannot be verified: hash_algorithm {algorithm!r} {reason}"))
         return
-    if previous and previous not in hashes:
-        report.unsealed_findings.append(Finding(*identity, "the previous hash belongs to no event here", previous))
-    expected = reference_hash(row, previous)
-    if expected == actual:
+    try:
+        expected = reference_hash(row, previous, None if algorithm in UNKEYED else hmac_key)
+    except ValueError as error:
+        defects.add(defect_of(row, "unverifiable", f"cannot be verified: {error}"))
+        return
+    if expected == row["event_hash"]:
         report.unsealed_verified += 1
     else:
         message = "edited: the event does not have the hash that was stored with it"
-        report.unsealed_findings.append(Finding(*identity, message, previous, expected, actual))
+        defects.add(defect_of(row, "edited", message, expected, row["event_hash"]))

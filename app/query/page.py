@@ -126,7 +126,7 @@ async def _total(connection: AsyncConnection, query: EventQuery) -> tuple[int | 
     """(how many events the filters find, whether that is exact)."""
     if query.total == "none":
         return None, True
-    matching = select(literal_column("1")).select_from(audit_events)
+    matching: Select[Any] = select(literal_column("1")).select_from(audit_events)
     matching = matching.where(*(CONDITIONS[name] for name in query.conditions()))
     if query.total == "capped":
         capped = select(func.count()).select_from(matching.limit(CAPPED_TOTAL + 1).subquery())

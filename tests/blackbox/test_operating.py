@@ -1,0 +1,125 @@
+"""Health, readiness, metrics, ports and shutdown, as probes and operators see them."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+from tests.events import make_event
+
+from tests.proxy import proxy
+from tests.services import Service, free_port
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_health_endpoints(service: Callable[..., Service]) -> None:
+    """A probe does not find the words of the contract."""
+    with httpx.Client(base_url=service().url) as client:
+        healthz = client.get("/healthz").json()
+        assert healthz["status"] == "healthy"
+        assert datetime.fromisoformat(healthz["timestamp"])
+        assert client.get("/readyz").json() == client.get("/health/ready").json() == {"status": "ready"}
+        assert client.get("/livez").json() == client.get("/health/live").json() == {"status": "alive"}
+        assert client.get("/health").json() == {"status": "healthy", "database": "connected"}
+
+
+def test_metrics(service: Callable[..., Service]) -> None:
+    """The platform's dashboards lose a line that they look for."""
+    with httpx.Client(base_url=service().url) as client:
+        event = make_event(event_category="gateway")
+        assert client.post("/api/v1/audit/events", json=event).status_code == 201
+        assert client.post("/api/v1/audit/events", json={}).status_code == 400
+        answer = client.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    text = answer.text
+    assert "# HELP" in text
+    assert "# TYPE" in text
+    assert "go_goroutines" in text
+    assert re.search(r'^datastorage_audit_lag_seconds_count\{service="gateway"\} 1', text, re.MULTILINE)
+    assert re.search(r'^datastorage_write_duration_seconds_count\{table="audit_events"\} 1', text, re.MULTILINE)
+    failures = r'^datastorage_validation_failures_total\{reason="validation_error",source="openapi_middleware"\} 1'
+    assert re.search(failures, text, re.MULTILINE)
+    for name in ("http_request_duration_seconds", "inbox_events", "flush_events", "flush_duration_seconds"):
+        assert f"datastorage_{name}" in text
+
+
+def test_extra_ports(service: Callable[..., Service]) -> None:
+    """The health port or the metrics port serves something else, or not at all."""
+    health_port, metrics_port = free_port(), free_port()
+    service(health_port=health_port, metrics_port=metrics_port)
+    health, metrics = f"http://127.0.0.1:{health_port}", f"http://127.0.0.1:{metrics_port}"
+    assert httpx.post(f"{health}/readyz").status_code == httpx.get(f"{health}/healthz").status_code == 200
+    assert httpx.get(f"{metrics}/metrics").status_code == 200
+    for url in (f"{health}/metrics", f"{health}/api/v1/audit/events", f"{metrics}/readyz", f"{metrics}/healthz"):
+        assert httpx.get(url).status_code == 404
+
+
+async def test_postgres_away_and_back(service: Callable[..., Service], database_url: str) -> None:
+    """Without Postgres the service says that it is ready, or it does not come back by itself."""
+    async with proxy(database_url) as between, httpx.AsyncClient(timeout=20) as client:
+        url = (await asyncio.to_thread(service, database_url=between.url)).url
+        await between.refuse(True)
+        answer = await client.post(f"{url}/api/v1/audit/events", json=make_event())
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert await until(client, f"{url}/readyz", 503) == {"status": "not_ready", "reason": "database_unreachable"}
+        assert (await client.get(f"{url}/healthz")).status_code == 200
+        await between.refuse(False)
+        assert await until(client, f"{url}/readyz", 200) == {"status": "ready"}
+        assert (await client.post(f"{url}/api/v1/audit/events", json=make_event())).status_code == 201
+
+
+async def until(client: httpx.AsyncClient, url: str, status: int) -> Any:
+    for _ in range(200):
+        answer = await client.get(url)
+        if answer.status_code == status:
+            return answer.json()
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"{url} does not answer {status}")
+
+
+def test_shutdown_answers_what_is_in_flight(service: Callable[..., Service]) -> None:
+    """A request that was taken before SIGTERM is not answered, or the probe is told too late."""
+    running = service(propagation_delay_ms=500)
+    statuses: list[int] = []
+
+    def post() -> None:
+        with httpx.Client(base_url=running.url) as client:
+            statuses.extend(client.post("/api/v1/audit/events", json=make_event()).status_code for _ in range(30))
+
+    poster = threading.Thread(target=post)
+    poster.start()
+    while not statuses:
+        pass
+    running.process.send_signal(signal.SIGTERM)
+    answer = httpx.get(f"{running.url}/readyz")
+    poster.join()
+    assert running.process.wait(30) == 0
+    assert (answer.status_code, answer.json()) == (503, {"status": "not_ready", "reason": "shutting_down"})
+    assert statuses == [201] * 30
+
+
+def test_unauthenticated_beyond_loopback_is_refused() -> None:
+    """Everybody on the network can write, and nobody was asked."""
+    command = [sys.executable, "-m", "app", "serve"]
+    env = {"DATASTORAGE_HOST": "0.0.0.0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "DATASTORAGE_ALLOW_UNAUTHENTICATED" in done.stderr
+
+
+def test_settings_are_printed_without_secrets() -> None:
+    """A password shows in the output that operators paste into tickets."""
+    env = {"DATASTORAGE_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1/d", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "app", "settings"]
+    shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=True).stdout
+    assert "hunter2" not in shown
+    assert "DATASTORAGE_BATCH_EVENTS_MAX = 10000" in shown
