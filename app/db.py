@@ -3,7 +3,8 @@
 import asyncio
 import functools
 import socket
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -128,17 +129,27 @@ def create_engine(settings: Settings) -> AsyncEngine:
     )
 
 
-async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list[asyncpg.Record]:
-    """Rows of a fixed statement, on a connection of the pool. DatabaseAway or DatabaseFailed when there is no answer."""
+@asynccontextmanager
+async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
+    """A connection of the pool as the driver's own, which costs a read a third of what it costs through the engine.
+
+    DatabaseAway or DatabaseFailed when something goes wrong on it.
+    """
     try:
-        async with engine.connect() as connection:
-            raw = await connection.get_raw_connection()
-            assert raw.driver_connection is not None
-            return await raw.driver_connection.fetch(statement, *arguments)  # type: ignore[no-any-return]  # untyped there
+        async with engine.connect() as pooled:
+            connection = (await pooled.get_raw_connection()).driver_connection
+            assert connection is not None
+            yield connection
     except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
         raise DatabaseAway from error
     except (asyncpg.PostgresError, DBAPIError) as error:
-        raise DatabaseFailed from error
+        raise (DatabaseAway if fault(error) is Fault.AWAY else DatabaseFailed) from error
+
+
+async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list[asyncpg.Record]:
+    """Rows of a fixed statement, on a connection of the pool."""
+    async with driver_connection(engine) as connection:
+        return await connection.fetch(statement, *arguments)
 
 
 async def refuse_unsafe(connection: Connection) -> None:

@@ -22,7 +22,9 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 class Settings(BaseSettings):
     """Names in the environment are these in upper case behind DATASTORAGE_."""
 
-    model_config = SettingsConfigDict(env_prefix="DATASTORAGE_", env_file=".env", frozen=True, extra="forbid", dotenv_filtering="match_prefix")
+    model_config = SettingsConfigDict(
+        env_prefix="DATASTORAGE_", env_file=".env", frozen=True, extra="forbid", dotenv_filtering="match_prefix"
+    )
 
     database_url: SecretStr | None = Field(
         None, description="Postgres to use, postgresql://user:password@host/database; unset: an embedded one is started"

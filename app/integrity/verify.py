@@ -163,8 +163,10 @@ def _take_unsealed(report: ChainReport, row: asyncpg.Record, hmac_key: bytes | N
     """Such a row links to any row of its correlation that has a hash; only the first of them may link to none."""
     report.unsealed_total += 1
     previous, algorithm, defects = row["previous_event_hash"] or "", row["hash_algorithm"], report.unsealed_defects
-    if (previous and not row["linked"]) or (begun and not previous):
+    if previous and not row["linked"]:
         defects.add(defect_of(row, "removed", "removed: no event has the previous hash of this one"))
+    if begun and not previous:
+        defects.add(defect_of(row, "removed", "removed: only the first event may have no previous hash"))
     if algorithm not in UNKEYED and (algorithm != KEYED or hmac_key is None):
         reason = "needs a key that is not configured" if algorithm == KEYED else "is none that this service knows"
         defects.add(defect_of(row, "unverifiable", f"cannot be verified: hash_algorithm {algorithm!r} {reason}"))

@@ -1,30 +1,28 @@
 """One page of events, newest first, and how many there are in all."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 from uuid import UUID
 
+import asyncpg
 import orjson
-from sqlalchemy import ColumnElement, Select, Text, bindparam, cast, func, literal_column, select, text
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy import BigInteger, ColumnElement, Select, Text, bindparam, cast, func, literal_column, select
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import CONNECTION_ERRORS
-from app.errors import DatabaseAway, DatabaseFailed
+from app.db import Connection, driver_connection
 from app.events.canonical import readable
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, EventQuery
 from app.tables import audit_events
 
-COUNT_TIMEOUT_MS = 1_000
+COUNT_SECONDS = 1.0
 CAPPED_TOTAL = 10_000
-_QUERY_CANCELED = "57014"
 
+_DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # untyped there
 _e = audit_events.c
 
 
@@ -64,19 +62,20 @@ class Page:
 
 async def page(engine: AsyncEngine, query: EventQuery) -> Page:
     """The events that `query` asks for. DatabaseAway or DatabaseFailed when there is no answer."""
-    async with _connection(engine) as connection:
-        rows = (await connection.execute(_select(query), query.arguments())).all()
+    async with driver_connection(engine) as connection:
+        statement = _page_statement(query.page_conditions(), offset=bool(query.offset))
+        rows = await _fetch(connection, statement, query)
         total, exact = await _total(connection, query)
     shown = rows[: query.limit]
     has_more = len(rows) > query.limit
-    last = Cursor(shown[-1].moment.replace(" ", "T"), shown[-1].event_id) if has_more else None
+    last = Cursor(shown[-1]["moment"].replace(" ", "T"), shown[-1]["event_id"]) if has_more else None
     return Page([_event(row) for row in shown], has_more, last, total, exact)
 
 
 async def one(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | None:
     """The event with this id, whatever its date and correlation."""
-    async with _connection(engine) as connection:
-        row = (await connection.execute(_ONE, {"event_id": event_id})).first()
+    async with driver_connection(engine) as connection:
+        row = await connection.fetchrow(_one_statement().text, event_id)
     return None if row is None else _event(row)
 
 
@@ -92,94 +91,104 @@ async def warm(engine: AsyncEngine) -> None:
     ]
 
     async def warm_one() -> None:
-        async with _connection(engine) as connection:
-            await asyncio.sleep(0)  # so that each of these takes a connection of its own
+        async with driver_connection(engine) as connection:
             for shape in shapes:
-                await connection.execute(_select(shape), shape.arguments())
+                await _fetch(connection, _page_statement(shape.page_conditions(), offset=False), shape)
                 await _total(connection, shape)
-            await connection.execute(_ONE, {"event_id": UUID(int=0)})
+            await connection.fetchrow(_one_statement().text, UUID(int=0))
 
     await asyncio.gather(*(warm_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's
 
 
-@asynccontextmanager
-async def _connection(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
-    try:
-        async with engine.connect() as connection:
-            yield connection
-    except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
-        raise DatabaseAway from error
-    except DBAPIError as error:
-        raise (DatabaseAway if error.connection_invalidated else DatabaseFailed) from error
+class _Statement(NamedTuple):
+    """SQL for the driver, and the names of its parameters in their order."""
+
+    text: str
+    parameters: tuple[str, ...]
 
 
-def _select(query: EventQuery) -> Select[Any]:
-    chosen = select(*_COLUMNS).where(*(CONDITIONS[name] for name in query.page_conditions()))
-    ordered = chosen.order_by(_e.event_timestamp.desc(), _e.event_id.desc()).limit(bindparam("rows"))
-    return ordered.offset(bindparam("offset")) if query.offset else ordered
+def _compiled(statement: Select[Any]) -> _Statement:
+    compiled = statement.compile(dialect=_DIALECT)
+    return _Statement(str(compiled), tuple(compiled.positiontup or ()))
 
 
-_ONE = select(*_COLUMNS).where(_e.event_id == bindparam("event_id")).limit(1)
+@lru_cache(256)
+def _page_statement(conditions: tuple[str, ...], *, offset: bool) -> _Statement:
+    chosen = select(*_COLUMNS).where(*(CONDITIONS[name] for name in conditions))
+    ordered = chosen.order_by(_e.event_timestamp.desc(), _e.event_id.desc()).limit(bindparam("rows", type_=BigInteger))
+    return _compiled(ordered.offset(bindparam("offset", type_=BigInteger)) if offset else ordered)
 
 
-async def _total(connection: AsyncConnection, query: EventQuery) -> tuple[int | None, bool]:
+@lru_cache(256)
+def _count_statement(conditions: tuple[str, ...], rows_max: int | None) -> _Statement:
+    matching: Select[Any] = select(literal_column("1")).select_from(audit_events)
+    matching = matching.where(*(CONDITIONS[name] for name in conditions))
+    if rows_max is None:
+        return _compiled(matching.with_only_columns(func.count()))
+    capped = matching.limit(literal_column(str(rows_max))).subquery()
+    return _compiled(select(func.count()).select_from(capped))
+
+
+@lru_cache(1)
+def _one_statement() -> _Statement:
+    return _compiled(select(*_COLUMNS).where(_e.event_id == bindparam("event_id")).limit(literal_column("1")))
+
+
+async def _fetch(connection: Connection, statement: _Statement, query: EventQuery) -> list[asyncpg.Record]:
+    arguments = query.arguments()
+    return await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
+
+
+async def _total(connection: Connection, query: EventQuery) -> tuple[int | None, bool]:
     """(how many events the filters find, whether that is exact)."""
     if query.total == "none":
         return None, True
-    matching: Select[Any] = select(literal_column("1")).select_from(audit_events)
-    matching = matching.where(*(CONDITIONS[name] for name in query.conditions()))
     if query.total == "capped":
-        capped = select(func.count()).select_from(matching.limit(CAPPED_TOTAL + 1).subquery())
-        found = (await connection.execute(capped, query.arguments())).scalar_one()
+        found = (await _fetch(connection, _count_statement(query.conditions(), CAPPED_TOTAL + 1), query))[0][0]
         return min(found, CAPPED_TOTAL), found <= CAPPED_TOTAL
-    counted = matching.with_only_columns(func.count())
-    await connection.execute(text(f"SET LOCAL statement_timeout = {COUNT_TIMEOUT_MS}"))
+    counted = _count_statement(query.conditions(), None)
     try:
-        return (await connection.execute(counted, query.arguments())).scalar_one(), True
-    except DBAPIError as error:
-        if getattr(error.orig, "sqlstate", None) != _QUERY_CANCELED:
-            raise
-    await connection.rollback()
-    return await _estimate(connection, matching, query), False
+        async with asyncio.timeout(COUNT_SECONDS):
+            return (await _fetch(connection, counted, query))[0][0], True
+    except TimeoutError:
+        return await _estimate(connection, counted, query), False
 
 
-async def _estimate(connection: AsyncConnection, matching: Select[Any], query: EventQuery) -> int:
-    """What the planner expects, without counting."""
-    explained = matching.prefix_with("/* total */")
-    compiled = explained.compile(connection.sync_engine, compile_kwargs={"render_postcompile": True})
-    arguments = query.arguments()
-    values = tuple(arguments[name] for name in compiled.positiontup or ())
-    plan = (await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {compiled}", values)).scalar_one()
-    return int((orjson.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]["Plan Rows"])
+async def _estimate(connection: Connection, counted: _Statement, query: EventQuery) -> int:
+    """What the planner expects, without counting: the rows that would go into the count."""
+    explain = _Statement(f"EXPLAIN (FORMAT JSON) {counted.text}", counted.parameters)
+    plan = orjson.loads((await _fetch(connection, explain, query))[0][0])[0]["Plan"]
+    while "Plans" in plan and plan["Node Type"] in {"Aggregate", "Gather"}:
+        plan = plan["Plans"][0]
+    return int(plan["Plan Rows"])
 
 
-def _event(row: Any) -> dict[str, Any]:
+def _event(row: asyncpg.Record) -> dict[str, Any]:
     """Members in the contract's order (section 9); left out means unknown."""
-    members = row._mapping  # noqa: SLF001 - SQLAlchemy's public name for a row as a mapping
     event = {
-        "event_id": str(row.event_id),
-        "event_timestamp": _zulu(row.moment),
-        "event_date": row.event_date,
-        "event_type": row.event_type,
-        "version": row.event_version,
-        "event_category": row.event_category,
-        "event_action": row.event_action,
-        "event_outcome": row.event_outcome,
-        "correlation_id": row.correlation_id,
-        "parent_event_id": None if row.parent_event_id is None else str(row.parent_event_id),
-        "parent_event_date": None if row.parent_event_date is None else f"{row.parent_event_date}T00:00:00Z",
+        "event_id": str(row["event_id"]),
+        "event_timestamp": _zulu(row["moment"]),
+        "event_date": row["event_date"],
+        "event_type": row["event_type"],
+        "version": row["event_version"],
+        "event_category": row["event_category"],
+        "event_action": row["event_action"],
+        "event_outcome": row["event_outcome"],
+        "correlation_id": row["correlation_id"],
+        "parent_event_id": None if row["parent_event_id"] is None else str(row["parent_event_id"]),
+        "parent_event_date": None if row["parent_event_date"] is None else f"{row['parent_event_date']}T00:00:00Z",
     }
-    event |= {name: members[name] for name in _OMITTED_WHEN_EMPTY if members[name]}
+    event |= {name: row[name] for name in _OMITTED_WHEN_EMPTY if row[name]}
     return event | {
-        "retention_days": row.retention_days,
-        "is_sensitive": row.is_sensitive,
-        "event_hash": row.event_hash or "",
-        "previous_event_hash": row.previous_event_hash or "",
-        "legal_hold": row.legal_hold or False,
-        "legal_hold_reason": row.legal_hold_reason or "",
-        "legal_hold_placed_by": row.legal_hold_placed_by or "",
-        "legal_hold_placed_at": None if row.held_at is None else _zulu(row.held_at),
-        "event_data": orjson.Fragment(readable(row.payload)),
+        "retention_days": row["retention_days"],
+        "is_sensitive": row["is_sensitive"],
+        "event_hash": row["event_hash"] or "",
+        "previous_event_hash": row["previous_event_hash"] or "",
+        "legal_hold": row["legal_hold"] or False,
+        "legal_hold_reason": row["legal_hold_reason"] or "",
+        "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
+        "legal_hold_placed_at": None if row["held_at"] is None else _zulu(row["held_at"]),
+        "event_data": orjson.Fragment(readable(row["payload"])),
     }
 
 

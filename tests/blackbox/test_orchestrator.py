@@ -80,6 +80,7 @@ def orchestrator(client: httpx.Client, request: pytest.FixtureRequest) -> Orches
 
 
 def request_approval(orchestrator: Orchestrator) -> str:
+    more: dict[str, Any]
     if orchestrator.generation == "typed":
         more = {"confidence_str": "0.72", "decision": "Pending", "reason": "confidence below 0.8"}
     else:
@@ -121,11 +122,11 @@ def test_approval_decided(orchestrator: Orchestrator, decision: str, outcome: st
 
 def test_global_timeout(orchestrator: Orchestrator) -> None:
     """A global timeout is not found as a completed life with outcome failure, or without its fields."""
+    fields: dict[str, Any] = {"duration_ms": 3_600_000}
     if orchestrator.generation == "typed":
-        fields = {"outcome": "Failed", "failure_reason": "Timeout", "failure_phase": "WorkflowExecution"}
+        fields |= {"outcome": "Failed", "failure_reason": "Timeout", "failure_phase": "WorkflowExecution"}
     else:
-        fields = {"outcome": "failure", "timeout_type": "global", "failure_phase": "Executing"}
-    fields |= {"duration_ms": 3_600_000}  # type: ignore[dict-item]  # the only number among them
+        fields |= {"outcome": "failure", "timeout_type": "global", "failure_phase": "Executing"}
     orchestrator.start()
     orchestrator.enter("Executing", from_phase="Analyzing")
     orchestrator.post("orchestrator.lifecycle.completed", "failure", NAMES | fields, duration_ms=3_600_000)
@@ -176,6 +177,17 @@ def test_simulate(client: httpx.Client, tmp_path: Path) -> None:
     stored = client.get(EVENTS, params={"limit": 1}).json()["pagination"]["total"]
     assert [int(cell) for cell in total[1:]] == [stored, stored, 0, stored, 0]
     assert stored > 10 * 3
+
+
+def test_simulate_tells_of_refusals(service: Callable[..., Service], tmp_path: Path) -> None:
+    """Refused events look like success."""
+    url = service(batch_events_max=2).url
+    done = simulate("--remediations", "10", "--url", url, directory=tmp_path)
+    assert done.returncode == 1
+    sent, acknowledged, refused, found, missing = (int(cell) for cell in done.stdout.splitlines()[-1].split()[1:])
+    assert (sent - refused, found, missing) == (acknowledged, acknowledged, 0)
+    assert refused > 2
+    assert "batch size" in done.stderr
 
 
 def test_simulate_without_a_service(tmp_path: Path) -> None:

@@ -283,7 +283,10 @@ async def test_strange_unsealed_row(connection: Connection, columns: dict[str, A
         ("DELETE FROM log_flushes", ["inserted"] * 5 + ["removed"]),
         ("DELETE FROM log_flushes WHERE first_index = -1", ["removed"]),
         ("UPDATE log_flushes SET leaves = substr(leaves, 1, 40) WHERE first_index = 2", ["edited", "inserted"]),
-        ("UPDATE log_flushes SET leaves = set_byte(leaves, 40, get_byte(leaves, 40) # 255) WHERE first_index = 2", ["edited"]),
+        (
+            "UPDATE log_flushes SET leaves = set_byte(leaves, 40, get_byte(leaves, 40) # 255) WHERE first_index = 2",
+            ["edited"],
+        ),
         ("UPDATE log_flushes SET count = 2000000000 WHERE first_index = 4", ["edited"]),
         ("UPDATE log_flushes SET count = 3 WHERE first_index = 2", ["edited", "inserted", "inserted"]),
         (
