@@ -97,10 +97,9 @@ def _url(url: str, database: str) -> str:
 
 
 def measure_writing(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
-    common = {"access_log": False, "migrate": True}
     with (
-        service(database_url=_url(postgres.url, "writing"), **common) as real,
-        service("bench.nodatabase", access_log=False) as bare,
+        service(database_url=_url(postgres.url, "writing"), migrate=True) as real,
+        service("bench.nodatabase") as bare,
     ):
         drive(real.port, bodies.singles("warm"), 16, 1)
         drive(bare.port, bodies.singles("warm"), 16, 1)
@@ -141,7 +140,7 @@ def _write_round(
 
 
 def measure_reading(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
-    with service(database_url=_url(postgres.url, "reading"), access_log=False, migrate=True) as server:
+    with service(database_url=_url(postgres.url, "reading"), migrate=True) as server:
         results.add("memory MB, fresh", server.resident_mb())
         _fill(results, server, options.rows)
         results.add(f"memory MB, after {options.rows:,} events", server.resident_mb())

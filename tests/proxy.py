@@ -11,8 +11,9 @@ class Proxy:
 
     def __init__(self, server_url: str) -> None:
         parts = urlsplit(server_url)
-        self._socket_dir = parse_qs(parts.query).get("host", [None])[0]
-        self._host, self._port = parts.hostname or "127.0.0.1", parts.port or 5432
+        query = parse_qs(parts.query)
+        self._socket_dir = query.get("host", [None])[0]
+        self._host, self._port = parts.hostname or "127.0.0.1", int(query.get("port", [parts.port or 5432])[0])
         self._login = parts.netloc.rpartition("@")[0]
         self._path = parts.path
         self.url = ""

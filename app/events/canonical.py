@@ -140,7 +140,8 @@ def _quick(body: bytes) -> Document | None:
         shape = body.translate(_SHAPE)
         if _LONG_RUN in shape or (odd and _TINY_POWER in shape):
             return None
-    return Document(root[0], _settle(odd) and narrow, depth)
+    settled = _settle(odd)  # first: it may replace the root itself
+    return Document(root[0], settled and narrow, depth)
 
 
 def _survey(root: list[Any], *, wide: bool) -> tuple[int, bool, bool, list[Any]]:  # noqa: C901 - every call costs
@@ -250,7 +251,7 @@ def _scan(text: str, at: int) -> tuple[Any, int]:
     except json.JSONDecodeError as error:
         raise _broken(error.msg, text, error.pos) from None
     except _NoNumberError as error:
-        place = next(found.start() for found in _TOKEN.finditer(text, at) if found[0] == error.token)
+        place = next(found.start() for found in _TOKEN.finditer(text, at) if found[0].startswith(error.token))
         raise _broken(f"{error.token} is no JSON number", text, place) from None
     except RecursionError:
         raise _too_deep() from None
@@ -419,31 +420,42 @@ def _pointer(place: tuple[Any, Any, Any]) -> str:
 # Writing.
 
 
+class _Ready(bytes):
+    """Text that waits to be written as it is."""
+
+
 def _written(value: Any, order: Callable[[dict[str, Any]], list[str]]) -> bytes:
-    """Compact JSON with keys in `order`, whatever the depth. Pending bytes are text that is ready."""
+    """Compact JSON with keys in `order`, whatever the depth."""
     out: list[bytes] = []
     pending: list[Any] = [value]
     while pending:
         node = pending.pop()
-        if isinstance(node, bytes):
+        if isinstance(node, _Ready):
             out.append(node)
         elif isinstance(node, dict):
-            pending.append(b"}")
+            pending.append(_Ready(b"}"))
             for key in reversed(order(node)):
-                pending += (node[key], orjson.dumps(key) + b":", b",")
-            pending[-1:] = [b"{"] if node else [b"}", b"{"]
+                pending += (node[key], _Ready(orjson.dumps(key) + b":"), _COMMA)
+            pending[-1:] = [_Ready(b"{")] if node else [_Ready(b"{}")]
         elif isinstance(node, list):
-            pending.append(b"]")
+            pending.append(_Ready(b"]"))
             for item in reversed(node):
-                pending += (item, b",")
-            pending[-1:] = [b"["] if node else [b"]", b"["]
-        elif isinstance(node, (int, float, Decimal)) and not isinstance(node, bool):
-            out.append(_digits(node).encode())
-        elif node is None or isinstance(node, (bool, str)):
-            out.append(orjson.dumps(node))
+                pending += (item, _COMMA)
+            pending[-1:] = [_Ready(b"[")] if node else [_Ready(b"[]")]
         else:
-            raise TypeError(f"{type(node).__name__} is no JSON value")
+            out.append(_scalar(node))
     return b"".join(out)
+
+
+_COMMA = _Ready(b",")
+
+
+def _scalar(value: Any) -> bytes:
+    if value is None or isinstance(value, (bool, str)):
+        return orjson.dumps(value)
+    if isinstance(value, (int, float, Decimal)):
+        return _digits(value).encode()
+    raise TypeError(f"{type(value).__name__} is no JSON value")
 
 
 def _by_utf16(node: dict[str, Any]) -> list[str]:
@@ -455,13 +467,13 @@ def _digits(number: float | Decimal) -> str:
     if isinstance(number, int) and abs(number) < 10**21:
         return str(number)
     exact = Decimal(repr(number)) if isinstance(number, float) else Decimal(number)
-    double = float(exact)
-    if not double and not exact:
+    if not exact.is_finite():
+        raise ValueError(f"{number} is no JSON number")
+    if not exact:
         return "0"
+    double = float(exact)
     if (abs(double) >= 1e21 or abs(double) < 1e-6) and Decimal(repr(double)) == exact:
         mantissa, _, power = repr(double).partition("e")
         return f"{mantissa}e{int(power):+d}"
-    if not exact.is_finite():
-        raise ValueError(f"{number} is no JSON number")
     digits = f"{exact:f}"
     return digits.rstrip("0").rstrip(".") if "." in digits else digits

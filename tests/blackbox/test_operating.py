@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from tests.events import make_event
 
+from tests.events import make_event
 from tests.proxy import proxy
 from tests.services import Service, free_port
 

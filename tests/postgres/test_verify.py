@@ -199,10 +199,13 @@ async def test_removed_head(connection: Connection) -> None:
 
 async def test_rows_of_the_reference(connection: Connection) -> None:
     """Rows that the reference wrote before us, or beside us, look edited."""
-    first = await insert_reference(connection, "old")
-    await insert_reference(connection, "old", first, actor_ip="2001:db8::1", parent_event_date=date(2026, 1, 2))
+    previous = ""
+    for address in (None, "2001:db8::1", "::ffff:1.2.3.4", "10.0.0.0/8"):
+        previous = await insert_reference(
+            connection, "old", previous, actor_ip=address, parent_event_date=date(2026, 1, 2)
+        )
     report = await report_of(connection, "old")
-    assert (report.is_valid, report.unsealed_total, report.unsealed_verified) == (True, 2, 2)
+    assert (report.is_valid, report.unsealed_total, report.unsealed_verified) == (True, 4, 4)
     assert (report.unsealed_defects.count, report.is_sealed) == (0, False)
 
 

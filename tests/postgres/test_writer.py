@@ -212,7 +212,7 @@ async def test_unknown_outcome_while_another_replica_writes_on(
         await one.post(item("rr-1"))
         setattr(between, lost, True)
         posted = [item("rr-1", event_action=f"step-{i}") for i in range(size)]
-        sending = asyncio.create_task(one.batch(*posted) if posted else one.post(item("rr-1")))  # type: ignore[arg-type]
+        sending = asyncio.create_task(one.batch(*posted) if posted else one.post(item("rr-1")))
         for _ in range(20):
             await other.post(item("rr-1"))
         await sending
