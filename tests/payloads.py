@@ -8,8 +8,37 @@ from typing import Any
 COUNT = 10_000
 # Texts that sort differently in UTF-8 and UTF-16, that some writer escapes, or that look like numbers.
 _TEXTS = (
-    *("", "a", "b", "aa", "A", "é", "\u0080", "\u07ff", "\ud7ff", "\ue000", "\ufb33", "\uffff", "😀", "\U0010ffff", "𐀀"),
-    *("\u0001", "\b\t\n\f\r\x0b\x1f", "\x7f", "\u2028", '"', "\\", "/", "<&>", "1", "10", "1e5", "12345678901234567890"),
+    *(
+        "",
+        "a",
+        "b",
+        "aa",
+        "A",
+        "é",
+        "\u0080",
+        "\u07ff",
+        "\ud7ff",
+        "\ue000",
+        "\ufb33",
+        "\uffff",
+        "😀",
+        "\U0010ffff",
+        "𐀀",
+    ),
+    *(
+        "\u0001",
+        "\b\t\n\f\r\x0b\x1f",
+        "\x7f",
+        "\u2028",
+        '"',
+        "\\",
+        "/",
+        "<&>",
+        "1",
+        "10",
+        "1e5",
+        "12345678901234567890",
+    ),
 )
 _DOUBLES = (
     *(0, -0.0, 0.0, 5.0, 0.1, 0.75, 1e21, 1e20, 1e22, 1e23, 1e-7, 1e-6, 9.9e-6, 1e-5, 1.5e-5, 1e15, 1e16, 1.5e300),

@@ -157,7 +157,8 @@ async def _total(connection: Connection, query: EventQuery) -> tuple[int | None,
 async def _estimate(connection: Connection, counted: _Statement, query: EventQuery) -> int:
     """What the planner expects, without counting: the rows that would go into the count."""
     explain = _Statement(f"EXPLAIN (FORMAT JSON) {counted.text}", counted.parameters)
-    plan = orjson.loads((await _fetch(connection, explain, query))[0][0])[0]["Plan"]
+    # SQLAlchemy has set its own codec for json on the connections of its pool.
+    plan = (await _fetch(connection, explain, query))[0][0][0]["Plan"]
     while "Plans" in plan and plan["Node Type"] in {"Aggregate", "Gather"}:
         plan = plan["Plans"][0]
     return int(plan["Plan Rows"])

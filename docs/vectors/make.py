@@ -3,6 +3,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from app.events.canonical import canonical, parse
 from app.events.record import commitment, committed, leaf_hash, record
 
 LOG = "example.test/datastorage"
-_AS_ASYNCPG_GIVES_IT = {
+_AS_ASYNCPG_GIVES_IT: dict[str, Callable[[Any], Any]] = {
     "event_id": UUID,
     "parent_event_id": UUID,
     "event_timestamp": datetime.fromisoformat,
@@ -32,10 +33,10 @@ def completed(vector: dict[str, Any]) -> dict[str, Any]:
 
 
 def _completed(event: dict[str, Any], ends: dict[str, str]) -> dict[str, Any]:
-    row = {
-        name: value if value is None else _AS_ASYNCPG_GIVES_IT.get(name, lambda same: same)(value)
-        for name, value in parse(event["row"].encode()).value.items()
-    }
+    row: dict[str, Any] = parse(event["row"].encode()).value
+    for name, convert in _AS_ASYNCPG_GIVES_IT.items():
+        if row.get(name) is not None:
+            row[name] = convert(row[name])
     correlation_id = row["correlation_id"]
     positions = {name: event[name] for name in ("log_index", "chain_index")}
     salt, hidden = bytes.fromhex(event["payload_salt"]), committed(row)

@@ -68,7 +68,9 @@ def test_types_of_numbers(beyond: list[tuple[Any, str]]) -> None:
         node = pending.pop()
         pending += node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
         assert not isinstance(node, float) or not node.is_integer()
-        assert not isinstance(node, Decimal) or (node != node.to_integral_value() and Decimal(repr(float(node))) != node)
+        assert not isinstance(node, Decimal) or (
+            node != node.to_integral_value() and Decimal(repr(float(node))) != node
+        )
 
 
 def test_parts_of_a_plain_document_are_plain(ordinary: list[tuple[Any, str]]) -> None:
@@ -141,7 +143,9 @@ def test_form_of_a_number(token: str, form: str) -> None:
     assert canonical(item.value, plain=item.plain).decode() == canonical(loads(token)).decode() == form
 
 
-@pytest.mark.parametrize("token", ["1" * 101, "9.9e309", "1e309", "1e-309", "1e999999999999999999", "-1e-99999", "5e-324"])
+@pytest.mark.parametrize(
+    "token", ["1" * 101, "9.9e309", "1e309", "1e-309", "1e999999999999999999", "-1e-99999", "5e-324"]
+)
 def test_number_beyond_the_limits(token: str) -> None:
     """A number that would be stored at any length is accepted, or the refusal does not say where it stands."""
     for read in (parse, _last_item):
@@ -207,7 +211,9 @@ def test_refused(body: bytes, words: str) -> None:
     assert refused.value.type.endswith("/validation-error")
 
 
-@pytest.mark.parametrize(("body", "words"), [c for c in REFUSED if c[0] != b"[" + NESTED + b"]"], ids=lambda case: repr(case)[:30])
+@pytest.mark.parametrize(
+    ("body", "words"), [c for c in REFUSED if c[0] != b"[" + NESTED + b"]"], ids=lambda case: repr(case)[:30]
+)
 def test_refused_as_items(body: bytes, words: str) -> None:
     """A large batch is refused with another answer than a small one."""
     with pytest.raises(BadRequest) as refused:
@@ -215,7 +221,9 @@ def test_refused_as_items(body: bytes, words: str) -> None:
     assert words in refused.value.detail
 
 
-@pytest.mark.parametrize(("body", "kind"), [(b"{}", "an object"), (b'"a"', "a string"), (b"1", "a number"), (b"null", "null")])
+@pytest.mark.parametrize(
+    ("body", "kind"), [(b"{}", "an object"), (b'"a"', "a string"), (b"1", "a number"), (b"null", "null")]
+)
 def test_items_of_no_array(body: bytes, kind: str) -> None:
     """The answer to a batch that is no array does not say so."""
     with pytest.raises(BadRequest, match=f"expected a JSON array, got {kind}"):
@@ -247,12 +255,14 @@ def test_items_of_no_array(body: bytes, kind: str) -> None:
 @pytest.mark.parametrize("read", [parse, lambda body: list(items(b"[" + body + b"]"))], ids=["parse", "items"])
 def test_adversarial_bodies_cost_little(read: Callable[[bytes], Any], body: bytes) -> None:
     """One megabyte holds the service up, or makes it fail otherwise than with a 400."""
+    detail = ""
     started = time.process_time()
     try:
         read(body)
     except BadRequest as refused:
-        assert len(refused.detail) < 30_000
+        detail = refused.detail
     assert time.process_time() - started < 2
+    assert len(detail) < 30_000
 
 
 _INTRUDERS = b'\x00"\\{}[],:0-.eE\x80\xffnN \n'
@@ -283,7 +293,8 @@ def test_depth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "kind"), [("{}", "an object"), ("[]", "an array"), ("true", "a boolean"), ("1.5", "a number"), ("null", "null")]
+    ("text", "kind"),
+    [("{}", "an object"), ("[]", "an array"), ("true", "a boolean"), ("1.5", "a number"), ("null", "null")],
 )
 def test_kind_of(text: str, kind: str) -> None:
     """A refusal calls what came by another name."""

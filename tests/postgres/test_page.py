@@ -1,0 +1,113 @@
+"""Pages of events on a real Postgres: order, totals, and rows that only SQL can make."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import db
+from app.query import page as pages
+from app.query.filter import EventQuery
+from app.settings import Settings
+
+INSERT = """
+    INSERT INTO audit_events (event_timestamp, event_date, event_type, event_category, event_action, event_outcome,
+        actor_type, actor_id, actor_ip, resource_type, resource_id, correlation_id, event_data, severity)
+    SELECT $1::text::timestamptz, current_date, $2, 'test', 'a', 'success', '', '', $3::text::inet, '', '', $4, $5::text::jsonb, NULL
+    FROM generate_series(1, $6)
+"""
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
+    yield engine
+    await engine.dispose()
+
+
+async def insert(connection: Any, **row: Any) -> None:
+    values = {"at": "now", "type": "t", "ip": None, "correlation": "c", "payload": "{}", "rows": 1} | row
+    await connection.execute(INSERT, *values.values())
+
+
+def ids(page: pages.Page) -> list[str]:
+    return [event["event_id"] for event in page.events]
+
+
+async def test_cursor_walks_as_offset_does(engine: AsyncEngine, connection: Any) -> None:
+    """Events with equal times are lost or shown twice between pages."""
+    for moment in ("yesterday", "now"):
+        await insert(connection, at=moment, rows=7)
+    walked: list[str] = []
+    query = EventQuery(correlation_id="c", limit=4)
+    while True:
+        found = await pages.page(engine, query)
+        walked += ids(found)
+        assert found.has_more == (found.next_cursor is not None)
+        if found.next_cursor is None:
+            break
+        query = EventQuery(correlation_id="c", limit=4, cursor=found.next_cursor)
+    skipped = [await pages.page(engine, EventQuery(correlation_id="c", limit=4, offset=n)) for n in (0, 4, 8, 12)]
+    assert walked == [event_id for found in skipped for event_id in ids(found)]
+    assert (len(walked), skipped[3].has_more) == (14, False)
+    assert {found.total for found in skipped} == {14}
+
+
+async def test_totals(engine: AsyncEngine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A total is wrong, holds the page up, or does not say that it is an estimate."""
+    await insert(connection, rows=20)
+    await connection.execute("ANALYZE audit_events")
+    monkeypatch.setattr(pages, "CAPPED_TOTAL", 12)
+    exact, capped, none = [await pages.page(engine, EventQuery(total=t, limit=2)) for t in ("exact", "capped", "none")]
+    assert [(p.total, p.total_exact) for p in (exact, capped, none)] == [(20, True), (12, False), (None, True)]
+    monkeypatch.setattr(pages, "COUNT_SECONDS", 0)
+    late = await pages.page(engine, EventQuery(limit=2))
+    assert (late.total_exact, len(late.events)) == (False, 2)
+    assert late.total is not None
+
+
+async def test_own_events_are_left_out_until_asked_for(engine: AsyncEngine, connection: Any) -> None:
+    """The service's own events change the counts that clients know."""
+    await insert(connection, type="datastorage.log.heartbeat")
+    await insert(connection, type="datastorage.ratelimit.denied")
+    await insert(connection)
+    await connection.execute("UPDATE audit_events SET severity = 'info'")
+    async with connection.transaction():
+        await connection.execute("ALTER TABLE audit_events DISABLE TRIGGER refuse_change")
+        await connection.execute("UPDATE audit_events SET event_category = 'security' WHERE event_type <> 't'")
+        await connection.execute("ALTER TABLE audit_events ENABLE TRIGGER refuse_change")
+    totals = [
+        (await pages.page(engine, query)).total
+        for query in (EventQuery(), EventQuery(include="self"), EventQuery(event_category="security"))
+    ]
+    assert totals == [2, 3, 2]
+
+
+async def test_rows_that_only_sql_makes(engine: AsyncEngine, connection: Any) -> None:
+    """A strange row that somebody inserted stops the page that it is on."""
+    for payload in ("null", "[1]", '"text"', '{"n": 1e400}', '{"b": 1, "aa": 12345678901234567890.5}'):
+        await insert(connection, payload=payload)
+    await insert(connection, ip="10.0.0.0/8")
+    await connection.execute("UPDATE audit_events SET event_timestamp = 'infinity' WHERE event_data = 'null'")
+    await connection.execute("UPDATE audit_events SET event_timestamp = '20000-01-01' WHERE event_data = '[1]'")
+    found = await pages.page(engine, EventQuery(limit=2))
+    rest = await pages.page(engine, EventQuery(limit=10, cursor=found.next_cursor))
+    assert len(found.events) + len(rest.events) == 6
+    text = orjson.dumps(found.events + rest.events).decode()
+    assert '"event_data":{"aa":12345678901234567890.5,"b":1}' in text
+    assert '"actor_ip":"10.0.0.0"' in text
+
+
+async def test_detail_filter(engine: AsyncEngine, connection: Any) -> None:
+    """A member of the payload cannot be found, also behind 200 characters of an indexed one."""
+    long = "x" * 200
+    for payload in ('{"k": 5}', '{"k": "5"}', f'{{"target_resource": "{long}a"}}', f'{{"target_resource": "{long}b"}}'):
+        await insert(connection, payload=payload)
+    found = [
+        (await pages.page(engine, EventQuery(detail_key=key, detail_value=value))).total
+        for key, value in (("k", "5"), ("k", "6"), ("target_resource", long + "b"), ("target_resource", long))
+    ]
+    assert found == [2, 0, 1, 0]
