@@ -153,7 +153,7 @@ def _observe_lag(item: Draft) -> None:
 
 
 def _created(answer: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(answer), 201, media_type="application/json")
+    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), 201, media_type="application/json")
 
 
 router = APIRouter(tags=["events"])

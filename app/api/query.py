@@ -109,7 +109,7 @@ async def list_events(request: Request) -> Response:
     headers = {}
     if found.next_cursor is not None:
         headers["Link"] = f'<{request.url.path}?{_next(request, found.next_cursor)}>; rel="next"'
-    body = orjson.dumps({"data": found.events, "pagination": pagination})
+    body = orjson.dumps({"data": found.events, "pagination": pagination}, option=orjson.OPT_APPEND_NEWLINE)
     return Response(body, headers=headers, media_type="application/json")
 
 
@@ -121,7 +121,7 @@ async def get_event(request: Request, event_id: str) -> Response:
     event = await one(request.app.state.engine, UUID(event_id))
     if event is None:
         raise NotFound(f"There is no event {event_id}.")
-    return Response(orjson.dumps(event), media_type="application/json")
+    return Response(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
 
 
 def _pagination(query: EventQuery, found: Page) -> dict[str, Any]:

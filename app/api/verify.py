@@ -94,7 +94,9 @@ async def post_verify_chain(request: Request) -> Response:
             report = await verify_chain(connection, correlation_id, state.writer.store.log_name)
     except DatabaseFailed as error:
         raise VerificationFailed from error
-    return Response(orjson.dumps(_answer(correlation_id, report)), media_type="application/json")
+    return Response(
+        orjson.dumps(_answer(correlation_id, report), option=orjson.OPT_APPEND_NEWLINE), media_type="application/json"
+    )
 
 
 router = APIRouter(tags=["verification"])
