@@ -9,8 +9,9 @@ fi
 
 root=$(cd ../.. && pwd)
 work=$(mktemp -d)
+chmod 711 "$work" # as root, Postgres runs as another user, who has to get to its data
 service=
-trap '[ -z "$service" ] || { kill "$service"; wait "$service" || true; }; rm -rf "$work"' EXIT
+trap '[ -z "$service" ] || { kill "$service" 2>/dev/null && wait "$service"; }; rm -rf "$work"' EXIT
 
 cp go.mod go.sum main.go "$work"
 cd "$work"
@@ -18,11 +19,12 @@ go tool ogen --target api --package api --clean "$root/openapi/datastorage.json"
   || { cat "$work/ogen.log"; exit 1; }
 go build -o client .
 
-port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+port=$("$root/.venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 DATASTORAGE_PORT=$port DATASTORAGE_DATA_DIR=$work/data "$root/.venv/bin/datastorage" serve >"$work/service.log" 2>&1 &
 service=$!
 for _ in $(seq 100); do
-  curl -fs "http://127.0.0.1:$port/readyz" >/dev/null && break
+  "$root/.venv/bin/python" -c "from urllib.request import urlopen; urlopen('http://127.0.0.1:$port/readyz')" 2>/dev/null && break
+  kill -0 "$service" 2>/dev/null || break
   sleep 0.2
 done
 ./client "http://127.0.0.1:$port" || { tail -20 "$work/service.log"; exit 1; }
