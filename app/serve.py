@@ -28,6 +28,7 @@ class Server(uvicorn.Server):
                 create_app(settings, presence),
                 loop="uvloop",
                 http="httptools",
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,

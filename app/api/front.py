@@ -43,17 +43,17 @@ class Front:
         sent_id = _header(scope, b"x-request-id")
         request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
         scope["state"]["request_id"] = request_id
-        id_header = (b"x-request-id", request_id.encode())
+        added = ((b"x-request-id", request_id.encode()), (b"vary", b"Origin"))
         status = 499  # the client went away before there was an answer
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], id_header]
+                message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        endpoint = self._direct.get((method, path))
+        endpoint = _preflight if method == "OPTIONS" and _is_preflight(scope) else self._direct.get((method, path))
         try:
             if endpoint is None:
                 await self.app(scope, receive, send_with_id)
@@ -66,11 +66,20 @@ class Front:
             pass
         finally:
             seconds = perf_counter() - started
-            route = path if endpoint else getattr(scope.get("route"), "path", "unknown")
+            route = path if (method, path) in self._direct else getattr(scope.get("route"), "path", "unknown")
             metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(
                 seconds
             )
             self._access_log.write(scope, status, seconds)
+
+
+def _is_preflight(scope: Scope) -> bool:
+    return bool(_header(scope, b"origin") and _header(scope, b"access-control-request-method"))
+
+
+async def _preflight(_: Request) -> Response:
+    """No origin is allowed until a setting names some: 200 without the header that would say so."""
+    return Response()
 
 
 async def _answer(endpoint: Endpoint, request: Request) -> Response:

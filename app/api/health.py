@@ -62,9 +62,8 @@ class ExtraPorts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         paths = self._paths_by_port.get(scope["server"][1]) if scope["type"] == "http" else None
         if paths is not None:
-            if scope["path"] not in paths:
-                scope["path"] = "/404"
-            scope["method"] = "GET"
+            # A copy: uvicorn itself looks at the method again, to leave out the body of an answer to HEAD.
+            scope = {**scope, "method": "GET", "path": scope["path"] if scope["path"] in paths else "/404"}
         await self._app(scope, receive, send)
 
 

@@ -1,5 +1,7 @@
 """Errors on the wire: problem documents as contract section 3 wants them, and what routing itself refuses."""
 
+import asyncio
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -10,11 +12,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from app import metrics
 from app.errors import AuditError, BadRequest, TooLarge, Unavailable
 
 CONTENT_TYPE = "application/problem+json"
+_DRAIN_SECONDS = 0.5
 
 
 class Problem(BaseModel):
@@ -38,9 +42,26 @@ def respond(request: Request, error: AuditError) -> Response:
             body["instance"] = request.url.path
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
-    if isinstance(error, TooLarge):
-        headers["Connection"] = "close"  # the body was not read
-    return Response(orjson.dumps(body | error.extra) + b"\n", error.status, headers, CONTENT_TYPE)
+    answer = _Unread if isinstance(error, TooLarge) else Response
+    return answer(orjson.dumps(body | error.extra) + b"\n", error.status, headers, CONTENT_TYPE)
+
+
+class _Unread(Response):
+    """Answers a request whose body was not read, and closes the connection.
+
+    Closing at once would reset it, and a client that is still sending (Go's, Python's) would lose the answer to the reset.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        self.headers["Connection"] = "close"
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body, "more_body": True})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while (await receive()).get("more_body", False):
+                    pass
+        await send({"type": "http.response.body", "body": b""})
 
 
 def install(app: FastAPI) -> None:
@@ -72,9 +93,10 @@ async def _routing(request: Request, error: Exception) -> Response:
 
 
 def _allowed(request: Request) -> set[str]:
-    """Methods of every route that this path belongs to."""
-    matching = (r for r in request.app.router.routes if r.matches(request.scope)[0] is not Match.NONE)
-    return {method for route in matching for method in getattr(route, "methods", None) or ()}
+    """Methods of every route that this path belongs to; a route of exactly this path stands before a pattern."""
+    matching = [r for r in request.app.router.routes if r.matches(request.scope)[0] is not Match.NONE]
+    exact = [r for r in matching if getattr(r, "path", None) == request.url.path]
+    return {method for route in exact or matching for method in getattr(route, "methods", None) or ()}
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter
+from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -103,6 +103,8 @@ async def list_events(request: Request) -> Response:
     try:
         found = await page(request.app.state.engine, query)
     except DatabaseFailed as error:
+        if query.cursor is not None and getattr(error.__cause__, "sqlstate", "").startswith("22"):
+            raise bad_fields({"cursor": "expected the next_cursor of an earlier answer"}) from None
         error.extra["instance"] = request.url.path
         raise
     pagination = _pagination(query, found)
@@ -116,6 +118,8 @@ async def list_events(request: Request) -> Response:
 @router.get("/api/v1/audit/events/{event_id}", response_class=Response, responses={200: {"model": Event}})
 async def get_event(request: Request, event_id: str) -> Response:
     """One event by its id."""
+    if event_id == "batch":  # a path of its own, which is only posted to
+        raise HTTPException(405)
     if _UUID.fullmatch(event_id) is None:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"})
     event = await one(request.app.state.engine, UUID(event_id))
@@ -144,16 +148,13 @@ def _next(request: Request, cursor: Cursor) -> str:
 def parse_query(query_string: bytes, now: datetime) -> EventQuery:
     """The question in a query string: unknown parameters are ignored, of repeated ones the first counts."""
     given: dict[str, str] = {}
-    try:
-        for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="strict"):
-            given.setdefault(name, value)
-    except (UnicodeDecodeError, ValueError):
-        raise bad_fields({"query": "expected UTF-8 behind its percent signs"}) from None
+    for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"):
+        given.setdefault(name, value)
     fields: dict[str, Any] = {}
     for name in EventQuery.model_fields:
         if name in given:
-            if "\0" in given[name]:
-                raise bad_fields({name: "expected text without NUL characters"})
+            if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in given[name]):
+                raise bad_fields({name: "expected UTF-8 without NUL characters"})
             _read(fields, name, given[name], now)
     if ("detail_key" in fields) != ("detail_value" in fields):
         raise _bad_query("detail_key and detail_value belong together: send both or neither")
@@ -170,7 +171,7 @@ def _read(fields: dict[str, Any], name: str, value: str, now: datetime) -> None:
     """Set field `name` to what `value` says; an empty value mostly says nothing."""
     if name == "limit":
         fields[name] = _number(name, value, 1, LIMIT_MAX) if value else _EMPTY_LIMIT
-    elif name == "offset":
+    elif name == "offset" and value:
         fields[name] = _number(name, value, 0, OFFSET_MAX)
     elif name in {"event_outcome", "detail_value"} or (name == "detail_key" and value):
         fields[name] = value

@@ -8,6 +8,7 @@ from app.errors import BadRequest
 
 FIELDS_MAX = 20
 _SHOWN_MAX = 60
+_STEP_MAX = 100
 
 # Pydantic's error types, and what was expected. The names in braces come from the error's context.
 _EXPECTED = {
@@ -47,7 +48,8 @@ def bad_fields(fields: dict[str, str]) -> BadRequest:
 
 def escape(part: object) -> str:
     """One step of a JSON pointer."""
-    return str(part).replace("~", "~0").replace("/", "~1")
+    text = str(part) if len(str(part)) <= _STEP_MAX else str(part)[:_STEP_MAX] + "…"
+    return text.replace("~", "~0").replace("/", "~1")
 
 
 def shown(value: Any) -> str:

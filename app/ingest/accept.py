@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from app import metrics
-from app.errors import BadRequest
 from app.events import ids
 from app.events.canonical import canonical, depth_of
 from app.events.catalog import TYPED, check_payload
@@ -67,6 +66,9 @@ def draft(item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
     """Check one item at `pointer` of the body. `plain` is its parse's, `depth` an upper bound of the item's nesting."""
     posted = check_envelope(item, pointer)
     payload = posted["event_data"]
+    text = _payload_text(
+        payload, pointer, plain=plain, depth=depth
+    )  # bounds what the check of its shape may have to tell
     check_payload(posted["event_type"], payload, pointer + "/event_data")
     if "event_type" not in payload and posted["event_type"] in TYPED:
         metrics.FREEFORM_WITH_TYPED_FORM.labels(posted["event_type"]).inc()
@@ -76,24 +78,27 @@ def draft(item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
     checked = Draft(
         posted,
         pointer,
-        canonical(payload, plain=plain),
+        text,
         moment,
         None if event_id is None else uuid(event_id, pointer + "/event_id"),
         None if parent_id is None else uuid(parent_id, pointer + "/parent_event_id"),
         None if parent_date is None else timestamp(parent_date, pointer + "/parent_event_date").date(),
         None if actor_ip is None else ip_text(address(actor_ip, pointer + "/actor_ip")),
     )
-    if len(checked.payload) > PAYLOAD_BYTES_MAX:
-        raise _payload(pointer, f"expected a size of at most {PAYLOAD_BYTES_MAX} bytes, got {len(checked.payload)}")
-    if depth > PAYLOAD_DEPTH_MAX + 1 and (levels := depth_of(payload)) > PAYLOAD_DEPTH_MAX:
-        raise _payload(pointer, f"expected a nesting of at most {PAYLOAD_DEPTH_MAX} levels, got {levels}")
     if event_id is not None:
         checked.digest = hashlib.sha256(canonical(item, plain=plain)).digest()
     return checked
 
 
-def _payload(pointer: str, message: str) -> BadRequest:
-    return bad_fields({pointer + "/event_data": message})
+def _payload_text(payload: dict[str, Any], pointer: str, *, plain: bool, depth: int) -> bytes:
+    text = canonical(payload, plain=plain)
+    if len(text) > PAYLOAD_BYTES_MAX:
+        message = f"expected a size of at most {PAYLOAD_BYTES_MAX} bytes, got {len(text)}"
+    elif depth > PAYLOAD_DEPTH_MAX + 1 and (levels := depth_of(payload)) > PAYLOAD_DEPTH_MAX:
+        message = f"expected a nesting of at most {PAYLOAD_DEPTH_MAX} levels, got {levels}"
+    else:
+        return text
+    raise bad_fields({pointer + "/event_data": message})
 
 
 def fix(drafts: Sequence[Draft], event_ids: Sequence[UUID], acceptance: Acceptance) -> list[Event]:

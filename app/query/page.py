@@ -1,6 +1,7 @@
 """One page of events, newest first, and how many there are in all."""
 
 import asyncio
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -42,6 +43,7 @@ _COLUMNS = (
     *(_e.legal_hold_reason, _e.legal_hold_placed_by, _moment(_e.legal_hold_placed_at).label("held_at")),
     cast(_e.event_data, Text).label("payload"),
 )
+_RFC3339 = re.compile(r"\d{4}-[\d: .-]+$")
 _OMITTED_WHEN_EMPTY = (
     *("resource_type", "resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "actor_id", "actor_type", "actor_ip"),
@@ -188,7 +190,7 @@ def _event(row: asyncpg.Record) -> dict[str, Any]:
         "legal_hold": row["legal_hold"] or False,
         "legal_hold_reason": row["legal_hold_reason"] or "",
         "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
-        "legal_hold_placed_at": None if row["held_at"] is None else _zulu(row["held_at"]),
+        "legal_hold_placed_at": _zulu(row["held_at"]) if _RFC3339.match(row["held_at"] or "") else None,
         "event_data": orjson.Fragment(readable(row["payload"])),
     }
 

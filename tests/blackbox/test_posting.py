@@ -1,5 +1,7 @@
 """What clients get for what they post: good, bad and too much."""
 
+import base64
+import http.client
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -7,8 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from tests.events import make_event, make_freeform
 
+from tests.events import make_event, make_freeform
 from tests.services import Service
 
 EVENTS = "/api/v1/audit/events"
@@ -215,6 +217,22 @@ def test_body_size(client: httpx.Client) -> None:
     assert (answer.status_code, answer.json()["title"]) == (413, "Request Entity Too Large")
 
 
+def test_too_large_reaches_a_client_that_is_still_sending(client: httpx.Client) -> None:
+    """Clients that send the whole body before they read (Go's, Python's) see a reset connection instead of 413."""
+    for _ in range(5):
+        connection = http.client.HTTPConnection(client.base_url.host, client.base_url.port or 80, timeout=10)
+        connection.request("POST", EVENTS, b" " * (6 << 20), JSON)
+        assert connection.getresponse().status == 413
+
+
+def test_many_faults_cost_little(client: httpx.Client) -> None:
+    """A payload with a hundred thousand faults holds up everybody else while they are written down."""
+    labels = {str(n): n for n in range(100_000)}
+    payload = {"event_type": "gateway.signal.received", "signal_labels": labels}
+    answer = client.post(EVENTS, json=make_event(event_data=payload))
+    assert (answer.status_code, len(answer.content) < 10_000) == (400, True)
+
+
 def test_batch_limits(service: Callable[..., Service]) -> None:
     """An empty batch is taken, a full one is refused, or one too large is not named as such."""
     with httpx.Client(base_url=service(batch_events_max=5).url) as client:
@@ -280,3 +298,30 @@ def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     assert (wrong.status_code, wrong.content, wrong.headers["allow"]) == (405, b"", "GET, POST")
     assert client.head(EVENTS).status_code == 405
     assert client.get(BATCH.replace("batch", "batch/x")).status_code == 404
+    assert [(a.status_code, a.headers["allow"]) for a in (client.get(BATCH), client.put(BATCH))] == [(405, "POST")] * 2
+
+
+def test_preflight(client: httpx.Client) -> None:
+    """A browser's preflight is not answered, or allows an origin that nobody named."""
+    asked = {"Origin": "http://example.test", "Access-Control-Request-Method": "POST"}
+    answer = client.options(EVENTS, headers=asked)
+    assert (answer.status_code, answer.headers["vary"]) == (200, "Origin")
+    assert "access-control-allow-origin" not in answer.headers
+    assert client.options(EVENTS).status_code == 405
+
+
+def test_odd_parameters(client: httpx.Client) -> None:
+    """A parameter that is empty, unknown or made up is answered as something that it is not."""
+    cursor = base64.urlsafe_b64encode(b"2026-02-30T00:00:00/" + b"0" * 32).decode().rstrip("=")
+    for query, status in (
+        *(("offset=", 200), ("limit=", 200), ("foo=%ff", 200), ("since=", 200), ("since=1d12h", 400)),
+        *(("event_type=%ff", 400), ("event_type=%00", 400), ("limit=0", 400), ("limit=1001", 400), ("offset=-1", 400)),
+        *((f"cursor={cursor}", 400), ("cursor=x", 400), ("detail_key=a", 400), ("event_outcome=", 400)),
+        *(
+            ("since=-5m", 200),
+            ("since=1h30m", 200),
+            ("since=2026-01-01", 200),
+            ("since=2026-01-01T00:00:00+01:00", 400),
+        ),
+    ):
+        assert (query, client.get(f"{EVENTS}?{query}").status_code) == (query, status)

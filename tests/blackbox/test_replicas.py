@@ -9,8 +9,8 @@ from time import monotonic
 from typing import Any
 
 import httpx
-from tests.events import make_event
 
+from tests.events import make_event
 from tests.services import Service
 
 WRITERS = 64
