@@ -9,7 +9,9 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -120,13 +122,22 @@ def _inet(text: str) -> bytes:
 
 def create_engine(settings: Settings) -> AsyncEngine:
     """The pool for reading."""
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda: connect(settings),
         pool_size=settings.pool_connections_max,
         max_overflow=0,
         pool_timeout=settings.query_deadline_ms / 1000,
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine
+
+
+def _refuse_closed(connection: DBAPIConnection, *_: object) -> None:
+    """The pool puts another one in place of a connection that was lost while it lay there."""
+    assert connection.driver_connection is not None
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 @asynccontextmanager
@@ -139,7 +150,11 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
         async with engine.connect() as pooled:
             connection = (await pooled.get_raw_connection()).driver_connection
             assert connection is not None
-            yield connection
+            try:
+                yield connection
+            except CONNECTION_ERRORS:
+                connection.terminate()  # the way to the server may be broken without either end knowing
+                raise
     except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
         raise DatabaseAway from error
     except (asyncpg.PostgresError, DBAPIError) as error:

@@ -39,10 +39,11 @@ class Writer:
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="writer")
 
-    async def submit(self, submission: Submission, deadline_ms: int) -> None:
+    async def submit(self, submission: Submission, deadline: float) -> None:
         """Return when every event of `submission` is stored.
 
-        Raises InboxFull, Conflict, BadRequest, or DatabaseAway when `deadline_ms` has passed: then the outcome is unknown.
+        Raises InboxFull, Conflict, BadRequest, or DatabaseAway at `deadline` (the event loop's clock): then the outcome is
+        unknown.
         """
         count = len(submission.events)
         if self._closing or self._events_waiting + count > self._settings.inbox_events_max:
@@ -50,8 +51,7 @@ class Writer:
         self._inbox.append(submission)
         self._events_waiting += count
         self._arrived.set()
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(deadline_ms / 1000, submission.fail, DatabaseAway())
+        timer = asyncio.get_running_loop().call_at(deadline, submission.fail, DatabaseAway())
         try:
             await submission.done
         finally:

@@ -74,7 +74,60 @@ async def test_postgres_away_and_back(service: Callable[..., Service], database_
         assert (await client.get(f"{url}/healthz")).status_code == 200
         await between.refuse(False)
         assert await until(client, f"{url}/readyz", 200) == {"status": "ready"}
-        assert (await client.post(f"{url}/api/v1/audit/events", json=make_event())).status_code == 201
+        await takes_and_reads(client, url)
+
+
+async def test_connections_ended_by_the_server(service: Callable[..., Service], connection: Any) -> None:
+    """A pool of lost connections answers 503 for ever, while the probe says ready."""
+    url = (await asyncio.to_thread(service)).url
+    async with httpx.AsyncClient(timeout=20) as client:
+        await takes_and_reads(client, url)
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        await connection.execute(ended)
+        await until(client, f"{url}/readyz", 200)
+        await takes_and_reads(client, url)
+
+
+async def takes_and_reads(client: httpx.AsyncClient, url: str) -> None:
+    """More often than the pool has connections."""
+    posted = await client.post(f"{url}/api/v1/audit/events", json=make_event(correlation_id="here"))
+    assert posted.status_code == 201
+    parent = posted.json()["event_id"]
+    for _ in range(10):
+        child = make_event(correlation_id="here", parent_event_id=parent)
+        assert (await client.post(f"{url}/api/v1/audit/events", json=child)).status_code == 201
+        assert (await client.get(f"{url}/api/v1/audit/events/{parent}")).status_code == 200
+        assert (await client.get(f"{url}/api/v1/audit/events?correlation_id=here")).status_code == 200
+        verified = await client.post(f"{url}/api/v1/audit/verify-chain", json={"correlation_id": "here"})
+        assert verified.json()["is_valid"]
+
+
+async def test_deadlines_hold_behind_a_lock(service: Callable[..., Service], connection: Any) -> None:
+    """Whoever waits for a locked table waits longer than the contract says, or is not told what to do."""
+    running = await asyncio.to_thread(service, query_deadline_ms=300, single_deadline_ms=300)
+    async with httpx.AsyncClient(base_url=running.url, timeout=5) as client, connection.transaction():
+        await connection.execute("LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE")
+        parent = "01a20e0c-7ce0-710e-bfce-35434f8305e9"
+        found = await client.get("/api/v1/audit/events")
+        one = await client.get(f"/api/v1/audit/events/{parent}")
+        single = await client.post("/api/v1/audit/events", json=make_event())
+        child = await client.post("/api/v1/audit/events", json=make_event(parent_event_id=parent))
+    assert (found.status_code, one.status_code) == (500, 500)
+    assert "narrow the query" in found.json()["detail"]
+    assert (single.status_code, child.status_code) == (503, 503)
+    assert "retry-after" in child.headers
+
+
+async def test_the_log_says_why(service: Callable[..., Service], connection: Any) -> None:
+    """An answer of 500 sends the operator to a log in which nothing stands."""
+    running = await asyncio.to_thread(service)
+    async with httpx.AsyncClient(base_url=running.url, timeout=5) as client:
+        await connection.execute("ALTER TABLE audit_events RENAME COLUMN severity TO gone")
+        answer = await client.get("/api/v1/audit/events")
+        await connection.execute("ALTER TABLE audit_events RENAME COLUMN gone TO severity")
+    assert (answer.status_code, answer.json()["title"]) == (500, "Database Error")
+    assert "severity" not in answer.text
+    assert "severity does not exist" in running.log.read_text()
 
 
 async def until(client: httpx.AsyncClient, url: str, status: int) -> Any:

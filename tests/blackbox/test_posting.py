@@ -158,6 +158,27 @@ def test_bad_member_is_named(client: httpx.Client) -> None:
     assert client.get(EVENTS, params={"correlation_id": "bad"}).json()["pagination"]["total"] == 0
 
 
+def test_all_faults_are_told_at_once(client: httpx.Client) -> None:
+    """Whoever mends an event sends it once more for each thing that is wrong with it."""
+    event = make_event(
+        event_outcome="ok",
+        event_timestamp="yesterday",
+        actor_ip="10.0.0.256",
+        event_data={"event_type": "orchestrator.lifecycle.started", "rr_name": 7},
+    )
+    named = {"/event_outcome", "/event_timestamp", "/actor_ip", "/event_data/rr_name", "/event_data/namespace"}
+    answer = client.post(EVENTS, json=event).json()
+    assert set(answer["field_errors"]) == named
+    assert list(answer) == sorted(answer)
+    # What no decoder takes comes after what the schema refuses, wherever it stands.
+    undecodable = make_event(event_timestamp="2026-11-24T10:00:60Z")
+    assert client.post(EVENTS, json=undecodable).json()["type"].endswith("/invalid_request")
+    batch = client.post(BATCH, json=[undecodable, make_event(), event]).json()
+    assert set(batch["field_errors"]) == {"/0/event_timestamp", *(f"/2{pointer}" for pointer in named)}
+    assert batch["type"].endswith("/validation-error")
+    assert len(client.post(BATCH, json=[event] * 100).json()["field_errors"]) == 20
+
+
 def test_window_of_time(client: httpx.Client) -> None:
     """An honest late event or a clock that runs ahead is refused, or a time beyond the window is stored."""
     for delta, status in (
@@ -306,6 +327,8 @@ def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     wrong = client.put(EVENTS)
     assert (wrong.status_code, wrong.content, wrong.headers["allow"]) == (405, b"", "GET, POST")
     assert client.head(EVENTS).status_code == 405
+    refused = client.post("/nowhere", content=b" " * (6 << 20))
+    assert (refused.status_code, refused.headers["connection"]) == (413, "close")
     assert client.get(BATCH.replace("batch", "batch/x")).status_code == 404
     assert [(a.status_code, a.headers["allow"]) for a in (client.get(BATCH), client.put(BATCH))] == [(405, "POST")] * 2
 

@@ -37,6 +37,10 @@ def item(correlation_id: str = "rr-1", **members: Any) -> dict[str, Any]:
     } | members
 
 
+def deadline(ms: int) -> float:
+    return asyncio.get_running_loop().time() + ms / 1000
+
+
 class Replica:
     """One process's writer, and the two ways to post to it."""
 
@@ -54,7 +58,7 @@ class Replica:
 
     async def _submit(self, drafts: list[Any], ids: list[UUID], deadline_ms: int) -> list[UUID]:
         submission = await prepare(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
-        await self.writer.submit(submission, deadline_ms)
+        await self.writer.submit(submission, deadline(deadline_ms))
         return ids
 
 
@@ -164,11 +168,11 @@ async def test_resend_is_recognised_before_the_window(database_url: str, connect
         await one.post(posted)
         later = Acceptance(datetime.now(UTC) + timedelta(days=8), {}, LOG)
         resent = await prepare([drafted], [single_id(drafted)], later)
-        await one.writer.submit(resent, 5_000)
+        await one.writer.submit(resent, deadline(5_000))
         fresh = draft(item(event_id=str(uuid4())), "", plain=False, depth=3)
         refused = await prepare([fresh], [single_id(fresh)], later)
         with pytest.raises(BadRequest, match="7 days"):
-            await one.writer.submit(refused, 5_000)
+            await one.writer.submit(refused, deadline(5_000))
     assert await count(connection) == 1
 
 
