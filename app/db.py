@@ -98,8 +98,12 @@ async def connect_writer(settings: Settings) -> Connection:
     connection = await connect(
         settings,
         plan_cache_mode="force_generic_plan",
-        idle_in_transaction_session_timeout="10s",
+        lock_timeout="3s",
+        idle_in_transaction_session_timeout="5s",
         tcp_user_timeout="15s",
+        tcp_keepalives_idle="5",
+        tcp_keepalives_interval="5",
+        tcp_keepalives_count="2",
     )
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=lambda raw: raw[1:]

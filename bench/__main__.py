@@ -20,7 +20,7 @@ import asyncpg
 from app.embedded import EmbeddedPostgres
 from bench import bodies, copy
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
-from bench.processes import Running, postgres_cpu_seconds, service
+from bench.processes import Running, create_databases, database_url, postgres_cpu_seconds, service
 
 CONNECTIONS = (1, 16, 64, 256)
 BATCH_CONNECTIONS = (8, 16)
@@ -72,7 +72,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)
         with EmbeddedPostgres.start(Path(directory) / "data") as postgres:
-            version = asyncio.run(_databases(postgres.url))
+            create_databases(postgres.url, "writing", "reading", "copy_key", "copy_all")
+            version = asyncio.run(_prepare(postgres.url))
             if options.only != "query":
                 measure_writing(results, options, postgres)
             if options.only != "write":
@@ -82,24 +83,18 @@ def main() -> None:
     report(results, options, version)
 
 
-async def _databases(url: str) -> str:
+async def _prepare(url: str) -> str:
     connection = await asyncpg.connect(url)
-    for name in ("writing", "reading", "copy_key", "copy_all"):
-        await connection.execute(f"CREATE DATABASE {name}")
     version = str(await connection.fetchval("SHOW server_version"))
     await connection.close()
-    await copy.prepare(_url(url, "copy_key"), key_only=True)
-    await copy.prepare(_url(url, "copy_all"), key_only=False)
+    await copy.prepare(database_url(url, "copy_key"), key_only=True)
+    await copy.prepare(database_url(url, "copy_all"), key_only=False)
     return version
-
-
-def _url(url: str, database: str) -> str:
-    return url.replace("/datastorage?", f"/{database}?")
 
 
 def measure_writing(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
     with (
-        service(database_url=_url(postgres.url, "writing"), migrate=True) as real,
+        service(database_url=database_url(postgres.url, "writing"), migrate=True) as real,
         service("bench.nodatabase") as bare,
     ):
         drive(real.port, bodies.singles("warm"), 16, 1)
@@ -136,16 +131,16 @@ def _write_round(
             used = postgres_cpu_seconds(postgres.pid) - before[1]
             results.add("Postgres CPU µs per batch event", used / number * 1e6)
         for name in ("key", "all"):
-            rate = copy.rate(_url(postgres.url, f"copy_{name}"), _COPY_ROWS)
+            rate = copy.rate(database_url(postgres.url, f"copy_{name}"), _COPY_ROWS)
             results.add(f"COPY {name} rows/s", rate)
 
 
 def measure_reading(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
-    with service(database_url=_url(postgres.url, "reading"), migrate=True) as server:
+    with service(database_url=database_url(postgres.url, "reading"), migrate=True) as server:
         results.add("memory MB, fresh", server.resident_mb())
         _fill(results, server, options.rows)
         results.add(f"memory MB, after {options.rows:,} events", server.resident_mb())
-        asyncio.run(_analyze(_url(postgres.url, "reading")))
+        asyncio.run(_analyze(database_url(postgres.url, "reading")))
         for turn in range(options.rounds):
             progress(f"reading, round {turn + 1} of {options.rounds}")
             for name, paths in _queries().items():

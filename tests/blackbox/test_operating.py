@@ -1,6 +1,7 @@
 """Health, readiness, metrics, ports and shutdown, as probes and operators see them."""
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
@@ -13,9 +14,10 @@ from typing import Any
 
 import httpx
 
+from tests.databases import scratch
 from tests.events import make_event
 from tests.proxy import proxy
-from tests.services import Service, free_port
+from tests.services import Service, free_port, spawn, wait_until_ready
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -167,6 +169,26 @@ def test_unauthenticated_beyond_loopback_is_refused() -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "DATASTORAGE_ALLOW_UNAUTHENTICATED" in done.stderr
+
+
+def test_a_service_that_cannot_start_says_why(server_url: str) -> None:
+    """A start that fails looks like a good end, or hides what to do."""
+    command = [sys.executable, "-m", "app", "serve"]
+    env = {"DATASTORAGE_DATABASE_URL": server_url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
+    env["DATASTORAGE_PORT"] = str(free_port())
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "datastorage migrate" in done.stderr
+
+
+def test_embedded_postgres_that_dies_ends_the_service(tmp_path: Path) -> None:
+    """The service goes on for ever without the Postgres that only it can start."""
+    with scratch() as directory:
+        running = spawn({"data_dir": directory}, tmp_path / "service")
+        wait_until_ready(running)
+        os.kill(int((directory / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        assert running.process.wait(15) == 1
+    assert "The embedded Postgres has ended" in running.log.read_text()
 
 
 def test_settings_are_printed_without_secrets() -> None:
