@@ -55,8 +55,8 @@ def report(title: str, stacks: str) -> None:
         stack, _, samples = line.rpartition(" ")
         found[part(stack.split(";"))] += int(samples)
     print(title)
-    for name, samples in found.most_common():
-        print(f"  {name:45} {100 * samples / found.total():5.1f} %")
+    for name, number in found.most_common():
+        print(f"  {name:45} {100 * number / found.total():5.1f} %")
 
 
 def part(stack: list[str]) -> str:
