@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from app.errors import BadRequest
+from app.errors import BadRequest, InvalidRequest
 
 FIELDS_MAX = 20
 _SHOWN_MAX = 60
@@ -29,6 +29,9 @@ _EXPECTED = {
     "too_short": "at least {min_length} items",
     "too_long": "at most {max_length} items",
 }
+# Errors of our own leaves. Their message says all; one kind has a problem type of its own.
+MALFORMED = "malformed"
+UNDECODABLE = "undecodable"
 
 
 def explain(error: ValidationError, pointer: str) -> dict[str, str]:
@@ -38,6 +41,14 @@ def explain(error: ValidationError, pointer: str) -> dict[str, str]:
         place = "".join(f"/{escape(part)}" for part in one["loc"])
         found.setdefault(pointer + place, _message(one))
     return found
+
+
+def refusal(error: ValidationError, pointer: str) -> BadRequest:
+    """The answer to a payload that does not fit its type: InvalidRequest if it fits but for what no decoder takes."""
+    bad = bad_fields(explain(error, pointer))
+    if all(one["type"] == UNDECODABLE for one in error.errors(include_url=False, include_input=False)):
+        return InvalidRequest(bad.detail, field_errors=bad.extra["field_errors"])
+    return bad
 
 
 def bad_fields(fields: dict[str, str]) -> BadRequest:
@@ -67,6 +78,8 @@ def _message(one: Any) -> str:
         return "required, but missing"
     if one["type"] == "extra_forbidden":
         return "not a member of this object: leave it out"
+    if one["type"] in (MALFORMED, UNDECODABLE):
+        return str(one["msg"])
     expected = _EXPECTED.get(one["type"])
     if expected is None:
         return f"{one['msg']}, got {shown(one['input'])}"

@@ -143,6 +143,10 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("event_data/event_type", {"event_data": {"event_type": "orchestrator.lifecycle.Started"}}),
     ("event_data/rr_name", {"event_data": {"event_type": "orchestrator.lifecycle.started", "namespace": "n"}}),
     ("event_data", {"event_type": "nobody.knows.this", "event_data": {"a": 1}}),
+    (
+        "event_data/phase",
+        {"event_data": {"event_type": "signalprocessing.error.occurred", "phase": "?", "signal": "s"}},
+    ),
 ]
 
 
@@ -158,6 +162,14 @@ def test_bad_member_is_named(client: httpx.Client) -> None:
             assert answer.json()["detail"]
             assert any(key.startswith(pointer) for key in answer.json()["field_errors"]), answer.json()
     assert client.get(EVENTS, params={"correlation_id": "bad"}).json()["pagination"]["total"] == 0
+
+
+def test_malformed_uuid_in_a_payload(client: httpx.Client) -> None:
+    """The problem type is not the one that the platform gives for a uuid that no decoder takes."""
+    payload = {"event_type": "datastorage.workflow.updated", "workflow_id": "42", "updated_fields": {}}
+    answer = client.post(EVENTS, json=make_event(event_data=payload))
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (400, "invalid_request")
+    assert list(answer.json()["field_errors"]) == ["/event_data/workflow_id"]
 
 
 NO_EVENT = [

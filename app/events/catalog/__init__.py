@@ -1,35 +1,122 @@
 """The event catalog: what each type's payload holds. A file for each producer, payload classes and nothing else.
 
+A class says it all: the Literal of its event_type lists the types it serves, its docstring what they mean. Beside the
+classes a file holds the category in which they are sent, and which classes are sent in another.
+
 `check_payload` decides by the payload's own event_type; without one, the event is of the free-form generation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, NoReturn, get_args
+from types import ModuleType
+from typing import Any, Literal, NoReturn, get_args
 
 from pydantic import TypeAdapter, ValidationError
+from typing_extensions import is_typeddict
 
-from app.events.catalog import gateway, notification, orchestrator
-from app.events.catalog.freeform import FREEFORM
-from app.events.catalog.untyped import UNTYPED
-from app.events.explain import bad_fields, explain, shown
+from app.events.catalog import (
+    actiontype,
+    agentsession,
+    aiagent,
+    aianalysis,
+    apifrontend,
+    authwebhook,
+    datastorage,
+    effectiveness,
+    gateway,
+    notification,
+    orchestrator,
+    remediationworkflow,
+    signalprocessing,
+    webhook,
+    workflow,
+    workflowexecution,
+)
+from app.events.catalog.freeform import CATEGORIES, FREEFORM, MEANING
+from app.events.envelope import Category
+from app.events.explain import bad_fields, refusal, shown
 
 Check = Callable[[Any], object]
+_PRODUCERS = (
+    actiontype,
+    agentsession,
+    aiagent,
+    aianalysis,
+    apifrontend,
+    authwebhook,
+    datastorage,
+    effectiveness,
+    gateway,
+    notification,
+    orchestrator,
+    remediationworkflow,
+    signalprocessing,
+    webhook,
+    workflow,
+    workflowexecution,
+)
 _NAME_MAX = 100
 
 
-def _checks() -> dict[str, Check]:
-    """The check of each typed name."""
-    checks: dict[str, Check] = dict.fromkeys(UNTYPED, lambda _: None)
-    for producer in (orchestrator, gateway, notification):
-        for payload in producer.PAYLOADS:
-            check = partial(TypeAdapter(payload).validator.validate_python, strict=True)
-            checks |= dict.fromkeys(get_args(payload.__annotations__["event_type"]), check)
-    return checks
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """What the catalog says of one name."""
+
+    name: str
+    category: Category | None
+    """The category in which its producer sends it; None when nothing sends it. Others are accepted too."""
+    meaning: str
+    payload: Any = None
+    """The class of its payload; None when it has only the free form."""
+
+    @property
+    def producer(self) -> str:
+        """The first part of the name; the agent's oldest names came without one."""
+        first, dot, _ = self.name.partition(".")
+        return first if dot else "aiagent"
+
+    @property
+    def generation(self) -> Literal["head", "both", "dec-2025"]:
+        if self.payload is None:
+            return "dec-2025"
+        return "both" if self.name in FREEFORM else "head"
 
 
-TYPED = _checks()
+def _classes(producer: ModuleType) -> Iterator[Any]:
+    """The payload classes of a producer's file, in its order."""
+    for one in vars(producer).values():
+        if is_typeddict(one) and one.__module__ == producer.__name__ and "event_type" in one.__annotations__:
+            yield one
+
+
+def _names(payload: Any) -> tuple[str, ...]:
+    return get_args(payload.__annotations__["event_type"])
+
+
+def _typed() -> Iterator[EventType]:
+    for producer in _PRODUCERS:
+        others = getattr(producer, "OTHER_CATEGORIES", {})
+        for payload in _classes(producer):
+            category = others.get(payload, producer.CATEGORY)
+            meaning = " ".join(payload.__doc__.split())
+            for name in _names(payload):
+                yield EventType(name, category, meaning, payload)
+
+
+def _checks() -> Iterator[tuple[str, Check]]:
+    for payload in PAYLOADS:
+        check = partial(TypeAdapter(payload).validator.validate_python, strict=True)
+        yield from ((name, check) for name in _names(payload))
+
+
+PAYLOADS = tuple(payload for producer in _PRODUCERS for payload in _classes(producer))
+"""Every payload class."""
+EVENT_TYPES = {name: EventType(name, CATEGORIES[name.partition(".")[0]], MEANING) for name in FREEFORM}
+EVENT_TYPES |= {one.name: one for one in _typed()}
+"""Every name, typed or not."""
+TYPED = dict(_checks())
 """Every typed name, and what checks its payload. The result of a check is not used: what was sent is stored."""
 
 
@@ -46,7 +133,7 @@ def check_payload(outer_type: str, payload: dict[str, Any], pointer: str) -> Non
     try:
         check(payload)
     except ValidationError as error:
-        raise bad_fields(explain(error, pointer)) from None
+        raise refusal(error, pointer) from None
 
 
 _ABSENT = object()
@@ -55,8 +142,8 @@ _ABSENT = object()
 def _refuse_name(pointer: str, outer_type: str) -> NoReturn:
     """There is no event_type inside, and the one outside belongs to no free-form event."""
     message = (
-        f"event_data has no event_type, and the outer event_type {shown(outer_type)} is not one of the free-form names: "
-        f"expected event_data.event_type{_nearest(outer_type)}"
+        f"event_data has no event_type, and the outer event_type {shown(outer_type)} is not one of the free-form "
+        f"names: expected event_data.event_type{_nearest(outer_type)}"
     )
     raise bad_fields({pointer + "/event_type": message})
 
