@@ -1,10 +1,17 @@
 """The command `datastorage`: parse, call one function, show."""
 
 import argparse
+import os
 import signal
 import sys
+import threading
+from typing import TYPE_CHECKING
 
 from app.errors import Fatal
+
+if TYPE_CHECKING:
+    from app.db import Presence
+    from app.embedded import EmbeddedPostgres
 
 
 def main() -> int:
@@ -46,19 +53,32 @@ def _serve(arguments: argparse.Namespace) -> None:
     from pydantic import SecretStr
 
     from app import logs
+    from app.db import Presence
     from app.serve import serve
     from app.settings import load
 
     settings = load(migrate=True) if arguments.migrate else load()
     logs.configure(settings.log_level)
+    presence = Presence()
     if settings.database_url is not None:
-        serve(settings)
+        serve(settings, presence)
         return
     from app.embedded import EmbeddedPostgres
 
     with EmbeddedPostgres.start(settings.data_dir) as postgres:
         print(_welcome(settings.port), file=sys.stderr)
-        serve(settings.model_copy(update={"database_url": SecretStr(postgres.url), "migrate": True}))
+        threading.Thread(target=_follow, args=(postgres, presence), daemon=True).start()
+        serve(settings.model_copy(update={"database_url": SecretStr(postgres.url), "migrate": True}), presence)
+
+
+def _follow(postgres: "EmbeddedPostgres", presence: "Presence") -> None:
+    """End the service when its Postgres ends first."""
+    postgres.wait()
+    if not presence.shutting_down:
+        presence.fatal = Fatal(
+            f"The embedded Postgres has ended; {postgres.log} says why. A new start recovers its data."
+        )
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _welcome(port: int) -> str:

@@ -9,7 +9,9 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
@@ -96,8 +98,12 @@ async def connect_writer(settings: Settings) -> Connection:
     connection = await connect(
         settings,
         plan_cache_mode="force_generic_plan",
-        idle_in_transaction_session_timeout="10s",
+        lock_timeout="3s",
+        idle_in_transaction_session_timeout="5s",
         tcp_user_timeout="15s",
+        tcp_keepalives_idle="5",
+        tcp_keepalives_interval="5",
+        tcp_keepalives_count="2",
     )
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=lambda raw: raw[1:]
@@ -120,13 +126,22 @@ def _inet(text: str) -> bytes:
 
 def create_engine(settings: Settings) -> AsyncEngine:
     """The pool for reading."""
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda: connect(settings),
         pool_size=settings.pool_connections_max,
         max_overflow=0,
         pool_timeout=settings.query_deadline_ms / 1000,
     )
+    event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine
+
+
+def _refuse_closed(connection: DBAPIConnection, *_: object) -> None:
+    """The pool puts another one in place of a connection that was lost while it lay there."""
+    assert connection.driver_connection is not None
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 @asynccontextmanager
@@ -139,7 +154,11 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
         async with engine.connect() as pooled:
             connection = (await pooled.get_raw_connection()).driver_connection
             assert connection is not None
-            yield connection
+            try:
+                yield connection
+            except CONNECTION_ERRORS:
+                connection.terminate()  # the way to the server may be broken without either end knowing
+                raise
     except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
         raise DatabaseAway from error
     except (asyncpg.PostgresError, DBAPIError) as error:

@@ -23,12 +23,12 @@ class AuditError(Exception):
     """Something went wrong; the service's log says what."""
 
     status: ClassVar[int] = 500
-    slug: ClassVar[str] = "internal-error"
+    slug: ClassVar[str] = ""
     title: ClassVar[str] = "Internal Server Error"
 
     def __init__(self, detail: str | None = None, *, slug: str | None = None, **extra: object) -> None:
         self.detail = detail or (type(self).__doc__ or "").partition("\n")[0]
-        self.type = PROBLEMS + (slug or self.slug)
+        self.type = PROBLEMS + name if (name := slug or self.slug) else "about:blank"
         self.extra = extra
         super().__init__(self.detail)
 

@@ -5,11 +5,12 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 
+import asyncpg
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
@@ -26,6 +27,7 @@ from app.retention import partitions
 from app.settings import Settings
 
 _RETRY_SECONDS = 0.25
+_DISPOSE_SECONDS = 2.0
 # Events are many objects without cycles: looking for cycles after every 700 of them took a twentieth of a batch's time.
 _GC_THRESHOLDS = (50_000, 20, 50)
 
@@ -72,11 +74,20 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         app.state.presence.shutting_down = True
         if app.state.writer is not None:
-            await app.state.writer.close()
+            await _bounded(app.state.writer.close(), app.state.settings.shutdown_timeout_ms / 1000)
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        await app.state.engine.dispose()
+        await _bounded(app.state.engine.dispose(), _DISPOSE_SECONDS)
+
+
+async def _bounded(ending: Awaitable[None], seconds: float) -> None:
+    """A server that says nothing must not keep the process from ending."""
+    try:
+        async with asyncio.timeout(seconds):
+            await ending
+    except TimeoutError:
+        log.warning("the database did not answer while the service ended")
 
 
 async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
@@ -84,11 +95,12 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     settings: Settings = app.state.settings
     presence: db.Presence = app.state.presence
     try:
-        log_name = await _find_database(settings)
-        await warm(app.state.engine)
+        log_name = await _find_database(app)
     except Exception as error:  # whatever it is, a service that cannot start says so and ends
-        log.critical("the service cannot start", exc_info=not isinstance(error, Fatal))
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
+        log.critical(
+            "the service cannot start", extra={"reason": presence.fatal.detail}, exc_info=presence.fatal is not error
+        )
         os.kill(os.getpid(), signal.SIGTERM)
         return
     writer = Writer(Store(settings, log_name), settings)
@@ -107,20 +119,31 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     log.info("ready", extra={"log": log_name, "port": settings.port})
 
 
-async def _find_database(settings: Settings) -> str:
+async def _find_database(app: FastAPI) -> str:
     """The log's name, once a server answers whose schema and settings this service can live with."""
-    assert settings.database_url is not None
+    said = ""
     while True:
         try:
-            if settings.migrate:
-                await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
-            connection = await db.connect(settings)
-        except (DatabaseAway, *db.CONNECTION_ERRORS):
+            log_name = await _check_database(app.state.settings)
+            await warm(app.state.engine)
+        except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            if not isinstance(error, DatabaseAway) and db.fault(error) is not db.Fault.AWAY:
+                raise
+            if said != (said := repr(error.__cause__ or error)):
+                log.warning("waiting for Postgres", extra={"error": said})
             await asyncio.sleep(_RETRY_SECONDS)
-            continue
-        try:
-            if not settings.unsafe_database:
-                await db.refuse_unsafe(connection)
-            return await schema.check(connection, settings.log_name)
-        finally:
-            await connection.close()
+        else:
+            return log_name
+
+
+async def _check_database(settings: Settings) -> str:
+    assert settings.database_url is not None
+    if settings.migrate:
+        await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
+    connection = await db.connect(settings)
+    try:
+        if not settings.unsafe_database:
+            await db.refuse_unsafe(connection)
+        return await schema.check(connection, settings.log_name)
+    finally:
+        await connection.close()

@@ -51,17 +51,19 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self._loop.call_later, self._delay_seconds, super().handle_exit, sig, frame)
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, presence: Presence) -> None:
     """Serve until told to stop. Raises Fatal when the service cannot start or go on."""
-    presence = Presence()
     sockets = [
         _listen(settings.host, port)
         for port in dict.fromkeys((settings.port, settings.health_port, settings.metrics_port))
         if port is not None
     ]
-    Server(settings, presence).run(sockets)
-    if presence.fatal is not None:
-        raise presence.fatal
+    try:
+        Server(settings, presence).run(sockets)
+    finally:
+        # Even when a signal, which uvicorn sends again after its shutdown, has ended it.
+        if presence.fatal is not None:
+            raise presence.fatal
 
 
 def _listen(host: str, port: int) -> socket.socket:

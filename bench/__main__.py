@@ -19,12 +19,13 @@ import asyncpg
 
 from app.embedded import EmbeddedPostgres
 from bench import bodies, copy
-from bench.client import Load, drive, drive_while_writing, prepared
-from bench.processes import Running, postgres_cpu_seconds, service
+from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
+from bench.processes import Running, create_databases, database_url, postgres_cpu_seconds, service
 
 CONNECTIONS = (1, 16, 64, 256)
 BATCH_CONNECTIONS = (8, 16)
 _SINGLES_PER_SECOND, _BATCHES_PER_SECOND, _COPY_ROWS = 9_000, 220, 30_000
+_BESIDE = 4_000  # single events, sent while one batch of 50 MiB is taken
 _started = monotonic()
 
 
@@ -71,7 +72,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)
         with EmbeddedPostgres.start(Path(directory) / "data") as postgres:
-            version = asyncio.run(_databases(postgres.url))
+            create_databases(postgres.url, "writing", "reading", "copy_key", "copy_all")
+            version = asyncio.run(_prepare(postgres.url))
             if options.only != "query":
                 measure_writing(results, options, postgres)
             if options.only != "write":
@@ -81,24 +83,18 @@ def main() -> None:
     report(results, options, version)
 
 
-async def _databases(url: str) -> str:
+async def _prepare(url: str) -> str:
     connection = await asyncpg.connect(url)
-    for name in ("writing", "reading", "copy_key", "copy_all"):
-        await connection.execute(f"CREATE DATABASE {name}")
     version = str(await connection.fetchval("SHOW server_version"))
     await connection.close()
-    await copy.prepare(_url(url, "copy_key"), key_only=True)
-    await copy.prepare(_url(url, "copy_all"), key_only=False)
+    await copy.prepare(database_url(url, "copy_key"), key_only=True)
+    await copy.prepare(database_url(url, "copy_all"), key_only=False)
     return version
-
-
-def _url(url: str, database: str) -> str:
-    return url.replace("/datastorage?", f"/{database}?")
 
 
 def measure_writing(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
     with (
-        service(database_url=_url(postgres.url, "writing"), migrate=True) as real,
+        service(database_url=database_url(postgres.url, "writing"), migrate=True) as real,
         service("bench.nodatabase") as bare,
     ):
         drive(real.port, bodies.singles("warm"), 16, 1)
@@ -135,16 +131,16 @@ def _write_round(
             used = postgres_cpu_seconds(postgres.pid) - before[1]
             results.add("Postgres CPU µs per batch event", used / number * 1e6)
         for name in ("key", "all"):
-            rate = copy.rate(_url(postgres.url, f"copy_{name}"), _COPY_ROWS)
+            rate = copy.rate(database_url(postgres.url, f"copy_{name}"), _COPY_ROWS)
             results.add(f"COPY {name} rows/s", rate)
 
 
 def measure_reading(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
-    with service(database_url=_url(postgres.url, "reading"), migrate=True) as server:
+    with service(database_url=database_url(postgres.url, "reading"), migrate=True) as server:
         results.add("memory MB, fresh", server.resident_mb())
         _fill(results, server, options.rows)
         results.add(f"memory MB, after {options.rows:,} events", server.resident_mb())
-        asyncio.run(_analyze(_url(postgres.url, "reading")))
+        asyncio.run(_analyze(database_url(postgres.url, "reading")))
         for turn in range(options.rounds):
             progress(f"reading, round {turn + 1} of {options.rounds}")
             for name, paths in _queries().items():
@@ -155,12 +151,16 @@ def measure_reading(results: Results, options: argparse.Namespace, postgres: Emb
                 results.add(f"{name} p99 ms", load.percentile_ms(99))
                 for error, count in load.errors.items():
                     results.errors[f"{name}: {error}"] += count
-        progress("memory: bodies of 1 MB, then a batch of 50 MiB")
+        progress("memory: bodies of 1 MB, then batches of 50 MiB beside single events")
         for _ in range(3):
             drive(server.port, itertools.islice(bodies.large("large"), 100), 4, 60)
             results.add("memory MB, after bodies of 1 MB", server.resident_mb())
-        peak = drive(server.port, iter([bodies.largest_batch("largest")]), 1, 60)
-        results.errors |= {f"largest batch: {e}": n for e, n in peak.errors.items()}
+        for turn in range(options.rounds):
+            singles = prepared(bodies.singles("beside"), _BESIDE)
+            alone, beside = drive_beside(server.port, bodies.largest_batch(f"largest {turn}"), singles, 16)
+            results.add("batch of 50 MiB, seconds", alone.seconds)
+            results.load("single at 16 beside a 50 MiB batch", beside)
+            results.errors |= {f"batch of 50 MiB: {e}": n for e, n in alone.errors.items()}
         results.add("memory MB, peak of a 50 MiB batch", server.peak_mb())
         results.add("memory MB, after a 50 MiB batch", server.resident_mb())
 
@@ -227,6 +227,12 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
     yield "batch at 16 / COPY with our indexes", results["batch at 16 events/s"] / ours, 0.35, "at least"
     for name in ("query by correlation", "query by type, 7 days", "keyset page of 100"):
         yield f"{name}, p99 ms", results[f"{name} p99 ms"], 10, "at most"
+    yield (
+        "single at 16 beside a 50 MiB batch, p99 ms",
+        results["single at 16 beside a 50 MiB batch p99 ms"],
+        250,
+        "at most",
+    )
     yield "memory MB after all events", results[f"memory MB, after {options.rows:,} events"], 200, "at most"
     yield "memory MB after bodies of 1 MB", results["memory MB, after bodies of 1 MB"], 200, "at most"
     added = results["memory MB, peak of a 50 MiB batch"] - results["memory MB, after bodies of 1 MB"]

@@ -128,6 +128,17 @@ def drive_while_writing(
     return uvloop.run(_drive_while_writing(port, iter(requests), writes, writes_per_second))
 
 
+async def _drive_beside(port: int, request: bytes, requests: Iterator[bytes], connections: int) -> tuple[Load, Load]:
+    beside = asyncio.create_task(_drive(port, requests, connections, 60))
+    alone = await _drive(port, iter([request]), 1, 60)
+    return alone, await beside
+
+
+def drive_beside(port: int, request: bytes, requests: Iterable[bytes], connections: int) -> tuple[Load, Load]:
+    """One `request`, and `requests` on other connections from its first byte on."""
+    return uvloop.run(_drive_beside(port, request, iter(requests), connections))
+
+
 def prepared(requests: Iterator[bytes], number: int) -> Iterator[bytes]:
     """`number` requests made now, so that making them is not measured."""
     return iter(list(itertools.islice(requests, number)))

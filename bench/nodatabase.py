@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from unittest.mock import patch
 
+from fastapi import FastAPI
+
 from app import db, main, serve
 from app.ingest.accept import Event
 from app.ingest.link import Head, link
@@ -31,7 +33,7 @@ class NoStore(Store):
         """There is nothing to close."""
 
 
-async def _find_database(_: Settings) -> str:
+async def _find_database(_: FastAPI) -> str:
     return "bench.example/nodatabase"
 
 
@@ -43,8 +45,7 @@ if __name__ == "__main__":
     with (
         patch.object(main, "Store", NoStore),
         patch.object(main, "_find_database", _find_database),
-        patch.object(main, "warm", _nothing),
         patch.object(db.Presence, "watch", _nothing),
         patch.object(partitions, "keep_ahead", _nothing),
     ):
-        serve.serve(load(database_url="postgresql://nobody@127.0.0.1:1/nothing"))
+        serve.serve(load(database_url="postgresql://nobody@127.0.0.1:1/nothing"), db.Presence())

@@ -1,5 +1,6 @@
 """The service and its Postgres as processes, and what the kernel says that they used."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -8,11 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
+import asyncpg
+
+ROOT = Path(__file__).parent.parent
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -36,8 +40,8 @@ class Running:
 
 
 @contextlib.contextmanager
-def service(*command: str, **settings: object) -> Iterator[Running]:
-    """`datastorage serve`, or another module, on a free port."""
+def service(*command: str, tree: Path = ROOT, **settings: object) -> Iterator[Running]:
+    """`datastorage serve`, or another module, of the checkout at `tree`, on a free port."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
@@ -45,7 +49,7 @@ def service(*command: str, **settings: object) -> Iterator[Running]:
         env = os.environ | {f"DATASTORAGE_{name.upper()}": str(value) for name, value in settings.items()}
         with Path(f"{directory}/log").open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", *(command or ("app", "serve"))], env=env, stdout=log, stderr=log
+                [sys.executable, "-m", *(command or ("app", "serve"))], cwd=tree, env=env, stdout=log, stderr=log
             )
         try:
             _wait(process, port, Path(f"{directory}/log"))
@@ -63,6 +67,23 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             break
         time.sleep(0.1)
     raise SystemExit(f"bench: the service does not become ready:\n{log.read_text()[-2000:]}")
+
+
+def create_databases(server_url: str, *names: str) -> None:
+    """Empty databases beside the server's own."""
+    asyncio.run(_create(server_url, names))
+
+
+async def _create(server_url: str, names: Sequence[str]) -> None:
+    connection = await asyncpg.connect(server_url)
+    for name in names:
+        await connection.execute(f"CREATE DATABASE {name}")
+    await connection.close()
+
+
+def database_url(server_url: str, name: str) -> str:
+    """The URL of a database that create_databases made."""
+    return server_url.replace("/datastorage?", f"/{name}?")
 
 
 def postgres_cpu_seconds(pid: int) -> float:

@@ -13,12 +13,17 @@ async def read_json_body(request: Request, bytes_max: int) -> bytes:
     """The whole body. TooLarge above `bytes_max`, chunked or not; BadRequest when it is not application/json."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > bytes_max:
-        raise TooLarge(f"The body has {length} bytes; this route takes at most {bytes_max}.")
+        raise too_large(request, bytes_max)
     body = await _read(request, bytes_max)
     content_type = request.headers.get("content-type")
     if content_type is None or content_type.partition(";")[0].strip() != "application/json":
         raise BadRequest(f"Content-Type: expected application/json, got {(content_type or 'none')[:60]}")
     return body
+
+
+def too_large(request: Request, bytes_max: int) -> TooLarge:
+    """The refusal of a body by what its Content-Length says."""
+    return TooLarge(f"The body has {request.headers['content-length']} bytes; this route takes at most {bytes_max}.")
 
 
 async def _read(request: Request, bytes_max: int) -> bytes:

@@ -18,8 +18,9 @@ from starlette.responses import Response
 from app import metrics
 from app.api.body import read_json_body
 from app.api.front import Endpoint
-from app.errors import BadRequest, BatchTooLarge, DatabaseAway
+from app.errors import BadRequest, BatchTooLarge, DatabaseAway, DatabaseFailed
 from app.events import canonical
+from app.events.explain import Faults
 from app.ingest import parents
 from app.ingest.accept import Acceptance, Draft, batch_ids, draft, single_id
 from app.ingest.submission import prepare
@@ -47,6 +48,12 @@ class BatchCreated(BaseModel):
     message: str
 
 
+class ParentsNotRead(DatabaseFailed):
+    """The events named as parents could not be looked up; the service's log says why."""
+
+    slug = "query-error"
+
+
 async def post_event(request: Request) -> Response:
     """Record one event; 201 once it is committed."""
     started = perf_counter()
@@ -57,6 +64,8 @@ async def post_event(request: Request) -> Response:
     event_id = single_id(item)
     try:
         await _submit(request, [item], [event_id], settings.single_deadline_ms)
+    except DatabaseFailed as error:
+        raise DatabaseFailed(slug="database_error") from (error.__cause__ or error)
     finally:
         metrics.WRITE_DURATION.labels("audit_events").observe(perf_counter() - started)
     _observe_lag(item)
@@ -78,6 +87,8 @@ async def post_batch(request: Request) -> Response:
     ids = batch_ids(drafts, CALLER, body_digest)
     try:
         await _submit(request, drafts, ids, settings.batch_deadline_ms)
+    except DatabaseFailed as error:
+        raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
     finally:
         metrics.WRITE_DURATION.labels("audit_events_batch").observe(perf_counter() - started)
         if len(body) > _LARGE_BYTES:
@@ -90,10 +101,17 @@ async def _submit(request: Request, drafts: Sequence[Draft], ids: Sequence[UUID]
     state = request.app.state
     if state.writer is None:
         raise DatabaseAway
-    found = await parents.find(state.engine, state.writer, drafts)
+    deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
+    try:
+        async with asyncio.timeout_at(deadline):
+            found = await parents.find(state.engine, state.writer, drafts)
+    except TimeoutError:
+        raise DatabaseAway from None
+    except DatabaseFailed as error:
+        raise ParentsNotRead from (error.__cause__ or error)
     acceptance = Acceptance(datetime.now(UTC), found, state.writer.store.log_name)
     submission = await prepare(drafts, ids, acceptance)
-    await state.writer.submit(submission, deadline_ms)
+    await state.writer.submit(submission, deadline)
 
 
 async def _parse_batch(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
@@ -109,26 +127,48 @@ async def _parse_batch(body: bytes, events_max: int, path: str) -> tuple[list[Dr
     if not isinstance(items, list):
         raise BadRequest(f"body: expected a JSON array of events, got {canonical.kind_of(items)}")
     _check_count(len(items), events_max, path)
-    drafts = [draft(v, f"/{i}", plain=document.plain, depth=document.depth - 1) for i, v in enumerate(items)]
-    return drafts, hashlib.sha256(canonical.canonical(items, plain=document.plain)).hexdigest()
+    reading = _Reading(events_max)
+    for value in items:
+        reading.take(value, plain=document.plain, depth=document.depth - 1)
+    return reading.drafts(), hashlib.sha256(canonical.canonical(items, plain=document.plain)).hexdigest()
 
 
 async def _parse_slices(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
-    drafts: list[Draft] = []
+    reading = _Reading(events_max)
     digest = hashlib.sha256(b"[")
     slice_end = perf_counter() + _SLICE_SECONDS
-    count = 0
-    for count, document in enumerate(canonical.items(body), 1):
-        if count <= events_max:
-            digest.update(b"," if drafts else b"")
+    for document in canonical.items(body):
+        if reading.count < events_max:
+            digest.update(b"," if reading.count else b"")
             digest.update(canonical.canonical(document.value, plain=document.plain))
-            drafts.append(draft(document.value, f"/{count - 1}", plain=document.plain, depth=document.depth))
+        reading.take(document.value, plain=document.plain, depth=document.depth)
         if perf_counter() > slice_end:
             await asyncio.sleep(0)
             slice_end = perf_counter() + _SLICE_SECONDS
-    _check_count(count, events_max, path)
+    _check_count(reading.count, events_max, path)
     digest.update(b"]")
-    return drafts, digest.hexdigest()
+    return reading.drafts(), digest.hexdigest()
+
+
+class _Reading:
+    """The items of a batch as they are read. All that is wrong with them is told at once."""
+
+    def __init__(self, events_max: int) -> None:
+        self.count = 0
+        self._events_max = events_max
+        self._drafts: list[Draft] = []
+        self._faults = Faults()
+
+    def take(self, value: Any, *, plain: bool, depth: int) -> None:
+        with self._faults:
+            if self.count < self._events_max and not self._faults.full:
+                self._drafts.append(draft(value, f"/{self.count}", plain=plain, depth=depth))
+        self.count += 1
+
+    def drafts(self) -> list[Draft]:
+        if self._faults.fields:
+            raise self._faults.error()
+        return self._drafts
 
 
 def _check_count(count: int, events_max: int, path: str) -> None:

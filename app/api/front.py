@@ -6,12 +6,13 @@ import re
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 
+from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics
-from app.api.body import ClientGone
+from app.api.body import ClientGone, too_large
 from app.api.problems import respond
 from app.errors import AuditError
 from app.logs import AccessLog
@@ -29,7 +30,7 @@ class Front:
     rate of single posts. They are routes of `app` too, so that the OpenAPI document shows them.
     """
 
-    def __init__(self, app: ASGIApp, direct: dict[tuple[str, str], Endpoint], access_log: AccessLog) -> None:
+    def __init__(self, app: FastAPI, direct: dict[tuple[str, str], Endpoint], access_log: AccessLog) -> None:
         self.app = app
         self._direct = direct
         self._access_log = access_log
@@ -53,7 +54,7 @@ class Front:
                 message["headers"] = [*message["headers"], *added]
             await send(message)
 
-        endpoint = _preflight if method == "OPTIONS" and _is_preflight(scope) else self._direct.get((method, path))
+        endpoint = self._direct.get((method, path)) or self._before_routing(scope)
         try:
             if endpoint is None:
                 await self.app(scope, receive, send_with_id)
@@ -72,6 +73,15 @@ class Front:
             )
             self._access_log.write(scope, status, seconds)
 
+    def _before_routing(self, scope: Scope) -> Endpoint | None:
+        """What answers whatever the path is: preflights, and bodies that no route takes."""
+        if scope["method"] == "OPTIONS" and _is_preflight(scope):
+            return _preflight
+        length = _header(scope, b"content-length")
+        if length.isdecimal() and int(length) > self.app.state.settings.body_bytes_max:
+            return _too_large
+        return None
+
 
 def _is_preflight(scope: Scope) -> bool:
     return bool(_header(scope, b"origin") and _header(scope, b"access-control-request-method"))
@@ -80,6 +90,10 @@ def _is_preflight(scope: Scope) -> bool:
 async def _preflight(_: Request) -> Response:
     """No origin is allowed until a setting names some: 200 without the header that would say so."""
     return Response()
+
+
+async def _too_large(request: Request) -> Response:
+    raise too_large(request, request.app.state.settings.body_bytes_max)
 
 
 async def _answer(endpoint: Endpoint, request: Request) -> Response:

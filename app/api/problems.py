@@ -1,6 +1,7 @@
 """Errors on the wire: problem documents as contract section 3 wants them, and what routing itself refuses."""
 
 import asyncio
+import logging
 from contextlib import suppress
 from typing import Any
 
@@ -15,10 +16,12 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app import metrics
-from app.errors import AuditError, BadRequest, TooLarge, Unavailable
+from app.errors import AuditError, BadRequest, Conflict, TooLarge, Unavailable
 
 CONTENT_TYPE = "application/problem+json"
 _DRAIN_SECONDS = 0.5
+
+log = logging.getLogger(__name__)
 
 
 class Problem(BaseModel):
@@ -36,14 +39,19 @@ def respond(request: Request, error: AuditError) -> Response:
     """The answer to a request that failed with `error`."""
     body: dict[str, Any] = {"type": error.type, "title": error.title, "status": error.status, "detail": error.detail}
     headers = {}
+    option = orjson.OPT_APPEND_NEWLINE
     if isinstance(error, BadRequest):
         metrics.VALIDATION_FAILURES.labels("openapi_middleware", "validation_error").inc()
-        if "x-request-id" in request.headers:
+    if isinstance(error, (BadRequest, Conflict)):
+        option |= orjson.OPT_SORT_KEYS
+        if isinstance(error, Conflict) or "x-request-id" in request.headers:
             body["instance"] = request.url.path
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
+    elif error.status >= 500 and error.__cause__ is not None:
+        log.error("a request failed", extra={"path": request.url.path, "error": repr(error.__cause__)})
     answer = _Unread if isinstance(error, TooLarge) else Response
-    return answer(orjson.dumps(body | error.extra) + b"\n", error.status, headers, CONTENT_TYPE)
+    return answer(orjson.dumps(body | error.extra, option=option), error.status, headers, CONTENT_TYPE)
 
 
 class _Unread(Response):

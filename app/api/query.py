@@ -1,8 +1,10 @@
 """GET of events: a page of them, and one."""
 
+import asyncio
 import re
+from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
@@ -22,6 +24,7 @@ from app.query.timebounds import parse_moment
 
 router = APIRouter(tags=["query"])
 
+_Answer = TypeVar("_Answer")
 _EMPTY_LIMIT = 100
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
@@ -101,7 +104,7 @@ async def list_events(request: Request) -> Response:
     """Find events, newest first."""
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
     try:
-        found = await page(request.app.state.engine, query)
+        found = await _in_time(request, page(request.app.state.engine, query))
     except DatabaseFailed as error:
         if query.cursor is not None and getattr(error.__cause__, "sqlstate", "").startswith("22"):
             raise bad_fields({"cursor": "expected the next_cursor of an earlier answer"}) from None
@@ -122,10 +125,21 @@ async def get_event(request: Request, event_id: str) -> Response:
         raise HTTPException(405)
     if _UUID.fullmatch(event_id) is None:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"})
-    event = await one(request.app.state.engine, UUID(event_id))
+    event = await _in_time(request, one(request.app.state.engine, UUID(event_id)))
     if event is None:
         raise NotFound(f"There is no event {event_id}.")
     return Response(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+
+
+async def _in_time(request: Request, answer: Awaitable[_Answer]) -> _Answer:
+    limit_ms = request.app.state.settings.query_deadline_ms
+    try:
+        async with asyncio.timeout(limit_ms / 1000):
+            return await answer
+    except TimeoutError:
+        raise DatabaseFailed(
+            f"No answer within {limit_ms} ms: narrow the query by correlation, type or time."
+        ) from None
 
 
 def _pagination(query: EventQuery, found: Page) -> dict[str, Any]:

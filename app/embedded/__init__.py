@@ -80,6 +80,10 @@ class EmbeddedPostgres:
     def pid(self) -> int:
         return self._process.pid
 
+    def wait(self) -> None:
+        """Return when the server has ended, for whatever reason."""
+        self._process.wait()
+
     def stop(self) -> None:
         """End every session, write everything to the data files, and return when the server is gone."""
         self._resources.close()

@@ -1,6 +1,7 @@
 """What pydantic found, in words for the person who has to mend the request."""
 
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -45,16 +46,48 @@ def explain(error: ValidationError, pointer: str) -> dict[str, str]:
 
 def refusal(error: ValidationError, pointer: str) -> BadRequest:
     """The answer to a payload that does not fit its type: InvalidRequest if it fits but for what no decoder takes."""
-    bad = bad_fields(explain(error, pointer))
-    if all(one["type"] == UNDECODABLE for one in error.errors(include_url=False, include_input=False)):
-        return InvalidRequest(bad.detail, field_errors=bad.extra["field_errors"])
-    return bad
+    kinds = {one["type"] for one in error.errors(include_url=False, include_input=False)}
+    return _named(InvalidRequest if kinds == {UNDECODABLE} else BadRequest, explain(error, pointer))
+
+
+class Faults:
+    """All that is wrong with a request, in one reading: each check runs in a `with` of its own, which keeps what it raises."""
+
+    def __init__(self) -> None:
+        self.fields: dict[str, str] = {}
+        self._kind: type[BadRequest] = InvalidRequest
+        """What a schema refuses stands before what no decoder takes, as if all of the body was checked by its schema first."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> bool:
+        if not (isinstance(error, BadRequest) and "field_errors" in error.extra):
+            return False
+        for pointer, message in cast("dict[str, str]", error.extra["field_errors"]).items():
+            self.fields.setdefault(pointer, message)
+        if not isinstance(error, InvalidRequest):
+            self._kind = BadRequest
+        return True
+
+    @property
+    def full(self) -> bool:
+        """Whether as many were found as an answer names."""
+        return len(self.fields) >= FIELDS_MAX
+
+    def error(self) -> BadRequest:
+        """One answer for all of them."""
+        return _named(self._kind, dict(islice(self.fields.items(), FIELDS_MAX)))
 
 
 def bad_fields(fields: dict[str, str]) -> BadRequest:
     """The answer that names each offending field by its JSON pointer."""
+    return _named(BadRequest, fields)
+
+
+def _named(kind: type[BadRequest], fields: dict[str, str]) -> BadRequest:
     detail = "; ".join(f"{pointer or 'body'}: {message}" for pointer, message in fields.items())
-    return BadRequest(detail, field_errors=fields)
+    return kind(detail, field_errors=fields)
 
 
 def escape(part: object) -> str:

@@ -13,9 +13,11 @@ class Head(NamedTuple):
 
     length: int
     hash: str
+    stored: int | None
+    """The length that its row in chain_heads has; None without a row. Another than `length` only after damage by SQL."""
 
 
-NO_HEAD = Head(0, "")
+NO_HEAD = Head(0, "", None)
 
 
 @dataclass(slots=True)
@@ -28,8 +30,8 @@ class Linked:
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     """Columns fixed at acceptance, then log_index, chain_index, previous_event_hash, event_hash."""
     leaves: bytes = b""
-    expected: dict[str, int] = field(default_factory=dict)
-    """Length that each chain must have before this flush."""
+    expected: dict[str, int | None] = field(default_factory=dict)
+    """Length that each chain's head must have in the table before this flush; None for no head."""
     heads: dict[str, Head] = field(default_factory=dict)
     """End of each chain after this flush."""
 
@@ -43,7 +45,7 @@ def link(events: Sequence[Event], tail: tuple[int, int], known: dict[str, Head])
         head = flush.heads.get(correlation_id)
         if head is None:
             head = known.get(correlation_id, NO_HEAD)
-            flush.expected[correlation_id] = head.length
+            flush.expected[correlation_id] = head.stored
         record = event.record
         record["log_index"] = log_index
         record["chain_index"] = head.length
@@ -51,7 +53,7 @@ def link(events: Sequence[Event], tail: tuple[int, int], known: dict[str, Head])
         leaf = leaf_hash(record)
         event_hash = leaf.hex()
         leaves.append(leaf)
-        flush.heads[correlation_id] = Head(head.length + 1, event_hash)
+        flush.heads[correlation_id] = Head(head.length + 1, event_hash, head.length + 1)
         flush.rows.append((*event.row, log_index, head.length, head.hash, event_hash))
     flush.leaves = b"".join(leaves)
     return flush

@@ -7,7 +7,9 @@ forgotten after a lost race. So a won compare-and-set proves that every cached h
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
+from itertools import count
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +17,7 @@ import asyncpg
 
 from app import metrics
 from app.db import CONNECTION_ERRORS, Connection, Fault, connect_writer, fault
-from app.errors import AuditError, DatabaseAway, DatabaseFailed
+from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
 from app.ingest.link import Head, Linked, link
 from app.retention import partitions
@@ -33,6 +35,8 @@ _HEADS_MAX = 50_000
 _CAREFUL_FLUSHES = 100
 _CLOSE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.02
+_PAUSE_DOUBLINGS_MAX = 6
+_LENGTH_MAX = 2**62
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +57,10 @@ class Refused(AuditError):
     title = "Validation Error"
 
 
+class MonthAway(Unavailable):
+    """The month of this event is just being removed by a retention run; send it again shortly."""
+
+
 class Store:
     """The writer's own connection, and what it knows of the end of the log and of the chains."""
 
@@ -69,11 +77,11 @@ class Store:
     async def commit(self, events: Sequence[Event], deadline: float) -> None:
         """Write `events` behind the log, whole or not at all; returns when the commit is durable.
 
-        Raises LostRace, PossibleResend, Refused, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is repeated here
-        until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
+        Raises LostRace, PossibleResend, Refused, MonthAway, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is
+        repeated here until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
         """
         uncertain: Linked | None = None
-        while True:
+        for repeat in count():
             flush = uncertain
             try:
                 connection = await self._reconnect(deadline) if uncertain else await self.connection()
@@ -92,13 +100,12 @@ class Store:
                     uncertain = flush
                 else:
                     await self._rollback()
+                    if kind is Fault.BUSY:
+                        await self._end_frozen()
                     # What was sent before may be what this attempt collides with: then the log says whose it is.
                     if uncertain is None:
                         await self._clear_up(kind, error, events)
-                    else:
-                        await asyncio.sleep(_PAUSE_SECONDS)
-                if asyncio.get_running_loop().time() > deadline:
-                    raise DatabaseAway from error
+                await _pause(repeat, deadline, error)
             else:
                 self._remember(flush)
                 return
@@ -120,6 +127,15 @@ class Store:
                     raise
                 await asyncio.sleep(_PAUSE_SECONDS)
 
+    async def _end_frozen(self) -> None:
+        """End the session of a replica that holds the log and does not go on; its events are still its own to send."""
+        try:
+            connection = await self.connection()
+            for row in await connection.fetch(SQL["end_frozen"]):
+                log.warning("ended a session that held the log and waited for its client", extra={"pid": row["pid"]})
+        except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            log.warning("frozen sessions could not be looked for", extra={"error": repr(error)})
+
     def disconnect(self) -> None:
         """Drop the connection at once; the server ends what it was doing."""
         if self._connection is not None:
@@ -127,12 +143,25 @@ class Store:
         self._connection = None
         self._forget()
 
-    async def stored(self, events: Sequence[Event]) -> dict[UUID, bool]:
+    async def stored(self, events: Sequence[Event], deadline: float) -> dict[UUID, bool]:
         """Of the ids of `events`, those that are stored: True when the content is the same, False when it is another's.
 
         Ids that the service computed are equal by construction. An id that a client chose is claimed with its body's digest.
+        Repeated as commit() is; raises DatabaseAway or DatabaseFailed.
         """
-        connection = await self.connection()
+        for repeat in count():
+            try:
+                return await self._look_up(await self.connection(), events)
+            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+                kind = fault(error)
+                if kind is not Fault.BUSY:
+                    self.disconnect()
+                if kind not in {Fault.BUSY, Fault.AWAY}:
+                    raise DatabaseFailed from error
+                await _pause(repeat, deadline, error)
+        raise AssertionError  # count() never ends
+
+    async def _look_up(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, bool]:
         ids = [event.id for event in events]
         chosen = {str(event.id): event.digest for event in events if event.digest is not None}
         rows = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
@@ -143,9 +172,10 @@ class Store:
         return {e.id: e.digest is None or digests.get(e.id) == e.digest for e in events if e.id in rows}
 
     async def close(self) -> None:
-        """End the connection in good order."""
+        """End the connection, in good order if the server answers."""
         if self._connection is not None:
-            await self._connection.close(timeout=_CLOSE_SECONDS)
+            with suppress(*CONNECTION_ERRORS, asyncpg.PostgresError):
+                await self._connection.close(timeout=_CLOSE_SECONDS)
 
     async def _link(self, connection: Connection, events: Sequence[Event]) -> Linked:
         """Places for `events`. A chain that is not known is taken as new, unless recent flushes say that this is unwise."""
@@ -164,22 +194,33 @@ class Store:
 
     async def _read_tail(self, connection: Connection) -> tuple[int, int]:
         row = await connection.fetchrow(SQL["tail"])
-        if row is None:
+        if (
+            not self._next_index_seen
+            or row is None
+            or row["count"] < 1
+            or row["first_index"] + row["count"] < self._next_index_seen
+        ):
+            row = await self._mended_tail(connection)
+        return row["first_index"], row["count"]
+
+    async def _mended_tail(self, connection: Connection) -> asyncpg.Record:
+        """The end of a log that is not as it was left, or was not looked at yet: behind every position that a row has."""
+        row = await connection.fetchrow(SQL["tail_and_last"])
+        next_index = 0 if row is None else row["first_index"] + row["count"]
+        if row is not None and next_index < self._next_index_seen:
             _alarm(
-                "emptied",
-                "the table log_flushes was emptied; the log goes on behind everything that rows and heads know",
-            )
-            await connection.execute(SQL["seed"])
-            row = await connection.fetchrow(SQL["tail"])
-            assert row is not None
-        next_index = row["first_index"] + row["count"]
-        if next_index < self._next_index_seen:
-            _alarm(
-                "rolled_back",
-                f"the log ends at {next_index}, but this process has written up to {self._next_index_seen}",
+                "rolled_back", f"the log ends at {next_index}; this process has written up to {self._next_index_seen}"
             )
             self._next_index_seen = next_index
-        return row["first_index"], row["count"]
+        if row is not None and row["count"] > 0 and (row["last"] is None or row["last"] < next_index):
+            return row
+        _alarm(
+            "damaged", "rows of log_flushes are missing or changed; the log goes on behind every position that is known"
+        )
+        await connection.execute(SQL["seed"])
+        row = await connection.fetchrow(SQL["tail"])
+        assert row is not None
+        return row
 
     async def _send(self, connection: Connection, flush: Linked) -> None:
         """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
@@ -188,17 +229,17 @@ class Store:
             *_head_columns(flush),
             *_claim_columns(flush.events),
         )
-        rows = flush.rows
-        if len(rows) >= _COPY_ROWS_MIN:
-            if not connection.is_in_transaction():
-                await connection.execute("BEGIN")
-            records = [row + _CONSTANTS for row in rows]
-            await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
-            rows = []
+        rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
+        if copied and not connection.is_in_transaction():
+            await connection.execute("BEGIN")
         won = await connection.fetchval(SQL["flush"], *parameters, rows)
         if not won:
             await self._rollback()
             raise LostRace
+        # After the compare-and-set, so that a replica with many small flushes cannot win against every large one.
+        if copied:
+            records = [row + _CONSTANTS for row in copied]
+            await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
         if connection.is_in_transaction():
             await connection.execute("COMMIT")
 
@@ -217,7 +258,7 @@ class Store:
             case Fault.MISSING_PARTITION:
                 await self._make_partitions(events)
             case Fault.BUSY:
-                await asyncio.sleep(_PAUSE_SECONDS)
+                pass
             case _:
                 log.error("a flush failed", extra={"error": repr(error), "events": len(events)})
                 self.disconnect()
@@ -225,8 +266,14 @@ class Store:
 
     async def _make_partitions(self, events: Sequence[Event]) -> None:
         dates = [event.date for event in events]
-        connection = await self.connection()
-        await partitions.ensure(connection, min(dates), max(dates) + timedelta(days=1))
+        try:
+            connection = await self.connection()
+            await partitions.ensure(connection, min(dates), max(dates) + timedelta(days=1))
+        except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            if getattr(error, "sqlstate", "") == "55000":
+                raise MonthAway from error
+            if fault(error) not in {Fault.BUSY, Fault.AWAY}:
+                raise DatabaseFailed from error  # else the next attempt comes here again
 
     async def _is_written(self, connection: Connection, flush: Linked) -> bool | None:
         """Whether a flush of unknown outcome was committed; None while nothing stands at its place."""
@@ -254,7 +301,11 @@ class Store:
 
     def _learn(self, rows: Sequence[asyncpg.Record]) -> None:
         for row in rows:
-            self._heads[row["correlation_id"]] = Head(row["length"], row["hash"])
+            length = row["length"]
+            if not 0 < length <= _LENGTH_MAX:
+                _alarm("damaged", f"a chain's head has the length {length}; the chain begins anew")
+                length = 0
+            self._heads[row["correlation_id"]] = Head(length, row["hash"], row["length"])
 
     def _remember(self, flush: Linked) -> None:
         self._tail = (flush.first_index, len(flush.rows))
@@ -269,9 +320,17 @@ class Store:
             del heads[next(iter(heads))]
 
 
+async def _pause(repeat: int, deadline: float, error: Exception) -> None:
+    """Before what failed is tried again: not at all the first time, longer each further time. DatabaseAway past `deadline`."""
+    if asyncio.get_running_loop().time() > deadline:
+        raise DatabaseAway from error
+    if repeat:
+        await asyncio.sleep(_PAUSE_SECONDS * 2 ** min(repeat - 1, _PAUSE_DOUBLINGS_MAX))
+
+
 def _head_columns(flush: Linked) -> tuple[list[Any], ...]:
-    begun = [c for c, length in flush.expected.items() if length == 0]
-    grown = [c for c, length in flush.expected.items() if length > 0]
+    begun = [c for c, stored in flush.expected.items() if stored is None]
+    grown = [c for c, stored in flush.expected.items() if stored is not None]
     heads = flush.heads
     return (
         *(begun, [heads[c].length for c in begun], [heads[c].hash for c in begun]),

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from app import metrics
 from app.errors import AuditError, Conflict, DatabaseAway, DatabaseFailed, InboxFull
-from app.ingest.store import LostRace, PossibleResend, Refused, Store
+from app.ingest.store import LostRace, MonthAway, PossibleResend, Refused, Store
 from app.ingest.submission import Submission
 from app.settings import Settings
 
@@ -39,10 +39,11 @@ class Writer:
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="writer")
 
-    async def submit(self, submission: Submission, deadline_ms: int) -> None:
+    async def submit(self, submission: Submission, deadline: float) -> None:
         """Return when every event of `submission` is stored.
 
-        Raises InboxFull, Conflict, BadRequest, or DatabaseAway when `deadline_ms` has passed: then the outcome is unknown.
+        Raises InboxFull, Conflict, BadRequest, or DatabaseAway at `deadline` (the event loop's clock): then the outcome is
+        unknown.
         """
         count = len(submission.events)
         if self._closing or self._events_waiting + count > self._settings.inbox_events_max:
@@ -50,8 +51,7 @@ class Writer:
         self._inbox.append(submission)
         self._events_waiting += count
         self._arrived.set()
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(deadline_ms / 1000, submission.fail, DatabaseAway())
+        timer = asyncio.get_running_loop().call_at(deadline, submission.fail, DatabaseAway())
         try:
             await submission.done
         finally:
@@ -116,7 +116,7 @@ class Writer:
         repeats = 0
         while waiting := [s for s in waiting if not s.done.done()]:
             try:
-                waiting = await self._settle(waiting, stored)
+                waiting = await self._settle(waiting, stored, self._deadline(waiting))
                 events = [e for s in waiting for e in s.events if e.id not in stored]
                 if events:
                     await self.store.commit(events, self._deadline(waiting))
@@ -130,7 +130,7 @@ class Writer:
                 if repeats > _RESEND_REPEATS_MAX or not any(s.known for s in waiting):
                     await self._isolate(waiting, Refused("Postgres holds another row with the id of this event"))
                     return
-            except Refused as refused:
+            except (Refused, MonthAway) as refused:
                 await self._isolate(waiting, refused)
                 return
             except (DatabaseAway, DatabaseFailed) as error:
@@ -142,17 +142,19 @@ class Writer:
                     submission.finish()
                 return
 
-    async def _settle(self, submissions: list[Submission], stored: dict[UUID, bool]) -> list[Submission]:
+    async def _settle(
+        self, submissions: list[Submission], stored: dict[UUID, bool], deadline: float
+    ) -> list[Submission]:
         """Look up the ids that may be stored, add what is found to `stored`, and return what is still to be written."""
         unsure = [s for s in submissions if not s.looked_up]
         if not unsure:
             return submissions
-        stored |= await self.store.stored([event for s in unsure for event in s.events])
+        stored |= await self.store.stored([event for s in unsure for event in s.events], deadline)
         for submission in unsure:
             submission.looked_up = True
         return [s for s in submissions if _still_wanted(s, stored)]
 
-    async def _isolate(self, submissions: list[Submission], refused: Refused) -> None:
+    async def _isolate(self, submissions: list[Submission], refused: Refused | MonthAway) -> None:
         """Halve the flush until the request that Postgres refuses stands alone."""
         if len(submissions) == 1:
             submissions[0].fail(refused)

@@ -10,12 +10,9 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 import asyncpg
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import CONNECTION_ERRORS, Connection
-from app.errors import DatabaseAway, DatabaseFailed
+from app.db import Connection, driver_connection
 from app.integrity.chain import Chain, Defect, Defects, defect_of
 from app.integrity.reference import KEYED, UNKEYED, reference_hash
 from app.sql import load
@@ -55,18 +52,12 @@ class ChainReport:
 @asynccontextmanager
 async def snapshot(engine: AsyncEngine) -> AsyncIterator[Connection]:
     """A connection that sees one moment, whatever is written meanwhile. DatabaseAway or DatabaseFailed when it breaks."""
-    try:
-        async with engine.connect() as pooled:
-            raw = await pooled.get_raw_connection()
-            connection = raw.driver_connection
-            assert connection is not None
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                await connection.execute(SQL["unhurried"])
-                yield connection
-    except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
-        raise DatabaseAway from error
-    except (asyncpg.PostgresError, DBAPIError) as error:
-        raise DatabaseFailed from error
+    async with (
+        driver_connection(engine) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        await connection.execute(SQL["unhurried"])
+        yield connection
 
 
 async def verify_chain(

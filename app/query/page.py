@@ -43,7 +43,7 @@ _COLUMNS = (
     *(_e.legal_hold_reason, _e.legal_hold_placed_by, _moment(_e.legal_hold_placed_at).label("held_at")),
     cast(_e.event_data, Text).label("payload"),
 )
-_RFC3339 = re.compile(r"\d{4}-[\d: .-]+$")
+_RFC3339 = re.compile(r"\d{4}-[\d:T .-]+$")
 _OMITTED_WHEN_EMPTY = (
     *("resource_type", "resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "actor_id", "actor_type", "actor_ip"),
@@ -170,7 +170,7 @@ def _event(row: asyncpg.Record) -> dict[str, Any]:
     """Members in the contract's order (section 9); left out means unknown."""
     event = {
         "event_id": str(row["event_id"]),
-        "event_timestamp": _zulu(row["moment"]),
+        "event_timestamp": _zulu(row["moment"]) or _nearest(row["moment"]),
         "event_date": row["event_date"],
         "event_type": row["event_type"],
         "version": row["event_version"],
@@ -179,7 +179,7 @@ def _event(row: asyncpg.Record) -> dict[str, Any]:
         "event_outcome": row["event_outcome"],
         "correlation_id": row["correlation_id"],
         "parent_event_id": None if row["parent_event_id"] is None else str(row["parent_event_id"]),
-        "parent_event_date": None if row["parent_event_date"] is None else f"{row['parent_event_date']}T00:00:00Z",
+        "parent_event_date": _zulu(f"{row['parent_event_date']}T00:00:00"),
     }
     event |= {name: row[name] for name in _OMITTED_WHEN_EMPTY if row[name]}
     return event | {
@@ -190,10 +190,16 @@ def _event(row: asyncpg.Record) -> dict[str, Any]:
         "legal_hold": row["legal_hold"] or False,
         "legal_hold_reason": row["legal_hold_reason"] or "",
         "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
-        "legal_hold_placed_at": _zulu(row["held_at"]) if _RFC3339.match(row["held_at"] or "") else None,
+        "legal_hold_placed_at": _zulu(row["held_at"] or ""),
         "event_data": orjson.Fragment(readable(row["payload"])),
     }
 
 
-def _zulu(moment: str) -> str:
-    return moment.replace(" ", "T", 1) + "Z"
+def _nearest(moment: str) -> str:
+    """The time closest to one that RFC 3339 cannot say."""
+    return "0001-01-01T00:00:00Z" if moment.startswith("-") or moment.endswith("BC") else "9999-12-31T23:59:59.999999Z"
+
+
+def _zulu(moment: str) -> str | None:
+    """RFC 3339, or None for what it has no form for: NULL, and the infinities and years that only SQL can write."""
+    return moment.replace(" ", "T", 1) + "Z" if _RFC3339.match(moment) else None

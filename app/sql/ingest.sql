@@ -2,20 +2,26 @@
 -- End of the log. Read before everything that a flush relies on: the compare-and-set on it then proves that all of it still holds.
 SELECT first_index, count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
 
+-- name: tail_and_last
+-- End of the log, and the last position that a row has, in one snapshot. Positions beyond 2^62 are not the service's.
+SELECT first_index, count, (SELECT max(log_index) FROM audit_events WHERE log_index < 4611686018427387904) AS last
+FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+
 -- name: chain_heads
 -- Ends of the chains of one flush. A later statement than the one that waited for the lock: READ COMMITTED would show old ends.
 SELECT correlation_id, length, hash FROM chain_heads WHERE correlation_id = ANY($1::text[])
 
 -- name: lock_log
--- Replicas that keep losing races take turns instead. Released by COMMIT.
+-- A replica that lost a race has the log to itself for one flush, however long that takes. Released by COMMIT.
 SELECT pg_advisory_xact_lock(hashtextextended('datastorage.log', 0))
 
 -- name: flush
 -- One flush. The first CTE is the compare-and-set, and everything else selects from it, so that a loser writes nothing.
--- Rows of a large flush have been sent by COPY; then $14 is empty.
+-- Rows of a large flush follow by COPY; then $14 is empty. The shared lock waits for a replica that has the log to itself.
 WITH won AS (
     INSERT INTO log_flushes (log_id, first_index, count, leaves)
-    SELECT 0, $2, $3, $4 FROM log_flushes p
+    SELECT 0, $2, $3, $4
+    FROM pg_advisory_xact_lock_shared(hashtextextended('datastorage.log', 0)), log_flushes p
     WHERE p.log_id = 0 AND p.first_index = $1 AND p.first_index + p.count = $2
     RETURNING 1
 ), begun AS (
@@ -67,10 +73,23 @@ AND NOT EXISTS (SELECT FROM audit_events e WHERE e.event_id = c.event_ids[1])
 SELECT event_id, event_date FROM audit_events WHERE event_id = ANY($1::uuid[])
 
 -- name: seed
--- The log's table was emptied: begin anew behind everything that rows and heads know.
+-- Rows of the log were removed or changed: begin anew behind everything that flushes, rows and heads know.
 INSERT INTO log_flushes (log_id, first_index, count, leaves)
-SELECT 0, GREATEST((SELECT max(log_index) FROM audit_events), (SELECT sum(length)::bigint - 1 FROM chain_heads), -1), 1, ''
+SELECT 0, GREATEST(
+    (SELECT max(first_index) + 1 FROM log_flushes WHERE log_id = 0),
+    (SELECT max(log_index) FROM audit_events WHERE log_index < 4611686018427387904),
+    (SELECT LEAST(sum(length), 4611686018427387904)::bigint - 1 FROM chain_heads WHERE length BETWEEN 1 AND 4611686018427387904),
+    -1), 1, ''
 ON CONFLICT DO NOTHING
+
+-- name: end_frozen
+-- Ends sessions of this service that hold the log and have been waiting for their client: a stopped process, a dead host.
+-- While COPY waits for more, no timeout of the server's ends it.
+SELECT DISTINCT a.pid, pg_terminate_backend(a.pid)
+FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid AND l.granted
+WHERE l.relation = 'log_flushes'::regclass AND l.mode = 'RowExclusiveLock' AND a.pid <> pg_backend_pid()
+    AND a.datname = current_database() AND a.usename = current_user AND a.application_name = 'datastorage'
+    AND a.wait_event = 'ClientRead' AND a.xact_start < now() - interval '5 s'
 
 -- name: durability
 -- Settings of the server without which a commit may be lost.

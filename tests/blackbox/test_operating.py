@@ -1,6 +1,7 @@
 """Health, readiness, metrics, ports and shutdown, as probes and operators see them."""
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
@@ -13,9 +14,10 @@ from typing import Any
 
 import httpx
 
+from tests.databases import scratch
 from tests.events import make_event
 from tests.proxy import proxy
-from tests.services import Service, free_port
+from tests.services import Service, free_port, spawn, wait_until_ready
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -74,7 +76,60 @@ async def test_postgres_away_and_back(service: Callable[..., Service], database_
         assert (await client.get(f"{url}/healthz")).status_code == 200
         await between.refuse(False)
         assert await until(client, f"{url}/readyz", 200) == {"status": "ready"}
-        assert (await client.post(f"{url}/api/v1/audit/events", json=make_event())).status_code == 201
+        await takes_and_reads(client, url)
+
+
+async def test_connections_ended_by_the_server(service: Callable[..., Service], connection: Any) -> None:
+    """A pool of lost connections answers 503 for ever, while the probe says ready."""
+    url = (await asyncio.to_thread(service)).url
+    async with httpx.AsyncClient(timeout=20) as client:
+        await takes_and_reads(client, url)
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        await connection.execute(ended)
+        await until(client, f"{url}/readyz", 200)
+        await takes_and_reads(client, url)
+
+
+async def takes_and_reads(client: httpx.AsyncClient, url: str) -> None:
+    """More often than the pool has connections."""
+    posted = await client.post(f"{url}/api/v1/audit/events", json=make_event(correlation_id="here"))
+    assert posted.status_code == 201
+    parent = posted.json()["event_id"]
+    for _ in range(10):
+        child = make_event(correlation_id="here", parent_event_id=parent)
+        assert (await client.post(f"{url}/api/v1/audit/events", json=child)).status_code == 201
+        assert (await client.get(f"{url}/api/v1/audit/events/{parent}")).status_code == 200
+        assert (await client.get(f"{url}/api/v1/audit/events?correlation_id=here")).status_code == 200
+        verified = await client.post(f"{url}/api/v1/audit/verify-chain", json={"correlation_id": "here"})
+        assert verified.json()["is_valid"]
+
+
+async def test_deadlines_hold_behind_a_lock(service: Callable[..., Service], connection: Any) -> None:
+    """Whoever waits for a locked table waits longer than the contract says, or is not told what to do."""
+    running = await asyncio.to_thread(service, query_deadline_ms=300, single_deadline_ms=300)
+    async with httpx.AsyncClient(base_url=running.url, timeout=5) as client, connection.transaction():
+        await connection.execute("LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE")
+        parent = "01a20e0c-7ce0-710e-bfce-35434f8305e9"
+        found = await client.get("/api/v1/audit/events")
+        one = await client.get(f"/api/v1/audit/events/{parent}")
+        single = await client.post("/api/v1/audit/events", json=make_event())
+        child = await client.post("/api/v1/audit/events", json=make_event(parent_event_id=parent))
+    assert (found.status_code, one.status_code) == (500, 500)
+    assert "narrow the query" in found.json()["detail"]
+    assert (single.status_code, child.status_code) == (503, 503)
+    assert "retry-after" in child.headers
+
+
+async def test_the_log_says_why(service: Callable[..., Service], connection: Any) -> None:
+    """An answer of 500 sends the operator to a log in which nothing stands."""
+    running = await asyncio.to_thread(service)
+    async with httpx.AsyncClient(base_url=running.url, timeout=5) as client:
+        await connection.execute("ALTER TABLE audit_events RENAME COLUMN severity TO gone")
+        answer = await client.get("/api/v1/audit/events")
+        await connection.execute("ALTER TABLE audit_events RENAME COLUMN gone TO severity")
+    assert (answer.status_code, answer.json()["title"]) == (500, "Database Error")
+    assert "severity" not in answer.text
+    assert "severity does not exist" in running.log.read_text()
 
 
 async def until(client: httpx.AsyncClient, url: str, status: int) -> Any:
@@ -114,6 +169,26 @@ def test_unauthenticated_beyond_loopback_is_refused() -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "DATASTORAGE_ALLOW_UNAUTHENTICATED" in done.stderr
+
+
+def test_a_service_that_cannot_start_says_why(server_url: str) -> None:
+    """A start that fails looks like a good end, or hides what to do."""
+    command = [sys.executable, "-m", "app", "serve"]
+    env = {"DATASTORAGE_DATABASE_URL": server_url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
+    env["DATASTORAGE_PORT"] = str(free_port())
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "datastorage migrate" in done.stderr
+
+
+def test_embedded_postgres_that_dies_ends_the_service(tmp_path: Path) -> None:
+    """The service goes on for ever without the Postgres that only it can start."""
+    with scratch() as directory:
+        running = spawn({"data_dir": directory}, tmp_path / "service")
+        wait_until_ready(running)
+        os.kill(int((directory / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        assert running.process.wait(15) == 1
+    assert "The embedded Postgres has ended" in running.log.read_text()
 
 
 def test_settings_are_printed_without_secrets() -> None:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from app.errors import BadRequest, Conflict, DatabaseAway
 from app.events.canonical import canonical
 from app.ingest.accept import Acceptance, batch_ids, draft, single_id
-from app.ingest.store import LostRace, Store
+from app.ingest.store import LostRace, MonthAway, Store
 from app.ingest.submission import prepare
 from app.ingest.writer import Writer
 from app.settings import Settings
@@ -37,6 +37,10 @@ def item(correlation_id: str = "rr-1", **members: Any) -> dict[str, Any]:
     } | members
 
 
+def deadline(ms: int) -> float:
+    return asyncio.get_running_loop().time() + ms / 1000
+
+
 class Replica:
     """One process's writer, and the two ways to post to it."""
 
@@ -54,7 +58,7 @@ class Replica:
 
     async def _submit(self, drafts: list[Any], ids: list[UUID], deadline_ms: int) -> list[UUID]:
         submission = await prepare(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
-        await self.writer.submit(submission, deadline_ms)
+        await self.writer.submit(submission, deadline(deadline_ms))
         return ids
 
 
@@ -164,11 +168,11 @@ async def test_resend_is_recognised_before_the_window(database_url: str, connect
         await one.post(posted)
         later = Acceptance(datetime.now(UTC) + timedelta(days=8), {}, LOG)
         resent = await prepare([drafted], [single_id(drafted)], later)
-        await one.writer.submit(resent, 5_000)
+        await one.writer.submit(resent, deadline(5_000))
         fresh = draft(item(event_id=str(uuid4())), "", plain=False, depth=3)
         refused = await prepare([fresh], [single_id(fresh)], later)
         with pytest.raises(BadRequest, match="7 days"):
-            await one.writer.submit(refused, 5_000)
+            await one.writer.submit(refused, deadline(5_000))
     assert await count(connection) == 1
 
 
@@ -264,3 +268,98 @@ async def test_emptied_log_is_seeded_anew(database_url: str, connection: Any) ->
         5,
         6,
     ]
+
+
+@pytest.mark.damaged
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE log_flushes SET count = 0 WHERE first_index = (SELECT max(first_index) FROM log_flushes)",
+        "DELETE FROM log_flushes WHERE first_index >= 0",
+        "UPDATE chain_heads SET length = 0",
+        "UPDATE chain_heads SET length = -7",
+        "UPDATE chain_heads SET length = 9223372036854775807",
+        "DELETE FROM chain_heads",
+    ],
+)
+async def test_damage_to_log_and_heads_stops_nobody(database_url: str, connection: Any, damage: str) -> None:
+    """What somebody did to the log by SQL keeps the service from writing, or has it give positions out again."""
+    async with replica(database_url) as one:
+        await one.batch(*(item(f"rr-{i}") for i in range(5)))
+    await connection.execute(damage)
+    async with replica(database_url) as fresh:
+        for _ in range(2):
+            await asyncio.wait_for(asyncio.gather(*(fresh.post(item(f"rr-{i}")) for i in range(6))), 3)
+    positions = [row[0] for row in await connection.fetch("SELECT log_index FROM audit_events")]
+    assert len(positions) == len(set(positions)) == 17
+
+
+async def test_connection_lost_while_ids_are_looked_up(database_url: str, connection: Any) -> None:
+    """One lost connection fails every request of the flush, also those that have no id to look up."""
+    async with proxy(database_url) as between, replica(between.url) as one:
+        await one.post(item())
+        between.lose_answer = True
+        await asyncio.gather(one.post(item()), one.post(item(event_id=str(uuid4()))), one.batch(item(), item()))
+    assert await count(connection) == 5
+
+
+async def test_month_behind_a_lock_is_waited_for(database_url: str, connection: Any) -> None:
+    """A VACUUM or ANALYZE that runs while a partition is missing fails the events of that month."""
+    month = datetime.now(UTC).strftime("audit_events_%Y_%m")
+    await connection.execute(f"DROP TABLE {month}")
+    async with replica(database_url) as one:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("LOCK TABLE audit_events IN SHARE UPDATE EXCLUSIVE MODE")
+        posting = asyncio.create_task(one.post(item()))
+        await asyncio.sleep(2.5)
+        await transaction.rollback()
+        await posting
+    assert await count(connection) == 1
+
+
+async def test_month_that_is_being_removed_refuses_only_its_own(database_url: str, connection: Any) -> None:
+    """A retention run that stands half done refuses events of every month, or says that the client is at fault."""
+    now = datetime.now(UTC)
+    month = now.strftime("audit_events_%Y_%m")
+    other = (now - timedelta(days=6)).isoformat()
+    await connection.execute(f"ALTER TABLE audit_events DETACH PARTITION {month}")
+    async with replica(database_url) as one:
+        late, current = one.post(item(event_timestamp=other)), one.post(item())
+        answers = await asyncio.gather(late, current, return_exceptions=True)
+    await connection.execute(f"DROP TABLE {month}")
+    assert isinstance(answers[1], MonthAway)
+    assert (other[:7] == now.isoformat()[:7]) or not isinstance(answers[0], BaseException)
+
+
+async def test_large_batch_against_many_small_flushes(database_url: str) -> None:
+    """A replica with many small flushes wins every race against the other one's large batch, which is never stored."""
+    async with replica(database_url) as one, replica(database_url) as other:
+        sending = asyncio.create_task(one.batch(*(item(f"rr-{i % 50}") for i in range(5_000))))
+        posted = 0
+        while not sending.done():
+            await other.post(item(f"small-{posted % 5}"))
+            posted += 1
+        await sending
+    assert posted
+
+
+async def test_frozen_replica_is_ended(database_url: str, connection: Any) -> None:
+    """A replica that is stopped while it holds the log stops all others."""
+    frozen = await asyncpg.connect(database_url, server_settings={"application_name": "datastorage"})
+    await frozen.execute("BEGIN")
+    await frozen.execute("INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, 0, 1, '')")
+    going_on = asyncio.Event()
+
+    async def rows() -> AsyncIterator[bytes]:
+        await going_on.wait()
+        yield b""
+
+    copying = asyncio.create_task(frozen.copy_to_table("audit_events", source=rows()))
+    async with replica(database_url) as one:
+        await one.batch(item(), item())
+    going_on.set()
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        await copying
+    frozen.terminate()
+    assert await count(connection) == 2

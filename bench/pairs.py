@@ -1,0 +1,87 @@
+"""Is this checkout slower than another revision? Both serve side by side, in alternating pairs; prints ratios with intervals.
+
+python -m bench.pairs --base REVISION
+"""
+
+import argparse
+import contextlib
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from app.embedded import EmbeddedPostgres
+from bench import bodies
+from bench.client import drive, prepared
+from bench.processes import Running, create_databases, database_url, service
+
+RESAMPLES = 10_000
+_SINGLES_PER_SECOND, _BATCHES_PER_SECOND = 9_000, 220
+ROOT = Path(__file__).parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.pairs", description=__doc__)
+    parser.add_argument("--base", required=True, help="revision to compare with")
+    parser.add_argument("--pairs", type=int, default=21)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument("--least", type=float, default=0.95, help="fails if a whole interval lies below this ratio")
+    options = parser.parse_args()
+    ratios: dict[str, list[float]] = {"single at 64": [], "batch at 16": []}
+    with _both(options.base) as (ours, base):
+        for pair in range(options.pairs):
+            order = (ours, base) if pair % 2 else (base, ours)
+            for name, values in ratios.items():
+                rates = {server.pid: _rate(server, name, options.seconds) for server in order}
+                values.append(rates[ours.pid] / rates[base.pid])
+            shown = ", ".join(f"{name} {values[-1]:.3f}" for name, values in ratios.items())
+            print(f"pair {pair + 1} of {options.pairs}: {shown}", file=sys.stderr, flush=True)
+    slower = False
+    print(
+        f"\nthis checkout / {options.base}, {options.pairs} alternating pairs of {options.seconds:g} s, client included"
+    )
+    for name, values in ratios.items():
+        low, high = interval(values)
+        slower |= high < options.least
+        print(f"{name:14} median {statistics.median(values):.3f}   95 % interval {low:.3f} to {high:.3f}")
+    sys.exit(f"slower than {options.least} of {options.base}" if slower else 0)
+
+
+@contextlib.contextmanager
+def _both(revision: str) -> Iterator[tuple[Running, Running]]:
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="datastorage-bench-")))
+        directory.chmod(0o711)
+        tree = directory / "base"
+        git = ("git", "-C", str(ROOT), "worktree")
+        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
+        stack.callback(subprocess.run, [*git, "remove", "--force", str(tree)], check=True)
+        postgres = stack.enter_context(EmbeddedPostgres.start(directory / "data"))
+        create_databases(postgres.url, "ours", "base")
+        yield (
+            stack.enter_context(service(tree=ROOT, database_url=database_url(postgres.url, "ours"), migrate=True)),
+            stack.enter_context(service(tree=tree, database_url=database_url(postgres.url, "base"), migrate=True)),
+        )
+
+
+def _rate(server: Running, name: str, seconds: float) -> float:
+    """Events per second."""
+    if name == "single at 64":
+        return drive(
+            server.port, prepared(bodies.singles("pair"), int(seconds * _SINGLES_PER_SECOND)), 64, seconds
+        ).rate
+    return drive(server.port, prepared(bodies.batches("pair"), int(seconds * _BATCHES_PER_SECOND)), 16, seconds).rate
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Bootstrap 95 % interval of the median."""
+    chance = random.Random(1)
+    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    return medians[RESAMPLES * 25 // 1000], medians[RESAMPLES * 975 // 1000]
+
+
+if __name__ == "__main__":
+    main()

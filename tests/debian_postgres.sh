@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# The database and black-box tests on Debian's own Postgres 15, which the embedded 18 stands beside. Arguments go to pytest.
+# Says `skipped: …` and succeeds where there is neither that server nor root to install it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bin=/usr/lib/postgresql/15/bin
+
+if [ ! -x "$bin/initdb" ]; then
+  { command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; } || { echo "skipped: there is no Postgres 15 at $bin"; exit 0; }
+  echo "installing postgresql-15"
+  timeout 120 apt-get -qq update
+  DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq install -y --no-install-recommends postgresql-15 >/dev/null \
+    || { echo "skipped: this Debian has no postgresql-15"; exit 0; }
+fi
+
+work=$(mktemp -d)
+chmod 711 "$work"
+as_postgres=()
+if [ "$(id -u)" = 0 ]; then
+  chown postgres "$work"
+  as_postgres=(setpriv --reuid postgres --regid postgres --init-groups)
+fi
+server=
+trap '[ -z "$server" ] || { kill -INT "$server" && wait "$server"; } || true; rm -rf "$work"' EXIT
+
+port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
+"${as_postgres[@]}" "$bin/initdb" --pgdata "$work/data" --username datastorage --auth trust --encoding UTF8 --locale C.UTF-8 >"$work/initdb.log" \
+  || { cat "$work/initdb.log"; exit 1; }
+# As the embedded server of the tests, it does not wait for the disk.
+"${as_postgres[@]}" "$bin/postgres" -D "$work/data" -p "$port" -k "$work" -c listen_addresses=127.0.0.1 -c fsync=off \
+  -c max_connections=200 >"$work/server.log" 2>&1 &
+server=$!
+for _ in $(seq 100); do
+  "$bin/pg_isready" --quiet --host 127.0.0.1 --port "$port" && break
+  kill -0 "$server" || { cat "$work/server.log"; exit 1; }
+  sleep 0.1
+done
+
+export DATASTORAGE_TEST_DATABASE=dsn DATASTORAGE_TEST_DSN=postgresql://datastorage@127.0.0.1:$port/postgres
+make --no-print-directory test ARGS="tests/postgres tests/blackbox ${*:-}"
