@@ -22,6 +22,7 @@ bench: $(INSTALLED)
 
 openapi: $(INSTALLED)
 	$(BIN)/datastorage openapi > openapi/datastorage.json
+	$(BIN)/datastorage event-types --markdown > docs/events.md
 
 $(INSTALLED): requirements-dev.lock pyproject.toml
 	@echo "Installing into $(VENV) ..."

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from app.events.describe import markdown
 from app.openapi import document
 from app.settings import Settings
 
@@ -12,6 +13,11 @@ ROOT = Path(__file__).parent.parent
 def test_openapi_is_up_to_date() -> None:
     """openapi/datastorage.json is not what the application serves: run `make openapi`."""
     assert (ROOT / "openapi" / "datastorage.json").read_bytes() == document()
+
+
+def test_event_types_are_up_to_date() -> None:
+    """docs/events.md is not what the catalog says: run `make openapi`."""
+    assert (ROOT / "docs" / "events.md").read_text("utf-8") == markdown()
 
 
 def test_every_setting_is_described() -> None:

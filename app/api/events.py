@@ -20,6 +20,7 @@ from app.api.body import read_json_body
 from app.api.front import Endpoint
 from app.errors import BadRequest, BatchTooLarge, DatabaseAway, DatabaseFailed
 from app.events import canonical
+from app.events.catalog import Catalog
 from app.events.explain import Faults
 from app.ingest import parents
 from app.ingest.accept import Acceptance, Draft, batch_ids, draft, single_id
@@ -60,7 +61,7 @@ async def post_event(request: Request) -> Response:
     settings = request.app.state.settings
     body = await read_json_body(request, settings.body_bytes_max)
     document = canonical.parse(body)
-    item = draft(document.value, "", plain=document.plain, depth=document.depth)
+    item = draft(request.app.state.catalog, document.value, "", plain=document.plain, depth=document.depth)
     event_id = single_id(item)
     try:
         await _submit(request, [item], [event_id], settings.single_deadline_ms)
@@ -83,7 +84,7 @@ async def post_batch(request: Request) -> Response:
     started = perf_counter()
     settings = request.app.state.settings
     body = await read_json_body(request, settings.batch_bytes_max)
-    drafts, body_digest = await _parse_batch(body, settings.batch_events_max, request.url.path)
+    drafts, body_digest = await _parse_batch(body, _Reading(request.app.state.catalog, settings.batch_events_max), request.url.path)
     ids = batch_ids(drafts, CALLER, body_digest)
     try:
         await _submit(request, drafts, ids, settings.batch_deadline_ms)
@@ -114,38 +115,36 @@ async def _submit(request: Request, drafts: Sequence[Draft], ids: Sequence[UUID]
     await state.writer.submit(submission, deadline)
 
 
-async def _parse_batch(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
+async def _parse_batch(body: bytes, reading: "_Reading", path: str) -> tuple[list[Draft], str]:
     """The drafts of a batch, and the digest of its canonical form, from which their ids are computed.
 
     One large body is parsed at a time, in slices, so that other requests are answered meanwhile.
     """
     if len(body) > _LARGE_BYTES:
         async with _one_large_body:
-            return await _parse_slices(body, events_max, path)
+            return await _parse_slices(body, reading, path)
     document = canonical.parse(body)
     items = document.value
     if not isinstance(items, list):
         raise BadRequest(f"body: expected a JSON array of events, got {canonical.kind_of(items)}")
-    _check_count(len(items), events_max, path)
-    reading = _Reading(events_max)
+    _check_count(len(items), reading.events_max, path)
     for value in items:
         reading.take(value, plain=document.plain, depth=document.depth - 1)
     return reading.drafts(), hashlib.sha256(canonical.canonical(items, plain=document.plain)).hexdigest()
 
 
-async def _parse_slices(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
-    reading = _Reading(events_max)
+async def _parse_slices(body: bytes, reading: "_Reading", path: str) -> tuple[list[Draft], str]:
     digest = hashlib.sha256(b"[")
     slice_end = perf_counter() + _SLICE_SECONDS
     for document in canonical.items(body):
-        if reading.count < events_max:
+        if reading.count < reading.events_max:
             digest.update(b"," if reading.count else b"")
             digest.update(canonical.canonical(document.value, plain=document.plain))
         reading.take(document.value, plain=document.plain, depth=document.depth)
         if perf_counter() > slice_end:
             await asyncio.sleep(0)
             slice_end = perf_counter() + _SLICE_SECONDS
-    _check_count(reading.count, events_max, path)
+    _check_count(reading.count, reading.events_max, path)
     digest.update(b"]")
     return reading.drafts(), digest.hexdigest()
 
@@ -153,16 +152,17 @@ async def _parse_slices(body: bytes, events_max: int, path: str) -> tuple[list[D
 class _Reading:
     """The items of a batch as they are read. All that is wrong with them is told at once."""
 
-    def __init__(self, events_max: int) -> None:
+    def __init__(self, catalog: Catalog, events_max: int) -> None:
         self.count = 0
-        self._events_max = events_max
+        self.events_max = events_max
+        self._catalog = catalog
         self._drafts: list[Draft] = []
         self._faults = Faults()
 
     def take(self, value: Any, *, plain: bool, depth: int) -> None:
         with self._faults:
-            if self.count < self._events_max and not self._faults.full:
-                self._drafts.append(draft(value, f"/{self.count}", plain=plain, depth=depth))
+            if self.count < self.events_max and not self._faults.full:
+                self._drafts.append(draft(self._catalog, value, f"/{self.count}", plain=plain, depth=depth))
         self.count += 1
 
     def drafts(self) -> list[Draft]:

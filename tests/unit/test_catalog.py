@@ -17,6 +17,8 @@ FILE = Path(__file__).parents[1] / "facts" / "event-catalog.json"
 FACTS = json.loads(FILE.read_bytes())
 TYPES: dict[str, dict[str, Any]] = FACTS["event_types"]
 SCHEMAS: dict[str, dict[str, Any]] = FACTS["schemas"]
+OURS: set[str] = set()
+"""Names that the platform's facts do not have: a new type that is not the platform's is named here."""
 TYPED_FACTS = {name: fact for name, fact in TYPES.items() if fact["schema"]}
 ANYTHING = {"type": None}
 # Words that say nothing about what is valid. `float` and `double` are Go's way to read a number.
@@ -32,15 +34,18 @@ def test_facts_are_as_received() -> None:
 
 def test_names_are_the_platforms() -> None:
     """A type that the platform sends is refused, or one is taken that nobody knows."""
-    assert set(EVENT_TYPES) == set(TYPES)
-    assert set(TYPED) == set(TYPED_FACTS)
+    assert set(EVENT_TYPES) - OURS == set(TYPES)
+    assert set(TYPED) - OURS == set(TYPED_FACTS)
     assert set(FREEFORM) == {name for name, fact in TYPES.items() if fact["since"] != "head"}
 
 
 def test_no_shape_is_written_twice() -> None:
     """Two classes say the same of one schema, or two schemas were taken for one."""
     pairs = {(fact["schema"], EVENT_TYPES[name].payload.__name__) for name, fact in TYPED_FACTS.items()}
-    assert len(PAYLOADS) == len(pairs) == len({schema for schema, _ in pairs}) == len({ours for _, ours in pairs}) == 94
+    platforms = [payload for payload in PAYLOADS if any(EVENT_TYPES[name].payload is payload for name in TYPED_FACTS)]
+    assert (
+        len(platforms) == len(pairs) == len({schema for schema, _ in pairs}) == len({ours for _, ours in pairs}) == 94
+    )
 
 
 @pytest.mark.parametrize("name", sorted(TYPES))
@@ -58,7 +63,7 @@ def test_known_keys_of_free_form(name: str) -> None:
     assert list(FREEFORM[name]) == list(dict.fromkeys(seen))
 
 
-@pytest.mark.parametrize("name", sorted(set(TYPED_FACTS) | set(TYPED)))
+@pytest.mark.parametrize("name", sorted(TYPED_FACTS))
 def test_shape_is_the_platforms(name: str) -> None:
     """A payload that the platform's schema takes is refused, or one that it refuses is taken."""
     fact = SCHEMAS[TYPED_FACTS[name]["schema"]]

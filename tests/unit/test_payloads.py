@@ -9,11 +9,12 @@ import pytest
 
 from app.errors import BadRequest, InvalidRequest
 from app.events.canonical import parse
-from app.events.catalog import EVENT_TYPES, TYPED, check_payload
+from app.events.catalog import EVENT_TYPES, TYPED, Catalog
 from app.events.catalog.examples import example, json_schema
 
 Path = tuple[str | int, ...]
 NOBODY = "no.such.type"
+check_payload = Catalog().check_payload
 ABSENT = object()
 WRONG: dict[str, list[Any]] = {
     "string": [5, True, [], {}],

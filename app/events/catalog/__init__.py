@@ -3,10 +3,10 @@
 A class says it all: the Literal of its event_type lists the types it serves, its docstring what they mean. Beside the
 classes a file holds the category in which they are sent, and which classes are sent in another.
 
-`check_payload` decides by the payload's own event_type; without one, the event is of the free-form generation.
+A `Catalog` decides by the payload's own event_type; without one, the event is of the free-form generation.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
@@ -57,7 +57,10 @@ _PRODUCERS = (
     workflow,
     workflowexecution,
 )
-_NAME_MAX = 100
+NAME_MAX = 100
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+"""Of every payload's JSON Schema."""
+_COMPARED_MAX = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,27 @@ class EventType:
         return first if dot else "aiagent"
 
     @property
-    def generation(self) -> Literal["head", "both", "dec-2025"]:
+    def generation(self) -> Literal["head", "both", "dec-2025", "custom"]:
         if self.payload is None:
             return "dec-2025"
         return "both" if self.name in FREEFORM else "head"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomType(EventType):
+    """A type that an operator has registered with a JSON Schema."""
+
+    schema: dict[str, Any]
+    example: dict[str, Any] | None
+    check: Check
+
+    @property
+    def producer(self) -> str:
+        return self.name.partition(".")[0]
+
+    @property
+    def generation(self) -> Literal["head", "both", "dec-2025", "custom"]:
+        return "custom"
 
 
 def _classes(producer: ModuleType) -> Iterator[Any]:
@@ -120,39 +140,57 @@ TYPED = dict(_checks())
 """Every typed name, and what checks its payload. The result of a check is not used: what was sent is stored."""
 
 
-def check_payload(outer_type: str, payload: dict[str, Any], pointer: str) -> None:
-    """BadRequest unless `payload` is what its type wants. `pointer` is its place in the body."""
-    inner_type = payload.get("event_type", _ABSENT)
-    if inner_type is _ABSENT:
-        if outer_type not in FREEFORM:
-            _refuse_name(pointer, outer_type)
-        return
-    check = TYPED.get(inner_type) if isinstance(inner_type, str) else None
-    if check is None:
-        _refuse_type(pointer, inner_type)
-    try:
-        check(payload)
-    except ValidationError as error:
-        raise refusal(error, pointer) from None
+class Catalog:
+    """The types that one service knows: the built-in ones, its operator's own, and what becomes of all others."""
+
+    def __init__(self, custom: Sequence[CustomType] = (), *, accept_unknown: bool = False) -> None:
+        self.types: dict[str, EventType] = EVENT_TYPES | {one.name: one for one in custom}
+        checks = TYPED | {one.name: one.check for one in custom}
+        self.typed = {name: (self.types[name], check) for name, check in checks.items()}
+        """Every name that may stand in a payload, what is known of it, and what checks the payload."""
+        self._accept_unknown = accept_unknown
+
+    def check_payload(self, outer_type: str, payload: dict[str, Any], pointer: str) -> EventType | None:
+        """The type of `payload`, None if an unknown one is accepted; BadRequest unless the payload is what its type wants.
+
+        `pointer` is its place in the body.
+        """
+        inner_type = payload.get("event_type", _ABSENT)
+        if inner_type is _ABSENT:
+            if outer_type in FREEFORM:
+                return self.types[outer_type]
+            if not self._accept_unknown:
+                self._refuse_name(pointer, outer_type)
+            return None
+        known = self.typed.get(inner_type) if isinstance(inner_type, str) else None
+        if known is None:
+            if not (self._accept_unknown and isinstance(inner_type, str)):
+                self._refuse_type(pointer, inner_type)
+            return None
+        event_type, check = known
+        try:
+            check(payload)
+        except ValidationError as error:
+            raise refusal(error, pointer) from None
+        return event_type
+
+    def _refuse_name(self, pointer: str, outer_type: str) -> NoReturn:
+        """There is no event_type inside, and the one outside belongs to no free-form event."""
+        message = (
+            f"event_data has no event_type, and the outer event_type {shown(outer_type)} is not one of the free-form "
+            f"names: expected event_data.event_type such as {', '.join(nearest(outer_type, self.typed))}"
+        )
+        raise bad_fields({pointer + "/event_type": message})
+
+    def _refuse_type(self, pointer: str, inner_type: Any) -> NoReturn:
+        near = nearest(inner_type if isinstance(inner_type, str) else "", self.typed)
+        message = f"expected a known event type such as {', '.join(near)}, got {shown(inner_type)}"
+        raise bad_fields({pointer + "/event_type": message})
 
 
 _ABSENT = object()
 
 
-def _refuse_name(pointer: str, outer_type: str) -> NoReturn:
-    """There is no event_type inside, and the one outside belongs to no free-form event."""
-    message = (
-        f"event_data has no event_type, and the outer event_type {shown(outer_type)} is not one of the free-form "
-        f"names: expected event_data.event_type{_nearest(outer_type)}"
-    )
-    raise bad_fields({pointer + "/event_type": message})
-
-
-def _refuse_type(pointer: str, inner_type: Any) -> NoReturn:
-    nearest = _nearest(inner_type) if isinstance(inner_type, str) else ""
-    raise bad_fields({pointer + "/event_type": f"expected a known event type{nearest}, got {shown(inner_type)}"})
-
-
-def _nearest(name: str) -> str:
-    near = get_close_matches(name[:_NAME_MAX].lower(), TYPED, n=3, cutoff=0.4)
-    return f" such as {', '.join(near)}" if near else ""
+def nearest(name: str, names: Iterable[str]) -> list[str]:
+    """The three of `names` that are most like `name`."""
+    return get_close_matches(name[:_COMPARED_MAX].lower(), names, n=3, cutoff=0)

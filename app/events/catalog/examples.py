@@ -9,8 +9,10 @@ from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema
 
 from app.events.catalog import EVENT_TYPES
+from app.events.catalog.freeform import FREEFORM
 
 Schema = dict[str, Any]
 
@@ -22,10 +24,40 @@ def example(name: str, *, full: bool = True) -> dict[str, Any]:
     return payload | {key: value for key, value in _OWN.get(name, {}).items() if key in payload}
 
 
+def freeform_example(name: str) -> dict[str, Any]:
+    """A payload of the free-form event `name`, with every key that was seen. A key with a dot is one of an object."""
+    payload: dict[str, Any] = {}
+    for path in FREEFORM[name]:
+        within, _, key = path.rpartition(".")
+        node = payload.setdefault(within, {}) if within else payload
+        if any(other.startswith(path + ".") for other in FREEFORM[name]):
+            continue
+        node[key] = deepcopy(_LISTS.get(key) or _MAPS.get(key)) or _leaf(key, _likely(key), within)
+    return payload
+
+
+def _likely(key: str) -> Schema:
+    """The type that a key without one sounds like."""
+    if key in _TEXTS:
+        return {"type": "string"}
+    for kind, ends in _SOUNDS.items():
+        if key.endswith(ends) or key.startswith(("is_", "has_", "will_")):
+            return {"type": kind}
+    return {"type": "string", "format": "date-time"} if key.endswith(_SOUNDS_LIKE_A_TIME) else {"type": "string"}
+
+
+class Untitled(GenerateJsonSchema):
+    """Without a title for each member, which only repeats its name."""
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        del schema
+        return False
+
+
 @cache
 def json_schema(payload: Any) -> Schema:
     """The JSON Schema of a payload class. Shared: not to be changed."""
-    return TypeAdapter(payload).json_schema()
+    return TypeAdapter(payload).json_schema(schema_generator=Untitled)
 
 
 class _Draft:
@@ -333,6 +365,29 @@ _NO = {
     *("oom_killed", "previously_existed", "reasoningRedacted", "reasoning_redacted", "resourceQuotaConstrained"),
     *("stateful", "virtualMachine", "was_reenabled"),
 }
+
+# By the end of a name, for the keys of free-form events, which have no types.
+_SOUNDS = {
+    "boolean": ("_required", "_approval", "approved", "degraded", "_mode", "_resolved", "_matched", "_owner_chain"),
+    "number": ("score", "confidence", "_delta"),
+    "integer": (
+        *("_ms", "_sec", "_seconds", "_min", "_count", "_length", "_tokens", "_used", "_index", "_number", "_level"),
+        *(
+            "attempt",
+            "_attempts",
+            "_failures",
+            "_before",
+            "_after",
+            "_code",
+            "_dimensions",
+            "_found",
+            "returned",
+            "top_k",
+        ),
+        "labels_added",
+    ),
+}
+_SOUNDS_LIKE_A_TIME = ("_at", "_until", "_timestamp", "_time", "required_by")
 
 # What the story does not say: values of one type only.
 _OWN: dict[str, dict[str, Any]] = {

@@ -16,11 +16,11 @@ from app.events.explain import MALFORMED, UNDECODABLE
 _INT64_MAX = 2**63 - 1
 
 
-def _date_time(text: str) -> str:
+def date_time(text: str) -> str:
     return _as_in_the_envelope(envelope.timestamp, text)
 
 
-def _uuid(text: str) -> str:
+def uuid(text: str) -> str:
     return _as_in_the_envelope(envelope.uuid, text)
 
 
@@ -43,7 +43,7 @@ Count = Annotated[int, Field(ge=0, le=_INT64_MAX)]
 Ordinal = Annotated[int, Field(ge=1, le=_INT64_MAX)]
 Confidence = Annotated[float, Field(ge=0, le=1)]
 """How sure a model or a search was, from 0 to 1."""
-DateTime = Annotated[envelope.DateTime, AfterValidator(_date_time)]
+DateTime = Annotated[envelope.DateTime, AfterValidator(date_time)]
 """RFC 3339 with zone."""
-Uuid = Annotated[envelope.Uuid, AfterValidator(_uuid)]
+Uuid = Annotated[envelope.Uuid, AfterValidator(uuid)]
 Sha256Hex = Annotated[str, Field(pattern=r"^[a-f0-9]{64}$")]
