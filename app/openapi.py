@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from app.api.front import Front
 from app.api.problems import CONTENT_TYPE, Problem
+from app.events.cloudevents import CloudEvent
 from app.events.envelope import PostedEvent
 from app.main import create_app
 from app.settings import Settings
@@ -25,6 +26,7 @@ def document() -> bytes:
     posted = TypeAdapter(PostedEvent).json_schema(ref_template=_REF)
     schemas |= posted.pop("$defs", {}) | {
         "PostedEvent": posted,
+        "CloudEvent": TypeAdapter(CloudEvent).json_schema(ref_template=_REF),
         "Problem": Problem.model_json_schema(ref_template=_REF),
     }
     for name in ("HTTPValidationError", "ValidationError"):

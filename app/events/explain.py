@@ -1,5 +1,6 @@
 """What pydantic found, in words for the person who has to mend the request."""
 
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, cast
 
@@ -78,6 +79,14 @@ class Faults:
     def error(self) -> BadRequest:
         """One answer for all of them."""
         return _named(self._kind, dict(islice(self.fields.items(), FIELDS_MAX)))
+
+
+def renamed(error: BadRequest, name: Callable[[str], str]) -> BadRequest:
+    """`error` with each pointer as `name` gives it."""
+    if "field_errors" not in error.extra:
+        return error
+    fields = cast("dict[str, str]", error.extra["field_errors"])
+    return _named(type(error), {name(pointer): message for pointer, message in fields.items()})
 
 
 def bad_fields(fields: dict[str, str]) -> BadRequest:
