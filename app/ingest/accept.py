@@ -14,7 +14,7 @@ from app.errors import BadRequest
 from app.events import ids
 from app.events.canonical import canonical, depth_of
 from app.events.catalog import Catalog, EventType
-from app.events.envelope import PostedEvent, address, check_envelope, timestamp, uuid
+from app.events.envelope import PostedEvent, address, check_envelope, day, timestamp, uuid
 from app.events.explain import Faults, bad_fields
 from app.events.record import commitment, committed, ip_text, record
 
@@ -90,7 +90,7 @@ def _draft(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int
         moment,
         None if event_id is None else uuid(event_id, pointer + "/event_id"),
         None if parent_id is None else uuid(parent_id, pointer + "/parent_event_id"),
-        None if parent_date is None else timestamp(parent_date, pointer + "/parent_event_date").date(),
+        None if parent_date is None else day(parent_date, pointer + "/parent_event_date"),
         None if actor_ip is None else ip_text(address(actor_ip, pointer + "/actor_ip")),
     )
     if event_id is not None:
@@ -130,7 +130,7 @@ def _faults(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: in
 
 _DECODED: dict[str, Callable[[str, str], object]] = {
     "event_timestamp": timestamp,
-    "parent_event_date": timestamp,
+    "parent_event_date": day,
     "actor_ip": address,
     "event_id": uuid,
     "parent_event_id": uuid,

@@ -137,6 +137,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("parent_event_id", {"parent_event_id": "not-a-uuid"}),
     ("parent_event_id", {"parent_event_id": "01a20e0c-7ce0-710e-bfce-35434f8305e9"}),
     ("parent_event_date", {"parent_event_date": "yesterday"}),
+    ("parent_event_date", {"parent_event_date": "0001-01-01T00:00:00Z"}),
+    ("parent_event_date", {"parent_event_date": "9999-12-31T00:00:00Z"}),
     ("event_id", {"event_id": "42"}),
     ("event_data/event_type", {"event_data": {"event_type": "orchestrator.lifecycle.Started"}}),
     ("event_data/rr_name", {"event_data": {"event_type": "orchestrator.lifecycle.started", "namespace": "n"}}),
