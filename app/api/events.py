@@ -57,7 +57,10 @@ class ParentsNotRead(DatabaseFailed):
 
 
 async def post_event(request: Request) -> Response:
-    """Record one event; 201 once it is committed."""
+    """Record one event; 201 once it is committed.
+
+    With a ce-specversion header, a body of application/json is the data of a CloudEvent in binary mode.
+    """
     started = perf_counter()
     settings = request.app.state.settings
     body, media_type = await read_body(request, settings.body_bytes_max)
