@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint bench openapi lock clean
+.PHONY: run test fuzz lint bench openapi lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+# The long form of tests/fuzz, which `make test` has in short.
+fuzz: $(INSTALLED)
+	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -22,6 +26,7 @@ bench: $(INSTALLED)
 
 openapi: $(INSTALLED)
 	$(BIN)/datastorage openapi > openapi/datastorage.json
+	$(BIN)/datastorage event-types --markdown > docs/events.md
 
 $(INSTALLED): requirements-dev.lock pyproject.toml
 	@echo "Installing into $(VENV) ..."

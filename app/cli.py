@@ -41,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     migrate.set_defaults(run=_migrate)
     settings = commands.add_parser("settings", help="show every setting, its value and what it means")
     settings.set_defaults(run=_settings)
+    types = commands.add_parser("event-types", help="list the event types, or show one with its schema and an example")
+    types.add_argument("name", nargs="?", help="of the type to show")
+    types.add_argument("--markdown", action="store_true", help="print docs/events.md")
+    types.set_defaults(run=_event_types)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
@@ -114,6 +118,25 @@ def _settings(arguments: argparse.Namespace) -> None:
     settings = load()
     for name, field in Settings.model_fields.items():
         print(f"DATASTORAGE_{name.upper()} = {getattr(settings, name)}\n    {field.description}")
+
+
+def _event_types(arguments: argparse.Namespace) -> None:
+    from app.errors import NotFound
+    from app.events import describe
+    from app.main import create_catalog
+    from app.settings import load
+
+    if arguments.markdown:
+        print(describe.markdown(), end="")
+        return
+    catalog = create_catalog(load())
+    if arguments.name is None:
+        print(describe.table(catalog), end="")
+        return
+    try:
+        print(describe.as_json(describe.details(describe.find(catalog, arguments.name)), indent=2), end="")
+    except NotFound as error:
+        raise Fatal(error.detail) from None
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

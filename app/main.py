@@ -16,9 +16,11 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from app import db, schema
-from app.api import events, health, problems, query, verify
+from app.api import events, eventtypes, health, problems, query, verify
 from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
+from app.events.catalog import Catalog
+from app.events.custom import custom_types
 from app.ingest.store import Store
 from app.ingest.writer import Writer
 from app.logs import AccessLog
@@ -49,11 +51,12 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
         redirect_slashes=False,
     )
     app.state.settings = settings
+    app.state.catalog = create_catalog(settings)
     app.state.presence = presence or db.Presence()
     app.state.engine = db.create_engine(settings)
     app.state.writer = None
     problems.install(app)
-    for module in (events, query, verify, health):
+    for module in (events, query, eventtypes, verify, health):
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
             route.operation_id = route.name
@@ -62,6 +65,20 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
     front = Front(app, events.DIRECT, AccessLog(enabled=settings.access_log))
     return health.ExtraPorts(front, extra_ports) if extra_ports else front
+
+
+def create_catalog(settings: Settings) -> Catalog:
+    """The event types that a service with these settings knows. Fatal if a file that should register one is no good."""
+    directory = settings.event_types_dir
+    files: dict[str, bytes] = {}
+    try:
+        # A mounted ConfigMap has further entries, whose names begin with a dot.
+        for path in () if directory is None else directory.iterdir():
+            if path.suffix == ".json" and not path.name.startswith("."):
+                files[str(path)] = path.read_bytes()
+    except OSError as error:
+        raise Fatal(f"Cannot read DATASTORAGE_EVENT_TYPES_DIR: {error}") from None
+    return Catalog(custom_types(files), accept_unknown=settings.unknown_event_types == "accept")
 
 
 @asynccontextmanager

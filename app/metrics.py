@@ -39,6 +39,14 @@ RESENDS = Counter("datastorage_resends", "Events found stored already and answer
 FREEFORM_WITH_TYPED_FORM = Counter(
     "datastorage_freeform_events", "Free-form events whose name also has a typed form.", ["event_type"]
 )
+FOREIGN_CATEGORY = Counter(
+    "datastorage_foreign_category_events",
+    "Events in another category than the catalog gives their type.",
+    ["event_type"],
+)
+UNKNOWN_EVENT_TYPES = Counter(
+    "datastorage_unknown_event_types", "Events of a type that is not known; only where the settings accept them."
+)
 LOG_ALARMS = Counter("datastorage_log_alarms", "The log is not as this process left it.", ["alarm"])
 WORKER_FAILURES = Counter("datastorage_worker_failures", "Rounds of a background worker that failed.", ["worker"])
 

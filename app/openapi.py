@@ -1,6 +1,6 @@
 """The OpenAPI document: generated from the routes and from the models that the endpoints parse by, so it cannot drift."""
 
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from fastapi import FastAPI
@@ -8,6 +8,9 @@ from pydantic import TypeAdapter
 
 from app.api.front import Front
 from app.api.problems import CONTENT_TYPE, Problem
+from app.events.catalog import EVENT_TYPES, PAYLOADS, TYPED
+from app.events.catalog.examples import Untitled
+from app.events.cloudevents import CloudEvent
 from app.events.envelope import PostedEvent
 from app.main import create_app
 from app.settings import Settings
@@ -22,17 +25,39 @@ def document() -> bytes:
     assert isinstance(front.app, FastAPI)
     spec = front.app.openapi()
     schemas = spec.setdefault("components", {}).setdefault("schemas", {})
-    posted = TypeAdapter(PostedEvent).json_schema(ref_template=_REF)
-    schemas |= posted.pop("$defs", {}) | {
-        "PostedEvent": posted,
-        "Problem": Problem.model_json_schema(ref_template=_REF),
-    }
+    schemas |= _schemas(PostedEvent, CloudEvent, *PAYLOADS)
+    schemas["Problem"] = Problem.model_json_schema(ref_template=_REF)
+    schemas["PostedEvent"]["properties"]["event_data"] = _event_data()
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for operations in spec["paths"].values():
         for operation in operations.values():
             _answer_with_problems(operation)
     return orjson.dumps(spec, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
+
+
+def _schemas(*types: Any) -> dict[str, Any]:
+    """The schemas of TypedDicts and of all that they are made of, by name."""
+    adapters: list[tuple[Any, Literal["validation"], TypeAdapter[Any]]]
+    adapters = [(one, "validation", TypeAdapter(one)) for one in types]
+    _, schemas = TypeAdapter.json_schemas(adapters, ref_template=_REF, schema_generator=Untitled)
+    return dict(schemas["$defs"])
+
+
+def _event_data() -> dict[str, Any]:
+    """The payloads of the typed names, told apart by event_type. What else is taken is told in words (docs/decisions/0011)."""
+    names = [payload.__name__ for payload in PAYLOADS]
+    return {
+        "description": (
+            "Payload; its event_type decides its shape. Types that an operator has registered, and objects without an "
+            "event_type under the outer names of December 2025, are taken too: GET /api/v1/audit/event-types lists both."
+        ),
+        "oneOf": [{"$ref": _REF.format(model=name)} for name in names],
+        "discriminator": {
+            "propertyName": "event_type",
+            "mapping": {name: _REF.format(model=EVENT_TYPES[name].payload.__name__) for name in TYPED},
+        },
+    }
 
 
 def _answer_with_problems(operation: dict[str, Any]) -> None:

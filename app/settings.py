@@ -63,6 +63,14 @@ class Settings(BaseSettings):
         8 * MIB, ge=1, description="most bytes of payload in one flush, but for a larger batch"
     )
 
+    event_types_dir: Path | None = Field(
+        None, description="directory of JSON Schema files, *.json, each of which registers event types of your own"
+    )
+    unknown_event_types: Literal["reject", "accept"] = Field(
+        "reject",
+        description="whether events of a type that is not known are refused, or taken with any object as payload",
+    )
+
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
     single_deadline_ms: int = Field(

@@ -13,11 +13,14 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 
 import asyncpg
 
 from app.embedded import EmbeddedPostgres
+from app.events.canonical import parse
+from app.events.catalog import Catalog
+from app.events.envelope import check_envelope
 from bench import bodies, copy
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import Running, create_databases, database_url, postgres_cpu_seconds, service
@@ -25,6 +28,7 @@ from bench.processes import Running, create_databases, database_url, postgres_cp
 CONNECTIONS = (1, 16, 64, 256)
 BATCH_CONNECTIONS = (8, 16)
 _SINGLES_PER_SECOND, _BATCHES_PER_SECOND, _COPY_ROWS = 9_000, 220, 30_000
+_VALIDATED = 5_000  # events, in one measurement of their validation
 _BESIDE = 4_000  # single events, sent while one batch of 50 MiB is taken
 _started = monotonic()
 
@@ -101,7 +105,19 @@ def measure_writing(results: Results, options: argparse.Namespace, postgres: Emb
         drive(bare.port, bodies.singles("warm"), 16, 1)
         for turn in range(options.rounds):
             progress(f"writing, round {turn + 1} of {options.rounds}")
+            _measure_validation(results)
             _write_round(results, options, postgres, (real, bare))
+
+
+def _measure_validation(results: Results) -> None:
+    """From the bytes of an event of 1 KB to a checked one, in this process: parsing, number check, envelope and payload."""
+    catalog = Catalog()
+    sent = [json.dumps(bodies.event("validation", pad=200), separators=(",", ":")).encode() for _ in range(_VALIDATED)]
+    started = perf_counter()
+    for body in sent:
+        posted = check_envelope(parse(body).value, "")
+        catalog.check_payload(posted["event_type"], posted["event_data"], "/event_data")
+    results.add("validation µs per event", (perf_counter() - started) / _VALIDATED * 1e6)
 
 
 def _write_round(
@@ -221,6 +237,7 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
         "at least",
     )
     yield "single at 64, p99 ms", results["single at 64 p99 ms"], 60, "at most"
+    yield "validation of an event of 1 KB, µs", results["validation µs per event"], 15, "at most"
     key, ours = results["COPY key rows/s"], results["COPY all rows/s"]
     yield "batch at 8 / COPY with the key only", results["batch at 8 events/s"] / key, 0.20, "at least"
     yield "batch at 16 / COPY with the key only", results["batch at 16 events/s"] / key, 0.24, "at least"

@@ -13,12 +13,14 @@ from pydantic import SecretStr
 
 from app import schema
 from app.db import connect_writer
+from app.events.catalog import Catalog
 from app.ingest.accept import Acceptance, batch_ids, draft, fix
 from app.ingest.link import link
 from app.ingest.store import COPY_COLUMNS
 from app.settings import Settings
 from bench.bodies import event
 
+CATALOG = Catalog()
 ROWS_AT_ONCE = 700
 """As many as wait behind a flush when eight connections send batches of 100."""
 
@@ -28,7 +30,7 @@ def rows(number: int) -> list[tuple[Any, ...]]:
     made: list[tuple[Any, ...]] = []
     tail = (-1, 1)
     while len(made) < number:
-        drafts = [draft(event("copy"), f"/{i}", plain=True, depth=3) for i in range(ROWS_AT_ONCE)]
+        drafts = [draft(CATALOG, event("copy"), f"/{i}", plain=True, depth=3) for i in range(ROWS_AT_ONCE)]
         ids = batch_ids(drafts, "", hashlib.sha256(os.urandom(16)).hexdigest())
         flush = link(fix(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), tail, {})
         tail = (flush.first_index, len(flush.rows))

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "ingest": "events integrity retention db tables sql settings errors metrics",  # retention: makes a missing partition
     "query": "events integrity db tables sql settings errors",
     "api": "events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log
-    "main": "api ingest integrity query retention schema db logs settings errors metrics",  # query: warms its statements
+    "main": "api events ingest integrity query retention schema db logs settings errors metrics",  # query: warms its statements
     "serve": "main db settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone

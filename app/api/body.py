@@ -9,16 +9,29 @@ class ClientGone(Exception):
     """The client closed the connection before its request was complete."""
 
 
+JSON = "application/json"
+
+
 async def read_json_body(request: Request, bytes_max: int) -> bytes:
     """The whole body. TooLarge above `bytes_max`, chunked or not; BadRequest when it is not application/json."""
+    body, media_type = await read_body(request, bytes_max)
+    if media_type != JSON:
+        raise wrong_type(media_type, JSON)
+    return body
+
+
+async def read_body(request: Request, bytes_max: int) -> tuple[bytes, str]:
+    """The whole body, and what its Content-Type calls it, without parameters. TooLarge above `bytes_max`, chunked or not."""
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > bytes_max:
         raise too_large(request, bytes_max)
     body = await _read(request, bytes_max)
-    content_type = request.headers.get("content-type")
-    if content_type is None or content_type.partition(";")[0].strip() != "application/json":
-        raise BadRequest(f"Content-Type: expected application/json, got {(content_type or 'none')[:60]}")
-    return body
+    return body, request.headers.get("content-type", "").partition(";")[0].strip()
+
+
+def wrong_type(media_type: str, expected: str) -> BadRequest:
+    """The refusal of a body by what its Content-Type says."""
+    return BadRequest(f"Content-Type: expected {expected}, got {media_type[:60] or 'none'}")
 
 
 def too_large(request: Request, bytes_max: int) -> TooLarge:

@@ -16,13 +16,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
-from app.api.body import read_json_body
+from app.api import envelopes
+from app.api.body import JSON, read_body
+from app.api.envelopes import Envelope
 from app.api.front import Endpoint
 from app.errors import BadRequest, BatchTooLarge, DatabaseAway, DatabaseFailed
-from app.events import canonical
+from app.events import canonical, cloudevents
 from app.events.explain import Faults
 from app.ingest import parents
-from app.ingest.accept import Acceptance, Draft, batch_ids, draft, single_id
+from app.ingest.accept import Acceptance, Draft, batch_ids, single_id
 from app.ingest.submission import prepare
 
 CALLER = ""  # everybody, until there is authentication
@@ -55,15 +57,18 @@ class ParentsNotRead(DatabaseFailed):
 
 
 async def post_event(request: Request) -> Response:
-    """Record one event; 201 once it is committed."""
+    """Record one event; 201 once it is committed.
+
+    With a ce-specversion header, a body of application/json is the data of a CloudEvent in binary mode.
+    """
     started = perf_counter()
     settings = request.app.state.settings
-    body = await read_json_body(request, settings.body_bytes_max)
-    document = canonical.parse(body)
-    item = draft(document.value, "", plain=document.plain, depth=document.depth)
+    body, media_type = await read_body(request, settings.body_bytes_max)
+    envelope = envelopes.of_single(request, media_type)
+    item = envelope.only(canonical.parse(body))
     event_id = single_id(item)
     try:
-        await _submit(request, [item], [event_id], settings.single_deadline_ms)
+        await _submit(request, envelope, [item], [event_id], settings.single_deadline_ms)
     except DatabaseFailed as error:
         raise DatabaseFailed(slug="database_error") from (error.__cause__ or error)
     finally:
@@ -82,11 +87,12 @@ async def post_batch(request: Request) -> Response:
     """Record a batch, whole or not at all; 201 with the ids in input order once it is committed."""
     started = perf_counter()
     settings = request.app.state.settings
-    body = await read_json_body(request, settings.batch_bytes_max)
-    drafts, body_digest = await _parse_batch(body, settings.batch_events_max, request.url.path)
+    body, media_type = await read_body(request, settings.batch_bytes_max)
+    envelope = envelopes.of_batch(request, media_type)
+    drafts, body_digest = await _parse_batch(body, _Reading(envelope, settings.batch_events_max), request.url.path)
     ids = batch_ids(drafts, CALLER, body_digest)
     try:
-        await _submit(request, drafts, ids, settings.batch_deadline_ms)
+        await _submit(request, envelope, drafts, ids, settings.batch_deadline_ms)
     except DatabaseFailed as error:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
     finally:
@@ -97,7 +103,9 @@ async def post_batch(request: Request) -> Response:
     return _created({"event_ids": [str(i) for i in ids], "message": f"{len(ids)} audit events created successfully"})
 
 
-async def _submit(request: Request, drafts: Sequence[Draft], ids: Sequence[UUID], deadline_ms: int) -> None:
+async def _submit(
+    request: Request, envelope: Envelope, drafts: Sequence[Draft], ids: Sequence[UUID], deadline_ms: int
+) -> None:
     state = request.app.state
     if state.writer is None:
         raise DatabaseAway
@@ -110,42 +118,43 @@ async def _submit(request: Request, drafts: Sequence[Draft], ids: Sequence[UUID]
     except DatabaseFailed as error:
         raise ParentsNotRead from (error.__cause__ or error)
     acceptance = Acceptance(datetime.now(UTC), found, state.writer.store.log_name)
-    submission = await prepare(drafts, ids, acceptance)
-    await state.writer.submit(submission, deadline)
+    try:
+        submission = await prepare(drafts, ids, acceptance)
+        await state.writer.submit(submission, deadline)
+    except BadRequest as error:
+        raise envelope.renamed(error) from None
 
 
-async def _parse_batch(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
+async def _parse_batch(body: bytes, reading: "_Reading", path: str) -> tuple[list[Draft], str]:
     """The drafts of a batch, and the digest of its canonical form, from which their ids are computed.
 
     One large body is parsed at a time, in slices, so that other requests are answered meanwhile.
     """
     if len(body) > _LARGE_BYTES:
         async with _one_large_body:
-            return await _parse_slices(body, events_max, path)
+            return await _parse_slices(body, reading, path)
     document = canonical.parse(body)
     items = document.value
     if not isinstance(items, list):
         raise BadRequest(f"body: expected a JSON array of events, got {canonical.kind_of(items)}")
-    _check_count(len(items), events_max, path)
-    reading = _Reading(events_max)
+    _check_count(len(items), reading.events_max, path)
     for value in items:
         reading.take(value, plain=document.plain, depth=document.depth - 1)
     return reading.drafts(), hashlib.sha256(canonical.canonical(items, plain=document.plain)).hexdigest()
 
 
-async def _parse_slices(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
-    reading = _Reading(events_max)
+async def _parse_slices(body: bytes, reading: "_Reading", path: str) -> tuple[list[Draft], str]:
     digest = hashlib.sha256(b"[")
     slice_end = perf_counter() + _SLICE_SECONDS
     for document in canonical.items(body):
-        if reading.count < events_max:
+        if reading.count < reading.events_max:
             digest.update(b"," if reading.count else b"")
             digest.update(canonical.canonical(document.value, plain=document.plain))
         reading.take(document.value, plain=document.plain, depth=document.depth)
         if perf_counter() > slice_end:
             await asyncio.sleep(0)
             slice_end = perf_counter() + _SLICE_SECONDS
-    _check_count(reading.count, events_max, path)
+    _check_count(reading.count, reading.events_max, path)
     digest.update(b"]")
     return reading.drafts(), digest.hexdigest()
 
@@ -153,21 +162,22 @@ async def _parse_slices(body: bytes, events_max: int, path: str) -> tuple[list[D
 class _Reading:
     """The items of a batch as they are read. All that is wrong with them is told at once."""
 
-    def __init__(self, events_max: int) -> None:
+    def __init__(self, envelope: Envelope, events_max: int) -> None:
         self.count = 0
-        self._events_max = events_max
+        self.events_max = events_max
+        self._envelope = envelope
         self._drafts: list[Draft] = []
         self._faults = Faults()
 
     def take(self, value: Any, *, plain: bool, depth: int) -> None:
         with self._faults:
-            if self.count < self._events_max and not self._faults.full:
-                self._drafts.append(draft(value, f"/{self.count}", plain=plain, depth=depth))
+            if self.count < self.events_max and not self._faults.full:
+                self._drafts.append(self._envelope.draft(value, f"/{self.count}", plain=plain, depth=depth))
         self.count += 1
 
     def drafts(self) -> list[Draft]:
         if self._faults.fields:
-            raise self._faults.error()
+            raise self._envelope.renamed(self._faults.error())
         return self._drafts
 
 
@@ -201,7 +211,7 @@ DIRECT: dict[tuple[str, str], Endpoint] = {}
 """The same endpoints for the front, which calls them without the framework."""
 
 
-def _post(path: str, endpoint: Endpoint, answer: type[BaseModel], body: dict[str, Any]) -> None:
+def _post(path: str, endpoint: Endpoint, answer: type[BaseModel], bodies: dict[str, dict[str, Any]]) -> None:
     DIRECT["POST", path] = endpoint
     router.add_api_route(
         path,
@@ -210,10 +220,29 @@ def _post(path: str, endpoint: Endpoint, answer: type[BaseModel], body: dict[str
         status_code=201,
         response_class=Response,
         responses={201: {"model": answer}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
+        openapi_extra={
+            "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in bodies.items()}}
+        },
     )
 
 
-_ITEM = {"$ref": "#/components/schemas/PostedEvent"}
-_post("/api/v1/audit/events", post_event, EventCreated, _ITEM)
-_post("/api/v1/audit/events/batch", post_batch, BatchCreated, {"type": "array", "items": _ITEM, "minItems": 1})
+def _schema(model: str) -> dict[str, Any]:
+    return {"$ref": f"#/components/schemas/{model}"}
+
+
+def _many(model: str) -> dict[str, Any]:
+    return {"type": "array", "items": _schema(model), "minItems": 1}
+
+
+_post(
+    envelopes.SINGLE_PATH,
+    post_event,
+    EventCreated,
+    {JSON: _schema("PostedEvent"), cloudevents.STRUCTURED: _schema("CloudEvent")},
+)
+_post(
+    envelopes.BATCH_PATH,
+    post_batch,
+    BatchCreated,
+    {JSON: _many("PostedEvent"), cloudevents.BATCH: _many("CloudEvent")},
+)

@@ -4,12 +4,12 @@ import asyncio
 import re
 from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl, urlencode
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, HTTPException
+from fastapi import APIRouter, HTTPException, Path
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -119,7 +119,7 @@ async def list_events(request: Request) -> Response:
 
 
 @router.get("/api/v1/audit/events/{event_id}", response_class=Response, responses={200: {"model": Event}})
-async def get_event(request: Request, event_id: str) -> Response:
+async def get_event(request: Request, event_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]) -> Response:
     """One event by its id."""
     if event_id == "batch":  # a path of its own, which is only posted to
         raise HTTPException(405)

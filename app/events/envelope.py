@@ -1,7 +1,7 @@
 """The ADR-034 envelope: what a client posts, checked against every limit of the columns that will hold it."""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
@@ -110,6 +110,14 @@ def timestamp(text: str, pointer: str) -> datetime:
         return moment if text.endswith("Z") else moment.astimezone(UTC)
     except (ValueError, OverflowError):
         raise bad_fields({pointer: f"expected a date and time that exist, got {text[:60]!r}"}) from None
+
+
+def day(text: str, pointer: str) -> date:
+    """The UTC date of an RFC 3339 date-time."""
+    found = timestamp(text, pointer).date()
+    if found in (date.min, date.max):  # the driver writes these as the infinities, and another date would be hashed
+        raise bad_fields({pointer: f"expected a date within 0001-01-02 and 9999-12-30, got {text[:60]!r}"})
+    return found
 
 
 def out_of_window(moment: datetime, now: datetime, pointer: str) -> BadRequest | None:

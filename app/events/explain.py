@@ -1,5 +1,6 @@
 """What pydantic found, in words for the person who has to mend the request."""
 
+from collections.abc import Callable
 from itertools import islice
 from typing import Any, cast
 
@@ -30,6 +31,9 @@ _EXPECTED = {
     "too_short": "at least {min_length} items",
     "too_long": "at most {max_length} items",
 }
+# Errors of our own leaves. Their message says all; one kind has a problem type of its own.
+MALFORMED = "malformed"
+UNDECODABLE = "undecodable"
 
 
 def explain(error: ValidationError, pointer: str) -> dict[str, str]:
@@ -39,6 +43,12 @@ def explain(error: ValidationError, pointer: str) -> dict[str, str]:
         place = "".join(f"/{escape(part)}" for part in one["loc"])
         found.setdefault(pointer + place, _message(one))
     return found
+
+
+def refusal(error: ValidationError, pointer: str) -> BadRequest:
+    """The answer to a payload that does not fit its type: InvalidRequest if it fits but for what no decoder takes."""
+    kinds = {one["type"] for one in error.errors(include_url=False, include_input=False)}
+    return _named(InvalidRequest if kinds == {UNDECODABLE} else BadRequest, explain(error, pointer))
 
 
 class Faults:
@@ -69,6 +79,14 @@ class Faults:
     def error(self) -> BadRequest:
         """One answer for all of them."""
         return _named(self._kind, dict(islice(self.fields.items(), FIELDS_MAX)))
+
+
+def renamed(error: BadRequest, name: Callable[[str], str]) -> BadRequest:
+    """`error` with each pointer as `name` gives it."""
+    if "field_errors" not in error.extra:
+        return error
+    fields = cast("dict[str, str]", error.extra["field_errors"])
+    return _named(type(error), {name(pointer): message for pointer, message in fields.items()})
 
 
 def bad_fields(fields: dict[str, str]) -> BadRequest:
@@ -102,6 +120,8 @@ def _message(one: Any) -> str:
         return "required, but missing"
     if one["type"] == "extra_forbidden":
         return "not a member of this object: leave it out"
+    if one["type"] in (MALFORMED, UNDECODABLE):
+        return str(one["msg"])
     expected = _EXPECTED.get(one["type"])
     if expected is None:
         return f"{one['msg']}, got {shown(one['input'])}"

@@ -13,8 +13,8 @@ from app import metrics
 from app.errors import BadRequest
 from app.events import ids
 from app.events.canonical import canonical, depth_of
-from app.events.catalog import TYPED, check_payload
-from app.events.envelope import PostedEvent, address, check_envelope, timestamp, uuid
+from app.events.catalog import Catalog, EventType
+from app.events.envelope import PostedEvent, address, check_envelope, day, timestamp, uuid
 from app.events.explain import Faults, bad_fields
 from app.events.record import commitment, committed, ip_text, record
 
@@ -63,25 +63,23 @@ class Event:
         return self.row[_EVENT_DATE]  # type: ignore[no-any-return]  # a row's values are Any
 
 
-def draft(item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
+def draft(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
     """Check one item at `pointer` of the body. `plain` is its parse's, `depth` an upper bound of the item's nesting.
 
     BadRequest names everything that is wrong with the item.
     """
     try:
-        return _draft(item, pointer, plain=plain, depth=depth)
+        return _draft(catalog, item, pointer, plain=plain, depth=depth)
     except BadRequest:
-        raise _faults(item, pointer, plain=plain, depth=depth) from None
+        raise _faults(catalog, item, pointer, plain=plain, depth=depth) from None
 
 
-def _draft(item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
+def _draft(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
     posted = check_envelope(item, pointer)
     payload = posted["event_data"]
     # First: it bounds what the check of the shape may have to tell.
     text = _payload_text(payload, pointer, plain=plain, depth=depth)
-    check_payload(posted["event_type"], payload, pointer + "/event_data")
-    if "event_type" not in payload and posted["event_type"] in TYPED:
-        metrics.FREEFORM_WITH_TYPED_FORM.labels(posted["event_type"]).inc()
+    event_type = catalog.check_payload(posted["event_type"], payload, pointer + "/event_data")
     moment = timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
     event_id, parent_id = posted.get("event_id"), posted.get("parent_event_id")
     parent_date, actor_ip = posted.get("parent_event_date"), posted.get("actor_ip")
@@ -92,15 +90,27 @@ def _draft(item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
         moment,
         None if event_id is None else uuid(event_id, pointer + "/event_id"),
         None if parent_id is None else uuid(parent_id, pointer + "/parent_event_id"),
-        None if parent_date is None else timestamp(parent_date, pointer + "/parent_event_date").date(),
+        None if parent_date is None else day(parent_date, pointer + "/parent_event_date"),
         None if actor_ip is None else ip_text(address(actor_ip, pointer + "/actor_ip")),
     )
     if event_id is not None:
         checked.digest = hashlib.sha256(canonical(item, plain=plain)).digest()
+    _count(event_type, posted)
     return checked
 
 
-def _faults(item: Any, pointer: str, *, plain: bool, depth: int) -> BadRequest:
+def _count(event_type: EventType | None, posted: PostedEvent) -> None:
+    """What is accepted although it is not as the catalog has it."""
+    if event_type is None:
+        metrics.UNKNOWN_EVENT_TYPES.inc()
+        return
+    if event_type.category is not None and event_type.category != posted["event_category"]:
+        metrics.FOREIGN_CATEGORY.labels(event_type.name).inc()
+    if event_type.payload is not None and "event_type" not in posted["event_data"]:
+        metrics.FREEFORM_WITH_TYPED_FORM.labels(event_type.name).inc()
+
+
+def _faults(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> BadRequest:
     """Every check once more, each whatever the others say, on a path where time does not matter."""
     faults = Faults()
     with faults:
@@ -110,7 +120,7 @@ def _faults(item: Any, pointer: str, *, plain: bool, depth: int) -> BadRequest:
     if isinstance(payload, dict):
         with faults:
             _payload_text(payload, pointer, plain=plain, depth=depth)
-            check_payload(outer_type if isinstance(outer_type, str) else "", payload, pointer + "/event_data")
+            catalog.check_payload(outer_type if isinstance(outer_type, str) else "", payload, pointer + "/event_data")
     for name, decode in _DECODED.items():
         if isinstance(text := get(name), str):
             with faults:
@@ -120,7 +130,7 @@ def _faults(item: Any, pointer: str, *, plain: bool, depth: int) -> BadRequest:
 
 _DECODED: dict[str, Callable[[str, str], object]] = {
     "event_timestamp": timestamp,
-    "parent_event_date": timestamp,
+    "parent_event_date": day,
     "actor_ip": address,
     "event_id": uuid,
     "parent_event_id": uuid,

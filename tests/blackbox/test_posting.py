@@ -137,10 +137,16 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("parent_event_id", {"parent_event_id": "not-a-uuid"}),
     ("parent_event_id", {"parent_event_id": "01a20e0c-7ce0-710e-bfce-35434f8305e9"}),
     ("parent_event_date", {"parent_event_date": "yesterday"}),
+    ("parent_event_date", {"parent_event_date": "0001-01-01T00:00:00Z"}),
+    ("parent_event_date", {"parent_event_date": "9999-12-31T00:00:00Z"}),
     ("event_id", {"event_id": "42"}),
     ("event_data/event_type", {"event_data": {"event_type": "orchestrator.lifecycle.Started"}}),
     ("event_data/rr_name", {"event_data": {"event_type": "orchestrator.lifecycle.started", "namespace": "n"}}),
     ("event_data", {"event_type": "nobody.knows.this", "event_data": {"a": 1}}),
+    (
+        "event_data/phase",
+        {"event_data": {"event_type": "signalprocessing.error.occurred", "phase": "?", "signal": "s"}},
+    ),
 ]
 
 
@@ -156,6 +162,14 @@ def test_bad_member_is_named(client: httpx.Client) -> None:
             assert answer.json()["detail"]
             assert any(key.startswith(pointer) for key in answer.json()["field_errors"]), answer.json()
     assert client.get(EVENTS, params={"correlation_id": "bad"}).json()["pagination"]["total"] == 0
+
+
+def test_malformed_uuid_in_a_payload(client: httpx.Client) -> None:
+    """The problem type is not the one that the platform gives for a uuid that no decoder takes."""
+    payload = {"event_type": "datastorage.workflow.updated", "workflow_id": "42", "updated_fields": {}}
+    answer = client.post(EVENTS, json=make_event(event_data=payload))
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (400, "invalid_request")
+    assert list(answer.json()["field_errors"]) == ["/event_data/workflow_id"]
 
 
 def test_all_faults_are_told_at_once(client: httpx.Client) -> None:

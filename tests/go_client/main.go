@@ -8,8 +8,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/go-faster/jx"
-
 	"datastorage.test/goclient/api"
 )
 
@@ -30,11 +28,11 @@ func main() {
 		EventOutcome:   "success",
 		CorrelationID:  correlation,
 		Namespace:      api.NewOptNilString("payments"),
-		EventData: api.PostedEventEventData{
-			"event_type": jx.Raw(`"orchestrator.lifecycle.started"`),
-			"rr_name":    jx.Raw(`"rr-go"`),
-			"namespace":  jx.Raw(`"payments"`),
-		},
+		EventData: api.NewPostedEventEventDataOrchestratorLifecycleStartedPostedEventEventData(api.RemediationOrchestratorPayload{
+			EventType: "orchestrator.lifecycle.started",
+			RrName:    "rr-go",
+			Namespace: "payments",
+		}),
 	})
 	if err != nil {
 		log.Fatalf("post: %v", err)

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 
+from app.events.catalog import Catalog
 from app.events.catalog.freeform import FREEFORM
 from app.events.envelope import out_of_window
 from app.ingest.accept import draft
 from app.simulate.lives import GLOBAL_TIMEOUT_SECONDS, lives
 
+CATALOG = Catalog()
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
@@ -33,7 +35,7 @@ def test_every_event_would_be_accepted() -> None:
     events = [event for life in played() for event in life]
     assert len(events) > 200 * 3
     for event in events:
-        checked = draft(event, "", plain=False, depth=3)
+        checked = draft(CATALOG, event, "", plain=False, depth=3)
         assert out_of_window(checked.timestamp, NOW, "") is None
 
 

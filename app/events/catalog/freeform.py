@@ -1,7 +1,32 @@
 """The free-form generation of December 2025: names, and the keys that were seen, as documentation.
 
-Such an event has no event_type in its payload; the outer event_type must be one of these names. Any object is kept as sent.
+Such an event has no event_type in its payload; the outer one must be one of these names. Any object is kept as sent.
 """
+
+from app.events.envelope import Category
+
+MEANING = (
+    "Sent until December 2025, before payloads had types: any object is kept as it was sent, and no member is checked."
+)
+
+CATEGORIES: dict[str, Category | None] = {
+    "aianalysis": "analysis",
+    "analysis": "analysis",
+    "datastorage": None,
+    "effectivenessmonitor": "analysis",
+    "gateway": "gateway",
+    "llm_request": "analysis",
+    "llm_response": "analysis",
+    "llm_tool_call": "analysis",
+    "notification": "notification",
+    "orchestration": "orchestration",
+    "orchestrator": "orchestration",
+    "remediationorchestrator": "orchestration",
+    "signalprocessing": "signalprocessing",
+    "workflow": "workflow",
+    "workflow_validation_attempt": "analysis",
+}
+"""By the first part of a name: the category in which its producer sent it."""
 
 FREEFORM: dict[str, tuple[str, ...]] = {
     "aianalysis.analysis.completed": (

@@ -6,10 +6,16 @@ from typing_extensions import TypedDict
 
 from app.events.catalog.leaves import Int32
 from app.events.catalog.shared import ErrorDetails
+from app.events.envelope import Category
+
+CATEGORY: Category = "gateway"
 
 
 class GatewaySignalPayload(TypedDict):
-    """A signal came in, was found to be known already, or became a RemediationRequest: where a remediation begins."""
+    """A signal came in, was found to be known already, or became a RemediationRequest (or failed to).
+
+    Every remediation that an alert raised begins here, with the alert as it was received.
+    """
 
     event_type: Literal[
         "gateway.signal.received", "gateway.signal.deduplicated", "gateway.crd.created", "gateway.crd.failed"
@@ -44,6 +50,3 @@ class GatewayConfigRejectedPayload(TypedDict):
     event_type: Literal["gateway.config.rejected"]
     component: str
     rejection_reason: str
-
-
-PAYLOADS = (GatewaySignalPayload, GatewayConfigReloadedPayload, GatewayConfigRejectedPayload)

@@ -1,15 +1,49 @@
-"""Types of the values that payloads are made of: checked, never converted."""
+"""Types of the values that payloads are made of: checked, never converted.
 
-from typing import Annotated
+A number with or without fraction is a plain float: strict pydantic takes ints, doubles and the Decimals that stand for
+numbers which no double holds, and no booleans.
+"""
 
-from pydantic import Field
+from typing import Annotated, Any
 
-Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
-Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
-DateTime = Annotated[
-    str,
-    Field(
-        pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$"
-    ),
-]
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+from app.errors import BadRequest, InvalidRequest
+from app.events import envelope
+from app.events.explain import MALFORMED, UNDECODABLE
+
+_INT64_MAX = 2**63 - 1
+
+
+def date_time(text: str) -> str:
+    return _as_in_the_envelope(envelope.timestamp, text)
+
+
+def uuid(text: str) -> str:
+    return _as_in_the_envelope(envelope.uuid, text)
+
+
+def _as_in_the_envelope(check: Any, text: str) -> str:
+    """`text` if the envelope would take it. The error's type says which problem type answers it."""
+    try:
+        check(text, "")
+    except BadRequest as error:
+        kind = UNDECODABLE if isinstance(error, InvalidRequest) else MALFORMED
+        message = error.detail.partition(": ")[2]  # the place in front is for pydantic to find
+        raise PydanticCustomError(kind, "{message}", {"message": message}) from None
+    return text
+
+
+Integer = Annotated[int, Field(ge=-_INT64_MAX - 1, le=_INT64_MAX)]
+"""A number without fraction. Readers written in Go hold it in 64 bits, so no wider one is taken."""
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1, json_schema_extra={"format": "int32"})]
+Int64 = Annotated[Integer, Field(json_schema_extra={"format": "int64"})]
+Count = Annotated[int, Field(ge=0, le=_INT64_MAX)]
+Ordinal = Annotated[int, Field(ge=1, le=_INT64_MAX)]
+Confidence = Annotated[float, Field(ge=0, le=1)]
+"""How sure a model or a search was, from 0 to 1."""
+DateTime = Annotated[envelope.DateTime, AfterValidator(date_time)]
 """RFC 3339 with zone."""
+Uuid = Annotated[envelope.Uuid, AfterValidator(uuid)]
+Sha256Hex = Annotated[str, Field(pattern=r"^[a-f0-9]{64}$")]

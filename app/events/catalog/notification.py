@@ -4,6 +4,10 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
+from app.events.envelope import Category
+
+CATEGORY: Category = "notification"
+
 
 class MessageSentPayload(TypedDict):
     """A message left the platform through one channel: somebody could know from here on."""
@@ -51,6 +55,3 @@ class MessageEscalatedPayload(TypedDict):
     priority: str
     reason: str
     metadata: NotRequired[dict[str, str]]
-
-
-PAYLOADS = (MessageSentPayload, MessageFailedPayload, MessageAcknowledgedPayload, MessageEscalatedPayload)

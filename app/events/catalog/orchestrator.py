@@ -5,22 +5,17 @@ from typing import Literal, NotRequired
 from typing_extensions import TypedDict
 
 from app.events.catalog.leaves import DateTime, Int64
-from app.events.catalog.shared import ErrorDetails
+from app.events.catalog.shared import ErrorDetails, TimeoutConfig
+from app.events.envelope import Category
 
-TimeoutConfig = TypedDict(  # written as a call, since `global` is a word of the language
-    "TimeoutConfig",
-    {
-        "global": NotRequired[str],
-        "processing": NotRequired[str],
-        "analyzing": NotRequired[str],
-        "executing": NotRequired[str],
-    },
-)
-TimeoutConfig.__doc__ = "How long a remediation and each of its phases may take, as durations such as `1h0m0s`."
+CATEGORY: Category = "orchestration"
 
 
 class RemediationOrchestratorPayload(TypedDict):
-    """A step in the life of one RemediationRequest, sent when it is taken: what the platform decided, and how it ended."""
+    """The orchestrator took a step with a RemediationRequest: created, handed on, approved, blocked or ended it.
+
+    In order the steps tell what the platform decided, and how the remediation came out.
+    """
 
     event_type: Literal[
         "orchestrator.lifecycle.started",
@@ -78,6 +73,3 @@ class RemediationOrchestratorPayload(TypedDict):
     operator_reconcile_delay: NotRequired[str]
     is_gitops_managed: NotRequired[bool]
     is_crd: NotRequired[bool]
-
-
-PAYLOADS = (RemediationOrchestratorPayload,)

@@ -1,0 +1,172 @@
+"""Requests that schemathesis makes from the OpenAPI document, against the running service, with every check it has.
+
+Long form: `make fuzz`. What the document cannot say, so that schemathesis takes an answer for wrong, is listed in KNOWN.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import uuid4
+
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis.checks import CHECKS, load_all_checks
+from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
+
+from tests.services import ROOT, Service
+
+REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "160"))
+LONG = "FUZZ_REQUESTS" in os.environ
+POSITIVE, NEGATIVE = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
+# Why a request that fits the document is refused: what its answer says, and the contract's line.
+REFUSED = {
+    "expected a time at most": "6.4: not more than 60 minutes ahead, not more than 7 days old",
+    "expected a second of 00 to 59": "6.4: second 60 passes the schema but fails decoding",
+    "expected a date and time that exist": "6.4: a time that no calendar has",
+    "expected a date within": "29: what the column cannot hold is 400, here the first and the last day of the calendar",
+    "without NUL characters": "29: NUL is 400",
+    "there is no parent": "6.6: a parent that is not stored",
+    "expected an IPv4 or IPv6 address": "29: bad inet is 400",
+    "expected a known event type": "6.2: unknown inner event_type; in a CloudEvent the data's own",
+    "event_data has no event_type": "29: no inner event_type, and no free-form name outside; in a CloudEvent",
+    "/eventcategory: required": "6.1: event_category; a CloudEvent may leave it out where the catalog has one",
+    "significant digits": "29: numbers are kept exactly, so there is a bound to them (design 4)",
+    "invalid time format": "8: forms of since and until",
+    "belong together": "8: detail_key and detail_value, both or neither",
+    "expected the next_cursor": "8 and design 7: a cursor is what an earlier answer gave",
+    "not together with offset": "8 and design 7: cursor with offset is 400",
+}
+# Why a request that does not fit the document is taken: what became of its parameter, and the contract's line.
+TAKEN = {
+    "empty parameter": "8: empty = ignored",
+    "repeated parameter": "8: when repeated the first value counts",
+    "parameter under other names": "8: unknown parameters are ignored; so is an object, which is sent as its members",
+}
+KNOWN = REFUSED | TAKEN
+
+
+def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
+    """The lines of KNOWN that explain this failure; one that is not known is told as it is."""
+    kind = type(failure).__name__
+    if kind == "RejectedPositiveData" and response.status_code == 400:
+        for message in response.json()["detail"].split("; /"):
+            yield next((line for line in REFUSED if line in "/" + message), f"unknown: {message}")
+    elif kind == "AcceptedNegativeData" and " in query" in failure.message:
+        sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
+        for name in re.findall(r"at /properties/(\w+)", failure.message):
+            yield _taken(sent.get(name)) or f"unknown: {failure.message}"
+    else:
+        yield f"unknown: {kind} {failure.message}"
+
+
+def _taken(values: list[str] | None) -> str | None:
+    """Why a parameter with these values is taken although the document forbids it."""
+    if values is None:
+        return "parameter under other names"
+    if values[0] == "":
+        return "empty parameter"
+    return "repeated parameter" if len(values) > 1 else None
+
+
+def tame(case: Any) -> None:
+    """Spare its events what the document cannot say, so that they get as far as the database."""
+    for event in case.body if isinstance(case.body, list) else [case.body]:
+        if not isinstance(event, dict):
+            continue
+        for name in ("event_timestamp", "time"):
+            if name in event:
+                event[name] = datetime.now(UTC).isoformat()
+        for name in ("actor_ip", "event_id", "parent_event_id", "causationid"):
+            event.pop(name, None)
+        if "specversion" in event:
+            event |= {
+                "id": str(uuid4()),
+                "type": "gateway.config.reloaded",
+                "data": {"component": "c", **event.get("data", {})},
+            }
+
+
+class Run:
+    """Requests sent so far, their answers, and what schemathesis says against these."""
+
+    def __init__(self, session: requests.Session) -> None:
+        load_all_checks()
+        self._checks = CHECKS.get_all()
+        self._session = session
+        self.answers: Counter[tuple[str, str, int]] = Counter()
+        self.found: Counter[str] = Counter()
+        self.unknown: dict[str, str] = {}
+
+    def send(self, case: Any, mode: str) -> None:
+        response = case.call(session=self._session)
+        self.answers[case.operation.label, mode, response.status_code] += 1
+        assert response.status_code < 500, f"{case.as_curl_command()}\n{response.text}"
+        try:
+            case.validate_response(response, checks=self._checks)
+        except FailureGroup as group:
+            for failure in group.exceptions:
+                for reason in reasons(failure, response):
+                    self.found[reason] += 1
+                    if reason not in KNOWN:
+                        self.unknown[reason] = f"{case.as_curl_command()}\n{response.status_code} {response.text}"
+
+    def report(self) -> None:
+        for (label, mode, status), number in sorted(self.answers.items()):
+            print(f"{number:6} {label} {mode} {status}")
+        for reason, number in self.found.most_common():
+            print(f"{number:6} {reason} ({KNOWN.get(reason, '?')})")
+        print(
+            f"{self.answers.total()} requests, {sum(self.found.values())} known failures, {len(self.unknown)} unknown"
+        )
+
+
+def test_document_holds(service: Callable[..., Service]) -> None:
+    """A request that the document allows is refused, one that it forbids is taken, or an answer is not as it says."""
+    schema = schemathesis.openapi.from_path(ROOT / "openapi" / "datastorage.json")
+    schema.config.update(base_url=service(access_log=False).url)
+    operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
+    with requests.Session() as session:
+        run = Run(session)
+        for operation in operations:
+            cases = schema.iter_coverage_cases(
+                operation, generation_modes=[POSITIVE, NEGATIVE], generation_config=schema.config.generation
+            )
+            for case in islice(cases, None if LONG else REQUESTS // 20):
+                if case.meta is not None and case.meta.generation.mode is POSITIVE:
+                    tame(case)
+                run.send(case, "coverage")
+            for mode in (POSITIVE, NEGATIVE):
+                _many(operation, mode, REQUESTS // len(operations), run.send)
+            print(f"{operation.label}: {run.answers.total()} requests so far", flush=True)
+    run.report()
+    assert run.unknown == {}
+    assert run.answers["POST /api/v1/audit/events", "positive", 201] > 0
+
+
+def _many(operation: Any, mode: Any, number: int, send: Callable[[Any, str], None]) -> None:
+    @settings(
+        max_examples=number,
+        deadline=None,
+        database=None,
+        derandomize=not LONG,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode), tamed=st.booleans())
+    def run(case: Any, tamed: bool) -> None:
+        if tamed and mode is POSITIVE:
+            tame(case)
+        send(case, mode.name.lower())
+
+    with suppress(Unsatisfiable):  # nothing is wrong with a path that takes any text
+        run()
