@@ -16,7 +16,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from app import db, schema
-from app.api import events, health, problems, query, verify
+from app.api import effectiveness, events, health, history, notifications, problems, query, reconstruct, verify
 from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
 from app.ingest.store import Store
@@ -53,7 +53,7 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.engine = db.create_engine(settings)
     app.state.writer = None
     problems.install(app)
-    for module in (events, query, verify, health):
+    for module in (events, query, verify, notifications, reconstruct, effectiveness, history, health):
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
             route.operation_id = route.name
