@@ -63,3 +63,106 @@ SELECT found.* FROM unnest($1::text[]) AS wanted (correlation_id) CROSS JOIN LAT
 ) AS found
 ORDER BY event_timestamp, event_type, payload
 LIMIT $2
+
+-- name: timeline
+-- Every event of one correlation in the order of the log, without its payload; unsealed ones stand behind the others.
+SELECT event_id::text, timezone('UTC', event_timestamp)::text AS event_timestamp,
+    timezone('UTC', recorded_at)::text AS recorded_at, log_index, chain_index, event_type, event_category, event_action,
+    event_outcome, actor_type, actor_id, resource_type, resource_id, namespace, cluster_id, severity, duration_ms, error_code,
+    parent_event_id::text
+FROM audit_events
+WHERE correlation_id = $1
+ORDER BY log_index, audit_events.event_timestamp, audit_events.event_id
+LIMIT $2 OFFSET $3
+
+-- name: extent
+-- How many events one correlation has, and from when to when.
+SELECT count(*), timezone('UTC', min(event_timestamp))::text AS first, timezone('UTC', max(event_timestamp))::text AS last
+FROM audit_events WHERE correlation_id = $1
+
+-- name: steps
+-- What the phases and the decisions of one remediation are told by. A text is cut, so that all of it fits into memory.
+SELECT event_id::text, timezone('UTC', audit_events.event_timestamp)::text AS event_timestamp, event_type, actor_type, actor_id,
+    left(event_data->>'from_phase', 100) AS from_phase, left(event_data->>'to_phase', 100) AS to_phase,
+    left(event_data->>'decision', 100) AS decision, left(event_data->>'workflow_id', 255) AS workflow_id,
+    left(coalesce(event_data->>'approved_by', event_data->>'rejected_by', event_data->>'decided_by',
+        event_data->>'modified_by', event_data->>'cancelled_by'), 255) AS named,
+    left(coalesce(event_data->>'rejection_reason', event_data->>'decision_message', event_data->>'message',
+        event_data->>'clear_reason', event_data->>'block_message', event_data->>'reason'), 1000) AS reason
+FROM audit_events
+WHERE correlation_id = $1 AND event_type = ANY($2)
+ORDER BY audit_events.event_timestamp, event_type, event_data
+LIMIT 10000
+
+-- name: holds
+-- Legal holds of one correlation, also those that were released, as its rows have them.
+SELECT legal_hold IS TRUE AS active, left(legal_hold_reason, 1000) AS reason, left(legal_hold_placed_by, 255) AS placed_by,
+    timezone('UTC', legal_hold_placed_at)::text AS placed_at, count(*) AS events
+FROM audit_events
+WHERE correlation_id = $1 AND (legal_hold OR legal_hold_reason IS NOT NULL)
+GROUP BY 1, 2, 3, 4
+ORDER BY 4 NULLS FIRST, 3, 2, 1
+LIMIT 1000
+
+-- name: notifications
+-- Whom one remediation was told of.
+SELECT id, remediation_id, notification_id, recipient, channel, left(message_summary, 1000) AS message_summary, status,
+    timezone('UTC', sent_at)::text AS sent_at, left(delivery_status, 255) AS delivery_status,
+    left(error_message, 1000) AS error_message, escalation_level, timezone('UTC', created_at)::text AS created_at,
+    timezone('UTC', updated_at)::text AS updated_at
+FROM notification_audit
+WHERE remediation_id = $1
+ORDER BY notification_audit.sent_at, id
+LIMIT 1000
+
+-- name: walk
+-- Events behind a place, newest first: the first of a correlation that turns up is its newest, if none is before the place.
+SELECT correlation_id, timezone('UTC', event_timestamp)::text AS moment, event_id, event_type, event_outcome, namespace,
+    cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
+        AND event_type <> 'datastorage.ratelimit.denied' AS own
+FROM audit_events
+WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
+    AND event_timestamp >= timezone('UTC', $3::text::timestamp)
+ORDER BY event_timestamp DESC, event_id DESC
+LIMIT $4
+
+-- name: newest
+-- Which of these events are the newest of their correlation.
+SELECT place FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY AS walked (correlation_id, moment, event_id, place)
+WHERE (
+    SELECT true FROM audit_events e
+    WHERE e.correlation_id = walked.correlation_id AND e.event_date >= walked.moment::timestamp::date
+        AND (e.event_timestamp, e.event_id) > (timezone('UTC', walked.moment::timestamp), walked.event_id)
+    LIMIT 1
+) IS NULL
+
+-- name: matching
+-- Which of these correlations have an event in this category, this namespace and this cluster; NULL is any.
+SELECT correlation_id FROM unnest($1::text[]) AS walked (correlation_id)
+WHERE ($2::text IS NULL OR (
+    SELECT true FROM audit_events e
+    WHERE e.correlation_id = walked.correlation_id AND e.event_category = $2 LIMIT 1
+)) AND ($3::text IS NULL OR (
+    SELECT true FROM audit_events e WHERE e.correlation_id = walked.correlation_id AND e.namespace = $3 LIMIT 1
+)) AND ($4::text IS NULL OR (
+    SELECT true FROM audit_events e WHERE e.correlation_id = walked.correlation_id AND e.cluster_id = $4 LIMIT 1
+))
+
+-- name: summaries
+-- What there is to say of correlations that are shown: how many events, in which categories, and the first of them.
+SELECT told.correlation_id, told.events, told.categories, timezone('UTC', told.first)::text AS first,
+    begun.event_id, begun.event_type
+FROM (
+    SELECT correlation_id, sum(events)::bigint AS events, min(first) AS first,
+        array_agg(event_category::text ORDER BY event_category) AS categories
+    FROM (
+        SELECT correlation_id, event_category, count(*) AS events, min(event_timestamp) AS first
+        FROM audit_events WHERE correlation_id = ANY($1) GROUP BY correlation_id, event_category
+    ) AS by_category
+    GROUP BY correlation_id
+) AS told
+LEFT JOIN LATERAL (
+    SELECT event_id, event_type FROM audit_events e
+    WHERE e.correlation_id = told.correlation_id AND e.event_timestamp = told.first
+    ORDER BY event_id LIMIT 1
+) AS begun ON true

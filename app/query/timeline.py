@@ -1,0 +1,168 @@
+"""All of one correlation in one answer: its events in the order of the log, its phases, who decided what, notifications, holds.
+
+Payloads are left out, so that an answer of ten thousand events fits into memory: each event can be had by its id.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.db import driver_connection
+from app.integrity.verify import SQL as INTEGRITY
+from app.query.moments import nearest, zulu
+from app.query.notifications import notification
+from app.sql import load
+
+SQL = load("reports")
+EVENTS_MAX = 10_000
+
+_TRANSITIONS = (
+    *("orchestrator.lifecycle.transitioned", "orchestrator.phase.transitioned"),
+    "remediationorchestrator.phase.transitioned",
+)
+_BEGINNINGS = ("orchestrator.lifecycle.created", "orchestrator.lifecycle.started")
+_ENDS = ("orchestrator.lifecycle.completed", "orchestrator.lifecycle.failed")
+_FIRST_PHASE = "Pending"
+_LAST_PHASES = frozenset({"Completed", "Failed", "TimedOut", "Skipped", "Cancelled"})
+_DECISIONS = {
+    "orchestrator.approval.approved": "Approved",
+    "orchestrator.approval.rejected": "Rejected",
+    "orchestrator.approval.expired": "Expired",
+    "orchestrator.routing.blocked": "Blocked",
+    "webhook.remediationapprovalrequest.decided": "Decided",
+    "webhook.remediationrequest.timeout_modified": "TimeoutModified",
+    "webhook.notification.acknowledged": "NotificationAcknowledged",
+    "webhook.notification.cancelled": "NotificationCancelled",
+    "aianalysis.approval.decision": "Decided",
+    "apifrontend.user.decision": "Decided",
+    "workflowexecution.selection.completed": "WorkflowSelected",
+    "workflowexecution.block.cleared": "BlockCleared",
+}
+"""Types of events that are decisions, and what was decided where the payload does not say."""
+_STEPS = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS, *_DECISIONS]
+_TEXTS = (
+    *("event_type", "event_category", "event_action", "event_outcome", "actor_type", "actor_id", "resource_type"),
+    *("resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code", "parent_event_id"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What there is of one correlation. `events` are the part that was asked for, everything else speaks of all of it."""
+
+    extent: asyncpg.Record
+    head: asyncpg.Record | None
+    events: list[dict[str, Any]]
+    has_more: bool
+    phases: list[dict[str, Any]]
+    decisions: list[dict[str, Any]]
+    notifications: list[dict[str, Any]]
+    holds: list[dict[str, Any]]
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.extent["count"] or self.head or self.notifications)
+
+
+async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset: int) -> Timeline:
+    """The timeline of one correlation, of one moment: at most `limit` of its events, behind the first `offset`."""
+    async with (
+        driver_connection(engine) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        rows = await connection.fetch(SQL["timeline"], correlation_id, limit + 1, offset)
+        steps = await connection.fetch(SQL["steps"], correlation_id, _STEPS)
+        return Timeline(
+            await connection.fetchrow(SQL["extent"], correlation_id),
+            await connection.fetchrow(INTEGRITY["head"], correlation_id),
+            [_event(row) for row in rows[:limit]],
+            len(rows) > limit,
+            phases(steps),
+            decisions(steps),
+            [notification(row) for row in await connection.fetch(SQL["notifications"], correlation_id)],
+            [_hold(row) for row in await connection.fetch(SQL["holds"], correlation_id)],
+        )
+
+
+def _event(row: asyncpg.Record) -> dict[str, Any]:
+    """What is unknown is left out; an event without log_index is unsealed."""
+    event = {
+        "event_id": row["event_id"],
+        "event_timestamp": nearest(row["event_timestamp"]),
+        "recorded_at": nearest(row["recorded_at"]),
+    }
+    if (position := row["log_index"]) is not None:
+        event["log_index"] = position
+    if (position := row["chain_index"]) is not None:
+        event["chain_index"] = position
+    for name in _TEXTS:
+        if value := row[name]:
+            event[name] = value
+    return event
+
+
+def phases(steps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The phases in the order in which they were entered. Of one that lasts, or whose start nobody told, a time is left out."""
+    found: list[dict[str, Any]] = []
+    for step in steps:
+        kind, moment = step["event_type"], step["event_timestamp"]
+        if kind in _BEGINNINGS:
+            if not found:
+                found.append(_phase(_FIRST_PHASE, moment))
+        elif kind in _TRANSITIONS:
+            if not found and step["from_phase"]:
+                found.append({"phase": step["from_phase"]})
+            _leave(found, moment)
+            found.append(_phase(step["to_phase"] or "", moment))
+        elif kind in _ENDS and found and found[-1]["phase"] not in _LAST_PHASES:
+            _leave(found, moment)
+    return found
+
+
+def _phase(name: str, moment: str) -> dict[str, Any]:
+    return {"phase": name, "entered_at": nearest(moment)}
+
+
+def _leave(found: list[dict[str, Any]], moment: str) -> None:
+    if found and "left_at" not in found[-1]:
+        phase = found[-1]
+        phase["left_at"] = nearest(moment)
+        if (entered := phase.get("entered_at")) is not None:
+            phase["duration_ms"] = _milliseconds(entered, phase["left_at"])
+
+
+def _milliseconds(start: str, end: str) -> int:
+    return round((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds() * 1000)
+
+
+def decisions(steps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Who decided what, in the order of the decisions' own times. Whom the payload names stands before who sent the event."""
+    found = []
+    for step in steps:
+        if step["event_type"] in _DECISIONS:
+            decision = {
+                "event_id": step["event_id"],
+                "event_timestamp": nearest(step["event_timestamp"]),
+                "event_type": step["event_type"],
+                "decision": step["decision"] or _DECISIONS[step["event_type"]],
+                "decided_by": step["named"] or step["actor_id"],
+                "actor_type": step["actor_type"],
+            }
+            more = {"workflow_id": step["workflow_id"], "reason": step["reason"]}
+            found.append(decision | {name: value for name, value in more.items() if value})
+    return found
+
+
+def _hold(row: asyncpg.Record) -> dict[str, Any]:
+    hold = {
+        "active": row["active"],
+        "reason": row["reason"] or "",
+        "placed_by": row["placed_by"] or "",
+        "events": row["events"],
+    }
+    placed_at = zulu(row["placed_at"] or "")
+    return hold if placed_at is None else hold | {"placed_at": placed_at}
