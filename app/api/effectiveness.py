@@ -17,17 +17,16 @@ from app.query.effectiveness import answer, effectiveness
 router = APIRouter(tags=["remediation"])
 
 AssessmentStatus = Literal[
-    *(
-        "Full",
-        "Partial",
-        "SpecDrift",
-        "Expired",
-        "NoExecution",
-        "MetricsTimedOut",
-        "AlertDecayTimeout",
-        "Unrecoverable",
-    ),
-    *("in_progress", "no_data"),
+    "Full",
+    "Partial",
+    "SpecDrift",
+    "Expired",
+    "NoExecution",
+    "MetricsTimedOut",
+    "AlertDecayTimeout",
+    "Unrecoverable",
+    "in_progress",
+    "no_data",
 ]
 Score = Annotated[float | None, Field(description="from 0 to 1; null when there is none")]
 

@@ -21,7 +21,14 @@ router = APIRouter(tags=["remediation"])
 
 HashMatch = Literal["preRemediation", "postRemediation", "none"]
 Reason = Literal[
-    *("Full", "Partial", "SpecDrift", "Expired", "NoExecution", "MetricsTimedOut", "AlertDecayTimeout", "Unrecoverable")
+    "Full",
+    "Partial",
+    "SpecDrift",
+    "Expired",
+    "NoExecution",
+    "MetricsTimedOut",
+    "AlertDecayTimeout",
+    "Unrecoverable",
 ]
 
 

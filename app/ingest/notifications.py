@@ -65,7 +65,7 @@ _VALIDATE = TypeAdapter(PostedNotification).validator.validate_python
 def checked(value: Any, now: datetime) -> Notification:
     """`value` as a notification. BadRequest names each bad member by its name, as the reference does for this path."""
     try:
-        posted = _VALIDATE(value)
+        posted: PostedNotification = _VALIDATE(value)
     except ValidationError as error:
         raise bad_fields({key.removeprefix("/"): said for key, said in explain(error, "").items()}) from None
     sent_at = timestamp(posted["sent_at"], "sent_at")
@@ -85,7 +85,11 @@ def checked(value: Any, now: datetime) -> Notification:
         detail = "; ".join(f"{name}: {said}" for name, said in faults.items())
         raise BadRequest(detail, resource=RESOURCE, field_errors=faults, instance=INSTANCE)
     return Notification(
-        *(posted[name] for name in ("remediation_id", "notification_id", "recipient", "channel", "message_summary")),
+        posted["remediation_id"],
+        posted["notification_id"],
+        posted["recipient"],
+        posted["channel"],
+        posted["message_summary"],
         posted["status"],
         sent_at,
         posted.get("delivery_status") or None,

@@ -27,8 +27,11 @@ def parse_duration(text: str) -> int:
         if text.lstrip("+-") == "0" and len(text) <= 2:
             return 0
         raise ValueError(f"expected a duration such as 1h30m, got {text[:60]!r}")
-    total = sum(_part(whole, part or bare, _NANOSECONDS[unit]) for whole, part, bare, unit in _PARTS.findall(match[2]))
-    return -_held(total, text) if match[1] == "-" else _held(total, text)
+    total: int = sum(
+        _part(whole, part or bare, _NANOSECONDS[unit]) for whole, part, bare, unit in _PARTS.findall(match[2])
+    )
+    held = _held(total, text)
+    return -held if match[1] == "-" else held
 
 
 def parse_window(text: str) -> int:
@@ -53,7 +56,8 @@ def duration_text(nanoseconds: int) -> str:
 
 def _part(whole: str | None, fraction: str | None, unit: int) -> int:
     digits = fraction or "0"
-    return int(whole or "0") * unit + int(digits) * unit // 10 ** len(digits)
+    parts = int(10 ** len(digits))
+    return int(whole or "0") * unit + int(digits) * unit // parts
 
 
 def _held(total: int, text: str) -> int:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.db import fetch
 from app.errors import AuditError
 from app.events.canonical import canonical, loads, readable
+from app.events.record import Row
 from app.query.duration import duration_text, parse_duration
 from app.query.shapes import misshapen
 from app.sql import load
@@ -104,7 +105,7 @@ async def rows(engine: AsyncEngine, correlation_id: str) -> list[asyncpg.Record]
     return await fetch(engine, SQL, correlation_id, list(_READERS))
 
 
-def reconstruct(correlation_id: str, events: Iterable[Mapping[str, Any]], now: datetime) -> Reconstruction:
+def reconstruct(correlation_id: str, events: Iterable[Row], now: datetime) -> Reconstruction:
     """The RemediationRequest that `events` tell of, or one of the problems above."""
     request = _Request()
     found = parsed = 0
@@ -128,7 +129,7 @@ def reconstruct(correlation_id: str, events: Iterable[Mapping[str, Any]], now: d
     return Reconstruction(text, completeness, errors, warnings, request.spec.get("clusterID", ""))
 
 
-def _take(request: _Request, event: Mapping[str, Any]) -> bool:
+def _take(request: _Request, event: Row) -> bool:
     """Read one event; whether it said anything. Unreadable when its payload is not what its type is made of."""
     event_type = event["event_type"]
     payload = loads(event["payload"])
@@ -138,7 +139,7 @@ def _take(request: _Request, event: Mapping[str, Any]) -> bool:
     return _READERS[event_type](request, payload, event)
 
 
-def _signal(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
+def _signal(request: _Request, payload: Any, _: Row) -> bool:
     if not payload["signal_name"]:
         return False
     request.begun = True
@@ -155,13 +156,13 @@ def _signal(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
     return True
 
 
-def _front_end(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
+def _front_end(request: _Request, payload: Any, _: Row) -> bool:
     request.begun = True
     request.set(signalName=payload["signal_name"], signalFingerprint=payload["fingerprint"], signalType="alert")
     return True
 
 
-def _created(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
+def _created(request: _Request, payload: Any, _: Row) -> bool:
     limits = payload.get("timeout_config", {})
     request.timeouts |= _said(
         {name: limits.get(name, "") for name in ("global", "processing", "analyzing", "executing")}
@@ -169,13 +170,13 @@ def _created(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
     return True
 
 
-def _analysed(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
+def _analysed(request: _Request, payload: Any, _: Row) -> bool:
     if "provider_response_summary" in payload:
         request.set(providerData=_json(payload["provider_response_summary"]))
     return True
 
 
-def _selected(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
+def _selected(request: _Request, payload: Any, _: Row) -> bool:
     request.workflow |= _said(
         {
             "workflowId": payload["workflow_id"],
@@ -186,7 +187,7 @@ def _selected(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
     return True
 
 
-def _executed(request: _Request, payload: Any, event: Mapping[str, Any]) -> bool:
+def _executed(request: _Request, payload: Any, event: Row) -> bool:
     if payload["execution_name"]:
         request.execution = {
             "apiVersion": "workflowexecution.kubernaut.ai/v1alpha1",
@@ -197,7 +198,7 @@ def _executed(request: _Request, payload: Any, event: Mapping[str, Any]) -> bool
     return True
 
 
-def _ended(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
+def _ended(request: _Request, payload: Any, _: Row) -> bool:
     request.completion |= _said(
         {
             "outcome": payload.get("outcome", ""),
@@ -208,7 +209,7 @@ def _ended(request: _Request, payload: Any, _: Mapping[str, Any]) -> bool:
     return True
 
 
-_READERS: dict[str, Callable[[_Request, Any, Mapping[str, Any]], bool]] = {
+_READERS: dict[str, Callable[[_Request, Any, Row], bool]] = {
     "gateway.signal.received": _signal,
     "apifrontend.rr.created": _front_end,
     "aianalysis.analysis.completed": _analysed,

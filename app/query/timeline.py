@@ -3,7 +3,7 @@
 Payloads are left out, so that an answer of ten thousand events fits into memory: each event can be had by its id.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
+from app.events.record import Row
 from app.integrity.verify import SQL as INTEGRITY
 from app.query.moments import nearest, zulu
 from app.query.notifications import notification
@@ -54,7 +55,7 @@ _TEXTS = (
 class Timeline:
     """What there is of one correlation. `events` are the part that was asked for, everything else speaks of all of it."""
 
-    extent: asyncpg.Record
+    extent: Row
     head: asyncpg.Record | None
     events: list[dict[str, Any]]
     has_more: bool
@@ -77,7 +78,7 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         rows = await connection.fetch(SQL["timeline"], correlation_id, limit + 1, offset)
         steps = await connection.fetch(SQL["steps"], correlation_id, _STEPS)
         return Timeline(
-            await connection.fetchrow(SQL["extent"], correlation_id),
+            (await connection.fetch(SQL["extent"], correlation_id))[0],
             await connection.fetchrow(INTEGRITY["head"], correlation_id),
             [_event(row) for row in rows[:limit]],
             len(rows) > limit,
@@ -105,7 +106,7 @@ def _event(row: asyncpg.Record) -> dict[str, Any]:
     return event
 
 
-def phases(steps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def phases(steps: Iterable[Row]) -> list[dict[str, Any]]:
     """The phases in the order in which they were entered. Of one that lasts, or whose start nobody told, a time is left out."""
     found: list[dict[str, Any]] = []
     for step in steps:
@@ -139,7 +140,7 @@ def _milliseconds(start: str, end: str) -> int:
     return round((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds() * 1000)
 
 
-def decisions(steps: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def decisions(steps: Iterable[Row]) -> list[dict[str, Any]]:
     """Who decided what, in the order of the decisions' own times. Whom the payload names stands before who sent the event."""
     found = []
     for step in steps:

@@ -157,7 +157,7 @@ async def test_texts_stay_texts(client: httpx.Client, connection: Any) -> None:
         "%",
         "@",
     ]
-    labels = {f"k{i}": text for i, text in enumerate(odd)} | {text: "as key" for text in odd}
+    labels = {f"k{i}": text for i, text in enumerate(odd)} | dict.fromkeys(odd, "as key")
     rich = {"signal_labels": labels, "signal_annotations": {"a": "b"}, "original_payload": {}}
     await insert(
         connection,
@@ -248,7 +248,7 @@ async def test_warnings_name_what_is_missing(client: httpx.Client, connection: A
     assert [name in warning for name, warning in zip(named, found["validation"]["warnings"], strict=True)] == [True] * 3
 
 
-REFUSED = [
+REFUSED: list[tuple[list[Any], int, str, str]] = [
     ([], 404, "audit/correlation-not-found", "Audit Events Not Found"),
     ([("no.such.type", {})], 404, "audit/correlation-not-found", "Audit Events Not Found"),
     (
@@ -290,11 +290,10 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("rows", "status", "slug", "title"), REFUSED)
-async def test_problems(
-    client: httpx.Client, connection: Any, rows: list[Any], status: int, slug: str, title: str
-) -> None:
+@pytest.mark.parametrize(("rows", "expected"), [(rows, tuple(rest)) for rows, *rest in REFUSED])
+async def test_problems(client: httpx.Client, connection: Any, rows: list[Any], expected: tuple[int, str, str]) -> None:
     """A remediation that cannot be rebuilt is answered with another problem than its readers know."""
+    status, slug, title = expected
     await insert(connection, *(row(kind, payload, second) for second, (kind, payload) in enumerate(rows)))
     answer = ask(client, "rr-1")
     problem = answer.json()
