@@ -77,6 +77,7 @@ def _text(name: str) -> ColumnElement[str]:
 
 
 _MOMENTS = ("sent_at", "created_at", "updated_at")
+_MEMBERS = tuple(str(column.name) for column in _n)
 _COLUMNS = tuple(_text(column.name) if column.name in _MOMENTS else column for column in _n)
 
 
@@ -102,7 +103,7 @@ def notification(row: asyncpg.Record) -> dict[str, Any]:
 
 
 def _members(row: asyncpg.Record) -> Iterator[tuple[str, Any]]:
-    for name in (c.name for c in _n):
+    for name in _MEMBERS:
         value = row[name]
         if name in _MOMENTS:
             yield name, nearest(value)
