@@ -153,7 +153,7 @@ class _Walk:
             last = fresh[-1]
         else:
             last = rows[-1] if len(rows) == self._asked else None
-        self.place = None if last is None else Cursor(last["moment"].replace(" ", "T"), last["event_id"])
+        self.place = None if last is None else Cursor(last["moment"].replace(" ", "T", 1), last["event_id"])
 
 
 def _correlation(row: asyncpg.Record, told: asyncpg.Record) -> dict[str, Any]:

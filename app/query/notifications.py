@@ -93,7 +93,7 @@ async def page(engine: AsyncEngine, query: NotificationQuery) -> NotificationPag
     async with driver_connection(engine) as connection:
         rows = await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
     shown = rows[: query.limit]
-    last = Place(shown[-1]["sent_at"].replace(" ", "T"), shown[-1]["id"]) if len(rows) > query.limit else None
+    last = Place(shown[-1]["sent_at"].replace(" ", "T", 1), shown[-1]["id"]) if len(rows) > query.limit else None
     return NotificationPage([notification(row) for row in shown], last)
 
 

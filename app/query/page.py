@@ -68,7 +68,7 @@ async def page(engine: AsyncEngine, query: EventQuery) -> Page:
         total, exact = await _total(connection, query)
     shown = rows[: query.limit]
     has_more = len(rows) > query.limit
-    last = Cursor(shown[-1]["moment"].replace(" ", "T"), shown[-1]["event_id"]) if has_more else None
+    last = Cursor(shown[-1]["moment"].replace(" ", "T", 1), shown[-1]["event_id"]) if has_more else None
     return Page([_event(row) for row in shown], has_more, last, total, exact)
 
 
