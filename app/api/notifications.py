@@ -109,7 +109,9 @@ def _answer(notification: Notification, number: int, created_at: datetime) -> di
 
 
 def _zulu(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    """As Postgres writes it, zeros at its end cut."""
+    whole, dot, fraction = moment.astimezone(UTC).isoformat().removesuffix("+00:00").partition(".")
+    return f"{whole}{dot}{fraction.rstrip('0')}Z"
 
 
 router.add_api_route(
