@@ -107,7 +107,7 @@ BY_SCHEMA = [
 def test_refused_by_schema(client: httpx.Client) -> None:
     """A notification that does not fit is stored, or its refusal does not name the member."""
     for name, value in BY_SCHEMA:
-        answer = client.post(PATH, json=make(**{name: value}))
+        answer = client.post(PATH, json=make() | {name: value})
         problem = answer.json()
         assert (answer.status_code, problem["type"]) == (400, "https://kubernaut.ai/problems/validation-error")
         assert (problem["title"], list(problem["field_errors"])) == ("Validation Error", [name])
@@ -120,7 +120,7 @@ def test_refused_by_rule(client: httpx.Client) -> None:
     ahead = (datetime.now(UTC) + timedelta(minutes=6)).isoformat()
     long = "x" * 256
     for name, value in {"remediation_id": " ", "notification_id": "", "recipient": long, "sent_at": ahead}.items():
-        answer = client.post(PATH, json=make(**{name: value}))
+        answer = client.post(PATH, json=make() | {name: value})
         problem = answer.json()
         assert answer.status_code == 400
         assert list(problem) == ["detail", "field_errors", "instance", "resource", "status", "title", "type"]
@@ -161,7 +161,8 @@ def test_pages(client: httpx.Client) -> None:
 
     newest_first = [f"n-{number}" for number in (6, 5, 4, 3, 2, 1, 0)]
     assert ask() == (newest_first, {"limit": 50, "has_more": False})
-    walked, cursor = [], {}
+    walked: list[str] = []
+    cursor: dict[str, str] = {}
     while True:
         ids, pagination = ask(limit=2, **cursor)
         walked += ids

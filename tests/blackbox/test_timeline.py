@@ -127,10 +127,8 @@ async def test_damage_shows(client: httpx.Client, connection: Any) -> None:
 async def test_unsealed_rows_and_holds(client: httpx.Client, connection: Any) -> None:
     """Rows that others inserted are hidden or take a place in the log, odd ones stop the answer, or a hold is not shown."""
     post(client, "rr-1")
-    rows = [
-        make_row("rr-1", "orchestrator.phase.transitioned", "odd", payload, NOW)
-        for payload in ({}, [], 7, {"to_phase": 7})
-    ]
+    payloads: tuple[Any, ...] = ({}, [], 7, {"to_phase": 7})
+    rows = [make_row("rr-1", "orchestrator.phase.transitioned", "odd", payload, NOW) for payload in payloads]
     await insert(
         connection, *rows, make_row("rr-1", "orchestrator.lifecycle.started", "odd", {}, NOW - timedelta(hours=1))
     )
