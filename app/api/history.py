@@ -15,7 +15,7 @@ from app.api.deadline import in_time
 from app.errors import BadRequest, DatabaseFailed
 from app.events.explain import bad_fields
 from app.query.duration import duration_text, parse_window
-from app.query.remediation_history import FAR, Target, regression, tier
+from app.query.remediation_history import FAR, Target, history, regression
 
 router = APIRouter(tags=["remediation"])
 
@@ -167,10 +167,9 @@ async def get_remediation_history(request: Request) -> Response:
     """What was done to a resource before, and whether it helped."""
     target, near, far = parse(request.scope["query_string"])
     now = datetime.now(UTC)
-    engine, middle = request.app.state.engine, now - _span(near)
+    edges = (now, now - _span(near), now - _span(far))
     try:
-        first = await in_time(request, tier(engine, target, middle, now))
-        second = await in_time(request, tier(engine, target, now - _span(far), middle))
+        first, second = await in_time(request, history(request.app.state.engine, target, edges))
     except DatabaseFailed as error:
         raise HistoryNotRead from (error.__cause__ or error)
     answer = {

@@ -21,10 +21,10 @@ from app.query import correlations
 from app.query.correlations import CorrelationQuery
 from app.query.cursor import Cursor
 from app.query.filter import OFFSET_MAX
-from app.query.moments import nearest
 from app.query.timeline import EVENTS_MAX, Timeline, timeline
 
 router = APIRouter(tags=["correlations"])
+_JSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC  # an infinity has no zone
 
 
 class TimelineEvent(BaseModel):
@@ -241,14 +241,14 @@ async def get_timeline(request: Request, correlation_id: str) -> Response:
             "pagination": {"limit": limit, "offset": offset, "has_more": found.has_more},
         }
     )
-    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+    return Response(orjson.dumps(answer, option=_JSON), media_type="application/json")
 
 
 def _about(correlation_id: str, found: Timeline) -> dict[str, Any]:
     about: dict[str, Any] = {"correlation_id": correlation_id, "event_count": found.extent["count"]}
     if found.extent["count"]:
-        about["first_event_at"] = nearest(found.extent["first"])
-        about["last_event_at"] = nearest(found.extent["last"])
+        about["first_event_at"] = found.extent["first"]
+        about["last_event_at"] = found.extent["last"]
     if found.head is not None:
         about["chain"] = {"length": found.head["length"], "hash": found.head["hash"]}
     return about

@@ -111,7 +111,7 @@ class _Walk:
 
     async def _rows_behind(self, place: Cursor) -> list[asyncpg.Record]:
         since = "-infinity" if self._query.since is None else _text(self._query.since)
-        self._asked = min(2000, max(2 * self._query.limit, self._rows))
+        self._asked = min(4000, max(2 * self._query.limit, 4 * self._rows))
         rows = await self._connection.fetch(SQL["walk"], place.event_timestamp, place.event_id, since, self._asked)
         self._rows += len(rows)
         return rows

@@ -7,6 +7,7 @@ by SQL, with payloads that have no event_type.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any
 
 import asyncpg
@@ -71,17 +72,26 @@ class Assessments:
             self.metrics = _metrics(_object(said, "metric_deltas")) or self.metrics
 
 
-async def tier(engine: AsyncEngine, target: Target, since: datetime, until: datetime) -> list[Mapping[str, Any]]:
-    """Entries of all that was done from `since` until before `until`, oldest first, with every member that is known."""
+async def history(engine: AsyncEngine, target: Target, edges: Sequence[datetime]) -> list[list[Mapping[str, Any]]]:
+    """For each tier, nearest first, what was done before its edge and not before the next one's; all of one moment.
+
+    Entries stand oldest first, with every member that is known.
+    """
     async with (
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        rows = await connection.fetch(
-            SQL["remediations"], target.resource, target.cluster_id, since, until, target.spec_hash
-        )
-        found = await _assessments(connection, list({row["correlation_id"]: None for row in rows}))
-    return [_entry(row, found.get(row["correlation_id"], Assessments()), target.spec_hash) for row in rows]
+        tiers = [
+            await connection.fetch(
+                SQL["remediations"], target.resource, target.cluster_id, since, until, target.spec_hash
+            )
+            for until, since in pairwise(edges)
+        ]
+        found = await _assessments(connection, list({row["correlation_id"]: None for rows in tiers for row in rows}))
+    return [
+        [_entry(row, found.get(row["correlation_id"], Assessments()), target.spec_hash) for row in rows]
+        for rows in tiers
+    ]
 
 
 async def _assessments(connection: Any, correlation_ids: list[str]) -> dict[str, Assessments]:

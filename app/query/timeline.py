@@ -3,7 +3,8 @@
 Payloads are left out, so that an answer of ten thousand events fits into memory: each event can be had by its id.
 """
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.db import driver_connection
 from app.events.record import Row
 from app.integrity.verify import SQL as INTEGRITY
-from app.query.moments import nearest, zulu
+from app.query.moments import zulu
 from app.query.notifications import notification
 from app.sql import load
 
@@ -44,11 +45,12 @@ _DECISIONS = {
     "workflowexecution.block.cleared": "BlockCleared",
 }
 """Types of events that are decisions, and what was decided where the payload does not say."""
-_STEPS = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS, *_DECISIONS]
-_TEXTS = (
-    *("event_type", "event_category", "event_action", "event_outcome", "actor_type", "actor_id", "resource_type"),
-    *("resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code", "parent_event_id"),
+_PHASES = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS]
+_NULLABLE = (
+    *("log_index", "chain_index", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
+    "parent_event_id",
 )
+_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,33 +78,38 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         rows = await connection.fetch(SQL["timeline"], correlation_id, limit + 1, offset)
-        steps = await connection.fetch(SQL["steps"], correlation_id, _STEPS)
+        # Postgres looks for the steps while the events are made of their rows.
+        steps, events = await asyncio.gather(
+            connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS)), _events(rows[:limit])
+        )
+        [extent] = await connection.fetch(SQL["extent"], correlation_id)
+        holds = await connection.fetch(SQL["holds"], correlation_id) if extent["held"] else []
         return Timeline(
-            (await connection.fetch(SQL["extent"], correlation_id))[0],
+            extent,
             await connection.fetchrow(INTEGRITY["head"], correlation_id),
-            [_event(row) for row in rows[:limit]],
+            events,
             len(rows) > limit,
             phases(steps),
             decisions(steps),
             [notification(row) for row in await connection.fetch(SQL["notifications"], correlation_id)],
-            [_hold(row) for row in await connection.fetch(SQL["holds"], correlation_id)],
+            [_hold(row) for row in holds],
         )
 
 
+async def _events(rows: Sequence[asyncpg.Record]) -> list[dict[str, Any]]:
+    """What is unknown is left out; an event without log_index is unsealed. Other requests have their turns between."""
+    events = []
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        events += [_event(row) for row in rows[first : first + _ROWS_AT_ONCE]]
+        await asyncio.sleep(0)
+    return events
+
+
 def _event(row: asyncpg.Record) -> dict[str, Any]:
-    """What is unknown is left out; an event without log_index is unsealed."""
-    event = {
-        "event_id": row["event_id"],
-        "event_timestamp": nearest(row["event_timestamp"]),
-        "recorded_at": nearest(row["recorded_at"]),
-    }
-    if (position := row["log_index"]) is not None:
-        event["log_index"] = position
-    if (position := row["chain_index"]) is not None:
-        event["chain_index"] = position
-    for name in _TEXTS:
-        if value := row[name]:
-            event[name] = value
+    event = dict(row.items())
+    for name in _NULLABLE:
+        if event[name] is None:
+            del event[name]
     return event
 
 
@@ -111,33 +118,26 @@ def phases(steps: Iterable[Row]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for step in steps:
         kind, moment = step["event_type"], step["event_timestamp"]
-        if kind in _BEGINNINGS:
-            if not found:
-                found.append(_phase(_FIRST_PHASE, moment))
-        elif kind in _TRANSITIONS:
+        if kind in _TRANSITIONS:
             if not found and step["from_phase"]:
                 found.append({"phase": step["from_phase"]})
             _leave(found, moment)
-            found.append(_phase(step["to_phase"] or "", moment))
+            found.append({"phase": step["to_phase"] or "", "entered_at": moment})
+        elif kind in _BEGINNINGS and not found:
+            found.append({"phase": _FIRST_PHASE, "entered_at": moment})
         elif kind in _ENDS and found and found[-1]["phase"] not in _LAST_PHASES:
             _leave(found, moment)
     return found
 
 
-def _phase(name: str, moment: str) -> dict[str, Any]:
-    return {"phase": name, "entered_at": nearest(moment)}
-
-
-def _leave(found: list[dict[str, Any]], moment: str) -> None:
-    if found and "left_at" not in found[-1]:
-        phase = found[-1]
-        phase["left_at"] = nearest(moment)
-        if (entered := phase.get("entered_at")) is not None:
-            phase["duration_ms"] = _milliseconds(entered, phase["left_at"])
-
-
-def _milliseconds(start: str, end: str) -> int:
-    return round((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds() * 1000)
+def _leave(found: list[dict[str, Any]], moment: datetime) -> None:
+    if not found or "left_at" in found[-1]:
+        return
+    phase = found[-1]
+    phase["left_at"] = moment
+    entered = phase.get("entered_at")
+    if entered is not None and entered.tzinfo is moment.tzinfo:  # an infinity has no zone
+        phase["duration_ms"] = round((moment - entered).total_seconds() * 1000)
 
 
 def decisions(steps: Iterable[Row]) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def decisions(steps: Iterable[Row]) -> list[dict[str, Any]]:
         if step["event_type"] in _DECISIONS:
             decision = {
                 "event_id": step["event_id"],
-                "event_timestamp": nearest(step["event_timestamp"]),
+                "event_timestamp": step["event_timestamp"],
                 "event_type": step["event_type"],
                 "decision": step["decision"] or _DECISIONS[step["event_type"]],
                 "decided_by": step["named"] or step["actor_id"],

@@ -18,7 +18,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "assessments": (["-"], 1),
     "timeline": ("-", 1, 0),
     "extent": ("-",),
-    "steps": ("-", ["-"]),
+    "steps": ("-", ["-"], ["-"]),
     "holds": ("-",),
     "notifications": ("-",),
     "walk": (*_PLACE, "-infinity", 1),

@@ -66,32 +66,50 @@ LIMIT $2
 
 -- name: timeline
 -- Every event of one correlation in the order of the log, without its payload; unsealed ones stand behind the others.
-SELECT event_id::text, timezone('UTC', event_timestamp)::text AS event_timestamp,
-    timezone('UTC', recorded_at)::text AS recorded_at, log_index, chain_index, event_type, event_category, event_action,
-    event_outcome, actor_type, actor_id, resource_type, resource_id, namespace, cluster_id, severity, duration_ms, error_code,
-    parent_event_id::text
-FROM audit_events
+-- A time that Python cannot hold comes out as infinity.
+SELECT event_id::text, CASE WHEN e.event_timestamp < '0001-01-02Z' THEN '-infinity' WHEN e.event_timestamp >= '9999-12-31Z' THEN 'infinity'
+        ELSE e.event_timestamp END AS event_timestamp,
+    CASE WHEN e.recorded_at < '0001-01-02Z' THEN '-infinity' WHEN e.recorded_at >= '9999-12-31Z' THEN 'infinity'
+        ELSE e.recorded_at END AS recorded_at,
+    log_index, chain_index, event_type, event_category, event_action, event_outcome, actor_type, actor_id, resource_type,
+    resource_id, namespace, cluster_id, severity, duration_ms, error_code, parent_event_id::text
+FROM audit_events e
 WHERE correlation_id = $1
-ORDER BY log_index, audit_events.event_timestamp, audit_events.event_id
+ORDER BY e.log_index, e.event_timestamp, e.event_id
 LIMIT $2 OFFSET $3
 
 -- name: extent
--- How many events one correlation has, and from when to when.
-SELECT count(*), timezone('UTC', min(event_timestamp))::text AS first, timezone('UTC', max(event_timestamp))::text AS last
-FROM audit_events WHERE correlation_id = $1
+-- How many events one correlation has, from when to when, and how many know of a legal hold.
+SELECT count, CASE WHEN earliest < '0001-01-02Z' THEN '-infinity' WHEN earliest >= '9999-12-31Z' THEN 'infinity'
+        ELSE earliest END AS first,
+    CASE WHEN latest < '0001-01-02Z' THEN '-infinity' WHEN latest >= '9999-12-31Z' THEN 'infinity'
+        ELSE latest END AS last, held
+FROM (
+    SELECT count(*), min(event_timestamp) AS earliest, max(event_timestamp) AS latest,
+        count(*) FILTER (WHERE legal_hold OR legal_hold_reason IS NOT NULL) AS held
+    FROM audit_events WHERE correlation_id = $1
+) AS told
 
 -- name: steps
--- What the phases and the decisions of one remediation are told by. A text is cut, so that all of it fits into memory.
-SELECT event_id::text, timezone('UTC', audit_events.event_timestamp)::text AS event_timestamp, event_type, actor_type, actor_id,
-    left(event_data->>'from_phase', 100) AS from_phase, left(event_data->>'to_phase', 100) AS to_phase,
-    left(event_data->>'decision', 100) AS decision, left(event_data->>'workflow_id', 255) AS workflow_id,
-    left(coalesce(event_data->>'approved_by', event_data->>'rejected_by', event_data->>'decided_by',
-        event_data->>'modified_by', event_data->>'cancelled_by'), 255) AS named,
-    left(coalesce(event_data->>'rejection_reason', event_data->>'decision_message', event_data->>'message',
-        event_data->>'clear_reason', event_data->>'block_message', event_data->>'reason'), 1000) AS reason
-FROM audit_events
-WHERE correlation_id = $1 AND event_type = ANY($2)
-ORDER BY audit_events.event_timestamp, event_type, event_data
+-- What the phases ($2) and the decisions ($3) of one remediation are told by. A text is cut, so that all of it fits into
+-- memory, and no payload is sorted.
+SELECT event_id::text, CASE WHEN s.event_timestamp < '0001-01-02Z' THEN '-infinity' WHEN s.event_timestamp >= '9999-12-31Z' THEN 'infinity'
+        ELSE s.event_timestamp END AS event_timestamp,
+    event_type, actor_type, actor_id, from_phase, to_phase, decision, workflow_id, named, reason
+FROM (
+    SELECT event_id, event_timestamp, event_type, actor_type, actor_id,
+        left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
+        left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS workflow_id,
+        left(coalesce(said->>'approved_by', said->>'rejected_by', said->>'decided_by', said->>'modified_by',
+            said->>'cancelled_by'), 255) AS named,
+        left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
+            said->>'block_message', said->>'reason'), 1000) AS reason
+    FROM audit_events CROSS JOIN LATERAL (
+        SELECT CASE WHEN event_type = ANY($2) THEN event_data END AS phase, CASE WHEN event_type = ANY($3) THEN event_data END AS said
+    ) AS payload
+    WHERE correlation_id = $1 AND event_type = ANY($2 || $3)
+) AS s
+ORDER BY s.event_timestamp, event_type, from_phase, to_phase, decision, named, reason, workflow_id, actor_id, actor_type
 LIMIT 10000
 
 -- name: holds

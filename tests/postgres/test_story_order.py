@@ -14,7 +14,7 @@ from app import db
 from app.query import warmth
 from app.query.effectiveness import answer, effectiveness
 from app.query.reconstruct import reconstruct, rows
-from app.query.remediation_history import Target, tier
+from app.query.remediation_history import Target, history
 from app.query.timeline import timeline
 from app.settings import Settings
 from app.sql import load
@@ -53,7 +53,7 @@ async def answers(engine: AsyncEngine, now: datetime) -> list[Any]:
     return [
         reconstruct("rr-1", await rows(engine, "rr-1"), now),
         answer("rr-1", await effectiveness(engine, "rr-1"), ""),
-        await tier(engine, target, now - timedelta(days=1), now),
+        (await history(engine, target, (now, now - timedelta(days=1))))[0],
         told.phases,
         said,
     ]

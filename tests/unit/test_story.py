@@ -146,15 +146,12 @@ def test_no_durations(text: str) -> None:
 
 def step(event_type: str, second: int, **members: Any) -> dict[str, Any]:
     names = ("from_phase", "to_phase", "decision", "workflow_id", "named", "reason")
-    moment = f"2026-03-01 12:00:{second:02d}"
-    common = {
-        "event_id": "e",
-        "event_timestamp": moment,
-        "event_type": event_type,
-        "actor_type": "service",
-        "actor_id": "a",
-    }
-    return dict.fromkeys(names) | common | members
+    common = {"event_id": "e", "event_type": event_type, "actor_type": "service", "actor_id": "a"}
+    return dict.fromkeys(names) | common | {"event_timestamp": at(second)} | members
+
+
+def at(second: int) -> datetime:
+    return NOW + timedelta(seconds=second)
 
 
 def test_phases_of_what_was_told() -> None:
@@ -168,20 +165,20 @@ def test_phases_of_what_was_told() -> None:
         ]
     )
     assert told == [
-        {"phase": "Analyzing", "left_at": "2026-03-01T12:00:01Z"},
+        {"phase": "Analyzing", "left_at": at(1)},
         {
             "phase": "Executing",
-            "entered_at": "2026-03-01T12:00:01Z",
-            "left_at": "2026-03-01T12:00:03Z",
+            "entered_at": at(1),
+            "left_at": at(3),
             "duration_ms": 2000,
         },
         {
             "phase": "Analyzing",
-            "entered_at": "2026-03-01T12:00:03Z",
-            "left_at": "2026-03-01T12:00:04Z",
+            "entered_at": at(3),
+            "left_at": at(4),
             "duration_ms": 1000,
         },
-        {"phase": "Executing", "entered_at": "2026-03-01T12:00:04Z"},
+        {"phase": "Executing", "entered_at": at(4)},
     ]
 
 
