@@ -24,7 +24,7 @@ from app.query.filter import OFFSET_MAX
 from app.query.timeline import EVENTS_MAX, Timeline, timeline
 
 router = APIRouter(tags=["correlations"])
-_JSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC  # an infinity has no zone
+_JSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 
 class TimelineEvent(BaseModel):

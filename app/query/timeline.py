@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import asyncpg
@@ -46,9 +48,19 @@ _DECISIONS = {
 }
 """Types of events that are decisions, and what was decided where the payload does not say."""
 _PHASES = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS]
+_STEPS = frozenset({*_PHASES, *_DECISIONS})
 _NULLABLE = (
     *("log_index", "chain_index", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     "parent_event_id",
+)
+_MEMBERS = (
+    *("event_id", "event_timestamp", "recorded_at", "log_index", "chain_index", "event_type", "event_category"),
+    *("event_action", "event_outcome", "actor_type", "actor_id", "resource_type", "resource_id", "namespace"),
+    *("cluster_id", "severity", "duration_ms", "error_code", "parent_event_id"),
+)
+_SAID = (
+    *("event_type", "from_phase", "to_phase", "decision", "named", "reason", "decided_workflow", "actor_id"),
+    "actor_type",
 )
 _ROWS_AT_ONCE = 1000
 
@@ -77,12 +89,11 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        rows = await connection.fetch(SQL["timeline"], correlation_id, limit + 1, offset)
-        # Postgres looks for the steps while the events are made of their rows.
-        steps, events = await asyncio.gather(
-            connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS)), _events(rows[:limit])
-        )
-        [extent] = await connection.fetch(SQL["extent"], correlation_id)
+        told = (correlation_id, _PHASES, list(_DECISIONS))
+        rows = await connection.fetch(SQL["timeline"], *told, limit + 1, offset)
+        # Postgres counts while the events are made of their rows.
+        [extent], events = await asyncio.gather(connection.fetch(SQL["extent"], correlation_id), _events(rows[:limit]))
+        steps = _by_time(rows if len(rows) == extent["count"] else await connection.fetch(SQL["steps"], *told))
         holds = await connection.fetch(SQL["holds"], correlation_id) if extent["held"] else []
         return Timeline(
             extent,
@@ -106,11 +117,20 @@ async def _events(rows: Sequence[asyncpg.Record]) -> list[dict[str, Any]]:
 
 
 def _event(row: asyncpg.Record) -> dict[str, Any]:
-    event = dict(row.items())
+    event = dict(zip(_MEMBERS, row, strict=False))  # behind them stands what its step is told by
     for name in _NULLABLE:
         if event[name] is None:
             del event[name]
     return event
+
+
+def _by_time(rows: Sequence[asyncpg.Record]) -> list[asyncpg.Record]:
+    """Those that are steps. What they say orders those of equal times, so that the order of arrival does not."""
+    steps = [row for row in rows if row["event_type"] in _STEPS]
+    steps.sort(key=itemgetter("event_timestamp"))
+    if any(one["event_timestamp"] == other["event_timestamp"] for one, other in pairwise(steps)):
+        steps.sort(key=lambda step: (step["event_timestamp"], *(step[name] or "" for name in _SAID)))
+    return steps
 
 
 def phases(steps: Iterable[Row]) -> list[dict[str, Any]]:
@@ -136,7 +156,7 @@ def _leave(found: list[dict[str, Any]], moment: datetime) -> None:
     phase = found[-1]
     phase["left_at"] = moment
     entered = phase.get("entered_at")
-    if entered is not None and entered.tzinfo is moment.tzinfo:  # an infinity has no zone
+    if entered is not None:
         phase["duration_ms"] = round((moment - entered).total_seconds() * 1000)
 
 
@@ -153,7 +173,7 @@ def decisions(steps: Iterable[Row]) -> list[dict[str, Any]]:
                 "decided_by": step["named"] or step["actor_id"],
                 "actor_type": step["actor_type"],
             }
-            more = {"workflow_id": step["workflow_id"], "reason": step["reason"]}
+            more = {"workflow_id": step["decided_workflow"], "reason": step["reason"]}
             found.append(decision | {name: value for name, value in more.items() if value})
     return found
 

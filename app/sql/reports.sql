@@ -65,25 +65,41 @@ ORDER BY event_timestamp, event_type, payload
 LIMIT $2
 
 -- name: timeline
--- Every event of one correlation in the order of the log, without its payload; unsealed ones stand behind the others.
--- A time that Python cannot hold comes out as infinity.
-SELECT event_id::text, CASE WHEN e.event_timestamp < '0001-01-02Z' THEN '-infinity' WHEN e.event_timestamp >= '9999-12-31Z' THEN 'infinity'
-        ELSE e.event_timestamp END AS event_timestamp,
-    CASE WHEN e.recorded_at < '0001-01-02Z' THEN '-infinity' WHEN e.recorded_at >= '9999-12-31Z' THEN 'infinity'
-        ELSE e.recorded_at END AS recorded_at,
-    log_index, chain_index, event_type, event_category, event_action, event_outcome, actor_type, actor_id, resource_type,
-    resource_id, namespace, cluster_id, severity, duration_ms, error_code, parent_event_id::text
-FROM audit_events e
-WHERE correlation_id = $1
-ORDER BY e.log_index, e.event_timestamp, e.event_id
-LIMIT $2 OFFSET $3
+-- Every event of one correlation in the order of the log, without its payload; unsealed ones stand behind the others. Then
+-- what its phases ($2) and decisions ($3) are told by, texts cut so that all of it fits into memory. A time that Python
+-- cannot hold comes as the closest one.
+SELECT event_id::text, event_timestamp, recorded_at, log_index, chain_index, event_type, event_category, event_action,
+    event_outcome, actor_type, actor_id, resource_type, resource_id, namespace, cluster_id, severity, duration_ms, error_code,
+    parent_event_id::text, from_phase, to_phase, decision, decided_workflow, named, reason
+FROM (
+    SELECT event_id, CASE WHEN e.event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
+            WHEN e.event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.event_timestamp END AS event_timestamp,
+        CASE WHEN e.recorded_at < '0001-01-01Z' THEN '0001-01-01Z'
+            WHEN e.recorded_at >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.recorded_at END AS recorded_at,
+        log_index, chain_index, event_type, event_category, event_action, event_outcome, actor_type, actor_id, resource_type,
+        resource_id, namespace, cluster_id, severity, duration_ms, error_code, parent_event_id,
+        left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
+        left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS decided_workflow,
+        left(coalesce(said->>'approved_by', said->>'rejected_by', said->>'decided_by', said->>'modified_by',
+            said->>'cancelled_by'), 255) AS named,
+        left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
+            said->>'block_message', said->>'reason'), 1000) AS reason
+    FROM audit_events e
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN event_type = ANY($2) THEN event_data END AS phase, CASE WHEN event_type = ANY($3) THEN event_data END AS said
+        ) AS payload
+    WHERE correlation_id = $1
+    OFFSET 0 -- no payload gets into the sort
+) AS told
+ORDER BY log_index, event_timestamp, told.event_id
+LIMIT $4 OFFSET $5
 
 -- name: extent
 -- How many events one correlation has, from when to when, and how many know of a legal hold.
-SELECT count, CASE WHEN earliest < '0001-01-02Z' THEN '-infinity' WHEN earliest >= '9999-12-31Z' THEN 'infinity'
-        ELSE earliest END AS first,
-    CASE WHEN latest < '0001-01-02Z' THEN '-infinity' WHEN latest >= '9999-12-31Z' THEN 'infinity'
-        ELSE latest END AS last, held
+SELECT count, CASE WHEN earliest < '0001-01-01Z' THEN '0001-01-01Z'
+        WHEN earliest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE earliest END AS first,
+    CASE WHEN latest < '0001-01-01Z' THEN '0001-01-01Z'
+        WHEN latest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE latest END AS last, held
 FROM (
     SELECT count(*), min(event_timestamp) AS earliest, max(event_timestamp) AS latest,
         count(*) FILTER (WHERE legal_hold OR legal_hold_reason IS NOT NULL) AS held
@@ -91,25 +107,22 @@ FROM (
 ) AS told
 
 -- name: steps
--- What the phases ($2) and the decisions ($3) of one remediation are told by. A text is cut, so that all of it fits into
--- memory, and no payload is sorted.
-SELECT event_id::text, CASE WHEN s.event_timestamp < '0001-01-02Z' THEN '-infinity' WHEN s.event_timestamp >= '9999-12-31Z' THEN 'infinity'
-        ELSE s.event_timestamp END AS event_timestamp,
-    event_type, actor_type, actor_id, from_phase, to_phase, decision, workflow_id, named, reason
-FROM (
-    SELECT event_id, event_timestamp, event_type, actor_type, actor_id,
-        left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
-        left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS workflow_id,
-        left(coalesce(said->>'approved_by', said->>'rejected_by', said->>'decided_by', said->>'modified_by',
-            said->>'cancelled_by'), 255) AS named,
-        left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
-            said->>'block_message', said->>'reason'), 1000) AS reason
-    FROM audit_events CROSS JOIN LATERAL (
+-- What the phases and decisions of one correlation are told by, where its timeline is answered in part only.
+SELECT event_id::text, CASE WHEN e.event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
+        WHEN e.event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.event_timestamp END AS event_timestamp,
+    event_type, actor_type, actor_id,
+    left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
+    left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS decided_workflow,
+    left(coalesce(said->>'approved_by', said->>'rejected_by', said->>'decided_by', said->>'modified_by',
+        said->>'cancelled_by'), 255) AS named,
+    left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
+        said->>'block_message', said->>'reason'), 1000) AS reason
+FROM audit_events e
+    CROSS JOIN LATERAL (
         SELECT CASE WHEN event_type = ANY($2) THEN event_data END AS phase, CASE WHEN event_type = ANY($3) THEN event_data END AS said
     ) AS payload
-    WHERE correlation_id = $1 AND event_type = ANY($2 || $3)
-) AS s
-ORDER BY s.event_timestamp, event_type, from_phase, to_phase, decision, named, reason, workflow_id, actor_id, actor_type
+WHERE correlation_id = $1 AND event_type = ANY($2 || $3)
+ORDER BY e.event_timestamp
 LIMIT 10000
 
 -- name: holds

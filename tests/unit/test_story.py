@@ -145,7 +145,7 @@ def test_no_durations(text: str) -> None:
 
 
 def step(event_type: str, second: int, **members: Any) -> dict[str, Any]:
-    names = ("from_phase", "to_phase", "decision", "workflow_id", "named", "reason")
+    names = ("from_phase", "to_phase", "decision", "decided_workflow", "named", "reason")
     common = {"event_id": "e", "event_type": event_type, "actor_type": "service", "actor_id": "a"}
     return dict.fromkeys(names) | common | {"event_timestamp": at(second)} | members
 
