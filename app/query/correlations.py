@@ -38,7 +38,7 @@ class CorrelationQuery(BaseModel, frozen=True, extra="forbid"):
     event_outcome: Outcome | None = Field(None, description="outcome of the newest event")
     namespace: str | None = Field(None, description="the correlation has an event in this namespace")
     cluster_id: str | None = Field(None, description="the correlation has an event in this cluster")
-    limit: int = Field(50, ge=1, le=LIMIT_MAX, description="most correlations on the page; it may be shorter")
+    limit: int = Field(25, ge=1, le=LIMIT_MAX, description="most correlations on the page; it may be shorter")
     cursor: Annotated[Cursor | None, WithJsonSchema({"type": "string"})] = Field(
         None, description="next_cursor of an earlier answer"
     )

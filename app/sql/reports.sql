@@ -4,8 +4,8 @@
 -- name: reconstruction
 -- What one lost RemediationRequest is rebuilt from.
 SELECT event_type, namespace, cluster_id, event_data::text AS payload
-FROM audit_events
-WHERE correlation_id = $1 AND event_type = ANY($2)
+FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- every row of the types would be looked at else
+WHERE event_type = ANY($2)
 ORDER BY event_timestamp, event_type, event_data, cluster_id, namespace
 LIMIT 1000
 
@@ -117,11 +117,11 @@ SELECT event_id::text, CASE WHEN e.event_timestamp < '0001-01-01Z' THEN '0001-01
         said->>'cancelled_by'), 255) AS named,
     left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
         said->>'block_message', said->>'reason'), 1000) AS reason
-FROM audit_events e
+FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e
     CROSS JOIN LATERAL (
         SELECT CASE WHEN event_type = ANY($2) THEN event_data END AS phase, CASE WHEN event_type = ANY($3) THEN event_data END AS said
     ) AS payload
-WHERE correlation_id = $1 AND event_type = ANY($2 || $3)
+WHERE event_type = ANY($2 || $3)
 ORDER BY e.event_timestamp
 LIMIT 10000
 

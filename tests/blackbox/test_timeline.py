@@ -195,7 +195,7 @@ def test_list(client: httpx.Client) -> None:
         "categories": ["gateway", "orchestration"],
         "cluster_id": "c2",
     }
-    assert found["pagination"] == {"limit": 50, "has_more": False}
+    assert found["pagination"] == {"limit": 25, "has_more": False}
 
 
 def test_list_filters(client: httpx.Client) -> None:
