@@ -32,10 +32,10 @@ class TimelineEvent(BaseModel):
 
     event_id: UUID
     event_timestamp: Annotated[datetime, Field(description="by the sender's clock")]
+    event_type: str
     recorded_at: Annotated[datetime, Field(description="by the service's clock")]
     log_index: int | None = None
     chain_index: int | None = None
-    event_type: str
     event_category: str
     event_action: str
     event_outcome: str

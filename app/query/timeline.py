@@ -7,8 +7,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import pairwise
-from operator import itemgetter
+from operator import eq, itemgetter
 from typing import Any
 
 import asyncpg
@@ -54,10 +53,11 @@ _NULLABLE = (
     "parent_event_id",
 )
 _MEMBERS = (
-    *("event_id", "event_timestamp", "recorded_at", "log_index", "chain_index", "event_type", "event_category"),
+    *("event_id", "event_timestamp", "event_type", "recorded_at", "log_index", "chain_index", "event_category"),
     *("event_action", "event_outcome", "actor_type", "actor_id", "resource_type", "resource_id", "namespace"),
     *("cluster_id", "severity", "duration_ms", "error_code", "parent_event_id"),
 )
+_EVENT_TIMESTAMP, _EVENT_TYPE = 1, 2
 _SAID = (
     *("event_type", "from_phase", "to_phase", "decision", "named", "reason", "decided_workflow", "actor_id"),
     "actor_type",
@@ -126,9 +126,10 @@ def _event(row: asyncpg.Record) -> dict[str, Any]:
 
 def _by_time(rows: Sequence[asyncpg.Record]) -> list[asyncpg.Record]:
     """Those that are steps. What they say orders those of equal times, so that the order of arrival does not."""
-    steps = [row for row in rows if row["event_type"] in _STEPS]
-    steps.sort(key=itemgetter("event_timestamp"))
-    if any(one["event_timestamp"] == other["event_timestamp"] for one, other in pairwise(steps)):
+    steps = [row for row in rows if row[_EVENT_TYPE] in _STEPS]
+    steps.sort(key=itemgetter(_EVENT_TIMESTAMP))
+    times = list(map(itemgetter(_EVENT_TIMESTAMP), steps))
+    if any(map(eq, times, times[1:])):
         steps.sort(key=lambda step: (step["event_timestamp"], *(step[name] or "" for name in _SAID)))
     return steps
 

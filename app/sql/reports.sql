@@ -40,9 +40,11 @@ SELECT event_timestamp, correlation_id, payload::text FROM (
     LIMIT 10000
 ) AS candidate
 WHERE before = $5 OR (
-    SELECT true FROM audit_events assessment
-    WHERE assessment.correlation_id = candidate.correlation_id AND assessment.event_category = 'effectiveness'
-        AND assessment.event_data->>'post_remediation_spec_hash' = $5
+    SELECT true FROM (
+        SELECT event_data FROM audit_events
+        WHERE correlation_id = candidate.correlation_id AND event_category = 'effectiveness' LIMIT 10000
+    ) AS assessment
+    WHERE event_data->>'post_remediation_spec_hash' = $5
     LIMIT 1
 )
 ORDER BY event_timestamp, correlation_id, payload
@@ -67,16 +69,17 @@ LIMIT $2
 -- name: timeline
 -- Every event of one correlation in the order of the log, without its payload; unsealed ones stand behind the others. Then
 -- what its phases ($2) and decisions ($3) are told by, texts cut so that all of it fits into memory. A time that Python
--- cannot hold comes as the closest one.
-SELECT event_id::text, event_timestamp, recorded_at, log_index, chain_index, event_type, event_category, event_action,
+-- cannot hold comes as the closest one. OFFSET 0 keeps each step by itself: the types are looked at once for each row,
+-- and no payload gets into the sort.
+SELECT event_id::text, event_timestamp, event_type, recorded_at, log_index, chain_index, event_category, event_action,
     event_outcome, actor_type, actor_id, resource_type, resource_id, namespace, cluster_id, severity, duration_ms, error_code,
     parent_event_id::text, from_phase, to_phase, decision, decided_workflow, named, reason
 FROM (
-    SELECT event_id, CASE WHEN e.event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
-            WHEN e.event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.event_timestamp END AS event_timestamp,
-        CASE WHEN e.recorded_at < '0001-01-01Z' THEN '0001-01-01Z'
-            WHEN e.recorded_at >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.recorded_at END AS recorded_at,
-        log_index, chain_index, event_type, event_category, event_action, event_outcome, actor_type, actor_id, resource_type,
+    SELECT event_id, CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
+            WHEN event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE event_timestamp END AS event_timestamp,
+        event_type, CASE WHEN recorded_at < '0001-01-01Z' THEN '0001-01-01Z'
+            WHEN recorded_at >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE recorded_at END AS recorded_at,
+        log_index, chain_index, event_category, event_action, event_outcome, actor_type, actor_id, resource_type,
         resource_id, namespace, cluster_id, severity, duration_ms, error_code, parent_event_id,
         left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
         left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS decided_workflow,
@@ -84,12 +87,12 @@ FROM (
             said->>'cancelled_by'), 255) AS named,
         left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
             said->>'block_message', said->>'reason'), 1000) AS reason
-    FROM audit_events e
-        CROSS JOIN LATERAL (
-            SELECT CASE WHEN event_type = ANY($2) THEN event_data END AS phase, CASE WHEN event_type = ANY($3) THEN event_data END AS said
-        ) AS payload
-    WHERE correlation_id = $1
-    OFFSET 0 -- no payload gets into the sort
+    FROM (
+        SELECT *, CASE WHEN event_type = ANY($2) THEN event_data END AS phase,
+            CASE WHEN event_type = ANY($3) THEN event_data END AS said
+        FROM audit_events WHERE correlation_id = $1 OFFSET 0
+    ) AS e
+    OFFSET 0
 ) AS told
 ORDER BY log_index, event_timestamp, told.event_id
 LIMIT $4 OFFSET $5
@@ -109,19 +112,20 @@ FROM (
 -- name: steps
 -- What the phases and decisions of one correlation are told by, where its timeline is answered in part only.
 SELECT event_id::text, CASE WHEN e.event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
-        WHEN e.event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.event_timestamp END AS event_timestamp,
-    event_type, actor_type, actor_id,
-    left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
-    left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS decided_workflow,
-    left(coalesce(said->>'approved_by', said->>'rejected_by', said->>'decided_by', said->>'modified_by',
-        said->>'cancelled_by'), 255) AS named,
-    left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
-        said->>'block_message', said->>'reason'), 1000) AS reason
-FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e
-    CROSS JOIN LATERAL (
-        SELECT CASE WHEN event_type = ANY($2) THEN event_data END AS phase, CASE WHEN event_type = ANY($3) THEN event_data END AS said
-    ) AS payload
-WHERE event_type = ANY($2 || $3)
+            WHEN e.event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.event_timestamp END AS event_timestamp,
+        event_type, actor_type, actor_id,
+        left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
+        left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS decided_workflow,
+        left(coalesce(said->>'approved_by', said->>'rejected_by', said->>'decided_by', said->>'modified_by',
+            said->>'cancelled_by'), 255) AS named,
+        left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
+            said->>'block_message', said->>'reason'), 1000) AS reason
+FROM (
+    SELECT *, CASE WHEN event_type = ANY($2) THEN event_data END AS phase,
+        CASE WHEN event_type = ANY($3) THEN event_data END AS said
+    FROM audit_events WHERE correlation_id = $1 OFFSET 0
+) AS e
+WHERE phase IS NOT NULL OR said IS NOT NULL
 ORDER BY e.event_timestamp
 LIMIT 10000
 
