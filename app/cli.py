@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from app import simulate
+    from app import show, simulate
 
     parser = argparse.ArgumentParser(prog="datastorage", description="The audit event store of the Kubernaut platform.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -47,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     types.set_defaults(run=_event_types)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
+    shown = commands.add_parser("show", help="show a correlation: events, phases, decisions, notifications, holds")
+    show.add_show(shown)
+    shown.set_defaults(run=show.show)
+    listed = commands.add_parser("list", help="list correlations, the one with the newest event first")
+    show.add_list(listed)
+    listed.set_defaults(run=show.list_)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)

@@ -16,7 +16,19 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from app import db, schema
-from app.api import events, eventtypes, health, problems, query, verify
+from app.api import (
+    effectiveness,
+    events,
+    eventtypes,
+    health,
+    history,
+    notifications,
+    problems,
+    query,
+    reconstruct,
+    timeline,
+    verify,
+)
 from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
@@ -24,7 +36,7 @@ from app.events.custom import custom_types
 from app.ingest.store import Store
 from app.ingest.writer import Writer
 from app.logs import AccessLog
-from app.query.page import warm
+from app.query import page, warmth
 from app.retention import partitions
 from app.settings import Settings
 
@@ -56,7 +68,9 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.engine = db.create_engine(settings)
     app.state.writer = None
     problems.install(app)
-    for module in (events, query, eventtypes, verify, health):
+    for module in (
+        *(events, query, eventtypes, verify, notifications, reconstruct, effectiveness, history, timeline, health),
+    ):
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
             route.operation_id = route.name
@@ -142,7 +156,8 @@ async def _find_database(app: FastAPI) -> str:
     while True:
         try:
             log_name = await _check_database(app.state.settings)
-            await warm(app.state.engine)
+            await page.warm(app.state.engine)
+            await warmth.warm(app.state.engine)
         except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             if not isinstance(error, DatabaseAway) and db.fault(error) is not db.Fault.AWAY:
                 raise

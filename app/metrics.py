@@ -55,6 +55,6 @@ LAG_OTHER = frozenset({"apifrontend", "agentsession"})
 
 GOROUTINES.set_function(threading.active_count)
 # A label's line exists before its first event, as dashboards and alerts expect.
-for _table in ("audit_events", "audit_events_batch"):
+for _table in ("audit_events", "audit_events_batch", "notification_audit"):
     WRITE_DURATION.labels(table=_table)
 VALIDATION_FAILURES.labels(source="openapi_middleware", reason="validation_error")

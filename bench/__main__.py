@@ -30,6 +30,10 @@ BATCH_CONNECTIONS = (8, 16)
 _SINGLES_PER_SECOND, _BATCHES_PER_SECOND, _COPY_ROWS = 9_000, 220, 30_000
 _VALIDATED = 5_000  # events, in one measurement of their validation
 _BESIDE = 4_000  # single events, sent while one batch of 50 MiB is taken
+_REPORTS = (
+    *("reconstruction", "effectiveness", "remediation history", "timeline of 5,000 events", "timeline of 17 events"),
+    *("list of correlations", "list of correlations, 7 days", "list of correlations, older than 1h"),
+)
 _started = monotonic()
 
 
@@ -156,6 +160,7 @@ def measure_reading(results: Results, options: argparse.Namespace, postgres: Emb
         results.add("memory MB, fresh", server.resident_mb())
         _fill(results, server, options.rows)
         results.add(f"memory MB, after {options.rows:,} events", server.resident_mb())
+        drive(server.port, bodies.stories(), 4, 600)
         asyncio.run(_analyze(database_url(postgres.url, "reading")))
         for turn in range(options.rounds):
             progress(f"reading, round {turn + 1} of {options.rounds}")
@@ -203,11 +208,24 @@ def _queries() -> dict[str, Iterator[str]]:
     base = "/api/v1/audit/events?"
     numbers = itertools.count(os.getpid() % bodies.CORRELATIONS)
     kind = "event_type=orchestrator.lifecycle.transitioned"
+    audit, remediations = "/api/v1/audit", bodies.REMEDIATIONS
+    history = (
+        "/api/v1/remediation-history/context?targetKind=Deployment&targetName=story-{0}&targetNamespace=payments"
+        "&currentSpecHash=sha256:after-{0}"
+    )
     return {
         "query by correlation": (f"{base}correlation_id=fill-{n % bodies.CORRELATIONS}&total=none" for n in numbers),
         "query by type, 7 days": (f"{base}{kind}&since=7d&total=none" for _ in numbers),
         "keyset page of 100": (f"{base}limit=100&total=none&since=7d" for _ in numbers),
         "total=exact, no bound": (f"{base}{kind}&total=exact" for _ in numbers),
+        "reconstruction": (f"{audit}/remediation-requests/story-{n % remediations}/reconstruct" for n in numbers),
+        "effectiveness": (f"/api/v1/effectiveness/story-{n % remediations}" for n in numbers),
+        "remediation history": (history.format(n % bodies.TARGETS) for n in numbers),
+        "timeline of 5,000 events": (f"{audit}/correlations/{bodies.LONG}?limit=5000" for _ in numbers),
+        "timeline of 17 events": (f"{audit}/correlations/story-{n % remediations}" for n in numbers),
+        "list of correlations": (f"{audit}/correlations" for _ in numbers),
+        "list of correlations, 7 days": (f"{audit}/correlations?since=7d" for _ in numbers),
+        "list of correlations, older than 1h": (f"{audit}/correlations?until=1h" for _ in numbers),
     }
 
 
@@ -244,6 +262,8 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
     yield "batch at 16 / COPY with our indexes", results["batch at 16 events/s"] / ours, 0.35, "at least"
     for name in ("query by correlation", "query by type, 7 days", "keyset page of 100"):
         yield f"{name}, p99 ms", results[f"{name} p99 ms"], 10, "at most"
+    for name in _REPORTS:
+        yield f"{name}, p99 ms", results[f"{name} p99 ms"], 50 if "5,000" in name else 20, "at most"
     yield (
         "single at 16 beside a 50 MiB batch, p99 ms",
         results["single at 16 beside a 50 MiB batch p99 ms"],

@@ -33,7 +33,8 @@ MAY_IMPORT = {
     "serve": "main db settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone
-    "cli": "serve openapi simulate schema main events ingest query integrity retention db embedded logs settings errors",
+    "show": "",  # as simulate
+    "cli": "serve openapi simulate show schema main events ingest query integrity retention db embedded logs settings errors",
 }
 
 

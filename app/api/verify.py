@@ -85,18 +85,22 @@ class InvalidCorrelationId(BadRequest):
 
 async def post_verify_chain(request: Request) -> Response:
     """Verify the chain of one correlation: edited, removed, inserted and truncated events show. 200 whatever is found."""
+    body = await read_json_body(request, request.app.state.settings.body_bytes_max)
+    correlation_id = _correlation_id(parse(body).value)
+    found = answer(correlation_id, await report_on(request, correlation_id))
+    return Response(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+
+
+async def report_on(request: Request, correlation_id: str) -> ChainReport:
+    """The chain of one correlation, verified now."""
     state = request.app.state
-    correlation_id = _correlation_id(parse(await read_json_body(request, state.settings.body_bytes_max)).value)
     if state.writer is None:
         raise DatabaseAway
     try:
         async with _slots, snapshot(state.engine) as connection:
-            report = await verify_chain(connection, correlation_id, state.writer.store.log_name)
+            return await verify_chain(connection, correlation_id, state.writer.store.log_name)
     except DatabaseFailed as error:
         raise VerificationFailed from error
-    return Response(
-        orjson.dumps(_answer(correlation_id, report), option=orjson.OPT_APPEND_NEWLINE), media_type="application/json"
-    )
 
 
 router = APIRouter(tags=["verification"])
@@ -132,7 +136,8 @@ def _correlation_id(body: Any) -> str:
     return correlation_id
 
 
-def _answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:
+def answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:
+    """What is told of a verification, in the contract's order."""
     apart = report.unsealed_defects if report.is_sealed else Defects()
     tampered = report.sealed.defects if report.is_sealed else report.unsealed_defects
     left_out_when_empty = {

@@ -94,3 +94,11 @@ WHERE l.relation = 'log_flushes'::regclass AND l.mode = 'RowExclusiveLock' AND a
 -- name: durability
 -- Settings of the server without which a commit may be lost.
 SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
+
+-- name: notification
+-- One notification, unless its id is taken: then no row comes back.
+INSERT INTO notification_audit (remediation_id, notification_id, recipient, channel, message_summary, status, sent_at,
+    delivery_status, error_message, escalation_level)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+ON CONFLICT (notification_id) DO NOTHING
+RETURNING id, created_at

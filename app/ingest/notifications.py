@@ -1,0 +1,118 @@
+"""Notifications: what was sent to whom about a remediation. Checked, then written in one statement of their own.
+
+They are no events: they stand in no chain and in no log. A notification_id is taken once for ever.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from sqlalchemy.ext.asyncio import AsyncEngine
+from typing_extensions import TypedDict
+
+from app.db import fetch
+from app.errors import BadRequest, Conflict
+from app.events.envelope import DateTime, Name255, timestamp
+from app.events.explain import bad_fields, explain
+from app.sql import load
+
+Channel = Literal["email", "slack", "pagerduty", "teams", "webhook", "console", "file", "log"]
+Status = Literal["sent", "failed", "pending", "acknowledged", "escalated"]
+RESOURCE = "notification_audit"
+INSTANCE = f"/audit/{RESOURCE}"
+
+_AHEAD_MAX = timedelta(minutes=5)
+_RECIPIENT_MAX = 255
+_SQL = load("ingest")["notification"]
+
+
+@with_config(ConfigDict(strict=True, extra="ignore"))
+class PostedNotification(TypedDict):
+    """One notification as its sender tells it. Unknown members are accepted and dropped."""
+
+    remediation_id: Name255
+    notification_id: Annotated[Name255, Field(description="stored once for ever")]
+    recipient: Annotated[str, Field(max_length=500, description="at most 255 characters")]
+    channel: Channel
+    message_summary: Annotated[str, Field(max_length=1000)]
+    status: Status
+    sent_at: Annotated[DateTime, Field(description="RFC 3339 with zone; at most 5 minutes ahead")]
+    delivery_status: NotRequired[Name255]
+    error_message: NotRequired[Annotated[str, Field(max_length=1000)] | None]
+    escalation_level: NotRequired[Annotated[int, Field(ge=0, le=5)]]
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One notification that may be written. Empty texts are unknown ones."""
+
+    remediation_id: str
+    notification_id: str
+    recipient: str
+    channel: str
+    message_summary: str
+    status: str
+    sent_at: datetime
+    delivery_status: str | None
+    error_message: str | None
+    escalation_level: int
+
+
+_VALIDATE = TypeAdapter(PostedNotification).validator.validate_python
+
+
+def checked(value: Any, now: datetime) -> Notification:
+    """`value` as a notification. BadRequest names each bad member by its name, as the reference does for this path."""
+    try:
+        posted: PostedNotification = _VALIDATE(value)
+    except ValidationError as error:
+        raise bad_fields({key.removeprefix("/"): said for key, said in explain(error, "").items()}) from None
+    sent_at = timestamp(posted["sent_at"], "sent_at")
+    faults = {
+        name: "expected a text that is not blank"
+        for name in ("remediation_id", "notification_id")
+        if not posted[name].strip()
+    }
+    if len(posted["recipient"]) > _RECIPIENT_MAX:
+        faults["recipient"] = f"expected at most {_RECIPIENT_MAX} characters, got {len(posted['recipient'])}"
+    if sent_at > now + _AHEAD_MAX:
+        faults["sent_at"] = (
+            f"expected a time at most 5 minutes in the future of the service's clock ({now:%Y-%m-%dT%H:%M:%SZ}), "
+            f"got {posted['sent_at']}"
+        )
+    if faults:
+        detail = "; ".join(f"{name}: {said}" for name, said in faults.items())
+        raise BadRequest(detail, resource=RESOURCE, field_errors=faults, instance=INSTANCE)
+    return Notification(
+        posted["remediation_id"],
+        posted["notification_id"],
+        posted["recipient"],
+        posted["channel"],
+        posted["message_summary"],
+        posted["status"],
+        sent_at,
+        posted.get("delivery_status") or None,
+        posted.get("error_message") or None,
+        posted.get("escalation_level", 0),
+    )
+
+
+async def write(engine: AsyncEngine, notification: Notification) -> tuple[int, datetime]:
+    """(id, created_at) of the stored notification, once it is committed. Conflict when its notification_id is taken."""
+    one = notification
+    rows = await fetch(
+        engine,
+        _SQL,
+        *(one.remediation_id, one.notification_id, one.recipient, one.channel, one.message_summary, one.status),
+        *(one.sent_at, one.delivery_status, one.error_message, one.escalation_level),
+    )
+    if not rows:
+        raise Conflict(
+            f"notification_id: there is a notification {one.notification_id!r} already, and each is stored once",
+            resource=RESOURCE,
+            field="notification_id",
+            value=one.notification_id,
+            instance=INSTANCE,
+        )
+    return rows[0]["id"], rows[0]["created_at"].astimezone(UTC)
