@@ -22,6 +22,7 @@ from app.api import (
     eventtypes,
     health,
     history,
+    holds,
     notifications,
     problems,
     query,
@@ -69,7 +70,19 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.writer = None
     problems.install(app)
     for module in (
-        *(events, query, eventtypes, verify, notifications, reconstruct, effectiveness, history, timeline, health),
+        *(
+            events,
+            query,
+            eventtypes,
+            verify,
+            notifications,
+            reconstruct,
+            effectiveness,
+            history,
+            timeline,
+            holds,
+            health,
+        ),
     ):
         for route in module.router.routes:
             assert isinstance(route, APIRoute)

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "schema": "sql errors",  # the schema's revision, checked at start
     "db": "events settings errors metrics tables sql",  # events: the binary form of an address
     "integrity": "events db tables sql settings errors metrics",
-    "retention": "db tables sql settings errors metrics",  # holds will need ingest, as they are events too
+    "retention": "events ingest integrity db tables sql settings errors metrics",  # holds and runs are events too
     "ingest": "events integrity retention db tables sql settings errors metrics",  # retention: makes a missing partition
     "query": "events integrity db tables sql settings errors",
     "api": "events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log

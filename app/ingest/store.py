@@ -1,12 +1,12 @@
 """One flush, one transaction: compare-and-set on the log, rows, chain heads, claims. The writer is its only user.
 
 The one rule (design section 5): the end of the log is read before everything else that a flush relies on, and all of it is
-forgotten after a lost race. So a won compare-and-set proves that every cached head was true.
+forgotten after a lost race. So a won compare-and-set proves that every cached head was true, and every hold.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
@@ -19,6 +19,7 @@ from app import metrics
 from app.db import CONNECTION_ERRORS, Connection, Fault, connect_writer, fault
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
+from app.ingest.held import Holds
 from app.ingest.link import Head, Linked, link
 from app.retention import partitions
 from app.settings import Settings
@@ -37,6 +38,13 @@ _CLOSE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.02
 _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
+
+Act = Callable[[Connection, Linked], Awaitable[None]]
+"""What belongs to a flush beside its rows: done in its transaction, when the compare-and-set is won. An AuditError undoes all.
+
+Whatever it reads is true until the commit: nobody else can write to the log meanwhile. A store whose act has changed a hold
+does not know of it, and must not be used again.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +78,14 @@ class Store:
         self._connection: Connection | None = None
         self._tail: tuple[int, int] | None = None
         self._heads: dict[str, Head] = {}
+        self._holds = Holds()
+        self._holds_version: tuple[int | None, int | None] = None, None  # where in the log they last changed
         self._next_index_seen = 0
         self._careful = 0  # flushes that read heads first: after a start, and after a lost race
         self._contended = 0  # flushes that take turns with the other replicas
 
-    async def commit(self, events: Sequence[Event], deadline: float) -> None:
-        """Write `events` behind the log, whole or not at all; returns when the commit is durable.
+    async def commit(self, events: Sequence[Event], deadline: float, act: Act | None = None) -> None:
+        """Write `events` behind the log, with `act`, whole or not at all; returns when the commit is durable.
 
         Raises LostRace, PossibleResend, Refused, MonthAway, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is
         repeated here until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
@@ -90,7 +100,7 @@ class Store:
                         return
                     raise LostRace
                 flush = flush or await self._link(connection, events)
-                await self._send(connection, flush)
+                await self._send(connection, flush, act)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 kind = fault(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
@@ -201,6 +211,9 @@ class Store:
             or row["first_index"] + row["count"] < self._next_index_seen
         ):
             row = await self._mended_tail(connection)
+        if self._holds_version != (version := (row["placed"], row["released"])):
+            self._holds = Holds(await connection.fetch(SQL["active_holds"]))
+            self._holds_version = version
         return row["first_index"], row["count"]
 
     async def _mended_tail(self, connection: Connection) -> asyncpg.Record:
@@ -222,7 +235,7 @@ class Store:
         assert row is not None
         return row
 
-    async def _send(self, connection: Connection, flush: Linked) -> None:
+    async def _send(self, connection: Connection, flush: Linked, act: Act | None) -> None:
         """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
         parameters = (
             *(flush.previous_first, flush.first_index, len(flush.rows), flush.leaves),
@@ -230,7 +243,8 @@ class Store:
             *_claim_columns(flush.events),
         )
         rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
-        if copied and not connection.is_in_transaction():
+        held = self._holds.marks(flush.events) if self._holds else []
+        if (copied or held or act) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
         won = await connection.fetchval(SQL["flush"], *parameters, rows)
         if not won:
@@ -240,6 +254,14 @@ class Store:
         if copied:
             records = [row + _CONSTANTS for row in copied]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
+        if held:
+            await connection.execute(SQL["hold_written"], *map(list, zip(*held, strict=True)))
+        if act is not None:
+            try:
+                await act(connection, flush)
+            except AuditError:
+                await self._rollback()
+                raise
         if connection.is_in_transaction():
             await connection.execute("COMMIT")
 
