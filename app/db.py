@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -72,7 +72,7 @@ def fault(error: Exception) -> Fault:
         return Fault.BUSY
     if state.startswith("22") or state in {"23502", "23514"}:
         return Fault.REQUEST
-    if state[:2] in {"08", "53", "58"} or state.startswith("57P") or state == "25P03":
+    if state[:2] in {"08", "53", "58"} or state.startswith("57P") or state in {"25006", "25P03"}:
         return Fault.AWAY
     return Fault.UNKNOWN
 
@@ -185,6 +185,11 @@ class Presence:
     """Whether this process can take an event now."""
 
     def __init__(self) -> None:
+        self.waiting_for = ""
+        """Why the database was not seen yet."""
+        self.started = False
+        """Whether the schema was seen, so that events can be taken, if only to disk."""
+        self.can_spool: Callable[[], bool] = lambda: False
         self.database_up = False
         self.shutting_down = False
         self.fatal: Fatal | None = None
@@ -194,10 +199,10 @@ class Presence:
         """Why the service cannot take an event, in the contract's words; None when it can."""
         if self.shutting_down:
             return "shutting_down"
-        return None if self.database_up else "database_unreachable"
+        return None if self.database_up or (self.started and self.can_spool()) else "database_unreachable"
 
-    async def watch(self, settings: Settings) -> None:
-        """Ask Postgres twice a second, on a connection of its own, whether it is there."""
+    async def watch(self, settings: Settings, seen: Callable[[], Awaitable[None]]) -> None:
+        """Ask Postgres twice a second, on a connection of its own, whether it is there, and call `seen` whenever it is."""
         connection: Connection | None = None
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
@@ -207,6 +212,7 @@ class Presence:
                         connection = await connect(settings)
                     await connection.execute("SELECT 1")
                 self.database_up = True
+                await seen()
             except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError):
                 self.database_up = False
                 if connection is not None:

@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from app.errors import Fatal
 
 MIB = 1024 * 1024
+ROOT_STATE_DIR = Path("/var/lib/datastorage")
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -58,10 +59,26 @@ class Settings(BaseSettings):
     inbox_events_max: int = Field(
         50_000, ge=1, description="most events waiting to be written; further ones are answered 503"
     )
+    inbox_bytes_max: int = Field(
+        64 * MIB, ge=MIB, description="most bytes of payload waiting to be written; further ones are answered 503"
+    )
     flush_events_max: int = Field(1_000, ge=1, description="most events in one flush, but for a larger batch")
     flush_bytes_max: int = Field(
         8 * MIB, ge=1, description="most bytes of payload in one flush, but for a larger batch"
     )
+
+    spool_dir: Path | None = Field(
+        None,
+        description="where events wait on disk while Postgres cannot take them, one directory for each process; unset: "
+        "spool-<port> in the user's state directory, or no spool where nothing can be written",
+    )
+    spool_bytes_max: int = Field(
+        1024 * MIB, ge=MIB, description="most bytes in the spool; beyond it posts are answered 503"
+    )
+    away_patience_ms: int = Field(
+        1_000, ge=0, description="how long a flush whose connection was lost is tried again before it goes to the spool"
+    )
+    idempotency_key_days: int = Field(7, ge=1, le=365, description="how long an Idempotency-Key is remembered")
 
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
@@ -112,6 +129,16 @@ def load(**overrides: Any) -> Settings:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
         raise Fatal("Invalid configuration:\n" + "\n".join(lines)) from None
+
+
+def state_dir(data_dir: Path | None) -> Path:
+    """Where the service keeps what outlives it on this machine, absolute."""
+    if data_dir is not None:
+        return data_dir.absolute()
+    if os.geteuid() == 0:
+        return ROOT_STATE_DIR
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (state if state.is_absolute() else Path.home() / ".local/state") / "datastorage"
 
 
 def is_loopback(host: str) -> bool:

@@ -3,8 +3,9 @@
 import asyncio
 import ctypes
 import hashlib
+import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from time import perf_counter
 from typing import Any
 from uuid import UUID
@@ -22,12 +23,13 @@ from app.errors import BadRequest, BatchTooLarge, DatabaseAway, DatabaseFailed
 from app.events import canonical
 from app.events.explain import Faults
 from app.ingest import parents
-from app.ingest.accept import Acceptance, Draft, batch_ids, draft, single_id
-from app.ingest.submission import prepare
+from app.ingest.accept import Acceptance, Draft, computed_ids, draft, single_id
+from app.ingest.submission import Claim, prepare
 
 CALLER = ""  # everybody, until there is authentication
 _SLICE_SECONDS = 0.005
 _LARGE_BYTES = 256 * 1024
+_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 _one_large_body = asyncio.Lock()
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
@@ -41,8 +43,16 @@ class EventCreated(BaseModel):
     message: str
 
 
+class EventAccepted(BaseModel):
+    """The event is safe on disk under its id, and will be committed when Postgres is back."""
+
+    event_id: UUID
+    status: str
+    message: str
+
+
 class BatchCreated(BaseModel):
-    """Every event of the batch is committed; the ids are in its order."""
+    """Every event of the batch is committed, or safe on disk while Postgres is away; the ids are in its order."""
 
     event_ids: list[UUID]
     message: str
@@ -55,26 +65,35 @@ class ParentsNotRead(DatabaseFailed):
 
 
 async def post_event(request: Request) -> Response:
-    """Record one event; 201 once it is committed."""
+    """Record one event; 201 once it is committed, 202 once it is safe on disk."""
     started = perf_counter()
     settings = request.app.state.settings
     body = await read_json_body(request, settings.body_bytes_max)
     document = canonical.parse(body)
     item = draft(document.value, "", plain=document.plain, depth=document.depth)
+    claim = None
     event_id = single_id(item)
+    if key := _idempotency_key(request):
+        digest = hashlib.sha256(canonical.canonical(document.value, plain=document.plain)).digest()
+        claim = _claim(request, key, digest)
+        event_id = computed_ids([item], CALLER, ("key", key))[0]
     try:
-        await _submit(request, [item], [event_id], settings.single_deadline_ms)
+        spooled = await _submit(request, [item], [event_id], settings.single_deadline_ms, claim)
     except DatabaseFailed as error:
         raise DatabaseFailed(slug="database_error") from (error.__cause__ or error)
     finally:
         metrics.WRITE_DURATION.labels("audit_events").observe(perf_counter() - started)
+    if spooled:
+        message = "Audit event accepted: the database is away, and the event is queued on disk"
+        return _answer(202, {"event_id": str(event_id), "status": "accepted", "message": message})
     _observe_lag(item)
-    return _created(
+    return _answer(
+        201,
         {
             "event_id": str(event_id),
             "event_timestamp": f"{item.timestamp:%Y-%m-%dT%H:%M:%SZ}",
             "message": "Audit event created successfully",
-        }
+        },
     )
 
 
@@ -84,9 +103,11 @@ async def post_batch(request: Request) -> Response:
     settings = request.app.state.settings
     body = await read_json_body(request, settings.batch_bytes_max)
     drafts, body_digest = await _parse_batch(body, settings.batch_events_max, request.url.path)
-    ids = batch_ids(drafts, CALLER, body_digest)
+    key = _idempotency_key(request)
+    claim = _claim(request, key, bytes.fromhex(body_digest)) if key else None
+    ids = computed_ids(drafts, CALLER, ("key", key) if key else ("body", body_digest))
     try:
-        await _submit(request, drafts, ids, settings.batch_deadline_ms)
+        await _submit(request, drafts, ids, settings.batch_deadline_ms, claim)
     except DatabaseFailed as error:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
     finally:
@@ -94,24 +115,42 @@ async def post_batch(request: Request) -> Response:
         if len(body) > _LARGE_BYTES:
             del drafts
             _give_memory_back()
-    return _created({"event_ids": [str(i) for i in ids], "message": f"{len(ids)} audit events created successfully"})
+    message = f"{len(ids)} audit events created successfully"
+    return _answer(201, {"event_ids": [str(i) for i in ids], "message": message})
 
 
-async def _submit(request: Request, drafts: Sequence[Draft], ids: Sequence[UUID], deadline_ms: int) -> None:
+def _idempotency_key(request: Request) -> str:
+    """The key, in quotes as the IETF draft has it or bare; empty without one."""
+    sent = request.headers.get("idempotency-key")
+    if sent is None:
+        return ""
+    key = sent[1:-1] if len(sent) > 1 and sent[0] == sent[-1] == '"' else sent
+    if not _KEY.fullmatch(key):
+        raise BadRequest(f"Idempotency-Key: expected 1 to 255 printable ASCII characters, got {sent[:60]!r}")
+    return key
+
+
+def _claim(request: Request, key: str, digest: bytes) -> Claim:
+    lasts = timedelta(days=request.app.state.settings.idempotency_key_days)
+    return Claim(f"POST {request.url.path} {CALLER}", key, digest, datetime.now(UTC) + lasts)
+
+
+async def _submit(
+    request: Request, drafts: Sequence[Draft], ids: Sequence[UUID], deadline_ms: int, claim: Claim | None
+) -> bool:
+    """Whether the events are safe in the spool, rather than committed."""
     state = request.app.state
     if state.writer is None:
         raise DatabaseAway
-    deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
+    now = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout_at(deadline):
-            found = await parents.find(state.engine, state.writer, drafts)
-    except TimeoutError:
-        raise DatabaseAway from None
+        found = await parents.find(state.engine, state.writer, drafts, now + deadline_ms / 2000)
     except DatabaseFailed as error:
         raise ParentsNotRead from (error.__cause__ or error)
     acceptance = Acceptance(datetime.now(UTC), found, state.writer.store.log_name)
-    submission = await prepare(drafts, ids, acceptance)
-    await state.writer.submit(submission, deadline)
+    submission = await prepare(drafts, ids, acceptance, claim)
+    spooled: bool = await state.writer.submit(submission, now + deadline_ms / 1000)
+    return spooled
 
 
 async def _parse_batch(body: bytes, events_max: int, path: str) -> tuple[list[Draft], str]:
@@ -192,8 +231,8 @@ def _observe_lag(item: Draft) -> None:
     metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER else category).observe(max(lag, 0.0))
 
 
-def _created(answer: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), 201, media_type="application/json")
+def _answer(status: int, answer: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), status, media_type="application/json")
 
 
 router = APIRouter(tags=["events"])
@@ -201,7 +240,7 @@ DIRECT: dict[tuple[str, str], Endpoint] = {}
 """The same endpoints for the front, which calls them without the framework."""
 
 
-def _post(path: str, endpoint: Endpoint, answer: type[BaseModel], body: dict[str, Any]) -> None:
+def _post(path: str, endpoint: Endpoint, answers: dict[int | str, dict[str, Any]], body: dict[str, Any]) -> None:
     DIRECT["POST", path] = endpoint
     router.add_api_route(
         path,
@@ -209,11 +248,25 @@ def _post(path: str, endpoint: Endpoint, answer: type[BaseModel], body: dict[str
         methods=["POST"],
         status_code=201,
         response_class=Response,
-        responses={201: {"model": answer}},
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": body}}}},
+        responses=answers,
+        openapi_extra={
+            "parameters": [_KEY_PARAMETER],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": body}}},
+        },
     )
 
 
+_KEY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "the same key and body again get the same answer, and nothing is stored twice",
+    "schema": {"type": "string", "maxLength": 257},
+}
 _ITEM = {"$ref": "#/components/schemas/PostedEvent"}
-_post("/api/v1/audit/events", post_event, EventCreated, _ITEM)
-_post("/api/v1/audit/events/batch", post_batch, BatchCreated, {"type": "array", "items": _ITEM, "minItems": 1})
+_post("/api/v1/audit/events", post_event, {201: {"model": EventCreated}, 202: {"model": EventAccepted}}, _ITEM)
+_post(
+    "/api/v1/audit/events/batch",
+    post_batch,
+    {201: {"model": BatchCreated}},
+    {"type": "array", "items": _ITEM, "minItems": 1},
+)

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -108,7 +108,9 @@ class Spool:
                 f"Another DataStorage uses the spool {directory}: stop it, or set DATASTORAGE_SPOOL_DIR to another directory."
             ) from None
         except OSError as error:
-            raise Fatal(f"The spool {directory} cannot be used ({error.strerror}): set DATASTORAGE_SPOOL_DIR.") from None
+            raise Fatal(
+                f"The spool {directory} cannot be used ({error.strerror}): set DATASTORAGE_SPOOL_DIR."
+            ) from None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         try:
             self._file = self._thread.submit(self._open).result()
@@ -144,7 +146,7 @@ class Spool:
             self._broken = True
             self._void += [token for _, token, _ in requests]
             metrics.SPOOL_FAILURES.inc()
-            log.error("the spool's disk fails", extra={"error": repr(error), "directory": str(self.directory)})
+            log.critical("the spool's disk fails", extra={"error": repr(error), "directory": str(self.directory)})
             for submission in taken:
                 submission.fail(SpoolFailed())
             return
@@ -172,14 +174,15 @@ class Spool:
         self.depth.oldest = await self._on_thread(self._oldest)
         self._show()
 
-    async def quarantine(self, kept: Kept, reason: str) -> None:
-        """Postgres refuses this one for its content: keep it aside, and let the others go on."""
-        size = await self._on_thread(lambda: self._quarantine(kept.position, reason))
+    async def quarantine(self, kept: Kept, refused: list[Event], reason: str) -> None:
+        """Postgres refuses these events of a request for their content: keep them aside, and let the others go on."""
+        body = keep(refused)
+        size = await self._on_thread(lambda: self._quarantine(kept.position, reason, len(refused), body))
         self._count(kept.events, size, -1)
-        self.depth.bytes += size
-        self.depth.quarantined += len(kept.events)
-        metrics.QUARANTINED.inc(len(kept.events))
-        metrics.DLQ_XADD.labels("dead_letter_audit_events").inc(len(kept.events))
+        self.depth.bytes += len(body)
+        self.depth.quarantined += len(refused)
+        metrics.QUARANTINED.inc(len(refused))
+        metrics.DLQ_XADD.labels("dead_letter_audit_events").inc(len(refused))
         log.error("a spooled request was quarantined", extra={"position": kept.position, "reason": reason})
         self._show()
 
@@ -236,7 +239,7 @@ class Spool:
         # Into the database and a fresh WAL: behind frames whose fsync failed, later ones could be lost in a crash.
         if self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             raise sqlite3.OperationalError("the write-ahead log could not be emptied")
-        self._transact(lambda: self._void_refused())
+        self._transact(self._void_refused)
         if (found := self._file.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(found)
 
@@ -298,7 +301,10 @@ class Spool:
         return {UUID(bytes=row[0]): row[1] for row in self._select_ids("event_id, digest", ids)}
 
     def _dates(self, ids: Iterable[UUID]) -> dict[UUID, date]:
-        return {UUID(bytes=row[0]): date.fromisoformat(row[1]) for row in self._select_ids("event_id, event_date", list(ids))}
+        return {
+            UUID(bytes=row[0]): date.fromisoformat(row[1])
+            for row in self._select_ids("event_id, event_date", list(ids))
+        }
 
     def _select_ids(self, columns: str, ids: Sequence[UUID]) -> list[Any]:
         rows: list[Any] = []
@@ -342,10 +348,16 @@ class Spool:
         self._file.execute("DELETE FROM ids WHERE position = ?", [position])
         return int(row[0]) if row else 0
 
-    def _quarantine(self, position: int, reason: str) -> int:
+    def _quarantine(self, position: int, reason: str, events: int, body: bytes) -> int:
+        """Size of the request as it was."""
+
         def work() -> int:
-            statement = "UPDATE requests SET reason = ? WHERE position = ? RETURNING bytes"
-            size = self._file.execute(statement, [reason, position]).fetchone()
+            size = self._file.execute("SELECT bytes FROM requests WHERE position = ?", [position]).fetchone()
+            # The promise under its key, if any, is the one that Postgres keeps.
+            statement = (
+                "UPDATE requests SET reason = ?, events = ?, bytes = ?, body = ?, scope = NULL WHERE position = ?"
+            )
+            self._file.execute(statement, [reason, events, len(body), body, position])
             # Its ids are free: whoever sends one of them again has a claim of its own.
             self._file.execute("DELETE FROM ids WHERE position = ?", [position])
             return int(size[0]) if size else 0
@@ -353,7 +365,9 @@ class Spool:
         return self._transact(work)
 
     def _oldest(self) -> float | None:
-        row = self._file.execute("SELECT kept_at FROM requests WHERE reason IS NULL ORDER BY position LIMIT 1").fetchone()
+        row = self._file.execute(
+            "SELECT kept_at FROM requests WHERE reason IS NULL ORDER BY position LIMIT 1"
+        ).fetchone()
         return row[0] if row else None
 
     # The event loop's thread again.
@@ -366,7 +380,9 @@ class Spool:
         depth, correlations = Depth(), Counter[str]()
 
         def work() -> None:
-            rows = self._file.execute("SELECT reason IS NULL, events, bytes, kept_at, correlations FROM requests ORDER BY position")
+            rows = self._file.execute(
+                "SELECT reason IS NULL, events, bytes, kept_at, correlations FROM requests ORDER BY position"
+            )
             for waiting, events, size, kept_at, names in rows:
                 depth.bytes += size
                 if not waiting:
@@ -409,8 +425,11 @@ class Spool:
 
 
 def _claim_columns(claim: Claim | None) -> tuple[Any, ...]:
-    return (None,) * 4 if claim is None else (claim.scope, claim.key, claim.digest, claim.expires_at)
+    return (None,) * 4 if claim is None else (claim.scope, claim.key, claim.digest, claim.expires_at.isoformat())
 
 
 def _claim(columns: Sequence[Any]) -> Claim | None:
-    return None if columns[0] is None else Claim(*columns)
+    if columns[0] is None:
+        return None
+    scope, key, digest, expires_at = columns
+    return Claim(scope, key, digest, datetime.fromisoformat(expires_at))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -21,8 +22,7 @@ class Claim(NamedTuple):
     key: str
     digest: bytes
     """SHA-256 of the canonical form of the body."""
-    expires_at: str
-    """ISO 8601."""
+    expires_at: datetime
 
 
 class Submission:

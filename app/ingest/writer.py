@@ -174,7 +174,9 @@ class Writer:
             _fail(behind, DatabaseAway())
         elif behind := [s for s in behind if not s.done.done()]:
             for submission in behind:
-                submission.known = submission.known or submission in now  # its flush may have been committed all the same
+                submission.known = (
+                    submission.known or submission in now
+                )  # its flush may have been committed all the same
             await self.spool.append(behind)
 
     def _sorted(self, spool: Spool, taken: list[Submission]) -> tuple[list[Submission], list[Submission]]:
