@@ -76,7 +76,7 @@ async def post_event(request: Request) -> Response:
     if key := _idempotency_key(request):
         digest = hashlib.sha256(canonical.canonical(document.value, plain=document.plain)).digest()
         claim = _claim(request, key, digest)
-        event_id = computed_ids([item], CALLER, ("key", key))[0]
+        event_id = computed_ids([item], CALLER, _key_source(request, key))[0]
     try:
         spooled = await _submit(request, [item], [event_id], settings.single_deadline_ms, claim)
     except DatabaseFailed as error:
@@ -105,7 +105,7 @@ async def post_batch(request: Request) -> Response:
     drafts, body_digest = await _parse_batch(body, settings.batch_events_max, request.url.path)
     key = _idempotency_key(request)
     claim = _claim(request, key, bytes.fromhex(body_digest)) if key else None
-    ids = computed_ids(drafts, CALLER, ("key", key) if key else ("body", body_digest))
+    ids = computed_ids(drafts, CALLER, _key_source(request, key) if key else ("body", body_digest))
     try:
         await _submit(request, drafts, ids, settings.batch_deadline_ms, claim)
     except DatabaseFailed as error:
@@ -128,6 +128,11 @@ def _idempotency_key(request: Request) -> str:
     if not _KEY.fullmatch(key):
         raise BadRequest(f"Idempotency-Key: expected 1 to 255 printable ASCII characters, got {sent[:60]!r}")
     return key
+
+
+def _key_source(request: Request, key: str) -> tuple[str, str]:
+    """With the path: the same key may be used for a single event and for a batch, whose ids must not meet."""
+    return "key", f"{request.url.path} {key}"
 
 
 def _claim(request: Request, key: str, digest: bytes) -> Claim:

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -142,13 +143,10 @@ class Spool:
         requests = [(s, os.urandom(16), keep(list(s.events))) for s in taken]
         try:
             outcomes = await self._on_thread(lambda: self._append(requests))
-        except (sqlite3.Error, OSError) as error:
-            self._broken = True
+        except SpoolFailed as failed:
             self._void += [token for _, token, _ in requests]
-            metrics.SPOOL_FAILURES.inc()
-            log.critical("the spool's disk fails", extra={"error": repr(error), "directory": str(self.directory)})
             for submission in taken:
-                submission.fail(SpoolFailed())
+                submission.fail(failed)
             return
         for (submission, _, body), outcome in zip(requests, outcomes, strict=True):
             if isinstance(outcome, AuditError):
@@ -202,12 +200,11 @@ class Spool:
         """After a failure: open the file anew, void what was refused, and check it. Raises nothing; the next call tries again."""
         if not self._broken:
             return
-        try:
+        with suppress(SpoolFailed):
             await self._on_thread(self._reopen)
-        except (sqlite3.Error, OSError) as error:
-            log.warning("the spool still fails", extra={"error": repr(error)})
+            self._broken = False
+        if self._broken:
             return
-        self._broken = False
         self._load()
         log.info("the spool works again")
 
@@ -373,7 +370,13 @@ class Spool:
     # The event loop's thread again.
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except (sqlite3.Error, OSError) as error:
+            self._broken = True
+            metrics.SPOOL_FAILURES.inc()
+            log.critical("the spool's disk fails", extra={"error": repr(error), "directory": str(self.directory)})
+            raise SpoolFailed from error
 
     def _load(self) -> None:
         """Depth and waiting correlations from the file."""

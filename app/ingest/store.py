@@ -19,6 +19,7 @@ import asyncpg
 from app import metrics
 from app.db import CONNECTION_ERRORS, Connection, Fault, connect_writer, fault
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
+from app.events.canonical import canonical, loads
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
 from app.ingest.link import Head, Linked, link
 from app.ingest.submission import Claim
@@ -37,6 +38,7 @@ _HEADS_MAX = 50_000
 _CAREFUL_FLUSHES = 100
 _CLOSE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.02
+_MEMBERS = {"event_version": "version"}
 _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
 
@@ -199,6 +201,20 @@ class Store:
             return {(row["scope"], row["key"]): row["body_digest"] for row in rows}
 
         return await self._patiently(look_up, deadline)
+
+    async def difference(self, event: Event, deadline: float) -> str:
+        """In which members `event` differs from the one that is stored under its id, in words for its sender."""
+
+        async def look_up(connection: Connection) -> asyncpg.Record | None:
+            return await connection.fetchrow(SQL["stored_event"], event.id)
+
+        row = await self._patiently(look_up, deadline)
+        if row is None:
+            return ""
+        own = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
+        stored = {**row, "event_data": canonical(loads(row["event_data"]))}
+        names = [_MEMBERS.get(name, name) for name, value in stored.items() if value != own[name]]
+        return f", which differs in {', '.join(names)}" if names else ", which differs only in what is not stored"
 
     async def close(self) -> None:
         """End the connection, in good order if the server answers."""

@@ -14,9 +14,9 @@ from time import perf_counter
 from uuid import UUID
 
 from app import metrics
-from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy
+from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
-from app.ingest.spool import Kept, Spool
+from app.ingest.spool import Kept, Spool, SpoolFailed
 from app.ingest.store import Claimed, LostRace, MonthAway, PossibleResend, Refused, Store
 from app.ingest.submission import Claim, Submission, conflict, key_reused
 from app.settings import Settings
@@ -34,6 +34,8 @@ class Writer:
         self.store = store
         self.spool = spool
         self._settings = settings
+        if spool is not None:
+            store.patience_seconds = settings.away_patience_ms / 1000
         self._inbox: deque[Submission] = deque()
         self._taken: list[Submission] = []
         self._events_waiting = 0
@@ -43,6 +45,8 @@ class Writer:
         self._closing = False
         self._away = False
         """Postgres did not take the last flush: what comes goes to the spool until `look_again`."""
+        self._spool_fails = False
+        """Replay waits for `look_again`, which mends the spool."""
         self._committed_at = 0.0
         self._overdue_tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -130,9 +134,14 @@ class Writer:
         """Postgres answers: try it with what waits in the spool, and with what comes."""
         if self.spool is not None:
             await self.spool.mend()
-        if self._away or (self.spool is not None and self.spool.depth.requests):
-            self._away = False
+        self._away = self._spool_fails = False
+        if self._replay_is_due:
             self._arrived.set()
+
+    @property
+    def _replay_is_due(self) -> bool:
+        waits = self.spool is not None and self.spool.depth.requests > 0
+        return waits and not (self._away or self._spool_fails or self._closing)
 
     async def close(self) -> None:
         """Write what waits, or spool it, then end."""
@@ -146,14 +155,14 @@ class Writer:
     async def _run(self) -> None:
         while not (self._closing and not self._inbox):
             self._arrived.clear()
-            if self.spool is not None and self.spool.depth.requests and not self._away and not self._closing:
+            if self.spool is not None and self._replay_is_due:
                 await self._replay(self.spool)
             if self._inbox:
                 taken = self._taken = self._take()
                 metrics.INBOX_EVENTS.set(self._events_waiting)
                 await self._write_or_spool(taken)
                 self._taken = []
-            elif not self._closing and (self._away or self.spool is None or not self.spool.depth.requests):
+            elif not (self._closing or self._replay_is_due):
                 await self._arrived.wait()
 
     async def _write_or_spool(self, taken: list[Submission]) -> None:
@@ -162,7 +171,7 @@ class Writer:
         try:
             if now:
                 await self._write(now)
-        except (DatabaseAway, TimeoutError):
+        except DatabaseAway:
             self._away = self.spool is not None
             # Together, so that their order stays: what waits behind the spool came among what could not be written.
             behind = [s for s in taken if not s.done.done()]
@@ -202,10 +211,12 @@ class Writer:
         try:
             settings = self._settings
             kept = await spool.next(settings.flush_events_max, settings.flush_bytes_max, self.store.log_name)
-            for events in _distinct(kept):
-                await self._replay_requests(spool, events)
-        except (DatabaseAway, TimeoutError):
+            for portion in _distinct(kept):
+                await self._replay_requests(spool, portion)
+        except DatabaseAway:
             self._away = True
+        except SpoolFailed:
+            self._spool_fails = True
         except Exception:  # the top of the loop, as above
             log.exception("replay failed unexpectedly")
             self.store.disconnect()
@@ -213,7 +224,7 @@ class Writer:
 
     async def _replay_requests(self, spool: Spool, kept: list[Kept]) -> None:
         whole = [Submission(one.events, {}, known=True, claim=one.claim) for one in kept]
-        await self._write(whole, patient=False)
+        await self._write(whole)
         stored = []
         for one, submission in zip(kept, whole, strict=True):
             error = submission.done.exception()
@@ -230,11 +241,11 @@ class Writer:
     async def _replay_singly(self, spool: Spool, kept: Kept, error: AuditError) -> None:
         """Acknowledgement outranks atomicity: of a request that conflicts, only what conflicts stays out."""
         refused, reason = kept.events, error.detail
-        if len(kept.events) > 1:
+        if len(kept.events) > 1 and not isinstance(error, KeyReused):
             refused = []
             for event in kept.events:
                 submission = Submission([event], {}, known=True)
-                await self._write([submission], patient=False)
+                await self._write([submission])
                 failed = submission.done.exception()
                 if isinstance(failed, AuditError) and failed.status >= 500:
                     raise DatabaseAway from failed
@@ -269,10 +280,10 @@ class Writer:
             taken.append(self._inbox.popleft())
         return taken
 
-    async def _write(self, submissions: list[Submission], *, patient: bool = True) -> None:
+    async def _write(self, submissions: list[Submission]) -> None:
         """Commit `submissions`, each whole or not at all, and finish or fail them. Raises DatabaseAway for all that are not."""
         started = perf_counter()
-        deadline = self._deadline(submissions) if patient else asyncio.get_running_loop().time()
+        deadline = self._deadline(submissions)
         stored: dict[UUID, bool] = {}
         waiting = list(submissions)
         repeats = 0
@@ -333,6 +344,9 @@ class Writer:
             if claim is not None and digests.get((claim.scope, claim.key), claim.digest) != claim.digest:
                 submission.fail(key_reused())
                 submissions = [s for s in submissions if s is not submission]
+        for submission in submissions:
+            if other := next((e for e in submission.events if stored.get(e.id) is False), None):
+                submission.fail(conflict(other.id, await self.store.difference(other, deadline)))
         return [s for s in submissions if _still_wanted(s, stored)]
 
     async def _isolate(self, submissions: list[Submission], refused: Refused | MonthAway) -> None:
@@ -353,9 +367,6 @@ class Writer:
 
 def _still_wanted(submission: Submission, stored: Mapping[UUID, bool]) -> bool:
     """Whether something of `submission` is still to be written; else it has its answer now."""
-    if other := next((e.id for e in submission.events if stored.get(e.id) is False), None):
-        submission.fail(conflict(other))
-        return False
     if all(event.id in stored for event in submission.events):
         submission.finish()
     elif refusal := next((r for event_id, r in submission.refusals.items() if event_id not in stored), None):

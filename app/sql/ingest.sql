@@ -60,6 +60,13 @@ SELECT leaves FROM log_flushes WHERE log_id = 0 AND first_index = $1
 -- Which of these ids events have, whatever their date and correlation.
 SELECT DISTINCT event_id FROM audit_events WHERE event_id = ANY($1::uuid[])
 
+-- name: stored_event
+-- The event that has an id, to tell a client in what another one under the same id differs.
+SELECT event_version, event_timestamp, event_type, event_category, event_action, event_outcome, actor_type, actor_id,
+    host(actor_ip) AS actor_ip, resource_type, resource_id, correlation_id, parent_event_id, namespace, cluster_id, severity,
+    duration_ms, error_code, error_message, event_data::text AS event_data, retention_days, is_sensitive
+FROM audit_events WHERE event_id = $1 LIMIT 1
+
 -- name: claims
 -- What clients promised about the events whose ids they chose.
 SELECT event_ids[1] AS event_id, body_digest FROM claims WHERE scope = 'event' AND key = ANY($1::text[])
