@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 else:
     Connection = asyncpg.Connection  # generic for type checkers only
 
-CONNECT_TIMEOUT_SECONDS = 5.0
 _GRACE_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
 _WATCH_TIMEOUT_SECONDS = 2.0
@@ -83,7 +82,7 @@ async def connect(settings: Settings, **server_settings: str) -> Connection:
     try:
         return await asyncpg.connect(
             settings.database_url.get_secret_value(),
-            timeout=CONNECT_TIMEOUT_SECONDS,
+            timeout=settings.connect_timeout_ms / 1000,
             command_timeout=settings.statement_timeout_ms / 1000 + _GRACE_SECONDS,  # for a server that says nothing
             server_settings=_SERVER_SETTINGS
             | {"statement_timeout": str(settings.statement_timeout_ms)}
@@ -98,7 +97,7 @@ async def connect_writer(settings: Settings) -> Connection:
     connection = await connect(
         settings,
         plan_cache_mode="force_generic_plan",
-        lock_timeout="3s",
+        lock_timeout=str(settings.lock_timeout_ms),
         idle_in_transaction_session_timeout="5s",
         tcp_user_timeout="15s",
         tcp_keepalives_idle="5",

@@ -82,6 +82,10 @@ class Settings(BaseSettings):
 
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
+    lock_timeout_ms: int = Field(
+        3_000, ge=100, description="longest wait of a flush for a lock, then it is tried again until its deadline"
+    )
+    connect_timeout_ms: int = Field(5_000, ge=100, description="longest wait for a connection, then Postgres is away")
     single_deadline_ms: int = Field(
         5_000, ge=100, description="longest wait of a single POST before it is answered 503"
     )

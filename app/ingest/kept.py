@@ -24,6 +24,17 @@ def revive(kept: bytes, log: str) -> list[Event]:
     return [_event(members, log) for members in orjson.loads(kept)]
 
 
+def shown(kept: bytes) -> list[dict[str, Any]]:
+    """The events as an operator reads them: without salt, the payload as JSON."""
+    return [_shown(members) for members in orjson.loads(kept)]
+
+
+def _shown(members: dict[str, Any]) -> dict[str, Any]:
+    left_out = {"payload_salt", "digest"}
+    kept = {name: value for name, value in members.items() if name not in left_out and value is not None}
+    return kept | {"event_data": orjson.Fragment(members["event_data"].encode())}
+
+
 def _members(event: Event) -> dict[str, Any]:
     row = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
     # As a text within the text: no reader of JSON gets to touch the payload's numbers.

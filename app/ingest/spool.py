@@ -184,6 +184,11 @@ class Spool:
         log.error("a spooled request was quarantined", extra={"position": kept.position, "reason": reason})
         self._show()
 
+    async def release(self) -> None:
+        """Let what is in quarantine wait again, in its old place."""
+        await self._on_thread(lambda: self._transact(self._release))
+        self._load()
+
     async def dates(self, ids: set[UUID]) -> dict[UUID, date]:
         """Dates of those of `ids` that wait here."""
         if not self.depth.requests:
@@ -360,6 +365,13 @@ class Spool:
             return int(size[0]) if size else 0
 
         return self._transact(work)
+
+    def _release(self) -> None:
+        query = "SELECT position, body FROM requests WHERE reason IS NOT NULL"
+        for position, body in self._file.execute(query).fetchall():
+            ids = [(e.id.bytes, position, e.date.isoformat(), e.digest) for e in revive(body, "")]
+            self._file.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?, ?, ?)", ids)
+            self._file.execute("UPDATE requests SET reason = NULL WHERE position = ?", [position])
 
     def _oldest(self) -> float | None:
         row = self._file.execute(

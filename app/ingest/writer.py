@@ -312,7 +312,7 @@ class Writer:
                 return
             else:
                 self._committed_at = asyncio.get_running_loop().time()
-                _observe(len(events), len(stored), perf_counter() - started)
+                _observe(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
                 for submission in waiting:
                     submission.finish()
                 return
@@ -367,7 +367,9 @@ class Writer:
 
 def _still_wanted(submission: Submission, stored: Mapping[UUID, bool]) -> bool:
     """Whether something of `submission` is still to be written; else it has its answer now."""
-    if all(event.id in stored for event in submission.events):
+    if all(stored.get(event.id) for event in submission.events):
+        if not submission.done.done():
+            metrics.RESENDS.inc(len(submission.events))
         submission.finish()
     elif refusal := next((r for event_id, r in submission.refusals.items() if event_id not in stored), None):
         submission.fail(refusal)

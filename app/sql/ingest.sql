@@ -105,6 +105,10 @@ WHERE l.relation = 'log_flushes'::regclass AND l.mode = 'RowExclusiveLock' AND a
     AND a.datname = current_database() AND a.usename = current_user AND a.application_name = 'datastorage'
     AND a.wait_event = 'ClientRead' AND a.xact_start < now() - interval '5 s'
 
+-- name: retention_days_min
+-- Events older than this may have been removed already: whoever writes them now has to want it.
+SELECT COALESCE(min(retention_days), 2555) FROM audit_retention_policies
+
 -- name: durability
 -- Settings of the server without which a commit may be lost.
 SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'

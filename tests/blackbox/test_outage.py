@@ -1,10 +1,16 @@
 """Postgres goes away and comes back: what is answered meanwhile, and what is there afterwards."""
 
 import asyncio
+import contextlib
+import json
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +19,7 @@ import pytest
 
 from tests.events import make_event
 from tests.proxy import Proxy, proxy
-from tests.services import Service, spawn, wait_until_ready
+from tests.services import ROOT, Service, spawn, wait_until_ready
 
 EVENTS, BATCH = "/api/v1/audit/events", "/api/v1/audit/events/batch"
 
@@ -41,6 +47,16 @@ class Outage:
     async def metric(self, name: str) -> float:
         lines = (await self.client.get("/metrics")).text.splitlines()
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+
+    async def balance(self) -> float:
+        """What was accepted, less what became of it."""
+        ends = ("events_committed_total", "resends_total", "spool_events", "spool_quarantined_events")
+        text = (await self.client.get("/metrics")).text
+        refused = sum(
+            float(value) for value in re.findall(r"^datastorage_events_refused_total\{.*\} (.*)$", text, re.MULTILINE)
+        )
+        accepted = await self.metric("datastorage_events_accepted_total")
+        return accepted - refused - sum([await self.metric(f"datastorage_{name}") for name in ends])
 
     async def drained(self) -> None:
         for _ in range(500):
@@ -187,6 +203,92 @@ async def test_killed_in_an_outage(database_url: str, tmp_path: Any) -> None:
         second.process.send_signal(signal.SIGTERM)
         assert second.process.wait(30) == 0
     assert {event["event_id"] for event in found} == ids
+
+
+async def test_spool_of_a_pod_that_never_comes_back(database_url: str, tmp_path: Any) -> None:
+    """The events on a dead pod's volume cannot be looked at, or cannot be saved."""
+    spool = tmp_path / "spool"
+    async with proxy(database_url) as between:
+        settings = {"database_url": between.url, "unsafe_database": True, "spool_dir": spool}
+        dead = await asyncio.to_thread(spawn, settings, tmp_path / "dead")
+        await asyncio.to_thread(wait_until_ready, dead)
+        await between.refuse(True)
+        async with httpx.AsyncClient(base_url=dead.url, timeout=30) as client:
+            for n in range(3):
+                event = make_event(correlation_id="rr-1", event_action=f"step-{n}")
+                assert (await client.post(EVENTS, json=event)).status_code == 202
+        dead.process.send_signal(signal.SIGKILL)
+        dead.process.wait()
+    assert run("list", spool, database_url).count("waiting") == 3
+    assert [json.loads(line)["event_action"] for line in run("export", spool, database_url).splitlines()] == [
+        f"step-{n}" for n in range(3)
+    ]
+    assert "3 events written, 0 in quarantine" in run("replay", spool, database_url)
+    assert run("list", spool, database_url) == ""
+
+
+def run(act: str, directory: Path, database_url: str) -> str:
+    env = {"DATASTORAGE_DATABASE_URL": database_url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "app", "spool", act, str(directory)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+async def test_shutdown_in_an_outage(database_url: str, tmp_path: Any) -> None:
+    """What is in flight when the service is told to stop is lost, since Postgres does not answer."""
+    async with proxy(database_url) as between:
+        settings = {"database_url": between.url, "unsafe_database": True, "spool_dir": tmp_path / "spool"}
+        one = await asyncio.to_thread(spawn, settings, tmp_path / "one")
+        await asyncio.to_thread(wait_until_ready, one)
+        between.silent = True
+        async with httpx.AsyncClient(base_url=one.url, timeout=30) as client:
+            posting = [asyncio.create_task(client.post(EVENTS, json=make_event())) for _ in range(20)]
+            await asyncio.sleep(0.5)
+            one.process.send_signal(signal.SIGTERM)
+            answers = await asyncio.gather(*posting)
+            assert await asyncio.to_thread(one.process.wait, 30) == 0
+    assert [answer.status_code for answer in answers] == [202] * 20
+    assert run("list", tmp_path / "spool", database_url).count("waiting") >= 1
+    assert "20 events written" in run("replay", tmp_path / "spool", database_url)
+
+
+async def test_start_without_postgres(database_url: str, tmp_path: Any) -> None:
+    """A service that starts before its database dies, or does not say what it waits for, or is slow to see it."""
+    async with proxy(database_url) as between:
+        await between.refuse(True)
+        settings = {"database_url": between.url, "unsafe_database": True}
+        one = await asyncio.to_thread(spawn, settings, tmp_path / "one")
+        async with httpx.AsyncClient(base_url=one.url, timeout=30) as client:
+            for _ in range(200):
+                with contextlib.suppress(httpx.ConnectError):
+                    answer = await client.get("/readyz")
+                    if "detail" in answer.json():
+                        break
+                await asyncio.sleep(0.05)
+            assert (answer.status_code, answer.json()["reason"]) == (503, "database_unreachable")
+            await between.refuse(False)
+            back = time.monotonic()
+            while (await client.get("/readyz")).status_code != 200:
+                assert time.monotonic() - back < 2
+                await asyncio.sleep(0.02)
+        one.process.send_signal(signal.SIGTERM)
+        assert one.process.wait(30) == 0
+    assert "waiting for Postgres" in one.log.read_text()
+
+
+async def test_every_event_is_accounted_for(outage: Outage) -> None:
+    """The counters do not add up: a loss could not be seen."""
+    await outage.post()
+    event = make_event(event_id=str(uuid4()))
+    for _ in range(2):
+        await outage.client.post(EVENTS, json=event)
+    await outage.client.post(EVENTS, json=event | {"event_action": "other"})
+    await outage.begin()
+    for _ in range(5):
+        await outage.post()
+    assert await outage.balance() == 0
+    await outage.end()
+    await outage.drained()
+    assert await outage.balance() == 0
 
 
 def test_one_process_for_each_spool(service: Callable[..., Service], database_url: str, tmp_path: Any) -> None:
