@@ -59,7 +59,7 @@ class _Connection(asyncio.Protocol):
         if len(self.buffer) < head + 4 + length:
             return
         status, self.buffer = self.buffer[9:12], b""
-        if status in (b"201", b"200"):
+        if status in (b"201", b"200", b"202"):
             self.load.latencies.append(perf_counter() - self.sent)
         else:
             self.load.errors[status.decode()] = self.load.errors.get(status.decode(), 0) + 1

@@ -313,8 +313,7 @@ class Writer:
             else:
                 self._committed_at = asyncio.get_running_loop().time()
                 _observe(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
-                for submission in waiting:
-                    submission.finish()
+                _finish(waiting)
                 return
 
     async def _commit(self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float) -> None:
@@ -380,6 +379,13 @@ def _doubt(submissions: Sequence[Submission]) -> None:
     """Ids that may be stored have to be looked up again."""
     for submission in submissions:
         submission.looked_up = not submission.known
+
+
+def _finish(submissions: Sequence[Submission]) -> None:
+    for submission in submissions:
+        if submission.done.done():  # from the spool, where its copy will end as a resend
+            metrics.ACCEPTED.inc(len(submission.events))
+        submission.finish()
 
 
 def _fail(submissions: Sequence[Submission], error: AuditError) -> None:
