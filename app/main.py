@@ -130,6 +130,8 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
 
 def _open_spool(settings: Settings) -> Spool | None:
     """The spool that was asked for, else the one of this port, else none."""
+    if not settings.spool:
+        return None
     if settings.spool_dir is not None:
         return Spool(settings.spool_dir, settings.spool_bytes_max)
     directory = state_dir(settings.data_dir) / f"spool-{settings.port}"

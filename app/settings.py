@@ -67,6 +67,9 @@ class Settings(BaseSettings):
         8 * MIB, ge=1, description="most bytes of payload in one flush, but for a larger batch"
     )
 
+    spool: bool = Field(
+        default=True, description="keep events on disk while Postgres cannot take them, else answer 503"
+    )
     spool_dir: Path | None = Field(
         None,
         description="where events wait on disk while Postgres cannot take them, one directory for each process; unset: "
