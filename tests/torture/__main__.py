@@ -1,0 +1,34 @@
+"""The long form: `python -m tests.torture --faults 500 --seed 1`. Interrupted, it prints what it has."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.torture.faults import KINDS
+from tests.torture.run import Report, torture
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--faults", type=int, default=500, help="how many to count, spread over the kinds")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only this one; may be given several times")
+    parser.add_argument("--postgres", type=int, choices=(15, 18), default=18)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on a disk, not in memory")
+    parser.add_argument("--keep", action="store_true", help="leave the directory of a world in which something was wrong")
+    arguments = parser.parse_args()
+    report = Report()
+    kinds = [KINDS[name] for name in arguments.kind or KINDS]
+    work = torture(report, kinds, arguments)
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    print(report.table())
+    return 0 if report.is_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""One fault after the other, each judged, and the table of all."""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.torture.faults import Kind
+from tests.torture.judge import Verdict, judge
+from tests.torture.load import IN_FLIGHT_MIN
+from tests.torture.postgres import Postgres, binaries
+from tests.torture.world import Needs, NotPossible, Unwell, World, world
+
+_FAULTS_A_WORLD = 5
+_SETTLE_SECONDS = 90.0
+
+
+@dataclass
+class Line:
+    """All faults of one kind."""
+
+    faults: int = 0
+    not_counted: int = 0
+    """With too few requests in flight."""
+    acknowledged: int = 0
+    lost: int = 0
+    doubled: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    skipped: str = ""
+
+
+class Report:
+    """What was found so far."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, Line] = {}
+
+    def line(self, kind: str) -> Line:
+        return self.lines.setdefault(kind, Line())
+
+    @property
+    def is_good(self) -> bool:
+        return not any(line.wrong or line.lost or line.doubled for line in self.lines.values())
+
+    def table(self) -> str:
+        """For people, and for a Markdown document."""
+        rows = [("kind", "faults", "acknowledged", "lost", "doubled", "notes")]
+        for name, line in self.lines.items():
+            notes = [f"skipped: {line.skipped}"] if line.skipped else []
+            notes += [f"{line.not_counted} not counted"] if line.not_counted else []
+            notes += [f"{len(line.wrong)} wrong"] if line.wrong else []
+            numbers = (line.faults, line.acknowledged, line.lost, line.doubled)
+            rows.append((name, *(f"{number:,}" for number in numbers), "; ".join(notes)))
+        lines = self.lines.values()
+        sums = [sum(getattr(line, name) for line in lines) for name in ("faults", "acknowledged", "lost", "doubled")]
+        rows.append(("all", *(f"{number:,}" for number in sums), ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        text = [
+            "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+        ]
+        text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        for name, line in self.lines.items():
+            text += [f"{name}: {one}" for one in line.wrong]
+        return "\n".join(text)
+
+
+async def torture(report: Report, kinds: list[Kind], arguments: argparse.Namespace) -> None:
+    """Rounds over all kinds until there are enough faults; what is possible is the same number of each."""
+    with tempfile.TemporaryDirectory(prefix="torture-", dir=arguments.directory) as scratch:
+        directory = Path(scratch)
+        directory.chmod(0o755)
+        template = await prepared(directory, arguments.postgres)
+        rounds = 0
+        for kind in kinds:
+            report.line(kind.name)
+        while (done := sum(report.line(kind.name).faults for kind in kinds)) < arguments.faults:
+            possible = [kind for kind in kinds if not report.line(kind.name).skipped]
+            if not possible:
+                return
+            for kind in possible:
+                wanted = min(_FAULTS_A_WORLD, -(-arguments.faults // len(possible)) - report.line(kind.name).faults)
+                if wanted > 0:
+                    await one_world(report, template, kind, f"{arguments.seed}-{rounds}", directory, wanted)
+            rounds += 1
+            if rounds > 20 and done == sum(report.line(kind.name).faults for kind in kinds):
+                return
+
+
+async def prepared(directory: Path, version: int = 18) -> Postgres:
+    """A stopped Postgres with the schema, for worlds to copy."""
+    template = Postgres(binaries(version), directory / "template")
+    await template.initialise()
+    return template
+
+
+async def one_world(
+    report: Report,
+    template: Postgres,
+    kind: Kind,
+    seed: str,
+    directory: Path,
+    faults: int,
+    *,
+    long: bool = False,
+    quick: bool = False,
+) -> None:
+    """Several faults of one kind in one world, each judged on its own, and all of them once more at the end."""
+    chance = random.Random(f"{seed}-{kind.name}")
+    line = report.line(kind.name)
+    done = 0
+    while done < faults:
+        in_this_world = 1 if kind.each_anew else faults - done
+        done += in_this_world
+        try:
+            async with world(template, kind.needs, chance.getrandbits(32), directory) as there:
+                await _faults(line, kind, there, chance, in_this_world, long=long, quick=quick)
+        except NotPossible as why:
+            line.skipped = str(why)
+            _say(f"{kind.name}: skipped: {why}")
+            return
+        except (Unwell, TimeoutError) as error:
+            line.wrong.append(f"[{seed}] {error!r}")
+            _say(f"{kind.name}: WRONG {error}")
+
+
+async def _faults(
+    line: Line, kind: Kind, there: World, chance: random.Random, faults: int, *, long: bool, quick: bool
+) -> None:
+    whole = []
+    url = there.postgres.empty_url if kind.needs.postgres_only else there.postgres.url
+    for number in range(faults):
+        started = time.monotonic()
+        there.in_flight = 0
+        there.load.begin()
+        if not kind.needs.postgres_only:
+            await asyncio.sleep(0.2 if quick else chance.uniform(0.2, 0.8))
+        await kind.inject(there, chance, long)
+        await there.heal()
+        await asyncio.sleep(0.2)
+        answered = await there.load.finish(_SETTLE_SECONDS)
+        await there.drained()
+        whole += there.load.ledger
+        verdict = await judge(url, there.load.ledger, verify=quick)
+        if not answered:
+            verdict.wrong.append("requests stay without an answer")
+        _add(line, there, verdict)
+        seconds = time.monotonic() - started
+        _say(
+            f"{kind.name}: {verdict.acknowledged} acknowledged, {verdict.lost} lost, {verdict.doubled} doubled, "
+            f"{there.in_flight} in flight, {seconds:.1f} s, {dict(there.load.statuses)}"
+            + "".join(f"\n  WRONG {one}" for one in verdict.wrong[:5])
+        )
+        there.load.ledger = []
+        there.load.statuses.clear()
+        there.load.surprises.clear()
+        there.notes.clear()
+        del number
+    if not quick:
+        # What a replica that was frozen, or a session that was left, has written since.
+        verdict = await judge(url, whole, verify=True)
+        line.wrong += [f"at the end: {one}" for one in verdict.wrong]
+        if verdict.wrong:
+            _say("".join(f"\n  WRONG at the end: {one}" for one in verdict.wrong[:5]))
+
+
+def _add(line: Line, there: World, verdict: Verdict) -> None:
+    verdict.wrong += there.load.surprises + there.notes
+    if there.in_flight >= IN_FLIGHT_MIN:
+        line.faults += 1
+    else:
+        line.not_counted += 1
+    line.acknowledged += verdict.acknowledged
+    line.lost += verdict.lost
+    line.doubled += verdict.doubled
+    line.statuses += there.load.statuses
+    line.wrong += verdict.wrong
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+__all__ = ["Needs", "Report", "one_world", "prepared", "torture"]
