@@ -36,8 +36,12 @@ _SERVER_SETTINGS = {
     "datestyle": "ISO",
 }
 
-# What can be raised when the server or the way to it fails, rather than a statement.
-CONNECTION_ERRORS = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+# What can be raised when the server or the way to it fails, rather than a statement. The driver's internal error is what it
+# says of a connection whose server has just ended it.
+CONNECTION_ERRORS = (
+    *(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    asyncpg.PostgresConnectionError,
+)
 
 
 class Fault(Enum):
