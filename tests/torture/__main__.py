@@ -17,7 +17,7 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this one; may be given several times")
     parser.add_argument("--postgres", type=int, choices=(15, 18), default=18)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on a disk, not in memory")
-    parser.add_argument("--keep", action="store_true", help="leave the directory of a world in which something was wrong")
+    parser.add_argument("--stop-seconds", type=float, default=60.0, help="how long a stopped Postgres stays stopped")
     arguments = parser.parse_args()
     report = Report()
     kinds = [KINDS[name] for name in arguments.kind or KINDS]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from tests.torture.world import NotPossible, Needs, Replica, World
 
-Inject = Callable[[World, random.Random, bool], Awaitable[None]]
+Inject = Callable[[World, random.Random], Awaitable[None]]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind: what it needs, and what it does. The last argument of `inject` asks for the long form."""
+    """One kind: what it needs, and what it does."""
 
     name: str
     inject: Inject
@@ -43,8 +43,7 @@ async def _outage(there: World, chance: random.Random, replica: Replica, seconds
     await asyncio.sleep(seconds)
 
 
-async def killed_in_flush(there: World, chance: random.Random, long: bool) -> None:
-    del long
+async def killed_in_flush(there: World, chance: random.Random) -> None:
     number, replica = _pick(there, chance)
     await asyncio.sleep(chance.uniform(0, 0.3))
     await _note(there, number)
@@ -52,8 +51,7 @@ async def killed_in_flush(there: World, chance: random.Random, long: bool) -> No
     replica.launch()
 
 
-async def killed_in_append(there: World, chance: random.Random, long: bool) -> None:
-    del long
+async def killed_in_append(there: World, chance: random.Random) -> None:
     number, replica = _pick(there, chance)
     await _outage(there, chance, replica, chance.uniform(0, 0.4))
     await _note(there, number)
@@ -61,8 +59,7 @@ async def killed_in_append(there: World, chance: random.Random, long: bool) -> N
     replica.launch()
 
 
-async def killed_in_replay(there: World, chance: random.Random, long: bool) -> None:
-    del long
+async def killed_in_replay(there: World, chance: random.Random) -> None:
     number, replica = _pick(there, chance)
     await _outage(there, chance, replica, chance.uniform(0.5, 1.0))
     before = await replica.metric("datastorage_replayed_events_total") or 0
@@ -77,9 +74,8 @@ async def killed_in_replay(there: World, chance: random.Random, long: bool) -> N
     replica.launch()
 
 
-async def killed_in_migration(there: World, chance: random.Random, long: bool) -> None:
+async def killed_in_migration(there: World, chance: random.Random) -> None:
     """Both start on an empty database; the load is at the one that is left."""
-    del long
     first, other = there.replicas
     first.launch(migrate=True, log_name="torture.example/datastorage")
     other.launch(migrate=True, log_name="torture.example/datastorage")
@@ -89,9 +85,8 @@ async def killed_in_migration(there: World, chance: random.Random, long: bool) -
     first.launch(migrate=True, log_name="torture.example/datastorage")
 
 
-async def killed_in_shutdown(there: World, chance: random.Random, long: bool) -> None:
+async def killed_in_shutdown(there: World, chance: random.Random) -> None:
     """The load is at both; half of the time Postgres is away, so that what is left has to be spooled."""
-    del long
     number, replica = _pick(there, chance)
     if chance.random() < 0.5:
         await _outage(there, chance, replica)
@@ -104,9 +99,8 @@ async def killed_in_shutdown(there: World, chance: random.Random, long: bool) ->
     replica.launch()
 
 
-async def shut_down(there: World, chance: random.Random, long: bool) -> None:
+async def shut_down(there: World, chance: random.Random) -> None:
     """Nothing but SIGTERM, under load."""
-    del long
     number, replica = _pick(there, chance)
     if chance.random() < 0.5:
         await _outage(there, chance, replica)
@@ -117,8 +111,7 @@ async def shut_down(there: World, chance: random.Random, long: bool) -> None:
     replica.launch()
 
 
-async def postgres_killed(there: World, chance: random.Random, long: bool) -> None:
-    del long
+async def postgres_killed(there: World, chance: random.Random) -> None:
     await asyncio.sleep(chance.uniform(0, 0.3))
     await _note(there)
     if chance.random() < 0.25:
@@ -129,9 +122,8 @@ async def postgres_killed(there: World, chance: random.Random, long: bool) -> No
     await there.postgres.start()
 
 
-async def answer_lost(there: World, chance: random.Random, long: bool) -> None:
+async def answer_lost(there: World, chance: random.Random) -> None:
     """A few connections are cut between a flush's last message and its answer, or just before that message."""
-    del long
     for _ in range(chance.choice((1, 2, 5))):
         number, _ = _pick(there, chance)
         between = there.proxies[number]
@@ -147,9 +139,8 @@ async def answer_lost(there: World, chance: random.Random, long: bool) -> None:
         await asyncio.sleep(chance.uniform(0, 0.15))
 
 
-async def postgres_cut_off(there: World, chance: random.Random, long: bool) -> None:
+async def postgres_cut_off(there: World, chance: random.Random) -> None:
     """The answer is lost, and Postgres stays out of reach, so that the outcome is unknown when the spool takes it."""
-    del long
     for between in there.proxies:
         await _note(there)
         between.lose_answer = True
@@ -161,30 +152,27 @@ async def postgres_cut_off(there: World, chance: random.Random, long: bool) -> N
     await asyncio.sleep(chance.uniform(0.3, 2.0))
 
 
-async def postgres_stopped(there: World, chance: random.Random, long: bool) -> None:
+async def postgres_stopped(there: World, chance: random.Random) -> None:
     await _note(there)
     await there.postgres.stop(chance.choice((signal.SIGINT, signal.SIGQUIT)))
-    await asyncio.sleep(60 if long else chance.uniform(1.5, 3))
+    await asyncio.sleep(there.stop_seconds)
 
 
-async def postgres_frozen(there: World, chance: random.Random, long: bool) -> None:
+async def postgres_frozen(there: World, chance: random.Random) -> None:
     """It takes everything and answers nothing, longer than a request waits."""
-    del long
     await _note(there)
     there.postgres.freeze()
     await asyncio.sleep(chance.uniform(2, 4))
 
 
-async def postgres_disk_full(there: World, chance: random.Random, long: bool) -> None:
-    del long
+async def postgres_disk_full(there: World, chance: random.Random) -> None:
     assert there.postgres_disk is not None
     await _note(there)
     there.postgres_disk.fill(chance.choice((0, 0, 64 << 10, 1 << 20)))
     await asyncio.sleep(chance.uniform(1, 2.5))
 
 
-async def spool_disk_full(there: World, chance: random.Random, long: bool) -> None:
-    del long
+async def spool_disk_full(there: World, chance: random.Random) -> None:
     number, replica = _pick(there, chance)
     await _outage(there, chance, replica)
     await _note(there, number)
@@ -199,8 +187,7 @@ async def spool_disk_full(there: World, chance: random.Random, long: bool) -> No
         await asyncio.sleep(chance.uniform(0, 1))
 
 
-async def both_disks_full(there: World, chance: random.Random, long: bool) -> None:
-    del long
+async def both_disks_full(there: World, chance: random.Random) -> None:
     assert there.postgres_disk is not None
     await _note(there)
     disks = [there.postgres_disk, *there.spool_disks]
@@ -215,9 +202,8 @@ async def both_disks_full(there: World, chance: random.Random, long: bool) -> No
         await asyncio.sleep(chance.uniform(0, 0.5))
 
 
-async def spool_disk_fails(there: World, chance: random.Random, long: bool) -> None:
+async def spool_disk_fails(there: World, chance: random.Random) -> None:
     """fsync and fdatasync of the spool's thread fail with EIO, once or for a while, while it appends or is replayed."""
-    del long
     if shutil.which("strace") is None:
         raise NotPossible("there is no strace")
     number, replica = _pick(there, chance)
@@ -254,9 +240,8 @@ async def spool_disk_fails(there: World, chance: random.Random, long: bool) -> N
         raise NotPossible(f"strace may not attach: {said[1].decode().strip()}")
 
 
-async def replica_dies(there: World, chance: random.Random, long: bool) -> None:
+async def replica_dies(there: World, chance: random.Random) -> None:
     """Its clients go to the other one; much later its spool is taken up by a new process."""
-    del long
     number, replica = _pick(there, chance)
     if chance.random() < 0.7:
         await _outage(there, chance, replica, chance.uniform(0, 0.5))
@@ -267,9 +252,8 @@ async def replica_dies(there: World, chance: random.Random, long: bool) -> None:
     await asyncio.sleep(chance.uniform(0.5, 1.5))
 
 
-async def replica_frozen(there: World, chance: random.Random, long: bool) -> None:
+async def replica_frozen(there: World, chance: random.Random) -> None:
     """In mid-flush, for less or for more than the server waits; then it goes on as if nothing had been."""
-    del long
     number, replica = _pick(there, chance)
     await asyncio.sleep(chance.uniform(0, 0.2))
     await _note(there, number)
@@ -278,9 +262,8 @@ async def replica_frozen(there: World, chance: random.Random, long: bool) -> Non
     replica.signal(signal.SIGCONT)
 
 
-async def clients_time_out(there: World, chance: random.Random, long: bool) -> None:
+async def clients_time_out(there: World, chance: random.Random) -> None:
     """Postgres stalls longer than clients wait: they go to the other replica with what the first one still holds."""
-    del long
     there.load.timeout = chance.choice((0.2, 0.5, 1))
     try:
         for _ in range(chance.choice((1, 2))):
@@ -299,9 +282,8 @@ async def clients_time_out(there: World, chance: random.Random, long: bool) -> N
         there.load.timeout = 4.0
 
 
-async def clock_jumps(there: World, chance: random.Random, long: bool) -> None:
+async def clock_jumps(there: World, chance: random.Random) -> None:
     """Forward and back, by seconds or by days, in one replica or in both, half of the time around an outage."""
-    del long
     there.load.refusable = True
     if outage := chance.random() < 0.5:
         await _outage(there, chance, there.replicas[0])

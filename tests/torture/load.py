@@ -160,7 +160,7 @@ class Load:
                     not sent.guarded or sent.refusals or chance.random() > _AGAIN_SHARE
                 ):
                     return
-                if status == 503:
+                if status in {409, 503}:
                     await asyncio.sleep(chance.uniform(0.01, 0.05))
             if home is None:
                 replica = (replica + 1) % self._replicas

@@ -86,7 +86,9 @@ async def torture(report: Report, kinds: list[Kind], arguments: argparse.Namespa
             for kind in possible:
                 wanted = min(_FAULTS_A_WORLD, -(-arguments.faults // len(possible)) - report.line(kind.name).faults)
                 if wanted > 0:
-                    await one_world(report, template, kind, f"{arguments.seed}-{rounds}", directory, wanted)
+                    seed = f"{arguments.seed}-{rounds}"
+                    stop = arguments.stop_seconds
+                    await one_world(report, template, kind, seed, directory, wanted, stop_seconds=stop)
             rounds += 1
             if rounds > 20 and done == sum(report.line(kind.name).faults for kind in kinds):
                 return
@@ -107,7 +109,7 @@ async def one_world(
     directory: Path,
     faults: int,
     *,
-    long: bool = False,
+    stop_seconds: float = 2.0,
     quick: bool = False,
 ) -> None:
     """Several faults of one kind in one world, each judged on its own, and all of them once more at the end."""
@@ -119,7 +121,8 @@ async def one_world(
         done += in_this_world
         try:
             async with world(template, kind.needs, chance.getrandbits(32), directory) as there:
-                await _faults(line, kind, there, chance, in_this_world, long=long, quick=quick)
+                there.stop_seconds = stop_seconds
+                await _faults(line, kind, there, chance, in_this_world, quick=quick)
         except NotPossible as why:
             line.skipped = str(why)
             _say(f"{kind.name}: skipped: {why}")
@@ -129,18 +132,16 @@ async def one_world(
             _say(f"{kind.name}: WRONG {error}")
 
 
-async def _faults(
-    line: Line, kind: Kind, there: World, chance: random.Random, faults: int, *, long: bool, quick: bool
-) -> None:
+async def _faults(line: Line, kind: Kind, there: World, chance: random.Random, faults: int, *, quick: bool) -> None:
     whole = []
     url = there.postgres.empty_url if kind.needs.postgres_only else there.postgres.url
-    for number in range(faults):
+    for _ in range(faults):
         started = time.monotonic()
         there.in_flight = 0
         there.load.begin()
         if not kind.needs.postgres_only:
             await asyncio.sleep(0.2 if quick else chance.uniform(0.2, 0.8))
-        await kind.inject(there, chance, long)
+        await kind.inject(there, chance)
         await there.heal()
         await asyncio.sleep(0.2)
         answered = await there.load.finish(_SETTLE_SECONDS)
@@ -160,7 +161,6 @@ async def _faults(
         there.load.statuses.clear()
         there.load.surprises.clear()
         there.notes.clear()
-        del number
     if not quick:
         # What a replica that was frozen, or a session that was left, has written since.
         verdict = await judge(url, whole, verify=True)
@@ -171,6 +171,8 @@ async def _faults(
 
 def _add(line: Line, there: World, verdict: Verdict) -> None:
     verdict.wrong += there.load.surprises + there.notes
+    if verdict.wrong:
+        verdict.wrong += [f"log: {said}" for replica in there.replicas for said in replica.complaints]
     if there.in_flight >= IN_FLIGHT_MIN:
         line.faults += 1
     else:

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 from app import cli, main
@@ -24,17 +24,16 @@ def _offset_seconds() -> float:
         return 0.0
 
 
-class JumpingTime(datetime):
-    """The time of day, as far off as the file says that TORTURE_CLOCK names."""
+class JumpingTime:
+    """In place of `datetime` where the service asks for the time of day."""
 
-    @classmethod
-    def now(cls, tz: tzinfo | None = None) -> "JumpingTime":
-        moment = datetime.now(UTC) + timedelta(seconds=_offset_seconds())
-        return cls.fromtimestamp(moment.timestamp(), tz)
+    @staticmethod
+    def now(zone: tzinfo) -> datetime:
+        return datetime.now(zone) + timedelta(seconds=_offset_seconds())
 
 
 class _JumpingSeconds:
-    """In place of the module `time` of the spool."""
+    """In place of the spool's module `time`."""
 
     @staticmethod
     def time() -> float:

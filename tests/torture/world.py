@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -63,6 +64,15 @@ class Replica:
     @property
     def log(self) -> str:
         return (self.directory / "log").read_text("utf-8", "replace")
+
+    @property
+    def complaints(self) -> list[str]:
+        """What its log says about errors of the service's own, each once."""
+        said: dict[str, None] = {}
+        for line in self.log.splitlines():
+            if re.search(r"\"level\":\"(error|critical)\"|^Traceback", line):
+                said[re.sub(r"\d{2}:\d{2}:\d{2}[^ \"]*|\d+", "#", line)[:1500]] = None
+        return list(said)[:6]
 
     def launch(self, **settings: object) -> None:
         """A new process on a new port."""
@@ -165,6 +175,8 @@ class World:
     load: Load
     postgres_disk: Disk | None
     spool_disks: list[Disk]
+    stop_seconds: float = 2.0
+    """How long Postgres stays stopped in the kind that is about just that."""
     in_flight: int = 0
     """Requests in flight at the moment of the fault, as the fault has noted."""
     notes: list[str] = field(default_factory=list)
