@@ -2,8 +2,10 @@
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
+from collections.abc import Coroutine
 from pathlib import Path
 
 from tests.torture.faults import KINDS
@@ -21,13 +23,21 @@ def main() -> int:
     arguments = parser.parse_args()
     report = Report()
     kinds = [KINDS[name] for name in arguments.kind or KINDS]
-    work = torture(report, kinds, arguments)
     try:
-        asyncio.run(work)
-    except KeyboardInterrupt:
+        asyncio.run(_until_told(torture(report, kinds, arguments)))
+    except asyncio.CancelledError:
         print("interrupted", file=sys.stderr)
     print(report.table())
     return 0 if report.is_good else 1
+
+
+async def _until_told(work: Coroutine[None, None, None]) -> None:
+    """SIGINT too, which a shell lets its background jobs ignore."""
+    task = asyncio.current_task()
+    assert task is not None
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
+    await work
 
 
 if __name__ == "__main__":

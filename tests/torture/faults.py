@@ -5,9 +5,9 @@ import random
 import shutil
 import signal
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from tests.torture.world import NotPossible, Needs, Replica, World
+from tests.torture.world import Needs, NotPossible, Replica, World
 
 Inject = Callable[[World, random.Random], Awaitable[None]]
 
@@ -18,7 +18,7 @@ class Kind:
 
     name: str
     inject: Inject
-    needs: Needs = Needs()
+    needs: Needs = field(default_factory=Needs)
     each_anew: bool = False
     """Whether every fault of it needs a world of its own."""
 

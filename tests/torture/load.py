@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -50,9 +50,9 @@ class Load:
     def __init__(self, urls: Callable[[int], str | None], replicas: int, seed: int) -> None:
         self.ledger: list[Sent] = []
         self.timeout = 4.0
+        self.batch_sizes: Sequence[int] = (1, 2, 5, 10, 20, 60)
         self.refusable = False
         """Whether a refusal for the event's time is no surprise, since a clock was moved."""
-        self.acknowledged = 0
         self.in_flight = [0] * replicas
         self.statuses: Counter[str] = Counter()
         self.surprises: list[str] = []
@@ -66,7 +66,6 @@ class Load:
         self._idle = 0
         self._workers: list[asyncio.Task[None]] = []
         self._connections: dict[tuple[int, str], _Connection] = {}
-        self.paused_for_good = False
 
     def start(self) -> None:
         for number in range(_WORKERS):
@@ -78,6 +77,12 @@ class Load:
         await asyncio.gather(*self._workers, return_exceptions=True)
         for connection in self._connections.values():
             connection.close()
+
+    def forget(self) -> None:
+        """Begin with an empty ledger."""
+        self.ledger, self.surprises = [], []
+        self.statuses.clear()
+        self.refusable = False
 
     def begin(self) -> None:
         self._going.set()
@@ -129,7 +134,7 @@ class Load:
         kind = chance.choices(("plain", "id", "key", "batch", "batch-id", "batch-key"), (3, 3, 3, 2, 1, 1))[0]
         if correlation is not None and kind == "plain":
             kind = "id"
-        number = 1 if not kind.startswith("batch") else chance.choice((1, 2, 5, 10, 20, 60))
+        number = 1 if not kind.startswith("batch") else chance.choice(self.batch_sizes)
         one = correlation or f"c-{self._name}-{chance.randrange(_CORRELATIONS)}"
         items = []
         for place in range(number):
@@ -170,9 +175,7 @@ class Load:
         if status in {201, 202}:
             answer = json.loads(body)
             ids = tuple(answer.get("event_ids") or [answer.get("event_id")])
-            if not sent.answers:
-                self.acknowledged += len(sent.items)
-            elif sent.answers[0][1] != ids:
+            if sent.answers and sent.answers[0][1] != ids:
                 self.surprises.append(f"a resend was answered with other ids: {sent.answers[0][1][:2]} and {ids[:2]}")
             sent.answers.append((status, ids))
             return True

@@ -127,7 +127,7 @@ class Postgres:
         for pid in family:
             _signal(pid, signal.SIGKILL)
         await self._ended()
-        while any(Path(f"/proc/{pid}/fd").exists() and _alive(pid) for pid in family):
+        while any(_alive(pid) for pid in family):
             await asyncio.sleep(_POLL_SECONDS)
 
     async def kill_backend(self) -> None:

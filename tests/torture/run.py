@@ -7,16 +7,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.torture.faults import Kind
 from tests.torture.judge import Verdict, judge
-from tests.torture.load import IN_FLIGHT_MIN
+from tests.torture.load import IN_FLIGHT_MIN, Sent
 from tests.torture.postgres import Postgres, binaries
 from tests.torture.world import Needs, NotPossible, Unwell, World, world
 
 _FAULTS_A_WORLD = 5
+_WORLDS_A_ROUND = 5
+_AFTERWARDS_SECONDS = 0.2
 _SETTLE_SECONDS = 90.0
 
 
@@ -24,6 +27,7 @@ _SETTLE_SECONDS = 90.0
 class Line:
     """All faults of one kind."""
 
+    name: str
     faults: int = 0
     not_counted: int = 0
     """With too few requests in flight."""
@@ -42,7 +46,7 @@ class Report:
         self.lines: dict[str, Line] = {}
 
     def line(self, kind: str) -> Line:
-        return self.lines.setdefault(kind, Line())
+        return self.lines.setdefault(kind, Line(kind))
 
     @property
     def is_good(self) -> bool:
@@ -50,7 +54,7 @@ class Report:
 
     def table(self) -> str:
         """For people, and for a Markdown document."""
-        rows = [("kind", "faults", "acknowledged", "lost", "doubled", "notes")]
+        rows: list[tuple[str, ...]] = [("kind", "faults", "acknowledged", "lost", "doubled", "notes")]
         for name, line in self.lines.items():
             notes = [f"skipped: {line.skipped}"] if line.skipped else []
             notes += [f"{line.not_counted} not counted"] if line.not_counted else []
@@ -84,11 +88,13 @@ async def torture(report: Report, kinds: list[Kind], arguments: argparse.Namespa
             if not possible:
                 return
             for kind in possible:
-                wanted = min(_FAULTS_A_WORLD, -(-arguments.faults // len(possible)) - report.line(kind.name).faults)
-                if wanted > 0:
-                    seed = f"{arguments.seed}-{rounds}"
+                wanted = -(-arguments.faults // len(possible)) - report.line(kind.name).faults
+                for _ in range(_WORLDS_A_ROUND if kind.each_anew else 1):
+                    several = [kind] * min(wanted, 1 if kind.each_anew else _FAULTS_A_WORLD)
+                    seed = f"{arguments.seed}-{rounds}-{kind.name}"
                     stop = arguments.stop_seconds
-                    await one_world(report, template, kind, seed, directory, wanted, stop_seconds=stop)
+                    await one_world(report, template, several, seed, directory, stop_seconds=stop)
+                    wanted -= len(several)
             rounds += 1
             if rounds > 20 and done == sum(report.line(kind.name).faults for kind in kinds):
                 return
@@ -104,69 +110,60 @@ async def prepared(directory: Path, version: int = 18) -> Postgres:
 async def one_world(
     report: Report,
     template: Postgres,
-    kind: Kind,
+    kinds: Sequence[Kind],
     seed: str,
     directory: Path,
-    faults: int,
     *,
+    needs: Needs | None = None,
     stop_seconds: float = 2.0,
-    quick: bool = False,
+    batch_sizes: Sequence[int] | None = None,
 ) -> None:
-    """Several faults of one kind in one world, each judged on its own, and all of them once more at the end."""
-    chance = random.Random(f"{seed}-{kind.name}")
-    line = report.line(kind.name)
-    done = 0
-    while done < faults:
-        in_this_world = 1 if kind.each_anew else faults - done
-        done += in_this_world
-        try:
-            async with world(template, kind.needs, chance.getrandbits(32), directory) as there:
-                there.stop_seconds = stop_seconds
-                await _faults(line, kind, there, chance, in_this_world, quick=quick)
-        except NotPossible as why:
-            line.skipped = str(why)
-            _say(f"{kind.name}: skipped: {why}")
-            return
-        except (Unwell, TimeoutError) as error:
-            line.wrong.append(f"[{seed}] {error!r}")
-            _say(f"{kind.name}: WRONG {error}")
+    """One fault of each of `kinds` in one world, each judged on its own, and all of them once more at the end."""
+    if not kinds:
+        return
+    chance = random.Random(seed)
+    line = report.line(kinds[0].name)
+    whole: list[Sent] = []
+    try:
+        async with world(template, needs or kinds[0].needs, chance.getrandbits(32), directory) as there:
+            there.stop_seconds = stop_seconds
+            there.load.batch_sizes = batch_sizes or there.load.batch_sizes
+            for kind in kinds:
+                line = report.line(kind.name)
+                whole += await _one_fault(line, kind, there, chance)
+            # What a replica that was frozen, or a session that was left, has written since; and what all of it hashes to.
+            verdict = await judge(there.database_url, whole, verify=True)
+            line.wrong += [f"at the end: {one}" for one in verdict.wrong]
+            for one in verdict.wrong[:5]:
+                _say(f"{line.name}: WRONG at the end: {one}")
+    except NotPossible as why:
+        line.skipped = str(why)
+        _say(f"{line.name}: skipped: {why}")
+    except (Unwell, TimeoutError) as error:
+        line.wrong.append(repr(error))
+        _say(f"{line.name}: WRONG {error}")
 
 
-async def _faults(line: Line, kind: Kind, there: World, chance: random.Random, faults: int, *, quick: bool) -> None:
-    whole = []
-    url = there.postgres.empty_url if kind.needs.postgres_only else there.postgres.url
-    for _ in range(faults):
-        started = time.monotonic()
-        there.in_flight = 0
-        there.load.begin()
-        if not kind.needs.postgres_only:
-            await asyncio.sleep(0.2 if quick else chance.uniform(0.2, 0.8))
-        await kind.inject(there, chance)
-        await there.heal()
-        await asyncio.sleep(0.2)
-        answered = await there.load.finish(_SETTLE_SECONDS)
-        await there.drained()
-        whole += there.load.ledger
-        verdict = await judge(url, there.load.ledger, verify=quick)
-        if not answered:
-            verdict.wrong.append("requests stay without an answer")
-        _add(line, there, verdict)
-        seconds = time.monotonic() - started
-        _say(
-            f"{kind.name}: {verdict.acknowledged} acknowledged, {verdict.lost} lost, {verdict.doubled} doubled, "
-            f"{there.in_flight} in flight, {seconds:.1f} s, {dict(there.load.statuses)}"
-            + "".join(f"\n  WRONG {one}" for one in verdict.wrong[:5])
-        )
-        there.load.ledger = []
-        there.load.statuses.clear()
-        there.load.surprises.clear()
-        there.notes.clear()
-    if not quick:
-        # What a replica that was frozen, or a session that was left, has written since.
-        verdict = await judge(url, whole, verify=True)
-        line.wrong += [f"at the end: {one}" for one in verdict.wrong]
-        if verdict.wrong:
-            _say("".join(f"\n  WRONG at the end: {one}" for one in verdict.wrong[:5]))
+async def _one_fault(line: Line, kind: Kind, there: World, chance: random.Random) -> list[Sent]:
+    """What was sent around it."""
+    started = time.monotonic()
+    there.begin()
+    await asyncio.sleep(chance.uniform(0.2, 0.8))
+    await kind.inject(there, chance)
+    await there.heal()
+    await asyncio.sleep(_AFTERWARDS_SECONDS)
+    answered = await there.load.finish(_SETTLE_SECONDS)
+    await there.drained()
+    verdict = await judge(there.database_url, there.load.ledger, verify=False)
+    if not answered:
+        verdict.wrong.append("requests stay without an answer")
+    _add(line, there, verdict)
+    _say(
+        f"{kind.name}: {verdict.acknowledged} acknowledged, {verdict.lost} lost, {verdict.doubled} doubled, "
+        f"{there.in_flight} in flight, {time.monotonic() - started:.1f} s, {dict(there.load.statuses)}"
+        + "".join(f"\n  WRONG {one}" for one in verdict.wrong[:5])
+    )
+    return there.load.ledger
 
 
 def _add(line: Line, there: World, verdict: Verdict) -> None:
@@ -186,6 +183,3 @@ def _add(line: Line, there: World, verdict: Verdict) -> None:
 
 def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
-
-
-__all__ = ["Needs", "Report", "one_world", "prepared", "torture"]

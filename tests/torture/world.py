@@ -140,7 +140,9 @@ class Disk:
         self.place = place
         place.mkdir()
         options = f"size={mib}m,mode=0755"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "torture", place], capture_output=True, check=False)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "torture", place], capture_output=True, check=False
+        )
         if done.returncode:
             raise NotPossible(f"no tmpfs can be mounted: {done.stderr.decode().strip()}")
 
@@ -175,15 +177,23 @@ class World:
     load: Load
     postgres_disk: Disk | None
     spool_disks: list[Disk]
+    database_url: str
     stop_seconds: float = 2.0
     """How long Postgres stays stopped in the kind that is about just that."""
     in_flight: int = 0
     """Requests in flight at the moment of the fault, as the fault has noted."""
     notes: list[str] = field(default_factory=list)
 
-    async def ready(self, *which: Replica) -> None:
-        """Wait for these, or all; one that has ended is an error."""
-        for replica in which or self.replicas:
+    def begin(self) -> None:
+        """The next fault: clients post, and nothing of the last one is counted."""
+        self.in_flight = 0
+        self.notes = []
+        self.load.forget()
+        self.load.begin()
+
+    async def ready(self) -> None:
+        """Wait for every replica; one that has ended is an error."""
+        for replica in self.replicas:
             try:
                 async with asyncio.timeout(_READY_SECONDS):
                     while not await replica.is_ready():
@@ -250,9 +260,10 @@ async def world(template: Postgres, needs: Needs, seed: int, directory: Path) ->
         postgres = template.copy(place / "postgres")
         resources.callback(postgres.close)
         await postgres.start()
+        database_url = postgres.empty_url if needs.postgres_only else postgres.url
         replicas, proxies, spool_disks = [], [], []
         for number in range(REPLICAS):
-            url = postgres.empty_url if needs.postgres_only else postgres.url
+            url = database_url
             if needs.proxies:
                 proxies.append(await resources.enter_async_context(proxy(url)))
                 url = proxies[-1].url
@@ -264,7 +275,7 @@ async def world(template: Postgres, needs: Needs, seed: int, directory: Path) ->
             replicas.append(replica)
         load = Load(lambda number: replicas[number].url, REPLICAS, seed)
         resources.push_async_callback(load.stop)
-        there = World(postgres, replicas, proxies, load, postgres_disk, spool_disks)
+        there = World(postgres, replicas, proxies, load, postgres_disk, spool_disks, database_url)
         if not needs.postgres_only:
             for replica in replicas:
                 replica.launch()
