@@ -45,7 +45,7 @@ def _patch() -> None:
         for module in (events, main):
             module.datetime = JumpingTime  # type: ignore[attr-defined]
         accept.time_ns = lambda: time.time_ns() + int(_offset_seconds() * 1e9)  # type: ignore[attr-defined]
-        spool.time = _JumpingSeconds  # type: ignore[assignment]
+        spool.time = _JumpingSeconds  # type: ignore[attr-defined,assignment]
     if RESERVE in os.environ:
         spool.FREE_BYTES_MIN = int(os.environ[RESERVE])
     if THREAD in os.environ:

@@ -12,7 +12,6 @@ from tests.torture.postgres import Postgres
 from tests.torture.run import Report, one_world, prepared
 from tests.torture.world import Needs
 
-
 # Clients whose connections are cut at any moment leave sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 

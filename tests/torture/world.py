@@ -23,6 +23,7 @@ from tests.torture.postgres import Postgres
 REPLICAS = 2
 _READY_SECONDS = 60.0
 _DRAIN_SECONDS = 90.0
+_CLOSE_SECONDS = 0.05
 _POLL_SECONDS = 0.02
 
 
@@ -254,6 +255,7 @@ async def world(template: Postgres, needs: Needs, seed: int, directory: Path) ->
     """Two replicas that are ready and a load that has not begun. Raises NotPossible."""
     async with contextlib.AsyncExitStack() as resources:
         place = resources.enter_context(_scratch(directory))
+        resources.push_async_callback(asyncio.sleep, _CLOSE_SECONDS)  # for connections to be closed that were let go
         postgres_disk = None
         if needs.postgres_disk_mib:
             postgres_disk = _disk(resources, place / "postgres", needs.postgres_disk_mib)
@@ -266,6 +268,7 @@ async def world(template: Postgres, needs: Needs, seed: int, directory: Path) ->
             url = database_url
             if needs.proxies:
                 proxies.append(await resources.enter_async_context(proxy(url)))
+                resources.push_async_callback(proxies[-1].refuse, True)
                 url = proxies[-1].url
             spool = place / f"spool-{number}"
             if needs.spool_disk_mib:
