@@ -130,10 +130,12 @@ class Writer:
         """Whether Postgres did not take the last flush."""
         return self._away
 
-    async def look_again(self) -> None:
-        """Postgres answers: try it with what waits in the spool, and with what comes."""
+    async def look_again(self, there: bool) -> None:
+        """Mend a spool that has failed. When Postgres is `there`, try it with what waits in the spool and with what comes."""
         if self.spool is not None:
             await self.spool.mend()
+        if not there:
+            return
         self._away = self._spool_fails = False
         if self._replay_is_due:
             self._arrived.set()
