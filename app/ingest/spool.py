@@ -427,7 +427,11 @@ class Spool:
                 del self._correlations[correlation]
 
     def _free(self) -> int:
-        return shutil.disk_usage(self.directory).free
+        """Room on the disk; none on one that does not even say how much."""
+        try:
+            return shutil.disk_usage(self.directory).free
+        except OSError:
+            return 0
 
     def _show(self) -> None:
         depth = self.depth

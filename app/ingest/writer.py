@@ -162,7 +162,11 @@ class Writer:
             if self._inbox:
                 taken = self._taken = self._take()
                 metrics.INBOX_EVENTS.set(self._events_waiting)
-                await self._write_or_spool(taken)
+                try:
+                    await self._write_or_spool(taken)
+                except Exception:  # the top of the loop: without it nothing would be written any more
+                    log.exception("what Postgres did not take could not be spooled")
+                    _fail(taken, SpoolFailed())
                 self._taken = []
             elif not (self._closing or self._replay_is_due):
                 await self._arrived.wait()

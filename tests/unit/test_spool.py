@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.ingest.accept import Acceptance, draft, single_id
-from app.ingest.spool import Spool, SpoolFailed
+from app.ingest.spool import Spool, SpoolFailed, SpoolFull
 from app.ingest.store import Store
 from app.ingest.submission import Submission, prepare
 from app.ingest.writer import Writer
@@ -83,3 +83,16 @@ async def test_counted_once_when_mended_during_replay(spool: Spool, monkeypatch:
     await asyncio.gather(spool.mend(), spool.remove([first]))
     assert (spool.depth.requests, spool.depth.events) == (1, 1)
     assert (spool.waits(["rr-1"]), spool.waits(["rr-2"])) == (False, True)
+
+
+async def test_disk_that_says_nothing_has_no_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool whose directory is gone ends the writer, and every request waits for ever."""
+
+    def gone(_: Path) -> Any:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("app.ingest.spool.shutil.disk_usage", gone)
+    refused = await submission()
+    await spool.append([refused])
+    assert isinstance(refused.done.exception(), SpoolFull)
+    assert not spool.has_room
