@@ -236,8 +236,20 @@ async def spool_disk_fails(there: World, chance: random.Random) -> None:
         if tracer.returncode is None:
             tracer.terminate()
         said = await tracer.communicate()
+    if end == "in the outage" and there.in_flight:
+        await _takes_again(there, replica)
     if b"ttach" in said[1] and b"not permitted" in said[1]:
         raise NotPossible(f"strace may not attach: {said[1].decode().strip()}")
+
+
+async def _takes_again(there: World, replica: Replica) -> None:
+    """A disk that is well again is used again, however long Postgres stays away."""
+    before = await replica.metric("datastorage_spooled_events_total") or 0
+    for _ in range(400):
+        if (await replica.metric("datastorage_spooled_events_total") or 0) > before:
+            return
+        await asyncio.sleep(0.02)
+    there.notes.append("the spool is not used again after its disk failed")
 
 
 async def replica_dies(there: World, chance: random.Random) -> None:
