@@ -165,6 +165,15 @@ async def postgres_frozen(there: World, chance: random.Random) -> None:
     await asyncio.sleep(chance.uniform(2, 4))
 
 
+async def network_silent(there: World, chance: random.Random) -> None:
+    """Nothing arrives any more on any connection, and no end is told."""
+    await _note(there)
+    for between in there.proxies:
+        between.silent = True
+        await asyncio.sleep(chance.choice((0, 0.3)))
+    await asyncio.sleep(chance.uniform(1.5, 4))
+
+
 async def postgres_disk_full(there: World, chance: random.Random) -> None:
     assert there.postgres_disk is not None
     await _note(there)
@@ -327,6 +336,7 @@ KINDS = {
         Kind("answer lost, then cut off", postgres_cut_off, Needs(proxies=True)),
         Kind("postgres stopped", postgres_stopped),
         Kind("postgres frozen", postgres_frozen, _IMPATIENT),
+        Kind("network silent", network_silent, Needs(proxies=True, settings=_IMPATIENT.settings)),
         Kind("postgres disk full", postgres_disk_full, Needs(postgres_disk_mib=_SMALL)),
         Kind("spool disk full", spool_disk_full, Needs(spool_disk_mib=96)),
         Kind("spool disk really full", spool_disk_full, Needs(spool_disk_mib=24, inside=True, reserve_bytes=0)),
