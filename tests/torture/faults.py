@@ -320,6 +320,37 @@ async def clock_jumps(there: World, chance: random.Random) -> None:
         replica.clock.write_text("0")
 
 
+async def several_at_once(there: World, chance: random.Random) -> None:
+    """Harm upon harm, before the last one is over."""
+    await _note(there)
+    for _ in range(chance.choice((3, 4, 6))):
+        number, replica = _pick(there, chance)
+        between = there.proxies[number]
+        match chance.randrange(8):
+            case 0:
+                await replica.kill()
+                replica.launch()
+            case 1:
+                replica.signal(signal.SIGTERM)
+            case 2:
+                replica.signal(chance.choice((signal.SIGSTOP, signal.SIGCONT)))
+            case 3:
+                await there.postgres.kill()
+                there.postgres.launch()
+            case 4:
+                there.postgres.freeze() if chance.random() < 0.5 else there.postgres.thaw()
+            case 5:
+                between.lose_answer = True
+            case 6:
+                await between.refuse(chance.random() < 0.6)
+            case 7:
+                await there.postgres.stop(signal.SIGQUIT)
+                there.postgres.launch()
+        if not replica.runs:
+            replica.launch()
+        await asyncio.sleep(chance.uniform(0, 0.8))
+
+
 _IMPATIENT = Needs(settings={"single_deadline_ms": 1500, "batch_deadline_ms": 2500})
 _SMALL = 176  # MiB, for data, WAL and a recovery
 KINDS = {
@@ -350,5 +381,6 @@ KINDS = {
         Kind("replica frozen", replica_frozen),
         Kind("clients time out", clients_time_out),
         Kind("clock jumps", clock_jumps, Needs(inside=True)),
+        Kind("several at once", several_at_once, Needs(proxies=True)),
     )
 }

@@ -118,6 +118,7 @@ class Postgres:
     async def stop(self, sig: signal.Signals = signal.SIGINT) -> None:
         """Fast shutdown (SIGINT), or an immediate one (SIGQUIT)."""
         if self._process is not None and self._process.poll() is None:
+            self.thaw()
             self._process.send_signal(sig)
             await self._ended()
 

@@ -58,6 +58,7 @@ class Replica:
         self.clock = directory / "clock"
         self.url: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self.told_to_stop = False
         self._database_url = database_url
         self._needs = needs
         directory.mkdir()
@@ -96,6 +97,7 @@ class Replica:
                 command, cwd=self.directory, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.url = f"http://127.0.0.1:{port}"
+        self.told_to_stop = False
 
     @property
     def runs(self) -> bool:
@@ -103,6 +105,7 @@ class Replica:
 
     def signal(self, sig: signal.Signals) -> None:
         assert self.process is not None
+        self.told_to_stop = self.told_to_stop or sig == signal.SIGTERM
         self.process.send_signal(sig)
 
     async def kill(self) -> None:
@@ -217,7 +220,9 @@ class World:
         for replica in self.replicas:
             if replica.runs:
                 replica.signal(signal.SIGCONT)
-            else:
+            if replica.told_to_stop:
+                await replica.ended()
+            if not replica.runs:
                 replica.launch()
         await self.ready()
 
