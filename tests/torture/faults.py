@@ -7,6 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from tests.torture.postgres import Postgres
 from tests.torture.world import Needs, NotPossible, Replica, World
 
 Inject = Callable[[World, random.Random], Awaitable[None]]
@@ -326,29 +327,31 @@ async def several_at_once(there: World, chance: random.Random) -> None:
     for _ in range(chance.choice((3, 4, 6))):
         number, replica = _pick(there, chance)
         between = there.proxies[number]
-        match chance.randrange(8):
+        match chance.randrange(4):
             case 0:
-                await replica.kill()
-                replica.launch()
+                await _harm_postgres(there.postgres, chance)
             case 1:
-                replica.signal(signal.SIGTERM)
-            case 2:
-                replica.signal(chance.choice((signal.SIGSTOP, signal.SIGCONT)))
-            case 3:
-                await there.postgres.kill()
-                there.postgres.launch()
-            case 4:
-                there.postgres.freeze() if chance.random() < 0.5 else there.postgres.thaw()
-            case 5:
                 between.lose_answer = True
-            case 6:
+            case 2:
                 await between.refuse(chance.random() < 0.6)
-            case 7:
-                await there.postgres.stop(signal.SIGQUIT)
-                there.postgres.launch()
+            case 3:
+                replica.signal(chance.choice((signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM, signal.SIGKILL)))
+        await asyncio.sleep(chance.uniform(0, 0.8))
         if not replica.runs:
             replica.launch()
-        await asyncio.sleep(chance.uniform(0, 0.8))
+
+
+async def _harm_postgres(postgres: Postgres, chance: random.Random) -> None:
+    match chance.randrange(4):
+        case 0:
+            await postgres.kill()
+        case 1:
+            await postgres.stop(signal.SIGQUIT)
+        case 2:
+            postgres.freeze()
+        case 3:
+            postgres.thaw()
+    postgres.launch()
 
 
 _IMPATIENT = Needs(settings={"single_deadline_ms": 1500, "batch_deadline_ms": 2500})
