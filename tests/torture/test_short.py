@@ -30,14 +30,16 @@ def template(directory: Path) -> Postgres:
 
 
 async def _survives(template: Postgres, directory: Path, names: list[str], needs: Needs | None = None) -> None:
-    report = Report()
-    await one_world(
-        report, template, [KINDS[name] for name in names], "short", directory, needs=needs, batch_sizes=(1, 2, 5)
-    )
-    if skipped := [line.skipped for line in report.lines.values() if line.skipped]:
-        pytest.skip(skipped[0])
-    assert report.is_good, report.table()
-    assert sum(line.faults for line in report.lines.values()) == len(names), report.table()
+    report, missing = Report(), names
+    for attempt in range(3):  # a fault may come to nothing, or find too few requests in flight
+        kinds = [KINDS[name] for name in missing]
+        await one_world(report, template, kinds, f"short-{attempt}", directory, needs=needs, batch_sizes=(1, 2, 5))
+        if skipped := [line.skipped for line in report.lines.values() if line.skipped]:
+            pytest.skip(skipped[0])
+        assert report.is_good, report.table()
+        if not (missing := [name for name in names if not report.line(name).faults]):
+            return
+    raise AssertionError(f"never under enough load: {missing}")
 
 
 async def test_processes_and_connections_end(template: Postgres, directory: Path) -> None:
