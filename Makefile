@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test lint bench openapi lock clean
+.PHONY: run test torture lint bench openapi lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
+
+torture: $(INSTALLED)
+	$(BIN)/python -m tests.torture $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

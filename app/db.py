@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.errors import DatabaseAway, DatabaseFailed, Fatal
 from app.events.record import ip_packed
+from app.metrics import WORKER_FAILURES
 from app.settings import Settings
 from app.sql import load
 
@@ -35,8 +37,15 @@ _SERVER_SETTINGS = {
     "datestyle": "ISO",
 }
 
-# What can be raised when the server or the way to it fails, rather than a statement.
-CONNECTION_ERRORS = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+# What can be raised when the server or the way to it fails, rather than a statement. The driver's internal error is what it
+# says of a connection whose server has just ended it.
+CONNECTION_ERRORS = (
+    *(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    asyncpg.PostgresConnectionError,
+)
+
+
+log = logging.getLogger(__name__)
 
 
 class Fault(Enum):
@@ -200,8 +209,8 @@ class Presence:
             return "shutting_down"
         return None if self.database_up or (self.started and self.can_spool()) else "database_unreachable"
 
-    async def watch(self, settings: Settings, seen: Callable[[], Awaitable[None]]) -> None:
-        """Ask Postgres twice a second, on a connection of its own, whether it is there, and call `seen` whenever it is."""
+    async def watch(self, settings: Settings, asked: Callable[[bool], Awaitable[None]]) -> None:
+        """Ask Postgres twice a second, on a connection of its own, whether it is there, and tell `asked` each time."""
         connection: Connection | None = None
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
@@ -211,9 +220,13 @@ class Presence:
                         connection = await connect(settings)
                     await connection.execute("SELECT 1")
                 self.database_up = True
-                await seen()
             except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError):
                 self.database_up = False
                 if connection is not None:
                     connection.terminate()
                     connection = None
+            try:
+                await asked(self.database_up)
+            except Exception:  # top of a loop without which nothing is ever replayed
+                WORKER_FAILURES.labels(worker="presence").inc()
+                log.exception("what waits for Postgres could not be told of it")

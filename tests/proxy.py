@@ -37,7 +37,11 @@ class Proxy:
         if self._refusing:
             writer.close()
             return
-        up_reader, up_writer = await self._upstream()
+        try:
+            up_reader, up_writer = await self._upstream()
+        except OSError:
+            writer.close()
+            return
         pumps = {
             asyncio.create_task(self._questions(reader, up_writer)),
             asyncio.create_task(self._answers(up_reader, writer)),

@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
@@ -100,6 +99,8 @@ class Spool:
         self._void: list[bytes] = []
         """Tokens of requests that were refused since the disk failed: they may stand in the file all the same."""
         self._broken = False
+        self._counting = asyncio.Lock()
+        """Held from a change of the file until it is counted, so that nobody counts the file anew in between."""
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -131,6 +132,10 @@ class Spool:
 
     async def append(self, submissions: Sequence[Submission]) -> None:
         """Keep each submission and finish it, or fail it. When this returns, what was kept is on disk."""
+        if self._broken:
+            for submission in submissions:
+                submission.fail(SpoolFailed())
+            return
         taken, size = [], 0
         free = self._free()
         for submission in submissions:
@@ -141,22 +146,23 @@ class Spool:
             else:
                 taken.append(submission)
         requests = [(s, os.urandom(16), keep(list(s.events))) for s in taken]
-        try:
-            outcomes = await self._on_thread(lambda: self._append(requests))
-        except SpoolFailed as failed:
-            self._void += [token for _, token, _ in requests]
-            for submission in taken:
-                submission.fail(failed)
-            return
-        for (submission, _, body), outcome in zip(requests, outcomes, strict=True):
-            if isinstance(outcome, AuditError):
-                submission.fail(outcome)
-                continue
-            if outcome:
-                self._count(outcome, len(body), +1)
-                metrics.SPOOLED.inc(len(outcome))
-                metrics.DLQ_XADD.labels("audit_events").inc(len(outcome))
-            submission.finish(spooled=True)
+        async with self._counting:
+            try:
+                outcomes = await self._on_thread(lambda: self._append(requests))
+            except SpoolFailed as failed:
+                self._void += [token for _, token, _ in requests]
+                for submission in taken:
+                    submission.fail(failed)
+                return
+            for (submission, _, body), outcome in zip(requests, outcomes, strict=True):
+                if isinstance(outcome, AuditError):
+                    submission.fail(outcome)
+                    continue
+                if outcome:
+                    self._count(outcome, len(body), +1)
+                    metrics.SPOOLED.inc(len(outcome))
+                    metrics.DLQ_XADD.labels("audit_events").inc(len(outcome))
+                submission.finish(spooled=True)
         self._show()
 
     async def next(self, events_max: int, bytes_max: int, log_name: str) -> list[Kept]:
@@ -166,19 +172,21 @@ class Spool:
     async def remove(self, kept: Sequence[Kept]) -> None:
         """These are stored in Postgres. A crash before this leaves them to be found stored at the next replay."""
         positions = [one.position for one in kept]
-        sizes = await self._on_thread(lambda: self._remove(positions))
-        for one in kept:
-            self._count(one.events, sizes.get(one.position, 0), -1)
-        self.depth.oldest = await self._on_thread(self._oldest)
+        async with self._counting:
+            sizes = await self._on_thread(lambda: self._remove(positions))
+            for one in kept:
+                self._count(one.events, sizes.get(one.position, 0), -1)
+            self.depth.oldest = await self._on_thread(self._oldest)
         self._show()
 
     async def quarantine(self, kept: Kept, refused: list[Event], reason: str) -> None:
         """Postgres refuses these events of a request for their content: keep them aside, and let the others go on."""
         body = keep(refused)
-        size = await self._on_thread(lambda: self._quarantine(kept.position, reason, len(refused), body))
-        self._count(kept.events, size, -1)
-        self.depth.bytes += len(body)
-        self.depth.quarantined += len(refused)
+        async with self._counting:
+            size = await self._on_thread(lambda: self._quarantine(kept.position, reason, len(refused), body))
+            self._count(kept.events, size, -1)
+            self.depth.bytes += len(body)
+            self.depth.quarantined += len(refused)
         metrics.QUARANTINED.inc(len(refused))
         metrics.DLQ_XADD.labels("dead_letter_audit_events").inc(len(refused))
         log.error("a spooled request was quarantined", extra={"position": kept.position, "reason": reason})
@@ -205,12 +213,14 @@ class Spool:
         """After a failure: open the file anew, void what was refused, and check it. Raises nothing; the next call tries again."""
         if not self._broken:
             return
-        with suppress(SpoolFailed):
-            await self._on_thread(self._reopen)
+        async with self._counting:
+            try:
+                await self._on_thread(self._reopen)
+                self.depth, self._correlations = await self._on_thread(self._read_depth)
+                self._show()
+            except (SpoolFailed, Fatal, OSError):
+                return
             self._broken = False
-        if self._broken:
-            return
-        self._load()
         log.info("the spool works again")
 
     def close(self) -> None:
@@ -242,6 +252,7 @@ class Spool:
         if self._file.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
             raise sqlite3.OperationalError("the write-ahead log could not be emptied")
         self._transact(self._void_refused)
+        self._void = []
         if (found := self._file.execute("PRAGMA quick_check").fetchone()[0]) != "ok":
             raise sqlite3.DatabaseError(found)
 
@@ -249,7 +260,6 @@ class Spool:
         for token in self._void:
             for (position,) in self._file.execute("SELECT position FROM requests WHERE token = ?", [token]).fetchall():
                 self._delete(position)
-        self._void = []
 
     def _transact(self, work: Callable[[], _T]) -> _T:
         self._file.execute("BEGIN IMMEDIATE")
@@ -264,9 +274,13 @@ class Spool:
 
     def _append(self, requests: Sequence[tuple[Submission, bytes, bytes]]) -> list[list[Event] | AuditError]:
         """For each request, the events that it added, or why it cannot be kept."""
+        self._refuse_broken()
+        return self._transact(lambda: [self._append_one(*request) for request in requests])
+
+    def _refuse_broken(self) -> None:
+        """What an unfinished transaction has left would be read as if it had been acknowledged."""
         if self._broken:
             raise sqlite3.OperationalError("the spool waits to be mended")
-        return self._transact(lambda: [self._append_one(*request) for request in requests])
 
     def _append_one(self, submission: Submission, token: bytes, body: bytes) -> list[Event] | AuditError:
         known = {}
@@ -322,6 +336,7 @@ class Spool:
         return next((one for one in revive(row[0], "") if one.id == event_id), None) if row else None
 
     def _next(self, events_max: int, bytes_max: int, log_name: str) -> list[Kept]:
+        self._refuse_broken()
         query = (
             "SELECT position, events, bytes, correlations, scope, key, digest, expires_at, body FROM requests"
             " WHERE reason IS NULL ORDER BY position"
@@ -379,6 +394,23 @@ class Spool:
         ).fetchone()
         return row[0] if row else None
 
+    def _read_depth(self) -> tuple[Depth, Counter[str]]:
+        """What is in the file, and how many requests of each correlation wait."""
+        depth, correlations = Depth(), Counter[str]()
+        rows = self._file.execute(
+            "SELECT reason IS NULL, events, bytes, kept_at, correlations FROM requests ORDER BY position"
+        )
+        for waiting, events, size, kept_at, names in rows:
+            depth.bytes += size
+            if not waiting:
+                depth.quarantined += events
+                continue
+            depth.requests += 1
+            depth.events += events
+            depth.oldest = depth.oldest or kept_at
+            correlations.update(names.split("\0"))
+        return depth, correlations
+
     # The event loop's thread again.
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
@@ -392,24 +424,7 @@ class Spool:
 
     def _load(self) -> None:
         """Depth and waiting correlations from the file."""
-        depth, correlations = Depth(), Counter[str]()
-
-        def work() -> None:
-            rows = self._file.execute(
-                "SELECT reason IS NULL, events, bytes, kept_at, correlations FROM requests ORDER BY position"
-            )
-            for waiting, events, size, kept_at, names in rows:
-                depth.bytes += size
-                if not waiting:
-                    depth.quarantined += events
-                    continue
-                depth.requests += 1
-                depth.events += events
-                depth.oldest = depth.oldest or kept_at
-                correlations.update(names.split("\0"))
-
-        self._thread.submit(work).result()
-        self.depth, self._correlations = depth, correlations
+        self.depth, self._correlations = self._thread.submit(self._read_depth).result()
         self._show()
 
     def _count(self, events: Sequence[Event], size: int, sign: int) -> None:
@@ -424,7 +439,11 @@ class Spool:
                 del self._correlations[correlation]
 
     def _free(self) -> int:
-        return shutil.disk_usage(self.directory).free
+        """Room on the disk; none on one that does not even say how much."""
+        try:
+            return shutil.disk_usage(self.directory).free
+        except OSError:
+            return 0
 
     def _show(self) -> None:
         depth = self.depth

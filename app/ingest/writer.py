@@ -130,10 +130,12 @@ class Writer:
         """Whether Postgres did not take the last flush."""
         return self._away
 
-    async def look_again(self) -> None:
-        """Postgres answers: try it with what waits in the spool, and with what comes."""
+    async def look_again(self, there: bool) -> None:
+        """Mend a spool that has failed. When Postgres is `there`, try it with what waits in the spool and with what comes."""
         if self.spool is not None:
             await self.spool.mend()
+        if not there:
+            return
         self._away = self._spool_fails = False
         if self._replay_is_due:
             self._arrived.set()
@@ -160,7 +162,11 @@ class Writer:
             if self._inbox:
                 taken = self._taken = self._take()
                 metrics.INBOX_EVENTS.set(self._events_waiting)
-                await self._write_or_spool(taken)
+                try:
+                    await self._write_or_spool(taken)
+                except Exception:  # the top of the loop: without it nothing would be written any more
+                    log.exception("what Postgres did not take could not be spooled")
+                    _fail(taken, SpoolFailed())
                 self._taken = []
             elif not (self._closing or self._replay_is_due):
                 await self._arrived.wait()

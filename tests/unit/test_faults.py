@@ -1,0 +1,21 @@
+"""Whose fault an error of the driver is."""
+
+import asyncpg
+import pytest
+
+from app.db import Fault, fault
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (11) is in progress"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.AdminShutdownError("terminating connection due to administrator command"),
+        asyncpg.DiskFullError("could not extend file"),
+        ConnectionResetError(),
+    ],
+)
+def test_a_server_that_ends_is_away(error: Exception) -> None:
+    """A flush that meets a server in the act of stopping is answered 500 rather than spooled."""
+    assert fault(error) is Fault.AWAY
