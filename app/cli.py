@@ -86,7 +86,7 @@ def _spool_list(arguments: argparse.Namespace) -> None:
     for one in entries(arguments.directory):
         kept = datetime.fromtimestamp(one.kept_at, UTC).isoformat(timespec="seconds")
         state = f"quarantined: {one.reason}" if one.reason else "waiting"
-        print(f"{one.position:>8}  {kept}  {one.events:>6} events  {one.size:>9} bytes  {state}")
+        print(f"{one.position:>8}  {kept}  {one.what:>14}  {one.size:>9} bytes  {state}")
 
 
 def _spool_export(arguments: argparse.Namespace) -> None:

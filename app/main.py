@@ -33,6 +33,7 @@ from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
+from app.ingest.notification_spool import NotificationSpool, keep_replaying
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
@@ -151,6 +152,9 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
         "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
     }.items():
         workers.append(asyncio.create_task(work, name=name))
+    if app.state.spool is not None:
+        replay = keep_replaying(app.state.engine, NotificationSpool(app.state.spool))
+        workers.append(asyncio.create_task(replay, name="notifications"))
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked at again
     gc.set_threshold(*_GC_THRESHOLDS)
