@@ -45,7 +45,7 @@ async def commit(store: Store, event: Event, act: Act) -> None:
     deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
     while True:
         try:
-            return await store.commit([event], deadline, act)
+            return await store.commit([event], [], deadline, act)
         except LostRace:
             store.lost()  # from now on it takes its turn, so that the next attempts cannot all be lost
             if asyncio.get_running_loop().time() > deadline:

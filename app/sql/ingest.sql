@@ -33,7 +33,7 @@ SELECT pg_advisory_xact_lock(hashtextextended('datastorage.log', 0))
 
 -- name: flush
 -- One flush. The first CTE is the compare-and-set, and everything else selects from it, so that a loser writes nothing.
--- Rows of a large flush follow by COPY; then $14 is empty. The shared lock waits for a replica that has the log to itself.
+-- Rows of a large flush follow by COPY; then $17 is empty. The shared lock waits for a replica that has the log to itself.
 WITH won AS (
     INSERT INTO log_flushes (log_id, first_index, count, leaves)
     SELECT 0, $2, $3, $4
@@ -51,9 +51,10 @@ WITH won AS (
     WHERE c.correlation_id = h.correlation_id AND c.length = h.expected
     RETURNING 1
 ), claimed AS (
-    INSERT INTO claims (scope, key, body_digest, event_ids)
-    SELECT 'event', c.event_id::text, c.body_digest, ARRAY[c.event_id]
-    FROM won, unnest($12::uuid[], $13::bytea[]) c(event_id, body_digest)
+    INSERT INTO claims (scope, key, body_digest, event_ids, expires_at)
+    SELECT c.scope, c.key, c.body_digest, c.event_ids::uuid[], c.expires_at
+    FROM won, unnest($12::text[], $13::text[], $14::bytea[], $15::text[], $16::timestamptz[])
+        c(scope, key, body_digest, event_ids, expires_at)
 ), written AS (
     INSERT INTO audit_events (
         event_id, event_version, event_timestamp, event_date, event_type, event_category, event_action,
@@ -62,7 +63,7 @@ WITH won AS (
         error_message, event_data, retention_days, is_sensitive, recorded_at, payload_salt,
         log_index, chain_index, previous_event_hash, event_hash, log_id, hash_algorithm)
     SELECT r.*, 0, 'sha256-rfc6962'
-    FROM won, unnest($14::flush_row[]) r
+    FROM won, unnest($17::flush_row[]) r
 )
 SELECT flush_guard((SELECT count(*) FROM won), (SELECT count(*) FROM begun) + (SELECT count(*) FROM grown),
                    cardinality($5) + cardinality($8))
@@ -75,9 +76,22 @@ SELECT leaves FROM log_flushes WHERE log_id = 0 AND first_index = $1
 -- Which of these ids events have, whatever their date and correlation.
 SELECT DISTINCT event_id FROM audit_events WHERE event_id = ANY($1::uuid[])
 
+-- name: stored_event
+-- The event that has an id, to tell a client in what another one under the same id differs.
+SELECT event_version, event_timestamp, event_type, event_category, event_action, event_outcome, actor_type, actor_id,
+    host(actor_ip) AS actor_ip, resource_type, resource_id, correlation_id, parent_event_id, namespace, cluster_id, severity,
+    duration_ms, error_code, error_message, event_data::text AS event_data, retention_days, is_sensitive
+FROM audit_events WHERE event_id = $1 LIMIT 1
+
 -- name: claims
 -- What clients promised about the events whose ids they chose.
 SELECT event_ids[1] AS event_id, body_digest FROM claims WHERE scope = 'event' AND key = ANY($1::text[])
+
+-- name: key_claims
+-- What was promised under these Idempotency-Keys. A promise that has expired makes room for another one.
+WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[]) k(scope, key)),
+expired AS (DELETE FROM claims c USING asked WHERE c.scope = asked.scope AND c.key = asked.key AND c.expires_at <= now())
+SELECT c.scope, c.key, c.body_digest FROM claims c JOIN asked USING (scope, key) WHERE c.expires_at > now()
 
 -- name: void_claims
 -- A claim counts only while its row exists.
@@ -107,14 +121,42 @@ WHERE l.relation = 'log_flushes'::regclass AND l.mode = 'RowExclusiveLock' AND a
     AND a.datname = current_database() AND a.usename = current_user AND a.application_name = 'datastorage'
     AND a.wait_event = 'ClientRead' AND a.xact_start < now() - interval '5 s'
 
+-- name: retention_days_min
+-- Events older than this may have been removed already: whoever writes them now has to want it.
+SELECT COALESCE(min(retention_days), 2555) FROM audit_retention_policies
+
 -- name: durability
 -- Settings of the server without which a commit may be lost.
 SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
 
 -- name: notification
--- One notification, unless its id is taken: then no row comes back.
-INSERT INTO notification_audit (remediation_id, notification_id, recipient, channel, message_summary, status, sent_at,
-    delivery_status, error_message, escalation_level)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-ON CONFLICT (notification_id) DO NOTHING
-RETURNING id, created_at
+-- One notification, and the promise under its Idempotency-Key if it came with one. If its id is taken, no row comes back.
+WITH written AS (
+    INSERT INTO notification_audit (remediation_id, notification_id, recipient, channel, message_summary, status, sent_at,
+        delivery_status, error_message, escalation_level)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    ON CONFLICT (notification_id) DO NOTHING
+    RETURNING id, notification_id, created_at
+), claimed AS (
+    INSERT INTO claims (scope, key, body_digest, event_ids, answer, expires_at)
+    SELECT $11, $12, $13, '{}', jsonb_build_object('notification_id', notification_id), $14
+    FROM written WHERE $11::text IS NOT NULL
+)
+SELECT id, created_at FROM written
+
+-- name: notification_claim
+-- What was promised under an Idempotency-Key. It counts until it expires, and only while its notification is there.
+WITH promised AS (
+    SELECT c.scope, c.key, c.body_digest, c.expires_at > now() AS counts, n.id, n.created_at
+    FROM claims c LEFT JOIN notification_audit n ON n.notification_id = c.answer->>'notification_id'
+    WHERE c.scope = $1 AND c.key = $2
+), void AS (
+    DELETE FROM claims c USING promised p WHERE c.scope = p.scope AND c.key = p.key AND (p.id IS NULL OR NOT p.counts)
+)
+SELECT body_digest, id, created_at FROM promised WHERE id IS NOT NULL AND counts
+
+-- name: stored_notification
+-- The notification that has an id, as it was sent.
+SELECT remediation_id, notification_id, recipient, channel, message_summary, status, sent_at, delivery_status, error_message,
+    escalation_level
+FROM notification_audit WHERE notification_id = $1

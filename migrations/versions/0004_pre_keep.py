@@ -5,7 +5,7 @@ from pathlib import Path
 from alembic import op
 
 revision = "0004_pre_keep"
-down_revision = "0002_pre_story"
+down_revision = "0003_pre_tlog"
 branch_labels = None
 depends_on = None
 
