@@ -13,6 +13,7 @@ from app.errors import Fatal
 if TYPE_CHECKING:
     from app.db import Presence
     from app.embedded import EmbeddedPostgres
+    from app.settings import Settings
 
 
 def main() -> int:
@@ -56,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     listed.set_defaults(run=show.list_)
     spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
     _add_spool_arguments(spool)
+    retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
+    retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
+    retention.set_defaults(run=_retention)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)
@@ -168,6 +172,36 @@ def _migrate(arguments: argparse.Namespace) -> None:
         )
     asyncio.run(schema.upgrade(settings.database_url.get_secret_value(), settings.log_name))
     print(f"The schema is at {schema.HEAD}.")
+
+
+def _retention(arguments: argparse.Namespace) -> None:
+    import asyncio
+    from datetime import UTC, datetime
+
+    from app.retention import purge
+
+    settings, now = _with_database(), datetime.now(UTC)
+    if arguments.action == "plan":
+        print("MONTH    EVENTS  DUE  HELD  KEPT LONGER")
+        for one in asyncio.run(purge.plan(settings, now)):
+            found = one.contents
+            way = "  goes as a whole" if one.whole else ""
+            print(f"{one.month.first:%Y-%m}  {found.total}  {found.due}  {found.held}  {found.young}{way}")
+        return
+    done = asyncio.run(purge.run(settings, now))
+    print(f"Run {done.run_id}: {done.rows_deleted} of {done.rows_scanned} events purged.")
+    for said, months in (("dropped", done.dropped), ("put back", done.restored)):
+        if months:
+            print(f"Months {said}: {', '.join(months)}")
+
+
+def _with_database() -> "Settings":
+    from app.settings import load
+
+    settings = load()
+    if settings.database_url is None and settings.retention_url is None:
+        raise Fatal("Set DATASTORAGE_RETENTION_URL, or DATASTORAGE_DATABASE_URL if one role does everything.")
+    return settings
 
 
 def _settings(arguments: argparse.Namespace) -> None:

@@ -98,6 +98,20 @@ class Settings(BaseSettings):
         (), description="public keys (as /tlog/key shows them) that signed before the key was changed; a JSON array"
     )
 
+    retention_url: SecretStr | None = Field(
+        None,
+        description="Postgres as the role that purges and erases, which is a member of the tables' owner; unset: database_url",
+    )
+    retention_floor_days: int = Field(
+        8,
+        ge=1,
+        le=2555,
+        description="no event is purged younger, unless its category has a floor of its own; a week is how late events may be sent again",
+    )
+    retention_ceiling_days: int = Field(
+        2555, ge=1, description="no event is kept longer, unless its category has a ceiling of its own"
+    )
+
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
     lock_timeout_ms: int = Field(
