@@ -105,7 +105,8 @@ async def _keeper(settings: Settings, moment: datetime) -> AsyncIterator[Keeper]
     try:
         log_name = await schema.check(connection, settings.log_name)
         async with acting(settings, log_name) as store:
-            yield Keeper(store, connection, Terms.of(settings, moment))
+            end = await connection.fetchval(SQL["log_end"]) or 0
+            yield Keeper(store, connection, Terms.of(settings, moment), end)
     finally:
         await connection.close()
 
@@ -149,7 +150,8 @@ async def _pass(keeper: Keeper, run_id: UUID, month: Month, behind: int | None) 
     deleted = 0
     while True:
         arguments = month.name, *keeper.terms.columns(), behind, BATCH_ROWS
-        rows = await keeper.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
+        due = await keeper.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
+        rows = [row for row in due if row["log_index"] is None or row["log_index"] < keeper.end]
         if not rows:
             return deleted
         gone = await _purge(keeper, run_id, rows)

@@ -46,6 +46,8 @@ class Keeper:
     store: Store
     connection: Connection
     terms: Terms
+    end: int
+    """Where the log ended when the run began: it does not purge what it tells itself."""
 
 
 async def contents(keeper: Keeper, month: Month) -> Contents:
