@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import Fatal
+from app.errors import AuditError, Fatal
 
 if TYPE_CHECKING:
     from app.db import Presence
@@ -60,6 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
     retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
     retention.set_defaults(run=_retention)
+    erase = commands.add_parser("erase", help="erase what events say of people; their hashes and proofs stay")
+    which = erase.add_mutually_exclusive_group(required=True)
+    which.add_argument("--event-id", action="append", help="one event; may be repeated")
+    which.add_argument("--actor", help="every event of this actor_id")
+    which.add_argument("--correlation-id", help="every event of this correlation")
+    erase.add_argument("--reason", required=True, help="why; it stands in the log")
+    erase.add_argument("--by", default="datastorage erase", help="who wants it; it stands in the log")
+    erase.add_argument("--dry-run", action="store_true", help="only say how many events there are")
+    erase.set_defaults(run=_erase)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)
@@ -188,11 +197,39 @@ def _retention(arguments: argparse.Namespace) -> None:
             way = "  goes as a whole" if one.whole else ""
             print(f"{one.month.first:%Y-%m}  {found.total}  {found.due}  {found.held}  {found.young}{way}")
         return
-    done = asyncio.run(purge.run(settings, now))
+    try:
+        done = asyncio.run(purge.run(settings, now))
+    except AuditError as error:
+        raise Fatal(error.detail) from None
     print(f"Run {done.run_id}: {done.rows_deleted} of {done.rows_scanned} events purged.")
     for said, months in (("dropped", done.dropped), ("put back", done.restored)):
         if months:
             print(f"Months {said}: {', '.join(months)}")
+
+
+def _erase(arguments: argparse.Namespace) -> None:
+    import asyncio
+    from uuid import UUID
+
+    from app.main import create_catalog
+    from app.retention import erase
+
+    settings = _with_database()
+    try:
+        ids = arguments.event_id and [UUID(text) for text in arguments.event_id]
+    except ValueError as error:
+        raise Fatal(f"--event-id: {error}") from None
+    erasure = erase.Erasure(arguments.reason, arguments.by, ids, arguments.actor, arguments.correlation_id)
+    try:
+        done = asyncio.run(erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run))
+    except AuditError as error:
+        raise Fatal(error.detail) from None
+    would = "would be erased" if arguments.dry_run else f"erased, as erasure {done.erasure_id} tells"
+    print(f"{len(done.events)} event(s) {would}.")
+    if done.unsealed:
+        print(
+            f"{len(done.unsealed)} row(s) that others inserted by SQL are left: they have no proof; change them by SQL."
+        )
 
 
 def _with_database() -> "Settings":

@@ -215,3 +215,23 @@ SELECT attach_month($1)
 -- name: joined
 -- Several multiranges in one.
 SELECT coalesce(range_agg(m::int8multirange), '{}')::text FROM unnest($1::text[]) AS m
+
+-- name: erasable
+-- The events that an erasure names and that are not erased yet, but for the evidence of purges and erasures; and which are held.
+SELECT event_id, correlation_id, log_index, legal_hold IS TRUE
+    OR hold_of(correlation_id, actor_id, resource_type, resource_id, event_timestamp) IS NOT NULL AS held
+FROM audit_events
+WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND payload_commitment IS NULL
+    AND event_type NOT IN ('datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored')
+ORDER BY log_index
+
+-- name: to_erase
+-- What the commitments of some events cover.
+SELECT event_id, log_index, actor_id, actor_ip, resource_id, resource_name, error_message, event_data::text,
+    event_metadata::text, payload_salt
+FROM audit_events WHERE event_id = ANY($1::uuid[]) AND log_index IS NOT NULL AND payload_commitment IS NULL
+ORDER BY log_index
+
+-- name: erase
+-- Erases events; answers which.
+SELECT erase_events($1, $2, $3)

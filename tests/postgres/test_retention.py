@@ -8,21 +8,18 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import orjson
 import pytest
 from pydantic import SecretStr
 
 from app.errors import Conflict, Fatal
-from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, draft, single_id
-from app.ingest.store import Store
-from app.ingest.submission import Submission
-from app.ingest.writer import Writer
 from app.retention import holds, multirange, purge, removal
 from app.retention.holds import Selector, Wish
 from app.settings import Settings
+from tests.postgres import log
+from tests.postgres.log import LOG
 
 pytestmark = pytest.mark.damaged  # the verification that every test ends with knows nothing of purges
-LOG = "test.example/datastorage"
 NOW = datetime.now(UTC)
 MONTH_AGO = (NOW.replace(day=1) - timedelta(days=60)).replace(day=10)
 Connection = Any
@@ -34,37 +31,7 @@ def settings_of(url: str, **more: Any) -> Settings:
 
 
 async def write(url: str, *items: dict[str, Any]) -> list[UUID]:
-    """Write events as the writer does, but whatever their time."""
-    from app.ingest.accept import fix
-
-    settings = settings_of(url)
-    writer = Writer(Store(settings, LOG), settings)
-    writer.start()
-    written = []
-    for members in items:
-        item = {
-            "version": "1.0",
-            "event_type": "orchestrator.lifecycle.started",
-            "event_timestamp": MONTH_AGO.isoformat(),
-            "event_category": "orchestration",
-            "event_action": "started",
-            "event_outcome": "success",
-            "correlation_id": "rr-1",
-            "event_data": {"event_type": "orchestrator.lifecycle.started", "rr_name": "rr", "namespace": "payments"},
-        } | members
-        drafted = draft(Catalog(), item, "", plain=False, depth=3)
-        parents = {drafted.parent_id: MONTH_AGO.date()} if drafted.parent_id else {}
-        event = fix([drafted], [single_id(drafted)], Acceptance(datetime.now(UTC), parents, LOG))[0]
-        await writer.submit(Submission([event], {}, known=event.digest is not None), writer_deadline())
-        written.append(event.id)
-    await writer.close()
-    return written
-
-
-def writer_deadline() -> float:
-    import asyncio
-
-    return asyncio.get_running_loop().time() + 30
+    return await log.write(url, *({"event_timestamp": MONTH_AGO.isoformat()} | members for members in items))
 
 
 async def stored(connection: Connection) -> set[UUID]:
@@ -73,8 +40,6 @@ async def stored(connection: Connection) -> set[UUID]:
 
 
 async def told(connection: Connection, kind: str) -> list[dict[str, Any]]:
-    import orjson
-
     rows = await connection.fetch(
         "SELECT event_data::text FROM audit_events WHERE event_type = $1 ORDER BY log_index",
         f"datastorage.retention.{kind}",
