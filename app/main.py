@@ -220,6 +220,9 @@ async def _check_database(settings: Settings) -> str:
     try:
         if not settings.unsafe_database:
             await db.refuse_unsafe(connection)
-        return await schema.check(connection, settings.log_name)
+        log_name = await schema.check(connection, settings.log_name)
+        if said := await schema.unguarded(connection):
+            log.warning("not guarded against the service's own role", extra={"reason": said})
+        return log_name
     finally:
         await connection.close()

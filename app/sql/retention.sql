@@ -22,17 +22,19 @@ WHERE released_at IS NULL AND (correlation_id, actor_id, resource_type, resource
 SELECT * FROM holds WHERE hold_id = $1
 
 -- name: hold_rows
--- Marks the rows that a hold covers, in one part of the log. A correlation's hold is shown before any other. Answers how many it covers.
+-- Marks the rows that a hold covers, in one part of the log. A correlation's hold is shown before any other. Answers how many are
+-- held now: a row that a purge has deleted while this waited for it was not marked, and is not counted.
 WITH covered AS MATERIALIZED (
-    SELECT * FROM events_under($1, $2, $3, $4, $5, $6, $7, $8)
-), marked AS (
+    SELECT k.*, e.legal_hold IS TRUE AND ($1 IS NULL OR e.legal_hold_placed_at IS NOT DISTINCT FROM $11) AS marked
+    FROM events_under($1, $2, $3, $4, $5, $6, $7, $8) k JOIN audit_events e USING (event_id, event_date, correlation_id)
+), fresh AS (
     UPDATE audit_events e
     SET legal_hold = true, legal_hold_reason = $9, legal_hold_placed_by = $10, legal_hold_placed_at = $11
     FROM covered c
-    WHERE e.event_id = c.event_id AND e.event_date = c.event_date AND e.correlation_id = c.correlation_id
-        AND (e.legal_hold IS NOT TRUE OR ($1 IS NOT NULL AND e.legal_hold_placed_at IS DISTINCT FROM $11))
+    WHERE e.event_id = c.event_id AND e.event_date = c.event_date AND e.correlation_id = c.correlation_id AND NOT c.marked
+    RETURNING 1
 )
-SELECT count(*) FROM covered
+SELECT (SELECT count(*) FROM fresh) + (SELECT count(*) FROM covered WHERE marked)
 
 -- name: place_hold
 -- The record of a hold, beside the event that tells of it.
