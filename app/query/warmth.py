@@ -16,7 +16,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "effectiveness": ("-",),
     "remediations": ("-", None, _LONG_AGO, _LONG_AGO, "-"),
     "assessments": (["-"], 1),
-    "timeline": ("-", ["-"], ["-"], 1, 0),
+    "timeline": ("-", 1, 0),
     "extent": ("-",),
     "steps": ("-", ["-"], ["-"]),
     "holds": ("-",),
