@@ -148,6 +148,10 @@ WHERE remediation_id = $1
 ORDER BY notification_audit.sent_at, id
 LIMIT 1000
 
+-- name: plan_once
+-- Over many partitions planning takes longer than walking, and the plans of the walk do not depend on where it stands.
+SET LOCAL plan_cache_mode = 'force_generic_plan'
+
 -- name: walk
 -- Events behind a place, newest first: the first of a correlation that turns up is its newest, if none is before the place.
 SELECT correlation_id, timezone('UTC', event_timestamp)::text AS moment, event_id, event_type, event_outcome, namespace,
