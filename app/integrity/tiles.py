@@ -125,7 +125,7 @@ async def _tile_root(connection: Connection, level: int, index: int) -> bytes:
     if hashes is None:
         raise Incomplete
     await sleep(0)  # others have their turn between two tiles
-    return merkle.root(merkle.hashes(hashes))
+    return merkle.complete_root(hashes)
 
 
 async def _append(connection: Connection, level: int, first: int, hashes: list[bytes]) -> None:
@@ -147,7 +147,7 @@ def _root_in(hashes: bytes, level: int, first: int) -> bytes:
     part = hashes[first * HASH_BYTES : (first + (1 << level)) * HASH_BYTES]
     if len(part) != HASH_BYTES << level:
         raise Incomplete
-    return merkle.root(merkle.hashes(part))
+    return merkle.complete_root(part)
 
 
 async def _leaves(connection: Connection, first: int, last: int) -> bytes:
