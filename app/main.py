@@ -25,9 +25,11 @@ from app.api import (
     holds,
     notifications,
     problems,
+    proofs,
     query,
     reconstruct,
     timeline,
+    tlog,
     verify,
 )
 from app.api.body import Room
@@ -35,12 +37,15 @@ from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
+from app.ingest import own
 from app.ingest.notification_spool import NotificationSpool, keep_replaying
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
+from app.integrity import checkpoint
+from app.integrity.keys import signing_key
 from app.logs import AccessLog
-from app.query import page, warmth
+from app.query import page, proof, warmth
 from app.retention import claims, partitions
 from app.settings import Settings
 from app.statedir import state_dir
@@ -74,21 +79,23 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.room = Room(settings.inbox_bytes_max)
     app.state.writer = None
     app.state.spool = None
+    app.state.signing_key = None
+    app.state.log_name = ""
     problems.install(app)
     for module in (
-        *(
-            events,
-            query,
-            eventtypes,
-            verify,
-            notifications,
-            reconstruct,
-            effectiveness,
-            history,
-            timeline,
-            holds,
-            health,
-        ),
+        events,
+        proofs,
+        query,
+        tlog,
+        eventtypes,
+        verify,
+        notifications,
+        reconstruct,
+        effectiveness,
+        history,
+        timeline,
+        holds,
+        health,
     ):
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
@@ -149,6 +156,8 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     try:
         app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
+        app.state.signing_key = signing_key(settings, log_name)
+        checkpoints = checkpoint.parts(settings, app.state.signing_key) if settings.tlog else None
     except Exception as error:  # whatever it is, a service that cannot start says so and ends
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
@@ -158,9 +167,18 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
         return
     writer = Writer(Store(settings, log_name), settings, app.state.spool)
     writer.start()
+    app.state.log_name = log_name
     if app.state.spool is not None:
         presence.can_spool = lambda: app.state.spool.has_room
     url = settings.database_url.get_secret_value() if settings.database_url else ""
+    if checkpoints is not None:
+
+        async def heartbeat(size: int, since: datetime) -> None:
+            payload = {"event_type": "datastorage.log.heartbeat", "tree_size": size, "silent_since": since.isoformat()}
+            await own.write_own(writer, own.own_event(log_name, payload), settings.single_deadline_ms)
+
+        work = checkpoint.keep(settings, checkpoints, heartbeat)
+        workers.append(asyncio.create_task(work, name="checkpoints"))
     for name, work in {
         "presence": presence.watch(settings, writer.look_again),
         "claims": claims.forget_expired(app.state.engine),
@@ -203,6 +221,7 @@ async def _find_database(app: FastAPI) -> str:
             log_name = await _check_database(app.state.settings)
             await page.warm(app.state.engine)
             await warmth.warm(app.state.engine)
+            await proof.warm(app.state.engine)
         except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             if not isinstance(error, DatabaseAway) and db.fault(error) is not db.Fault.AWAY:
                 raise
