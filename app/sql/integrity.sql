@@ -6,7 +6,7 @@
 SET LOCAL statement_timeout = '10min'
 
 -- name: sealed_rows
--- The chain of one correlation in the order of its positions: what the record and the commitment need, and event_hash.
+-- Chains of correlations in the order of their positions: what the record and the commitment need, and event_hash.
 SELECT event_id, event_version,
     CASE WHEN event_timestamp >= '0001-01-02Z' AND event_timestamp < '9999-12-31Z'
         THEN event_timestamp ELSE 'infinity' END AS event_timestamp,
@@ -20,8 +20,26 @@ SELECT event_id, event_version,
     trace_id, span_id, namespace, cluster_id, event_data::text, event_metadata::text, severity, duration_ms, error_code,
     error_message, is_sensitive, event_hash, previous_event_hash, log_id, log_index, chain_index, payload_salt, payload_commitment
 FROM audit_events
-WHERE correlation_id = $1 AND (log_index IS NOT NULL OR chain_index IS NOT NULL)
-ORDER BY chain_index NULLS LAST, log_index
+WHERE correlation_id = ANY($1) AND (log_index IS NOT NULL OR chain_index IS NOT NULL)
+ORDER BY correlation_id, chain_index NULLS LAST, log_index
+
+-- name: logged_rows
+-- As sealed_rows, a part of the log.
+SELECT event_id, event_version,
+    CASE WHEN event_timestamp >= '0001-01-02Z' AND event_timestamp < '9999-12-31Z'
+        THEN event_timestamp ELSE 'infinity' END AS event_timestamp,
+    CASE WHEN event_date > '0001-01-01' AND event_date < '9999-12-31' THEN event_date ELSE 'infinity' END AS event_date,
+    CASE WHEN recorded_at >= '0001-01-02Z' AND recorded_at < '9999-12-31Z'
+        THEN recorded_at ELSE 'infinity' END AS recorded_at,
+    event_type, event_category, event_action, event_outcome, actor_type, actor_id, actor_ip, resource_type, resource_id,
+    resource_name, correlation_id, parent_event_id,
+    CASE WHEN parent_event_date <= '0001-01-01' OR parent_event_date >= '9999-12-31'
+        THEN 'infinity' ELSE parent_event_date END AS parent_event_date,
+    trace_id, span_id, namespace, cluster_id, event_data::text, event_metadata::text, severity, duration_ms, error_code,
+    error_message, is_sensitive, event_hash, previous_event_hash, log_id, log_index, chain_index, payload_salt, payload_commitment
+FROM audit_events
+WHERE log_index >= $1 AND log_index < $2
+ORDER BY log_index
 
 -- name: unsealed_rows
 -- Rows of one correlation that others inserted and hashed, and whether any row of it has the hash that they link to.
@@ -53,12 +71,67 @@ SELECT length, hash FROM chain_heads WHERE correlation_id = $1
 -- The log from its beginning.
 SELECT first_index, count, leaves FROM log_flushes WHERE log_id = 0 ORDER BY first_index
 
--- name: positions
--- What the rows say that the leaves of the log are.
-SELECT log_index, event_id, event_hash, previous_event_hash FROM audit_events
-WHERE log_index IS NOT NULL ORDER BY log_index
+-- name: flushes_of
+-- The flushes that hold a part of the log.
+SELECT first_index, count, leaves FROM log_flushes
+WHERE log_id = 0 AND first_index < $2
+    AND first_index >= (SELECT coalesce(max(first_index), $1) FROM log_flushes WHERE log_id = 0 AND first_index <= $1)
+ORDER BY first_index
 
--- name: correlations
--- Every correlation that has a chain, or rows that belong to one.
-SELECT correlation_id FROM chain_heads
-UNION SELECT correlation_id FROM audit_events WHERE log_index IS NOT NULL OR chain_index IS NOT NULL
+-- name: leaves_at
+-- The leaves at some positions.
+SELECT position, substr(f.leaves, ((position - f.first_index) * 32 + 1)::int, 32) AS leaf
+FROM unnest($1::bigint[]) AS position
+CROSS JOIN LATERAL (
+    SELECT first_index, count, leaves FROM log_flushes
+    WHERE log_id = 0 AND first_index <= position ORDER BY first_index DESC LIMIT 1
+) f
+WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
+
+-- name: leaf_positions
+-- Where in the log a leaf stands: nowhere, or in one place.
+SELECT first_index + (position($1::bytea in leaves) - 1) / 32 AS position FROM log_flushes
+WHERE log_id = 0 AND first_index + count > $2 AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
+
+-- name: log_extent
+-- The log's name, the end that its flushes have, and the first and last position that a row has.
+SELECT (SELECT name FROM logs WHERE log_id = 0) AS name,
+    (SELECT first_index + count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1) AS log_end,
+    (SELECT min(log_index) FROM audit_events) AS first, (SELECT max(log_index) FROM audit_events) AS last
+
+-- name: present
+-- How many positions of a part of the log have rows: of those that were purged, and of the others.
+SELECT count(DISTINCT log_index) FILTER (WHERE $3::int8multirange @> log_index) AS purged,
+    count(DISTINCT log_index) FILTER (WHERE NOT $3::int8multirange @> log_index) AS kept
+FROM audit_events WHERE log_index >= $1 AND log_index < $2
+
+-- name: own_correlations
+-- Where the service's own events of some types stand.
+SELECT DISTINCT correlation_id FROM audit_events WHERE event_type = ANY($1) AND log_index IS NOT NULL
+
+-- name: links
+-- What links the chains of some correlations, and the ends that they must have. A head without rows has a row here too.
+SELECT correlation_id, chain_index, log_index, event_hash, previous_event_hash, event_id, event_timestamp, length, hash
+FROM (
+    SELECT correlation_id, chain_index, log_index, event_hash, previous_event_hash, event_id,
+        CASE WHEN event_timestamp >= '0001-01-02Z' AND event_timestamp < '9999-12-31Z'
+            THEN event_timestamp ELSE 'infinity' END AS event_timestamp
+    FROM audit_events
+    WHERE correlation_id >= $1 AND ($2::text IS NULL OR correlation_id < $2)
+        AND (log_index IS NOT NULL OR chain_index IS NOT NULL)
+) e FULL JOIN (
+    SELECT correlation_id, length, hash FROM chain_heads
+    WHERE correlation_id >= $1 AND ($2::text IS NULL OR correlation_id < $2)
+) h USING (correlation_id)
+ORDER BY correlation_id, chain_index NULLS LAST, log_index
+
+-- name: chain_parts
+-- Correlations that cut the chains into parts of about so many.
+SELECT correlation_id FROM (
+    SELECT correlation_id, row_number() OVER (ORDER BY correlation_id) AS number FROM chain_heads
+) numbered WHERE number % $1 = 0 ORDER BY correlation_id
+
+-- name: unsealed_correlations
+-- Those that have rows which others inserted and hashed.
+SELECT DISTINCT correlation_id FROM audit_events
+WHERE log_index IS NULL AND chain_index IS NULL AND event_hash IS NOT NULL
