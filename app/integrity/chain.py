@@ -1,9 +1,9 @@
 """One chain held against what its rows say. Pure: rows come in the order of their positions, defects go out."""
 
-from collections.abc import Container
 from dataclasses import dataclass, field
 
 from app.events.record import Row
+from app.integrity.positions import NO_POSITIONS, Positions
 from app.integrity.rows import Defect, Defects, defect_of, faults
 
 
@@ -24,9 +24,7 @@ class Gap:
     def defect(self, row: Row | None, more: str = "") -> Defect:
         """The gap, when it is not all purged; `row` is the event behind it."""
         if row is not None:
-            return defect_of(
-                row, "removed", f"{self.missing} event(s) are missing before position {self.before}{more}"
-            )
+            return defect_of(row, "removed", f"{self.missing} event(s) are missing before position {self.before}{more}")
         what = f"truncated: {self.missing} of {self.before} events are missing at the end of the chain{more}"
         return Defect("truncated", what)
 
@@ -36,12 +34,14 @@ class Chain:
     """The sealed rows of one correlation, taken in the order of (chain_index, log_index); times are UTC."""
 
     log: str
-    erased: Container[int] = ()
+    erased: Positions = NO_POSITIONS
     """Positions of the log whose events may be marked as erased."""
     total: int = 0
     """Rows taken."""
     verified: int = 0
     """Rows that are the ones that were logged."""
+    erased_total: int = 0
+    """Of those, the ones that were erased since."""
     end: int = 0
     """The chain_index that has to come next."""
     ends: set[str] = field(default_factory=lambda: {""})
@@ -57,6 +57,7 @@ class Chain:
         is_behind = self.link(row)
         found = list(faults(row, leaf, self.log, self.erased))
         self.verified += not found
+        self.erased_total += not found and row.get("payload_commitment") is not None
         if found and not is_behind:
             message = f"the event stands at position {row.get('log_index')} of the log, before the one that it follows"
             found = [defect_of(row, "reordered", message)]

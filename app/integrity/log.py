@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from app.db import Connection
-from app.integrity.evidence import Evidence, Positions
+from app.integrity.evidence import Evidence
+from app.integrity.positions import Positions
 from app.integrity.reading import FETCH_TIMEOUT_SECONDS, SQL, portions, unhurried
 from app.integrity.rows import DEFECTS_MAX, Defects, defect_of, faults
 
@@ -28,7 +29,7 @@ class Walk:
 
 
 async def walk(
-    connection: Connection, log: str, first: int, end: int, evidence: Evidence, rows_at_once: int = _ROWS_AT_ONCE
+    connection: Connection, log: str, first: int, end: int, evidence: Evidence, *, rows_at_once: int = _ROWS_AT_ONCE
 ) -> Walk:
     """Hold the rows at positions from `first` up to, not including, `end` against the leaves that the log has there."""
     found = Walk()
@@ -44,7 +45,9 @@ async def walk(
                 position, leaf = next(waiting, (end, ""))
             found.total += 1
             if index == last:
-                found.defects.add(defect_of(row, "inserted", f"another event stands at position {index} of the log too"))
+                found.defects.add(
+                    defect_of(row, "inserted", f"another event stands at position {index} of the log too")
+                )
                 continue
             defects = list(faults(row, leaf if index == position else None, log, evidence.erased))
             for defect in defects:

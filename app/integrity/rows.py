@@ -1,12 +1,13 @@
 """One row held against its own hash and against the log's leaf. Pure: what is wrong comes out, named."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
 from app.events.record import Row, commitment, committed, leaf_hash, record
+from app.integrity.positions import Positions
 
 DEFECTS_MAX = 10_000
 ERASED = "erased"
@@ -57,7 +58,14 @@ class Defects:
         self.count += others.count - len(others.listed)
 
 
-def defect_of(row: Row, kind: Kind, message: str, expected: str = "", actual: str = "", leaf: str = "") -> Defect:
+def defect_of(  # noqa: PLR0917 -- the last three are hashes, in the order of the answer
+    row: Row,
+    kind: Kind,
+    message: str,
+    expected: str = "",
+    actual: str = "",
+    leaf: str = "",
+) -> Defect:
     """A defect of one event."""
     return Defect(
         kind,
@@ -73,7 +81,7 @@ def defect_of(row: Row, kind: Kind, message: str, expected: str = "", actual: st
     )
 
 
-def faults(row: Row, leaf: str | None, log: str, erased: Container[int]) -> Iterator[Defect]:
+def faults(row: Row, leaf: str | None, log: str, erased: Positions) -> Iterator[Defect]:
     """What is wrong with a sealed row by itself; nothing when it is the one that was logged as `leaf`."""
     # These columns are not in the record.
     if row.get("event_date") != row.get("event_timestamp").date():
@@ -120,7 +128,7 @@ def named(defects: Iterable[Defect], missing: Mapping[str, int] | None = None) -
     `missing` has the leaves of positions at which no event stands.
     """
     found = list(defects)
-    places: dict[str, int | None] = {d.leaf: d.position for d in found if d.leaf} | (missing or {})
+    places: dict[str, int | None] = {d.leaf: d.position for d in found if d.leaf} | dict(missing or {})
     return [_reordered(d, places[d.actual_hash]) if _is_elsewhere(d, places) else d for d in found]
 
 

@@ -28,9 +28,7 @@ async def verify_unsealed(connection: Connection, correlation_id: str, hmac_key:
         async for row in unhurried(rows):
             _take(found, row, hmac_key, begun=begun)
             begun = begun or not row["previous_event_hash"]
-    found.unhashed = await connection.fetchval(
-        SQL["unhashed_count"], correlation_id, timeout=FETCH_TIMEOUT_SECONDS
-    )
+    found.unhashed = await connection.fetchval(SQL["unhashed_count"], correlation_id, timeout=FETCH_TIMEOUT_SECONDS)
     return found
 
 

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 from app.db import Connection
 from app.integrity.chain import Chain, Gap
-from app.integrity.evidence import NONE, Evidence, Positions, leaves_at, read_evidence
+from app.integrity.evidence import NONE, Evidence, leaves_at, read_evidence
+from app.integrity.positions import Positions
 from app.integrity.reading import FETCH_TIMEOUT_SECONDS, SQL, portions, unhurried
 from app.integrity.rows import Defect, named
 from app.integrity.unsealed import Unsealed, verify_unsealed
@@ -91,9 +92,7 @@ async def _unpurged(connection: Connection, gap: Gap, purged: Positions) -> str 
     if last is None or last not in purged:
         return ""
     first = gap.low + 1
-    present = await connection.fetchrow(
-        SQL["present"], first, last, str(purged), timeout=FETCH_TIMEOUT_SECONDS
-    )
+    present = await connection.fetchrow(SQL["present"], first, last, str(purged), timeout=FETCH_TIMEOUT_SECONDS)
     assert present is not None
     gone = purged.count(first, last) - present["purged"]
     others = last - first - purged.count(first, last) - present["kept"]

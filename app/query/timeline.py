@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
 from app.events.record import Row
-from app.integrity.verify import SQL as INTEGRITY
+from app.integrity.reading import SQL as INTEGRITY
 from app.query.moments import zulu
 from app.query.notifications import notification
 from app.sql import load

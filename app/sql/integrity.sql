@@ -135,3 +135,18 @@ SELECT correlation_id FROM (
 -- Those that have rows which others inserted and hashed.
 SELECT DISTINCT correlation_id FROM audit_events
 WHERE log_index IS NULL AND chain_index IS NULL AND event_hash IS NOT NULL
+
+-- name: tiles_at
+-- Tiles of the higher levels, by pairs of level and index.
+SELECT level, index, hashes FROM log_tiles
+WHERE log_id = 0 AND (level, index) IN (SELECT * FROM unnest($1::smallint[], $2::bigint[]))
+
+-- name: checkpoints
+-- What was signed, as far as the database keeps it.
+SELECT size, note FROM log_checkpoints WHERE log_id = 0
+UNION SELECT NULL, note FROM log_signers WHERE log_id = 0 AND note IS NOT NULL
+ORDER BY size
+
+-- name: export_snapshot
+-- The moment that this transaction sees, for other connections.
+SELECT pg_export_snapshot()

@@ -15,8 +15,10 @@ import rfc8785
 from pydantic import SecretStr
 
 from app.db import create_engine
+from app.integrity.database import Outside, one_by_one, verify_database
+from app.integrity.reading import snapshot
 from app.integrity.reference import reference_hash
-from app.integrity.verify import ChainReport, snapshot, verify_chain, verify_log
+from app.integrity.verify import ChainReport, verify_chain
 from app.settings import Settings
 
 Connection = asyncpg.Connection
@@ -111,7 +113,8 @@ async def report_of(connection: Connection, correlation_id: str, key: bytes | No
 
 async def log_defects(connection: Connection) -> list[str]:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return [defect.kind async for defect in verify_log(connection)]
+        report = await verify_database(connection, one_by_one(connection), Outside())
+    return [defect.kind for defect in report.defects.listed]
 
 
 def kinds(report: ChainReport) -> list[str]:
@@ -205,8 +208,8 @@ async def test_rows_of_the_reference(connection: Connection) -> None:
             connection, "old", previous, actor_ip=address, parent_event_date=date(2026, 1, 2)
         )
     report = await report_of(connection, "old")
-    assert (report.is_valid, report.unsealed_total, report.unsealed_verified) == (True, 4, 4)
-    assert (report.unsealed_defects.count, report.is_sealed) == (0, False)
+    assert (report.is_valid, report.unsealed.total, report.unsealed.verified) == (True, 4, 4)
+    assert (report.unsealed.defects.count, report.is_sealed) == (0, False)
 
 
 async def test_row_of_the_reference_behind_ours(connection: Connection) -> None:
@@ -215,7 +218,7 @@ async def test_row_of_the_reference_behind_ours(connection: Connection) -> None:
     for previous in await connection.fetch("SELECT event_hash FROM audit_events"):
         await insert_reference(connection, "rr-1", previous["event_hash"])
     report = await report_of(connection, "rr-1")
-    assert (report.is_valid, report.unsealed_verified, report.unsealed_defects.count) == (True, 2, 0)
+    assert (report.is_valid, report.unsealed.verified, report.unsealed.defects.count) == (True, 2, 0)
     assert report.sealed.total == 2
 
 
@@ -224,10 +227,10 @@ async def test_edited_row_of_the_reference(connection: Connection) -> None:
     await insert_reference(connection, "rr-1")
     await connection.execute("UPDATE audit_events SET severity = 'low'")
     alone = await report_of(connection, "rr-1")
-    assert (alone.is_valid, [d.kind for d in alone.unsealed_defects.listed]) == (False, ["edited"])
+    assert (alone.is_valid, [d.kind for d in alone.unsealed.defects.listed]) == (False, ["edited"])
     await seal(connection, "rr-1", {})
     beside = await report_of(connection, "rr-1")
-    assert (beside.is_valid, beside.unsealed_defects.count, beside.sealed.verified) == (True, 1, 1)
+    assert (beside.is_valid, beside.unsealed.defects.count, beside.sealed.verified) == (True, 1, 1)
 
 
 async def test_row_of_the_reference_without_the_one_before(connection: Connection) -> None:
@@ -237,16 +240,16 @@ async def test_row_of_the_reference_without_the_one_before(connection: Connectio
     await insert_reference(connection, "two")
     for correlation_id in ("cut", "two"):
         report = await report_of(connection, correlation_id)
-        assert [defect.kind for defect in report.unsealed_defects.listed] == ["removed"]
+        assert [defect.kind for defect in report.unsealed.defects.listed] == ["removed"]
 
 
 async def test_row_hashed_with_a_key(connection: Connection) -> None:
     """A keyed row counts as edited without its key, hides the rows beside it, or is not verified with the key."""
     await insert_reference(connection, "rr-1", await insert_reference(connection, "rr-1"), b"k" * 32)
     without = await report_of(connection, "rr-1")
-    assert (without.unsealed_verified, [d.kind for d in without.unsealed_defects.listed]) == (1, ["unverifiable"])
-    assert (await report_of(connection, "rr-1", b"k" * 32)).unsealed_verified == 2
-    assert (await report_of(connection, "rr-1", b"K" * 32)).unsealed_verified == 1
+    assert (without.unsealed.verified, [d.kind for d in without.unsealed.defects.listed]) == (1, ["unverifiable"])
+    assert (await report_of(connection, "rr-1", b"k" * 32)).unsealed.verified == 2
+    assert (await report_of(connection, "rr-1", b"K" * 32)).unsealed.verified == 1
 
 
 @pytest.mark.parametrize(
@@ -275,8 +278,8 @@ async def test_strange_unsealed_row(connection: Connection, columns: dict[str, A
     await insert(connection, plain_row("rr-1"))
     await seal(connection, "rr-1", {})
     report = await report_of(connection, "rr-1")
-    assert (report.is_valid, report.unsealed_total, report.unsealed_defects.count) == (True, 1, 1)
-    assert report.unhashed_total == 1
+    assert (report.is_valid, report.unsealed.total, report.unsealed.defects.count) == (True, 1, 1)
+    assert report.unsealed.unhashed == 1
 
 
 @pytest.mark.parametrize(
