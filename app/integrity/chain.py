@@ -72,7 +72,8 @@ class Chain:
         if index is None or index < 0:
             message = f"chain_index is {index}, which is no position in the chain"
             self.defects.add(defect_of(row, "edited", message))
-        elif index < self.end:
+            return True
+        if index < self.end:
             self.defects.add(defect_of(row, "inserted", f"another event stands at position {index} of the chain too"))
             if index == self.end - 1:
                 self.ends.add(actual)

@@ -81,7 +81,7 @@ async def verify_database(connection: Connection, run: Run, outside: Outside) ->
     evidence = await read_evidence(connection, report.log)
     notes = await _notes(connection, outside)
     sizes = frozenset(c.size for _, note, _ in notes if (c := checkpoint_of(note)) is not None)
-    parts = [Part("tree", (sizes,), 0), *_log_parts(report, evidence)]
+    parts = [Part("tree", (sizes,), 0), *await _log_parts(connection, report, evidence)]
     async for _, result in run(parts):
         if isinstance(result, Tree):
             _take_tree(report, result, notes, outside)
@@ -189,13 +189,13 @@ def one_by_one(connection: Connection) -> Run:
     return run
 
 
-def _log_parts(report: Report, evidence: Evidence) -> list[Part]:
+async def _log_parts(connection: Connection, report: Report, evidence: Evidence) -> list[Part]:
     """Positions from end to end: those before and behind the log are none, which makes every row there a defect."""
-    edges = [_FIRST, *range(0, report.size, _EVENTS_AT_ONCE), report.size, _LAST]
+    rows = await connection.fetch(SQL["log_parts"], _EVENTS_AT_ONCE, timeout=FETCH_TIMEOUT_SECONDS)
+    edges = [_FIRST, *(row["first"] for row in rows if row["first"] < report.size), report.size, _LAST]
     return [
         Part("walk", (report.log, first, end, evidence), end - first if 0 <= first < report.size else 0)
         for first, end in pairwise(edges)
-        if first < end
     ]
 
 

@@ -94,10 +94,12 @@ SELECT first_index + (position($1::bytea in leaves) - 1) / 32 AS position FROM l
 WHERE log_id = 0 AND first_index + count > $2 AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
 
 -- name: log_extent
--- The log's name, the end that its flushes have, and the first and last position that a row has.
+-- The log's name, and how many events its flushes say that it has.
 SELECT (SELECT name FROM logs WHERE log_id = 0) AS name,
-    (SELECT first_index + count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1) AS log_end,
-    (SELECT min(log_index) FROM audit_events) AS first, (SELECT max(log_index) FROM audit_events) AS last
+    (
+        SELECT greatest(0, first_index + least(count, octet_length(leaves) / 32))
+        FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+    ) AS log_end
 
 -- name: present
 -- How many positions of a part of the log have rows: of those that were purged, and of the others.
@@ -124,6 +126,13 @@ FROM (
     WHERE correlation_id >= $1 AND ($2::text IS NULL OR correlation_id < $2)
 ) h USING (correlation_id)
 ORDER BY correlation_id, chain_index NULLS LAST, log_index
+
+-- name: log_parts
+-- Flushes that cut the log into parts of about so many events. Counted by leaves, since a damaged flush may claim any position.
+SELECT min(first_index) AS first FROM (
+    SELECT first_index, sum(octet_length(leaves) / 32) OVER (ORDER BY first_index) / $1 AS part
+    FROM log_flushes WHERE log_id = 0 AND first_index >= 0
+) numbered GROUP BY part ORDER BY first
 
 -- name: chain_parts
 -- Correlations that cut the chains into parts of about so many.

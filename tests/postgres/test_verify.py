@@ -160,7 +160,7 @@ async def test_chain_by_the_published_rules(connection: Connection) -> None:
         ("event_data = (repeat('[', 3000) || repeat(']', 3000))::jsonb", ["edited"]),
         ("payload_salt = NULL", ["edited"]),
         ("event_hash = NULL", ["edited", "edited"]),
-        ("chain_index = 7", ["removed", "edited", "removed", "inserted"]),
+        ("chain_index = 7", ["removed", "reordered", "removed", "inserted"]),
         ("chain_index = NULL", ["removed", "edited", "edited"]),
         ("chain_index = 2", ["removed", "edited", "inserted"]),
         ("log_index = NULL", ["edited"]),
@@ -294,15 +294,15 @@ async def test_strange_unsealed_row(connection: Connection, columns: dict[str, A
             ["edited"],
         ),
         ("UPDATE log_flushes SET count = 2000000000 WHERE first_index = 4", ["edited"]),
-        ("UPDATE log_flushes SET count = 3 WHERE first_index = 2", ["edited", "inserted", "inserted"]),
+        ("UPDATE log_flushes SET count = 3 WHERE first_index = 2", ["edited", "inserted"]),
         (
             "UPDATE log_flushes SET first_index = 3 WHERE first_index = 2",
-            ["edited"] * 2 + ["inserted"] * 2 + ["removed"],
+            ["edited", "inserted", "removed", "reordered", "reordered"],
         ),
-        ("DELETE FROM audit_events WHERE log_index IN (0, 4)", ["removed", "removed"]),
+        ("DELETE FROM audit_events WHERE log_index IN (0, 4)", ["removed", "removed", "truncated", "truncated"]),
         ("UPDATE audit_events SET log_index = 3 WHERE log_index = 1", ["inserted", "removed"]),
-        ("UPDATE audit_events SET log_index = 9 WHERE log_index = 1", ["inserted", "removed"]),
-        ("UPDATE audit_events SET event_hash = NULL WHERE log_index = 1", ["edited"]),
+        ("UPDATE audit_events SET log_index = 9 WHERE log_index = 1", ["reordered"]),
+        ("UPDATE audit_events SET event_hash = NULL WHERE log_index = 1", ["edited", "edited"]),
     ],
 )
 @pytest.mark.damaged
@@ -313,7 +313,7 @@ async def test_damaged_log(superuser: Connection, damage: str, found: list[str])
     await seal(superuser, "rr-1", {})
     assert await log_defects(superuser) == []
     await superuser.execute(damage)
-    assert sorted(await log_defects(superuser)) == sorted(found)
+    assert sorted(await log_defects(superuser)) == sorted(found), damage
 
 
 @pytest.fixture
