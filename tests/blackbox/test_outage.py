@@ -332,3 +332,26 @@ async def test_postgres_that_stops_answering(
         await outage.end()
         await outage.drained()
     assert await connection.fetchval("SELECT count(*) FROM audit_events") == 21
+
+
+async def test_room_for_batches(service: Callable[..., Service], database_url: str) -> None:
+    """Large batches gather in memory without bound while Postgres does not answer, or keep all others out."""
+    batch = [make_event(error_message="x" * 3_000) for _ in range(220)]
+    async with started(service, database_url, inbox_bytes_max=1 << 20, batch_deadline_ms=2_000) as outage:
+        outage.between.silent = True
+        first = asyncio.create_task(outage.client.post(BATCH, json=batch))
+        await asyncio.sleep(0.3)
+        body = json.dumps(batch).encode()
+        for content in (body, chunks(body)):
+            refused = await outage.client.post(BATCH, content=content, headers={"Content-Type": "application/json"})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        small = asyncio.create_task(outage.client.post(BATCH, json=[make_event()]))
+        await asyncio.sleep(0.3)
+        outage.between.silent = False
+        assert ((await first).status_code, (await small).status_code) == (201, 201)
+        assert (await outage.client.post(BATCH, json=batch * 2)).status_code == 201
+
+
+async def chunks(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 1 << 16):
+        yield body[start : start + (1 << 16)]
