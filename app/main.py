@@ -22,6 +22,7 @@ from app.api import (
     eventtypes,
     health,
     history,
+    holds,
     notifications,
     problems,
     proofs,
@@ -94,6 +95,7 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
             effectiveness,
             history,
             timeline,
+            holds,
             health,
         ),
     ):

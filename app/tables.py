@@ -166,6 +166,29 @@ audit_retention_policies = Table(
     Column("legal_hold_override", Boolean, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
+    Column("floor_days", Integer),
+    Column("ceiling_days", Integer),
+)
+
+# What may not be purged or erased: one selector each. A released hold stays as history.
+holds = Table(
+    "holds",
+    metadata,
+    Column("hold_id", Uuid, primary_key=True),
+    Column("correlation_id", String(255)),
+    Column("actor_id", String(255)),
+    Column("resource_type", String(100)),
+    Column("resource_id", String(255)),
+    Column("time_from", DateTime(timezone=True)),
+    Column("time_to", DateTime(timezone=True)),
+    Column("reason", Text, nullable=False),
+    Column("placed_by", Text, nullable=False),
+    Column("placed_at", DateTime(timezone=True), nullable=False),
+    Column("placed_index", BigInteger, nullable=False),
+    Column("release_reason", Text),
+    Column("released_by", Text),
+    Column("released_at", DateTime(timezone=True)),
+    Column("released_index", BigInteger),
 )
 
 retention_operations = Table(

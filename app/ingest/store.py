@@ -1,7 +1,7 @@
 """One flush, one transaction: compare-and-set on the log, rows, chain heads, claims. The writer is its only user.
 
 The one rule (design section 5): the end of the log is read before everything else that a flush relies on, and all of it is
-forgotten after a lost race. So a won compare-and-set proves that every cached head was true.
+forgotten after a lost race. So a won compare-and-set proves that every cached head was true, and every hold.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from app.db import CONNECTION_ERRORS, Connection, Fault, connect_writer, fault
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
+from app.ingest.held import Holds
 from app.ingest.link import Head, Linked, link
 from app.ingest.submission import Claim
 from app.retention import partitions
@@ -45,6 +46,12 @@ _LENGTH_MAX = 2**62
 Claimed = tuple[Claim, list[UUID]]
 """What was promised under an Idempotency-Key, and the ids in its answer."""
 _T = TypeVar("_T")
+Act = Callable[[Connection, Linked], Awaitable[None]]
+"""What belongs to a flush beside its rows: done in its transaction, when the compare-and-set is won. An AuditError undoes all.
+
+Whatever it reads is true until the commit: nobody else can write to the log meanwhile. A store whose act has changed a hold
+does not know of it, and must not be used again.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +85,18 @@ class Store:
         self._connection: Connection | None = None
         self._tail: tuple[int, int] | None = None
         self._heads: dict[str, Head] = {}
+        self._holds = Holds()
+        self._holds_version: tuple[int | None, int | None] = None, None  # where in the log they last changed
         self._next_index_seen = 0
         self._careful = 0  # flushes that read heads first: after a start, and after a lost race
         self._contended = 0  # flushes that take turns with the other replicas
         self.patience_seconds = math.inf
         """How long a flush is tried again after the connection was lost, within its deadline. Short where there is a spool."""
 
-    async def commit(self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float) -> None:
-        """Write `events` behind the log with what was promised of them, whole or not at all; returns when it is durable.
+    async def commit(
+        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: Act | None = None
+    ) -> None:
+        """Write `events` behind the log, what was promised of them, and `act`, whole or not at all; returns when it is durable.
 
         Raises LostRace, PossibleResend, Refused, MonthAway, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is
         repeated here until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
@@ -101,7 +112,7 @@ class Store:
                         return
                     raise LostRace
                 flush = flush or await self._link(connection, events)
-                await self._send(connection, flush, promises)
+                await self._send(connection, flush, promises, act)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 kind = fault(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
@@ -246,6 +257,9 @@ class Store:
             or row["first_index"] + row["count"] < self._next_index_seen
         ):
             row = await self._mended_tail(connection)
+        if self._holds_version != (version := (row["placed"], row["released"])):
+            self._holds = Holds(await connection.fetch(SQL["active_holds"]))
+            self._holds_version = version
         return row["first_index"], row["count"]
 
     async def _mended_tail(self, connection: Connection) -> asyncpg.Record:
@@ -267,7 +281,9 @@ class Store:
         assert row is not None
         return row
 
-    async def _send(self, connection: Connection, flush: Linked, promises: tuple[list[Any], ...]) -> None:
+    async def _send(
+        self, connection: Connection, flush: Linked, promises: tuple[list[Any], ...], act: Act | None
+    ) -> None:
         """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
         parameters = (
             *(flush.previous_first, flush.first_index, len(flush.rows), flush.leaves),
@@ -275,7 +291,8 @@ class Store:
             *promises,
         )
         rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
-        if copied and not connection.is_in_transaction():
+        held = self._holds.marks(flush.events) if self._holds else []
+        if (copied or held or act) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
         won = await connection.fetchval(SQL["flush"], *parameters, rows)
         if not won:
@@ -285,6 +302,14 @@ class Store:
         if copied:
             records = [row + _CONSTANTS for row in copied]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
+        if held:
+            await connection.execute(SQL["hold_written"], *map(list, zip(*held, strict=True)))
+        if act is not None:
+            try:
+                await act(connection, flush)
+            except AuditError:
+                await self._rollback()
+                raise
         if connection.is_in_transaction():
             await connection.execute("COMMIT")
 

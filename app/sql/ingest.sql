@@ -1,15 +1,31 @@
 -- name: tail
 -- End of the log. Read before everything that a flush relies on: the compare-and-set on it then proves that all of it still holds.
-SELECT first_index, count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+-- In one snapshot with it, the position at which the holds last changed.
+SELECT first_index, count, (SELECT max(placed_index) FROM holds) AS placed, (SELECT max(released_index) FROM holds) AS released
+FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
 
 -- name: tail_and_last
 -- End of the log, and the last position that a row has, in one snapshot. Positions beyond 2^62 are not the service's.
-SELECT first_index, count, (SELECT max(log_index) FROM audit_events WHERE log_index < 4611686018427387904) AS last
+SELECT first_index, count, (SELECT max(placed_index) FROM holds) AS placed, (SELECT max(released_index) FROM holds) AS released,
+    (SELECT max(log_index) FROM audit_events WHERE log_index < 4611686018427387904) AS last
 FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
 
 -- name: chain_heads
 -- Ends of the chains of one flush. A later statement than the one that waited for the lock: READ COMMITTED would show old ends.
 SELECT correlation_id, length, hash FROM chain_heads WHERE correlation_id = ANY($1::text[])
+
+-- name: active_holds
+-- What new events may fall under: the correlation's hold first, then in the order in which they were placed.
+SELECT correlation_id, actor_id, resource_type, resource_id, time_from, time_to, reason, placed_by, placed_at
+FROM holds WHERE released_at IS NULL ORDER BY correlation_id IS NULL, placed_index
+
+-- name: hold_written
+-- Marks the events of this flush that fall under a hold.
+UPDATE audit_events e
+SET legal_hold = true, legal_hold_reason = h.reason, legal_hold_placed_by = h.placed_by, legal_hold_placed_at = h.placed_at
+FROM unnest($1::uuid[], $2::date[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
+    h(event_id, event_date, correlation_id, reason, placed_by, placed_at)
+WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
 
 -- name: lock_log
 -- A replica that lost a race has the log to itself for one flush, however long that takes. Released by COMMIT.
