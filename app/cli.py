@@ -33,6 +33,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from app import show, simulate
+    from app.integrity import command
 
     parser = argparse.ArgumentParser(prog="datastorage", description="The audit event store of the Kubernaut platform.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -59,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     proof.add_argument("file", type=Path, metavar="FILE", help="from GET /api/v1/audit/events/{event_id}/proof")
     proof.add_argument("--key", required=True, help="of the log as /tlog/key shows it, or a file that holds it")
     proof.set_defaults(run=_verify_proof)
+    command.add_arguments(
+        commands.add_parser(
+            "verify", help="verify the database, or one correlation; 0: whole, 1: defects, 2: not looked at"
+        )
+    )
     spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
     _add_spool_arguments(spool)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")

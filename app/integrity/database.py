@@ -46,7 +46,7 @@ class Run(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
+class Brought:
     """What the verifier brings along: keys that may have signed, and a checkpoint that was kept elsewhere."""
 
     keys: Sequence[PublicKey] = ()
@@ -69,27 +69,20 @@ class Report:
     defects: Defects = field(default_factory=Defects)
 
 
-async def verify_database(connection: Connection, run: Run, outside: Outside) -> Report:
+async def verify_database(connection: Connection, run: Run, brought: Brought) -> Report:
     """Verify everything. `connection` is in the snapshot that `run` shows its parts. Raises Fatal when there is no log."""
-    extent = await connection.fetchrow(SQL["log_extent"], timeout=FETCH_TIMEOUT_SECONDS)
-    assert extent is not None
-    if extent["name"] is None:
-        raise Fatal(
-            "The table logs has no row for log 0: put it back, with the name that the events were hashed under."
-        )
-    report = Report(extent["name"], extent["log_end"] or 0)
+    report = await _begun(connection)
     evidence = await read_evidence(connection, report.log)
-    notes = await _notes(connection, outside)
-    sizes = frozenset(c.size for _, note, _ in notes if (c := checkpoint_of(note)) is not None)
-    parts = [Part("tree", (sizes,), 0), *await _log_parts(connection, report, evidence)]
+    notes = await _notes(connection, brought)
+    parts = [Part("tree", (_sizes(notes),), 0), *await _log_parts(connection, report, evidence)]
     async for _, result in run(parts):
         if isinstance(result, Tree):
-            _take_tree(report, result, notes, outside)
+            _take_tree(report, result, notes, brought)
         else:
             _take_walk(report.events, result)
     _name(report)
     gone = Missing(evidence.purged, Positions(report.events.missing), frozenset(report.events.missing_leaves))
-    parts = [*await _chain_parts(connection, gone), *await _unsealed_parts(connection, outside)]
+    parts = [*await _chain_parts(connection, gone), *await _unsealed_parts(connection, brought)]
     async for _, result in run(parts):
         if isinstance(result, Unsealed):
             _take_unsealed(report, result)
@@ -97,6 +90,23 @@ async def verify_database(connection: Connection, run: Run, outside: Outside) ->
             report.chains += result[0]
             report.defects.extend(result[1])
     return report
+
+
+async def verify_checkpoints(connection: Connection, brought: Brought) -> Report:
+    """Verify the log's own tables and what was signed, but no row. `connection` is in a snapshot. Raises Fatal as above."""
+    report, notes = await _begun(connection), await _notes(connection, brought)
+    _take_tree(report, await read_tree(connection, _sizes(notes)), notes, brought)
+    return report
+
+
+async def _begun(connection: Connection) -> Report:
+    extent = await connection.fetchrow(SQL["log_extent"], timeout=FETCH_TIMEOUT_SECONDS)
+    assert extent is not None
+    if extent["name"] is None:
+        raise Fatal(
+            "The table logs has no row for log 0: put it back, with the name that the events were hashed under."
+        )
+    return Report(extent["name"], extent["log_end"] or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,18 +215,18 @@ async def _chain_parts(connection: Connection, gone: Missing) -> list[Part]:
     return [Part("chains", (first, end, gone), 0) for first, end in pairwise(edges)]
 
 
-async def _unsealed_parts(connection: Connection, outside: Outside) -> list[Part]:
+async def _unsealed_parts(connection: Connection, brought: Brought) -> list[Part]:
     rows = await connection.fetch(SQL["unsealed_correlations"], timeout=FETCH_TIMEOUT_SECONDS)
     named_so = [row["correlation_id"] for row in rows]
     steps = range(0, len(named_so), _CORRELATIONS_AT_ONCE)
-    return [Part("unsealed", (named_so[s : s + _CORRELATIONS_AT_ONCE], outside.hmac_key), 0) for s in steps]
+    return [Part("unsealed", (named_so[s : s + _CORRELATIONS_AT_ONCE], brought.hmac_key), 0) for s in steps]
 
 
 Noted = tuple[str, str, int | None]
 """What a checkpoint is called, its note, and the size that the database has it under."""
 
 
-async def _notes(connection: Connection, outside: Outside) -> list[Noted]:
+async def _notes(connection: Connection, brought: Brought) -> list[Noted]:
     rows = await connection.fetch(SQL["checkpoints"], timeout=FETCH_TIMEOUT_SECONDS)
     notes: list[Noted] = [
         (
@@ -226,15 +236,19 @@ async def _notes(connection: Connection, outside: Outside) -> list[Noted]:
         )
         for row in rows
     ]
-    return notes if outside.checkpoint is None else [*notes, (outside.name, outside.checkpoint, None)]
+    return notes if brought.checkpoint is None else [*notes, (brought.name, brought.checkpoint, None)]
 
 
-def _take_tree(report: Report, tree: Tree, notes: Sequence[Noted], outside: Outside) -> None:
+def _sizes(notes: Sequence[Noted]) -> frozenset[int]:
+    return frozenset(said.size for _, note, _ in notes if (said := checkpoint_of(note)) is not None)
+
+
+def _take_tree(report: Report, tree: Tree, notes: Sequence[Noted], brought: Brought) -> None:
     report.defects.extend(tree.defects)
     report.checkpoints = len(notes)
     there = Found(report.log, report.size, tree.roots)
     for what, note, size in notes:
-        defect = judge(what, note, outside.keys, there)
+        defect = judge(what, note, brought.keys, there)
         if defect is None and size is not None and (said := checkpoint_of(note)) is not None and said.size != size:
             defect = Defect("forged checkpoint", f"forged checkpoint: {what} says that the log has {said.size} events")
         if defect is not None:

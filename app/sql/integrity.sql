@@ -93,6 +93,10 @@ WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
 SELECT first_index + (position($1::bytea in leaves) - 1) / 32 AS position FROM log_flushes
 WHERE log_id = 0 AND first_index + count > $2 AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
 
+-- name: log_name
+-- Part of every hash.
+SELECT name FROM logs WHERE log_id = 0
+
 -- name: log_extent
 -- The log's name, and how many events its flushes say that it has.
 SELECT (SELECT name FROM logs WHERE log_id = 0) AS name,

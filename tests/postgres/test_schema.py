@@ -207,7 +207,10 @@ SEALED = {
     **dict.fromkeys(("event_id", "parent_event_id"), "gen_random_uuid()"),
     **dict.fromkeys(("payload_salt", "payload_commitment"), "'\\x00'"),
     **dict.fromkeys(("log_id", "log_index", "chain_index", "duration_ms"), "7"),
-    "parent_event_date": "'2026-01-01'", "is_sensitive": "true", "actor_ip": "'10.0.0.1'", "event_metadata": "'{}'",
+    "parent_event_date": "'2026-01-01'",
+    "is_sensitive": "true",
+    "actor_ip": "'10.0.0.1'",
+    "event_metadata": "'{}'",
 }
 
 

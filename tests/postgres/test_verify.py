@@ -15,7 +15,7 @@ import rfc8785
 from pydantic import SecretStr
 
 from app.db import create_engine
-from app.integrity.database import Outside, one_by_one, verify_database
+from app.integrity.database import Brought, one_by_one, verify_database
 from app.integrity.reading import snapshot
 from app.integrity.reference import reference_hash
 from app.integrity.verify import ChainReport, verify_chain
@@ -113,7 +113,7 @@ async def report_of(connection: Connection, correlation_id: str, key: bytes | No
 
 async def log_defects(connection: Connection) -> list[str]:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        report = await verify_database(connection, one_by_one(connection), Outside())
+        report = await verify_database(connection, one_by_one(connection), Brought())
     return [defect.kind for defect in report.defects.listed]
 
 
