@@ -5,7 +5,6 @@ Exit code 0: nothing is wrong. 1: something is. 2: it could not be looked at.
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -28,18 +27,6 @@ from app.settings import Settings, load
 
 CLEAN, DEFECTS, NOT_LOOKED = 0, 1, 2
 _LINE_SECONDS = 1.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("correlation", nargs="?", help="only this one; the whole database if absent")
-    parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", help="a checkpoint that was kept outside of the database's reach"
-    )
-    parser.add_argument("--key", help="that checkpoints have to be signed by, as /tlog/key shows it, or a file of such")
-    parser.add_argument(
-        "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="as many as there are cores if absent"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -107,9 +107,10 @@ SELECT (SELECT name FROM logs WHERE log_id = 0) AS name,
 
 -- name: present
 -- How many positions of a part of the log have rows: of those that were purged, and of the others.
-SELECT count(DISTINCT log_index) FILTER (WHERE $3::int8multirange @> log_index) AS purged,
-    count(DISTINCT log_index) FILTER (WHERE NOT $3::int8multirange @> log_index) AS kept
-FROM audit_events WHERE log_index >= $1 AND log_index < $2
+WITH purged AS MATERIALIZED (SELECT $3::text::int8multirange AS positions)
+SELECT count(DISTINCT log_index) FILTER (WHERE positions @> log_index) AS purged,
+    count(DISTINCT log_index) FILTER (WHERE NOT positions @> log_index) AS kept
+FROM audit_events, purged WHERE log_index >= $1 AND log_index < $2
 
 -- name: own_correlations
 -- Where the service's own events of some types stand.
