@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import Fatal
+from app.errors import AuditError, Fatal
 
 if TYPE_CHECKING:
     from app.db import Presence
@@ -63,6 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify_arguments(verify)
     spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
     _add_spool_arguments(spool)
+    retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
+    retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
+    retention.set_defaults(run=_retention)
+    erase = commands.add_parser("erase", help="erase what events say of people; their hashes and proofs stay")
+    which = erase.add_mutually_exclusive_group(required=True)
+    which.add_argument("--event-id", action="append", help="one event; may be repeated")
+    which.add_argument("--actor", help="every event of this actor_id")
+    which.add_argument("--correlation-id", help="every event of this correlation")
+    erase.add_argument("--reason", required=True, help="why; it stands in the log")
+    erase.add_argument("--by", default="datastorage erase", help="who wants it; it stands in the log")
+    erase.add_argument("--dry-run", action="store_true", help="only say how many events there are")
+    erase.set_defaults(run=_erase)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)
@@ -202,6 +214,64 @@ def _migrate(arguments: argparse.Namespace) -> None:
         )
     asyncio.run(schema.upgrade(settings.database_url.get_secret_value(), settings.log_name))
     print(f"The schema is at {schema.HEAD}.")
+
+
+def _retention(arguments: argparse.Namespace) -> None:
+    import asyncio
+    from datetime import UTC, datetime
+
+    from app.retention import purge
+
+    settings, now = _with_database(), datetime.now(UTC)
+    if arguments.action == "plan":
+        print("MONTH    EVENTS  DUE  HELD  KEPT LONGER")
+        for one in asyncio.run(purge.plan(settings, now)):
+            found = one.contents
+            way = "  goes as a whole" if one.whole else ""
+            print(f"{one.month.first:%Y-%m}  {found.total}  {found.due}  {found.held}  {found.young}{way}")
+        return
+    try:
+        done = asyncio.run(purge.run(settings, now))
+    except AuditError as error:
+        raise Fatal(error.detail) from None
+    print(f"Run {done.run_id}: {done.rows_deleted} of {done.rows_scanned} events purged.")
+    for said, months in (("dropped", done.dropped), ("put back", done.restored)):
+        if months:
+            print(f"Months {said}: {', '.join(months)}")
+
+
+def _erase(arguments: argparse.Namespace) -> None:
+    import asyncio
+    from uuid import UUID
+
+    from app.main import create_catalog
+    from app.retention import erase
+
+    settings = _with_database()
+    try:
+        ids = arguments.event_id and [UUID(text) for text in arguments.event_id]
+    except ValueError as error:
+        raise Fatal(f"--event-id: {error}") from None
+    erasure = erase.Erasure(arguments.reason, arguments.by, ids, arguments.actor, arguments.correlation_id)
+    try:
+        done = asyncio.run(erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run))
+    except AuditError as error:
+        raise Fatal(error.detail) from None
+    would = "would be erased" if arguments.dry_run else f"erased, as erasure {done.erasure_id} tells"
+    print(f"{len(done.events)} event(s) {would}.")
+    if done.unsealed:
+        print(
+            f"{len(done.unsealed)} row(s) that others inserted by SQL are left: they have no proof; change them by SQL."
+        )
+
+
+def _with_database() -> "Settings":
+    from app.settings import load
+
+    settings = load()
+    if settings.database_url is None and settings.retention_url is None:
+        raise Fatal("Set DATASTORAGE_RETENTION_URL, or DATASTORAGE_DATABASE_URL if one role does everything.")
+    return settings
 
 
 def _settings(arguments: argparse.Namespace) -> None:

@@ -116,6 +116,23 @@ class Settings(BaseSettings):
     tlog_public: bool = Field(
         default=True, description="serve /tlog/ (hashes and sizes only) to everybody, else to nobody"
     )
+    retention_url: SecretStr | None = Field(
+        None,
+        description="Postgres as the role that purges and erases, which is a member of the tables' owner; unset: database_url",
+    )
+    retention_floor_days: int = Field(
+        8,
+        ge=1,
+        le=2555,
+        description="no event is purged younger, unless its category has a floor of its own; a week is how late events may be sent again",
+    )
+    retention_ceiling_days: int = Field(
+        2555, ge=1, description="no event is kept longer, unless its category has a ceiling of its own"
+    )
+
+    verifier_events_per_second: int = Field(
+        200, ge=0, le=100_000, description="how fast one replica verifies the log in the background, again and again; 0: never"
+    )
 
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")

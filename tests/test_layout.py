@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "schema": "sql errors",  # the schema's revision, checked at start
     "db": "events settings errors metrics tables sql",  # events: the binary form of an address
     "integrity": "events db tables sql settings errors metrics",
-    "retention": "events ingest integrity db tables sql settings errors metrics",  # holds and runs are events too
+    "retention": "events ingest integrity schema db tables sql settings errors metrics",  # holds and runs are events too
     # retention: makes a missing partition; schema: a spool is replayed into the log of the database that is there
     "ingest": "events integrity retention schema db tables sql settings errors metrics",
     "query": "events integrity db tables sql settings errors",

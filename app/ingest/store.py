@@ -197,6 +197,7 @@ class Store:
         rows = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
         claims = await connection.fetch(SQL["claims"], list(chosen)) if chosen else []
         digests = {row["event_id"]: row["body_digest"] for row in claims}
+        rows |= {row["event_id"] for row in claims if row["purged"]}
         if void := [str(event_id) for event_id in digests.keys() - rows]:
             await connection.execute(SQL["void_claims"], void)
         return {e.id: e.digest is None or digests.get(e.id) == e.digest for e in events if e.id in rows}

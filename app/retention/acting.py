@@ -1,10 +1,10 @@
-"""One event of the service's own and what it tells of, in one transaction of the log, on a connection of its own.
+"""Events of the service's own and what they tell of, in one transaction of the log, on a connection of its own.
 
 The process's writer and the other replicas lose the race to it as to any replica, and so learn of it before they write again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -40,12 +40,12 @@ async def acting(settings: Settings, log_name: str) -> AsyncIterator[Store]:
         await store.close()
 
 
-async def commit(store: Store, event: Event, act: Act) -> None:
-    """Write `event` and do `act`, together or not at all, however often the race for the log is lost."""
+async def commit(store: Store, events: Sequence[Event], act: Act) -> None:
+    """Write `events` and do `act`, together or not at all, however often the race for the log is lost."""
     deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
     while True:
         try:
-            return await store.commit([event], [], deadline, act)
+            return await store.commit(events, [], deadline, act)
         except LostRace:
             store.lost()  # from now on it takes its turn, so that the next attempts cannot all be lost
             if asyncio.get_running_loop().time() > deadline:

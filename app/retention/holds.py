@@ -109,7 +109,7 @@ async def place(settings: Settings, log_name: str, selector: Selector, wish: Wis
             )
             later = await _mark(connection, selector, (next_index, flush.first_index), mark)
 
-        await commit(store, own_event(log_name, payload, about=hold_id, actor_id=wish.by), act)
+        await commit(store, [own_event(log_name, payload, about=hold_id, actor_id=wish.by)], act)
     return Placed(hold_id, now, covered + later)
 
 
@@ -181,7 +181,7 @@ async def _release(
             if hold_id is None and not freed:
                 raise NotFound(f"Nothing of correlation {selector.correlation_id} is held.")
 
-    await commit(store, own_event(store.log_name, payload, about=hold_id, actor_id=wish.by), act)
+    await commit(store, [own_event(store.log_name, payload, about=hold_id, actor_id=wish.by)], act)
     return Released(now, freed)
 
 

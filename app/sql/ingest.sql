@@ -84,8 +84,8 @@ SELECT event_version, event_timestamp, event_type, event_category, event_action,
 FROM audit_events WHERE event_id = $1 LIMIT 1
 
 -- name: claims
--- What clients promised about the events whose ids they chose.
-SELECT event_ids[1] AS event_id, body_digest FROM claims WHERE scope = 'event' AND key = ANY($1::text[])
+-- What clients promised about the events whose ids they chose. A purge leaves word in `answer`.
+SELECT event_ids[1] AS event_id, body_digest, answer IS NOT NULL AS purged FROM claims WHERE scope = 'event' AND key = ANY($1::text[])
 
 -- name: key_claims
 -- What was promised under these Idempotency-Keys. A promise that has expired makes room for another one.
@@ -94,7 +94,7 @@ expired AS (DELETE FROM claims c USING asked WHERE c.scope = asked.scope AND c.k
 SELECT c.scope, c.key, c.body_digest FROM claims c JOIN asked USING (scope, key) WHERE c.expires_at > now()
 
 -- name: void_claims
--- A claim counts only while its row exists.
+-- A claim counts only while its row exists, or once it was purged.
 DELETE FROM claims c WHERE scope = 'event' AND key = ANY($1::text[])
 AND NOT EXISTS (SELECT FROM audit_events e WHERE e.event_id = c.event_ids[1])
 

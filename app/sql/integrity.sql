@@ -164,3 +164,71 @@ ORDER BY size
 -- name: export_snapshot
 -- The moment that this transaction sees, for other connections.
 SELECT pg_export_snapshot()
+
+-- name: try_verifier
+-- One process at a time walks the log in the background; the lock ends with its connection.
+SELECT pg_try_advisory_lock(hashtextextended('datastorage.verifier', 0))
+
+-- name: verifier
+-- How far the background verifier has come.
+SELECT position, completed_end, round FROM verifier WHERE log_id = 0
+
+-- name: verifier_at
+-- The background verifier has come to position $1.
+INSERT INTO verifier (log_id, position) VALUES (0, $1)
+ON CONFLICT (log_id) DO UPDATE SET position = excluded.position, looked_at = now()
+
+-- name: verifier_round
+-- A round has ended at position $1, and the next begins. What was not found again is no more.
+WITH ended AS (
+    UPDATE verifier SET position = 0, completed_end = $1, completed_at = now(), round = round + 1, looked_at = now()
+    WHERE log_id = 0 RETURNING round
+)
+DELETE FROM verifier_findings f USING ended WHERE f.log_id = 0 AND f.round < ended.round - 1
+
+-- name: keep_finding
+-- Keep what was found; true when it was not known.
+INSERT INTO verifier_findings (log_id, position, kind, message, correlation_id, round) VALUES (0, $1, $2, $3, $4, $5)
+ON CONFLICT (log_id, position, kind, message) DO UPDATE SET round = excluded.round
+RETURNING xmax = 0 AS is_new
+
+-- name: findings
+-- How many findings there are of each kind.
+SELECT kind, count(*) AS count FROM verifier_findings WHERE log_id = 0 GROUP BY kind
+
+-- name: strange_heads
+-- Events of a part of the log that the heads of their chains know nothing of, or know otherwise.
+SELECT e.log_index, e.correlation_id, e.chain_index, h.length FROM audit_events e LEFT JOIN chain_heads h USING (correlation_id)
+WHERE e.log_index >= $1 AND e.log_index < $2 AND (
+    h.length IS NULL OR h.length <= e.chain_index OR (h.length = e.chain_index + 1 AND h.hash <> e.event_hash)
+)
+ORDER BY e.log_index LIMIT 100
+
+-- name: whose
+-- Whose events had these hashes: the event behind each, or the head of its chain, tells.
+SELECT previous_event_hash AS hash, correlation_id FROM audit_events WHERE previous_event_hash = ANY($1)
+UNION ALL SELECT hash, correlation_id FROM chain_heads WHERE hash = ANY($1)
+
+-- name: checkpoints_within
+-- What was signed for sizes of a part of the log.
+SELECT size, note FROM log_checkpoints WHERE log_id = 0 AND size > $1 AND size <= $2 ORDER BY size
+
+-- name: last_verdict
+-- How far the background verifier has looked at one chain, when, and how much it found: of the chain, and of the log where
+-- nobody can tell whose events it is about.
+SELECT v.looked_at, (
+        SELECT max(chain_index) + 1 FROM audit_events
+        WHERE correlation_id = $1 AND log_index < greatest(v.position, v.completed_end)
+    ) AS position,
+    (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = $1) AS found,
+    (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = '') AS unclear
+FROM verifier v WHERE v.log_id = 0
+
+-- name: leaves_within
+-- Leaves of a part of the log, flush by flush.
+SELECT substr(leaves, (greatest(first_index, $1) - first_index)::int * 32 + 1,
+    (least(first_index + count, $2) - greatest(first_index, $1))::int * 32) AS leaves
+FROM log_flushes
+WHERE log_id = 0 AND first_index < $2 AND first_index + count > $1
+    AND first_index >= (SELECT coalesce(max(first_index), $1) FROM log_flushes WHERE log_id = 0 AND first_index <= $1)
+ORDER BY first_index

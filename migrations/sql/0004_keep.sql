@@ -215,6 +215,111 @@ REVOKE EXECUTE ON FUNCTION erase_events(uuid[], jsonb[], bytea[]) FROM PUBLIC;
 -- Bounds of the days that events of a category are kept; NULL takes the service's settings.
 ALTER TABLE audit_retention_policies ADD COLUMN floor_days integer, ADD COLUMN ceiling_days integer;
 
+-- Whether the days are over for which an event is kept. Evidence of purges and erasures has no end; of purges, since a later
+-- purge repeats what it removes, the bulk does.
+CREATE FUNCTION is_over(
+    moment timestamptz, happened_at timestamptz, kind text, event_days integer, policy audit_retention_policies,
+    floor_days integer, ceiling_days integer
+) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT happened_at < moment - make_interval(days => LEAST(
+        coalesce(policy.ceiling_days, ceiling_days),
+        GREATEST(coalesce(policy.floor_days, floor_days), event_days, policy.retention_days)
+    )) AND kind NOT IN ('datastorage.event.erased', 'datastorage.retention.restored')
+$$;
+
+-- What a month's table holds at a moment: rows, those among them that are unsealed, held, or not over; and the positions of all.
+CREATE FUNCTION month_contents(month regclass, moment timestamptz, floor_days integer, ceiling_days integer)
+RETURNS TABLE (total bigint, unsealed bigint, held bigint, young bigint, positions int8multirange)
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($query$
+        SELECT count(*), count(*) FILTER (WHERE log_index IS NULL), count(*) FILTER (WHERE is_held),
+            count(*) FILTER (WHERE NOT is_held AND over IS NOT TRUE),
+            coalesce(range_agg(int8range(log_index, log_index + 1)) FILTER (WHERE log_index IS NOT NULL), '{}')
+        FROM (
+            SELECT e.log_index,
+                e.legal_hold IS TRUE OR ($4 AND hold_of(
+                    e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp) IS NOT NULL) AS is_held,
+                is_over($1, e.event_timestamp, e.event_type, e.retention_days, p, $2, $3) AS over
+            FROM %s e LEFT JOIN audit_retention_policies p ON p.event_category = e.event_category
+        ) rows
+    $query$, month)
+    USING moment, floor_days, ceiling_days, EXISTS (SELECT FROM holds WHERE released_at IS NULL);
+END
+$$;
+
+-- The next rows of a month's table that may be purged, in the order of the log behind `behind`; unsealed ones when that is
+-- NULL. One that others name as their parent has to wait for them.
+CREATE FUNCTION due_events(
+    month regclass, moment timestamptz, floor_days integer, ceiling_days integer, behind bigint, rows_max integer
+) RETURNS TABLE (event_id uuid, event_date date, correlation_id varchar, log_index bigint, purged text)
+LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    RETURN QUERY EXECUTE format($query$
+        SELECT e.event_id, e.event_date, e.correlation_id, e.log_index,
+            CASE WHEN e.event_type = 'datastorage.retention.purged' AND NOT EXISTS (
+                SELECT FROM audit_events r
+                WHERE r.event_type = 'datastorage.retention.restored'
+                    AND r.event_data->>'operation_id' = e.event_data->>'operation_id'
+            ) THEN e.event_data->>'positions' END
+        FROM %s e LEFT JOIN audit_retention_policies p ON p.event_category = e.event_category
+        WHERE %s AND e.legal_hold IS NOT TRUE
+            AND is_over($1, e.event_timestamp, e.event_type, e.retention_days, p, $2, $3)
+            AND ($6 OR hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp) IS NULL)
+            AND NOT EXISTS (SELECT FROM audit_events c WHERE c.parent_event_id = e.event_id)
+        ORDER BY e.log_index LIMIT $5
+    $query$, month, CASE WHEN behind IS NULL THEN 'e.log_index IS NULL' ELSE 'e.log_index > $4' END)
+    USING moment, floor_days, ceiling_days, behind, rows_max, NOT EXISTS (SELECT FROM holds WHERE released_at IS NULL);
+END
+$$;
+
+-- The positions that purge events name, but for those that were restored. With a month's name, what its removals name that
+-- were not taken back; with NULL, all.
+CREATE FUNCTION purged_positions(month text) RETURNS int8multirange LANGUAGE sql STABLE AS $$
+    WITH told AS (
+        SELECT event_type, event_data->>'operation_id' AS operation_id, (event_data->>'positions')::int8multirange AS positions
+        FROM audit_events
+        WHERE event_type IN ('datastorage.retention.purged', 'datastorage.retention.restored') AND log_index IS NOT NULL
+            AND (month IS NULL OR event_data->>'partition' = month)
+    )
+    SELECT coalesce(range_agg(positions), '{}') FROM told p
+    WHERE event_type = 'datastorage.retention.purged' AND NOT EXISTS (
+        SELECT FROM told r WHERE r.event_type = 'datastorage.retention.restored' AND r.operation_id = p.operation_id
+    )
+$$;
+
+-- Drops a detached month, if all in it is over and named by a purge, and nothing in it is held: looked at again, since
+-- somebody may have held a row by SQL before the month was detached. Whoever places a hold meanwhile waits. A client's claim
+-- to an id outlives the row.
+CREATE FUNCTION drop_month(month text, moment timestamptz, floor_days integer, ceiling_days integer) RETURNS boolean
+LANGUAGE plpgsql AS $$
+DECLARE
+    contents record;
+BEGIN
+    EXECUTE format('LOCK TABLE %I IN ACCESS EXCLUSIVE MODE', month);
+    LOCK TABLE holds IN SHARE MODE;
+    SELECT * INTO contents FROM month_contents(month::regclass, moment, floor_days, ceiling_days);
+    IF contents.held > 0 OR contents.young > 0 OR NOT contents.positions <@ purged_positions(month) THEN
+        RETURN false;
+    END IF;
+    EXECUTE format(
+        'UPDATE claims SET answer = $1 FROM %I e WHERE scope = ''event'' AND key = e.event_id::text', month
+    ) USING '{"purged": true}'::jsonb;
+    EXECUTE format('DROP TABLE %I', month);
+    RETURN true;
+END
+$$;
+
+-- Puts a detached month back.
+CREATE FUNCTION attach_month(month text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    first_day date := to_date(right(month, 7), 'YYYY_MM');
+BEGIN
+    EXECUTE format('ALTER TABLE audit_events ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+        month, first_day, (first_day + interval '1 month')::date);
+END
+$$;
+
 -- No table of a caller's may stand in for the real ones.
 DO $$
 DECLARE
@@ -222,7 +327,10 @@ DECLARE
 BEGIN
     FOREACH named IN ARRAY ARRAY['hold_of(text, text, text, text, timestamptz)', 'holds_check()',
         'events_under(text, text, text, text, timestamptz, timestamptz, bigint, bigint)',
-        'audit_events_refuse_delete_held()', 'audit_events_refuse_drop_hold()', 'erase_events(uuid[], jsonb[], bytea[])']
+        'audit_events_refuse_delete_held()', 'audit_events_refuse_drop_hold()', 'erase_events(uuid[], jsonb[], bytea[])',
+        'month_contents(regclass, timestamptz, integer, integer)', 'purged_positions(text)',
+        'drop_month(text, timestamptz, integer, integer)', 'attach_month(text)',
+        'due_events(regclass, timestamptz, integer, integer, bigint, integer)']
     LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', named, current_schema());
     END LOOP;

@@ -95,8 +95,11 @@ async def test_answers_while_postgres_is_away(outage: Outage) -> None:
             break
         await asyncio.sleep(0.05)
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "database": "unreachable"})
+    age = await outage.metric("datastorage_spool_oldest_age_seconds")
+    assert 0 < age < await outage.metric("datastorage_spool_oldest_age_seconds")
     await outage.end()
     await outage.drained()
+    assert await outage.metric("datastorage_spool_oldest_age_seconds") == 0
     found = await outage.client.get(EVENTS, params={"correlation_id": "rr-1"})
     assert {event["event_id"] for event in found.json()["data"]} == {event_id, *batch.json()["event_ids"]}
     verified = await outage.client.post("/api/v1/audit/verify-chain", json={"correlation_id": "rr-1"})
@@ -163,6 +166,7 @@ async def test_conflict_found_at_replay_is_quarantined(
     await outage.drained()
     assert len(await outage.actions("rr-2")) == 3
     assert await outage.metric("datastorage_spool_quarantined_events") == 1
+    assert await outage.metric("datastorage_spool_oldest_age_seconds") == 0
     assert await outage.metric("datastorage_quarantined_events_total") == 1
 
 

@@ -50,7 +50,8 @@ class HoldReleasedPayload(TypedDict):
 class RetentionPurgedPayload(TypedDict):
     """Retention removed events that were past their time; their leaves stay in the log, their rows do not.
 
-    The positions also repeat those of older events of this type that it removed, so that none is ever forgotten.
+    event_count is that of the positions; rows that others inserted by SQL have none, and are counted apart. An event whose
+    count is 0 repeats the positions of older ones of this type that are removed, so that none is ever forgotten.
     """
 
     event_type: Literal["datastorage.retention.purged"]
