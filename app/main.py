@@ -46,7 +46,7 @@ from app.integrity import checkpoint
 from app.integrity.background import keep_verifying
 from app.integrity.keys import signing_key
 from app.logs import AccessLog
-from app.query import page, warmth
+from app.query import page, proof, warmth
 from app.retention import claims, partitions
 from app.settings import Settings
 from app.statedir import state_dir
@@ -227,6 +227,7 @@ async def _find_database(app: FastAPI) -> str:
             log_name = await _check_database(app.state.settings)
             await page.warm(app.state.engine)
             await warmth.warm(app.state.engine)
+            await proof.warm(app.state.engine)
         except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             if not isinstance(error, DatabaseAway) and db.fault(error) is not db.Fault.AWAY:
                 raise

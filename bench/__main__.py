@@ -21,7 +21,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy
+from bench import bodies, copy, proofs
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import Running, create_databases, database_url, postgres_cpu_seconds, service
 
@@ -68,14 +68,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rows", type=int, default=1_000_000, help="in the table when queries are measured")
+    parser.add_argument("--leaves", type=int, default=10_000_000, help="in the log when proofs are measured")
     parser.add_argument(
         "--quick", action="store_true", help="3 rounds of 1 s, 30,000 rows: shows that it works, no more"
     )
-    parser.add_argument("--only", choices=("write", "query", "outage"), help="leave the other parts out")
+    parser.add_argument("--only", choices=("write", "query", "outage", "proof"), help="leave the other parts out")
     parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.rows = 3, 1.0, 30_000
+        options.rounds, options.seconds, options.rows, options.leaves = 3, 1.0, 30_000, 100_000
     results = Results()
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)
@@ -86,6 +87,8 @@ def main() -> None:
                 measure_writing(results, options, postgres)
             if options.only in {None, "query"}:
                 measure_reading(results, options, postgres)
+            if options.only in {None, "proof"}:
+                measure_proofs(results, options, postgres, Path(directory))
     if options.only in {None, "outage"}:
         measure_outage(results, options)
     if options.json:
@@ -186,6 +189,14 @@ def measure_reading(results: Results, options: argparse.Namespace, postgres: Emb
             results.errors |= {f"batch of 50 MiB: {e}": n for e, n in alone.errors.items()}
         results.add("memory MB, peak of a 50 MiB batch", server.peak_mb())
         results.add("memory MB, after a 50 MiB batch", server.resident_mb())
+
+
+def measure_proofs(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres, directory: Path) -> None:
+    progress(f"proofs in a log of {options.leaves:,} leaves")
+    seconds, loads = proofs.measure(postgres, directory, options.leaves)
+    results.add("tiles of all leaves kept and signed, seconds", seconds)
+    for name, load in loads.items():
+        results.load(f"proof of the {name} event", load)
 
 
 def measure_outage(results: Results, options: argparse.Namespace) -> None:
@@ -312,6 +323,9 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
         250,
         "at most",
     )
+    for name in ("first", "last"):
+        named = f"proof of the {name} event in {options.leaves:,} leaves, p99 ms"
+        yield named, results[f"proof of the {name} event p99 ms"], 20, "at most"
     yield "memory MB after all events", results[f"memory MB, after {options.rows:,} events"], 200, "at most"
     yield "memory MB after bodies of 1 MB", results["memory MB, after bodies of 1 MB"], 200, "at most"
     added = results["memory MB, peak of a 50 MiB batch"] - results["memory MB, after bodies of 1 MB"]

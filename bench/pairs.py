@@ -1,6 +1,8 @@
-"""Is this checkout slower than another revision? Both serve side by side, in alternating pairs; prints ratios with intervals.
+"""Is this checkout slower than another revision, or than itself with other settings? Both serve side by side, in alternating
+pairs; prints ratios with intervals.
 
 python -m bench.pairs --base REVISION
+python -m bench.pairs --base-setting DATASTORAGE_TLOG=false
 """
 
 import argparse
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.embedded import EmbeddedPostgres
+from app.integrity import keys
 from bench import bodies
 from bench.client import drive, prepared
 from bench.processes import Running, create_databases, database_url, service
@@ -25,13 +28,19 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.pairs", description=__doc__)
-    parser.add_argument("--base", required=True, help="revision to compare with")
+    parser.add_argument("--base", help="revision to compare with; this checkout unless named")
+    parser.add_argument(
+        "--base-setting", action="append", default=[], metavar="NAME=VALUE", help="a setting of the base only"
+    )
     parser.add_argument("--pairs", type=int, default=21)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--least", type=float, default=0.95, help="fails if a whole interval lies below this ratio")
     options = parser.parse_args()
+    if not options.base and not options.base_setting:
+        parser.error("name a revision or a setting to compare with")
+    base_name = " ".join(filter(None, (options.base, *options.base_setting)))
     ratios: dict[str, list[float]] = {"single at 64": [], "batch at 16": []}
-    with _both(options.base) as (ours, base):
+    with _both(options.base, _settings(options.base_setting)) as (ours, base):
         for pair in range(options.pairs):
             order = (ours, base) if pair % 2 else (base, ours)
             for name, values in ratios.items():
@@ -40,31 +49,41 @@ def main() -> None:
             shown = ", ".join(f"{name} {values[-1]:.3f}" for name, values in ratios.items())
             print(f"pair {pair + 1} of {options.pairs}: {shown}", file=sys.stderr, flush=True)
     slower = False
-    print(
-        f"\nthis checkout / {options.base}, {options.pairs} alternating pairs of {options.seconds:g} s, client included"
-    )
+    print(f"\nthis checkout / {base_name}, {options.pairs} alternating pairs of {options.seconds:g} s, client included")
     for name, values in ratios.items():
         low, high = interval(values)
         slower |= high < options.least
         print(f"{name:14} median {statistics.median(values):.3f}   95 % interval {low:.3f} to {high:.3f}")
-    sys.exit(f"slower than {options.least} of {options.base}" if slower else 0)
+    sys.exit(f"slower than {options.least} of {base_name}" if slower else 0)
 
 
 @contextlib.contextmanager
-def _both(revision: str) -> Iterator[tuple[Running, Running]]:
+def _both(revision: str | None, base_settings: dict[str, str]) -> Iterator[tuple[Running, Running]]:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="datastorage-bench-")))
         directory.chmod(0o711)
-        tree = directory / "base"
-        git = ("git", "-C", str(ROOT), "worktree")
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
-        stack.callback(subprocess.run, [*git, "remove", "--force", str(tree)], check=True)
+        tree = ROOT
+        if revision is not None:
+            tree = directory / "base"
+            git = ("git", "-C", str(ROOT), "worktree")
+            subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
+            stack.callback(subprocess.run, [*git, "remove", "--force", str(tree)], check=True)
+        keys.make_once(directory / "checkpoint.pem")
         postgres = stack.enter_context(EmbeddedPostgres.start(directory / "data"))
         create_databases(postgres.url, "ours", "base")
-        yield (
-            stack.enter_context(service(tree=ROOT, database_url=database_url(postgres.url, "ours"), migrate=True)),
-            stack.enter_context(service(tree=tree, database_url=database_url(postgres.url, "base"), migrate=True)),
-        )
+
+        def serving(tree: Path, name: str, settings: dict[str, str]) -> Running:
+            common = {"database_url": database_url(postgres.url, name), "migrate": True}
+            key = {"checkpoint_key_file": directory / "checkpoint.pem"}
+            return stack.enter_context(service(tree=tree, **(common | key | settings)))
+
+        yield serving(ROOT, "ours", {}), serving(tree, "base", base_settings)
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    """Settings by their names as Settings spells them."""
+    pairs = (one.partition("=") for one in given)
+    return {name.removeprefix("DATASTORAGE_").lower(): value for name, _, value in pairs}
 
 
 def _rate(server: Running, name: str, seconds: float) -> float:

@@ -5,7 +5,7 @@ A tile of level L holds roots over 256^L leaves each. Tiles only grow, and every
 
 import re
 from asyncio import sleep
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -19,7 +19,8 @@ SQL = load("tlog")
 WIDTH = 256
 _WIDTH_BITS = 8
 _LEVEL_MAX = 5
-_TILES_AT_ONCE = 1_024
+_TILES_AT_ONCE = 64
+_TILES_IN_ROUND = 1_024
 _PATH = re.compile(r"([0-5])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 
 
@@ -108,24 +109,28 @@ async def extend(connection: Connection) -> bool:
     below, more = await log_end(connection), False
     for level in range(1, _LEVEL_MAX + 1):
         have: int = await connection.fetchval(SQL["tile_end"], level) or 0
-        end = min(below // WIDTH, have + _TILES_AT_ONCE)
+        end = min(below // WIDTH, have + _TILES_IN_ROUND)
         more |= end < below // WIDTH
         if have < end:
-            await _append(
-                connection, level, have, [await _tile_root(connection, level - 1, i) for i in range(have, end)]
-            )
+            await _append(connection, level, have, [one async for one in _tile_roots(connection, level - 1, have, end)])
         below = max(have, end)
         if below < WIDTH:
             break
     return more
 
 
-async def _tile_root(connection: Connection, level: int, index: int) -> bytes:
-    hashes = await read_tile(connection, Tile(level, index))
-    if hashes is None:
-        raise Incomplete
-    await sleep(0)  # others have their turn between two tiles
-    return merkle.root(merkle.hashes(hashes))
+async def _tile_roots(connection: Connection, level: int, first: int, last: int) -> AsyncIterator[bytes]:
+    """The roots of full tiles, read some at a time."""
+    for start in range(first, last, _TILES_AT_ONCE):
+        end = min(last, start + _TILES_AT_ONCE)
+        if level == 0:
+            hashes = await _leaves(connection, start * WIDTH, end * WIDTH)
+        else:
+            tiles = await _higher(connection, [(level, index) for index in range(start, end)])
+            hashes = b"".join(tiles.get((level, index), b"") for index in range(start, end))
+        for index in range(end - start):
+            yield _root_in(hashes, _WIDTH_BITS, index * WIDTH)
+            await sleep(0)  # others have their turn between two tiles
 
 
 async def _append(connection: Connection, level: int, first: int, hashes: list[bytes]) -> None:
@@ -147,7 +152,7 @@ def _root_in(hashes: bytes, level: int, first: int) -> bytes:
     part = hashes[first * HASH_BYTES : (first + (1 << level)) * HASH_BYTES]
     if len(part) != HASH_BYTES << level:
         raise Incomplete
-    return merkle.root(merkle.hashes(part))
+    return merkle.complete_root(part)
 
 
 async def _leaves(connection: Connection, first: int, last: int) -> bytes:

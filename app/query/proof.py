@@ -1,5 +1,6 @@
 """Proof of one event, and of the log's growth, from what is stored."""
 
+import asyncio
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -60,6 +61,19 @@ async def prove(engine: AsyncEngine, event_id: UUID, log_name: str) -> Opened:
     if leaf != merkle.leaf_hash(content):
         raise Conflict(f"Event {event_id} is not as it was logged, so it cannot be proved: run `datastorage verify`.")
     return Opened(Proof(content, index, tuple(hashes), note), row["payload_salt"], hidden)
+
+
+async def warm(engine: AsyncEngine) -> None:
+    """Run each statement once on every connection of the pool: the first plan over many partitions is slow."""
+
+    async def warm_one() -> None:
+        async with driver_connection(engine) as connection:
+            await connection.fetchrow(SQL["published"])
+            await connection.fetchrow(SQL["sealed_row"], UUID(int=0))
+            await connection.fetch(SQL["leaves"], 0, 0)
+            await connection.fetch(SQL["tiles"], [1], [0])
+
+    await asyncio.gather(*(warm_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's
 
 
 async def consistency(engine: AsyncEngine, old: int, new: int | None) -> Consistency | int:

@@ -64,7 +64,8 @@ def key() -> SigningKey:
 
 async def test_tiles_are_the_tree(connection: Connection) -> None:
     """A tile or a root is not what RFC 6962 says of the leaves, at some size or with some sizes of flushes."""
-    chance, written = random.Random(7), []
+    chance = random.Random(7)
+    written: list[bytes] = []
     for _ in range(40):
         part = leaves(chance.choice([1, 2, 255, 256, 257, 3_000]), len(written))
         await write(connection, part)
