@@ -53,7 +53,9 @@ DEFECT_KINDS = (
     "edited", "removed", "inserted", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key", "unverifiable",
 )
 # fmt: on
-VERIFIER_POSITION = Gauge("datastorage_verifier_position", "Position of the log that the background verifier has come to.")
+VERIFIER_POSITION = Gauge(
+    "datastorage_verifier_position", "Position of the log that the background verifier has come to."
+)
 VERIFIER_ROUNDS = Counter("datastorage_verifier_rounds", "Times that the background verifier has seen the whole log.")
 VERIFIED_EVENTS = Counter("datastorage_verifier_events", "Positions that the background verifier has looked at.")
 VERIFIER_FINDINGS = Gauge("datastorage_verifier_findings", "What the background verifier still finds wrong.", ["kind"])

@@ -131,7 +131,10 @@ class Settings(BaseSettings):
     )
 
     verifier_events_per_second: int = Field(
-        200, ge=0, le=100_000, description="how fast one replica verifies the log in the background, again and again; 0: never"
+        200,
+        ge=0,
+        le=100_000,
+        description="how fast one replica verifies the log in the background, again and again; 0: never",
     )
 
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")

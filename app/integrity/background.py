@@ -14,7 +14,7 @@ from app import metrics
 from app.db import CONNECTION_ERRORS, Connection, connect
 from app.errors import DatabaseAway
 from app.integrity.evidence import NONE, read_evidence
-from app.integrity.log import Walk, walk
+from app.integrity.log import LEAF_BYTES, Walk, walk
 from app.integrity.merkle import Frontier, hashes
 from app.integrity.note import PublicKey
 from app.integrity.reading import SQL
@@ -49,17 +49,14 @@ async def keep_verifying(settings: Settings, log_name: str, keys: tuple[PublicKe
                 pause = max(0.0, seen / rate - (monotonic() - started)) if seen else _IDLE_SECONDS
         except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             log.warning("the log could not be verified", extra={"error": repr(error)})
-            connection = _dropped(connection)
+            if connection is not None:
+                connection.terminate()
         except Exception:  # top of a loop that has to outlive every damage
             metrics.WORKER_FAILURES.labels(worker="verifier").inc()
             log.exception("the log could not be verified")
-            connection = _dropped(connection)
+            if connection is not None:
+                connection.terminate()
         await asyncio.sleep(pause)
-
-
-def _dropped(connection: Connection | None) -> None:
-    if connection is not None:
-        connection.terminate()
 
 
 class Verifier:
@@ -111,9 +108,7 @@ class Verifier:
             defects += await _missing(connection, found)
         for row in await connection.fetch(SQL["strange_heads"], first, end):
             message = f"edited: the head of the chain is not the one that event {row['chain_index']} of it left"
-            defects.append(
-                Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"])
-            )
+            defects.append(Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"]))
         return defects + await self._look_at_tree(connection, first, end, size)
 
     async def _look_at_tree(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
@@ -124,6 +119,11 @@ class Verifier:
         notes = {row["size"]: row["note"] for row in await connection.fetch(SQL["checkpoints_within"], first, end)}
         leaves = b"".join([row["leaves"] for row in await connection.fetch(SQL["leaves_within"], first, end)])
         defects = []
+        if len(leaves) != (end - first) * LEAF_BYTES:
+            message = (
+                f"removed: flushes between positions {first} and {end} of the log are missing, or have lost leaves"
+            )
+            defects.append(Defect("removed", message, position=first))
         for leaf in hashes(leaves):
             self._frontier.append(leaf)
             at = self._frontier.size
@@ -144,7 +144,9 @@ class Verifier:
                 extra = {"kind": defect.kind, "position": position, "correlation_id": defect.correlation_id}
                 log.critical(defect.message, extra=extra | {"event_id": str(defect.event_id or "")})
         if len(defects) > _FINDINGS_MAX:
-            log.critical("more defects were found than are listed; run `datastorage verify`", extra={"count": len(defects)})
+            log.critical(
+                "more defects were found than are listed; run `datastorage verify`", extra={"count": len(defects)}
+            )
         if defects:
             await _show_findings(connection)
 

@@ -6,12 +6,13 @@ from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
+import orjson
+
+from app.events.neutral import ERASED, is_neutral, neutral_words
 from app.events.record import Row, commitment, committed, leaf_hash, record
 from app.integrity.positions import Positions
 
 DEFECTS_MAX = 10_000
-ERASED = "erased"
-"""What an erased event has for actor_id and resource_id."""
 
 # fmt: off
 Kind = Literal[
@@ -117,9 +118,12 @@ def _recomputed(row: Row, log: str, *, is_erased: bool) -> str:
 
 
 def _says_nothing(row: Row) -> bool:
-    """Whether an erased row has the values that erasure leaves in the columns that no hash covers any more."""
+    """Whether an erased row has what erasure leaves in the columns that no hash covers any more."""
     kept = [row.get(name) for name in ("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt")]
-    return row.get("actor_id") == row.get("resource_id") == ERASED and kept == [None] * len(kept)
+    if row.get("actor_id") != ERASED or row.get("resource_id") != ERASED or kept != [None] * len(kept):
+        return False
+    payload = orjson.loads(row.get("event_data"))
+    return isinstance(payload, dict) and is_neutral(payload, neutral_words(payload.get("event_type")))
 
 
 def named(defects: Iterable[Defect], missing: Mapping[str, int] | None = None) -> list[Defect]:

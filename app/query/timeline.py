@@ -67,6 +67,8 @@ class Timeline:
     decisions: list[dict[str, Any]]
     notifications: list[dict[str, Any]]
     holds: list[dict[str, Any]]
+    verdict: asyncpg.Record | None
+    """What the background verifier says of the chain."""
 
     @property
     def is_empty(self) -> bool:
@@ -95,6 +97,7 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
             decisions(steps),
             [notification(row) for row in await connection.fetch(SQL["notifications"], correlation_id)],
             [_hold(row) for row in holds],
+            await connection.fetchrow(INTEGRITY["last_verdict"], correlation_id),
         )
 
 

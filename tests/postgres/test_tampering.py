@@ -345,6 +345,7 @@ async def test_erased(owner: Connection) -> None:
         "resource_name = 'x'",
         "actor_id = 'x'",
         "payload_commitment = payload_commitment || 'x'",
+        """event_data = '{"reason": "it was Ada"}'""",
     ):
         changing = owner.transaction()
         await changing.start()
