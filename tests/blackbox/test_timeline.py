@@ -304,7 +304,7 @@ async def test_last_verdict(service: Callable[..., Service], connection: Any) ->
         for _ in range(3):
             await client.post("/api/v1/audit/events", json=make_event(correlation_id="rr-1"))
         async with asyncio.timeout(60):
-            while not await connection.fetchval("SELECT completed_end >= 3 FROM verifier"):
+            while not await connection.fetchval("SELECT completed_end >= 3 FROM verifier"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         verdict = (await client.get("/api/v1/audit/correlations/rr-1")).json()["verification"]
         assert (verdict["is_valid"], verdict["position"], "total_events" in verdict) == (True, 3, False)
