@@ -59,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     proof.add_argument("file", type=Path, metavar="FILE", help="from GET /api/v1/audit/events/{event_id}/proof")
     proof.add_argument("--key", required=True, help="of the log as /tlog/key shows it, or a file that holds it")
     proof.set_defaults(run=_verify_proof)
+    verify = commands.add_parser("verify", help="verify the whole database, or one correlation")
+    _add_verify_arguments(verify)
     spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
     _add_spool_arguments(spool)
     retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
@@ -77,6 +79,19 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)
     return parser
+
+
+def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
+    verify.description = "Exit code 0: nothing is wrong; 1: something is; 2: it could not be looked at."
+    verify.add_argument("correlation", nargs="?", help="only this one; the whole database if absent")
+    verify.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="a checkpoint that was kept out of the database's reach"
+    )
+    verify.add_argument("--key", help="that signs the checkpoints, as /tlog/key shows it, or a file that holds it")
+    verify.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="as many as there are cores if absent"
+    )
+    verify.set_defaults(run=_verify)
 
 
 def _add_spool_arguments(spool: argparse.ArgumentParser) -> None:
@@ -285,6 +300,12 @@ def _event_types(arguments: argparse.Namespace) -> None:
         print(describe.as_json(describe.details(describe.find(catalog, arguments.name)), indent=2), end="")
     except NotFound as error:
         raise Fatal(error.detail) from None
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from app.integrity import command
+
+    return command.run(arguments)
 
 
 def _verify_proof(arguments: argparse.Namespace) -> None:

@@ -43,6 +43,7 @@ from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
 from app.integrity import checkpoint
+from app.integrity.background import keep_verifying
 from app.integrity.keys import signing_key
 from app.logs import AccessLog
 from app.query import page, proof, warmth
@@ -179,6 +180,9 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
 
         work = checkpoint.keep(settings, checkpoints, heartbeat)
         workers.append(asyncio.create_task(work, name="checkpoints"))
+    if settings.verifier_events_per_second:
+        keys = app.state.signing_key.all_public if app.state.signing_key else ()
+        workers.append(asyncio.create_task(keep_verifying(settings, log_name, keys), name="verifier"))
     for name, work in {
         "presence": presence.watch(settings, writer.look_again),
         "claims": claims.forget_expired(app.state.engine),

@@ -48,6 +48,18 @@ UNKNOWN_EVENT_TYPES = Counter(
     "datastorage_unknown_event_types", "Events of a type that is not known; only where the settings accept them."
 )
 LOG_ALARMS = Counter("datastorage_log_alarms", "The log is not as this process left it.", ["alarm"])
+# fmt: off
+DEFECT_KINDS = (
+    "edited", "removed", "inserted", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key", "unverifiable",
+)
+# fmt: on
+VERIFIER_POSITION = Gauge(
+    "datastorage_verifier_position", "Position of the log that the background verifier has come to."
+)
+VERIFIER_ROUNDS = Counter("datastorage_verifier_rounds", "Times that the background verifier has seen the whole log.")
+VERIFIED_EVENTS = Counter("datastorage_verifier_events", "Positions that the background verifier has looked at.")
+VERIFIER_FINDINGS = Gauge("datastorage_verifier_findings", "What the background verifier still finds wrong.", ["kind"])
+VERIFIER_DEFECTS = Counter("datastorage_verifier_defects", "What it found wrong for the first time.", ["kind"])
 CHECKPOINT_SIZE = Gauge("datastorage_checkpoint_size", "Leaves of the log in the last checkpoint that was signed.")
 WITNESS_FAILURES = Counter(
     "datastorage_witness_failures", "Checkpoints that a witness did not cosign, alarms not counted.", ["witness"]
@@ -88,6 +100,9 @@ for _table in ("audit_events", "audit_events_batch", "notification_audit"):
     WRITE_DURATION.labels(table=_table)
 for _stream in ("audit_events", "notifications", "dead_letter_audit_events", "dead_letter_notifications"):
     DLQ_XADD.labels(stream=_stream)
+for _kind in DEFECT_KINDS:
+    VERIFIER_FINDINGS.labels(kind=_kind)
+    VERIFIER_DEFECTS.labels(kind=_kind)
 for _stream in ("events", "notifications"):
     DLQ_WARNING.labels(stream=_stream)
     DLQ_CRITICAL.labels(stream=_stream)

@@ -14,7 +14,7 @@ from app.sql import load
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0004_pre_keep"  # the last file of migrations/versions; a constant, since start-up need not load Alembic
+HEAD = "0005_pre_verify"  # the last file of migrations/versions; a constant, since start-up need not load Alembic
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 _SQL = load("schema")

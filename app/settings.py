@@ -130,6 +130,13 @@ class Settings(BaseSettings):
         default=True, description="serve /tlog/ (hashes and sizes only) to everybody, else to nobody"
     )
 
+    verifier_events_per_second: int = Field(
+        200,
+        ge=0,
+        le=100_000,
+        description="how fast one replica verifies the log in the background, again and again; 0: never",
+    )
+
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
     lock_timeout_ms: int = Field(

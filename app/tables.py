@@ -209,3 +209,27 @@ retention_operations = Table(
     Column("operation_duration_ms", BigInteger),
     Column("created_at", DateTime(timezone=True), nullable=False),
 )
+
+# How far the background verifier has come, and what it found.
+verifier = Table(
+    "verifier",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+    Column("completed_end", BigInteger, nullable=False),
+    Column("completed_at", DateTime(timezone=True)),
+    Column("round", BigInteger, nullable=False),
+    Column("looked_at", DateTime(timezone=True), nullable=False),
+)
+
+verifier_findings = Table(
+    "verifier_findings",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, primary_key=True),
+    Column("message", Text, primary_key=True),
+    Column("correlation_id", Text, nullable=False),
+    Column("round", BigInteger, nullable=False),
+    Column("found_at", DateTime(timezone=True), nullable=False),
+)

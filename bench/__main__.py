@@ -7,7 +7,9 @@ import json
 import math
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -23,11 +25,12 @@ from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
 from bench import bodies, copy, proofs
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
-from bench.processes import Running, create_databases, database_url, postgres_cpu_seconds, service
+from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
 CONNECTIONS = (1, 16, 64, 256)
 BATCH_CONNECTIONS = (8, 16)
 _SINGLES_PER_SECOND, _BATCHES_PER_SECOND, _COPY_ROWS = 9_000, 220, 30_000
+_VERIFICATIONS_MAX = 3
 _VALIDATED = 5_000  # events, in one measurement of their validation
 _BESIDE = 4_000  # single events, sent while one batch of 50 MiB is taken
 _REPORTS = (
@@ -166,7 +169,10 @@ def measure_reading(results: Results, options: argparse.Namespace, postgres: Emb
         _fill(results, server, options.rows)
         results.add(f"memory MB, after {options.rows:,} events", server.resident_mb())
         drive(server.port, bodies.stories(), 4, 600)
-        asyncio.run(_analyze(database_url(postgres.url, "reading")))
+        events = asyncio.run(_analyze(database_url(postgres.url, "reading")))
+        for turn in range(min(options.rounds, _VERIFICATIONS_MAX)):
+            progress(f"verification, round {turn + 1}")
+            _measure_verification(results, postgres, events)
         for turn in range(options.rounds):
             progress(f"reading, round {turn + 1} of {options.rounds}")
             for name, paths in _queries().items():
@@ -197,6 +203,18 @@ def measure_proofs(results: Results, options: argparse.Namespace, postgres: Embe
     results.add("tiles of all leaves kept and signed, seconds", seconds)
     for name, load in loads.items():
         results.load(f"proof of the {name} event", load)
+
+
+def _measure_verification(results: Results, postgres: EmbeddedPostgres, events: int) -> None:
+    """`datastorage verify` of the whole database, by all processes that it starts; their start counts."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN), postgres_cpu_seconds(postgres.pid), monotonic()
+    env = os.environ | {"DATASTORAGE_DATABASE_URL": database_url(postgres.url, "reading")}
+    subprocess.run([sys.executable, "-m", "app", "verify"], env=env, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before[0].ru_utime - before[0].ru_stime
+    results.add("verification events per CPU-second", events / used)
+    results.add("verification events/s", events / (monotonic() - before[2]))
+    results.add("Postgres CPU µs per verified event", (postgres_cpu_seconds(postgres.pid) - before[1]) / events * 1e6)
 
 
 def measure_outage(results: Results, options: argparse.Namespace) -> None:
@@ -241,10 +259,13 @@ def _fill(results: Results, server: Running, rows: int) -> None:
         )
 
 
-async def _analyze(url: str) -> None:
+async def _analyze(url: str) -> int:
+    """How many events there are."""
     connection = await asyncpg.connect(url)
     await connection.execute("VACUUM ANALYZE audit_events")
+    events = int(await connection.fetchval("SELECT count(*) FROM audit_events"))
     await connection.close()
+    return events
 
 
 def _queries() -> dict[str, Iterator[str]]:
@@ -313,6 +334,7 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
     yield "replay / batch at 16", replayed / results["batch at 16 events/s"], 0.5, "at least"
     yield "replay begins after seconds", results["replay begins after seconds"], 1, "at most"
     yield "memory MB after an outage", results["memory MB, after an outage"], 200, "at most"
+    yield "verification, events per CPU-second", results["verification events per CPU-second"], 12_000, "at least"
     for name in ("query by correlation", "query by type, 7 days", "keyset page of 100"):
         yield f"{name}, p99 ms", results[f"{name} p99 ms"], 10, "at most"
     for name in _REPORTS:

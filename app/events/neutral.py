@@ -3,13 +3,18 @@
 Typed clients fail a whole page for one payload that they cannot decode, so an erased one has to be of its type still.
 """
 
+import re
+from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
-from app.events.catalog import Catalog, CustomType
+from app.events.catalog import EVENT_TYPES, Catalog, CustomType
 from app.events.catalog.examples import json_schema
 
 ERASED = "erased"
 _BY_FORMAT = {"uuid": "00000000-0000-0000-0000-000000000000", "date-time": "1970-01-01T00:00:00Z"}
+_HASH = "0" * 64
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 Schema = dict[str, Any]
 
 
@@ -27,6 +32,30 @@ def neutral(catalog: Catalog, payload: dict[str, Any]) -> dict[str, Any]:
         return {"event_type": name}
     made = _object(schema, schema.get("$defs", {})) if "properties" in schema else {}
     return made | {"event_type": name}
+
+
+@lru_cache(256)
+def neutral_words(event_type: Any) -> frozenset[str]:
+    """Every text that can stand in what replaced a payload of this type, now or by an earlier schema."""
+    known = EVENT_TYPES.get(event_type) if isinstance(event_type, str) else None
+    schema = json_schema(known.payload) if known is not None and known.payload is not None else {}
+    return frozenset({ERASED, _HASH, *_BY_FORMAT.values(), event_type, *_enumerated(schema)})
+
+
+def is_neutral(value: Any, words: frozenset[str]) -> bool:
+    """Whether nothing in `value` can be told by anybody: no text but `words`, no number but a few bounds, short names."""
+    if isinstance(value, dict):
+        return all(_NAME.fullmatch(key) and is_neutral(member, words) for key, member in value.items())
+    if isinstance(value, list):
+        return all(is_neutral(member, words) for member in value)
+    return value in words if isinstance(value, str) else value in {None, False, 1}
+
+
+def _enumerated(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict):
+        yield from (word for word in (*schema.get("enum", ()), schema.get("const")) if isinstance(word, str))
+    for member in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        yield from _enumerated(member)
 
 
 def _object(schema: Schema, definitions: Schema) -> dict[str, Any]:
@@ -51,6 +80,6 @@ def _value(schema: Schema, definitions: Schema) -> Any:
         case "integer" | "number":
             return min(max(0, schema.get("minimum", 0)), schema.get("maximum", 0))
         case "string":
-            return "0" * 64 if "pattern" in schema else _BY_FORMAT.get(schema.get("format", ""), ERASED)
+            return _HASH if "pattern" in schema else _BY_FORMAT.get(schema.get("format", ""), ERASED)
         case _:
             return None

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
 from app.events.record import Row
-from app.integrity.verify import SQL as INTEGRITY
+from app.integrity.reading import SQL as INTEGRITY
 from app.query.moments import zulu
 from app.query.notifications import notification
 from app.sql import load
@@ -67,6 +67,8 @@ class Timeline:
     decisions: list[dict[str, Any]]
     notifications: list[dict[str, Any]]
     holds: list[dict[str, Any]]
+    verdict: asyncpg.Record | None
+    """What the background verifier says of the chain."""
 
     @property
     def is_empty(self) -> bool:
@@ -95,6 +97,7 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
             decisions(steps),
             [notification(row) for row in await connection.fetch(SQL["notifications"], correlation_id)],
             [_hold(row) for row in holds],
+            await connection.fetchrow(INTEGRITY["last_verdict"], correlation_id),
         )
 
 

@@ -38,8 +38,12 @@ _BLOCK_REASONS = {
 }
 
 
-def lives(seed: int, remediations: int, now: datetime, prefix: str) -> Iterator[list[dict[str, Any]]]:
+def lives(
+    seed: int, remediations: int, now: datetime, prefix: str, span: timedelta = timedelta()
+) -> Iterator[list[dict[str, Any]]]:
     """The events of each remediation in the order they are sent; the same arguments give the same lives.
+
+    The lives are told one after another during `span`, which ends at `now`; all of them now if there is none.
 
     Correlation ids are `prefix` and a number. A fifth of the lives is told late, a fifth by a skewed clock; no event is
     further from `now` than LATE_MAX and the length of a life into the past, or SKEW_MAX into the future.
@@ -50,7 +54,8 @@ def lives(seed: int, remediations: int, now: datetime, prefix: str) -> Iterator[
         ends = ends or chance.sample(ENDS, len(ENDS))
         life = Life(chance, f"{prefix}-{number:06d}", typed=chance.random() < 0.5)
         _play(life, ends.pop())
-        yield life.events(now + _clock_error(chance))
+        ago = span * (1 - (number + 1) / remediations)
+        yield life.events(now - ago + max(_clock_error(chance), ago - LATE_MAX))
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """One correlation with all that belongs to it, and the list of correlations, asked over HTTP."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -295,3 +296,18 @@ def test_commands(client: httpx.Client, tmp_path: Path) -> None:
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert (away.returncode, len(away.stderr.splitlines())) == (1, 1)
+
+
+async def test_last_verdict(service: Callable[..., Service], connection: Any) -> None:
+    """The timeline does not tell what the verifier in the background found, or how far it has come."""
+    async with httpx.AsyncClient(base_url=service(verifier_events_per_second=5000).url, timeout=30) as client:
+        for _ in range(3):
+            await client.post("/api/v1/audit/events", json=make_event(correlation_id="rr-1"))
+        async with asyncio.timeout(60):
+            while not await connection.fetchval("SELECT completed_end >= 3 FROM verifier"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        verdict = (await client.get("/api/v1/audit/correlations/rr-1")).json()["verification"]
+        assert (verdict["is_valid"], verdict["position"], "total_events" in verdict) == (True, 3, False)
+        assert (await client.get("/api/v1/audit/correlations/rr-1?verify=true")).json()["verification"][
+            "total_events"
+        ] == 3
