@@ -89,6 +89,15 @@ class Settings(BaseSettings):
     )
     idempotency_key_days: int = Field(7, ge=1, le=365, description="how long an Idempotency-Key is remembered")
 
+    checkpoint_key_file: Path | None = Field(
+        None,
+        description="PEM of the Ed25519 key that signs checkpoints of the log; unset: none are signed, but for the embedded Postgres",
+    )
+    checkpoint_key: SecretStr | None = Field(None, description="the PEM itself, instead of checkpoint_key_file")
+    checkpoint_earlier_keys: tuple[str, ...] = Field(
+        (), description="public keys (as /tlog/key shows them) that signed before the key was changed; a JSON array"
+    )
+
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
     lock_timeout_ms: int = Field(
