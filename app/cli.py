@@ -56,6 +56,14 @@ def _parser() -> argparse.ArgumentParser:
     listed.set_defaults(run=show.list_)
     spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
     _add_spool_arguments(spool)
+    checked = commands.add_parser("verify-export", help="verify an export by itself: no service, database or network")
+    checked.add_argument("files", nargs="+", type=Path, metavar="FILE", help="the export, or its parts in their order")
+    checked.add_argument(
+        "--key",
+        required=True,
+        help="the public key as /tlog/key shows it, or a file that holds it; for format=json the certificate's file",
+    )
+    checked.set_defaults(run=_verify_export)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)
@@ -110,6 +118,15 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
     if settings.database_url is None:
         raise Fatal("There is no database to write to: set DATASTORAGE_DATABASE_URL.")
     print(asyncio.run(replay(settings, arguments.directory, force=arguments.force, quarantined=arguments.quarantined)))
+
+
+def _verify_export(arguments: argparse.Namespace) -> int:
+    from app.integrity import export_check
+
+    verdict = export_check.check_files(arguments.files, arguments.key)
+    for line in export_check.told(verdict):
+        print(line)
+    return 1 if verdict.problem_count else 0
 
 
 def _serve(arguments: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ from app.api import (
     effectiveness,
     events,
     eventtypes,
+    export,
     health,
     history,
     notifications,
@@ -37,6 +38,7 @@ from app.ingest.notification_spool import NotificationSpool, keep_replaying
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
+from app.integrity.keys import signing_key
 from app.logs import AccessLog
 from app.query import page, warmth
 from app.retention import claims, partitions
@@ -71,9 +73,24 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.engine = db.create_engine(settings)
     app.state.writer = None
     app.state.spool = None
+    app.state.signing_key = None
+    app.state.export_pair = None
+    app.state.export_pair_dir = settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
     problems.install(app)
     for module in (
-        *(events, query, eventtypes, verify, notifications, reconstruct, effectiveness, history, timeline, health),
+        *(
+            events,
+            query,
+            eventtypes,
+            verify,
+            export,
+            notifications,
+            reconstruct,
+            effectiveness,
+            history,
+            timeline,
+            health,
+        ),
     ):
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
@@ -134,6 +151,7 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     try:
         app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
+        key = signing_key(settings, log_name)
     except Exception as error:  # whatever it is, a service that cannot start says so and ends
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
@@ -141,6 +159,7 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
         )
         os.kill(os.getpid(), signal.SIGTERM)
         return
+    app.state.signing_key = key
     writer = Writer(Store(settings, log_name), settings, app.state.spool)
     writer.start()
     if app.state.spool is not None:

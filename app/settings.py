@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     checkpoint_earlier_keys: tuple[str, ...] = Field(
         (), description="public keys (as /tlog/key shows them) that signed before the key was changed; a JSON array"
     )
+    signer_cert_dir: Path | None = Field(
+        None,
+        description="directory of tls.crt and tls.key (RSA) that sign exports of format json; unset: export-certificate in the "
+        "user's state directory. A self-signed pair is made where there is none",
+    )
+    audit_exports: bool = Field(default=False, description="write an event of the service's own for each export")
 
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
@@ -169,6 +175,7 @@ CONFIG_KEYS = {
     "server.metricsPort": "metrics_port",
     "server.maxBatchSize": "batch_events_max",
     "server.maxBodySize": "body_bytes_max",
+    "server.signerCertDir": "signer_cert_dir",
     "server.shutdownTimeout": "shutdown_timeout_ms",
     "server.endpointPropagationDelay": "propagation_delay_ms",
     "database.maxOpenConns": "pool_connections_max",

@@ -1,15 +1,25 @@
 """Verifies export files with nothing but the file and a public key: no service, no database, no network."""
 
+import base64
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from hashlib import sha256
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from app.events.canonical import canonical
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.x509 import load_pem_x509_certificate
+
+from app.errors import Fatal
+from app.events.canonical import canonical, loads
 from app.events.record import commitment, committed, leaf_hash, record
 from app.integrity import merkle, note
 from app.integrity.exportfile import COMMITTED, Malformed, Records
@@ -18,6 +28,7 @@ from app.integrity.note import PublicKey
 from app.integrity.reference import UNKEYED, reference_hash
 
 PROBLEMS_MAX = 1000
+_PAGE = b'{"events":['
 
 
 @dataclass(slots=True)
@@ -47,6 +58,42 @@ def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> Verdict:
     for file in files:
         checked.take(Records(file))
     return checked.finish()
+
+
+def check_files(paths: Sequence[Path], key: str) -> Verdict:
+    """The same for files, and for a page of format=json. `key` is a key, or a file that holds one. Fatal if one cannot be read."""
+    try:
+        text = Path(key).read_text("utf-8") if Path(key).is_file() else key
+        with ExitStack() as stack:
+            files = [stack.enter_context(path.open("rb")) for path in paths]
+            if files[0].peek(len(_PAGE)).startswith(_PAGE):
+                return check_page(files[0].read(), text)
+            return check(files, [PublicKey.parse(line) for line in text.split()])
+    except (OSError, ValueError) as error:
+        raise Fatal(f"Cannot verify: {error}") from None
+
+
+def check_page(body: bytes, certificate: str) -> Verdict:
+    """Hold a page of format=json against its signature. Its events have too few members to be hashed."""
+    found = Verdict()
+    public = load_pem_x509_certificate(certificate.encode()).public_key()
+    try:
+        answer = loads(body)
+        signature = base64.b64decode(answer["export_metadata"].pop("signature"))
+        answer.pop("detached_signature", None)
+        events, said = answer["events"], answer["hash_chain_verification"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        found.problem(f"incomplete, or no export: {error!r}")
+        return found
+    if not isinstance(public, RSAPublicKey):
+        raise ValueError("the certificate is of no RSA key")
+    try:
+        public.verify(signature, canonical(answer), PKCS1v15(), SHA256())
+    except InvalidSignature:
+        found.problem("wrong key, or edited: the signature is not one of this certificate over what is in the file")
+    found.counts["events"] = len(events)
+    found.root = f"{said['broken_chain_events']} of {len(events)} events were broken when they were exported"
+    return found
 
 
 class _Check:
@@ -224,8 +271,8 @@ class _Check:
 
     def _differences(self, manifest: Manifest, form: str) -> Iterator[str]:
         """What the manifest says that is not so."""
-        if manifest.sha256 != (actual := self._digest.hexdigest()):
-            yield f"the part's SHA-256 is {actual}, but {manifest.sha256} was signed: something in it was changed"
+        if manifest.sha256 != (digest := self._digest.hexdigest()):
+            yield f"the part's SHA-256 is {digest}, but {manifest.sha256} was signed: something in it was changed"
         counted = {
             "events": self._part["events"],
             "sealed": self._part["sealed"],
@@ -303,6 +350,7 @@ def told(verdict: Verdict) -> Iterator[str]:
     yield "the export is whole and right" if not verdict.problem_count else f"{verdict.problem_count} problem(s)"
     yield from verdict.problems
     if not parts:
+        yield from filter(None, [verdict.root])
         return
     last = parts[-1]
     yield f"export {last.export_id} of {last.exported_at} by {last.exported_by or 'nobody that is known'}, {last.format}"

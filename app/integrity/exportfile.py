@@ -44,9 +44,9 @@ RECORD_BYTES_MAX = 64 * 1024 * 1024
 csv.field_size_limit(RECORD_BYTES_MAX)
 
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
-# A spreadsheet takes what begins so for a formula. The apostrophe stands in front of itself too, and alone for empty text,
+# A spreadsheet takes what begins so for a formula, full width too. The apostrophe stands in front of itself too, and alone for empty text,
 # so that what was exported can be had again: an empty field is NULL.
-_GUARDED = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "＝", "＋", "－", "＠")
+_GUARDED = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 class Signature(NamedTuple):
@@ -174,6 +174,6 @@ def _cells(record: bytes) -> list[str]:
 def _from_cells(cells: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, cell in zip(MEMBERS, cells, strict=True):
-        text = cell[1:] if cell.startswith("'") else cell
+        text = cell.removeprefix("'")
         found[name] = None if not cell else loads(text) if name in JSON_MEMBERS else text
     return found

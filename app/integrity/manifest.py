@@ -8,10 +8,11 @@ from uuid import UUID
 
 import orjson
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import TypeAdapter, ValidationError
 
 from app.integrity.exportfile import PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, Signature, envelope, signed_bytes
+from app.integrity.keys import SigningKey
 from app.integrity.note import PublicKey
 
 
@@ -85,14 +86,12 @@ class Manifest:
 _READ = TypeAdapter(Manifest)
 
 
-def sealed_manifest(manifest: Manifest, private: Ed25519PrivateKey | None, public: PublicKey | None) -> bytes:
+def seal(manifest: Manifest, key: SigningKey | None) -> bytes:
     """The manifest in its envelope. Without a key it has no signature: it then shows that nothing is missing, and no more."""
     statement = manifest.statement()
-    signatures = []
-    if private is not None and public is not None:
-        signature = private.sign(signed_bytes(PAYLOAD_TYPE, statement))
-        signatures.append(Signature(key_id(public), signature))
-    return envelope(statement, signatures)
+    if key is None:
+        return envelope(statement, [])
+    return envelope(statement, [Signature(key_id(key.public), key.private.sign(signed_bytes(PAYLOAD_TYPE, statement)))])
 
 
 def opened(sealed: Any, keys: list[PublicKey]) -> tuple[Manifest, PublicKey | None]:

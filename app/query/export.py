@@ -4,13 +4,13 @@ Rows come through a cursor of the server, in portions that fit into memory, as f
 """
 
 from collections.abc import AsyncIterator, Mapping
-from datetime import date, datetime
+from datetime import date
 from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
@@ -49,8 +49,8 @@ class ExportQuery(BaseModel, frozen=True, extra="forbid"):
     format: Literal["json", "ndjson", "csv"] = Field(
         "json", description="json: a signed page; ndjson and csv: all events, with a manifest"
     )
-    start_time: datetime | None = Field(None, description="earliest event_timestamp, RFC 3339")
-    end_time: datetime | None = Field(None, description="latest event_timestamp, RFC 3339")
+    start_time: AwareDatetime | None = Field(None, description="earliest event_timestamp, RFC 3339")
+    end_time: AwareDatetime | None = Field(None, description="latest event_timestamp, RFC 3339")
     correlation_id: str | None = Field(None, description="the remediation that the events belong to")
     event_category: str | None = Field(None, description="any text; an unknown category gives an empty export")
     include: Literal["self"] | None = Field(
@@ -77,29 +77,28 @@ class ExportQuery(BaseModel, frozen=True, extra="forbid"):
         return self.model_dump(mode="json", include=names, exclude_none=True)
 
 
-async def sealed(connection: Connection, query: ExportQuery, log: str, first: int, until: int) -> AsyncIterator[list[asyncpg.Record]]:
-    """Events with positions from `first` up to, not including, `until`; `connection` is in a snapshot."""
-    arguments = query.events.arguments() | {"log": log, "first": first, "end": until}
-    async for rows in _portions(connection, _sealed(query.events.page_conditions()), arguments):
-        yield rows
+Portions = AsyncIterator[list[asyncpg.Record]]
 
 
-async def unsealed(connection: Connection, query: ExportQuery, log: str, after: Place | None) -> AsyncIterator[list[asyncpg.Record]]:
-    """Events without a position, behind the one at `after`."""
-    behind = after is not None and after.event_id is not None
+def sealed(connection: Connection, query: ExportQuery, log: str, first: int, end: int) -> Portions:
+    """Events with positions from `first` up to, not including, `end`; `connection` is in a snapshot."""
+    statement = _sealed(query.events.page_conditions())
+    return _portions(connection, statement, query.events.arguments() | {"log": log, "first": first, "end": end})
+
+
+def unsealed(connection: Connection, query: ExportQuery, log: str, after: Place | None) -> Portions:
+    """Events without a position; those behind the one at `after`, if it is one of them."""
     arguments = query.events.arguments() | {"log": log}
-    if behind:
-        assert after is not None
-        arguments |= {"id": UUID(after.event_id), "date": date.fromisoformat(after.event_date or "")}
-    async for rows in _portions(connection, _unsealed(query.events.page_conditions(), behind=behind), arguments):
-        yield rows
+    behind = after is not None and after.event_id is not None and after.event_date is not None
+    if after is not None and after.event_id is not None and after.event_date is not None:
+        arguments |= {"id": UUID(after.event_id), "date": date.fromisoformat(after.event_date)}
+    return _portions(connection, _unsealed(query.events.page_conditions(), behind=behind), arguments)
 
 
-async def page(connection: Connection, query: ExportQuery, log: str) -> AsyncIterator[list[asyncpg.Record]]:
+def page(connection: Connection, query: ExportQuery, log: str) -> Portions:
     """The events of one page of `json`, those of a correlation together."""
     arguments = query.events.arguments() | {"log": log, "skipped": query.offset, "most": query.limit}
-    async for rows in _portions(connection, _page(query.events.page_conditions()), arguments):
-        yield rows
+    return _portions(connection, _page(query.events.page_conditions()), arguments)
 
 
 async def places(connection: Connection, query: ExportQuery) -> list[asyncpg.Record]:
@@ -109,9 +108,7 @@ async def places(connection: Connection, query: ExportQuery) -> list[asyncpg.Rec
     return await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
 
 
-async def _portions(
-    connection: Connection, statement: Statement, arguments: Mapping[str, object]
-) -> AsyncIterator[list[asyncpg.Record]]:
+async def _portions(connection: Connection, statement: Statement, arguments: Mapping[str, object]) -> Portions:
     """Rows of a statement. Each portion is as large as the widest row of the last one allows."""
     cursor = await connection.cursor(statement.text, *(arguments[name] for name in statement.parameters))
     portion = _ROWS_AT_ONCE // 8
@@ -124,13 +121,19 @@ async def _portions(
 # Statements. A moment or date that Python cannot hold comes out as infinity, which no event of the log has.
 
 
+def _literal(text: str) -> ColumnElement[Any]:
+    return literal_column(text)
+
+
 def _moment(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    low, high, other = (literal_column(f"timestamptz '{m}'") for m in ("0001-01-02Z", "9999-12-31Z", "infinity"))
+    low, high, other = map(
+        _literal, ("timestamptz '0001-01-02Z'", "timestamptz '9999-12-31Z'", "timestamptz 'infinity'")
+    )
     return case((or_(column < low, column >= high), other), else_=column).label(column.name)
 
 
 def _day(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    low, high, other = (literal_column(f"date '{day}'") for day in ("0001-01-01", "9999-12-31", "infinity"))
+    low, high, other = map(_literal, ("date '0001-01-01'", "date '9999-12-31'", "date 'infinity'"))
     return case((or_(column <= low, column >= high), other), else_=column).label(column.name)
 
 

@@ -93,5 +93,3 @@ def _masked_phone(match: re.Match[str]) -> str:
 
 def _phone(value: str) -> str:
     return _PHONE.sub(_masked_phone, value) if _PHONE.search(value) else f"{MASK}-{MASK}-****"
-
-
