@@ -13,6 +13,7 @@ from app.errors import Fatal
 if TYPE_CHECKING:
     from app.db import Presence
     from app.embedded import EmbeddedPostgres
+    from app.settings import Settings
 
 
 def main() -> int:
@@ -54,6 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="list correlations, the one with the newest event first")
     show.add_list(listed)
     listed.set_defaults(run=show.list_)
+    proof = commands.add_parser("verify-proof", help="verify the proof of one event; needs no service and no database")
+    proof.add_argument("file", type=Path, metavar="FILE", help="from GET /api/v1/audit/events/{event_id}/proof")
+    proof.add_argument("--key", required=True, help="of the log as /tlog/key shows it, or a file that holds it")
+    proof.set_defaults(run=_verify_proof)
     spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
     _add_spool_arguments(spool)
     checked = commands.add_parser("verify-export", help="verify an export by itself: no service, database or network")
@@ -148,7 +153,21 @@ def _serve(arguments: argparse.Namespace) -> None:
     with EmbeddedPostgres.start(settings.data_dir) as postgres:
         print(_welcome(settings.port), file=sys.stderr)
         threading.Thread(target=_follow, args=(postgres, presence), daemon=True).start()
-        serve(settings.model_copy(update={"database_url": SecretStr(postgres.url), "migrate": True}), presence)
+        found = {"database_url": SecretStr(postgres.url), "migrate": True}
+        serve(settings.model_copy(update=found | _own_key(settings)), presence)
+
+
+def _own_key(settings: "Settings") -> dict[str, Path]:
+    """The key for checkpoints that the embedded Postgres comes with, made at its first start, unless another is configured."""
+    from app.integrity import keys, note
+    from app.statedir import state_dir
+
+    configured = settings.checkpoint_key is not None or settings.checkpoint_key_file is not None
+    if configured or not note.is_key_name(settings.log_name or "drawn"):
+        return {}
+    path = state_dir(settings.data_dir) / "checkpoint.pem"
+    keys.make_once(path)
+    return {"checkpoint_key_file": path}
 
 
 def _follow(postgres: "EmbeddedPostgres", presence: "Presence") -> None:
@@ -213,6 +232,25 @@ def _event_types(arguments: argparse.Namespace) -> None:
         print(describe.as_json(describe.details(describe.find(catalog, arguments.name)), indent=2), end="")
     except NotFound as error:
         raise Fatal(error.detail) from None
+
+
+def _verify_proof(arguments: argparse.Namespace) -> None:
+    import orjson
+
+    from app.integrity.note import Malformed, PublicKey, Unverified
+    from app.integrity.proof import verify_file
+
+    try:
+        text = Path(arguments.key).read_text("utf-8") if Path(arguments.key).is_file() else arguments.key
+        keys = [PublicKey.parse(line) for line in text.splitlines() if line.strip()]
+        proved = verify_file(arguments.file.read_bytes(), keys)
+    except (OSError, Malformed, Unverified) as error:
+        raise Fatal(f"Not proved: {error}.") from None
+    checkpoint, record = proved.checkpoint, proved.record
+    print(f"Proved: event {record['event_id']} stands at {record['log_index']} of the {checkpoint.size} in the log.")
+    print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
+    shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
+    sys.stdout.buffer.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

@@ -25,19 +25,23 @@ from app.api import (
     history,
     notifications,
     problems,
+    proofs,
     query,
     reconstruct,
     timeline,
+    tlog,
     verify,
 )
 from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
+from app.ingest import own
 from app.ingest.notification_spool import NotificationSpool, keep_replaying
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
+from app.integrity import checkpoint
 from app.integrity.keys import signing_key
 from app.logs import AccessLog
 from app.query import page, warmth
@@ -76,11 +80,14 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.signing_key = None
     app.state.export_pair = None
     app.state.export_pair_dir = settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
+    app.state.log_name = ""
     problems.install(app)
     for module in (
         *(
             events,
+            proofs,
             query,
+            tlog,
             eventtypes,
             verify,
             export,
@@ -151,7 +158,8 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     try:
         app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
-        key = signing_key(settings, log_name)
+        app.state.signing_key = signing_key(settings, log_name)
+        checkpoints = checkpoint.parts(settings, app.state.signing_key) if settings.tlog else None
     except Exception as error:  # whatever it is, a service that cannot start says so and ends
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
@@ -159,12 +167,20 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
         )
         os.kill(os.getpid(), signal.SIGTERM)
         return
-    app.state.signing_key = key
     writer = Writer(Store(settings, log_name), settings, app.state.spool)
     writer.start()
+    app.state.log_name = log_name
     if app.state.spool is not None:
         presence.can_spool = lambda: app.state.spool.has_room
     url = settings.database_url.get_secret_value() if settings.database_url else ""
+    if checkpoints is not None:
+
+        async def heartbeat(size: int, since: datetime) -> None:
+            payload = {"event_type": "datastorage.log.heartbeat", "tree_size": size, "silent_since": since.isoformat()}
+            await own.write_own(writer, own.own_event(log_name, payload), settings.single_deadline_ms)
+
+        work = checkpoint.keep(settings, checkpoints, heartbeat)
+        workers.append(asyncio.create_task(work, name="checkpoints"))
     for name, work in {
         "presence": presence.watch(settings, writer.look_again),
         "claims": claims.forget_expired(app.state.engine),

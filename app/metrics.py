@@ -48,6 +48,13 @@ UNKNOWN_EVENT_TYPES = Counter(
     "datastorage_unknown_event_types", "Events of a type that is not known; only where the settings accept them."
 )
 LOG_ALARMS = Counter("datastorage_log_alarms", "The log is not as this process left it.", ["alarm"])
+CHECKPOINT_SIZE = Gauge("datastorage_checkpoint_size", "Leaves of the log in the last checkpoint that was signed.")
+WITNESS_FAILURES = Counter(
+    "datastorage_witness_failures", "Checkpoints that a witness did not cosign, alarms not counted.", ["witness"]
+)
+OUTSIDE_FAILURES = Counter(
+    "datastorage_checkpoint_outside_failures", "Checkpoints that could not be kept outside the database.", ["where"]
+)
 WORKER_FAILURES = Counter("datastorage_worker_failures", "Rounds of a background worker that failed.", ["worker"])
 
 # The spool. The names with dlq are the platform's; its two streams are events and notifications.

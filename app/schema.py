@@ -15,7 +15,7 @@ from app.sql import load
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0002_pre_story"  # the last file of migrations/versions; a constant, since start-up need not load Alembic
+HEAD = "0003_pre_tlog"  # the last file of migrations/versions; a constant, since start-up need not load Alembic
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 _SQL = load("schema")

@@ -104,6 +104,22 @@ class Settings(BaseSettings):
     )
     audit_exports: bool = Field(default=False, description="write an event of the service's own for each export")
 
+    checkpoint_file: Path | None = Field(
+        None,
+        description="file out of the database's reach that every checkpoint is appended to, one for each process; at its start it is held against the log",
+    )
+    checkpoint_url: str | None = Field(None, description="URL that every checkpoint is posted to")
+    witnesses: tuple[str, ...] = Field(
+        (), description="who cosigns checkpoints (C2SP tlog-witness), each as `vkey URL`; a JSON array"
+    )
+    heartbeat_interval_s: int = Field(
+        3_600, ge=0, description="after so much silence, seconds, the log says that the service lives; 0: never"
+    )
+    tlog: bool = Field(default=True, description="keep the tiles of the log, sign checkpoints and write heartbeats")
+    tlog_public: bool = Field(
+        default=True, description="serve /tlog/ (hashes and sizes only) to everybody, else to nobody"
+    )
+
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
     lock_timeout_ms: int = Field(

@@ -87,6 +87,36 @@ log_flushes = Table(
     Column("flushed_at", DateTime(timezone=True), nullable=False),
 )
 
+# Higher levels of the log's tree; level 0 is log_flushes.
+log_tiles = Table(
+    "log_tiles",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("level", SmallInteger, primary_key=True, autoincrement=False),
+    Column("index", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+)
+
+# Signed notes: the newest, and the last one of each hour.
+log_checkpoints = Table(
+    "log_checkpoints",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("note", Text, nullable=False),
+    Column("cosignatures", Text, nullable=False),
+    Column("signed_at", DateTime(timezone=True), nullable=False),
+    Column("published_at", DateTime(timezone=True)),
+)
+
+# Whoever signs the next checkpoint locks this row, which holds the last one.
+log_signers = Table(
+    "log_signers",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("note", Text),
+)
+
 # The end of each correlation's chain: its number of events, and the hash of the last in lower-case hex.
 chain_heads = Table(
     "chain_heads",

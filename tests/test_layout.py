@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone
     "show": "",  # as simulate
-    "cli": "serve openapi simulate show schema main events ingest query integrity retention db embedded logs settings errors",
+    "cli": "serve openapi simulate show schema main events ingest query integrity retention db embedded logs settings statedir errors",
 }
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from app.integrity.exportfile import PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, Signature, envelope, signed_bytes
 from app.integrity.keys import SigningKey
-from app.integrity.note import PublicKey
+from app.integrity.note import ED25519, PublicKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def seal(manifest: Manifest, key: SigningKey | None) -> bytes:
 
 
 def opened(sealed: Any, keys: list[PublicKey]) -> tuple[Manifest, PublicKey | None]:
-    """The manifest of an envelope, and which of `keys` signed it. ValueError for what is no envelope."""
+    """The manifest of an envelope, and which of `keys` signed it; a key speaks for the log of its name. ValueError for what is no envelope."""
     try:
         payload = base64.b64decode(sealed["payload"], validate=True)
         if sealed["payloadType"] != PAYLOAD_TYPE:
@@ -104,8 +104,9 @@ def opened(sealed: Any, keys: list[PublicKey]) -> tuple[Manifest, PublicKey | No
     except (TypeError, LookupError) as error:
         raise ValueError(f"the manifest is no DSSE envelope: {error!r}") from None
     signed = signed_bytes(PAYLOAD_TYPE, payload)
-    signer = next((key for key in keys for one in signatures if _verifies(key, one, signed)), None)
-    return Manifest.read(payload), signer
+    manifest = Manifest.read(payload)
+    speaking = [key for key in keys if key.name == manifest.log and key.algorithm == ED25519]
+    return manifest, next((key for key in speaking for one in signatures if _verifies(key, one, signed)), None)
 
 
 def key_id(key: PublicKey) -> str:

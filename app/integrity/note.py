@@ -48,21 +48,21 @@ class PublicKey:
     @property
     def id(self) -> bytes:
         """Four bytes by which a signature names its key."""
-        return sha256(self.name.encode() + b"\n" + self._encoded).digest()[:_KEY_ID_BYTES]
+        return sha256(self.name.encode() + b"\n" + self._typed).digest()[:_KEY_ID_BYTES]
 
     @property
-    def _encoded(self) -> bytes:
+    def _typed(self) -> bytes:
         return bytes([self.algorithm]) + self.public
 
     def __str__(self) -> str:
-        return f"{self.name}+{self.id.hex()}+{_base64(self._encoded)}"
+        return f"{self.name}+{self.id.hex()}+{encoded(self._typed)}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
         """The key that a vkey says; Malformed for anything else."""
         name, _, rest = text.strip().partition("+")
-        key_id, _, encoded = rest.partition("+")
-        raw = _bytes(encoded, "the key")
+        key_id, _, typed = rest.partition("+")
+        raw = decoded_base64(typed, "the key")
         if len(raw) != 1 + _KEY_BYTES or raw[0] not in {ED25519, COSIGNATURE}:
             raise Malformed("the key is neither Ed25519 (1) nor an Ed25519 cosignature key (4)")
         key = cls(name, raw[1:], raw[0])
@@ -120,7 +120,7 @@ class Checkpoint:
     root: bytes
 
     def __str__(self) -> str:
-        return f"{self.origin}\n{self.size}\n{_base64(self.root)}\n"
+        return f"{self.origin}\n{self.size}\n{encoded(self.root)}\n"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -128,7 +128,7 @@ class Checkpoint:
         lines = text.split("\n")
         if len(lines) < 4 or lines[-1] or not all(lines[:-1]):
             raise Malformed("a checkpoint is a name, a size and a root, each on a line")
-        root = _bytes(lines[2], "the root")
+        root = decoded_base64(lines[2], "the root")
         if len(root) != HASH_BYTES:
             raise Malformed("the root of a checkpoint is a hash of 32 bytes")
         return cls(lines[0], number(lines[1], "the size"), root)
@@ -165,7 +165,7 @@ def cosigned(text: str, seconds: int) -> bytes:
 
 def signature_line(name: str, signed: bytes) -> str:
     """One line of signatures: key's name, then key id and signature."""
-    return f"{_DASH}{name} {_base64(signed)}\n"
+    return f"{_DASH}{name} {encoded(signed)}\n"
 
 
 def signatures(lines: str) -> tuple[tuple[str, bytes], ...]:
@@ -182,29 +182,31 @@ def number(text: str, what: str) -> int:
 
 def decoded_hash(text: str) -> bytes:
     """A hash in base64, as the lines of a proof have it."""
-    raw = _bytes(text, "a hash")
+    raw = decoded_base64(text, "a hash")
     if len(raw) != HASH_BYTES:
         raise Malformed("a hash of the proof has not 32 bytes")
     return raw
 
 
-def _signature(line: str) -> tuple[str, bytes]:
-    name, _, encoded = line.removeprefix(_DASH).partition(" ")
-    signed = _bytes(encoded, "a signature")
-    if not line.startswith(_DASH) or not is_key_name(name) or len(signed) <= _KEY_ID_BYTES:
-        raise Malformed("a line of signatures is a dash, the key's name and the signature")
-    return name, signed
+def encoded(raw: bytes) -> str:
+    """Base64."""
+    return base64.b64encode(raw).decode()
 
 
-def _bytes(encoded: str, what: str) -> bytes:
+def decoded_base64(text: str, what: str) -> bytes:
+    """What base64 says; Malformed, naming it, when it is none or has another spelling."""
     try:
-        raw = base64.b64decode(encoded, validate=True)
+        raw = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise Malformed(f"{what} is no base64") from None
-    if _base64(raw) != encoded:
+    if encoded(raw) != text:
         raise Malformed(f"{what} is no canonical base64")
     return raw
 
 
-def _base64(raw: bytes) -> str:
-    return base64.b64encode(raw).decode()
+def _signature(line: str) -> tuple[str, bytes]:
+    name, _, signature = line.removeprefix(_DASH).partition(" ")
+    signed = decoded_base64(signature, "a signature")
+    if not line.startswith(_DASH) or not is_key_name(name) or len(signed) <= _KEY_ID_BYTES:
+        raise Malformed("a line of signatures is a dash, the key's name and the signature")
+    return name, signed

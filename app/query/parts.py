@@ -125,7 +125,7 @@ class Export:
         yield ready + self._manifest(last=True)
 
     async def _begin(self, connection: Connection) -> None:
-        self.checkpoint = await newest_checkpoint(connection)
+        self.checkpoint = await connection.fetchval(SQL["checkpoint"])
         if self.token is None:
             self.log_size = await connection.fetchval(SQL["log_size"])
             return
@@ -199,9 +199,3 @@ def _check(token: Token) -> None:
     if after.position is None:
         UUID(after.event_id)
         date.fromisoformat(after.event_date or "")
-
-
-async def newest_checkpoint(connection: Connection) -> str | None:
-    """The newest one that was signed, or None."""
-    del connection
-    return None
