@@ -74,7 +74,7 @@ def last_note(path: Path) -> str | None:
         return None
     for text, signatures in reversed(list(pairwise(parts[:-1]))):
         if signatures.startswith("\u2014 "):
-            return f"{text}\n\n{signatures}\n"
+            return f"{text.lstrip()}\n\n{signatures}\n"
     return None
 
 
