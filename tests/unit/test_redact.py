@@ -33,13 +33,21 @@ IPV4 = re.compile(r"(?<!\d)(?:\d{1,3}\.){3}\d{1,3}(?!\d)")
 IPV6 = re.compile(r"[0-9A-Fa-f:]+")
 
 names = st.text("abcXYZ019._+-", min_size=1, max_size=8).filter(lambda text: text.strip(".+-") != "")
-emails = st.builds(lambda a, b, c: f"{a}@{b}.{c}", names, st.from_regex("[a-z0-9]{1,5}", fullmatch=True), st.sampled_from(["io", "com"]))
+emails = st.builds(
+    lambda a, b, c: f"{a}@{b}.{c}",
+    names,
+    st.from_regex("[a-z0-9]{1,5}", fullmatch=True),
+    st.sampled_from(["io", "com"]),
+)
 addresses = st.ip_addresses().map(str) | st.ip_addresses(v=6).map(lambda a: a.exploded)
 around = st.text("aä1 .,:;<>()[]{}\"'@+-/\\_\n\t", max_size=6)
 texts = st.builds(lambda a, found, b: a + found + b, around, emails | addresses, around)
 values = st.recursive(
     texts | st.none() | st.booleans() | st.integers() | st.lists(texts, max_size=3).map("".join),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(texts | st.sampled_from(sorted(redact.PERSONAL)), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(texts | st.sampled_from(sorted(redact.PERSONAL)), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 
