@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.events import make_event
 from tests.services import ROOT, Service
+from tests.waiting import until
 
 EVENTS = "/api/v1/audit/events"
 EXPORT = "/api/v1/audit/export"
@@ -345,3 +346,78 @@ def test_own_events_only_when_asked_for(service: Callable[..., Service], signing
     [file] = [one for one in told if one["format"] == "ndjson"]
     assert file["query_filters"] == {"event_category": "orchestration"}
     assert (file["first_position"], file["last_position"]) == (0, 0)
+
+
+def test_service_that_dies_on_the_way(service: Callable[..., Service], signing_key: Path, tmp_path: Path) -> None:
+    """An export whose service was killed in the middle ends as if it were whole, for the client or for the verifier."""
+    running = service(checkpoint_key_file=signing_key)
+    items = [make_event(correlation_id=f"rr-{n % 9}", error_message="x" * 20_000) for n in range(300)]
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        for _ in range(4):
+            client.post(f"{EVENTS}/batch", json=items).raise_for_status()
+        whole = client.get(EXPORT, params={"format": "ndjson"}).content
+        received = bytearray()
+        with (
+            pytest.raises(httpx.RemoteProtocolError),
+            client.stream("GET", EXPORT, params={"format": "ndjson"}) as answer,
+        ):
+            for chunk in answer.iter_raw():
+                if not received:  # the rest is far more than what can be on its way
+                    running.process.kill()
+                    running.process.wait()
+                received += chunk
+    assert 0 < len(received) < len(whole)
+    code, said = verify_export(tmp_path, bytes(received))
+    assert (code, "incomplete" in said) == (1, True), said
+    assert verify_export(tmp_path, whole)[0] == 0
+
+
+async def test_postgres_that_dies_on_the_way(service: Callable[..., Service], connection: Any) -> None:
+    """An export whose connection to Postgres was lost in the middle ends as if it were whole."""
+    running = service()
+    items = [make_event(correlation_id=f"rr-{n % 9}", error_message="x" * 20_000) for n in range(300)]
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        for _ in range(4):
+            client.post(f"{EVENTS}/batch", json=items).raise_for_status()
+        for form in ("json", "ndjson", "csv"):
+            with (
+                pytest.raises(httpx.RemoteProtocolError),
+                client.stream(
+                    "GET", EXPORT, params={"format": form, "limit": "2000"} if form == "json" else {"format": form}
+                ) as answer,
+            ):
+                chunks = answer.iter_raw()
+                next(chunks)
+                killed = await connection.fetchval(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                    "WHERE xact_start IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()"
+                )
+                assert killed
+                for _ in chunks:
+                    pass
+        assert client.get(EXPORT, params={"limit": "1"}).status_code == 200
+
+
+def test_clients_that_go_away(service: Callable[..., Service]) -> None:
+    """Exports that nobody reads any more hold their connections, so that nobody else gets one."""
+    running = service()
+    items = [make_event(correlation_id=f"rr-{n % 9}", error_message="x" * 20_000) for n in range(300)]
+    with httpx.Client(base_url=running.url, timeout=60) as client:
+        for _ in range(4):
+            client.post(f"{EVENTS}/batch", json=items).raise_for_status()
+        whole = client.get(EXPORT, params={"format": "ndjson"}).content
+        with (
+            client.stream("GET", EXPORT, params={"format": "ndjson"}) as one,
+            client.stream("GET", EXPORT, params={"format": "csv"}) as other,
+        ):
+            next(one.iter_raw())
+            next(other.iter_raw())
+            refused = client.get(EXPORT, params={"format": "ndjson"})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+            assert client.get(EXPORT, params={"limit": "1"}).status_code == 200
+            assert client.get(EVENTS, params={"limit": "1"}).status_code == 200
+        # Both connections are closed now, the answers unread.
+        again = until(
+            lambda: answer if (answer := client.get(EXPORT, params={"format": "ndjson"})).is_success else None
+        )
+        assert len(again.content) == len(whole)
