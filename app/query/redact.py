@@ -29,9 +29,10 @@ def text(value: str) -> str:
     """`value` without any e-mail or IP address, and without telephone numbers in their international form."""
     if "@" in value or "%40" in value:  # the at sign of an address in a URL
         value = _without_emails(value)
-    if ":" in value:
+    if value.count(":") >= 2:
         value = _HEX_GROUPS.sub(_masked_ipv6, value)
-    value = _IPV4.sub(rf"\1.{MASK}.{MASK}.{MASK}", value)
+    if value.count(".") >= 3:
+        value = _IPV4.sub(rf"\1.{MASK}.{MASK}.{MASK}", value)
     return _PHONE.sub(_masked_phone, value) if "+" in value else value
 
 

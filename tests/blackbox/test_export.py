@@ -1,5 +1,6 @@
 """What an auditor gets who takes events out of the service."""
 
+import asyncio
 import base64
 import csv
 import hashlib
@@ -23,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from tests import databases
 from tests.events import make_event
 from tests.services import ROOT, Service
 from tests.waiting import until
@@ -74,7 +76,9 @@ def verify_export(tmp_path: Path, content: bytes, key: Path | str | None = None)
     file = tmp_path / "export"
     file.write_bytes(content)
     command = [sys.executable, "-m", "app", "verify-export", str(file), "--key", str(key or tmp_path / "key")]
-    done = subprocess.run(command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -348,76 +352,79 @@ def test_own_events_only_when_asked_for(service: Callable[..., Service], signing
     assert (file["first_position"], file["last_position"]) == (0, 0)
 
 
+def fill(client: httpx.Client) -> None:
+    """Far more than what can be on its way between a service and its client."""
+    items = [make_event(correlation_id=f"rr-{n % 9}", error_message="x" * 20_000) for n in range(300)]
+    for _ in range(4):
+        client.post(f"{EVENTS}/batch", json=items).raise_for_status()
+
+
+def broken_off(client: httpx.Client, form: str, after_the_first: Callable[[], None]) -> bytes:
+    """What is received of an export when something happens behind its first piece. The client has to see it break off."""
+    received = b""
+    with client.stream(
+        "GET", EXPORT, params={"format": form} | ({"limit": "2000"} if form == "json" else {})
+    ) as answer:
+        chunks = answer.iter_raw()
+        received += next(chunks)
+        after_the_first()
+        try:
+            for chunk in chunks:
+                received += chunk
+        except httpx.RemoteProtocolError:
+            return received
+    pytest.fail("the answer ended as if it were whole")
+
+
 def test_service_that_dies_on_the_way(service: Callable[..., Service], signing_key: Path, tmp_path: Path) -> None:
     """An export whose service was killed in the middle ends as if it were whole, for the client or for the verifier."""
     running = service(checkpoint_key_file=signing_key)
-    items = [make_event(correlation_id=f"rr-{n % 9}", error_message="x" * 20_000) for n in range(300)]
+
+    def kill() -> None:
+        running.process.kill()
+        running.process.wait()
+
     with httpx.Client(base_url=running.url, timeout=60) as client:
-        for _ in range(4):
-            client.post(f"{EVENTS}/batch", json=items).raise_for_status()
+        fill(client)
         whole = client.get(EXPORT, params={"format": "ndjson"}).content
-        received = bytearray()
-        with (
-            pytest.raises(httpx.RemoteProtocolError),
-            client.stream("GET", EXPORT, params={"format": "ndjson"}) as answer,
-        ):
-            for chunk in answer.iter_raw():
-                if not received:  # the rest is far more than what can be on its way
-                    running.process.kill()
-                    running.process.wait()
-                received += chunk
+        received = broken_off(client, "ndjson", kill)
     assert 0 < len(received) < len(whole)
-    code, said = verify_export(tmp_path, bytes(received))
+    code, said = verify_export(tmp_path, received)
     assert (code, "incomplete" in said) == (1, True), said
     assert verify_export(tmp_path, whole)[0] == 0
 
 
-async def test_postgres_that_dies_on_the_way(service: Callable[..., Service], connection: Any) -> None:
+def test_postgres_that_dies_on_the_way(service: Callable[..., Service], database_url: str) -> None:
     """An export whose connection to Postgres was lost in the middle ends as if it were whole."""
-    running = service()
-    items = [make_event(correlation_id=f"rr-{n % 9}", error_message="x" * 20_000) for n in range(300)]
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        for _ in range(4):
-            client.post(f"{EVENTS}/batch", json=items).raise_for_status()
+
+    async def terminate() -> None:
+        async with databases.connected(database_url) as connection:
+            terminated = await connection.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                "WHERE xact_start IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        assert terminated
+
+    with httpx.Client(base_url=service().url, timeout=60) as client:
+        fill(client)
         for form in ("json", "ndjson", "csv"):
-            with (
-                pytest.raises(httpx.RemoteProtocolError),
-                client.stream(
-                    "GET", EXPORT, params={"format": form, "limit": "2000"} if form == "json" else {"format": form}
-                ) as answer,
-            ):
-                chunks = answer.iter_raw()
-                next(chunks)
-                killed = await connection.fetchval(
-                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
-                    "WHERE xact_start IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()"
-                )
-                assert killed
-                for _ in chunks:
-                    pass
+            broken_off(client, form, lambda: asyncio.run(terminate()))
         assert client.get(EXPORT, params={"limit": "1"}).status_code == 200
 
 
 def test_clients_that_go_away(service: Callable[..., Service]) -> None:
     """Exports that nobody reads any more hold their connections, so that nobody else gets one."""
-    running = service()
-    items = [make_event(correlation_id=f"rr-{n % 9}", error_message="x" * 20_000) for n in range(300)]
-    with httpx.Client(base_url=running.url, timeout=60) as client:
-        for _ in range(4):
-            client.post(f"{EVENTS}/batch", json=items).raise_for_status()
-        whole = client.get(EXPORT, params={"format": "ndjson"}).content
-        with (
-            client.stream("GET", EXPORT, params={"format": "ndjson"}) as one,
-            client.stream("GET", EXPORT, params={"format": "csv"}) as other,
-        ):
+    form = {"format": "ndjson"}
+    with httpx.Client(base_url=service().url, timeout=60) as client:
+        fill(client)
+        whole = client.get(EXPORT, params=form).content
+        with client.stream("GET", EXPORT, params=form) as one, client.stream("GET", EXPORT, params=form) as other:
             next(one.iter_raw())
             next(other.iter_raw())
-            refused = client.get(EXPORT, params={"format": "ndjson"})
+            refused = client.get(EXPORT, params=form)
             assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
             assert client.get(EXPORT, params={"limit": "1"}).status_code == 200
             assert client.get(EVENTS, params={"limit": "1"}).status_code == 200
-        # Both connections are closed now, the answers unread.
-        again = until(
-            lambda: answer if (answer := client.get(EXPORT, params={"format": "ndjson"})).is_success else None
-        )
-        assert len(again.content) == len(whole)
+        # Both connections are closed now, most of the answers unread.
+        again = until(lambda: answer if (answer := client.get(EXPORT, params=form)).is_success else None)
+        assert again.content.count(b"\n") == whole.count(b"\n")
