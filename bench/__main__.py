@@ -222,14 +222,14 @@ def measure_outage(results: Results, options: argparse.Namespace) -> None:
 
 def measure_export(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres, directory: Path) -> None:
     """In a service that did nothing else, so that its peak of memory is that of the export."""
-    settings = {"database_url": database_url(postgres.url, "exporting"), "checkpoint_key_file": directory / "key.pem"}
-    export.make_key(directory / "key.pem")
-    with service(migrate=True, **settings) as server:
+    url, key = database_url(postgres.url, "exporting"), directory / "key.pem"
+    export.make_key(key)
+    with service(database_url=url, checkpoint_key_file=key, migrate=True) as server:
         _fill(results, server, options.rows)
-    asyncio.run(_analyze(database_url(postgres.url, "exporting")))
+    asyncio.run(_analyze(url))
     file = directory / "export"
     for query in ("format=ndjson", "format=csv", "format=ndjson&redact_pii=true"):
-        with service(**settings) as server:
+        with service(database_url=url, checkpoint_key_file=key) as server:
             progress(f"export of {options.rows:,} events, {query}")
             cpu = postgres_cpu_seconds(postgres.pid)
             seconds = export.fetch(server, query, file)
