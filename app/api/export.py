@@ -41,7 +41,7 @@ PEM = "application/x-pem-file"
 AFTER = {
     "name": "after",
     "in": "query",
-    "description": "of ndjson and csv, alone: the next of the last manifest of an export that was cut; its rest follows",
+    "description": "of ndjson and csv, beside the same filters: the next of the last manifest of an export that was cut",
     "schema": {"type": "string"},
 }
 
@@ -152,27 +152,25 @@ async def get_export_certificate(request: Request) -> Response:
 
 def parse_export(query_string: bytes) -> tuple[ExportQuery, Token | None]:
     """What is to be exported, and where it goes on. What is empty says nothing."""
-    names = {*ExportQuery.model_fields, "after"}
-    sent = {name: value for name, value in given(query_string, names).items() if value}
-    if "after" in sent:
-        return _token(sent)
+    sent = {name: value for name, value in given(query_string, {*ExportQuery.model_fields, "after"}).items() if value}
+    token = _token(sent.pop("after")) if "after" in sent else None
     fields = {name: _read(name, value) for name, value in sent.items()}
     if fields.get("format", "json") != "json" and (odd := [name for name in _OF_JSON if name in sent]):
         raise bad_fields(dict.fromkeys(odd, "belongs to format=json: the other formats have no pages"))
     try:
-        return ExportQuery(**fields), None
+        query = ExportQuery(**fields)
     except ValidationError as error:
         raise bad_fields({k.removeprefix("/"): message for k, message in explain(error, "").items()}) from None
+    if token is not None and query.format == "json":
+        raise bad_fields({"after": "belongs to ndjson and csv: repeat the parameters of the export that was cut"})
+    return query, token
 
 
-def _token(sent: dict[str, str]) -> tuple[ExportQuery, Token]:
-    if odd := sorted(sent.keys() - {"after"}):
-        raise bad_fields(dict.fromkeys(odd, "not together with after, which says it already"))
+def _token(text: str) -> Token:
     try:
-        token = Token.parse(sent["after"])
+        return Token.parse(text)
     except ValueError as error:
         raise bad_fields({"after": str(error)}) from None
-    return token.query, token
 
 
 def _read(name: str, value: str) -> Any:

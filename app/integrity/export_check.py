@@ -149,7 +149,7 @@ class _Check:
             return "there are records behind the manifest of the last part" if self._rows else None
         return (
             f"incomplete: cut behind part {parts[-1].part}. To go on, keep the first {self._found.whole_bytes} bytes "
-            f"and append the answer to GET /api/v1/audit/export?after={following}"
+            f"and append the answer to the same request with after={following}"
         )
 
     # One event.

@@ -215,7 +215,7 @@ REFUSED = [
     ("format=csv&include_detached_signature=true", "include_detached_signature"),
     ("after=x", "after"),
     ("after=e30", "after"),
-    ("after=e30&format=csv", "format"),
+    ("after=e30&format=csv", "after"),
 ]
 
 

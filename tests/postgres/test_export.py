@@ -1,6 +1,7 @@
 """Export files on a real Postgres: parts, cuts, resuming, rows that are erased, purged, unsealed or damaged, and forged files."""
 
 import asyncio
+import base64
 import hashlib
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -158,7 +159,7 @@ async def test_cut_anywhere_and_resumed(
         following = found.parts[-1].next
         assert following is not None
         kept = whole[: found.whole_bytes]
-        rest = await export(engine, (token := Token.parse(following)).query, token)
+        rest = await export(engine, query, Token.parse(following))
         assert verdict(kept + rest).problems == verdict(kept, rest).problems == [], cut
         assert verdict(kept + rest).counts["events"] == 35
 
@@ -320,7 +321,7 @@ async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connec
     assert {event["event_hash"] for event in exported["events"]} >= {"", "ab" * 32}
 
 
-async def test_redaction_reaches_every_member(engine: AsyncEngine, post: Post) -> None:
+async def test_redaction_reaches_every_member(engine: AsyncEngine, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address stays in a column, a key, an array or the manifest, or the redacted file no longer verifies."""
     address, ip = "ada@example.com", "10.1.2.3"
     columns = ("actor_id", "resource_id", "correlation_id", "namespace", "error_message", "event_action", "cluster_id")
@@ -338,7 +339,13 @@ async def test_redaction_reaches_every_member(engine: AsyncEngine, post: Post) -
         assert found.problems == []
         # The record itself holds the others.
         assert (found.counts["recomputed"], found.counts["unverifiable"]) == (3, 6)
+    monkeypatch.setattr(parts, "PART_BYTES", 1)
     one = await export(engine, ExportQuery(format="ndjson", redact_pii=True, correlation_id=address))
+    statements = [
+        base64.b64decode(orjson.loads(line)["payload"]) for line in one.splitlines() if b"payloadType" in line
+    ]
+    said = [orjson.loads(statement)["predicate"] for statement in statements]
+    assert address.encode() not in b"".join(statements) + base64.urlsafe_b64decode(said[0]["next"] + "==")
     assert verdict(one).parts[0].filter == {"correlation_id": "a***@e***.c***"}
 
 
