@@ -358,6 +358,8 @@ def told(verdict: Verdict) -> Iterator[str]:
     for name, meaning in _MEANINGS.items():
         if counts[name]:
             yield f"  {counts[name]} {meaning}"
+    if erased := sum(part.erased for part in parts):
+        yield f"  {erased} were erased: what their records say of it is all that can be verified"
     yield verdict.root
 
 
