@@ -30,11 +30,14 @@ RUN /opt/datastorage/bin/python -m compileall -q -j 0 --invalidation-mode unchec
 
 FROM ${BASE}
 COPY --from=build /opt/datastorage /opt/datastorage
+# Where a volume for the spool goes; any uid may write. Without a volume a read-only root has no spool, and the log says so.
+RUN mkdir --parents --mode 1777 /var/lib/datastorage
 ENV PATH=/opt/datastorage/bin:$PATH \
     PYTHONPYCACHEPREFIX=/opt/datastorage/pycache \
     PYTHONDONTWRITEBYTECODE=1 \
+    XDG_STATE_HOME=/var/lib \
     DATASTORAGE_HOST=0.0.0.0
-# Any other uid does as well: nothing is written, and everything can be read by everybody.
+# Any other uid does as well: nothing but the spool is written, and everything can be read by everybody.
 USER 65532:65532
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz lint bench openapi lock clean
+.PHONY: run test fuzz torture lint bench openapi lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -15,6 +15,8 @@ test: $(INSTALLED)
 # The long form of tests/fuzz, which `make test` has in short.
 fuzz: $(INSTALLED)
 	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
+torture: $(INSTALLED)
+	$(BIN)/python -m tests.torture $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.errors import Fatal
@@ -53,10 +54,62 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="list correlations, the one with the newest event first")
     show.add_list(listed)
     listed.set_defaults(run=show.list_)
+    spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
+    _add_spool_arguments(spool)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)
     return parser
+
+
+def _add_spool_arguments(spool: argparse.ArgumentParser) -> None:
+    acts = spool.add_subparsers(required=True, metavar="ACT")
+    for name, run, text in (
+        ("list", _spool_list, "what waits, and what is in quarantine and why"),
+        ("export", _spool_export, "print the events, one JSON object a line"),
+        ("replay", _spool_replay, "write a spool that no service uses any more to DATASTORAGE_DATABASE_URL"),
+    ):
+        act = acts.add_parser(name, help=text)
+        act.add_argument("directory", type=Path, metavar="DIR", help="a DATASTORAGE_SPOOL_DIR")
+        act.set_defaults(run=run)
+        if name != "list":
+            act.add_argument("--quarantined", action="store_true", help="only those / those too")
+        if name == "replay":
+            act.add_argument("--force", action="store_true", help="also if it is older than the smallest retention")
+
+
+def _spool_list(arguments: argparse.Namespace) -> None:
+    from datetime import UTC, datetime
+
+    from app.ingest.drain import entries
+
+    for one in entries(arguments.directory):
+        kept = datetime.fromtimestamp(one.kept_at, UTC).isoformat(timespec="seconds")
+        state = f"quarantined: {one.reason}" if one.reason else "waiting"
+        print(f"{one.position:>8}  {kept}  {one.events:>6} events  {one.size:>9} bytes  {state}")
+
+
+def _spool_export(arguments: argparse.Namespace) -> None:
+    import orjson
+
+    from app.ingest.drain import events
+
+    for event in events(arguments.directory, quarantined=arguments.quarantined):
+        sys.stdout.buffer.write(orjson.dumps(event) + b"\n")
+
+
+def _spool_replay(arguments: argparse.Namespace) -> None:
+    import asyncio
+
+    from app import logs
+    from app.ingest.drain import replay
+    from app.settings import load
+
+    settings = load()
+    logs.configure(settings.log_level)
+    if settings.database_url is None:
+        raise Fatal("There is no database to write to: set DATASTORAGE_DATABASE_URL.")
+    print(asyncio.run(replay(settings, arguments.directory, force=arguments.force, quarantined=arguments.quarantined)))
 
 
 def _serve(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,8 @@ AuditError
 │   ├── BatchTooLarge          … more events than one batch may hold
 │   └── …
 ├── NotFound, Conflict    404, 409
+│   └── KeyBusy              … the first request with this Idempotency-Key is still running
+├── KeyReused             422
 ├── TooLarge              413
 ├── Unavailable           503  come back after `retry_after_seconds`
 │   ├── DatabaseAway
@@ -69,6 +71,21 @@ class Conflict(AuditError):
     status = 409
     slug = "conflict"
     title = "Resource Conflict"
+
+
+class KeyReused(AuditError):
+    """This Idempotency-Key was sent before with another body: send the first body again, or a new key."""
+
+    status = 422
+    slug = "idempotency-key-reused"
+    title = "Idempotency Key Reused"
+
+
+class KeyBusy(Conflict):
+    """A request with this Idempotency-Key is still running: wait for its answer, or send it again shortly."""
+
+    slug = "idempotency-key-in-use"
+    title = "Request In Progress"
 
 
 class TooLarge(AuditError):

@@ -33,12 +33,14 @@ from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
+from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
 from app.logs import AccessLog
 from app.query import page, warmth
-from app.retention import partitions
+from app.retention import claims, partitions
 from app.settings import Settings
+from app.statedir import state_dir
 
 _RETRY_SECONDS = 0.25
 _DISPOSE_SECONDS = 2.0
@@ -67,6 +69,7 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.presence = presence or db.Presence()
     app.state.engine = db.create_engine(settings)
     app.state.writer = None
+    app.state.spool = None
     problems.install(app)
     for module in (
         *(events, query, eventtypes, verify, notifications, reconstruct, effectiveness, history, timeline, health),
@@ -110,6 +113,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await _bounded(app.state.engine.dispose(), _DISPOSE_SECONDS)
+        if app.state.spool is not None:
+            app.state.spool.close()
 
 
 async def _bounded(ending: Awaitable[None], seconds: float) -> None:
@@ -126,6 +131,7 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     settings: Settings = app.state.settings
     presence: db.Presence = app.state.presence
     try:
+        app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
     except Exception as error:  # whatever it is, a service that cannot start says so and ends
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
@@ -134,11 +140,14 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
         )
         os.kill(os.getpid(), signal.SIGTERM)
         return
-    writer = Writer(Store(settings, log_name), settings)
+    writer = Writer(Store(settings, log_name), settings, app.state.spool)
     writer.start()
+    if app.state.spool is not None:
+        presence.can_spool = lambda: app.state.spool.has_room
     url = settings.database_url.get_secret_value() if settings.database_url else ""
     for name, work in {
-        "presence": presence.watch(settings),
+        "presence": presence.watch(settings, writer.look_again),
+        "claims": claims.forget_expired(app.state.engine),
         "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
     }.items():
         workers.append(asyncio.create_task(work, name=name))
@@ -146,8 +155,25 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     gc.freeze()  # what lives as long as the process need not be looked at again
     gc.set_threshold(*_GC_THRESHOLDS)
     app.state.writer = writer
-    presence.database_up = True
+    presence.database_up = presence.started = True
+    presence.waiting_for = ""
     log.info("ready", extra={"log": log_name, "port": settings.port})
+
+
+def _open_spool(settings: Settings) -> Spool | None:
+    """The spool that was asked for, else the one of this port, else none."""
+    if not settings.spool:
+        return None
+    if settings.spool_dir is not None:
+        return Spool(settings.spool_dir, settings.spool_bytes_max)
+    directory = state_dir(settings.data_dir) / f"spool-{settings.port}"
+    try:
+        return Spool(directory, settings.spool_bytes_max)
+    except Fatal as error:
+        if os.access(directory, os.W_OK):
+            raise
+        log.warning("there is no spool: posts are answered 503 while Postgres is away", extra={"reason": error.detail})
+        return None
 
 
 async def _find_database(app: FastAPI) -> str:
@@ -161,6 +187,7 @@ async def _find_database(app: FastAPI) -> str:
         except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             if not isinstance(error, DatabaseAway) and db.fault(error) is not db.Fault.AWAY:
                 raise
+            app.state.presence.waiting_for = str(error.__cause__ or error)
             if said != (said := repr(error.__cause__ or error)):
                 log.warning("waiting for Postgres", extra={"error": said})
             await asyncio.sleep(_RETRY_SECONDS)

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     inbox_events_max: int = Field(
         50_000, ge=1, description="most events waiting to be written; further ones are answered 503"
     )
+    inbox_bytes_max: int = Field(
+        64 * MIB, ge=MIB, description="most bytes of payload waiting to be written; further ones are answered 503"
+    )
     flush_events_max: int = Field(1_000, ge=1, description="most events in one flush, but for a larger batch")
     flush_bytes_max: int = Field(
         8 * MIB, ge=1, description="most bytes of payload in one flush, but for a larger batch"
@@ -70,9 +73,28 @@ class Settings(BaseSettings):
         "reject",
         description="whether events of a type that is not known are refused, or taken with any object as payload",
     )
+    spool: bool = Field(
+        default=True, description="keep events on disk while Postgres cannot take them, else answer 503"
+    )
+    spool_dir: Path | None = Field(
+        None,
+        description="where events wait on disk while Postgres cannot take them, one directory for each process; unset: "
+        "spool-<port> in the user's state directory, or no spool where nothing can be written",
+    )
+    spool_bytes_max: int = Field(
+        1024 * MIB, ge=MIB, description="most bytes in the spool; beyond it posts are answered 503"
+    )
+    away_patience_ms: int = Field(
+        1_000, ge=0, description="how long a flush whose connection was lost is tried again before it goes to the spool"
+    )
+    idempotency_key_days: int = Field(7, ge=1, le=365, description="how long an Idempotency-Key is remembered")
 
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
+    lock_timeout_ms: int = Field(
+        3_000, ge=100, description="longest wait of a flush for a lock, then it is tried again until its deadline"
+    )
+    connect_timeout_ms: int = Field(5_000, ge=100, description="longest wait for a connection, then Postgres is away")
     single_deadline_ms: int = Field(
         5_000, ge=100, description="longest wait of a single POST before it is answered 503"
     )

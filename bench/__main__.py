@@ -13,7 +13,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 
 import asyncpg
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="3 rounds of 1 s, 30,000 rows: shows that it works, no more"
     )
-    parser.add_argument("--only", choices=("write", "query"), help="leave the other part out")
+    parser.add_argument("--only", choices=("write", "query", "outage"), help="leave the other parts out")
     parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
     options = parser.parse_args()
     if options.quick:
@@ -82,10 +82,12 @@ def main() -> None:
         with EmbeddedPostgres.start(Path(directory) / "data") as postgres:
             create_databases(postgres.url, "writing", "reading", "copy_key", "copy_all")
             version = asyncio.run(_prepare(postgres.url))
-            if options.only != "query":
+            if options.only in {None, "write"}:
                 measure_writing(results, options, postgres)
-            if options.only != "write":
+            if options.only in {None, "query"}:
                 measure_reading(results, options, postgres)
+    if options.only in {None, "outage"}:
+        measure_outage(results, options)
     if options.json:
         options.json.write_text(json.dumps(results.figures))
     report(results, options, version)
@@ -186,6 +188,36 @@ def measure_reading(results: Results, options: argparse.Namespace, postgres: Emb
         results.add("memory MB, after a 50 MiB batch", server.resident_mb())
 
 
+def measure_outage(results: Results, options: argparse.Namespace) -> None:
+    """Single events while Postgres is stopped, and how fast the spool is written when it is back."""
+    with tempfile.TemporaryDirectory(prefix="datastorage-bench-") as directory:
+        Path(directory).chmod(0o711)
+        data = Path(directory) / "data"
+        postgres = EmbeddedPostgres.start(data)
+        try:
+            with service(database_url=postgres.url, migrate=True) as server:
+                drive(server.port, bodies.singles("warm"), 16, 1)
+                for turn in range(options.rounds):
+                    progress(f"outage, round {turn + 1} of {options.rounds}")
+                    postgres.stop()
+                    requests = prepared(bodies.singles("outage"), int(options.seconds * _SINGLES_PER_SECOND))
+                    load = drive(server.port, requests, 64, options.seconds)
+                    results.load("single at 64, Postgres stopped", load)
+                    waiting = server.metric("datastorage_spool_events")
+                    postgres = EmbeddedPostgres.start(data)
+                    back = monotonic()
+                    while (left := server.metric("datastorage_spool_events")) == waiting:
+                        sleep(0.01)
+                    begun = monotonic()
+                    results.add("replay begins after seconds", begun - back)
+                    while server.metric("datastorage_spool_events"):
+                        sleep(0.02)
+                    results.add("replay events/s", left / (monotonic() - begun))
+                    results.add("memory MB, after an outage", server.resident_mb())
+        finally:
+            postgres.stop()
+
+
 def _fill(results: Results, server: Running, rows: int) -> None:
     done = 0
     while done < rows:
@@ -260,6 +292,16 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
     yield "batch at 8 / COPY with the key only", results["batch at 8 events/s"] / key, 0.20, "at least"
     yield "batch at 16 / COPY with the key only", results["batch at 16 events/s"] / key, 0.24, "at least"
     yield "batch at 16 / COPY with our indexes", results["batch at 16 events/s"] / ours, 0.35, "at least"
+    yield (
+        "single at 64, Postgres stopped, events/s",
+        results["single at 64, Postgres stopped events/s"],
+        1000,
+        "at least",
+    )
+    replayed = results["replay events/s"]
+    yield "replay / batch at 16", replayed / results["batch at 16 events/s"], 0.5, "at least"
+    yield "replay begins after seconds", results["replay begins after seconds"], 1, "at most"
+    yield "memory MB after an outage", results["memory MB, after an outage"], 200, "at most"
     for name in ("query by correlation", "query by type, 7 days", "keyset page of 100"):
         yield f"{name}, p99 ms", results[f"{name} p99 ms"], 10, "at most"
     for name in _REPORTS:

@@ -65,7 +65,7 @@ class _Connection(asyncio.Protocol):
         status = bytes(self.buffer[9:12])
         self.buffer.clear()
         self.expected = 0
-        if status in (b"201", b"200"):
+        if status in (b"201", b"200", b"202"):
             self.load.latencies.append(perf_counter() - self.sent)
         else:
             self.load.errors[status.decode()] = self.load.errors.get(status.decode(), 0) + 1

@@ -23,6 +23,8 @@ class Proxy:
         """The next message to Postgres never arrives."""
         self.lose_answer = False
         """The next message reaches Postgres; its answer never comes back."""
+        self.silent = False
+        """Nothing more arrives on either side, and no connection is cut."""
 
     async def refuse(self, refusing: bool) -> None:
         """Cut every connection and take no other, as if the server were gone; or take them again."""
@@ -35,7 +37,11 @@ class Proxy:
         if self._refusing:
             writer.close()
             return
-        up_reader, up_writer = await self._upstream()
+        try:
+            up_reader, up_writer = await self._upstream()
+        except OSError:
+            writer.close()
+            return
         pumps = {
             asyncio.create_task(self._questions(reader, up_writer)),
             asyncio.create_task(self._answers(up_reader, writer)),
@@ -56,6 +62,8 @@ class Proxy:
 
     async def _questions(self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(1 << 16):
+            if self.silent:
+                continue
             if self.lose_question:
                 self.lose_question = False
                 return
@@ -64,6 +72,8 @@ class Proxy:
 
     async def _answers(self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await up_reader.read(1 << 16):
+            if self.silent:
+                continue
             if self.lose_answer:
                 self.lose_answer = False
                 return

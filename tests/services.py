@@ -31,7 +31,10 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
     directory.mkdir()
     port, log = free_port(), directory / "log"
     env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
-    env |= {f"DATASTORAGE_{name.upper()}": str(value) for name, value in (settings | {"port": port}).items()}
+    env |= {
+        f"DATASTORAGE_{name.upper()}": str(value)
+        for name, value in ({"spool_dir": directory / "spool"} | settings | {"port": port}).items()
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve"],

@@ -20,16 +20,18 @@ MAY_IMPORT = {
     "logs": "",
     "tables": "",
     "sql": "",
-    "embedded": "settings errors",
+    "statedir": "",
+    "embedded": "statedir errors",
     "events": "errors",
     "schema": "sql errors",  # the schema's revision, checked at start
     "db": "events settings errors metrics tables sql",  # events: the binary form of an address
     "integrity": "events db tables sql settings errors metrics",
     "retention": "db tables sql settings errors metrics",  # holds will need ingest, as they are events too
-    "ingest": "events integrity retention db tables sql settings errors metrics",  # retention: makes a missing partition
+    # retention: makes a missing partition; schema: a spool is replayed into the log of the database that is there
+    "ingest": "events integrity retention schema db tables sql settings errors metrics",
     "query": "events integrity db tables sql settings errors",
     "api": "events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log
-    "main": "api events ingest integrity query retention schema db logs settings errors metrics",  # query: warms its statements
+    "main": "api events ingest integrity query retention schema db logs settings statedir errors metrics",  # query: warms its statements
     "serve": "main db settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone

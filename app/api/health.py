@@ -33,8 +33,11 @@ async def live() -> Response:
 @router.get("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """The service can take an event durably; else 503 and the reason."""
-    reason = request.app.state.presence.not_ready
-    return _answer({"status": "not_ready", "reason": reason}, 503) if reason else _answer({"status": "ready"})
+    presence = request.app.state.presence
+    if reason := presence.not_ready:
+        why = {"detail": presence.waiting_for} if presence.waiting_for else {}
+        return _answer({"status": "not_ready", "reason": reason} | why, 503)
+    return _answer({"status": "ready"} | ({} if presence.database_up else {"database": "unreachable"}))
 
 
 @router.get("/health")

@@ -16,9 +16,10 @@ from app.api.parameters import bad_query, cursor, documented, given, moment, nex
 from app.errors import DatabaseFailed, NotFound
 from app.events.envelope import Category, Outcome
 from app.events.explain import bad_fields, explain
+from app.ingest.accept import ACCEPTED_COLUMNS
 from app.query.cursor import Cursor
 from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
-from app.query.page import Page, one, page
+from app.query.page import Page, one, page, waiting
 
 router = APIRouter(tags=["query"])
 
@@ -106,12 +107,16 @@ async def list_events(request: Request) -> Response:
 
 @router.get("/api/v1/audit/events/{event_id}", response_class=Response, responses={200: {"model": Event}})
 async def get_event(request: Request, event_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]) -> Response:
-    """One event by its id."""
+    """One event by its id, also while it waits in this replica's spool."""
     if event_id == "batch":  # a path of its own, which is only posted to
         raise HTTPException(405)
     if _UUID.fullmatch(event_id) is None:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"})
-    event = await in_time(request, one(request.app.state.engine, UUID(event_id)))
+    spooled = await spool.event(UUID(event_id)) if (spool := request.app.state.spool) is not None else None
+    if spooled is not None:
+        event: dict[str, Any] | None = waiting(dict(zip(ACCEPTED_COLUMNS, spooled.row, strict=True)))
+    else:
+        event = await in_time(request, one(request.app.state.engine, UUID(event_id)))
     if event is None:
         raise NotFound(f"There is no event {event_id}.")
     return Response(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")

@@ -18,8 +18,9 @@ from typing import Self
 from urllib.parse import quote, urlencode
 
 from app.embedded.child import spawned
-from app.embedded.place import Place, directory_of, private_directory, take
+from app.embedded.place import Place, private_directory, take
 from app.errors import Fatal
+from app.statedir import state_dir
 
 _NAME = "datastorage"  # of the role, which is the superuser, and of the database
 _PORT = 5432
@@ -60,7 +61,7 @@ class EmbeddedPostgres:
         thread: the server dies with the thread that started it.
         """
         assert threading.current_thread() is threading.main_thread()
-        directory = directory_of(data_dir)
+        directory = state_dir(data_dir)
         with ExitStack() as resources:
             try:
                 place = take(directory, resources)

@@ -43,7 +43,8 @@ class Acceptance(NamedTuple):
     """What is the same for every event of one request."""
 
     now: datetime
-    parents: Mapping[UUID, date]
+    parents: Mapping[UUID, date | None]
+    """Dates of the parents that are known."""
     log: str
 
 
@@ -205,12 +206,9 @@ ACCEPTED_COLUMNS = (
 _EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
 
 
-def batch_ids(drafts: Sequence[Draft], caller: str, body_digest: str) -> list[UUID]:
-    """The client's own id where it sent one, else the id computed from the whole body."""
-    return [
-        item.event_id or ids.computed(item.timestamp, caller, ("body", body_digest), index)
-        for index, item in enumerate(drafts)
-    ]
+def computed_ids(drafts: Sequence[Draft], caller: str, source: tuple[str, str]) -> list[UUID]:
+    """The client's own id where it sent one, else the id computed from `source`: the Idempotency-Key or the whole body."""
+    return [item.event_id or ids.computed(item.timestamp, caller, source, i) for i, item in enumerate(drafts)]
 
 
 def single_id(item: Draft) -> UUID:

@@ -1,6 +1,7 @@
 """One page of events, newest first, and how many there are in all."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection
 from app.events.canonical import readable
+from app.events.record import Row
 from app.query.compiled import Statement, compiled
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, EventQuery
@@ -41,6 +43,9 @@ _COLUMNS = (
     *(_e.retention_days, _e.is_sensitive, _e.event_hash, _e.previous_event_hash, _e.legal_hold),
     *(_e.legal_hold_reason, _e.legal_hold_placed_by, _moment(_e.legal_hold_placed_at).label("held_at")),
     cast(_e.event_data, Text).label("payload"),
+)
+_NOTHING = dict.fromkeys(
+    ("event_hash", "previous_event_hash", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "held_at")
 )
 _OMITTED_WHEN_EMPTY = (
     *("resource_type", "resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
@@ -152,7 +157,15 @@ async def _estimate(connection: Connection, counted: Statement, query: EventQuer
     return int(plan["Plan Rows"])
 
 
-def _event(row: asyncpg.Record) -> dict[str, Any]:
+def waiting(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An event that is not in the table yet, from its columns; it has no place in a chain, and so no hash."""
+    moment = row["event_timestamp"].strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")
+    parent_date, event_date = row["parent_event_date"], row["event_date"].isoformat()
+    shown = {"moment": moment, "event_date": event_date, "parent_event_date": parent_date and parent_date.isoformat()}
+    return _event(_NOTHING | dict(row) | shown | {"payload": row["event_data"]})
+
+
+def _event(row: Row) -> dict[str, Any]:
     """Members in the contract's order (section 9); left out means unknown."""
     event = {
         "event_id": str(row["event_id"]),

@@ -17,7 +17,7 @@ SELECT pg_advisory_xact_lock(hashtextextended('datastorage.log', 0))
 
 -- name: flush
 -- One flush. The first CTE is the compare-and-set, and everything else selects from it, so that a loser writes nothing.
--- Rows of a large flush follow by COPY; then $14 is empty. The shared lock waits for a replica that has the log to itself.
+-- Rows of a large flush follow by COPY; then $17 is empty. The shared lock waits for a replica that has the log to itself.
 WITH won AS (
     INSERT INTO log_flushes (log_id, first_index, count, leaves)
     SELECT 0, $2, $3, $4
@@ -35,9 +35,10 @@ WITH won AS (
     WHERE c.correlation_id = h.correlation_id AND c.length = h.expected
     RETURNING 1
 ), claimed AS (
-    INSERT INTO claims (scope, key, body_digest, event_ids)
-    SELECT 'event', c.event_id::text, c.body_digest, ARRAY[c.event_id]
-    FROM won, unnest($12::uuid[], $13::bytea[]) c(event_id, body_digest)
+    INSERT INTO claims (scope, key, body_digest, event_ids, expires_at)
+    SELECT c.scope, c.key, c.body_digest, c.event_ids::uuid[], c.expires_at
+    FROM won, unnest($12::text[], $13::text[], $14::bytea[], $15::text[], $16::timestamptz[])
+        c(scope, key, body_digest, event_ids, expires_at)
 ), written AS (
     INSERT INTO audit_events (
         event_id, event_version, event_timestamp, event_date, event_type, event_category, event_action,
@@ -46,7 +47,7 @@ WITH won AS (
         error_message, event_data, retention_days, is_sensitive, recorded_at, payload_salt,
         log_index, chain_index, previous_event_hash, event_hash, log_id, hash_algorithm)
     SELECT r.*, 0, 'sha256-rfc6962'
-    FROM won, unnest($14::flush_row[]) r
+    FROM won, unnest($17::flush_row[]) r
 )
 SELECT flush_guard((SELECT count(*) FROM won), (SELECT count(*) FROM begun) + (SELECT count(*) FROM grown),
                    cardinality($5) + cardinality($8))
@@ -59,9 +60,22 @@ SELECT leaves FROM log_flushes WHERE log_id = 0 AND first_index = $1
 -- Which of these ids events have, whatever their date and correlation.
 SELECT DISTINCT event_id FROM audit_events WHERE event_id = ANY($1::uuid[])
 
+-- name: stored_event
+-- The event that has an id, to tell a client in what another one under the same id differs.
+SELECT event_version, event_timestamp, event_type, event_category, event_action, event_outcome, actor_type, actor_id,
+    host(actor_ip) AS actor_ip, resource_type, resource_id, correlation_id, parent_event_id, namespace, cluster_id, severity,
+    duration_ms, error_code, error_message, event_data::text AS event_data, retention_days, is_sensitive
+FROM audit_events WHERE event_id = $1 LIMIT 1
+
 -- name: claims
 -- What clients promised about the events whose ids they chose.
 SELECT event_ids[1] AS event_id, body_digest FROM claims WHERE scope = 'event' AND key = ANY($1::text[])
+
+-- name: key_claims
+-- What was promised under these Idempotency-Keys. A promise that has expired makes room for another one.
+WITH asked AS (SELECT * FROM unnest($1::text[], $2::text[]) k(scope, key)),
+expired AS (DELETE FROM claims c USING asked WHERE c.scope = asked.scope AND c.key = asked.key AND c.expires_at <= now())
+SELECT c.scope, c.key, c.body_digest FROM claims c JOIN asked USING (scope, key) WHERE c.expires_at > now()
 
 -- name: void_claims
 -- A claim counts only while its row exists.
@@ -90,6 +104,10 @@ FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid AND l.granted
 WHERE l.relation = 'log_flushes'::regclass AND l.mode = 'RowExclusiveLock' AND a.pid <> pg_backend_pid()
     AND a.datname = current_database() AND a.usename = current_user AND a.application_name = 'datastorage'
     AND a.wait_event = 'ClientRead' AND a.xact_start < now() - interval '5 s'
+
+-- name: retention_days_min
+-- Events older than this may have been removed already: whoever writes them now has to want it.
+SELECT COALESCE(min(retention_days), 2555) FROM audit_retention_policies
 
 -- name: durability
 -- Settings of the server without which a commit may be lost.

@@ -67,7 +67,7 @@ def test_extra_ports(service: Callable[..., Service]) -> None:
 async def test_postgres_away_and_back(service: Callable[..., Service], database_url: str) -> None:
     """Without Postgres the service says that it is ready, or it does not come back by itself."""
     async with proxy(database_url) as between, httpx.AsyncClient(timeout=20) as client:
-        url = (await asyncio.to_thread(service, database_url=between.url)).url
+        url = (await asyncio.to_thread(service, database_url=between.url, spool=False)).url
         await between.refuse(True)
         answer = await client.post(f"{url}/api/v1/audit/events", json=make_event())
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -116,8 +116,7 @@ async def test_deadlines_hold_behind_a_lock(service: Callable[..., Service], con
         child = await client.post("/api/v1/audit/events", json=make_event(parent_event_id=parent))
     assert (found.status_code, one.status_code) == (500, 500)
     assert "narrow the query" in found.json()["detail"]
-    assert (single.status_code, child.status_code) == (503, 503)
-    assert "retry-after" in child.headers
+    assert (single.status_code, child.status_code) == (202, 202)
 
 
 async def test_the_log_says_why(service: Callable[..., Service], connection: Any) -> None:
