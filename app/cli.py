@@ -13,6 +13,9 @@ from app.errors import Fatal
 if TYPE_CHECKING:
     from app.db import Presence
     from app.embedded import EmbeddedPostgres
+    from app.settings import Settings
+
+_RETRY_SECONDS = 0.25
 
 
 def main() -> int:
@@ -39,6 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--migrate", action="store_true", help="bring the schema up first")
     serve.set_defaults(run=_serve)
     migrate = commands.add_parser("migrate", help="bring the schema of DATASTORAGE_DATABASE_URL up")
+    migrate.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for a Postgres that is not there yet")
     migrate.set_defaults(run=_migrate)
     settings = commands.add_parser("settings", help="show every setting, its value and what it means")
     settings.set_defaults(run=_settings)
@@ -155,7 +159,6 @@ Stop it with Ctrl-C. README.md goes on from here.
 
 
 def _migrate(arguments: argparse.Namespace) -> None:
-    del arguments
     import asyncio
 
     from app import schema
@@ -166,8 +169,29 @@ def _migrate(arguments: argparse.Namespace) -> None:
         raise Fatal(
             "There is no database to migrate: set DATASTORAGE_DATABASE_URL (the embedded one migrates by itself)."
         )
-    asyncio.run(schema.upgrade(settings.database_url.get_secret_value(), settings.log_name))
+    asyncio.run(_upgrade(settings, arguments.wait))
     print(f"The schema is at {schema.HEAD}.")
+
+
+async def _upgrade(settings: "Settings", wait_seconds: float) -> None:
+    """Bring the schema up, once Postgres can be reached. Fatal when it cannot, or refuses this user."""
+    import asyncio
+
+    import asyncpg
+
+    from app import db, schema
+
+    assert settings.database_url is not None
+    end = time.monotonic() + wait_seconds
+    while True:
+        try:
+            await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
+        except (*db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            if db.fault(error) is not db.Fault.AWAY or time.monotonic() >= end:
+                raise Fatal(f"The database cannot be migrated: {str(error) or repr(error)}") from error
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return
 
 
 def _settings(arguments: argparse.Namespace) -> None:

@@ -43,7 +43,7 @@ securityContext:
   valueFrom:
     secretKeyRef: {name: {{ include "datastorage.postgresSecret" .root }}, key: password}
 - name: DATASTORAGE_DATABASE_URL
-  value: postgresql://datastorage:$(POSTGRES_PASSWORD)@{{ include "datastorage.name" .root }}-postgres:5432/datastorage
+  value: postgresql://{{ .root.Values.postgres.user }}:$(POSTGRES_PASSWORD)@{{ include "datastorage.name" .root }}-postgres:5432/{{ .root.Values.postgres.database }}
 {{- else -}}
 - name: DATASTORAGE_DATABASE_URL
   valueFrom:
