@@ -18,10 +18,10 @@ if [ ! -x "$helm" ]; then
     { cat "$tools/go.log"; exit 1; }
   mv "$tools/bin/helm" "$helm"
 fi
-if ! cmp -s requirements.lock "$tools/installed.lock"; then
+if ! cmp -s "$root/requirements-chart.lock" "$tools/installed.lock"; then
   python3 -m venv --clear "$tools/venv"
-  "$tools/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r requirements.lock
-  cp requirements.lock "$tools/installed.lock"
+  "$tools/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes --only-binary :all: -r "$root/requirements-chart.lock"
+  cp "$root/requirements-chart.lock" "$tools/installed.lock"
 fi
 
 rendered=$(mktemp -d)
