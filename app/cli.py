@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--migrate", action="store_true", help="bring the schema up first")
     serve.set_defaults(run=_serve)
     migrate = commands.add_parser("migrate", help="bring the schema of DATASTORAGE_DATABASE_URL up")
-    migrate.add_argument("--wait", type=float, default=0, metavar="SECONDS", help="for a Postgres that is not there yet")
+    migrate.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="for a Postgres that is not there yet"
+    )
     migrate.set_defaults(run=_migrate)
     settings = commands.add_parser("settings", help="show every setting, its value and what it means")
     settings.set_defaults(run=_settings)

@@ -142,7 +142,9 @@ def test_every_setting_of_the_chart_exists() -> None:
     """A pod does not start, or ignores what its values say: the service has no setting of that name."""
     named = {name for path in VALUES for name in read(path).get("settings") or ()}
     for template in (CHART / "templates").iterdir():
-        named |= {name.lower() for name in re.findall(r"DATASTORAGE_([A-Z][A-Z_]*[A-Z])\b", template.read_text("utf-8"))}
+        named |= {
+            name.lower() for name in re.findall(r"DATASTORAGE_([A-Z][A-Z_]*[A-Z])\b", template.read_text("utf-8"))
+        }
     assert len(named) > 5
     assert named - set(Settings.model_fields) == set()
 
