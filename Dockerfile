@@ -24,9 +24,9 @@ RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir d
  && /build/bin/pip --python /opt/datastorage/bin/python install --no-compile --no-deps --no-index dist/*.whl
 
 # Byte code of the standard library too, which the base may come without: on a read-only root file system the service
-# cannot write any, and would compile everything anew at each start.
+# cannot write any, and would compile everything anew at each start. In one process, whose history can show in byte code.
 ENV PYTHONPYCACHEPREFIX=/opt/datastorage/pycache
-RUN /opt/datastorage/bin/python -m compileall -q -j 0 --invalidation-mode unchecked-hash \
+RUN /opt/datastorage/bin/python -m compileall -q --invalidation-mode unchecked-hash \
     -x '/(test|tests|testing|ensurepip|idlelib|lib2to3|tkinter|turtledemo|dist-packages)/' \
     /opt/datastorage/lib "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 

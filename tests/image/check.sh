@@ -103,7 +103,7 @@ same_again() {
 layer() { docker image inspect --format '{{json .RootFS.Layers}}' "$1" | tr -d '[]"' | tr , '\n' | tail -n 1; }
 
 without_shell() {
-  docker build --quiet --tag "$bare_image" - >/dev/null <<'DOCKERFILE'
+  docker build --quiet --network none --tag "$bare_image" - >/dev/null <<'DOCKERFILE'
 FROM datastorage
 USER 0
 RUN rm -f $(find / -xdev \( -name sh -o -name dash -o -name bash \) -path '*/bin/*')
