@@ -25,10 +25,11 @@ class ApiServer:
     verbs: dict[str, frozenset[str]] = field(default_factory=dict)
     """By user name: what the user may do."""
     broken: dict[str, str] = field(default_factory=dict)
-    """By kind of review: `hang`, `fail`, `drop`, `flap` (every other one fails), `nonsense`."""
+    """By kind of review: `hang`, `fail`, `drop`, `flap` (every third one fails), `nonsense`."""
     asked: Counter[str] = field(default_factory=Counter)
     specs: list[dict[str, Any]] = field(default_factory=list)
     authorizations: set[str] = field(default_factory=set)
+    first_asked: threading.Event = field(default_factory=threading.Event)
     delay_seconds: float = 0.0
     released: threading.Event = field(default_factory=threading.Event)
 
@@ -92,6 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
         kind = body["kind"]
         assert self.path == f"/apis/{body['apiVersion']}/{kind.lower()}s"
         state.asked[kind] += 1
+        state.first_asked.set()
         state.specs.append(body["spec"])
         state.authorizations.add(self.headers["Authorization"])
         time.sleep(state.delay_seconds)
@@ -101,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour in {"hang", "drop"}:
             self.close_connection = True
             return
-        failing = behaviour == "fail" or (behaviour == "flap" and state.asked[kind] % 2)
+        failing = behaviour == "fail" or (behaviour == "flap" and state.asked[kind] % 3 == 1)
         answer: Any = (
             {"kind": "Status", "code": 500} if failing else body | {"status": state.review(kind, body["spec"])}
         )

@@ -33,7 +33,9 @@ MAY_IMPORT = {
     "query": "events integrity db tables sql settings errors",
     "api": "auth events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log
     "main": "api auth events ingest integrity query retention schema db logs settings statedir errors metrics",  # query: warms its statements
-    "serve": "main db settings errors",  # uvicorn around main
+    "connection": "",
+    "tls": "settings errors metrics",
+    "serve": "connection main tls db settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone
     "show": "",  # as simulate
