@@ -69,8 +69,7 @@ def certificate_authority() -> str:
 def api_server() -> Iterator[ApiServer]:
     """The server, until the block ends."""
     server = ApiServer()
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": server}))
-    listener.daemon_threads = True
+    listener = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": server}))
     server.url = f"http://127.0.0.1:{listener.server_address[1]}"
     thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
@@ -83,8 +82,14 @@ def api_server() -> Iterator[ApiServer]:
         listener.server_close()
 
 
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # one packet an answer: the kernel waits 40 ms between two
     server_state: ApiServer
 
     def do_POST(self) -> None:
