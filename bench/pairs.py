@@ -69,15 +69,19 @@ def _both(options: argparse.Namespace) -> Iterator[tuple[Running, Running]]:
         stack.callback(subprocess.run, [*git, "remove", "--force", str(tree)], check=True)
         postgres = stack.enter_context(EmbeddedPostgres.start(directory / "data"))
         create_databases(postgres.url, "ours", "base")
-        ours: dict[str, object] = {"migrate": True} | dict(one.split("=", 1) for one in options.setting)
-        base: dict[str, object] = {"migrate": True} | dict(one.split("=", 1) for one in options.base_setting)
+        ours: dict[str, object] = dict(one.split("=", 1) for one in options.setting)
+        base: dict[str, object] = dict(one.split("=", 1) for one in options.base_setting)
         if options.kubernetes:
             api = stack.enter_context(api_server())
             api.add(_TOKEN, ACCOUNT + "bench", ALL)
             ours |= api.settings(directory)
         yield (
-            stack.enter_context(service(tree=ROOT, database_url=database_url(postgres.url, "ours"), **ours)),
-            stack.enter_context(service(tree=tree, database_url=database_url(postgres.url, "base"), **base)),
+            stack.enter_context(
+                service(tree=ROOT, database_url=database_url(postgres.url, "ours"), migrate=True, **ours)
+            ),
+            stack.enter_context(
+                service(tree=tree, database_url=database_url(postgres.url, "base"), migrate=True, **base)
+            ),
         )
 
 
