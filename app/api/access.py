@@ -32,10 +32,11 @@ class Need(NamedTuple):
     writes: bool = False
     """It takes something in, so it is never rate limited."""
     matters: bool = False
-    """Its answer leaves with evidence or with many events: it is audited, whoever reads."""
+    """Its answer leaves with evidence: it is audited, whoever reads."""
 
 
-_READ, _WRITE, _HOLD, _COMPUTE = Need(), Need("create", writes=True), Need("update", writes=True), Need("create")
+_READ, _PROOF = Need(), Need(matters=True)
+_WRITE, _HOLD, _COMPUTE = Need("create", writes=True), Need("update", writes=True), Need("create")
 NEEDS: dict[tuple[str, str], Need] = {
     ("POST", "/api/v1/audit/events"): _WRITE,
     ("GET", "/api/v1/audit/events"): _READ,
@@ -50,6 +51,17 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("POST", "/api/v1/audit/verify-chain"): _COMPUTE,
     ("POST", "/api/v1/audit/remediation-requests/{correlation_id}/reconstruct"): _COMPUTE,
     ("GET", "/api/v1/audit/remediation-requests/{correlation_id}/reconstruct"): _READ,
+    ("GET", "/api/v1/audit/legal-hold"): _READ,
+    ("POST", "/api/v1/audit/legal-hold"): _HOLD,
+    ("DELETE", "/api/v1/audit/legal-hold"): _HOLD,
+    ("DELETE", "/api/v1/audit/legal-hold/{correlation_id}"): _HOLD,
+    ("GET", "/api/v1/audit/export"): _READ,  # it writes an event of its own
+    ("GET", "/api/v1/audit/export/certificate"): _READ,
+    ("GET", "/api/v1/audit/consistency"): _PROOF,
+    ("GET", "/api/v1/audit/events/{event_id}/proof"): _PROOF,
+    ("GET", "/tlog/checkpoint"): _READ,
+    ("GET", "/tlog/key"): _READ,
+    ("GET", "/tlog/tile/{tile}"): _READ,
     ("GET", "/api/v1/effectiveness/{correlation_id}"): _READ,
     ("GET", "/api/v1/remediation-history/context"): _READ,
 }
@@ -86,7 +98,7 @@ class Door:
         try:
             if not self.gate.is_open:
                 caller = scope["state"]["caller"] = await self.gate.identify(_token(authorization))
-                scope["state"]["user"] = caller.identity.name
+                scope["state"]["username"] = caller.identity.name
                 await self.gate.permit(caller, "get")
             if (self._limit is None and not self._audits) or (scope["method"], scope["path"]) in _WRITES:
                 return {}

@@ -63,6 +63,24 @@ MATRIX = dict(
 )  # fmt: skip
 
 
+# Routes that are being built: the line moves up, with its status, when the route is here.
+COMING = dict(
+    [
+        route("GET", "/api/v1/audit/legal-hold", READ),
+        route("POST", "/api/v1/audit/legal-hold", HOLD, 0, sent=lambda: {"correlation_id": "rr-held", "reason": "case 7"}),
+        route("DELETE", "/api/v1/audit/legal-hold", HOLD, 0, sent=lambda: {"hold_id": EVENT_ID, "release_reason": "closed"}),
+        route("DELETE", "/api/v1/audit/legal-hold/{correlation_id}", HOLD, 404, correlation_id="rr-nobody", sent=lambda: {"release_reason": "closed"}),
+        route("GET", "/api/v1/audit/export", READ),
+        route("GET", "/api/v1/audit/export/certificate", READ),
+        route("GET", "/api/v1/audit/consistency", READ, 0),
+        route("GET", "/api/v1/audit/events/{event_id}/proof", READ, 404, event_id=EVENT_ID),
+        route("GET", "/tlog/checkpoint", READ, 0),
+        route("GET", "/tlog/key", READ, 0),
+        route("GET", "/tlog/tile/{tile}", READ, 0, tile="0/000"),
+    ]
+)  # fmt: skip
+
+
 @pytest.fixture
 def api() -> Iterator[ApiServer]:
     with api_server() as server:
@@ -114,7 +132,8 @@ def test_permission_matrix(connect: Callable[..., httpx.Client], api: ApiServer,
     settings = api.settings(tmp_path) | idp.settings() | {"auth": "tokens,oidc,kubernetes", "tokens_file": path}
     client = connect(**settings)
     document = client.get("/openapi.json").json()
-    assert set(MATRIX) == {(m.upper(), p) for p, operations in document["paths"].items() for m in operations}
+    documented = {(m.upper(), p) for p, operations in document["paths"].items() for m in operations}
+    assert set(MATRIX) <= documented <= set(MATRIX | COMING)
 
     callers = [(role, of_file[f"ops:{role}"]) for role in READ] + [("reader", of_file["new"])]
     callers += [(role, idp.token(f"{role}@example.org", [role])) for role in READ]
@@ -124,12 +143,14 @@ def test_permission_matrix(connect: Callable[..., httpx.Client], api: ApiServer,
     nobodies += [idp.token("a", ["admin"], make_key("first")), idp.token("a", ["admin"], aud="another")]
     nobodies += [idp.token("a", ["admin"], iss="https://another"), idp.token("a", ["admin"], exp=None)]
     wrong = []
-    for (method, template), (allowed, expected, url, sent) in MATRIX.items():
+    for method, template in documented:
+        allowed, expected, url, sent = (MATRIX | COMING)[method, template]
         for role, token in [*callers, *(("none", token) for token in nobodies)]:
             headers = {} if token is None else bearer(token)
             answer = client.request(method, url, json=sent and sent(), headers=headers)
             status = expected if role in allowed else 401 if role == "none" else 403
-            if answer.status_code != status:
+            fits = answer.status_code == status or (status == 0 and answer.status_code not in {401, 403})
+            if not fits:
                 wrong.append((method, template, role, token, answer.status_code, status, answer.text[:200]))
     assert wrong == []
     for path_only in ("/api/v1/unknown", "/api/v1/workflows", "/api/v1/audit/events/"):
