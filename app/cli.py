@@ -53,6 +53,15 @@ def _parser() -> argparse.ArgumentParser:
     types.add_argument("name", nargs="?", help="of the type to show")
     types.add_argument("--markdown", action="store_true", help="print docs/events.md")
     types.set_defaults(run=_event_types)
+    tokens = commands.add_parser("token", help="make tokens for DATASTORAGE_AUTH=tokens").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    create = tokens.add_parser("create", help="print a new token, which stands nowhere else, and its line for the file")
+    create.add_argument("--name", required=True, help="of who will send it, as it is written down")
+    create.add_argument("--role", required=True, help="reader, writer, auditor or admin")
+    create.add_argument("--expires", help="moment or day (UTC) from which on it is nobody's, such as 2027-01-31")
+    create.add_argument("--file", type=Path, help="file to append the line to, instead of printing it")
+    create.set_defaults(run=_token_create)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
     shown = commands.add_parser("show", help="show a correlation: events, phases, decisions, notifications, holds")
@@ -93,7 +102,7 @@ def _spool_list(arguments: argparse.Namespace) -> None:
     for one in entries(arguments.directory):
         kept = datetime.fromtimestamp(one.kept_at, UTC).isoformat(timespec="seconds")
         state = f"quarantined: {one.reason}" if one.reason else "waiting"
-        print(f"{one.position:>8}  {kept}  {one.events:>6} events  {one.size:>9} bytes  {state}")
+        print(f"{one.position:>8}  {kept}  {one.what:>14}  {one.size:>9} bytes  {state}")
 
 
 def _spool_export(arguments: argparse.Namespace) -> None:
@@ -204,6 +213,17 @@ def _settings(arguments: argparse.Namespace) -> None:
     settings = load()
     for name, field in Settings.model_fields.items():
         print(f"DATASTORAGE_{name.upper()} = {getattr(settings, name)}\n    {field.description}")
+
+
+def _token_create(arguments: argparse.Namespace) -> None:
+    from app.auth.tokens import append, create
+
+    token, line = create(arguments.name, arguments.role, arguments.expires)
+    if arguments.file is None:
+        print(f"To the file that DATASTORAGE_TOKENS_FILE names, add:\n{line}\nThe token, shown once:", file=sys.stderr)
+    else:
+        append(arguments.file, line)
+    print(token)
 
 
 def _event_types(arguments: argparse.Namespace) -> None:

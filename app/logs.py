@@ -52,6 +52,7 @@ class AccessLog:
             "method": scope["method"],
             "path": scope["path"],
             "remote_addr": (scope.get("client") or ("",))[0],
+            "user": scope["state"].get("username", ""),
             "status": status,
             "duration": round(seconds, 6),
         }

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from app import db, schema
 from app.api import (
+    access,
     effectiveness,
     events,
     eventtypes,
@@ -30,13 +31,14 @@ from app.api import (
     verify,
 )
 from app.api.front import Front
+from app.auth.gate import Gate
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
+from app.ingest.notification_spool import NotificationSpool, keep_replaying
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
-from app.logs import AccessLog
 from app.query import page, warmth
 from app.retention import claims, partitions
 from app.settings import Settings
@@ -80,7 +82,9 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
             app.router.routes.append(route)  # flat, so that a 405 names every method of its path
     ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
     extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
-    front = Front(app, events.DIRECT, AccessLog(enabled=settings.access_log))
+    access.check(app)
+    app.state.door = access.Door(Gate(settings), settings)
+    front = Front(app, events.DIRECT, app.state.door, settings)
     return health.ExtraPorts(front, extra_ports) if extra_ports else front
 
 
@@ -113,6 +117,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await _bounded(app.state.engine.dispose(), _DISPOSE_SECONDS)
+        await app.state.door.gate.close()
         if app.state.spool is not None:
             app.state.spool.close()
 
@@ -151,6 +156,9 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
         "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
     }.items():
         workers.append(asyncio.create_task(work, name=name))
+    if app.state.spool is not None:
+        replay = keep_replaying(app.state.engine, NotificationSpool(app.state.spool))
+        workers.append(asyncio.create_task(replay, name="notifications"))
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked at again
     gc.set_threshold(*_GC_THRESHOLDS)

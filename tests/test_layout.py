@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "tables": "",
     "sql": "",
     "statedir": "",
+    "auth": "settings errors metrics",
     "embedded": "statedir errors",
     "events": "errors",
     "schema": "sql errors",  # the schema's revision, checked at start
@@ -30,13 +31,15 @@ MAY_IMPORT = {
     # retention: makes a missing partition; schema: a spool is replayed into the log of the database that is there
     "ingest": "events integrity retention schema db tables sql settings errors metrics",
     "query": "events integrity db tables sql settings errors",
-    "api": "events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log
-    "main": "api events ingest integrity query retention schema db logs settings statedir errors metrics",  # query: warms its statements
-    "serve": "main db settings errors",  # uvicorn around main
+    "api": "auth events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log
+    "main": "api auth events ingest integrity query retention schema db logs settings statedir errors metrics",  # query: warms its statements
+    "connection": "",
+    "tls": "settings errors metrics",
+    "serve": "connection main tls db settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone
     "show": "",  # as simulate
-    "cli": "serve openapi simulate show schema main events ingest query integrity retention db embedded logs settings errors",
+    "cli": "auth serve openapi simulate show schema main events ingest query integrity retention db embedded logs settings errors",
 }
 
 

@@ -22,9 +22,7 @@ async def read_json_body(request: Request, bytes_max: int) -> bytes:
 
 async def read_body(request: Request, bytes_max: int) -> tuple[bytes, str]:
     """The whole body, and what its Content-Type calls it, without parameters. TooLarge above `bytes_max`, chunked or not."""
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > bytes_max:
-        raise too_large(request, bytes_max)
+    refuse_large(request, bytes_max)
     body = await _read(request, bytes_max)
     return body, request.headers.get("content-type", "").partition(";")[0].strip()
 
@@ -34,9 +32,11 @@ def wrong_type(media_type: str, expected: str) -> BadRequest:
     return BadRequest(f"Content-Type: expected {expected}, got {media_type[:60] or 'none'}")
 
 
-def too_large(request: Request, bytes_max: int) -> TooLarge:
-    """The refusal of a body by what its Content-Length says."""
-    return TooLarge(f"The body has {request.headers['content-length']} bytes; this route takes at most {bytes_max}.")
+def refuse_large(request: Request, bytes_max: int) -> None:
+    """TooLarge if Content-Length says so already."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > bytes_max:
+        raise TooLarge(f"The body has {length} bytes; this route takes at most {bytes_max}.")
 
 
 async def _read(request: Request, bytes_max: int) -> bytes:

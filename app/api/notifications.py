@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from hashlib import sha256
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -12,13 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
-from app.api import parameters
+from app.api import idempotency, parameters
+from app.api.access import caller_of, permit
 from app.api.body import read_json_body
 from app.api.deadline import in_time
 from app.errors import DatabaseAway, DatabaseFailed
-from app.events.canonical import kind_of, parse
+from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields
-from app.ingest.notifications import Channel, Notification, PostedNotification, Status, checked, write
+from app.ingest.notification_spool import NotificationSpool
+from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, write
+from app.ingest.submission import Claim
 from app.query.filter import LIMIT_MAX
 from app.query.notifications import NotificationQuery, page
 from app.query.place import Place
@@ -45,6 +49,13 @@ class StoredNotification(BaseModel):
     updated_at: datetime
 
 
+class NotificationAccepted(BaseModel):
+    """The notification is safe on disk, and will be committed when Postgres is back."""
+
+    status: str
+    message: str
+
+
 class NotificationPagination(BaseModel):
     """Where this page stands. `next_cursor` is absent on the last one."""
 
@@ -61,34 +72,55 @@ class Notifications(BaseModel):
 
 
 async def post_notification(request: Request) -> Response:
-    """Record that somebody was told of a remediation; 201 with the record once it is committed."""
+    """Record that somebody was told of a remediation; 201 with the record once it is committed, 202 once it is safe on disk."""
     started = perf_counter()
     settings = request.app.state.settings
-    value = parse(await read_json_body(request, settings.body_bytes_max)).value
-    if not isinstance(value, dict):
-        raise bad_fields({"": f"expected an object, got {kind_of(value)}"})
-    notification = checked(value, datetime.now(UTC))
+    document = parse(await read_json_body(request, settings.body_bytes_max))
+    if not isinstance(document.value, dict):
+        raise bad_fields({"": f"expected an object, got {kind_of(document.value)}"})
+    notification = checked(document.value, datetime.now(UTC))
+    await permit(request)
+    claim = None
+    if key := idempotency.sent_key(request):
+        digest = sha256(canonical(document.value, plain=document.plain)).digest()
+        claim = idempotency.claim_of(request, caller_of(request), key, digest)
     try:
-        stored = await _write(request, notification)
+        stored = await _write(request, notification, claim)
     except DatabaseAway as error:
         raise DatabaseAway(retry=True) from (error.__cause__ or error)
     finally:
         metrics.WRITE_DURATION.labels(_TABLE).observe(perf_counter() - started)
+    if stored is None:
+        message = "Notification accepted: the database is away, and the notification is queued on disk"
+        return _json({"status": "accepted", "message": message}, 202)
     lag = (datetime.now(UTC) - notification.sent_at).total_seconds()
     metrics.AUDIT_LAG.labels("notification").observe(max(lag, 0.0))
-    body = orjson.dumps(_answer(notification, *stored), option=orjson.OPT_APPEND_NEWLINE)
-    return Response(body, 201, media_type="application/json")
+    return _json(_answer(notification, *stored), 201)
 
 
-async def _write(request: Request, notification: Notification) -> tuple[int, datetime]:
+async def _write(request: Request, notification: Notification, claim: Claim | None) -> Stored | None:
+    """None once it is safe in the spool, where its outcome in Postgres may be unknown: replay looks."""
     state = request.app.state
     if state.writer is None:  # the database was never seen
         raise DatabaseAway
-    try:
-        async with asyncio.timeout(state.settings.single_deadline_ms / 1000):
-            return await write(state.engine, notification)
-    except TimeoutError:
-        raise DatabaseAway from None
+    spool = None if state.spool is None else NotificationSpool(state.spool)
+    with state.writer.running(claim):
+        if spool is not None and await spool.waits(notification, claim):
+            return None
+        try:
+            if not state.writer.away:
+                async with asyncio.timeout(state.settings.single_deadline_ms / 1000):
+                    return await write(state.engine, notification, claim)
+        except (TimeoutError, DatabaseAway):
+            if spool is None:
+                raise DatabaseAway from None
+        assert spool is not None, "without a spool the writer is never away"
+        await spool.append(notification, claim)
+    return None
+
+
+def _json(body: dict[str, Any], status: int) -> Response:
+    return Response(orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE), status, media_type="application/json")
 
 
 def _answer(notification: Notification, number: int, created_at: datetime) -> dict[str, Any]:
@@ -120,12 +152,13 @@ router.add_api_route(
     methods=["POST"],
     status_code=201,
     response_class=Response,
-    responses={201: {"model": StoredNotification}},
+    responses={201: {"model": StoredNotification}, 202: {"model": NotificationAccepted}},
     openapi_extra={
+        "parameters": [idempotency.PARAMETER],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": TypeAdapter(PostedNotification).json_schema()}},
-        }
+        },
     },
 )
 

@@ -46,6 +46,8 @@ class Acceptance(NamedTuple):
     parents: Mapping[UUID, date | None]
     """Dates of the parents that are known."""
     log: str
+    person: str | None = None
+    """The person who posts, who is the actor whatever the body says."""
 
 
 @dataclass(slots=True)
@@ -163,6 +165,8 @@ def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> 
     get = posted.get
     category, correlation_id = posted["event_category"], posted["correlation_id"]
     retention_days = posted.get("retention_days") or RETENTION_DAYS
+    actor = get("actor_type", "service"), get("actor_id", category + "-service")
+    actor_type, actor_id = actor if acceptance.person is None else ("user", acceptance.person)
     row: dict[str, Any] = {
         "event_id": event_id,
         "event_version": posted["version"],
@@ -172,8 +176,8 @@ def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> 
         "event_category": category,
         "event_action": posted["event_action"],
         "event_outcome": posted["event_outcome"],
-        "actor_type": get("actor_type", "service"),
-        "actor_id": get("actor_id", category + "-service"),
+        "actor_type": actor_type,
+        "actor_id": actor_id,
         "actor_ip": item.actor_ip,
         "resource_type": get("resource_type", category),
         "resource_id": get("resource_id", correlation_id),

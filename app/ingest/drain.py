@@ -9,9 +9,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import orjson
+
 from app import db, schema
-from app.errors import Fatal
+from app.errors import AuditError, Fatal
 from app.ingest.kept import shown
+from app.ingest.notification_spool import NotificationSpool
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
@@ -28,26 +31,32 @@ class Entry(NamedTuple):
 
     position: int
     kept_at: float
-    events: int
+    what: str
     size: int
     reason: str | None
     """Why it is in quarantine; None while it waits."""
 
 
 def entries(directory: Path) -> list[Entry]:
-    """Every request in order, also while a service uses the spool."""
+    """Every request, the oldest first, also while a service uses the spool."""
     with closing(_reading(directory)) as file:
-        rows = file.execute("SELECT position, kept_at, events, bytes, reason FROM requests ORDER BY position")
+        rows = file.execute(
+            "SELECT position, kept_at, events || ' events', bytes, reason FROM requests"
+            " UNION ALL SELECT position, kept_at, 'notification', bytes, reason FROM notifications ORDER BY kept_at"
+        )
         return [Entry(*row) for row in rows]
 
 
 def events(directory: Path, *, quarantined: bool) -> Iterator[dict[str, Any]]:
-    """The events themselves, as they were accepted."""
+    """The events and notifications themselves, as they were accepted."""
     with closing(_reading(directory)) as file:
         query = "SELECT reason, body FROM requests ORDER BY position"
         for reason, body in file.execute(query):
             if (reason is not None) >= quarantined:
                 yield from (event | ({"reason": reason} if reason else {}) for event in shown(body))
+        for reason, body in file.execute("SELECT reason, body FROM notifications ORDER BY position"):
+            if (reason is not None) >= quarantined:
+                yield orjson.loads(body) | ({"reason": reason} if reason else {})
 
 
 def _reading(directory: Path) -> sqlite3.Connection:
@@ -76,9 +85,13 @@ async def replay(settings: Settings, directory: Path, *, force: bool, quarantine
             raise Fatal(
                 f"The spool is older than the smallest retention ({days} days): say --force to write it all the same."
             )
-        before = spool.depth.events
+        before = spool.depth.events, spool.depth.notifications
         await _drain(Writer(Store(settings, log_name), settings, spool), spool)
-        return f"{before - spool.depth.events} events written, {spool.depth.quarantined} in quarantine"
+        await _drain_notifications(settings, spool)
+        return (
+            f"{before[0]} events and {before[1]} notifications taken from the spool; "
+            f"{spool.depth.quarantined} events are in quarantine"
+        )
     finally:
         spool.close()
 
@@ -98,3 +111,14 @@ async def _drain(writer: Writer, spool: Spool) -> None:
         await writer.close()
     if spool.depth.events:
         raise Fatal(f"Postgres takes no events: {left} are still in the spool; the log above says why.")
+
+
+async def _drain_notifications(settings: Settings, spool: Spool) -> None:
+    engine = db.create_engine(settings)
+    try:
+        await NotificationSpool(spool).replay(engine)
+    except AuditError as error:
+        left = spool.depth.notifications
+        raise Fatal(f"Postgres takes no notifications, {left} are still in the spool: {error.detail}") from error
+    finally:
+        await engine.dispose()

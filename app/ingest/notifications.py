@@ -3,18 +3,19 @@
 They are no events: they stand in no chain and in no log. A notification_id is taken once for ever.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypedDict
 
 from app.db import fetch
-from app.errors import BadRequest, Conflict
+from app.errors import BadRequest, Conflict, DatabaseFailed
 from app.events.envelope import DateTime, Name255, timestamp
 from app.events.explain import bad_fields, explain
+from app.ingest.submission import Claim, key_reused
 from app.sql import load
 
 Channel = Literal["email", "slack", "pagerduty", "teams", "webhook", "console", "file", "log"]
@@ -24,7 +25,8 @@ INSTANCE = f"/audit/{RESOURCE}"
 
 _AHEAD_MAX = timedelta(minutes=5)
 _RECIPIENT_MAX = 255
-_SQL = load("ingest")["notification"]
+_SQL = load("ingest")
+UNIQUE_VIOLATION = "23505"
 
 
 @with_config(ConfigDict(strict=True, extra="ignore"))
@@ -98,21 +100,59 @@ def checked(value: Any, now: datetime) -> Notification:
     )
 
 
-async def write(engine: AsyncEngine, notification: Notification) -> tuple[int, datetime]:
-    """(id, created_at) of the stored notification, once it is committed. Conflict when its notification_id is taken."""
-    one = notification
-    rows = await fetch(
-        engine,
-        _SQL,
-        *(one.remediation_id, one.notification_id, one.recipient, one.channel, one.message_summary, one.status),
-        *(one.sent_at, one.delivery_status, one.error_message, one.escalation_level),
+class Stored(NamedTuple):
+    """What Postgres adds to a notification."""
+
+    id: int
+    created_at: datetime
+
+
+async def write(engine: AsyncEngine, notification: Notification, claim: Claim | None = None) -> Stored:
+    """What is stored, once it is committed; for a claim that was made before, what was stored then.
+
+    Raises Conflict when the notification_id is taken, KeyReused when the claim's key was sent with another body.
+    """
+    if claim is not None and (stored := await _promised(engine, claim)) is not None:
+        return stored
+    promise = (None,) * 4 if claim is None else claim
+    try:
+        rows = await fetch(engine, _SQL["notification"], *astuple(notification), *promise)
+    except DatabaseFailed as error:
+        if claim is None or getattr(error.__cause__, "sqlstate", "") != UNIQUE_VIOLATION:
+            raise
+        rows = []  # another replica was faster with the same key
+    if rows:
+        return _stored(rows[0])
+    if claim is not None and (stored := await _promised(engine, claim)) is not None:
+        return stored
+    raise taken(notification)
+
+
+async def is_stored(engine: AsyncEngine, notification: Notification) -> bool:
+    """Whether what is stored under its id is this notification, equal in every member."""
+    rows = await fetch(engine, _SQL["stored_notification"], notification.notification_id)
+    return bool(rows) and tuple(rows[0]) == astuple(notification)
+
+
+def taken(notification: Notification) -> Conflict:
+    """The refusal of a notification_id that is taken."""
+    return Conflict(
+        f"notification_id: there is a notification {notification.notification_id!r} already, and each is stored once",
+        resource=RESOURCE,
+        field="notification_id",
+        value=notification.notification_id,
+        instance=INSTANCE,
     )
+
+
+async def _promised(engine: AsyncEngine, claim: Claim) -> Stored | None:
+    rows = await fetch(engine, _SQL["notification_claim"], claim.scope, claim.key)
     if not rows:
-        raise Conflict(
-            f"notification_id: there is a notification {one.notification_id!r} already, and each is stored once",
-            resource=RESOURCE,
-            field="notification_id",
-            value=one.notification_id,
-            instance=INSTANCE,
-        )
-    return rows[0]["id"], rows[0]["created_at"].astimezone(UTC)
+        return None
+    if rows[0]["body_digest"] != claim.digest:
+        raise key_reused()
+    return _stored(rows[0])
+
+
+def _stored(row: Any) -> Stored:
+    return Stored(row["id"], row["created_at"].astimezone(UTC))

@@ -51,6 +51,19 @@ CREATE INDEX requests_claim ON requests (scope, key) WHERE scope IS NOT NULL;
 CREATE INDEX requests_quarantined ON requests (position) WHERE reason IS NOT NULL;
 CREATE TABLE ids (event_id BLOB PRIMARY KEY, position INTEGER NOT NULL, event_date TEXT NOT NULL, digest BLOB) WITHOUT ROWID;
 CREATE INDEX ids_position ON ids (position);
+CREATE TABLE notifications (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    token BLOB NOT NULL UNIQUE,
+    kept_at REAL NOT NULL,
+    notification_id TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    scope TEXT,
+    key TEXT,
+    digest BLOB,
+    expires_at TEXT,
+    reason TEXT,
+    body BLOB NOT NULL
+);
 """
 
 log = logging.getLogger(__name__)
@@ -85,6 +98,8 @@ class Depth:
     """When the oldest waiting request was kept, Unix time."""
     quarantined: int = 0
     """Events in quarantine, not counted in `events`."""
+    notifications: int = 0
+    """Notifications that wait. Those in quarantine are only listed."""
 
 
 class Spool:
@@ -209,6 +224,31 @@ class Spool:
             return None
         return await self._on_thread(lambda: self._event(event_id))
 
+    async def read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """What `work` finds in the file."""
+        return await self._on_thread(lambda: work(self._file))
+
+    async def change(self, work: Callable[[sqlite3.Connection], int], size: int) -> int:
+        """One transaction on the file. `work` answers by how many notifications, of `size` bytes, more wait after it."""
+        async with self._counting:
+            more = await self._on_thread(lambda: self._guarded(work))
+            self.depth.notifications += more
+            self.depth.bytes += more * size
+        self._show()
+        return more
+
+    async def keep(self, work: Callable[[sqlite3.Connection], int], token: bytes, size: int) -> int:
+        """change() that adds a notification under `token`. Raises SpoolFull or SpoolFailed; then nothing was kept."""
+        if self._broken:
+            raise SpoolFailed
+        if self.depth.bytes + size > self._bytes_max or self._free() - 2 * size < FREE_BYTES_MIN:
+            raise SpoolFull
+        try:
+            return await self.change(work, size)
+        except SpoolFailed:
+            self._void.append(token)
+            raise
+
     async def mend(self) -> None:
         """After a failure: open the file anew, void what was refused, and check it. Raises nothing; the next call tries again."""
         if not self._broken:
@@ -260,6 +300,11 @@ class Spool:
         for token in self._void:
             for (position,) in self._file.execute("SELECT position FROM requests WHERE token = ?", [token]).fetchall():
                 self._delete(position)
+            self._file.execute("DELETE FROM notifications WHERE token = ?", [token])
+
+    def _guarded(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        self._refuse_broken()
+        return self._transact(lambda: work(self._file))
 
     def _transact(self, work: Callable[[], _T]) -> _T:
         self._file.execute("BEGIN IMMEDIATE")
@@ -299,7 +344,7 @@ class Spool:
         if not fresh:
             return []
         correlations = "\0".join({event.correlation_id for event in fresh})
-        row = (token, time.time(), len(fresh), len(body), correlations, *_claim_columns(claim))
+        row = (token, time.time(), len(fresh), len(body), correlations, *claim_columns(claim))
         if len(fresh) < len(submission.events):
             body = keep(fresh)
         position = self._file.execute(
@@ -348,7 +393,7 @@ class Spool:
             size += length
             if kept and (events > events_max or size > bytes_max):
                 break
-            kept.append(Kept(position, revive(body, log_name), _claim(claim), tuple(correlations.split("\0"))))
+            kept.append(Kept(position, revive(body, log_name), claim_of(claim), tuple(correlations.split("\0"))))
         return kept
 
     def _remove(self, positions: Sequence[int]) -> dict[int, int]:
@@ -387,6 +432,7 @@ class Spool:
             ids = [(e.id.bytes, position, e.date.isoformat(), e.digest) for e in revive(body, "")]
             self._file.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?, ?, ?)", ids)
             self._file.execute("UPDATE requests SET reason = NULL WHERE position = ?", [position])
+        self._file.execute("UPDATE notifications SET reason = NULL")
 
     def _oldest(self) -> float | None:
         row = self._file.execute(
@@ -409,6 +455,9 @@ class Spool:
             depth.events += events
             depth.oldest = depth.oldest or kept_at
             correlations.update(names.split("\0"))
+        query = "SELECT count(*), coalesce(sum(bytes), 0) FROM notifications WHERE reason IS NULL"
+        depth.notifications, size = self._file.execute(query).fetchone()
+        depth.bytes += size
         return depth, correlations
 
     # The event loop's thread again.
@@ -458,11 +507,13 @@ class Spool:
         metrics.DLQ_CRITICAL.labels("events").set(share >= 0.9)
 
 
-def _claim_columns(claim: Claim | None) -> tuple[Any, ...]:
+def claim_columns(claim: Claim | None) -> tuple[Any, ...]:
+    """Four columns; NULL without a claim."""
     return (None,) * 4 if claim is None else (claim.scope, claim.key, claim.digest, claim.expires_at.isoformat())
 
 
-def _claim(columns: Sequence[Any]) -> Claim | None:
+def claim_of(columns: Sequence[Any]) -> Claim | None:
+    """What claim_columns() made of it."""
     if columns[0] is None:
         return None
     scope, key, digest, expires_at = columns

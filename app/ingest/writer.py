@@ -63,7 +63,7 @@ class Writer:
         events, size = len(submission.events), submission.size
         if self._closing or not self._fits(events, size):
             raise InboxFull
-        with self._running(submission.claim):
+        with self.running(submission.claim):
             self._inbox.append(submission)
             self._events_waiting += events
             self._bytes_waiting += size
@@ -88,7 +88,7 @@ class Writer:
         )
 
     @contextmanager
-    def _running(self, claim: Claim | None) -> Iterator[None]:
+    def running(self, claim: Claim | None) -> Iterator[None]:
         """Of requests with the same Idempotency-Key, one at a time."""
         if claim is None:
             yield

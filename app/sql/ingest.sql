@@ -114,9 +114,33 @@ SELECT COALESCE(min(retention_days), 2555) FROM audit_retention_policies
 SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
 
 -- name: notification
--- One notification, unless its id is taken: then no row comes back.
-INSERT INTO notification_audit (remediation_id, notification_id, recipient, channel, message_summary, status, sent_at,
-    delivery_status, error_message, escalation_level)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-ON CONFLICT (notification_id) DO NOTHING
-RETURNING id, created_at
+-- One notification, and the promise under its Idempotency-Key if it came with one. If its id is taken, no row comes back.
+WITH written AS (
+    INSERT INTO notification_audit (remediation_id, notification_id, recipient, channel, message_summary, status, sent_at,
+        delivery_status, error_message, escalation_level)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    ON CONFLICT (notification_id) DO NOTHING
+    RETURNING id, notification_id, created_at
+), claimed AS (
+    INSERT INTO claims (scope, key, body_digest, event_ids, answer, expires_at)
+    SELECT $11, $12, $13, '{}', jsonb_build_object('notification_id', notification_id), $14
+    FROM written WHERE $11::text IS NOT NULL
+)
+SELECT id, created_at FROM written
+
+-- name: notification_claim
+-- What was promised under an Idempotency-Key. It counts until it expires, and only while its notification is there.
+WITH promised AS (
+    SELECT c.scope, c.key, c.body_digest, c.expires_at > now() AS counts, n.id, n.created_at
+    FROM claims c LEFT JOIN notification_audit n ON n.notification_id = c.answer->>'notification_id'
+    WHERE c.scope = $1 AND c.key = $2
+), void AS (
+    DELETE FROM claims c USING promised p WHERE c.scope = p.scope AND c.key = p.key AND (p.id IS NULL OR NOT p.counts)
+)
+SELECT body_digest, id, created_at FROM promised WHERE id IS NOT NULL AND counts
+
+-- name: stored_notification
+-- The notification that has an id, as it was sent.
+SELECT remediation_id, notification_id, recipient, channel, message_summary, status, sent_at, delivery_status, error_message,
+    escalation_level
+FROM notification_audit WHERE notification_id = $1

@@ -210,10 +210,10 @@ def test_metrics_and_methods(client: httpx.Client) -> None:
     assert (refused.status_code, refused.headers["Allow"], refused.text) == (405, "GET, POST", "")
 
 
-async def test_postgres_away(database_url: str, service: Callable[..., Service]) -> None:
-    """While Postgres is away a notification is acknowledged, or its sender is not told to come back."""
+async def test_away_without_a_spool(database_url: str, service: Callable[..., Service]) -> None:
+    """While Postgres is away a notification is acknowledged that is nowhere, or its sender is not told to come back."""
     async with proxy(database_url) as between, httpx.AsyncClient(timeout=30) as client:
-        url = (await asyncio.to_thread(service, database_url=between.url)).url + PATH
+        url = (await asyncio.to_thread(service, database_url=between.url, spool=False)).url + PATH
         assert (await client.post(url, json=make("n-0"))).status_code == 201
         await between.refuse(refusing=True)
         answer = await client.post(url, json=make())
@@ -223,3 +223,68 @@ async def test_postgres_away(database_url: str, service: Callable[..., Service])
         assert (await client.get(url)).status_code == 503
         await between.refuse(refusing=False)
         assert (await client.post(url, json=make())).status_code == 201
+
+
+async def test_spooled_and_replayed(database_url: str, service: Callable[..., Service], connection: Any) -> None:
+    """A notification that was acknowledged in an outage is lost, or stored twice, or a second one takes its id."""
+    async with proxy(database_url) as between, httpx.AsyncClient(timeout=30) as client:
+        url = (await asyncio.to_thread(service, database_url=between.url)).url + PATH
+        key = {"Idempotency-Key": "k-1"}
+        assert (await client.post(url, json=make("n-0"), headers=key)).status_code == 201
+        await between.refuse(refusing=True)
+        answer = await client.post(url, json=make())
+        assert (answer.status_code, answer.json()["status"]) == (202, "accepted")
+        assert "queued" in answer.json()["message"]
+        assert (await client.post(url, json=make())).status_code == 409
+        keyed = {"Idempotency-Key": "k-2"}
+        for _ in range(2):
+            assert (await client.post(url, json=make("n-2"), headers=keyed)).status_code == 202
+        assert (await client.post(url, json=make("n-3"), headers=keyed)).status_code == 422
+        # What is kept turns out to be taken already: the one that is stored stays, the other one is shown to operators.
+        assert (await client.post(url, json=make("n-0", status="failed"))).status_code == 202
+        assert (await client.post(url, json=make("n-0", status="failed"))).status_code == 409
+        await between.refuse(refusing=False)
+        await stored(connection, 3)
+        assert (await client.post(url, json=make("n-2"), headers=keyed)).status_code == 201
+        assert (await client.post(url, json=make("n-2"))).status_code == 409
+        metrics = (await client.get(url.replace(PATH, "/metrics"))).text
+    assert await connection.fetchval("SELECT status FROM notification_audit WHERE notification_id = 'n-0'") == "sent"
+    assert 'datastorage_dlq_stream_xadd_total{stream="notifications"} 3.0' in metrics
+    assert 'datastorage_dlq_stream_xadd_total{stream="dead_letter_notifications"} 1.0' in metrics
+
+
+async def stored(connection: Any, number: int) -> None:
+    for _ in range(500):
+        if await connection.fetchval("SELECT count(*) FROM notification_audit") == number:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("the spool is not replayed")
+
+
+async def test_answers_lost(database_url: str, service: Callable[..., Service], connection: Any) -> None:
+    """A notification whose commit was not answered is kept, and then refused as its own duplicate."""
+    async with proxy(database_url) as between, httpx.AsyncClient(timeout=30) as client:
+        url = (await asyncio.to_thread(service, database_url=between.url)).url + PATH
+        statuses = set()
+        for n in range(12):
+            between.lose_answer = n % 2 == 0
+            statuses.add((await client.post(url, json=make(f"n-{n}"))).status_code)
+        assert statuses == {201, 202}
+        await stored(connection, 12)
+        metrics = url.replace(PATH, "/metrics")
+        for _ in range(500):
+            if "datastorage_spool_bytes 0.0" in (await client.get(metrics)).text:
+                break
+            await asyncio.sleep(0.02)
+        assert 'stream="dead_letter_notifications"} 0.0' in (await client.get(metrics)).text
+
+
+def test_retry_under_a_key(client: httpx.Client) -> None:
+    """A retry under its key is a duplicate to its sender, or another body is taken for the first."""
+    key = {"Idempotency-Key": '"n-1"'}
+    first = client.post(PATH, json=make(), headers=key)
+    again = client.post(PATH, json=dict(reversed(make().items())), headers=key)
+    assert (first.status_code, again.status_code, again.json()) == (201, 201, first.json())
+    assert client.post(PATH, json=make(status="failed"), headers=key).status_code == 422
+    assert client.post(PATH, json=make(), headers={"Idempotency-Key": "another"}).status_code == 409
+    assert client.post(PATH, json=make("n-2"), headers={"Idempotency-Key": "another"}).status_code == 201

@@ -223,7 +223,7 @@ async def test_spool_of_a_pod_that_never_comes_back(database_url: str, tmp_path:
     assert [json.loads(line)["event_action"] for line in run("export", spool, database_url).splitlines()] == [
         f"step-{n}" for n in range(3)
     ]
-    assert "3 events written, 0 in quarantine" in run("replay", spool, database_url)
+    assert "3 events and 0 notifications taken from the spool; 0 events" in run("replay", spool, database_url)
     assert run("list", spool, database_url) == ""
 
 
@@ -248,7 +248,7 @@ async def test_shutdown_in_an_outage(database_url: str, tmp_path: Any) -> None:
             assert await asyncio.to_thread(one.process.wait, 30) == 0
     assert [answer.status_code for answer in answers] == [202] * 20
     assert run("list", tmp_path / "spool", database_url).count("waiting") >= 1
-    assert "20 events written" in run("replay", tmp_path / "spool", database_url)
+    assert "20 events and 0 notifications" in run("replay", tmp_path / "spool", database_url)
 
 
 async def test_start_without_postgres(database_url: str, tmp_path: Any) -> None:
