@@ -36,7 +36,12 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* DATASTORAGE_DATABASE_URL; a dict of `root` and `secret`. */}}
+{{/* Whether callers show tokens of Kubernetes. */}}
+{{- define "datastorage.asksKubernetes" -}}
+{{ if has "kubernetes" (splitList "," (.Values.settings.auth | nospace)) }}true{{ end }}
+{{- end }}
+
+{{/* How a container knows its database; a dict of `root` and `secret`. An external one's URL is read from a file. */}}
 {{- define "datastorage.databaseEnv" -}}
 {{- if .root.Values.postgres.enabled -}}
 - name: POSTGRES_PASSWORD
@@ -45,12 +50,58 @@ securityContext:
 - name: DATASTORAGE_DATABASE_URL
   value: postgresql://{{ .root.Values.postgres.user }}:$(POSTGRES_PASSWORD)@{{ include "datastorage.name" .root }}-postgres:5432/{{ .root.Values.postgres.database }}
 {{- else -}}
-- name: DATASTORAGE_DATABASE_URL
-  valueFrom:
-    secretKeyRef: {name: {{ .secret.name }}, key: {{ .secret.key }}}
+- {name: DATASTORAGE_DATABASE_URL_FILE, value: /etc/datastorage/database/{{ .secret.key }}}
+{{- end }}
+{{- end }}
+
+{{- define "datastorage.databaseMount" -}}
+{{- if not .Values.postgres.enabled -}}
+- {name: database, mountPath: /etc/datastorage/database, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "datastorage.databaseVolume" -}}
+{{- if not .root.Values.postgres.enabled -}}
+- name: database
+  secret: {secretName: {{ .secret.name }}}
 {{- end }}
 {{- end }}
 
 {{- define "datastorage.postgresSecret" -}}
 {{ .Values.postgres.existingSecret | default (printf "%s-postgres" (include "datastorage.name" .)) }}
+{{- end }}
+
+{{/* What pods that run one command share. */}}
+{{- define "datastorage.commandPod" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext: {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* As their containers; a dict of `root` and `secret`. */}}
+{{- define "datastorage.commandContainer" -}}
+image: {{ include "datastorage.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+{{ include "datastorage.containerSecurity" .root }}
+env:
+  # Nothing is served here: without this, the image's address would be refused, since nobody is asked who they are.
+  - {name: DATASTORAGE_HOST, value: 127.0.0.1}
+  {{- with .root.Values.settings.log_name }}
+  - {name: DATASTORAGE_LOG_NAME, value: {{ . | quote }}}
+  {{- end }}
+  {{- include "datastorage.databaseEnv" . | nindent 2 }}
+resources:
+  requests: {cpu: 100m, memory: 128Mi}
+  limits: {memory: 512Mi}
+volumeMounts:
+  {{- include "datastorage.databaseMount" .root | nindent 2 }}
 {{- end }}
