@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from tests.databases import scratch
+from tests.databases import create, drop, scratch
 from tests.events import make_event
 from tests.proxy import proxy
 from tests.services import Service, free_port, spawn, wait_until_ready
@@ -178,6 +178,41 @@ def test_a_service_that_cannot_start_says_why(server_url: str) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "datastorage migrate" in done.stderr
+
+
+async def test_migration_waits_for_postgres(server_url: str) -> None:
+    """The chart's migration fails, or is put off for longer each time, when its Postgres comes up a little later."""
+    database = await create(server_url)
+    try:
+        async with proxy(database) as between:
+            await between.refuse(True)
+            migration = await _migrate(between.url, "--wait", "60")
+            for _ in range(4):  # it was turned away, and tries again
+                await between.refused.acquire()
+            assert migration.returncode is None
+            await between.refuse(False)
+            said, _ = await migration.communicate()
+            assert (await migration.wait(), said[:16]) == (0, b"The schema is at")
+    finally:
+        await drop(server_url, database)
+
+
+async def test_migration_without_postgres_says_so() -> None:
+    """A traceback stands where an operator looks for what to do."""
+    migration = await _migrate(f"postgresql://u:hunter2@127.0.0.1:{free_port()}/d")
+    _, said = await migration.communicate()
+    assert migration.returncode == 1
+    assert said.startswith(b"datastorage: The database cannot be migrated: ")
+    assert b"hunter2" not in said
+
+
+async def _migrate(database_url: str, *arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", "migrate", *arguments),
+        env={"DATASTORAGE_DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_embedded_postgres_that_dies_ends_the_service(tmp_path: Path) -> None:
