@@ -124,13 +124,15 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     from pydantic import SecretStr
 
-    from app import logs
+    from app import logs, tracing
     from app.db import Presence
     from app.serve import serve
     from app.settings import load
 
     settings = load(migrate=True) if arguments.migrate else load()
     logs.configure(settings.log_level)
+    if settings.otel_endpoint is not None:
+        tracing.start(settings.otel_endpoint)
     presence = Presence()
     if settings.database_url is not None:
         serve(settings, presence)

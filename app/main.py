@@ -85,7 +85,11 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     access.check(app)
     app.state.door = access.Door(Gate(settings), settings)
     front = Front(app, events.DIRECT, app.state.door, settings)
-    return health.ExtraPorts(front, extra_ports) if extra_ports else front
+    return (
+        health.ExtraPorts(front, extra_ports, settings.health_port if settings.profile else None)
+        if extra_ports
+        else front
+    )
 
 
 def create_catalog(settings: Settings) -> Catalog:

@@ -145,7 +145,10 @@ async def _submit(request: Request, posted: _Posted, deadline_ms: int) -> bool:
         found = await parents.find(state.engine, state.writer, posted.drafts, now + deadline_ms / 2000)
     except DatabaseFailed as error:
         raise ParentsNotRead from (error.__cause__ or error)
-    acceptance = Acceptance(datetime.now(UTC), found, state.writer.store.log_name, person_of(request))
+    trace_id, span_id = request.scope["state"].get("trace", (None, None))
+    acceptance = Acceptance(
+        datetime.now(UTC), found, state.writer.store.log_name, person_of(request), trace_id, span_id
+    )
     try:
         submission = await prepare(posted.drafts, posted.ids, acceptance, posted.claim)
         spooled: bool = await state.writer.submit(submission, now + deadline_ms / 1000)
