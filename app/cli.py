@@ -33,7 +33,11 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     from app import show, simulate
 
-    parser = argparse.ArgumentParser(prog="datastorage", description="The audit event store of the Kubernaut platform.")
+    parser = argparse.ArgumentParser(
+        prog="datastorage",
+        description="The audit event store of the Kubernaut platform. @FILE stands for what is in the file: --token @FILE.",
+        fromfile_prefix_chars="@",  # secrets do not belong into a list of processes
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve the API; without DATASTORAGE_DATABASE_URL on an embedded Postgres")
     serve.add_argument("--migrate", action="store_true", help="bring the schema up first")

@@ -38,18 +38,21 @@ log = logging.getLogger(__name__)
 class Oidc:
     """The issuer's keys, fetched when they are needed, and what its tokens say."""
 
-    def __init__(self, settings: Settings, client: httpx.AsyncClient, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         assert settings.oidc_issuer is not None
         assert settings.oidc_audience is not None
         self._audience = settings.oidc_audience
         self._settings = settings
         self._issuer = settings.oidc_issuer
-        self._client = client
+        self._client = httpx.AsyncClient(timeout=settings.auth_timeout_ms / 1000)
         self._clock = clock
         """Unix time."""
         self._keys: KeySet | None = None
         self._fetched = self._tried = float("-inf")
         self._fetching = asyncio.Lock()
+
+    async def close(self) -> None:
+        await self._client.aclose()
 
     def issued(self, token: str) -> bool:
         """Whether the token says that it comes from this issuer. Nothing is proven yet."""
