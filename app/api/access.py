@@ -91,11 +91,7 @@ class Door:
 
     def __init__(self, gate: Gate, settings: Settings) -> None:
         self.gate = gate
-        self._limit: ReadLimit | None = None
-        if settings.read_rate is not None:
-            from app.api.ratelimit import ReadLimit  # noqa: PLC0415 -- a tenth of the start's time
-
-            self._limit = ReadLimit(settings.read_rate)
+        self._limit = None if settings.read_rate is None else _read_limit(settings.read_rate)
         self._audits = settings.audit_reads
 
     async def admit(self, scope: Scope, authorization: bytes | None) -> dict[str, str]:
@@ -120,6 +116,12 @@ class Door:
         if self._audits and ((caller and caller.identity.audited) or any(m.match(scope["path"]) for m in _MATTERS)):
             await _audit(scope, caller)
         return added
+
+
+def _read_limit(rate: str) -> "ReadLimit":
+    from app.api.ratelimit import ReadLimit  # noqa: PLC0415 -- a tenth of the start's time
+
+    return ReadLimit(rate)
 
 
 async def _audit(scope: Scope, caller: Caller | None) -> None:

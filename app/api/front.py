@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics, tracing
 from app.api.access import GUARDED, Door
-from app.api.body import ClientGone, refuse_large
+from app.api.body import ClientGone, too_large
 from app.api.browser import Browser
 from app.api.problems import respond
 from app.api.proxies import Proxies
@@ -109,7 +109,7 @@ class Front:
             endpoint = self._direct.get((scope["method"], scope["path"]))
             if endpoint is not None:
                 return await endpoint(request)
-            refuse_large(request, self._settings.body_bytes_max)
+            _refuse_large(request, self._settings.body_bytes_max)
         except AuditError as error:
             return respond(request, error)
         except ClientGone:
@@ -134,3 +134,9 @@ class Front:
         method, route = scope["method"], self._route(scope)
         metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(seconds)
         self._access_log.write(scope, status, seconds)
+
+
+def _refuse_large(request: Request, bytes_max: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > bytes_max:
+        raise too_large(request, bytes_max)

@@ -37,21 +37,9 @@ class Gate:
         self._now = now
         self._identities = Answers[bytes, Identity | Literal[False]](seconds, entries_max, clock)
         self._permissions = Answers[tuple[bytes, str], bool](seconds, 2 * entries_max, clock)
-        self._tokens: TokenFile | None = None
-        self._oidc: Oidc | None = None
-        self._kubernetes: Kubernetes | None = None
-        # What a judge needs is imported with it: that takes a third of a second and 20 MB.
-        if "tokens" in modes:
-            assert settings.tokens_file is not None
-            self._tokens = TokenFile(settings.tokens_file, clock)
-        if "oidc" in modes:
-            from app.auth.oidc import Oidc  # noqa: PLC0415 -- as said above
-
-            self._oidc = Oidc(settings, now)
-        if "kubernetes" in modes:
-            from app.auth.kubernetes import Kubernetes  # noqa: PLC0415 -- as said above
-
-            self._kubernetes = Kubernetes(settings)
+        self._tokens = _token_file(settings, clock) if "tokens" in modes else None
+        self._oidc = _oidc(settings, now) if "oidc" in modes else None
+        self._kubernetes = _kubernetes(settings) if "kubernetes" in modes else None
 
     async def close(self) -> None:
         for judge in (self._oidc, self._kubernetes):
@@ -94,3 +82,21 @@ class Gate:
             return await self._permissions.ask(question, lambda: kubernetes.allows(identity, question[1]))
         except ReviewFailed as error:
             raise ReviewFailed("Authorization service unavailable") from error.__cause__
+
+
+def _token_file(settings: Settings, clock: Clock) -> TokenFile:
+    assert settings.tokens_file is not None, "the settings have seen to it"
+    return TokenFile(settings.tokens_file, clock)
+
+
+# What a judge needs is imported with it: it takes a third of a second and 20 MB.
+def _oidc(settings: Settings, now: Clock) -> "Oidc":
+    from app.auth.oidc import Oidc  # noqa: PLC0415 -- as said above
+
+    return Oidc(settings, now)
+
+
+def _kubernetes(settings: Settings) -> "Kubernetes":
+    from app.auth.kubernetes import Kubernetes  # noqa: PLC0415 -- as said above
+
+    return Kubernetes(settings)
