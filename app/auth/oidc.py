@@ -30,6 +30,8 @@ _USABLE_SECONDS = 3_600
 """So long the keys are good while the issuer does not answer."""
 _FETCH_AGAIN_SECONDS = 10
 """Not more often for tokens with unknown keys: anybody can make those up."""
+_FIRST_FETCH_AGAIN_SECONDS = 1
+"""Whoever waited while a fetch failed does not begin the next one, or the last in the line would wait for ever."""
 _LEEWAY_SECONDS = 5
 
 log = logging.getLogger(__name__)
@@ -114,9 +116,10 @@ class Oidc:
         async with self._fetching:
             now = self._clock()
             wanted = self._keys is known or now - self._fetched >= _REFRESH_SECONDS
-            if wanted and (now - self._tried >= _FETCH_AGAIN_SECONDS or self._keys is None):
-                self._tried = now
+            pause = _FIRST_FETCH_AGAIN_SECONDS if self._keys is None else _FETCH_AGAIN_SECONDS
+            if wanted and now - self._tried >= pause:
                 await self._fetch(now)
+                self._tried = self._clock()
             if self._keys is None or now - self._fetched >= _USABLE_SECONDS:
                 raise ReviewFailed
             return self._keys
