@@ -37,7 +37,11 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     from app import show, simulate
 
-    parser = argparse.ArgumentParser(prog="datastorage", description="The audit event store of the Kubernaut platform.")
+    parser = argparse.ArgumentParser(
+        prog="datastorage",
+        description="The audit event store of the Kubernaut platform. @FILE stands for what is in the file: --token @FILE.",
+        fromfile_prefix_chars="@",  # secrets do not belong into a list of processes
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve the API; without DATASTORAGE_DATABASE_URL on an embedded Postgres")
     serve.add_argument("--migrate", action="store_true", help="bring the schema up first")
@@ -131,13 +135,15 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
 def _serve(arguments: argparse.Namespace) -> None:
     from pydantic import SecretStr
 
-    from app import logs
+    from app import logs, tracing
     from app.db import Presence
     from app.serve import serve
     from app.settings import load
 
     settings = load(migrate=True) if arguments.migrate else load()
     logs.configure(settings.log_level)
+    if settings.otel_endpoint is not None:
+        tracing.start(settings.otel_endpoint)
     presence = Presence()
     if settings.database_url is not None:
         serve(settings, presence)

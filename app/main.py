@@ -30,6 +30,7 @@ from app.api import (
     timeline,
     verify,
 )
+from app.api.body import Room
 from app.api.front import Front
 from app.auth.gate import Gate
 from app.errors import DatabaseAway, Fatal
@@ -70,6 +71,7 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.catalog = create_catalog(settings)
     app.state.presence = presence or db.Presence()
     app.state.engine = db.create_engine(settings)
+    app.state.room = Room(settings.inbox_bytes_max)
     app.state.writer = None
     app.state.spool = None
     problems.install(app)
@@ -85,7 +87,11 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     access.check(app)
     app.state.door = access.Door(Gate(settings), settings)
     front = Front(app, events.DIRECT, app.state.door, settings)
-    return health.ExtraPorts(front, extra_ports) if extra_ports else front
+    return (
+        health.ExtraPorts(front, extra_ports, settings.health_port if settings.profile else None)
+        if extra_ports
+        else front
+    )
 
 
 def create_catalog(settings: Settings) -> Catalog:

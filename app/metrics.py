@@ -89,4 +89,6 @@ for _stream in ("events", "notifications"):
     DLQ_WARNING.labels(stream=_stream)
     DLQ_CRITICAL.labels(stream=_stream)
     DLQ_TRIM.labels(stream=_stream)
+for _reason in ("authentication_failed", "authorization_denied", "review_failed", "rate_limited"):
+    DENIALS.labels(_reason)
 VALIDATION_FAILURES.labels(source="openapi_middleware", reason="validation_error")

@@ -127,7 +127,10 @@ class Settings(BaseSettings):
         50_000, ge=1, description="most events waiting to be written; further ones are answered 503"
     )
     inbox_bytes_max: int = Field(
-        64 * MIB, ge=MIB, description="most bytes of payload waiting to be written; further ones are answered 503"
+        64 * MIB,
+        ge=MIB,
+        description="most bytes of payload waiting to be written, and most bytes of batches being taken; beyond it posts are "
+        "answered 503, but for a batch that is alone",
     )
     flush_events_max: int = Field(1_000, ge=1, description="most events in one flush, but for a larger batch")
     flush_bytes_max: int = Field(
@@ -179,6 +182,13 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="least severe log record written"
     )
+    otel_endpoint: str | None = Field(
+        None,
+        description="OTLP/HTTP collector that spans are sent to, such as http://collector:4318; needs the extra otel",
+    )
+    profile: bool = Field(
+        default=False, description="serve /debug/profile on the health port: where the time goes, for operators"
+    )
     access_log: bool = Field(default=True, description="write one record for each request")
 
     @property
@@ -193,6 +203,14 @@ class Settings(BaseSettings):
         needed = {"oidc": ("oidc_issuer", "oidc_audience"), "tokens": ("tokens_file",)}
         for name in (name for mode in modes for name in needed.get(mode, ()) if getattr(self, name) is None):
             raise ValueError(f"auth is {self.auth}, which needs DATASTORAGE_{name.upper()}")
+        return self
+
+    @model_validator(mode="after")
+    def _profile_apart(self) -> Self:
+        if self.profile and self.health_port in {None, self.port}:
+            raise ValueError(
+                "profile: set DATASTORAGE_HEALTH_PORT too; everybody who reaches the API's port could ask for it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -27,6 +27,9 @@ class Issuer:
     key: RSAKey = field(default_factory=lambda: make_key("first"))
     down: bool = False
     fetched: int = 0
+    """How often its keys were."""
+    asked: int = 0
+    """How often for its document, too."""
 
     def token(self, sub: str, groups: list[str], key: RSAKey | None = None, **claims: Any) -> str:
         """A token as it is good now, but for `claims`; None takes one away."""
@@ -72,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
             "/keys": KeySet([one.key]).as_dict(private=False),
         }
         one.fetched += self.path == "/keys"
+        one.asked += 1
         text = json.dumps(answers.get(self.path)).encode()
         self.send_response(503 if one.down else 200)
         self.send_header("Content-Length", str(len(text)))

@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "settings": "errors",  # a bad setting is Fatal
     "errors": "",
     "metrics": "",
-    "logs": "",
+    "tracing": "errors",  # an extra that is not installed is Fatal
+    "logs": "tracing",
     "tables": "",
     "sql": "",
     "statedir": "",
@@ -29,9 +30,9 @@ MAY_IMPORT = {
     "integrity": "events db tables sql settings errors metrics",
     "retention": "db tables sql settings errors metrics",  # holds will need ingest, as they are events too
     # retention: makes a missing partition; schema: a spool is replayed into the log of the database that is there
-    "ingest": "events integrity retention schema db tables sql settings errors metrics",
+    "ingest": "events integrity retention schema db tables sql settings errors metrics tracing",
     "query": "events integrity db tables sql settings errors",
-    "api": "auth events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log
+    "api": "auth events ingest query integrity retention db logs settings errors metrics sql tracing",  # logs: the access log
     "main": "api auth events ingest integrity query retention schema db logs settings statedir errors metrics",  # query: warms its statements
     "connection": "",
     "tls": "settings errors metrics",
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone
     "show": "",  # as simulate
-    "cli": "auth serve openapi simulate show schema main events ingest query integrity retention db embedded logs settings errors",
+    "cli": "auth serve openapi simulate show schema main events ingest query integrity retention db embedded logs settings errors tracing",
 }
 
 

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app import metrics
+from app import metrics, tracing
 from app.api.access import GUARDED, Door
-from app.api.body import ClientGone, refuse_large
+from app.api.body import ClientGone, too_large
 from app.api.browser import Browser
 from app.api.problems import respond
 from app.api.proxies import Proxies
@@ -23,6 +23,8 @@ from app.settings import Settings, listed
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+# W3C trace context; ids of zeros and version ff mean nothing, further fields belong to later versions.
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 # Headers by which proxies tell who somebody is. Here only a token does, so nothing behind this line may ever see one.
 _IDENTITY = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
 
@@ -63,8 +65,13 @@ class Front:
             await send(message)
 
         try:
-            response = await self._answer(Request(scope, receive), sent, added)
-            await (response or self.app)(scope, receive, send_with_headers)
+            with tracing.request(scope["method"], scope["state"].get("trace")) as span:
+                response = await self._answer(Request(scope, receive), sent, added)
+                await (response or self.app)(scope, receive, send_with_headers)
+                if span is not None:
+                    scope["state"]["trace_id"] = tracing.trace_id()
+                    span.update_name(f"{scope['method']} {self._route(scope)}")
+                    span.set_attribute("http.response.status_code", status)
         except ClientGone:
             pass
         finally:
@@ -77,6 +84,9 @@ class Front:
             scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY)]
         sent_id = sent.get(b"x-request-id", b"")
         scope["state"]["request_id"] = sent_id.decode() if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
+        if traced := _TRACEPARENT.fullmatch(sent.get(b"traceparent", b"")):
+            scope["state"]["trace"] = traced[1].decode(), traced[2].decode()
+            scope["state"]["trace_id"] = traced[1].decode()
         scope["app"] = self.app
         if self._proxies and scope["client"]:
             # The whole list, should it have come in several headers.
@@ -99,7 +109,7 @@ class Front:
             endpoint = self._direct.get((scope["method"], scope["path"]))
             if endpoint is not None:
                 return await endpoint(request)
-            refuse_large(request, self._settings.body_bytes_max)
+            _refuse_large(request, self._settings.body_bytes_max)
         except AuditError as error:
             return respond(request, error)
         except ClientGone:
@@ -116,8 +126,17 @@ class Front:
         if query + sum(len(name) + len(value) for name, value in scope["headers"]) > self._settings.head_bytes_max:
             raise HeadTooLarge
 
+    def _route(self, scope: Scope) -> str:
+        direct = (scope["method"], scope["path"]) in self._direct
+        return scope["path"] if direct else getattr(scope.get("route"), "path", "unknown")
+
     def _write_down(self, scope: Scope, status: int, seconds: float) -> None:
-        method, path = scope["method"], scope["path"]
-        route = path if (method, path) in self._direct else getattr(scope.get("route"), "path", "unknown")
+        method, route = scope["method"], self._route(scope)
         metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(seconds)
         self._access_log.write(scope, status, seconds)
+
+
+def _refuse_large(request: Request, bytes_max: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > bytes_max:
+        raise too_large(request, bytes_max)

@@ -30,6 +30,8 @@ _USABLE_SECONDS = 3_600
 """So long the keys are good while the issuer does not answer."""
 _FETCH_AGAIN_SECONDS = 10
 """Not more often for tokens with unknown keys: anybody can make those up."""
+_FIRST_FETCH_AGAIN_SECONDS = 1
+"""Whoever waited while a fetch failed does not begin the next one, or the last in the line would wait for ever."""
 _LEEWAY_SECONDS = 5
 
 log = logging.getLogger(__name__)
@@ -38,18 +40,21 @@ log = logging.getLogger(__name__)
 class Oidc:
     """The issuer's keys, fetched when they are needed, and what its tokens say."""
 
-    def __init__(self, settings: Settings, client: httpx.AsyncClient, clock: Callable[[], float]) -> None:
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         assert settings.oidc_issuer is not None
         assert settings.oidc_audience is not None
         self._audience = settings.oidc_audience
         self._settings = settings
         self._issuer = settings.oidc_issuer
-        self._client = client
+        self._client = httpx.AsyncClient(timeout=settings.auth_timeout_ms / 1000)
         self._clock = clock
         """Unix time."""
         self._keys: KeySet | None = None
         self._fetched = self._tried = float("-inf")
         self._fetching = asyncio.Lock()
+
+    async def close(self) -> None:
+        await self._client.aclose()
 
     def issued(self, token: str) -> bool:
         """Whether the token says that it comes from this issuer. Nothing is proven yet."""
@@ -111,9 +116,10 @@ class Oidc:
         async with self._fetching:
             now = self._clock()
             wanted = self._keys is known or now - self._fetched >= _REFRESH_SECONDS
-            if wanted and (now - self._tried >= _FETCH_AGAIN_SECONDS or self._keys is None):
-                self._tried = now
+            pause = _FIRST_FETCH_AGAIN_SECONDS if self._keys is None else _FETCH_AGAIN_SECONDS
+            if wanted and now - self._tried >= pause:
                 await self._fetch(now)
+                self._tried = self._clock()
             if self._keys is None or now - self._fetched >= _USABLE_SECONDS:
                 raise ReviewFailed
             return self._keys

@@ -48,6 +48,9 @@ class Acceptance(NamedTuple):
     log: str
     person: str | None = None
     """The person who posts, who is the actor whatever the body says."""
+    trace_id: str | None = None
+    span_id: str | None = None
+    """Of the caller, as its traceparent header names them."""
 
 
 @dataclass(slots=True)
@@ -197,6 +200,7 @@ def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> 
         "payload_salt": salt,
     }
     hashed = record(row, acceptance.log, commitment(salt, committed(row)))
+    hashed["trace_id"], hashed["span_id"] = acceptance.trace_id, acceptance.span_id
     return Event(event_id, correlation_id, tuple(row.values()), hashed, item.digest, len(item.payload))
 
 
@@ -206,7 +210,7 @@ ACCEPTED_COLUMNS = (
     *("parent_event_id", "parent_event_date", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "event_data", "retention_days", "is_sensitive", "recorded_at", "payload_salt"),
 )
-"""Columns of Event.row, in its order."""
+"""Columns of Event.row, in its order. trace_id and span_id stand in Event.record only, with which they are written."""
 _EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
 
 

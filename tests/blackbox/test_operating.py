@@ -1,6 +1,7 @@
 """Health, readiness, metrics, ports and shutdown, as probes and operators see them."""
 
 import asyncio
+import gzip
 import os
 import re
 import signal
@@ -9,8 +10,9 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 
@@ -232,3 +234,47 @@ def test_settings_are_printed_without_secrets() -> None:
     shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=True).stdout
     assert "hunter2" not in shown
     assert "DATASTORAGE_BATCH_EVENTS_MAX = 10000" in shown
+
+
+def test_profile(service: Callable[..., Service]) -> None:
+    """An operator cannot see where the time goes, or everybody can."""
+    health_port = free_port()
+    running = service(health_port=health_port, profile=True)
+    shown = httpx.get(f"http://127.0.0.1:{health_port}/debug/profile?seconds=0.2", timeout=20)
+    assert re.search(r"^\S+;\S*run\S* \d+$", shown.text, re.MULTILINE)
+    assert httpx.get(f"http://127.0.0.1:{health_port}/debug/profile?seconds=61").status_code == 400
+    assert httpx.get(f"{running.url}/debug/profile").status_code == 404
+    other_port = free_port()
+    service(health_port=other_port)
+    assert httpx.get(f"http://127.0.0.1:{other_port}/debug/profile").status_code == 404
+
+
+class _Collector(BaseHTTPRequestHandler):
+    received: ClassVar[list[bytes]] = []
+
+    def do_POST(self) -> None:
+        self.received.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
+        pass
+
+
+def test_spans_reach_a_collector(service: Callable[..., Service]) -> None:
+    """Whoever turns tracing on sees nothing, or loses a line of the log."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        running = service(otel_endpoint=f"http://127.0.0.1:{collector.server_address[1]}")
+        trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+        headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01", "X-Request-ID": "traced"}
+        answer = httpx.post(f"{running.url}/api/v1/audit/events", json=make_event(), headers=headers)
+        assert answer.status_code == 201
+        running.process.send_signal(signal.SIGTERM)
+        assert running.process.wait(30) == 0
+        collector.shutdown()
+    text = b"".join(gzip.decompress(one) if one.startswith(b"\x1f\x8b") else one for one in _Collector.received)
+    for part in (b"POST /api/v1/audit/events", b"flush", b"transaction", bytes.fromhex(trace_id)):
+        assert part in text
+    line = next(line for line in running.log.read_text().splitlines() if '"request_id":"traced"' in line)
+    assert f'"trace_id":"{trace_id}"' in line
