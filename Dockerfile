@@ -22,12 +22,16 @@ COPY app app
 COPY migrations migrations
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
  && /build/bin/pip --python /opt/datastorage/bin/python install --no-compile --no-deps --no-index dist/*.whl
+# What packages bring along and no service reads: their tests, and the sources of what is compiled.
+RUN cd /opt/datastorage/lib/python3*/site-packages \
+ && find . -regex '.*\.\(c\|cpp\|h\|pxd\|pxi\|pyi\|pyx\)' -delete \
+ && find . -type d \( -name testing -o -name tests \) -prune -exec rm -r {} +
 
 # Byte code of the standard library too, which the base may come without: on a read-only root file system the service
 # cannot write any, and would compile everything anew at each start. In one process, whose history can show in byte code.
 ENV PYTHONPYCACHEPREFIX=/opt/datastorage/pycache
 RUN /opt/datastorage/bin/python -m compileall -q --invalidation-mode unchecked-hash \
-    -x '/(test|tests|testing|ensurepip|idlelib|lib2to3|tkinter|turtledemo|dist-packages)/' \
+    -x '/(test|tests|testing|ensurepip|distutils|idlelib|lib2to3|pydoc_data|tkinter|turtledemo|unittest|dist-packages)/' \
     /opt/datastorage/lib "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 
 # What the image contains beyond its base, for those who watch for vulnerabilities.
