@@ -51,11 +51,13 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 	@touch $@
 
 # Versions and hashes only: no registry address gets into these files.
-LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
         --no-annotate --custom-compile-command "make lock" --quiet
 lock:
-	$(LOCK) -o requirements.lock
-	$(LOCK) --all-extras --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) pyproject.toml --all-extras --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) --group sbom -o requirements-sbom.lock
+	$(LOCK) --group chart -o requirements-chart.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

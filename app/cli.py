@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from app.db import Presence
     from app.embedded import EmbeddedPostgres
     from app.settings import Settings
+
+_RETRY_SECONDS = 0.25
 
 
 def main() -> int:
@@ -34,12 +37,19 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     from app import show, simulate
 
-    parser = argparse.ArgumentParser(prog="datastorage", description="The audit event store of the Kubernaut platform.")
+    parser = argparse.ArgumentParser(
+        prog="datastorage",
+        description="The audit event store of the Kubernaut platform. @FILE stands for what is in the file: --token @FILE.",
+        fromfile_prefix_chars="@",  # secrets do not belong into a list of processes
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve the API; without DATASTORAGE_DATABASE_URL on an embedded Postgres")
     serve.add_argument("--migrate", action="store_true", help="bring the schema up first")
     serve.set_defaults(run=_serve)
     migrate = commands.add_parser("migrate", help="bring the schema of DATASTORAGE_DATABASE_URL up")
+    migrate.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="for a Postgres that is not there yet"
+    )
     migrate.set_defaults(run=_migrate)
     settings = commands.add_parser("settings", help="show every setting, its value and what it means")
     settings.set_defaults(run=_settings)
@@ -47,6 +57,15 @@ def _parser() -> argparse.ArgumentParser:
     types.add_argument("name", nargs="?", help="of the type to show")
     types.add_argument("--markdown", action="store_true", help="print docs/events.md")
     types.set_defaults(run=_event_types)
+    tokens = commands.add_parser("token", help="make tokens for DATASTORAGE_AUTH=tokens").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    create = tokens.add_parser("create", help="print a new token, which stands nowhere else, and its line for the file")
+    create.add_argument("--name", required=True, help="of who will send it, as it is written down")
+    create.add_argument("--role", required=True, help="reader, writer, auditor or admin")
+    create.add_argument("--expires", help="moment or day (UTC) from which on it is nobody's, such as 2027-01-31")
+    create.add_argument("--file", type=Path, help="file to append the line to, instead of printing it")
+    create.set_defaults(run=_token_create)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
     shown = commands.add_parser("show", help="show a correlation: events, phases, decisions, notifications, holds")
@@ -55,14 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     listed = commands.add_parser("list", help="list correlations, the one with the newest event first")
     show.add_list(listed)
     listed.set_defaults(run=show.list_)
+    _add_evidence(commands)
+    spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
+    _add_spool_arguments(spool)
+    play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
+    simulate.add_arguments(play)
+    play.set_defaults(run=simulate.run)
+    return parser
+
+
+def _add_evidence(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     proof = commands.add_parser("verify-proof", help="verify the proof of one event; needs no service and no database")
     proof.add_argument("file", type=Path, metavar="FILE", help="from GET /api/v1/audit/events/{event_id}/proof")
     proof.add_argument("--key", required=True, help="of the log as /tlog/key shows it, or a file that holds it")
     proof.set_defaults(run=_verify_proof)
     verify = commands.add_parser("verify", help="verify the whole database, or one correlation")
     _add_verify_arguments(verify)
-    spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
-    _add_spool_arguments(spool)
     retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
     retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
     retention.set_defaults(run=_retention)
@@ -83,10 +110,6 @@ def _parser() -> argparse.ArgumentParser:
         help="the public key as /tlog/key shows it, or a file that holds it; for format=json the certificate's file",
     )
     checked.set_defaults(run=_verify_export)
-    play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
-    simulate.add_arguments(play)
-    play.set_defaults(run=simulate.run)
-    return parser
 
 
 def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
@@ -164,13 +187,15 @@ def _verify_export(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace) -> None:
     from pydantic import SecretStr
 
-    from app import logs
+    from app import logs, tracing
     from app.db import Presence
     from app.serve import serve
     from app.settings import load
 
     settings = load(migrate=True) if arguments.migrate else load()
     logs.configure(settings.log_level)
+    if settings.otel_endpoint is not None:
+        tracing.start(settings.otel_endpoint)
     presence = Presence()
     if settings.database_url is not None:
         serve(settings, presence)
@@ -218,7 +243,6 @@ Stop it with Ctrl-C. README.md goes on from here.
 
 
 def _migrate(arguments: argparse.Namespace) -> None:
-    del arguments
     import asyncio
 
     from app import schema
@@ -229,7 +253,7 @@ def _migrate(arguments: argparse.Namespace) -> None:
         raise Fatal(
             "There is no database to migrate: set DATASTORAGE_DATABASE_URL (the embedded one migrates by itself)."
         )
-    asyncio.run(schema.upgrade(settings.database_url.get_secret_value(), settings.log_name))
+    asyncio.run(_upgrade(settings, arguments.wait))
     print(f"The schema is at {schema.HEAD}.")
 
 
@@ -282,6 +306,27 @@ def _erase(arguments: argparse.Namespace) -> None:
         )
 
 
+async def _upgrade(settings: "Settings", wait_seconds: float) -> None:
+    """Bring the schema up, once Postgres can be reached. Fatal when it cannot, or refuses this user."""
+    import asyncio
+
+    import asyncpg
+
+    from app import db, schema
+
+    assert settings.database_url is not None
+    end = time.monotonic() + wait_seconds
+    while True:
+        try:
+            await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
+        except (*db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            if db.fault(error) is not db.Fault.AWAY or time.monotonic() >= end:
+                raise Fatal(f"The database cannot be migrated: {str(error) or repr(error)}") from error
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return
+
+
 def _with_database() -> "Settings":
     from app.settings import load
 
@@ -298,6 +343,17 @@ def _settings(arguments: argparse.Namespace) -> None:
     settings = load()
     for name, field in Settings.model_fields.items():
         print(f"DATASTORAGE_{name.upper()} = {getattr(settings, name)}\n    {field.description}")
+
+
+def _token_create(arguments: argparse.Namespace) -> None:
+    from app.auth.tokens import append, create
+
+    token, line = create(arguments.name, arguments.role, arguments.expires)
+    if arguments.file is None:
+        print(f"To the file that DATASTORAGE_TOKENS_FILE names, add:\n{line}\nThe token, shown once:", file=sys.stderr)
+    else:
+        append(arguments.file, line)
+    print(token)
 
 
 def _event_types(arguments: argparse.Namespace) -> None:

@@ -5,6 +5,10 @@ AuditError
 │   ├── InvalidRequest         … JSON or a payload value that no decoder takes
 │   ├── BatchTooLarge          … more events than one batch may hold
 │   └── …
+├── Refused                    nobody is let in without an answer that says so
+│   ├── Unauthorized      401
+│   ├── Forbidden         403
+│   └── ReviewFailed      500  whoever decides could not be asked
 ├── NotFound, Conflict    404, 409
 │   └── KeyBusy              … the first request with this Idempotency-Key is still running
 ├── KeyReused             422
@@ -55,6 +59,56 @@ class BatchTooLarge(BadRequest):
 
     slug = "batch-size-exceeded"
     title = "Batch Size Exceeded"
+
+
+class Refused(AuditError):
+    """The caller is not let in. The log says why."""
+
+
+class Unauthorized(Refused):
+    """Invalid or expired token"""
+
+    status = 401
+    title = "Unauthorized"
+
+
+class Forbidden(Refused):
+    """Insufficient permissions"""
+
+    status = 403
+    title = "Forbidden"
+
+
+class ReviewFailed(Refused):
+    """Authentication service unavailable"""
+
+
+class RateLimited(AuditError):
+    """Too many requests of one caller; wait as long as Retry-After says."""
+
+    status = 429
+    slug = "rate-limit-exceeded"
+    title = "Rate Limit Exceeded"
+
+    def __init__(self, detail: str, headers: dict[str, str]) -> None:
+        self.headers = headers
+        super().__init__(detail)
+
+
+class HeadTooLarge(AuditError):
+    """The request's headers are larger than this service takes."""
+
+    status = 431
+    slug = "request-headers-too-large"
+    title = "Request Header Fields Too Large"
+
+
+class QueryTooLong(AuditError):
+    """The request's path and query are longer than this service takes."""
+
+    status = 414
+    slug = "query-too-long"
+    title = "URI Too Long"
 
 
 class NotFound(AuditError):

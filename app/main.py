@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from app import db, schema
 from app.api import (
+    access,
     effectiveness,
     events,
     eventtypes,
@@ -35,6 +36,7 @@ from app.api import (
 )
 from app.api.body import Room
 from app.api.front import Front
+from app.auth.gate import Gate
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
@@ -46,7 +48,6 @@ from app.ingest.writer import Writer
 from app.integrity import checkpoint
 from app.integrity.background import keep_verifying
 from app.integrity.keys import signing_key
-from app.logs import AccessLog
 from app.query import page, proof, warmth
 from app.retention import claims, partitions
 from app.settings import Settings
@@ -108,8 +109,14 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
             app.router.routes.append(route)  # flat, so that a 405 names every method of its path
     ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
     extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
-    front = Front(app, events.DIRECT, AccessLog(enabled=settings.access_log))
-    return health.ExtraPorts(front, extra_ports) if extra_ports else front
+    access.check(app)
+    app.state.door = access.Door(Gate(settings), settings)
+    front = Front(app, events.DIRECT, app.state.door, settings)
+    return (
+        health.ExtraPorts(front, extra_ports, settings.health_port if settings.profile else None)
+        if extra_ports
+        else front
+    )
 
 
 def create_catalog(settings: Settings) -> Catalog:
@@ -141,6 +148,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await _bounded(app.state.engine.dispose(), _DISPOSE_SECONDS)
+        await app.state.door.gate.close()
         if app.state.spool is not None:
             app.state.spool.close()
 

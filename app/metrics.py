@@ -47,6 +47,10 @@ FOREIGN_CATEGORY = Counter(
 UNKNOWN_EVENT_TYPES = Counter(
     "datastorage_unknown_event_types", "Events of a type that is not known; only where the settings accept them."
 )
+DENIALS = Counter("datastorage_denials", "Requests that were not let in.", ["reason"])
+AUTH_FAILURES = Counter(
+    "datastorage_auth_failures", "Times that a judge of callers could not be asked, or its file not be read.", ["judge"]
+)
 LOG_ALARMS = Counter("datastorage_log_alarms", "The log is not as this process left it.", ["alarm"])
 # fmt: off
 DEFECT_KINDS = (
@@ -107,4 +111,6 @@ for _stream in ("events", "notifications"):
     DLQ_WARNING.labels(stream=_stream)
     DLQ_CRITICAL.labels(stream=_stream)
     DLQ_TRIM.labels(stream=_stream)
+for _reason in ("authentication_failed", "authorization_denied", "review_failed", "rate_limited"):
+    DENIALS.labels(_reason)
 VALIDATION_FAILURES.labels(source="openapi_middleware", reason="validation_error")

@@ -18,6 +18,8 @@ class Proxy:
         self._path = parts.path
         self.url = ""
         self._refusing = False
+        self.refused = asyncio.Semaphore(0)
+        """Can be acquired once for each connection that was not taken."""
         self._pumps: set[asyncio.Task[None]] = set()
         self.lose_question = False
         """The next message to Postgres never arrives."""
@@ -35,6 +37,7 @@ class Proxy:
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
+            self.refused.release()
             writer.close()
             return
         try:

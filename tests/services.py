@@ -34,6 +34,7 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
     env |= {
         f"DATASTORAGE_{name.upper()}": str(value)
         for name, value in (_places(directory) | settings | {"port": port}).items()
+        if value is not None
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -57,9 +58,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until_ready(service: Service) -> None:
+def wait_until_ready(service: Service, url: str | None = None) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while not is_ready(service.url):
+    while not is_ready(url or service.url):
         assert service.process.poll() is None, f"the service ended:\n{service.log.read_text()}"
         assert time.monotonic() < deadline, f"the service does not become ready:\n{service.log.read_text()}"
         time.sleep(0.02)

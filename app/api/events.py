@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from app import metrics
 from app.api import envelopes, idempotency
+from app.api.access import caller_of, permit, person_of
 from app.api.body import JSON, Taking, read_body
 from app.api.envelopes import Envelope
 from app.api.front import Endpoint
@@ -27,7 +28,6 @@ from app.ingest import parents
 from app.ingest.accept import Acceptance, Draft, computed_ids, single_id
 from app.ingest.submission import Claim, prepare
 
-CALLER = ""  # everybody, until there is authentication
 _SLICE_SECONDS = 0.005
 _LARGE_BYTES = 256 * 1024
 
@@ -79,8 +79,8 @@ async def post_event(request: Request) -> Response:
     event_id = single_id(item)
     if key := idempotency.sent_key(request):
         digest = hashlib.sha256(canonical.canonical(document.value, plain=document.plain)).digest()
-        claim = idempotency.claim_of(request, CALLER, key, digest)
-        event_id = computed_ids([item], CALLER, idempotency.id_source(request, key))[0]
+        claim = idempotency.claim_of(request, caller_of(request), key, digest)
+        event_id = computed_ids([item], caller_of(request), idempotency.id_source(request, key))[0]
     posted = _Posted(envelope, [item], [event_id], claim)
     try:
         spooled = await _submit(request, posted, settings.single_deadline_ms)
@@ -114,9 +114,9 @@ async def _post_batch(request: Request, taking: Taking) -> Response:
     body, media_type = await read_body(request, settings.batch_bytes_max, taking)
     envelope = envelopes.of_batch(request, media_type)
     drafts, body_digest = await _parse_batch(body, _Reading(envelope, settings.batch_events_max), request.url.path)
-    key = idempotency.sent_key(request)
-    claim = idempotency.claim_of(request, CALLER, key, bytes.fromhex(body_digest)) if key else None
-    ids = computed_ids(drafts, CALLER, idempotency.id_source(request, key) if key else ("body", body_digest))
+    caller, key = caller_of(request), idempotency.sent_key(request)
+    claim = idempotency.claim_of(request, caller, key, bytes.fromhex(body_digest)) if key else None
+    ids = computed_ids(drafts, caller, idempotency.id_source(request, key) if key else ("body", body_digest))
     try:
         await _submit(request, _Posted(envelope, drafts, ids, claim), settings.batch_deadline_ms)
     except DatabaseFailed as error:
@@ -141,6 +141,7 @@ class _Posted(NamedTuple):
 
 async def _submit(request: Request, posted: _Posted, deadline_ms: int) -> bool:
     """Whether the events are safe in the spool, rather than committed."""
+    await permit(request)
     state = request.app.state
     if state.writer is None:
         raise DatabaseAway
@@ -149,7 +150,10 @@ async def _submit(request: Request, posted: _Posted, deadline_ms: int) -> bool:
         found = await parents.find(state.engine, state.writer, posted.drafts, now + deadline_ms / 2000)
     except DatabaseFailed as error:
         raise ParentsNotRead from (error.__cause__ or error)
-    acceptance = Acceptance(datetime.now(UTC), found, state.writer.store.log_name)
+    trace_id, span_id = request.scope["state"].get("trace", (None, None))
+    acceptance = Acceptance(
+        datetime.now(UTC), found, state.writer.store.log_name, person_of(request), trace_id, span_id
+    )
     try:
         submission = await prepare(posted.drafts, posted.ids, acceptance, posted.claim)
         spooled: bool = await state.writer.submit(submission, now + deadline_ms / 1000)

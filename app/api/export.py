@@ -21,7 +21,7 @@ from app.events.envelope import timestamp
 from app.events.explain import bad_fields, explain
 from app.ingest.own import own_event, write_own
 from app.integrity.certificate import Pair, pair
-from app.integrity.verify import snapshot
+from app.integrity.reading import snapshot
 from app.query.export import PAGE_MAX, ExportQuery
 from app.query.filter import OFFSET_MAX
 from app.query.parts import Export, Token

@@ -14,9 +14,9 @@ from starlette.responses import Response
 
 from app import metrics
 from app.api import idempotency, parameters
+from app.api.access import caller_of, permit
 from app.api.body import read_json_body
 from app.api.deadline import in_time
-from app.api.events import CALLER
 from app.errors import DatabaseAway, DatabaseFailed
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields
@@ -79,10 +79,11 @@ async def post_notification(request: Request) -> Response:
     if not isinstance(document.value, dict):
         raise bad_fields({"": f"expected an object, got {kind_of(document.value)}"})
     notification = checked(document.value, datetime.now(UTC))
+    await permit(request)
     claim = None
     if key := idempotency.sent_key(request):
         digest = sha256(canonical(document.value, plain=document.plain)).digest()
-        claim = idempotency.claim_of(request, CALLER, key, digest)
+        claim = idempotency.claim_of(request, caller_of(request), key, digest)
     try:
         stored = await _write(request, notification, claim)
     except DatabaseAway as error:

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import parameters
+from app.api.access import permit
 from app.api.deadline import in_time
 from app.errors import DatabaseFailed
 from app.query.reconstruct import Unreadable, reconstruct, rows
@@ -66,6 +67,7 @@ _PATH = "/api/v1/audit/remediation-requests/{correlation_id:path}/reconstruct"
 @router.post(_PATH, response_class=Response, responses={200: {"model": Reconstructed}})
 async def reconstruct_remediation(request: Request, correlation_id: str) -> Response:
     """Rebuild a lost RemediationRequest from its events. Nothing is written; the body is not read."""
+    await permit(request)
     return await _answer(request, correlation_id)
 
 

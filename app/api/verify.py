@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.access import permit
 from app.api.body import read_json_body
 from app.errors import AuditError, BadRequest, DatabaseAway, DatabaseFailed
 from app.events.canonical import kind_of, parse
@@ -92,6 +93,7 @@ async def post_verify_chain(request: Request) -> Response:
     """Verify the chain of one correlation: edited, removed, inserted and truncated events show. 200 whatever is found."""
     body = await read_json_body(request, request.app.state.settings.body_bytes_max)
     correlation_id = _correlation_id(parse(body).value)
+    await permit(request)
     found = answer(correlation_id, await report_on(request, correlation_id))
     return Response(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
 

@@ -42,7 +42,8 @@ def _members(event: Event) -> dict[str, Any]:
     row["payload_salt"] = row["payload_salt"].hex()
     for name in _IDS:
         row[name] = row[name] and str(row[name])
-    return row | {"digest": event.digest and event.digest.hex()}
+    traced = {name: event.record[name] for name in ("trace_id", "span_id")}
+    return row | traced | {"digest": event.digest and event.digest.hex()}
 
 
 def _event(row: dict[str, Any], log: str) -> Event:

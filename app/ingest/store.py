@@ -16,7 +16,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app import metrics
+from app import metrics, tracing
 from app.db import CONNECTION_ERRORS, Connection, Fault, connect_writer, fault
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
@@ -31,7 +31,8 @@ from app.sql import load
 SQL = load("ingest")
 COPY_COLUMNS = (
     *ACCEPTED_COLUMNS,
-    *("log_index", "chain_index", "previous_event_hash", "event_hash", "log_id", "hash_algorithm"),
+    *("log_index", "chain_index", "previous_event_hash", "event_hash", "trace_id", "span_id"),
+    *("log_id", "hash_algorithm"),
 )
 _CONSTANTS = (0, "sha256-rfc6962")
 _COPY_ROWS_MIN = 50
@@ -112,7 +113,8 @@ class Store:
                         return
                     raise LostRace
                 flush = flush or await self._link(connection, events)
-                await self._send(connection, flush, promises, act)
+                with tracing.span("transaction", first_index=flush.first_index, events=len(flush.rows)):
+                    await self._send(connection, flush, promises, act)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 kind = fault(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
@@ -292,16 +294,19 @@ class Store:
             *promises,
         )
         rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
+        traces = [(event.record["trace_id"], event.record["span_id"]) for event in flush.events]
         held = self._holds.marks(flush.events) if self._holds else []
         if (copied or held or act) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
-        won = await connection.fetchval(SQL["flush"], *parameters, rows)
+        won = await connection.fetchval(
+            SQL["flush"], *parameters, rows, *(zip(*traces, strict=True) if rows else ([], []))
+        )
         if not won:
             await self._rollback()
             raise LostRace
         # After the compare-and-set, so that a replica with many small flushes cannot win against every large one.
         if copied:
-            records = [row + _CONSTANTS for row in copied]
+            records = [row + trace + _CONSTANTS for row, trace in zip(copied, traces, strict=True)]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
         if held:
             await connection.execute(SQL["hold_written"], *map(list, zip(*held, strict=True)))

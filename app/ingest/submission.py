@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from app import tracing
 from app.errors import AuditError, BadRequest, Conflict, KeyReused
 from app.events.envelope import out_of_window
 from app.events.explain import bad_fields
@@ -28,7 +29,7 @@ class Claim(NamedTuple):
 class Submission:
     """The events of one request, and the future that says when all of them are stored, or safe in the spool (then True)."""
 
-    __slots__ = ("arrived", "claim", "done", "events", "known", "looked_up", "refusals", "size")
+    __slots__ = ("arrived", "claim", "done", "events", "known", "link", "looked_up", "refusals", "size")
 
     def __init__(
         self,
@@ -39,6 +40,7 @@ class Submission:
         claim: Claim | None = None,
     ) -> None:
         self.events = events
+        self.link = tracing.link()
         self.claim = claim
         self.arrived = asyncio.get_running_loop().time()
         self.refusals = refusals

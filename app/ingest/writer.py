@@ -13,7 +13,7 @@ from datetime import date
 from time import perf_counter
 from uuid import UUID
 
-from app import metrics
+from app import metrics, tracing
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
 from app.ingest.spool import Kept, Spool, SpoolFailed
@@ -287,6 +287,10 @@ class Writer:
         return taken
 
     async def _write(self, submissions: list[Submission]) -> None:
+        with tracing.span("flush", links=(s.link for s in submissions), requests=len(submissions)):
+            await self._write_flush(submissions)
+
+    async def _write_flush(self, submissions: list[Submission]) -> None:
         """Commit `submissions`, each whole or not at all, and finish or fail them. Raises DatabaseAway for all that are not."""
         started = perf_counter()
         deadline = self._deadline(submissions)

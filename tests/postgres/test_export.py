@@ -27,8 +27,8 @@ from app.integrity import merkle, note
 from app.integrity.certificate import Pair, pair
 from app.integrity.export_check import Verdict, check
 from app.integrity.keys import SigningKey
+from app.integrity.reading import snapshot
 from app.integrity.reference import reference_hash
-from app.integrity.verify import snapshot
 from app.query import parts
 from app.query.export import ExportQuery
 from app.query.parts import Export, Token

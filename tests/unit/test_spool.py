@@ -7,11 +7,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from pydantic import SecretStr
 
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, draft, single_id
+from app.ingest.accept import Acceptance, draft, fix, single_id
+from app.ingest.kept import keep, revive
 from app.ingest.spool import Spool, SpoolFailed, SpoolFull
 from app.ingest.store import Store
 from app.ingest.submission import Submission, prepare
@@ -98,3 +100,14 @@ async def test_disk_that_says_nothing_has_no_room(spool: Spool, monkeypatch: pyt
     await spool.append([refused])
     assert isinstance(refused.done.exception(), SpoolFull)
     assert not spool.has_room
+
+
+async def test_trace_of_the_caller_outlives_the_spool() -> None:
+    """An event that waited for Postgres has lost the trace in which it was sent, or one of an older spool cannot be read."""
+    one = draft(CATALOG, make_event(), "", plain=False, depth=4)
+    [event] = fix([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG, None, "a" * 32, "b" * 16))
+    [revived] = revive(keep([event]), LOG)
+    assert revived == event
+    older = orjson.loads(keep([event]))
+    del older[0]["trace_id"], older[0]["span_id"]
+    assert revive(orjson.dumps(older), LOG)[0].record["trace_id"] is None
