@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from app.api.access import caller_of
 from app.api.body import ClientGone
 from app.api.deadline import in_time
 from app.api.parameters import documented, given, number
@@ -133,9 +134,9 @@ async def export_events(request: Request) -> Response:
     query, token = parse_export(request.scope["query_string"])
     export: Export | SignedPage
     if query.format == "json":
-        export = SignedPage(query, _caller(request), _log_name(request), await _pair(request))
+        export = SignedPage(query, caller_of(request), _log_name(request), await _pair(request))
     else:
-        export = Export(query, _caller(request), _log_name(request), request.app.state.signing_key, token)
+        export = Export(query, caller_of(request), _log_name(request), request.app.state.signing_key, token)
     chunks = _chunks(request, export)
     try:
         first = await (in_time(request, anext(chunks)) if query.format == "json" else anext(chunks))
@@ -253,11 +254,6 @@ async def _send(send: Send, chunk: bytes) -> None:
     """A client that takes nothing any more must not hold its connection to Postgres."""
     async with asyncio.timeout(STALL_SECONDS):
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-
-def _caller(request: Request) -> str:
-    """Whose request it is, where callers are asked who they are."""
-    return str(request.scope["state"].get("user", ""))
 
 
 def _log_name(request: Request) -> str:

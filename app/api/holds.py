@@ -13,6 +13,7 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from app.api import parameters
+from app.api.access import ANONYMOUS, caller_of, permit
 from app.api.body import read_json_body
 from app.api.deadline import in_time
 from app.errors import BadRequest, DatabaseAway
@@ -157,9 +158,10 @@ async def place_hold(request: Request) -> Response:
     """Hold events, those that are there and those to come: they can be neither purged nor erased until it is released."""
     settings, log_name = _service(request)
     body: HoldToPlace = await _read(request, HoldToPlace)
-    selector, by = _selector(body), _caller(request)
+    selector, by = _selector(body), caller_of(request) or ANONYMOUS
     if not body["reason"].strip():
         raise MissingReason
+    await permit(request)
     placed = await holds.place(settings, log_name, selector, Wish(by, body["reason"]))
     return _answer(
         {"hold_id": str(placed.hold_id)}
@@ -204,6 +206,7 @@ async def release_correlation_hold(request: Request, correlation_id: str) -> Res
     settings, log_name = _service(request)
     correlation_id = parameters.correlation(correlation_id)
     wish = _release_wish(request, await _read(request, CorrelationToRelease))
+    await permit(request)
     released = await holds.release_correlation(settings, log_name, correlation_id, wish)
     return _answer({"correlation_id": correlation_id} | _released(released, wish))
 
@@ -216,6 +219,7 @@ async def release_hold(request: Request) -> Response:
     settings, log_name = _service(request)
     body: HoldToRelease = await _read(request, HoldToRelease)
     wish = _release_wish(request, body)
+    await permit(request)
     released = await holds.release(settings, log_name, UUID(body["hold_id"]), wish)
     return _answer({"hold_id": body["hold_id"].lower()} | _released(released, wish))
 
@@ -233,11 +237,6 @@ def _service(request: Request) -> tuple[Settings, str]:
     if state.writer is None:
         raise DatabaseAway
     return state.settings, state.writer.store.log_name
-
-
-def _caller(request: Request) -> str:
-    """The authenticated user's name; until there is authentication, nobody's."""
-    return getattr(request.state, "username", None) or "anonymous"
 
 
 def _selector(body: HoldToPlace) -> Selector:
@@ -263,7 +262,7 @@ def _selector(body: HoldToPlace) -> Selector:
 def _release_wish(request: Request, body: CorrelationToRelease) -> Wish:
     if not body["release_reason"].strip():
         raise MissingReleaseReason
-    return Wish(_caller(request), body["release_reason"])
+    return Wish(caller_of(request) or ANONYMOUS, body["release_reason"])
 
 
 def _released(released: holds.Released, wish: Wish) -> dict[str, Any]:
