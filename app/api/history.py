@@ -149,11 +149,13 @@ _WINDOWS = {"tier1Window": ("24h", "the near tier"), "tier2Window": ("2160h", "b
 _OPTIONAL = {"clusterId": "only what happened in this cluster"} | {
     name: f"time span of {what}, such as 7d or 24h0m0s" for name, (_, what) in _WINDOWS.items()
 }
+_FILLED = {"type": "string", "minLength": 1}
+_SPAN = {"type": "string", "pattern": r"^([0-9]+d|([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+)?$"}
+_SCHEMAS = {name: _FILLED for name in _REQUIRED if name != "targetNamespace"} | dict.fromkeys(_WINDOWS, _SPAN)
 _PARAMETERS = [
-    {"name": name, "in": "query", "required": True, "description": said, "schema": {"type": "string"}}
-    for name, said in _REQUIRED.items()
-] + [
-    {"name": name, "in": "query", "description": said, "schema": {"type": "string"}} for name, said in _OPTIONAL.items()
+    {"name": name, "in": "query", "description": said, "schema": _SCHEMAS.get(name, {"type": "string"})}
+    | ({"required": True} if name in _REQUIRED else {})
+    for name, said in (_REQUIRED | _OPTIONAL).items()
 ]
 
 

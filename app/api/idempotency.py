@@ -13,7 +13,7 @@ PARAMETER: dict[str, Any] = {
     "name": "Idempotency-Key",
     "in": "header",
     "description": "the same key and body again get the same answer, and nothing is stored twice",
-    "schema": {"type": "string", "maxLength": 257},
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
 }
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
@@ -23,7 +23,7 @@ def sent_key(request: Request) -> str:
     sent = request.headers.get("idempotency-key")
     if sent is None:
         return ""
-    key = sent[1:-1] if len(sent) > 1 and sent[0] == sent[-1] == '"' else sent
+    key = sent[1:-1] if len(sent) > 2 and sent[0] == sent[-1] == '"' else sent
     if not _KEY.fullmatch(key):
         raise BadRequest(f"Idempotency-Key: expected 1 to 255 printable ASCII characters, got {sent[:60]!r}")
     return key

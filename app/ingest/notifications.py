@@ -25,6 +25,7 @@ INSTANCE = f"/audit/{RESOURCE}"
 
 _AHEAD_MAX = timedelta(minutes=5)
 _RECIPIENT_MAX = 255
+_NOT_BLANK = Field(json_schema_extra={"pattern": r"\S"})
 _SQL = load("ingest")
 UNIQUE_VIOLATION = "23505"
 
@@ -33,9 +34,9 @@ UNIQUE_VIOLATION = "23505"
 class PostedNotification(TypedDict):
     """One notification as its sender tells it. Unknown members are accepted and dropped."""
 
-    remediation_id: Name255
-    notification_id: Annotated[Name255, Field(description="stored once for ever")]
-    recipient: Annotated[str, Field(max_length=500, description="at most 255 characters")]
+    remediation_id: Annotated[Name255, _NOT_BLANK]
+    notification_id: Annotated[Name255, _NOT_BLANK, Field(description="stored once for ever")]
+    recipient: Annotated[str, Field(max_length=500, json_schema_extra={"maxLength": _RECIPIENT_MAX})]
     channel: Channel
     message_summary: Annotated[str, Field(max_length=1000)]
     status: Status

@@ -45,6 +45,9 @@ REFUSED = {
     "belong together": "8: detail_key and detail_value, both or neither",
     "expected the next_cursor": "8 and design 7: a cursor is what an earlier answer gave",
     "not together with offset": "8 and design 7: cursor with offset is 400",
+    "expected more than": "17: the far window is longer than the near one, and none is empty",
+    "expected a duration such as": "17: as Go reads durations, which end after 292 years",
+    "expected a text that is not blank": "14: no blank ids; Python knows more blanks than the document's pattern",
 }
 # Why a request that does not fit the document is taken: what became of its parameter, and the contract's line.
 TAKEN = {
@@ -52,7 +55,11 @@ TAKEN = {
     "repeated parameter": "8: when repeated the first value counts",
     "parameter under other names": "8: unknown parameters are ignored; so is an object, which is sent as its members",
 }
-KNOWN = REFUSED | TAKEN
+ELSEWHERE = {
+    "key sent before": "an Idempotency-Key that came before with another body is 422, or runs still (409)",
+    "no HTTP": "uvicorn itself refuses what is no HTTP, as text",
+}
+KNOWN = REFUSED | TAKEN | ELSEWHERE
 
 
 def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
@@ -61,6 +68,10 @@ def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
     if kind == "RejectedPositiveData" and response.status_code == 400:
         for message in response.json()["detail"].split("; /"):
             yield next((line for line in REFUSED if line in "/" + message), f"unknown: {message}")
+    elif kind == "RejectedPositiveData" and "idempotency-key" in response.text:
+        yield "key sent before"
+    elif kind == "UndefinedContentType" and response.text == "Invalid HTTP request received.":
+        yield "no HTTP"
     elif kind == "AcceptedNegativeData" and " in query" in failure.message:
         sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
         for name in re.findall(r"at /properties/(\w+)", failure.message):
