@@ -4,7 +4,7 @@ from typing import Annotated
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -28,7 +28,11 @@ class ConsistencyProof(BaseModel):
 
 
 @router.get("/api/v1/audit/events/{event_id}/proof", response_class=PlainTextResponse)
-async def event_proof(request: Request, event_id: str, open: bool = False) -> Response:  # noqa: A002 - the parameter's name
+async def event_proof(
+    request: Request,
+    event_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})],
+    open: bool = False,  # noqa: A002 - the parameter's name
+) -> Response:
     """The event's proof file (C2SP tlog-proof). With open=true a JSON document that also shows what can be erased of it."""
     state = request.app.state
     try:
