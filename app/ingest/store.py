@@ -283,7 +283,7 @@ class Store:
         return row
 
     async def _send(
-        self, connection: Connection, flush: Linked, promises: tuple[list[Any], ...], act: Act | None
+        self, connection: Connection, flush: Linked, promises: tuple[list[Any], ...], act: Act | None = None
     ) -> None:
         """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
         parameters = (

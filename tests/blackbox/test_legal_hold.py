@@ -184,7 +184,7 @@ VALUES ((now() AT TIME ZONE 'UTC')::date, now(), 't', 'c', 'a', 'success', 'serv
 @pytest.mark.parametrize("later", [1, 60])
 async def test_later_events_are_held(client: httpx.Client, connection: Connection, name: str, later: int) -> None:
     """An event that is written after the hold, singly or by COPY, or inserted by SQL, can be purged."""
-    members = {"actor_id": "ada", "resource_type": "Pod", "resource_id": "p-1"}
+    members: dict[str, Any] = {"actor_id": "ada", "resource_type": "Pod", "resource_id": "p-1"}
     post(client, "rr-1", 2, **members)
     post(client, "rr-other", event_timestamp=_ago(5))
     placed = place(client, **SELECTORS[name]())

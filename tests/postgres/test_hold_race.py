@@ -5,6 +5,7 @@ session that waits for a lock of the other one lets that one go on, as it would 
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
@@ -158,23 +159,27 @@ class Case:
         return removed
 
 
-HOLD_GATES = {SQL["log_end"], SQL["hold_rows"], INGEST["tail_and_last"], INGEST["flush"], "COMMIT"}
-SHORT_HOLD_GATES = {SQL["hold_rows"], INGEST["flush"], "COMMIT"}
-ROW_GATES = {SQL["due_events"], INGEST["tail_and_last"], INGEST["flush"], SQL["purge"], "COMMIT"}
-MONTH_GATES = {INGEST["flush"], SQL["month_is_as_it_was"], "COMMIT", SQL["drop_month"]}
+# Each with how often a session passes them when it meets nobody. What stands between two gates reads nothing that the other
+# session writes, or is the end of the log, whose change the flush finds. RACE_ORDERS=full has a gate for that too.
+FULL = os.environ.get("RACE_ORDERS") == "full"
+HOLD_GATES = {SQL["hold_rows"], INGEST["flush"], "COMMIT"} | (
+    {SQL["log_end"], INGEST["tail_and_last"]} if FULL else set()
+)
+ROW_GATES = {SQL["due_events"], INGEST["flush"], SQL["purge"], "COMMIT"} | (
+    {INGEST["tail_and_last"]} if FULL else set()
+)
+MONTH_GATES = {INGEST["flush"], "COMMIT", SQL["drop_month"]} | ({SQL["month_is_as_it_was"]} if FULL else set())
+STEPS = {"rows": (7, 5), "month": (7, 5)} if FULL else {"rows": (5, 4), "month": (5, 4)}
 
 
 @pytest.mark.parametrize("kind", ["rows", "month"])
 async def test_no_held_event_is_ever_gone(database_url: str, connection: Connection, kind: str) -> None:
     """An event that a hold covers was purged, or one is gone that no purge tells of, or is told gone and is there."""
-    hold_gates, purge_gates, steps = (
-        (HOLD_GATES, ROW_GATES, (7, 5)) if kind == "rows" else (SHORT_HOLD_GATES, MONTH_GATES, (5, 5))
-    )
     outcomes = {"held": 0, "purged": 0}
-    for number, schedule in zip(count(), orders(*steps), strict=False):
+    for number, schedule in zip(count(), orders(*STEPS[kind]), strict=False):
         case = Case(database_url, number)
         event_id = await case.event()
-        stage = Stage({"h": hold_gates, "p": purge_gates}, connection)
+        stage = Stage({"h": HOLD_GATES, "p": ROW_GATES if kind == "rows" else MONTH_GATES}, connection)
         STAGE.append(stage)
         work = case.purge_rows if kind == "rows" else case.purge_month
         answers = await stage.play({"h": case.hold, "p": work}, schedule)

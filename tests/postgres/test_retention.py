@@ -179,7 +179,7 @@ async def test_purged_purges_are_repeated(database_url: str, connection: Connect
 
 async def test_claim_outlives_the_row(database_url: str) -> None:
     """An id that a client chose is taken anew once its event was purged."""
-    posted = {"retention_days": 10, "event_id": str(uuid4())}
+    posted: dict[str, Any] = {"retention_days": 10, "event_id": str(uuid4())}
     await write(database_url, posted)
     await write(database_url, posted | {"event_id": str(uuid4()), "retention_days": 2555})
     await purge.run(settings_of(database_url), NOW)
