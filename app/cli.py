@@ -75,6 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     erase.add_argument("--by", default="datastorage erase", help="who wants it; it stands in the log")
     erase.add_argument("--dry-run", action="store_true", help="only say how many events there are")
     erase.set_defaults(run=_erase)
+    checked = commands.add_parser("verify-export", help="verify an export by itself: no service, database or network")
+    checked.add_argument("files", nargs="+", type=Path, metavar="FILE", help="the export, or its parts in their order")
+    checked.add_argument(
+        "--key",
+        required=True,
+        help="the public key as /tlog/key shows it, or a file that holds it; for format=json the certificate's file",
+    )
+    checked.set_defaults(run=_verify_export)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)
@@ -142,6 +150,15 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
     if settings.database_url is None:
         raise Fatal("There is no database to write to: set DATASTORAGE_DATABASE_URL.")
     print(asyncio.run(replay(settings, arguments.directory, force=arguments.force, quarantined=arguments.quarantined)))
+
+
+def _verify_export(arguments: argparse.Namespace) -> int:
+    from app.integrity import export_check
+
+    verdict = export_check.check_files(arguments.files, arguments.key)
+    for line in export_check.told(verdict):
+        print(line)
+    return 1 if verdict.problem_count else 0
 
 
 def _serve(arguments: argparse.Namespace) -> None:

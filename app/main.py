@@ -20,6 +20,7 @@ from app.api import (
     effectiveness,
     events,
     eventtypes,
+    export,
     health,
     history,
     holds,
@@ -81,6 +82,8 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.writer = None
     app.state.spool = None
     app.state.signing_key = None
+    app.state.export_pair = None
+    app.state.export_pair_dir = settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
     app.state.log_name = ""
     problems.install(app)
     for module in (
@@ -91,6 +94,7 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
             tlog,
             eventtypes,
             verify,
+            export,
             notifications,
             reconstruct,
             effectiveness,

@@ -100,6 +100,12 @@ class Settings(BaseSettings):
     checkpoint_earlier_keys: tuple[str, ...] = Field(
         (), description="public keys (as /tlog/key shows them) that signed before the key was changed; a JSON array"
     )
+    signer_cert_dir: Path | None = Field(
+        None,
+        description="directory of tls.crt and tls.key (RSA) that sign exports of format json; unset: export-certificate in the "
+        "user's state directory. A self-signed pair is made where there is none",
+    )
+    audit_exports: bool = Field(default=False, description="write an event of the service's own for each export")
 
     checkpoint_file: Path | None = Field(
         None,
@@ -208,6 +214,7 @@ CONFIG_KEYS = {
     "server.metricsPort": "metrics_port",
     "server.maxBatchSize": "batch_events_max",
     "server.maxBodySize": "body_bytes_max",
+    "server.signerCertDir": "signer_cert_dir",
     "server.shutdownTimeout": "shutdown_timeout_ms",
     "server.endpointPropagationDelay": "propagation_delay_ms",
     "database.maxOpenConns": "pool_connections_max",

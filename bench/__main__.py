@@ -23,7 +23,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy, proofs
+from bench import bodies, copy, export, proofs
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
@@ -75,7 +75,9 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="3 rounds of 1 s, 30,000 rows: shows that it works, no more"
     )
-    parser.add_argument("--only", choices=("write", "query", "outage", "proof"), help="leave the other parts out")
+    parser.add_argument(
+        "--only", choices=("write", "query", "outage", "proof", "export"), help="leave the other parts out"
+    )
     parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
     options = parser.parse_args()
     if options.quick:
@@ -84,7 +86,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)
         with EmbeddedPostgres.start(Path(directory) / "data") as postgres:
-            create_databases(postgres.url, "writing", "reading", "copy_key", "copy_all")
+            create_databases(postgres.url, "writing", "reading", "exporting", "copy_key", "copy_all")
             version = asyncio.run(_prepare(postgres.url))
             if options.only in {None, "write"}:
                 measure_writing(results, options, postgres)
@@ -92,6 +94,8 @@ def main() -> None:
                 measure_reading(results, options, postgres)
             if options.only in {None, "proof"}:
                 measure_proofs(results, options, postgres, Path(directory))
+            if options.only in {None, "export"}:
+                measure_export(results, options, postgres, Path(directory))
     if options.only in {None, "outage"}:
         measure_outage(results, options)
     if options.json:
@@ -247,6 +251,30 @@ def measure_outage(results: Results, options: argparse.Namespace) -> None:
             postgres.stop()
 
 
+def measure_export(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres, directory: Path) -> None:
+    """In a service that did nothing else, so that its peak of memory is that of the export."""
+    url, key = database_url(postgres.url, "exporting"), directory / "key.pem"
+    export.make_key(key)
+    with service(database_url=url, checkpoint_key_file=key, migrate=True) as server:
+        _fill(results, server, options.rows)
+    asyncio.run(_analyze(url))
+    file = directory / "export"
+    for query in ("format=ndjson", "format=csv", "format=ndjson&redact_pii=true"):
+        with service(database_url=url, checkpoint_key_file=key) as server:
+            progress(f"export of {options.rows:,} events, {query}")
+            cpu = postgres_cpu_seconds(postgres.pid)
+            seconds = export.fetch(server, query, file)
+            results.add(f"export {query} events/s", options.rows / seconds)
+            results.add(f"export {query} CPU µs per event", server.cpu_seconds() / options.rows * 1e6)
+            used = postgres_cpu_seconds(postgres.pid) - cpu
+            results.add(f"export {query} Postgres CPU µs per event", used / options.rows * 1e6)
+            results.add(f"export {query} memory MB, peak", server.peak_mb())
+            results.add(f"export {query} file MB", file.stat().st_size / 1e6)
+            progress("verifying it")
+            results.add(f"export {query} verified events/s", options.rows / export.verify(server, file))
+            file.unlink()
+
+
 def _fill(results: Results, server: Running, rows: int) -> None:
     done = 0
     while done < rows:
@@ -300,7 +328,7 @@ def report(results: Results, options: argparse.Namespace, version: str) -> None:
     print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s\n")
     for name, values in results.figures.items():
         shown = statistics.median(values)
-        print(f"{name:44} {shown:>12,.1f}   ({min(values):,.1f} to {max(values):,.1f})")
+        print(f"{name:54} {shown:>12,.1f}   ({min(values):,.1f} to {max(values):,.1f})")
     print()
     for name, value, target, better in _targets(results, options):
         if not math.isnan(value):  # it was measured
@@ -335,6 +363,9 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
     yield "replay begins after seconds", results["replay begins after seconds"], 1, "at most"
     yield "memory MB after an outage", results["memory MB, after an outage"], 200, "at most"
     yield "verification, events per CPU-second", results["verification events per CPU-second"], 12_000, "at least"
+    for query in ("format=ndjson", "format=csv", "format=ndjson&redact_pii=true"):
+        name = f"export {query} memory MB, peak"
+        yield name, results[name], 200, "at most"
     for name in ("query by correlation", "query by type, 7 days", "keyset page of 100"):
         yield f"{name}, p99 ms", results[f"{name} p99 ms"], 10, "at most"
     for name in _REPORTS:

@@ -33,7 +33,7 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
     env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
     env |= {
         f"DATASTORAGE_{name.upper()}": str(value)
-        for name, value in ({"spool_dir": directory / "spool"} | settings | {"port": port}).items()
+        for name, value in (_places(directory) | settings | {"port": port}).items()
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -45,6 +45,11 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
             stderr=output,
         )
     return Service(f"http://127.0.0.1:{port}", process, log)
+
+
+def _places(directory: Path) -> dict[str, object]:
+    """Where it would otherwise write into the user's state directory."""
+    return {"spool_dir": directory / "spool", "signer_cert_dir": directory / "certificate"}
 
 
 def free_port() -> int:
