@@ -378,7 +378,25 @@ def _event_types(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from app.integrity import command
 
-    return command.run(arguments)
+    return command.run(arguments, _with_running_database)
+
+
+def _with_running_database() -> "Settings":
+    """The settings, with the embedded Postgres of a running service and its key where no other database is named."""
+    from pydantic import SecretStr
+
+    from app import embedded
+    from app.settings import load
+
+    settings = load()
+    if settings.database_url is not None:
+        return settings
+    url = embedded.running_url(settings.data_dir)
+    if url is None:
+        raise Fatal(
+            "There is no database: set DATASTORAGE_DATABASE_URL, or start the embedded one with `datastorage serve`."
+        )
+    return settings.model_copy(update={"database_url": SecretStr(url)} | _own_key(settings))
 
 
 def _verify_proof(arguments: argparse.Namespace) -> None:

@@ -74,8 +74,7 @@ class EmbeddedPostgres:
                 process = resources.enter_context(_postmaster(place, socket, options))
             except OSError as error:
                 raise Fatal(f"The embedded Postgres cannot use {directory}: {error}") from error
-            query = urlencode({"host": socket.parent, "port": port}, safe="/", quote_via=quote)
-            return cls(place, process, f"postgresql://{_NAME}@/{_NAME}?{query}", resources.pop_all())
+            return cls(place, process, _url(socket.parent, port), resources.pop_all())
 
     @property
     def pid(self) -> int:
@@ -94,6 +93,17 @@ class EmbeddedPostgres:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def running_url(data_dir: Path | None = None) -> str | None:
+    """The URL of a server that another process runs on the data, if its socket is where it usually is; else None."""
+    socket = state_dir(data_dir) / "socket" / f".s.PGSQL.{_PORT}"
+    return _url(socket.parent, _PORT) if socket.exists() else None
+
+
+def _url(directory: Path, port: int) -> str:
+    query = urlencode({"host": directory, "port": port}, safe="/", quote_via=quote)
+    return f"postgresql://{_NAME}@/{_NAME}?{query}"
 
 
 def _initialise(place: Place) -> None:

@@ -66,6 +66,7 @@ class Verifier:
         self._log = log_name
         self._keys = keys
         self._portion = portion
+        self._evidence = NONE
         self._frontier = Frontier()
         self._seen: tuple[int, bytes] | None = None
         """Size and root of the log at the end of the last round: what no writer of the database can change."""
@@ -100,9 +101,12 @@ class Verifier:
         return end - first
 
     async def _look(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
-        found = await walk(connection, self._log, first, end, NONE)
-        if found.missing or found.defects.count:  # only then what was purged and erased is worth reading
-            found = await walk(connection, self._log, first, end, await read_evidence(connection, self._log))
+        if first == 0:
+            self._evidence = NONE
+        found = await walk(connection, self._log, first, end, self._evidence)
+        if found.missing or found.defects.count:  # only then what was purged and erased meanwhile is worth reading
+            self._evidence = await read_evidence(connection, self._log)
+            found = await walk(connection, self._log, first, end, self._evidence)
         defects = named(found.defects.listed, found.missing_leaves)
         if found.missing:
             defects += await _missing(connection, found)

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ from app.integrity.processes import cores, moment
 from app.integrity.reading import SQL
 from app.integrity.rows import DEFECTS_MAX, Defect
 from app.integrity.verify import ChainReport, verify_chain
-from app.settings import Settings, load
+from app.settings import Settings
 
 CLEAN, DEFECTS, NOT_LOOKED = 0, 1, 2
 _LINE_SECONDS = 1.0
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """The exit code."""
+def run(arguments: argparse.Namespace, load: Callable[[], Settings]) -> int:
+    """The exit code. `load` gives the settings, with the database to look at."""
     try:
         return asyncio.run(_verify(arguments, load()))
     except (Fatal, DatabaseAway) as error:
@@ -42,8 +42,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
-    if settings.database_url is None:
-        raise Fatal("There is no database to verify: set DATASTORAGE_DATABASE_URL.")
     connection = await moment(settings)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -74,7 +72,7 @@ async def _everything(connection: Connection, settings: Settings, brought: Broug
 
 async def _one(connection: Connection, correlation_id: str, brought: Brought) -> int:
     log = await verify_checkpoints(connection, brought)
-    found = await verify_chain(connection, correlation_id, log.log, brought.hmac_key)
+    found = await verify_chain(connection, correlation_id, log.log)
     defects = found.sealed.defects
     if found.head_defect is not None:
         defects.add(found.head_defect)

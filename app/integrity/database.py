@@ -52,7 +52,6 @@ class Brought:
     keys: Sequence[PublicKey] = ()
     checkpoint: str | None = None
     name: str = "the checkpoint"
-    hmac_key: bytes | None = None
 
 
 @dataclass(slots=True)
@@ -82,7 +81,7 @@ async def verify_database(connection: Connection, run: Run, brought: Brought) ->
             _take_walk(report.events, result)
     _name(report)
     gone = Missing(evidence.purged, Positions(report.events.missing), frozenset(report.events.missing_leaves))
-    parts = [*await _chain_parts(connection, gone), *await _unsealed_parts(connection, brought)]
+    parts = [*await _chain_parts(connection, gone), *await _unsealed_parts(connection)]
     async for _, result in run(parts):
         if isinstance(result, Unsealed):
             _take_unsealed(report, result)
@@ -162,13 +161,11 @@ def _finish(
         defects.add(replace(defect, correlation_id=correlation_id))
 
 
-async def verify_all_unsealed(
-    connection: Connection, correlation_ids: Sequence[str], hmac_key: bytes | None
-) -> Unsealed:
+async def verify_all_unsealed(connection: Connection, correlation_ids: Sequence[str]) -> Unsealed:
     """The rows that others inserted into some correlations."""
     found = Unsealed()
     for correlation_id in correlation_ids:
-        one = await verify_unsealed(connection, correlation_id, hmac_key)
+        one = await verify_unsealed(connection, correlation_id)
         found.total += one.total
         found.verified += one.verified
         found.unhashed += one.unhashed
@@ -204,7 +201,11 @@ async def _log_parts(connection: Connection, report: Report, evidence: Evidence)
     rows = await connection.fetch(SQL["log_parts"], _EVENTS_AT_ONCE, timeout=FETCH_TIMEOUT_SECONDS)
     edges = [_FIRST, *(row["first"] for row in rows if row["first"] < report.size), report.size, _LAST]
     return [
-        Part("walk", (report.log, first, end, evidence), end - first if 0 <= first < report.size else 0)
+        Part(
+            "walk",
+            (report.log, first, end, evidence.within(first, end)),
+            end - first if 0 <= first < report.size else 0,
+        )
         for first, end in pairwise(edges)
     ]
 
@@ -215,11 +216,11 @@ async def _chain_parts(connection: Connection, gone: Missing) -> list[Part]:
     return [Part("chains", (first, end, gone), 0) for first, end in pairwise(edges)]
 
 
-async def _unsealed_parts(connection: Connection, brought: Brought) -> list[Part]:
+async def _unsealed_parts(connection: Connection) -> list[Part]:
     rows = await connection.fetch(SQL["unsealed_correlations"], timeout=FETCH_TIMEOUT_SECONDS)
     named_so = [row["correlation_id"] for row in rows]
     steps = range(0, len(named_so), _CORRELATIONS_AT_ONCE)
-    return [Part("unsealed", (named_so[s : s + _CORRELATIONS_AT_ONCE], brought.hmac_key), 0) for s in steps]
+    return [Part("unsealed", (named_so[s : s + _CORRELATIONS_AT_ONCE],), 0) for s in steps]
 
 
 Noted = tuple[str, str, int | None]

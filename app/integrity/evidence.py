@@ -24,6 +24,10 @@ class Evidence:
     purged: Positions = field(default_factory=Positions)
     erased: Positions = field(default_factory=Positions)
 
+    def within(self, first: int, end: int) -> "Evidence":
+        """What is said of one part of the log."""
+        return Evidence(Positions(self.purged.within(first, end)), Positions(self.erased.within(first, end)))
+
 
 NONE = Evidence()
 

@@ -63,6 +63,7 @@ TAKEN = {
 }
 ELSEWHERE = {
     "key sent before": "an Idempotency-Key that came before with another body is 422, or runs still (409)",
+    "newline in a path": "1: no route has one, so it is an unknown path, which is answered in text",
     "no HTTP": "uvicorn itself refuses what is no HTTP, as text",
 }
 KNOWN = REFUSED | TAKEN | ELSEWHERE
@@ -78,6 +79,8 @@ def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
         yield "key sent before"
     elif kind == "UndefinedContentType" and response.text == "Invalid HTTP request received.":
         yield "no HTTP"
+    elif kind == "UndefinedContentType" and "%0A" in str(response.request.url):
+        yield "newline in a path"
     elif kind == "AcceptedNegativeData" and " in query" in failure.message:
         sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
         for name in re.findall(r"at /properties/(\w+)", failure.message):

@@ -1,11 +1,13 @@
 """Every class of tampering, by somebody who owns the database and switches its triggers off: found, and called by its name."""
 
+import argparse
 import base64
 import hashlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -13,10 +15,12 @@ import orjson
 import pytest
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import SecretStr
 
-from app.integrity import merkle, note
+from app.integrity import command, merkle, note
 from app.integrity.database import Brought, Report, one_by_one, verify_database
 from app.integrity.verify import verify_chain
+from app.settings import Settings
 from tests import databases
 from tests.sealed import LOG, insert, plain_row, seal, sealed_hash
 from tests.services import ROOT
@@ -362,17 +366,12 @@ async def test_erased_without_an_event(owner: Connection) -> None:
     assert (await found_in(owner, "rr-0"))[0] == {"edited"}
 
 
-def run(database_url: str, *arguments: str | Path) -> tuple[int, str]:
+def run(monkeypatch: pytest.MonkeyPatch, database_url: str, *arguments: object) -> tuple[int, str]:
     """`datastorage verify` as a user calls it: its exit code and what it says."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("DATASTORAGE_")}
-    env |= (
-        {"DATASTORAGE_DATABASE_URL": database_url, "PYTHONPATH": str(ROOT)}
-        if database_url
-        else {"PYTHONPATH": str(ROOT)}
-    )
+    monkeypatch.setenv("DATASTORAGE_DATABASE_URL", database_url)
     done = subprocess.run(
         [sys.executable, "-m", "app", "verify", *map(str, arguments)],
-        env=env,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         cwd="/",
         capture_output=True,
         text=True,
@@ -381,21 +380,31 @@ def run(database_url: str, *arguments: str | Path) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-async def test_command(owner: Connection, database_url: str, tmp_path: Path) -> None:
+async def test_command(owner: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command says nothing of a defect, or a script cannot tell clean from damaged from not looked at."""
     outside = tmp_path / "checkpoint"
     outside.write_text(await sign(owner))
-    known = ("--key", str(PUBLIC), "--checkpoint", outside)
-    assert run(database_url, *known)[0] == 0
-    code, said = run(database_url, "rr-0", *known)
-    assert (code, "150 of 150 events are as logged" in said) == (0, True)
+    known = ("--key", PUBLIC, "--checkpoint", outside)
+    assert run(monkeypatch, database_url, *known)[0] == 0
     await purge(owner, "{[4,5)}")
     await owner.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 7")
-    code, said = run(database_url, *known)
+    code, said = run(monkeypatch, database_url, *known)
     assert (code, "edited: " in said, "position 7" in said, "purged: 1 events" in said) == (1, True, True, True)
-    assert run(database_url, "rr-0", *known)[0] == 1
-    assert run(database_url, "rr-1", *known)[0] == 0
-    for arguments in (["--key", "nonsense"], ["--checkpoint", tmp_path / "none"], ["--checkpoint", "/dev/null"]):
-        assert run(database_url, *arguments)[0] == 2
-    assert run("")[0] == 2
-    assert run("postgresql://nobody@127.0.0.1:9/none")[0] == 2
+    code, said = run(monkeypatch, database_url, "rr-1", *known)
+    assert (code, "150 of 150 events are as logged" in said) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"key": "nonsense"},
+        {"checkpoint": Path("/nowhere")},
+        {"checkpoint": Path("/dev/null")},
+        {"url": "postgresql://nobody@127.0.0.1:9/none"},
+    ],
+)
+def test_not_looked_at(more: dict[str, Any], database_url: str) -> None:
+    """What could not be looked at counts as clean, or as damaged."""
+    settings = Settings(database_url=SecretStr(more.get("url", database_url)))
+    arguments = {"correlation": "rr-0", "checkpoint": None, "key": None, "processes": 1} | more
+    assert command.run(argparse.Namespace(**arguments), lambda: settings) == 2
