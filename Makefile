@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz lint bench openapi lock clean
+.PHONY: run test fuzz torture lint bench honest openapi lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -16,6 +16,10 @@ test: $(INSTALLED)
 fuzz: $(INSTALLED)
 	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
 
+# The long form of tests/torture. Its table stands in docs/durability.md.
+torture: $(INSTALLED)
+	$(BIN)/python -m tests.torture $(ARGS)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -23,6 +27,11 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)
+
+# A day of honest traffic raises no alarm; `make test` has two minutes of it. HOURS=1 takes about two minutes.
+HOURS ?= 24
+honest: $(INSTALLED)
+	$(BIN)/python -m tests.honest --hours $(HOURS) $(ARGS)
 
 openapi: $(INSTALLED)
 	$(BIN)/datastorage openapi > openapi/datastorage.json
@@ -42,11 +51,13 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 	@touch $@
 
 # Versions and hashes only: no registry address gets into these files.
-LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
         --no-annotate --custom-compile-command "make lock" --quiet
 lock:
-	$(LOCK) -o requirements.lock
-	$(LOCK) --all-extras --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) pyproject.toml --all-extras --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) --group sbom -o requirements-sbom.lock
+	$(LOCK) --group chart -o requirements-chart.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

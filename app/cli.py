@@ -5,13 +5,18 @@ import os
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.errors import Fatal
+from app.errors import AuditError, Fatal
 
 if TYPE_CHECKING:
     from app.db import Presence
     from app.embedded import EmbeddedPostgres
+    from app.settings import Settings
+
+_RETRY_SECONDS = 0.25
 
 
 def main() -> int:
@@ -30,14 +35,21 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from app import simulate
+    from app import show, simulate
 
-    parser = argparse.ArgumentParser(prog="datastorage", description="The audit event store of the Kubernaut platform.")
+    parser = argparse.ArgumentParser(
+        prog="datastorage",
+        description="The audit event store of the Kubernaut platform. @FILE stands for what is in the file: --token @FILE.",
+        fromfile_prefix_chars="@",  # secrets do not belong into a list of processes
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve the API; without DATASTORAGE_DATABASE_URL on an embedded Postgres")
     serve.add_argument("--migrate", action="store_true", help="bring the schema up first")
     serve.set_defaults(run=_serve)
     migrate = commands.add_parser("migrate", help="bring the schema of DATASTORAGE_DATABASE_URL up")
+    migrate.add_argument(
+        "--wait", type=float, default=0, metavar="SECONDS", help="for a Postgres that is not there yet"
+    )
     migrate.set_defaults(run=_migrate)
     settings = commands.add_parser("settings", help="show every setting, its value and what it means")
     settings.set_defaults(run=_settings)
@@ -45,24 +57,145 @@ def _parser() -> argparse.ArgumentParser:
     types.add_argument("name", nargs="?", help="of the type to show")
     types.add_argument("--markdown", action="store_true", help="print docs/events.md")
     types.set_defaults(run=_event_types)
+    tokens = commands.add_parser("token", help="make tokens for DATASTORAGE_AUTH=tokens").add_subparsers(
+        required=True, metavar="COMMAND"
+    )
+    create = tokens.add_parser("create", help="print a new token, which stands nowhere else, and its line for the file")
+    create.add_argument("--name", required=True, help="of who will send it, as it is written down")
+    create.add_argument("--role", required=True, help="reader, writer, auditor or admin")
+    create.add_argument("--expires", help="moment or day (UTC) from which on it is nobody's, such as 2027-01-31")
+    create.add_argument("--file", type=Path, help="file to append the line to, instead of printing it")
+    create.set_defaults(run=_token_create)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
+    shown = commands.add_parser("show", help="show a correlation: events, phases, decisions, notifications, holds")
+    show.add_show(shown)
+    shown.set_defaults(run=show.show)
+    listed = commands.add_parser("list", help="list correlations, the one with the newest event first")
+    show.add_list(listed)
+    listed.set_defaults(run=show.list_)
+    _add_evidence(commands)
+    spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
+    _add_spool_arguments(spool)
     play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(play)
     play.set_defaults(run=simulate.run)
     return parser
 
 
+def _add_evidence(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    proof = commands.add_parser("verify-proof", help="verify the proof of one event; needs no service and no database")
+    proof.add_argument("file", type=Path, metavar="FILE", help="from GET /api/v1/audit/events/{event_id}/proof")
+    proof.add_argument("--key", required=True, help="of the log as /tlog/key shows it, or a file that holds it")
+    proof.set_defaults(run=_verify_proof)
+    verify = commands.add_parser("verify", help="verify the whole database, or one correlation")
+    _add_verify_arguments(verify)
+    retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
+    retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
+    retention.set_defaults(run=_retention)
+    erase = commands.add_parser("erase", help="erase what events say of people; their hashes and proofs stay")
+    which = erase.add_mutually_exclusive_group(required=True)
+    which.add_argument("--event-id", action="append", help="one event; may be repeated")
+    which.add_argument("--actor", help="every event of this actor_id")
+    which.add_argument("--correlation-id", help="every event of this correlation")
+    erase.add_argument("--reason", required=True, help="why; it stands in the log")
+    erase.add_argument("--by", default="datastorage erase", help="who wants it; it stands in the log")
+    erase.add_argument("--dry-run", action="store_true", help="only say how many events there are")
+    erase.set_defaults(run=_erase)
+    checked = commands.add_parser("verify-export", help="verify an export by itself: no service, database or network")
+    checked.add_argument("files", nargs="+", type=Path, metavar="FILE", help="the export, or its parts in their order")
+    checked.add_argument(
+        "--key",
+        required=True,
+        help="the public key as /tlog/key shows it, or a file that holds it; for format=json the certificate's file",
+    )
+    checked.set_defaults(run=_verify_export)
+
+
+def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
+    verify.description = "Exit code 0: nothing is wrong; 1: something is; 2: it could not be looked at."
+    verify.add_argument("correlation", nargs="?", help="only this one; the whole database if absent")
+    verify.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", help="a checkpoint that was kept out of the database's reach"
+    )
+    verify.add_argument("--key", help="that signs the checkpoints, as /tlog/key shows it, or a file that holds it")
+    verify.add_argument(
+        "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="as many as there are cores if absent"
+    )
+    verify.set_defaults(run=_verify)
+
+
+def _add_spool_arguments(spool: argparse.ArgumentParser) -> None:
+    acts = spool.add_subparsers(required=True, metavar="ACT")
+    for name, run, text in (
+        ("list", _spool_list, "what waits, and what is in quarantine and why"),
+        ("export", _spool_export, "print the events, one JSON object a line"),
+        ("replay", _spool_replay, "write a spool that no service uses any more to DATASTORAGE_DATABASE_URL"),
+    ):
+        act = acts.add_parser(name, help=text)
+        act.add_argument("directory", type=Path, metavar="DIR", help="a DATASTORAGE_SPOOL_DIR")
+        act.set_defaults(run=run)
+        if name != "list":
+            act.add_argument("--quarantined", action="store_true", help="only those / those too")
+        if name == "replay":
+            act.add_argument("--force", action="store_true", help="also if it is older than the smallest retention")
+
+
+def _spool_list(arguments: argparse.Namespace) -> None:
+    from datetime import UTC, datetime
+
+    from app.ingest.drain import entries
+
+    for one in entries(arguments.directory):
+        kept = datetime.fromtimestamp(one.kept_at, UTC).isoformat(timespec="seconds")
+        state = f"quarantined: {one.reason}" if one.reason else "waiting"
+        print(f"{one.position:>8}  {kept}  {one.what:>14}  {one.size:>9} bytes  {state}")
+
+
+def _spool_export(arguments: argparse.Namespace) -> None:
+    import orjson
+
+    from app.ingest.drain import events
+
+    for event in events(arguments.directory, quarantined=arguments.quarantined):
+        sys.stdout.buffer.write(orjson.dumps(event) + b"\n")
+
+
+def _spool_replay(arguments: argparse.Namespace) -> None:
+    import asyncio
+
+    from app import logs
+    from app.ingest.drain import replay
+    from app.settings import load
+
+    settings = load()
+    logs.configure(settings.log_level)
+    if settings.database_url is None:
+        raise Fatal("There is no database to write to: set DATASTORAGE_DATABASE_URL.")
+    print(asyncio.run(replay(settings, arguments.directory, force=arguments.force, quarantined=arguments.quarantined)))
+
+
+def _verify_export(arguments: argparse.Namespace) -> int:
+    from app.integrity import export_check
+
+    verdict = export_check.check_files(arguments.files, arguments.key)
+    for line in export_check.told(verdict):
+        print(line)
+    return 1 if verdict.problem_count else 0
+
+
 def _serve(arguments: argparse.Namespace) -> None:
     from pydantic import SecretStr
 
-    from app import logs
+    from app import logs, tracing
     from app.db import Presence
     from app.serve import serve
     from app.settings import load
 
     settings = load(migrate=True) if arguments.migrate else load()
     logs.configure(settings.log_level)
+    if settings.otel_endpoint is not None:
+        tracing.start(settings.otel_endpoint)
     presence = Presence()
     if settings.database_url is not None:
         serve(settings, presence)
@@ -72,7 +205,21 @@ def _serve(arguments: argparse.Namespace) -> None:
     with EmbeddedPostgres.start(settings.data_dir) as postgres:
         print(_welcome(settings.port), file=sys.stderr)
         threading.Thread(target=_follow, args=(postgres, presence), daemon=True).start()
-        serve(settings.model_copy(update={"database_url": SecretStr(postgres.url), "migrate": True}), presence)
+        found = {"database_url": SecretStr(postgres.url), "migrate": True}
+        serve(settings.model_copy(update=found | _own_key(settings)), presence)
+
+
+def _own_key(settings: "Settings") -> dict[str, Path]:
+    """The key for checkpoints that the embedded Postgres comes with, made at its first start, unless another is configured."""
+    from app.integrity import keys, note
+    from app.statedir import state_dir
+
+    configured = settings.checkpoint_key is not None or settings.checkpoint_key_file is not None
+    if configured or not note.is_key_name(settings.log_name or "drawn"):
+        return {}
+    path = state_dir(settings.data_dir) / "checkpoint.pem"
+    keys.make_once(path)
+    return {"checkpoint_key_file": path}
 
 
 def _follow(postgres: "EmbeddedPostgres", presence: "Presence") -> None:
@@ -96,7 +243,6 @@ Stop it with Ctrl-C. README.md goes on from here.
 
 
 def _migrate(arguments: argparse.Namespace) -> None:
-    del arguments
     import asyncio
 
     from app import schema
@@ -107,8 +253,87 @@ def _migrate(arguments: argparse.Namespace) -> None:
         raise Fatal(
             "There is no database to migrate: set DATASTORAGE_DATABASE_URL (the embedded one migrates by itself)."
         )
-    asyncio.run(schema.upgrade(settings.database_url.get_secret_value(), settings.log_name))
+    asyncio.run(_upgrade(settings, arguments.wait))
     print(f"The schema is at {schema.HEAD}.")
+
+
+def _retention(arguments: argparse.Namespace) -> None:
+    import asyncio
+    from datetime import UTC, datetime
+
+    from app.retention import purge
+
+    settings, now = _with_database(), datetime.now(UTC)
+    if arguments.action == "plan":
+        print("MONTH    EVENTS  DUE  HELD  KEPT LONGER")
+        for one in asyncio.run(purge.plan(settings, now)):
+            found = one.contents
+            way = "  goes as a whole" if one.whole else ""
+            print(f"{one.month.first:%Y-%m}  {found.total}  {found.due}  {found.held}  {found.young}{way}")
+        return
+    try:
+        done = asyncio.run(purge.run(settings, now))
+    except AuditError as error:
+        raise Fatal(error.detail) from None
+    print(f"Run {done.run_id}: {done.rows_deleted} of {done.rows_scanned} events purged.")
+    for said, months in (("dropped", done.dropped), ("put back", done.restored)):
+        if months:
+            print(f"Months {said}: {', '.join(months)}")
+
+
+def _erase(arguments: argparse.Namespace) -> None:
+    import asyncio
+    from uuid import UUID
+
+    from app.main import create_catalog
+    from app.retention import erase
+
+    settings = _with_database()
+    try:
+        ids = arguments.event_id and [UUID(text) for text in arguments.event_id]
+    except ValueError as error:
+        raise Fatal(f"--event-id: {error}") from None
+    erasure = erase.Erasure(arguments.reason, arguments.by, ids, arguments.actor, arguments.correlation_id)
+    try:
+        done = asyncio.run(erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run))
+    except AuditError as error:
+        raise Fatal(error.detail) from None
+    would = "would be erased" if arguments.dry_run else f"erased, as erasure {done.erasure_id} tells"
+    print(f"{len(done.events)} event(s) {would}.")
+    if done.unsealed:
+        print(
+            f"{len(done.unsealed)} row(s) that others inserted by SQL are left: they have no proof; change them by SQL."
+        )
+
+
+async def _upgrade(settings: "Settings", wait_seconds: float) -> None:
+    """Bring the schema up, once Postgres can be reached. Fatal when it cannot, or refuses this user."""
+    import asyncio
+
+    import asyncpg
+
+    from app import db, schema
+
+    assert settings.database_url is not None
+    end = time.monotonic() + wait_seconds
+    while True:
+        try:
+            await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
+        except (*db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            if db.fault(error) is not db.Fault.AWAY or time.monotonic() >= end:
+                raise Fatal(f"The database cannot be migrated: {str(error) or repr(error)}") from error
+            await asyncio.sleep(_RETRY_SECONDS)
+        else:
+            return
+
+
+def _with_database() -> "Settings":
+    from app.settings import load
+
+    settings = load()
+    if settings.database_url is None and settings.retention_url is None:
+        raise Fatal("Set DATASTORAGE_RETENTION_URL, or DATASTORAGE_DATABASE_URL if one role does everything.")
+    return settings
 
 
 def _settings(arguments: argparse.Namespace) -> None:
@@ -118,6 +343,17 @@ def _settings(arguments: argparse.Namespace) -> None:
     settings = load()
     for name, field in Settings.model_fields.items():
         print(f"DATASTORAGE_{name.upper()} = {getattr(settings, name)}\n    {field.description}")
+
+
+def _token_create(arguments: argparse.Namespace) -> None:
+    from app.auth.tokens import append, create
+
+    token, line = create(arguments.name, arguments.role, arguments.expires)
+    if arguments.file is None:
+        print(f"To the file that DATASTORAGE_TOKENS_FILE names, add:\n{line}\nThe token, shown once:", file=sys.stderr)
+    else:
+        append(arguments.file, line)
+    print(token)
 
 
 def _event_types(arguments: argparse.Namespace) -> None:
@@ -137,6 +373,49 @@ def _event_types(arguments: argparse.Namespace) -> None:
         print(describe.as_json(describe.details(describe.find(catalog, arguments.name)), indent=2), end="")
     except NotFound as error:
         raise Fatal(error.detail) from None
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from app.integrity import command
+
+    return command.run(arguments, _with_running_database)
+
+
+def _with_running_database() -> "Settings":
+    """The settings, with the embedded Postgres of a running service and its key where no other database is named."""
+    from pydantic import SecretStr
+
+    from app import embedded
+    from app.settings import load
+
+    settings = load()
+    if settings.database_url is not None:
+        return settings
+    url = embedded.running_url(settings.data_dir)
+    if url is None:
+        raise Fatal(
+            "There is no database: set DATASTORAGE_DATABASE_URL, or start the embedded one with `datastorage serve`."
+        )
+    return settings.model_copy(update={"database_url": SecretStr(url)} | _own_key(settings))
+
+
+def _verify_proof(arguments: argparse.Namespace) -> None:
+    import orjson
+
+    from app.integrity.note import Malformed, PublicKey, Unverified
+    from app.integrity.proof import verify_file
+
+    try:
+        text = Path(arguments.key).read_text("utf-8") if Path(arguments.key).is_file() else arguments.key
+        keys = [PublicKey.parse(line) for line in text.splitlines() if line.strip()]
+        proved = verify_file(arguments.file.read_bytes(), keys)
+    except (OSError, Malformed, Unverified) as error:
+        raise Fatal(f"Not proved: {error}.") from None
+    checkpoint, record = proved.checkpoint, proved.record
+    print(f"Proved: event {record['event_id']} stands at {record['log_index']} of the {checkpoint.size} in the log.")
+    print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
+    shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
+    sys.stdout.buffer.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

@@ -2,8 +2,9 @@
 
 import asyncio
 import functools
+import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.errors import DatabaseAway, DatabaseFailed, Fatal
 from app.events.record import ip_packed
+from app.metrics import WORKER_FAILURES
 from app.settings import Settings
 from app.sql import load
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 else:
     Connection = asyncpg.Connection  # generic for type checkers only
 
-CONNECT_TIMEOUT_SECONDS = 5.0
 _GRACE_SECONDS = 5.0
 _WATCH_SECONDS = 0.5
 _WATCH_TIMEOUT_SECONDS = 2.0
@@ -42,6 +43,9 @@ CONNECTION_ERRORS = (
     *(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError),
     asyncpg.PostgresConnectionError,
 )
+
+
+log = logging.getLogger(__name__)
 
 
 class Fault(Enum):
@@ -76,7 +80,7 @@ def fault(error: Exception) -> Fault:
         return Fault.BUSY
     if state.startswith("22") or state in {"23502", "23514"}:
         return Fault.REQUEST
-    if state[:2] in {"08", "53", "58"} or state.startswith("57P") or state == "25P03":
+    if state[:2] in {"08", "53", "58"} or state.startswith("57P") or state in {"25006", "25P03"}:
         return Fault.AWAY
     return Fault.UNKNOWN
 
@@ -87,7 +91,7 @@ async def connect(settings: Settings, **server_settings: str) -> Connection:
     try:
         return await asyncpg.connect(
             settings.database_url.get_secret_value(),
-            timeout=CONNECT_TIMEOUT_SECONDS,
+            timeout=settings.connect_timeout_ms / 1000,
             command_timeout=settings.statement_timeout_ms / 1000 + _GRACE_SECONDS,  # for a server that says nothing
             server_settings=_SERVER_SETTINGS
             | {"statement_timeout": str(settings.statement_timeout_ms)}
@@ -102,7 +106,7 @@ async def connect_writer(settings: Settings) -> Connection:
     connection = await connect(
         settings,
         plan_cache_mode="force_generic_plan",
-        lock_timeout="3s",
+        lock_timeout=str(settings.lock_timeout_ms),
         idle_in_transaction_session_timeout="5s",
         tcp_user_timeout="15s",
         tcp_keepalives_idle="5",
@@ -189,6 +193,11 @@ class Presence:
     """Whether this process can take an event now."""
 
     def __init__(self) -> None:
+        self.waiting_for = ""
+        """Why the database was not seen yet."""
+        self.started = False
+        """Whether the schema was seen, so that events can be taken, if only to disk."""
+        self.can_spool: Callable[[], bool] = lambda: False
         self.database_up = False
         self.shutting_down = False
         self.fatal: Fatal | None = None
@@ -198,10 +207,10 @@ class Presence:
         """Why the service cannot take an event, in the contract's words; None when it can."""
         if self.shutting_down:
             return "shutting_down"
-        return None if self.database_up else "database_unreachable"
+        return None if self.database_up or (self.started and self.can_spool()) else "database_unreachable"
 
-    async def watch(self, settings: Settings) -> None:
-        """Ask Postgres twice a second, on a connection of its own, whether it is there."""
+    async def watch(self, settings: Settings, asked: Callable[[bool], Awaitable[None]]) -> None:
+        """Ask Postgres twice a second, on a connection of its own, whether it is there, and tell `asked` each time."""
         connection: Connection | None = None
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
@@ -216,3 +225,8 @@ class Presence:
                 if connection is not None:
                     connection.terminate()
                     connection = None
+            try:
+                await asked(self.database_up)
+            except Exception:  # top of a loop without which nothing is ever replayed
+                WORKER_FAILURES.labels(worker="presence").inc()
+                log.exception("what waits for Postgres could not be told of it")

@@ -5,7 +5,13 @@ AuditError
 │   ├── InvalidRequest         … JSON or a payload value that no decoder takes
 │   ├── BatchTooLarge          … more events than one batch may hold
 │   └── …
+├── Refused                    nobody is let in without an answer that says so
+│   ├── Unauthorized      401
+│   ├── Forbidden         403
+│   └── ReviewFailed      500  whoever decides could not be asked
 ├── NotFound, Conflict    404, 409
+│   └── KeyBusy              … the first request with this Idempotency-Key is still running
+├── KeyReused             422
 ├── TooLarge              413
 ├── Unavailable           503  come back after `retry_after_seconds`
 │   ├── DatabaseAway
@@ -55,6 +61,56 @@ class BatchTooLarge(BadRequest):
     title = "Batch Size Exceeded"
 
 
+class Refused(AuditError):
+    """The caller is not let in. The log says why."""
+
+
+class Unauthorized(Refused):
+    """Invalid or expired token"""
+
+    status = 401
+    title = "Unauthorized"
+
+
+class Forbidden(Refused):
+    """Insufficient permissions"""
+
+    status = 403
+    title = "Forbidden"
+
+
+class ReviewFailed(Refused):
+    """Authentication service unavailable"""
+
+
+class RateLimited(AuditError):
+    """Too many requests of one caller; wait as long as Retry-After says."""
+
+    status = 429
+    slug = "rate-limit-exceeded"
+    title = "Rate Limit Exceeded"
+
+    def __init__(self, detail: str, headers: dict[str, str]) -> None:
+        self.headers = headers
+        super().__init__(detail)
+
+
+class HeadTooLarge(AuditError):
+    """The request's headers are larger than this service takes."""
+
+    status = 431
+    slug = "request-headers-too-large"
+    title = "Request Header Fields Too Large"
+
+
+class QueryTooLong(AuditError):
+    """The request's path and query are longer than this service takes."""
+
+    status = 414
+    slug = "query-too-long"
+    title = "URI Too Long"
+
+
 class NotFound(AuditError):
     """There is no such thing."""
 
@@ -69,6 +125,21 @@ class Conflict(AuditError):
     status = 409
     slug = "conflict"
     title = "Resource Conflict"
+
+
+class KeyReused(AuditError):
+    """This Idempotency-Key was sent before with another body: send the first body again, or a new key."""
+
+    status = 422
+    slug = "idempotency-key-reused"
+    title = "Idempotency Key Reused"
+
+
+class KeyBusy(Conflict):
+    """A request with this Idempotency-Key is still running: wait for its answer, or send it again shortly."""
+
+    slug = "idempotency-key-in-use"
+    title = "Request In Progress"
 
 
 class TooLarge(AuditError):

@@ -10,6 +10,8 @@ from typing import Any
 import orjson
 from starlette.types import Scope
 
+from app import tracing
+
 _GATHER_SECONDS = 0.1
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -25,6 +27,8 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         line.update((key, value) for key, value in vars(record).items() if key not in _STANDARD)
+        if trace_id := tracing.trace_id():
+            line["trace_id"] = trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()
@@ -52,9 +56,12 @@ class AccessLog:
             "method": scope["method"],
             "path": scope["path"],
             "remote_addr": (scope.get("client") or ("",))[0],
+            "user": scope["state"].get("username", ""),
             "status": status,
             "duration": round(seconds, 6),
         }
+        if trace_id := scope["state"].get("trace_id"):
+            line["trace_id"] = trace_id
         self._lines.append(orjson.dumps(line))
 
     def flush(self) -> None:

@@ -16,17 +16,42 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp
 
 from app import db, schema
-from app.api import events, eventtypes, health, problems, query, verify
+from app.api import (
+    access,
+    effectiveness,
+    events,
+    eventtypes,
+    export,
+    health,
+    history,
+    holds,
+    notifications,
+    problems,
+    proofs,
+    query,
+    reconstruct,
+    timeline,
+    tlog,
+    verify,
+)
+from app.api.body import Room
 from app.api.front import Front
+from app.auth.gate import Gate
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
+from app.ingest import own
+from app.ingest.notification_spool import NotificationSpool, keep_replaying
+from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
-from app.logs import AccessLog
-from app.query.page import warm
-from app.retention import partitions
+from app.integrity import checkpoint
+from app.integrity.background import keep_verifying
+from app.integrity.keys import signing_key
+from app.query import page, proof, warmth
+from app.retention import claims, partitions
 from app.settings import Settings
+from app.statedir import state_dir
 
 _RETRY_SECONDS = 0.25
 _DISPOSE_SECONDS = 2.0
@@ -54,17 +79,44 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.catalog = create_catalog(settings)
     app.state.presence = presence or db.Presence()
     app.state.engine = db.create_engine(settings)
+    app.state.room = Room(settings.inbox_bytes_max)
     app.state.writer = None
+    app.state.spool = None
+    app.state.signing_key = None
+    app.state.export_pair = None
+    app.state.export_pair_dir = settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
+    app.state.log_name = ""
     problems.install(app)
-    for module in (events, query, eventtypes, verify, health):
+    for module in (
+        events,
+        proofs,
+        query,
+        tlog,
+        eventtypes,
+        verify,
+        export,
+        notifications,
+        reconstruct,
+        effectiveness,
+        history,
+        timeline,
+        holds,
+        health,
+    ):
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
             route.operation_id = route.name
             app.router.routes.append(route)  # flat, so that a 405 names every method of its path
     ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
     extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
-    front = Front(app, events.DIRECT, AccessLog(enabled=settings.access_log))
-    return health.ExtraPorts(front, extra_ports) if extra_ports else front
+    access.check(app)
+    app.state.door = access.Door(Gate(settings), settings)
+    front = Front(app, events.DIRECT, app.state.door, settings)
+    return (
+        health.ExtraPorts(front, extra_ports, settings.health_port if settings.profile else None)
+        if extra_ports
+        else front
+    )
 
 
 def create_catalog(settings: Settings) -> Catalog:
@@ -96,6 +148,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
         await _bounded(app.state.engine.dispose(), _DISPOSE_SECONDS)
+        await app.state.door.gate.close()
+        if app.state.spool is not None:
+            app.state.spool.close()
 
 
 async def _bounded(ending: Awaitable[None], seconds: float) -> None:
@@ -112,7 +167,10 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     settings: Settings = app.state.settings
     presence: db.Presence = app.state.presence
     try:
+        app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
+        app.state.signing_key = signing_key(settings, log_name)
+        checkpoints = checkpoint.parts(settings, app.state.signing_key) if settings.tlog else None
     except Exception as error:  # whatever it is, a service that cannot start says so and ends
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
@@ -120,20 +178,55 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
         )
         os.kill(os.getpid(), signal.SIGTERM)
         return
-    writer = Writer(Store(settings, log_name), settings)
+    writer = Writer(Store(settings, log_name), settings, app.state.spool)
     writer.start()
+    app.state.log_name = log_name
+    if app.state.spool is not None:
+        presence.can_spool = lambda: app.state.spool.has_room
     url = settings.database_url.get_secret_value() if settings.database_url else ""
+    if checkpoints is not None:
+
+        async def heartbeat(size: int, since: datetime) -> None:
+            payload = {"event_type": "datastorage.log.heartbeat", "tree_size": size, "silent_since": since.isoformat()}
+            await own.write_own(writer, own.own_event(log_name, payload), settings.single_deadline_ms)
+
+        work = checkpoint.keep(settings, checkpoints, heartbeat)
+        workers.append(asyncio.create_task(work, name="checkpoints"))
+    if settings.verifier_events_per_second:
+        keys = app.state.signing_key.all_public if app.state.signing_key else ()
+        workers.append(asyncio.create_task(keep_verifying(settings, log_name, keys), name="verifier"))
     for name, work in {
-        "presence": presence.watch(settings),
+        "presence": presence.watch(settings, writer.look_again),
+        "claims": claims.forget_expired(app.state.engine),
         "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
     }.items():
         workers.append(asyncio.create_task(work, name=name))
+    if app.state.spool is not None:
+        replay = keep_replaying(app.state.engine, NotificationSpool(app.state.spool))
+        workers.append(asyncio.create_task(replay, name="notifications"))
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked at again
     gc.set_threshold(*_GC_THRESHOLDS)
     app.state.writer = writer
-    presence.database_up = True
+    presence.database_up = presence.started = True
+    presence.waiting_for = ""
     log.info("ready", extra={"log": log_name, "port": settings.port})
+
+
+def _open_spool(settings: Settings) -> Spool | None:
+    """The spool that was asked for, else the one of this port, else none."""
+    if not settings.spool:
+        return None
+    if settings.spool_dir is not None:
+        return Spool(settings.spool_dir, settings.spool_bytes_max)
+    directory = state_dir(settings.data_dir) / f"spool-{settings.port}"
+    try:
+        return Spool(directory, settings.spool_bytes_max)
+    except Fatal as error:
+        if os.access(directory, os.W_OK):
+            raise
+        log.warning("there is no spool: posts are answered 503 while Postgres is away", extra={"reason": error.detail})
+        return None
 
 
 async def _find_database(app: FastAPI) -> str:
@@ -142,10 +235,13 @@ async def _find_database(app: FastAPI) -> str:
     while True:
         try:
             log_name = await _check_database(app.state.settings)
-            await warm(app.state.engine)
+            await page.warm(app.state.engine)
+            await warmth.warm(app.state.engine)
+            await proof.warm(app.state.engine)
         except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             if not isinstance(error, DatabaseAway) and db.fault(error) is not db.Fault.AWAY:
                 raise
+            app.state.presence.waiting_for = str(error.__cause__ or error)
             if said != (said := repr(error.__cause__ or error)):
                 log.warning("waiting for Postgres", extra={"error": said})
             await asyncio.sleep(_RETRY_SECONDS)
@@ -161,6 +257,9 @@ async def _check_database(settings: Settings) -> str:
     try:
         if not settings.unsafe_database:
             await db.refuse_unsafe(connection)
-        return await schema.check(connection, settings.log_name)
+        log_name = await schema.check(connection, settings.log_name)
+        if said := await schema.unguarded(connection):
+            log.warning("not guarded against the service's own role", extra={"reason": said})
+        return log_name
     finally:
         await connection.close()

@@ -47,14 +47,70 @@ FOREIGN_CATEGORY = Counter(
 UNKNOWN_EVENT_TYPES = Counter(
     "datastorage_unknown_event_types", "Events of a type that is not known; only where the settings accept them."
 )
+DENIALS = Counter("datastorage_denials", "Requests that were not let in.", ["reason"])
+AUTH_FAILURES = Counter(
+    "datastorage_auth_failures", "Times that a judge of callers could not be asked, or its file not be read.", ["judge"]
+)
 LOG_ALARMS = Counter("datastorage_log_alarms", "The log is not as this process left it.", ["alarm"])
+# fmt: off
+DEFECT_KINDS = (
+    "edited", "removed", "inserted", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key", "unverifiable",
+)
+# fmt: on
+VERIFIER_POSITION = Gauge(
+    "datastorage_verifier_position", "Position of the log that the background verifier has come to."
+)
+VERIFIER_ROUNDS = Counter("datastorage_verifier_rounds", "Times that the background verifier has seen the whole log.")
+VERIFIED_EVENTS = Counter("datastorage_verifier_events", "Positions that the background verifier has looked at.")
+VERIFIER_FINDINGS = Gauge("datastorage_verifier_findings", "What the background verifier still finds wrong.", ["kind"])
+VERIFIER_DEFECTS = Counter("datastorage_verifier_defects", "What it found wrong for the first time.", ["kind"])
+CHECKPOINT_SIZE = Gauge("datastorage_checkpoint_size", "Leaves of the log in the last checkpoint that was signed.")
+WITNESS_FAILURES = Counter(
+    "datastorage_witness_failures", "Checkpoints that a witness did not cosign, alarms not counted.", ["witness"]
+)
+OUTSIDE_FAILURES = Counter(
+    "datastorage_checkpoint_outside_failures", "Checkpoints that could not be kept outside the database.", ["where"]
+)
 WORKER_FAILURES = Counter("datastorage_worker_failures", "Rounds of a background worker that failed.", ["worker"])
+
+# The spool. The names with dlq are the platform's; its two streams are events and notifications.
+ACCEPTED = Counter("datastorage_events_accepted", "Events handed to the writer; each ends in one of the next counters.")
+REFUSED = Counter("datastorage_events_refused", "Events refused after they were handed to the writer.", ["reason"])
+SPOOLED = Counter("datastorage_spooled_events", "Events kept in the spool since Postgres could not take them.")
+REPLAYED = Counter("datastorage_replayed_events", "Events taken from the spool that are stored in Postgres now.")
+QUARANTINED = Counter("datastorage_quarantined_events", "Spooled events that Postgres refuses for their content.")
+SPOOL_FAILURES = Counter("datastorage_spool_failures", "Failures of the spool's disk.")
+SPOOL_EVENTS = Gauge("datastorage_spool_events", "Events that wait in the spool.")
+SPOOL_BYTES = Gauge("datastorage_spool_bytes", "Bytes of the requests in the spool, quarantined ones too.")
+SPOOL_QUARANTINED = Gauge("datastorage_spool_quarantined_events", "Events in the spool's quarantine.")
+SPOOL_OLDEST = Gauge("datastorage_spool_oldest_age_seconds", "How long the oldest event of the spool has waited.")
+SPOOL_FREE = Gauge("datastorage_spool_disk_free_bytes", "Room on the spool's disk.")
+PARENTS_UNCHECKED = Counter(
+    "datastorage_parents_unchecked", "Parents taken as sent since Postgres was away and they wait in no spool."
+)
+DLQ_XADD = Counter("datastorage_dlq_stream_xadd", "Events kept in the spool, or put into its quarantine.", ["stream"])
+DLQ_PENDING = Gauge("datastorage_dlq_pel_pending", "Events that wait in the spool.")
+DLQ_WARNING = Gauge("datastorage_dlq_warning", "1 while the spool is 80 to 90 % full.", ["stream"])
+DLQ_CRITICAL = Gauge("datastorage_dlq_critical", "1 while the spool is at least 90 % full.", ["stream"])
+DLQ_TRIM = Counter("datastorage_dlq_trim", "Events that a full spool has dropped: always 0 here.", ["stream"])
+DLQ_DRAIN = Counter("datastorage_dlq_drain_batch", "Portions of the spool that were replayed.")
 
 # Known services of the lag histogram (contract section 23); others share one label value.
 LAG_OTHER = frozenset({"apifrontend", "agentsession"})
 
 GOROUTINES.set_function(threading.active_count)
 # A label's line exists before its first event, as dashboards and alerts expect.
-for _table in ("audit_events", "audit_events_batch"):
+for _table in ("audit_events", "audit_events_batch", "notification_audit"):
     WRITE_DURATION.labels(table=_table)
+for _stream in ("audit_events", "notifications", "dead_letter_audit_events", "dead_letter_notifications"):
+    DLQ_XADD.labels(stream=_stream)
+for _kind in DEFECT_KINDS:
+    VERIFIER_FINDINGS.labels(kind=_kind)
+    VERIFIER_DEFECTS.labels(kind=_kind)
+for _stream in ("events", "notifications"):
+    DLQ_WARNING.labels(stream=_stream)
+    DLQ_CRITICAL.labels(stream=_stream)
+    DLQ_TRIM.labels(stream=_stream)
+for _reason in ("authentication_failed", "authorization_denied", "review_failed", "rate_limited"):
+    DENIALS.labels(_reason)
 VALIDATION_FAILURES.labels(source="openapi_middleware", reason="validation_error")

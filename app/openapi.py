@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from app.api.front import Front
 from app.api.problems import CONTENT_TYPE, Problem
-from app.events.catalog import EVENT_TYPES, PAYLOADS, TYPED
+from app.events.catalog import EVENT_TYPES, OWN, PAYLOADS, TYPED
 from app.events.catalog.examples import Untitled
 from app.events.cloudevents import CloudEvent
 from app.events.envelope import PostedEvent
@@ -46,16 +46,16 @@ def _schemas(*types: Any) -> dict[str, Any]:
 
 def _event_data() -> dict[str, Any]:
     """The payloads of the typed names, told apart by event_type. What else is taken is told in words (docs/decisions/0011)."""
-    names = [payload.__name__ for payload in PAYLOADS]
+    models = {name: _REF.format(model=EVENT_TYPES[name].payload.__name__) for name in TYPED if name not in OWN}
     return {
         "description": (
             "Payload; its event_type decides its shape. Types that an operator has registered, and objects without an "
             "event_type under the outer names of December 2025, are taken too: GET /api/v1/audit/event-types lists both."
         ),
-        "oneOf": [{"$ref": _REF.format(model=name)} for name in names],
+        "oneOf": [{"$ref": model} for model in dict.fromkeys(models.values())],
         "discriminator": {
             "propertyName": "event_type",
-            "mapping": {name: _REF.format(model=EVENT_TYPES[name].payload.__name__) for name in TYPED},
+            "mapping": models,
         },
     }
 

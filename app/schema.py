@@ -1,7 +1,6 @@
 """The schema's revision: bring the schema up, and refuse to serve on one that does not fit.
 
-The role that migrates owns the tables. The service may use another one, which then needs USAGE on the schema,
-SELECT, INSERT, UPDATE and DELETE on all tables, USAGE on all sequences, and EXECUTE on ensure_partitions(date, date).
+The role that migrates owns the tables. The service may use another one; migrations/sql/roles.sql makes it.
 """
 
 from pathlib import Path
@@ -15,7 +14,7 @@ from app.sql import load
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0001_pre_foundation"  # the last file of migrations/versions; a constant, since start-up need not load Alembic
+HEAD = "0005_pre_verify"  # the last file of migrations/versions; a constant, since start-up need not load Alembic
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 _SQL = load("schema")
@@ -60,6 +59,18 @@ async def check(connection: asyncpg.Connection, log_name: str | None) -> str:
             "unset it or set it to that name, or use another database."
         )
     return name
+
+
+async def unguarded(connection: asyncpg.Connection) -> str | None:
+    """What the connection's role can do against the events, in words; None when it cannot."""
+    guards = await connection.fetchrow(_SQL["guards"])
+    if guards is None or not guards["owns"]:
+        return None
+    return (
+        f"the role {guards['role']} owns the tables or is a superuser: whoever has its password can drop them, disable their "
+        "triggers, and delete or erase events without a word in the log. Verification finds it; migrations/sql/roles.sql makes "
+        "a role that cannot."
+    )
 
 
 async def _at_head(connection: asyncpg.Connection) -> bool:

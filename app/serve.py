@@ -4,13 +4,16 @@ import asyncio
 import signal
 import socket
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
+from app.connection import Connection
 from app.db import Presence
 from app.errors import Fatal
 from app.main import create_app
 from app.settings import Settings
+from app.tls import Certificate
 
 _IDLE_SECONDS = 120
 _BACKLOG = 2048
@@ -19,15 +22,17 @@ _BACKLOG = 2048
 class Server(uvicorn.Server):
     """Not ready at once when told to stop, while requests are still taken for the time that routers need to notice."""
 
-    def __init__(self, settings: Settings, presence: Presence) -> None:
+    def __init__(self, settings: Settings, presence: Presence, tls: Certificate | None) -> None:
         self._presence = presence
+        self._tls = tls
+        self._port = settings.port
         self._delay_seconds = settings.propagation_delay_ms / 1000
         self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
                 create_app(settings, presence),
                 loop="uvloop",
-                http="httptools",
+                http=type("Connection", (Connection,), {"head_bytes_max": settings.head_bytes_max}),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -42,6 +47,25 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve by TLS on the port of the API only: probes and Prometheus come from inside."""
+        assert sockets is not None
+        secured = [one for one in sockets if self._tls is not None and one.getsockname()[1] == self._port]
+        await super().startup([one for one in sockets if one not in secured])
+        for one in secured:
+            assert self._tls is not None
+            context = self._tls.context()
+            server = await asyncio.get_running_loop().create_server(
+                self._connection, sock=one, ssl=context, backlog=_BACKLOG
+            )
+            self.servers.append(server)
+
+    def _connection(self) -> asyncio.Protocol:
+        config = self.config
+        kind: Any = config.http_protocol_class
+        made: asyncio.Protocol = kind(config=config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         again, self._presence.shutting_down = self._presence.shutting_down, True
@@ -59,7 +83,8 @@ def serve(settings: Settings, presence: Presence) -> None:
         if port is not None
     ]
     try:
-        Server(settings, presence).run(sockets)
+        tls = Certificate(settings.tls_dir, settings.tls_min_version) if settings.tls_dir else None
+        Server(settings, presence, tls).run(sockets)
     finally:
         # Even when a signal, which uvicorn sends again after its shutdown, has ended it.
         if presence.fatal is not None:

@@ -87,6 +87,36 @@ log_flushes = Table(
     Column("flushed_at", DateTime(timezone=True), nullable=False),
 )
 
+# Higher levels of the log's tree; level 0 is log_flushes.
+log_tiles = Table(
+    "log_tiles",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("level", SmallInteger, primary_key=True, autoincrement=False),
+    Column("index", BigInteger, primary_key=True, autoincrement=False),
+    Column("hashes", LargeBinary, nullable=False),
+)
+
+# Signed notes: the newest, and the last one of each hour.
+log_checkpoints = Table(
+    "log_checkpoints",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("note", Text, nullable=False),
+    Column("cosignatures", Text, nullable=False),
+    Column("signed_at", DateTime(timezone=True), nullable=False),
+    Column("published_at", DateTime(timezone=True)),
+)
+
+# Whoever signs the next checkpoint locks this row, which holds the last one.
+log_signers = Table(
+    "log_signers",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("note", Text),
+)
+
 # The end of each correlation's chain: its number of events, and the hash of the last in lower-case hex.
 chain_heads = Table(
     "chain_heads",
@@ -136,6 +166,29 @@ audit_retention_policies = Table(
     Column("legal_hold_override", Boolean, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
+    Column("floor_days", Integer),
+    Column("ceiling_days", Integer),
+)
+
+# What may not be purged or erased: one selector each. A released hold stays as history.
+holds = Table(
+    "holds",
+    metadata,
+    Column("hold_id", Uuid, primary_key=True),
+    Column("correlation_id", String(255)),
+    Column("actor_id", String(255)),
+    Column("resource_type", String(100)),
+    Column("resource_id", String(255)),
+    Column("time_from", DateTime(timezone=True)),
+    Column("time_to", DateTime(timezone=True)),
+    Column("reason", Text, nullable=False),
+    Column("placed_by", Text, nullable=False),
+    Column("placed_at", DateTime(timezone=True), nullable=False),
+    Column("placed_index", BigInteger, nullable=False),
+    Column("release_reason", Text),
+    Column("released_by", Text),
+    Column("released_at", DateTime(timezone=True)),
+    Column("released_index", BigInteger),
 )
 
 retention_operations = Table(
@@ -155,4 +208,28 @@ retention_operations = Table(
     Column("operation_end", DateTime(timezone=True)),
     Column("operation_duration_ms", BigInteger),
     Column("created_at", DateTime(timezone=True), nullable=False),
+)
+
+# How far the background verifier has come, and what it found.
+verifier = Table(
+    "verifier",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+    Column("completed_end", BigInteger, nullable=False),
+    Column("completed_at", DateTime(timezone=True)),
+    Column("round", BigInteger, nullable=False),
+    Column("looked_at", DateTime(timezone=True), nullable=False),
+)
+
+verifier_findings = Table(
+    "verifier_findings",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, primary_key=True),
+    Column("message", Text, primary_key=True),
+    Column("correlation_id", Text, nullable=False),
+    Column("round", BigInteger, nullable=False),
+    Column("found_at", DateTime(timezone=True), nullable=False),
 )

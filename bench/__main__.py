@@ -7,13 +7,15 @@ import json
 import math
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from time import monotonic, perf_counter
+from time import monotonic, perf_counter, sleep
 
 import asyncpg
 
@@ -21,15 +23,20 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy
+from bench import bodies, copy, export, proofs
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
-from bench.processes import Running, create_databases, database_url, postgres_cpu_seconds, service
+from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
 CONNECTIONS = (1, 16, 64, 256)
 BATCH_CONNECTIONS = (8, 16)
 _SINGLES_PER_SECOND, _BATCHES_PER_SECOND, _COPY_ROWS = 9_000, 220, 30_000
+_VERIFICATIONS_MAX = 3
 _VALIDATED = 5_000  # events, in one measurement of their validation
 _BESIDE = 4_000  # single events, sent while one batch of 50 MiB is taken
+_REPORTS = (
+    *("reconstruction", "effectiveness", "remediation history", "timeline of 5,000 events", "timeline of 17 events"),
+    *("list of correlations", "list of correlations, 7 days", "list of correlations, older than 1h"),
+)
 _started = monotonic()
 
 
@@ -64,24 +71,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rows", type=int, default=1_000_000, help="in the table when queries are measured")
+    parser.add_argument("--leaves", type=int, default=10_000_000, help="in the log when proofs are measured")
     parser.add_argument(
         "--quick", action="store_true", help="3 rounds of 1 s, 30,000 rows: shows that it works, no more"
     )
-    parser.add_argument("--only", choices=("write", "query"), help="leave the other part out")
+    parser.add_argument(
+        "--only", choices=("write", "query", "outage", "proof", "export"), help="leave the other parts out"
+    )
     parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.seconds, options.rows = 3, 1.0, 30_000
+        options.rounds, options.seconds, options.rows, options.leaves = 3, 1.0, 30_000, 100_000
     results = Results()
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)
         with EmbeddedPostgres.start(Path(directory) / "data") as postgres:
-            create_databases(postgres.url, "writing", "reading", "copy_key", "copy_all")
+            create_databases(postgres.url, "writing", "reading", "exporting", "copy_key", "copy_all")
             version = asyncio.run(_prepare(postgres.url))
-            if options.only != "query":
+            if options.only in {None, "write"}:
                 measure_writing(results, options, postgres)
-            if options.only != "write":
+            if options.only in {None, "query"}:
                 measure_reading(results, options, postgres)
+            if options.only in {None, "proof"}:
+                measure_proofs(results, options, postgres, Path(directory))
+            if options.only in {None, "export"}:
+                measure_export(results, options, postgres, Path(directory))
+    if options.only in {None, "outage"}:
+        measure_outage(results, options)
     if options.json:
         options.json.write_text(json.dumps(results.figures))
     report(results, options, version)
@@ -156,7 +172,11 @@ def measure_reading(results: Results, options: argparse.Namespace, postgres: Emb
         results.add("memory MB, fresh", server.resident_mb())
         _fill(results, server, options.rows)
         results.add(f"memory MB, after {options.rows:,} events", server.resident_mb())
-        asyncio.run(_analyze(database_url(postgres.url, "reading")))
+        drive(server.port, bodies.stories(), 4, 600)
+        events = asyncio.run(_analyze(database_url(postgres.url, "reading")))
+        for turn in range(min(options.rounds, _VERIFICATIONS_MAX)):
+            progress(f"verification, round {turn + 1}")
+            _measure_verification(results, postgres, events)
         for turn in range(options.rounds):
             progress(f"reading, round {turn + 1} of {options.rounds}")
             for name, paths in _queries().items():
@@ -181,6 +201,80 @@ def measure_reading(results: Results, options: argparse.Namespace, postgres: Emb
         results.add("memory MB, after a 50 MiB batch", server.resident_mb())
 
 
+def measure_proofs(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres, directory: Path) -> None:
+    progress(f"proofs in a log of {options.leaves:,} leaves")
+    seconds, loads = proofs.measure(postgres, directory, options.leaves)
+    results.add("tiles of all leaves kept and signed, seconds", seconds)
+    for name, load in loads.items():
+        results.load(f"proof of the {name} event", load)
+
+
+def _measure_verification(results: Results, postgres: EmbeddedPostgres, events: int) -> None:
+    """`datastorage verify` of the whole database, by all processes that it starts; their start counts."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN), postgres_cpu_seconds(postgres.pid), monotonic()
+    env = os.environ | {"DATASTORAGE_DATABASE_URL": database_url(postgres.url, "reading")}
+    subprocess.run([sys.executable, "-m", "app", "verify"], env=env, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = after.ru_utime + after.ru_stime - before[0].ru_utime - before[0].ru_stime
+    results.add("verification events per CPU-second", events / used)
+    results.add("verification events/s", events / (monotonic() - before[2]))
+    results.add("Postgres CPU µs per verified event", (postgres_cpu_seconds(postgres.pid) - before[1]) / events * 1e6)
+
+
+def measure_outage(results: Results, options: argparse.Namespace) -> None:
+    """Single events while Postgres is stopped, and how fast the spool is written when it is back."""
+    with tempfile.TemporaryDirectory(prefix="datastorage-bench-") as directory:
+        Path(directory).chmod(0o711)
+        data = Path(directory) / "data"
+        postgres = EmbeddedPostgres.start(data)
+        try:
+            with service(database_url=postgres.url, migrate=True) as server:
+                drive(server.port, bodies.singles("warm"), 16, 1)
+                for turn in range(options.rounds):
+                    progress(f"outage, round {turn + 1} of {options.rounds}")
+                    postgres.stop()
+                    requests = prepared(bodies.singles("outage"), int(options.seconds * _SINGLES_PER_SECOND))
+                    load = drive(server.port, requests, 64, options.seconds)
+                    results.load("single at 64, Postgres stopped", load)
+                    waiting = server.metric("datastorage_spool_events")
+                    postgres = EmbeddedPostgres.start(data)
+                    back = monotonic()
+                    while (left := server.metric("datastorage_spool_events")) == waiting:
+                        sleep(0.01)
+                    begun = monotonic()
+                    results.add("replay begins after seconds", begun - back)
+                    while server.metric("datastorage_spool_events"):
+                        sleep(0.02)
+                    results.add("replay events/s", left / (monotonic() - begun))
+                    results.add("memory MB, after an outage", server.resident_mb())
+        finally:
+            postgres.stop()
+
+
+def measure_export(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres, directory: Path) -> None:
+    """In a service that did nothing else, so that its peak of memory is that of the export."""
+    url, key = database_url(postgres.url, "exporting"), directory / "key.pem"
+    export.make_key(key)
+    with service(database_url=url, checkpoint_key_file=key, migrate=True) as server:
+        _fill(results, server, options.rows)
+    asyncio.run(_analyze(url))
+    file = directory / "export"
+    for query in ("format=ndjson", "format=csv", "format=ndjson&redact_pii=true"):
+        with service(database_url=url, checkpoint_key_file=key) as server:
+            progress(f"export of {options.rows:,} events, {query}")
+            cpu = postgres_cpu_seconds(postgres.pid)
+            seconds = export.fetch(server, query, file)
+            results.add(f"export {query} events/s", options.rows / seconds)
+            results.add(f"export {query} CPU µs per event", server.cpu_seconds() / options.rows * 1e6)
+            used = postgres_cpu_seconds(postgres.pid) - cpu
+            results.add(f"export {query} Postgres CPU µs per event", used / options.rows * 1e6)
+            results.add(f"export {query} memory MB, peak", server.peak_mb())
+            results.add(f"export {query} file MB", file.stat().st_size / 1e6)
+            progress("verifying it")
+            results.add(f"export {query} verified events/s", options.rows / export.verify(server, file))
+            file.unlink()
+
+
 def _fill(results: Results, server: Running, rows: int) -> None:
     done = 0
     while done < rows:
@@ -193,21 +287,37 @@ def _fill(results: Results, server: Running, rows: int) -> None:
         )
 
 
-async def _analyze(url: str) -> None:
+async def _analyze(url: str) -> int:
+    """How many events there are."""
     connection = await asyncpg.connect(url)
     await connection.execute("VACUUM ANALYZE audit_events")
+    events = int(await connection.fetchval("SELECT count(*) FROM audit_events"))
     await connection.close()
+    return events
 
 
 def _queries() -> dict[str, Iterator[str]]:
     base = "/api/v1/audit/events?"
     numbers = itertools.count(os.getpid() % bodies.CORRELATIONS)
     kind = "event_type=orchestrator.lifecycle.transitioned"
+    audit, remediations = "/api/v1/audit", bodies.REMEDIATIONS
+    history = (
+        "/api/v1/remediation-history/context?targetKind=Deployment&targetName=story-{0}&targetNamespace=payments"
+        "&currentSpecHash=sha256:after-{0}"
+    )
     return {
         "query by correlation": (f"{base}correlation_id=fill-{n % bodies.CORRELATIONS}&total=none" for n in numbers),
         "query by type, 7 days": (f"{base}{kind}&since=7d&total=none" for _ in numbers),
         "keyset page of 100": (f"{base}limit=100&total=none&since=7d" for _ in numbers),
         "total=exact, no bound": (f"{base}{kind}&total=exact" for _ in numbers),
+        "reconstruction": (f"{audit}/remediation-requests/story-{n % remediations}/reconstruct" for n in numbers),
+        "effectiveness": (f"/api/v1/effectiveness/story-{n % remediations}" for n in numbers),
+        "remediation history": (history.format(n % bodies.TARGETS) for n in numbers),
+        "timeline of 5,000 events": (f"{audit}/correlations/{bodies.LONG}?limit=5000" for _ in numbers),
+        "timeline of 17 events": (f"{audit}/correlations/story-{n % remediations}" for n in numbers),
+        "list of correlations": (f"{audit}/correlations" for _ in numbers),
+        "list of correlations, 7 days": (f"{audit}/correlations?since=7d" for _ in numbers),
+        "list of correlations, older than 1h": (f"{audit}/correlations?until=1h" for _ in numbers),
     }
 
 
@@ -218,7 +328,7 @@ def report(results: Results, options: argparse.Namespace, version: str) -> None:
     print(f"medians of {options.rounds} alternating rounds of {options.seconds:g} s\n")
     for name, values in results.figures.items():
         shown = statistics.median(values)
-        print(f"{name:44} {shown:>12,.1f}   ({min(values):,.1f} to {max(values):,.1f})")
+        print(f"{name:54} {shown:>12,.1f}   ({min(values):,.1f} to {max(values):,.1f})")
     print()
     for name, value, target, better in _targets(results, options):
         if not math.isnan(value):  # it was measured
@@ -242,14 +352,33 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
     yield "batch at 8 / COPY with the key only", results["batch at 8 events/s"] / key, 0.20, "at least"
     yield "batch at 16 / COPY with the key only", results["batch at 16 events/s"] / key, 0.24, "at least"
     yield "batch at 16 / COPY with our indexes", results["batch at 16 events/s"] / ours, 0.35, "at least"
+    yield (
+        "single at 64, Postgres stopped, events/s",
+        results["single at 64, Postgres stopped events/s"],
+        1000,
+        "at least",
+    )
+    replayed = results["replay events/s"]
+    yield "replay / batch at 16", replayed / results["batch at 16 events/s"], 0.5, "at least"
+    yield "replay begins after seconds", results["replay begins after seconds"], 1, "at most"
+    yield "memory MB after an outage", results["memory MB, after an outage"], 200, "at most"
+    yield "verification, events per CPU-second", results["verification events per CPU-second"], 12_000, "at least"
+    for query in ("format=ndjson", "format=csv", "format=ndjson&redact_pii=true"):
+        name = f"export {query} memory MB, peak"
+        yield name, results[name], 200, "at most"
     for name in ("query by correlation", "query by type, 7 days", "keyset page of 100"):
         yield f"{name}, p99 ms", results[f"{name} p99 ms"], 10, "at most"
+    for name in _REPORTS:
+        yield f"{name}, p99 ms", results[f"{name} p99 ms"], 50 if "5,000" in name else 20, "at most"
     yield (
         "single at 16 beside a 50 MiB batch, p99 ms",
         results["single at 16 beside a 50 MiB batch p99 ms"],
         250,
         "at most",
     )
+    for name in ("first", "last"):
+        named = f"proof of the {name} event in {options.leaves:,} leaves, p99 ms"
+        yield named, results[f"proof of the {name} event p99 ms"], 20, "at most"
     yield "memory MB after all events", results[f"memory MB, after {options.rows:,} events"], 200, "at most"
     yield "memory MB after bodies of 1 MB", results["memory MB, after bodies of 1 MB"], 200, "at most"
     added = results["memory MB, peak of a 50 MiB batch"] - results["memory MB, after bodies of 1 MB"]

@@ -8,6 +8,8 @@ from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
+from tests.story import make_story
+
 CORRELATIONS = 2_000
 _PHASES = ("Pending", "Processing", "Analyzing", "Executing", "Completed")
 _numbers = count()
@@ -48,6 +50,41 @@ def event(run: str, pad: int = 380) -> dict[str, Any]:
             "message": os.urandom(pad // 2).hex(),
         },
     }
+
+
+TARGETS = 100
+REMEDIATIONS = 2_000
+LONG = "long-0"
+LONG_EVENTS = 5_000
+
+
+def story(number: int) -> list[dict[str, Any]]:
+    """A remediation of one of the targets, some of it up to seven days old."""
+    start = datetime.now(UTC) - timedelta(minutes=number % 9_000, seconds=30)
+    told = make_story(f"story-{number}", start)
+    for item in told:
+        if "target_resource" in item["event_data"]:
+            item["event_data"]["target_resource"] = f"payments/Deployment/story-{number % TARGETS}"
+        for key in ("pre_remediation_spec_hash", "post_remediation_spec_hash"):
+            if key in item["event_data"]:
+                item["event_data"][key] += f"-{number % TARGETS}"
+    return told
+
+
+def stories() -> Iterator[bytes]:
+    """Batches that tell of REMEDIATIONS remediations, and one long correlation."""
+    for first in range(0, REMEDIATIONS, 20):
+        yield _batch([item for number in range(first, first + 20) for item in story(number)])
+    now = datetime.now(UTC)
+    told = [
+        item for number in range(LONG_EVENTS // 10) for item in make_story(LONG, now - timedelta(minutes=number + 1))
+    ]
+    for first in range(0, LONG_EVENTS, 500):
+        yield _batch(told[first : min(first + 500, LONG_EVENTS)])
+
+
+def _batch(items: list[dict[str, Any]]) -> bytes:
+    return request("/api/v1/audit/events/batch", json.dumps(items, separators=(",", ":")).encode())
 
 
 def request(path: str, body: bytes) -> bytes:

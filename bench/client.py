@@ -35,7 +35,9 @@ class _Connection(asyncio.Protocol):
     def __init__(self, requests: Iterator[bytes], load: Load, ends: float) -> None:
         self.requests, self.load, self.ends = requests, load, ends
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.buffer = b""
+        self.buffer = bytearray()
+        self.expected = 0
+        """Bytes of the answer that is coming, once its head is here."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
@@ -50,16 +52,20 @@ class _Connection(asyncio.Protocol):
             self.transport.write(request)
 
     def data_received(self, received: bytes) -> None:
-        self.buffer = self.buffer + received if self.buffer else received
-        head = self.buffer.find(b"\r\n\r\n")
-        if head < 0:
+        self.buffer += received
+        if not self.expected:
+            head = self.buffer.find(b"\r\n\r\n")
+            if head < 0:
+                return
+            at = self.buffer[:head].lower().find(b"content-length: ")
+            length = int(self.buffer[at + 16 : self.buffer.find(b"\r", at)]) if at >= 0 else 0
+            self.expected = head + 4 + length
+        if len(self.buffer) < self.expected:
             return
-        at = self.buffer.lower().find(b"content-length: ", 0, head)
-        length = int(self.buffer[at + 16 : self.buffer.find(b"\r", at)]) if at >= 0 else 0
-        if len(self.buffer) < head + 4 + length:
-            return
-        status, self.buffer = self.buffer[9:12], b""
-        if status in (b"201", b"200"):
+        status = bytes(self.buffer[9:12])
+        self.buffer.clear()
+        self.expected = 0
+        if status in (b"201", b"200", b"202"):
             self.load.latencies.append(perf_counter() - self.sent)
         else:
             self.load.errors[status.decode()] = self.load.errors.get(status.decode(), 0) + 1

@@ -1,6 +1,9 @@
-"""Is this checkout slower than another revision? Both serve side by side, in alternating pairs; prints ratios with intervals.
+"""Is this checkout slower than another revision, or than itself with other settings? Both serve side by side, in alternating
+pairs; prints ratios with intervals.
 
 python -m bench.pairs --base REVISION
+python -m bench.pairs --base-setting tlog=false
+python -m bench.pairs --base-setting auth=none --kubernetes --least 0.9     # what it costs to know who calls, with a warm cache
 """
 
 import argparse
@@ -14,66 +17,92 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.embedded import EmbeddedPostgres
+from app.integrity import keys
 from bench import bodies
 from bench.client import drive, prepared
 from bench.processes import Running, create_databases, database_url, service
+from tests.apiserver import ACCOUNT, ALL, api_server
 
 RESAMPLES = 10_000
+_TOKEN = "t" * 900  # as long as that of a service account
 _SINGLES_PER_SECOND, _BATCHES_PER_SECOND = 9_000, 220
 ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.pairs", description=__doc__)
-    parser.add_argument("--base", required=True, help="revision to compare with")
+    parser.add_argument("--base", help="revision to compare with; this checkout unless named")
     parser.add_argument("--pairs", type=int, default=21)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--least", type=float, default=0.95, help="fails if a whole interval lies below this ratio")
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="NAME=VALUE", help="of this checkout's service"
+    )
+    parser.add_argument("--base-setting", action="append", default=[], metavar="NAME=VALUE", help="of the base's")
+    parser.add_argument("--kubernetes", action="store_true", help="this checkout asks an API server who calls")
     options = parser.parse_args()
+    if not options.base and not options.base_setting:
+        parser.error("name a revision or a setting to compare with")
+    base_name = " ".join(filter(None, (options.base, *options.base_setting)))
     ratios: dict[str, list[float]] = {"single at 64": [], "batch at 16": []}
-    with _both(options.base) as (ours, base):
+    with _both(options) as (ours, base):
         for pair in range(options.pairs):
             order = (ours, base) if pair % 2 else (base, ours)
             for name, values in ratios.items():
-                rates = {server.pid: _rate(server, name, options.seconds) for server in order}
+                rates = {server.pid: _rate(server, name, options) for server in order}
                 values.append(rates[ours.pid] / rates[base.pid])
             shown = ", ".join(f"{name} {values[-1]:.3f}" for name, values in ratios.items())
             print(f"pair {pair + 1} of {options.pairs}: {shown}", file=sys.stderr, flush=True)
     slower = False
-    print(
-        f"\nthis checkout / {options.base}, {options.pairs} alternating pairs of {options.seconds:g} s, client included"
-    )
+    print(f"\nthis checkout / {base_name}, {options.pairs} alternating pairs of {options.seconds:g} s, client included")
     for name, values in ratios.items():
         low, high = interval(values)
         slower |= high < options.least
         print(f"{name:14} median {statistics.median(values):.3f}   95 % interval {low:.3f} to {high:.3f}")
-    sys.exit(f"slower than {options.least} of {options.base}" if slower else 0)
+    sys.exit(f"slower than {options.least} of {base_name}" if slower else 0)
 
 
 @contextlib.contextmanager
-def _both(revision: str) -> Iterator[tuple[Running, Running]]:
+def _both(options: argparse.Namespace) -> Iterator[tuple[Running, Running]]:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="datastorage-bench-")))
         directory.chmod(0o711)
-        tree = directory / "base"
-        git = ("git", "-C", str(ROOT), "worktree")
-        subprocess.run([*git, "add", "--quiet", "--detach", str(tree), revision], check=True)
-        stack.callback(subprocess.run, [*git, "remove", "--force", str(tree)], check=True)
+        tree = ROOT
+        if options.base:
+            tree = directory / "base"
+            git = ("git", "-C", str(ROOT), "worktree")
+            subprocess.run([*git, "add", "--quiet", "--detach", str(tree), options.base], check=True)
+            stack.callback(subprocess.run, [*git, "remove", "--force", str(tree)], check=True)
+        keys.make_once(directory / "checkpoint.pem")
         postgres = stack.enter_context(EmbeddedPostgres.start(directory / "data"))
         create_databases(postgres.url, "ours", "base")
+        ours: dict[str, object] = dict(one.split("=", 1) for one in options.setting)
+        if options.kubernetes:
+            api = stack.enter_context(api_server())
+            api.add(_TOKEN, ACCOUNT + "bench", ALL)
+            ours |= api.settings(directory)
+
+        def serving(tree: Path, name: str, settings: dict[str, object]) -> Running:
+            common = {"database_url": database_url(postgres.url, name), "migrate": True}
+            key = {"checkpoint_key_file": directory / "checkpoint.pem"}
+            return stack.enter_context(service(tree=tree, **(common | key | settings)))
+
         yield (
-            stack.enter_context(service(tree=ROOT, database_url=database_url(postgres.url, "ours"), migrate=True)),
-            stack.enter_context(service(tree=tree, database_url=database_url(postgres.url, "base"), migrate=True)),
+            serving(ROOT, "ours", ours),
+            serving(tree, "base", dict(one.split("=", 1) for one in options.base_setting)),
         )
 
 
-def _rate(server: Running, name: str, seconds: float) -> float:
+def _rate(server: Running, name: str, options: argparse.Namespace) -> float:
     """Events per second."""
-    if name == "single at 64":
-        return drive(
-            server.port, prepared(bodies.singles("pair"), int(seconds * _SINGLES_PER_SECOND)), 64, seconds
-        ).rate
-    return drive(server.port, prepared(bodies.batches("pair"), int(seconds * _BATCHES_PER_SECOND)), 16, seconds).rate
+    seconds = options.seconds
+    singles = name == "single at 64"
+    requests = bodies.singles("pair") if singles else bodies.batches("pair")
+    number = int(seconds * (_SINGLES_PER_SECOND if singles else _BATCHES_PER_SECOND))
+    if options.kubernetes:  # both get it
+        header = f"\r\nAuthorization: Bearer {_TOKEN}\r\n".encode()
+        requests = (request.replace(b"\r\n", header, 1) for request in requests)
+    return drive(server.port, prepared(requests, number), 64 if singles else 16, seconds).rate
 
 
 def interval(values: list[float]) -> tuple[float, float]:

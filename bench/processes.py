@@ -34,6 +34,11 @@ class Running:
     def resident_mb(self) -> float:
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * _PAGE / 1e6
 
+    def metric(self, name: str) -> float:
+        with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
+
     def peak_mb(self) -> float:
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
@@ -45,7 +50,7 @@ def service(*command: str, tree: Path = ROOT, **settings: object) -> Iterator[Ru
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
-        settings = {"port": port} | settings
+        settings = {"port": port, "spool_dir": f"{directory}/spool"} | settings
         env = os.environ | {f"DATASTORAGE_{name.upper()}": str(value) for name, value in settings.items()}
         with Path(f"{directory}/log").open("wb") as log:
             process = subprocess.Popen(

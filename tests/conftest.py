@@ -63,16 +63,17 @@ async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asy
 def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., services.Service]]:
     """Starts one `datastorage serve` per call on the test's database, and returns when it is ready.
 
-    Keywords are further settings, without their prefix: `service(batch_events_max=5)`. At the end each one is told to
+    Keywords are further settings, without their prefix: `service(batch_events_max=5)`; None takes one away. `wait_for` is
+    the URL to ask for readiness, if not the service's. At the end each one is told to
     stop and has to exit with 0, but for those that the test has ended itself.
     """
     started: list[services.Service] = []
 
-    def start(**settings: object) -> services.Service:
+    def start(wait_for: str | None = None, **settings: object) -> services.Service:
         # The embedded server of the tests does not wait for the disk.
         settings = {"database_url": database_url, "unsafe_database": True} | settings
         started.append(services.spawn(settings, tmp_path / f"service-{len(started)}"))
-        services.wait_until_ready(started[-1])
+        services.wait_until_ready(started[-1], wait_for)
         return started[-1]
 
     try:

@@ -18,11 +18,15 @@ class Proxy:
         self._path = parts.path
         self.url = ""
         self._refusing = False
+        self.refused = asyncio.Semaphore(0)
+        """Can be acquired once for each connection that was not taken."""
         self._pumps: set[asyncio.Task[None]] = set()
         self.lose_question = False
         """The next message to Postgres never arrives."""
         self.lose_answer = False
         """The next message reaches Postgres; its answer never comes back."""
+        self.silent = False
+        """Nothing more arrives on either side, and no connection is cut."""
 
     async def refuse(self, refusing: bool) -> None:
         """Cut every connection and take no other, as if the server were gone; or take them again."""
@@ -33,9 +37,14 @@ class Proxy:
 
     async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._refusing:
+            self.refused.release()
             writer.close()
             return
-        up_reader, up_writer = await self._upstream()
+        try:
+            up_reader, up_writer = await self._upstream()
+        except OSError:
+            writer.close()
+            return
         pumps = {
             asyncio.create_task(self._questions(reader, up_writer)),
             asyncio.create_task(self._answers(up_reader, writer)),
@@ -56,6 +65,8 @@ class Proxy:
 
     async def _questions(self, reader: asyncio.StreamReader, up_writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(1 << 16):
+            if self.silent:
+                continue
             if self.lose_question:
                 self.lose_question = False
                 return
@@ -64,6 +75,8 @@ class Proxy:
 
     async def _answers(self, up_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await up_reader.read(1 << 16):
+            if self.silent:
+                continue
             if self.lose_answer:
                 self.lose_answer = False
                 return

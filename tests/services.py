@@ -31,7 +31,11 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
     directory.mkdir()
     port, log = free_port(), directory / "log"
     env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
-    env |= {f"DATASTORAGE_{name.upper()}": str(value) for name, value in (settings | {"port": port}).items()}
+    env |= {
+        f"DATASTORAGE_{name.upper()}": str(value)
+        for name, value in (_places(directory) | settings | {"port": port}).items()
+        if value is not None
+    }
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "app", "serve"],
@@ -44,14 +48,19 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
     return Service(f"http://127.0.0.1:{port}", process, log)
 
 
+def _places(directory: Path) -> dict[str, object]:
+    """Where it would otherwise write into the user's state directory."""
+    return {"spool_dir": directory / "spool", "signer_cert_dir": directory / "certificate"}
+
+
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 
-def wait_until_ready(service: Service) -> None:
+def wait_until_ready(service: Service, url: str | None = None) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    while not is_ready(service.url):
+    while not is_ready(url or service.url):
         assert service.process.poll() is None, f"the service ended:\n{service.log.read_text()}"
         assert time.monotonic() < deadline, f"the service does not become ready:\n{service.log.read_text()}"
         time.sleep(0.02)

@@ -17,23 +17,30 @@ MAY_IMPORT = {
     "settings": "errors",  # a bad setting is Fatal
     "errors": "",
     "metrics": "",
-    "logs": "",
+    "tracing": "errors",  # an extra that is not installed is Fatal
+    "logs": "tracing",
     "tables": "",
     "sql": "",
-    "embedded": "settings errors",
+    "statedir": "",
+    "auth": "settings errors metrics",
+    "embedded": "statedir errors",
     "events": "errors",
     "schema": "sql errors",  # the schema's revision, checked at start
     "db": "events settings errors metrics tables sql",  # events: the binary form of an address
     "integrity": "events db tables sql settings errors metrics",
-    "retention": "db tables sql settings errors metrics",  # holds will need ingest, as they are events too
-    "ingest": "events integrity retention db tables sql settings errors metrics",  # retention: makes a missing partition
+    "retention": "events ingest integrity schema db tables sql settings errors metrics",  # holds and runs are events too
+    # retention: makes a missing partition; schema: a spool is replayed into the log of the database that is there
+    "ingest": "events integrity retention schema db tables sql settings errors metrics tracing",
     "query": "events integrity db tables sql settings errors",
-    "api": "events ingest query integrity retention db logs settings errors metrics sql",  # logs: the access log
-    "main": "api events ingest integrity query retention schema db logs settings errors metrics",  # query: warms its statements
-    "serve": "main db settings errors",  # uvicorn around main
+    "api": "auth events ingest query integrity retention db logs settings errors metrics sql tracing",  # logs: the access log
+    "main": "api auth events ingest integrity query retention schema db logs settings statedir errors metrics",  # query: warms its statements
+    "connection": "",
+    "tls": "settings errors metrics",
+    "serve": "connection main tls db settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "events",  # a client: it could be shipped alone
-    "cli": "serve openapi simulate schema main events ingest query integrity retention db embedded logs settings errors",
+    "show": "",  # as simulate
+    "cli": "auth serve openapi simulate show schema main events ingest query integrity retention db embedded logs settings statedir errors tracing",
 }
 
 

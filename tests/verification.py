@@ -2,7 +2,8 @@
 
 import asyncpg
 
-from app.integrity.verify import SQL, verify_chain, verify_log
+from app.integrity.database import Brought, one_by_one, verify_database
+from app.integrity.verify import verify_chain
 
 SUMS = """
 SELECT (SELECT count(*) FROM audit_events WHERE log_index IS NOT NULL) AS rows,
@@ -21,11 +22,9 @@ async def verify_everything(connection: "asyncpg.Connection[asyncpg.Record]") ->
         # Counted by Postgres alone, so that a verification that sees nothing does not pass.
         sums = dict(await connection.fetchrow(SUMS) or {})
         assert len(set(sums.values())) == 1, sums
-        log = await connection.fetchval("SELECT name FROM logs WHERE log_id = 0")
-        verified = 0
-        for row in await connection.fetch(SQL["correlations"]):
-            report = await verify_chain(connection, row["correlation_id"], log)
-            assert report.is_valid, (row["correlation_id"], report.head_defect, report.sealed.defects.listed[:5])
-            verified += report.sealed.verified
-        assert verified == sums["rows"]
-        assert [defect async for defect in verify_log(connection)] == []
+        report = await verify_database(connection, one_by_one(connection), Brought())
+        assert report.defects.listed == [], report.defects.listed[:5]
+        assert (report.events.verified, report.size) == (sums["rows"], sums["next"]), report
+        for row in await connection.fetch("SELECT correlation_id FROM chain_heads"):
+            chain = await verify_chain(connection, row["correlation_id"], report.log)
+            assert chain.is_valid, (row["correlation_id"], chain.head_defect, chain.sealed.defects.listed[:5])

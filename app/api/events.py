@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import orjson
@@ -16,18 +16,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
-from app.api import envelopes
-from app.api.body import JSON, read_body
+from app.api import envelopes, idempotency
+from app.api.access import caller_of, permit, person_of
+from app.api.body import JSON, Taking, read_body
 from app.api.envelopes import Envelope
 from app.api.front import Endpoint
 from app.errors import BadRequest, BatchTooLarge, DatabaseAway, DatabaseFailed
 from app.events import canonical, cloudevents
 from app.events.explain import Faults
 from app.ingest import parents
-from app.ingest.accept import Acceptance, Draft, batch_ids, single_id
-from app.ingest.submission import prepare
+from app.ingest.accept import Acceptance, Draft, computed_ids, single_id
+from app.ingest.submission import Claim, prepare
 
-CALLER = ""  # everybody, until there is authentication
 _SLICE_SECONDS = 0.005
 _LARGE_BYTES = 256 * 1024
 
@@ -43,8 +43,16 @@ class EventCreated(BaseModel):
     message: str
 
 
+class EventAccepted(BaseModel):
+    """The event is safe on disk under its id, and will be committed when Postgres is back."""
+
+    event_id: UUID
+    status: str
+    message: str
+
+
 class BatchCreated(BaseModel):
-    """Every event of the batch is committed; the ids are in its order."""
+    """Every event of the batch is committed, or safe on disk while Postgres is away; the ids are in its order."""
 
     event_ids: list[UUID]
     message: str
@@ -57,7 +65,7 @@ class ParentsNotRead(DatabaseFailed):
 
 
 async def post_event(request: Request) -> Response:
-    """Record one event; 201 once it is committed.
+    """Record one event; 201 once it is committed, 202 once it is safe on disk.
 
     With a ce-specversion header, a body of application/json is the data of a CloudEvent in binary mode.
     """
@@ -65,34 +73,52 @@ async def post_event(request: Request) -> Response:
     settings = request.app.state.settings
     body, media_type = await read_body(request, settings.body_bytes_max)
     envelope = envelopes.of_single(request, media_type)
-    item = envelope.only(canonical.parse(body))
+    document = canonical.parse(body)
+    item = envelope.only(document)
+    claim = None
     event_id = single_id(item)
+    if key := idempotency.sent_key(request):
+        digest = hashlib.sha256(canonical.canonical(document.value, plain=document.plain)).digest()
+        claim = idempotency.claim_of(request, caller_of(request), key, digest)
+        event_id = computed_ids([item], caller_of(request), idempotency.id_source(request, key))[0]
+    posted = _Posted(envelope, [item], [event_id], claim)
     try:
-        await _submit(request, envelope, [item], [event_id], settings.single_deadline_ms)
+        spooled = await _submit(request, posted, settings.single_deadline_ms)
     except DatabaseFailed as error:
         raise DatabaseFailed(slug="database_error") from (error.__cause__ or error)
     finally:
         metrics.WRITE_DURATION.labels("audit_events").observe(perf_counter() - started)
+    if spooled:
+        message = "Audit event accepted: the database is away, and the event is queued on disk"
+        return _answer(202, {"event_id": str(event_id), "status": "accepted", "message": message})
     _observe_lag(item)
-    return _created(
+    return _answer(
+        201,
         {
             "event_id": str(event_id),
             "event_timestamp": f"{item.timestamp:%Y-%m-%dT%H:%M:%SZ}",
             "message": "Audit event created successfully",
-        }
+        },
     )
 
 
 async def post_batch(request: Request) -> Response:
     """Record a batch, whole or not at all; 201 with the ids in input order once it is committed."""
+    with request.app.state.room.taking() as taking:
+        return await _post_batch(request, taking)
+
+
+async def _post_batch(request: Request, taking: Taking) -> Response:
     started = perf_counter()
     settings = request.app.state.settings
-    body, media_type = await read_body(request, settings.batch_bytes_max)
+    body, media_type = await read_body(request, settings.batch_bytes_max, taking)
     envelope = envelopes.of_batch(request, media_type)
     drafts, body_digest = await _parse_batch(body, _Reading(envelope, settings.batch_events_max), request.url.path)
-    ids = batch_ids(drafts, CALLER, body_digest)
+    caller, key = caller_of(request), idempotency.sent_key(request)
+    claim = idempotency.claim_of(request, caller, key, bytes.fromhex(body_digest)) if key else None
+    ids = computed_ids(drafts, caller, idempotency.id_source(request, key) if key else ("body", body_digest))
     try:
-        await _submit(request, envelope, drafts, ids, settings.batch_deadline_ms)
+        await _submit(request, _Posted(envelope, drafts, ids, claim), settings.batch_deadline_ms)
     except DatabaseFailed as error:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
     finally:
@@ -100,29 +126,40 @@ async def post_batch(request: Request) -> Response:
         if len(body) > _LARGE_BYTES:
             del drafts
             _give_memory_back()
-    return _created({"event_ids": [str(i) for i in ids], "message": f"{len(ids)} audit events created successfully"})
+    message = f"{len(ids)} audit events created successfully"
+    return _answer(201, {"event_ids": [str(i) for i in ids], "message": message})
 
 
-async def _submit(
-    request: Request, envelope: Envelope, drafts: Sequence[Draft], ids: Sequence[UUID], deadline_ms: int
-) -> None:
+class _Posted(NamedTuple):
+    """What one request wants written."""
+
+    envelope: Envelope
+    drafts: Sequence[Draft]
+    ids: Sequence[UUID]
+    claim: Claim | None
+
+
+async def _submit(request: Request, posted: _Posted, deadline_ms: int) -> bool:
+    """Whether the events are safe in the spool, rather than committed."""
+    await permit(request)
     state = request.app.state
     if state.writer is None:
         raise DatabaseAway
-    deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
+    now = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout_at(deadline):
-            found = await parents.find(state.engine, state.writer, drafts)
-    except TimeoutError:
-        raise DatabaseAway from None
+        found = await parents.find(state.engine, state.writer, posted.drafts, now + deadline_ms / 2000)
     except DatabaseFailed as error:
         raise ParentsNotRead from (error.__cause__ or error)
-    acceptance = Acceptance(datetime.now(UTC), found, state.writer.store.log_name)
+    trace_id, span_id = request.scope["state"].get("trace", (None, None))
+    acceptance = Acceptance(
+        datetime.now(UTC), found, state.writer.store.log_name, person_of(request), trace_id, span_id
+    )
     try:
-        submission = await prepare(drafts, ids, acceptance)
-        await state.writer.submit(submission, deadline)
+        submission = await prepare(posted.drafts, posted.ids, acceptance, posted.claim)
+        spooled: bool = await state.writer.submit(submission, now + deadline_ms / 1000)
     except BadRequest as error:
-        raise envelope.renamed(error) from None
+        raise posted.envelope.renamed(error) from None
+    return spooled
 
 
 async def _parse_batch(body: bytes, reading: "_Reading", path: str) -> tuple[list[Draft], str]:
@@ -202,8 +239,8 @@ def _observe_lag(item: Draft) -> None:
     metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER else category).observe(max(lag, 0.0))
 
 
-def _created(answer: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), 201, media_type="application/json")
+def _answer(status: int, answer: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), status, media_type="application/json")
 
 
 router = APIRouter(tags=["events"])
@@ -211,7 +248,9 @@ DIRECT: dict[tuple[str, str], Endpoint] = {}
 """The same endpoints for the front, which calls them without the framework."""
 
 
-def _post(path: str, endpoint: Endpoint, answer: type[BaseModel], bodies: dict[str, dict[str, Any]]) -> None:
+def _post(
+    path: str, endpoint: Endpoint, answers: dict[int | str, dict[str, Any]], bodies: dict[str, dict[str, Any]]
+) -> None:
     DIRECT["POST", path] = endpoint
     router.add_api_route(
         path,
@@ -219,9 +258,10 @@ def _post(path: str, endpoint: Endpoint, answer: type[BaseModel], bodies: dict[s
         methods=["POST"],
         status_code=201,
         response_class=Response,
-        responses={201: {"model": answer}},
+        responses=answers,
         openapi_extra={
-            "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in bodies.items()}}
+            "parameters": [idempotency.PARAMETER],
+            "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in bodies.items()}},
         },
     )
 
@@ -237,12 +277,12 @@ def _many(model: str) -> dict[str, Any]:
 _post(
     envelopes.SINGLE_PATH,
     post_event,
-    EventCreated,
+    {201: {"model": EventCreated}, 202: {"model": EventAccepted}},
     {JSON: _schema("PostedEvent"), cloudevents.STRUCTURED: _schema("CloudEvent")},
 )
 _post(
     envelopes.BATCH_PATH,
     post_batch,
-    BatchCreated,
+    {201: {"model": BatchCreated}},
     {JSON: _many("PostedEvent"), cloudevents.BATCH: _many("CloudEvent")},
 )

@@ -18,7 +18,9 @@ class EventTypeSummary(BaseModel):
     name: str
     producer: str
     category: str | None
-    generation: str = Field(description="head, both, dec-2025 (free form only), or custom")
+    generation: str = Field(
+        description="head, both, dec-2025 (free form only), custom, or own (only the service writes them)"
+    )
     meaning: str
 
 

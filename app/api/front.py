@@ -1,9 +1,9 @@
-"""In front of the application: request id, access log, metrics, errors as problems, and the short way for the two POST paths."""
+"""In front of the application: who calls, request id, access log, metrics, errors as problems, and the short way for the two POST paths."""
 
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 
 from fastapi import FastAPI
@@ -11,14 +11,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from app import metrics
+from app import metrics, tracing
+from app.api.access import GUARDED, Door
 from app.api.body import ClientGone, too_large
+from app.api.browser import Browser
 from app.api.problems import respond
-from app.errors import AuditError
+from app.api.proxies import Proxies
+from app.errors import AuditError, HeadTooLarge, QueryTooLong
 from app.logs import AccessLog
+from app.settings import Settings, listed
 
 Endpoint = Callable[[Request], Awaitable[Response]]
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+# W3C trace context; ids of zeros and version ff mean nothing, further fields belong to later versions.
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
+# Headers by which proxies tell who somebody is. Here only a token does, so nothing behind this line may ever see one.
+_IDENTITY = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
 
 log = logging.getLogger(__name__)
 
@@ -30,83 +38,105 @@ class Front:
     rate of single posts. They are routes of `app` too, so that the OpenAPI document shows them.
     """
 
-    def __init__(self, app: FastAPI, direct: dict[tuple[str, str], Endpoint], access_log: AccessLog) -> None:
+    def __init__(self, app: FastAPI, direct: dict[tuple[str, str], Endpoint], door: Door, settings: Settings) -> None:
         self.app = app
         self._direct = direct
-        self._access_log = access_log
+        self._door = door
+        self._settings = settings
+        self._browser = Browser(settings)
+        self._proxies = Proxies(listed(settings.trusted_proxies))
+        self._access_log = AccessLog(enabled=settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
         started = perf_counter()
-        method, path = scope["method"], scope["path"]
-        sent_id = _header(scope, b"x-request-id")
-        request_id = sent_id if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
-        scope["state"]["request_id"] = request_id
-        added = ((b"x-request-id", request_id.encode()), (b"vary", b"Origin"))
+        sent = self._look_at(scope)
+        added: list[tuple[bytes, bytes]] = [(b"x-request-id", scope["state"]["request_id"].encode())]
         status = 499  # the client went away before there was an answer
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *added]
+                answered = message["headers"]
+                message["headers"] = [*answered, *added, *self._browser.headers(sent, answered)]
             await send(message)
 
-        endpoint = self._direct.get((method, path)) or self._before_routing(scope)
         try:
-            if endpoint is None:
-                await self.app(scope, receive, send_with_id)
-            else:
-                scope["app"] = self.app
-                request = Request(scope, receive)
-                response = await _answer(endpoint, request)
-                await response(scope, receive, send_with_id)
+            with tracing.request(scope["method"], scope["state"].get("trace")) as span:
+                response = await self._answer(Request(scope, receive), sent, added)
+                await (response or self.app)(scope, receive, send_with_headers)
+                if span is not None:
+                    scope["state"]["trace_id"] = tracing.trace_id()
+                    span.update_name(f"{scope['method']} {self._route(scope)}")
+                    span.set_attribute("http.response.status_code", status)
         except ClientGone:
             pass
         finally:
-            seconds = perf_counter() - started
-            route = path if (method, path) in self._direct else getattr(scope.get("route"), "path", "unknown")
-            metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(
-                seconds
-            )
-            self._access_log.write(scope, status, seconds)
+            self._write_down(scope, status, perf_counter() - started)
 
-    def _before_routing(self, scope: Scope) -> Endpoint | None:
-        """What answers whatever the path is: preflights, and bodies that no route takes."""
-        if scope["method"] == "OPTIONS" and _is_preflight(scope):
-            return _preflight
-        length = _header(scope, b"content-length")
-        if length.isdecimal() and int(length) > self.app.state.settings.body_bytes_max:
-            return _too_large
+    def _look_at(self, scope: Scope) -> Mapping[bytes, bytes]:
+        """The request's headers, of repeated ones the first. Sets its id and where it comes from."""
+        sent = dict(reversed(scope["headers"]))
+        if any(name.startswith(_IDENTITY) for name in sent):
+            scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY)]
+        sent_id = sent.get(b"x-request-id", b"")
+        scope["state"]["request_id"] = sent_id.decode() if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
+        if traced := _TRACEPARENT.fullmatch(sent.get(b"traceparent", b"")):
+            scope["state"]["trace"] = traced[1].decode(), traced[2].decode()
+            scope["state"]["trace_id"] = traced[1].decode()
+        scope["app"] = self.app
+        if self._proxies and scope["client"]:
+            # The whole list, should it have come in several headers.
+            hops = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
+            scope["client"] = (self._proxies.origin(scope["client"][0], hops), scope["client"][1])
+        return sent
+
+    async def _answer(
+        self, request: Request, sent: Mapping[bytes, bytes], added: list[tuple[bytes, bytes]]
+    ) -> Response | None:
+        """What is answered without the application, or None. Appends to `added` what its answer has to carry besides."""
+        scope = request.scope
+        try:
+            if (preflight := self._browser.preflight(request, sent)) is not None:
+                return preflight
+            self._check_head(scope)
+            if scope["path"].startswith(GUARDED):
+                fields = await self._door.admit(scope, sent.get(b"authorization"))
+                added += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+            endpoint = self._direct.get((scope["method"], scope["path"]))
+            if endpoint is not None:
+                return await endpoint(request)
+            _refuse_large(request, self._settings.body_bytes_max)
+        except AuditError as error:
+            return respond(request, error)
+        except ClientGone:
+            raise
+        except Exception:  # whatever it is, the client gets a problem document and the log says why
+            log.exception("a request failed unexpectedly")
+            return respond(request, AuditError())
         return None
 
+    def _check_head(self, scope: Scope) -> None:
+        query = len(scope["raw_path"]) + len(scope["query_string"])
+        if query > self._settings.query_bytes_max:
+            raise QueryTooLong
+        if query + sum(len(name) + len(value) for name, value in scope["headers"]) > self._settings.head_bytes_max:
+            raise HeadTooLarge
 
-def _is_preflight(scope: Scope) -> bool:
-    return bool(_header(scope, b"origin") and _header(scope, b"access-control-request-method"))
+    def _route(self, scope: Scope) -> str:
+        direct = (scope["method"], scope["path"]) in self._direct
+        return scope["path"] if direct else getattr(scope.get("route"), "path", "unknown")
 
-
-async def _preflight(_: Request) -> Response:
-    """No origin is allowed until a setting names some: 200 without the header that would say so."""
-    return Response()
-
-
-async def _too_large(request: Request) -> Response:
-    raise too_large(request, request.app.state.settings.body_bytes_max)
-
-
-async def _answer(endpoint: Endpoint, request: Request) -> Response:
-    try:
-        return await endpoint(request)
-    except AuditError as error:
-        return respond(request, error)
-    except ClientGone:
-        raise
-    except Exception:  # whatever it is, the client gets a problem document and the log says why
-        log.exception("a request failed unexpectedly")
-        return respond(request, AuditError())
+    def _write_down(self, scope: Scope, status: int, seconds: float) -> None:
+        method, route = scope["method"], self._route(scope)
+        metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(seconds)
+        self._access_log.write(scope, status, seconds)
 
 
-def _header(scope: Scope, name: bytes) -> str:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), "")
+def _refuse_large(request: Request, bytes_max: int) -> None:
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > bytes_max:
+        raise too_large(request, bytes_max)

@@ -9,6 +9,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api import profile
+
 router = APIRouter(tags=["health"], default_response_class=PlainTextResponse)
 
 
@@ -33,8 +35,11 @@ async def live() -> Response:
 @router.get("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
     """The service can take an event durably; else 503 and the reason."""
-    reason = request.app.state.presence.not_ready
-    return _answer({"status": "not_ready", "reason": reason}, 503) if reason else _answer({"status": "ready"})
+    presence = request.app.state.presence
+    if reason := presence.not_ready:
+        why = {"detail": presence.waiting_for} if presence.waiting_for else {}
+        return _answer({"status": "not_ready", "reason": reason} | why, 503)
+    return _answer({"status": "ready"} | ({} if presence.database_up else {"database": "unreachable"}))
 
 
 @router.get("/health")
@@ -55,11 +60,15 @@ async def metrics() -> Response:
 class ExtraPorts:
     """Serves nothing but health on the health port and metrics on the metrics port, by any method (contract section 18)."""
 
-    def __init__(self, app: ASGIApp, paths_by_port: dict[int, frozenset[str]]) -> None:
+    def __init__(self, app: ASGIApp, paths_by_port: dict[int, frozenset[str]], profile_port: int | None) -> None:
         self._app = app
         self._paths_by_port = paths_by_port
+        self._profile_port = profile_port
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["server"][1] == self._profile_port and scope["path"] == profile.PATH:
+            await (await profile.profile(Request(scope, receive)))(scope, receive, send)
+            return
         paths = self._paths_by_port.get(scope["server"][1]) if scope["type"] == "http" else None
         if paths is not None:
             # A copy: uvicorn itself looks at the method again, to leave out the body of an answer to HEAD.

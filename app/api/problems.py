@@ -16,7 +16,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app import metrics
-from app.errors import AuditError, BadRequest, Conflict, TooLarge, Unavailable
+from app.errors import AuditError, BadRequest, Conflict, RateLimited, Refused, TooLarge, Unavailable
 
 CONTENT_TYPE = "application/problem+json"
 _DRAIN_SECONDS = 0.5
@@ -38,7 +38,7 @@ class Problem(BaseModel):
 def respond(request: Request, error: AuditError) -> Response:
     """The answer to a request that failed with `error`."""
     body: dict[str, Any] = {"type": error.type, "title": error.title, "status": error.status, "detail": error.detail}
-    headers = {}
+    headers: dict[str, str] = {}
     option = orjson.OPT_APPEND_NEWLINE
     if isinstance(error, BadRequest):
         metrics.VALIDATION_FAILURES.labels("openapi_middleware", "validation_error").inc()
@@ -46,6 +46,10 @@ def respond(request: Request, error: AuditError) -> Response:
         option |= orjson.OPT_SORT_KEYS
         if isinstance(error, Conflict) or "x-request-id" in request.headers:
             body["instance"] = request.url.path
+    if isinstance(error, Refused):
+        option |= orjson.OPT_SORT_KEYS
+    if isinstance(error, RateLimited):
+        headers = error.headers
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
     elif error.status >= 500 and error.__cause__ is not None:

@@ -1,11 +1,8 @@
 """GET of events: a page of them, and one."""
 
-import asyncio
 import re
-from collections.abc import Awaitable
 from datetime import UTC, datetime
-from typing import Annotated, Any, TypeVar
-from urllib.parse import parse_qsl, urlencode
+from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
@@ -14,20 +11,20 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.errors import BadRequest, DatabaseFailed, NotFound
+from app.api.deadline import in_time
+from app.api.parameters import bad_query, cursor, documented, given, moment, next_link, number
+from app.errors import DatabaseFailed, NotFound
 from app.events.envelope import Category, Outcome
 from app.events.explain import bad_fields, explain
+from app.ingest.accept import ACCEPTED_COLUMNS
 from app.query.cursor import Cursor
 from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
-from app.query.page import Page, one, page
-from app.query.timebounds import parse_moment
+from app.query.page import Page, one, page, waiting
 
 router = APIRouter(tags=["query"])
 
-_Answer = TypeVar("_Answer")
 _EMPTY_LIMIT = 100
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 
 
 class Event(BaseModel):
@@ -84,27 +81,17 @@ class Events(BaseModel):
     pagination: Pagination
 
 
-def _parameters() -> list[dict[str, Any]]:
-    """Query parameters of the document, from the model that they are read into. Absent is the query string's null."""
-    found = []
-    for name, schema in EventQuery.model_json_schema()["properties"].items():
-        stated = next((option for option in schema.get("anyOf", []) if option.get("type") != "null"), schema)
-        kept = {key: value for key, value in stated.items() if key not in {"description", "default", "title"}}
-        found.append({"name": name, "in": "query", "description": schema.get("description", ""), "schema": kept})
-    return found
-
-
 @router.get(
     "/api/v1/audit/events",
     response_class=Response,
     responses={200: {"model": Events}},
-    openapi_extra={"parameters": _parameters()},
+    openapi_extra={"parameters": documented(EventQuery)},
 )
 async def list_events(request: Request) -> Response:
     """Find events, newest first."""
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
     try:
-        found = await _in_time(request, page(request.app.state.engine, query))
+        found = await in_time(request, page(request.app.state.engine, query))
     except DatabaseFailed as error:
         if query.cursor is not None and getattr(error.__cause__, "sqlstate", "").startswith("22"):
             raise bad_fields({"cursor": "expected the next_cursor of an earlier answer"}) from None
@@ -113,33 +100,26 @@ async def list_events(request: Request) -> Response:
     pagination = _pagination(query, found)
     headers = {}
     if found.next_cursor is not None:
-        headers["Link"] = f'<{request.url.path}?{_next(request, found.next_cursor)}>; rel="next"'
+        headers["Link"] = next_link(request, str(found.next_cursor))
     body = orjson.dumps({"data": found.events, "pagination": pagination}, option=orjson.OPT_APPEND_NEWLINE)
     return Response(body, headers=headers, media_type="application/json")
 
 
 @router.get("/api/v1/audit/events/{event_id}", response_class=Response, responses={200: {"model": Event}})
 async def get_event(request: Request, event_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]) -> Response:
-    """One event by its id."""
+    """One event by its id, also while it waits in this replica's spool."""
     if event_id == "batch":  # a path of its own, which is only posted to
         raise HTTPException(405)
     if _UUID.fullmatch(event_id) is None:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"})
-    event = await _in_time(request, one(request.app.state.engine, UUID(event_id)))
+    spooled = await spool.event(UUID(event_id)) if (spool := request.app.state.spool) is not None else None
+    if spooled is not None:
+        event: dict[str, Any] | None = waiting(dict(zip(ACCEPTED_COLUMNS, spooled.row, strict=True)))
+    else:
+        event = await in_time(request, one(request.app.state.engine, UUID(event_id)))
     if event is None:
         raise NotFound(f"There is no event {event_id}.")
     return Response(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
-
-
-async def _in_time(request: Request, answer: Awaitable[_Answer]) -> _Answer:
-    limit_ms = request.app.state.settings.query_deadline_ms
-    try:
-        async with asyncio.timeout(limit_ms / 1000):
-            return await answer
-    except TimeoutError:
-        raise DatabaseFailed(
-            f"No answer within {limit_ms} ms: narrow the query by correlation, type or time."
-        ) from None
 
 
 def _pagination(query: EventQuery, found: Page) -> dict[str, Any]:
@@ -154,24 +134,15 @@ def _pagination(query: EventQuery, found: Page) -> dict[str, Any]:
     return pagination
 
 
-def _next(request: Request, cursor: Cursor) -> str:
-    kept = [(k, v) for k, v in request.query_params.multi_items() if k not in {"cursor", "offset"}]
-    return urlencode([*kept, ("cursor", str(cursor))])
-
-
 def parse_query(query_string: bytes, now: datetime) -> EventQuery:
     """The question in a query string: unknown parameters are ignored, of repeated ones the first counts."""
-    given: dict[str, str] = {}
-    for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"):
-        given.setdefault(name, value)
+    sent = given(query_string, EventQuery.model_fields)
     fields: dict[str, Any] = {}
     for name in EventQuery.model_fields:
-        if name in given:
-            if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in given[name]):
-                raise bad_fields({name: "expected UTF-8 without NUL characters"})
-            _read(fields, name, given[name], now)
+        if name in sent:
+            _read(fields, name, sent[name], now)
     if ("detail_key" in fields) != ("detail_value" in fields):
-        raise _bad_query("detail_key and detail_value belong together: send both or neither")
+        raise bad_query("detail_key and detail_value belong together: send both or neither")
     if "cursor" in fields and "offset" in fields:
         raise bad_fields({"cursor": "not together with offset: the cursor says where the page begins"})
     try:
@@ -184,39 +155,16 @@ def parse_query(query_string: bytes, now: datetime) -> EventQuery:
 def _read(fields: dict[str, Any], name: str, value: str, now: datetime) -> None:
     """Set field `name` to what `value` says; an empty value mostly says nothing."""
     if name == "limit":
-        fields[name] = _number(name, value, 1, LIMIT_MAX) if value else _EMPTY_LIMIT
+        fields[name] = number(name, value, 1, LIMIT_MAX) if value else _EMPTY_LIMIT
     elif name == "offset" and value:
-        fields[name] = _number(name, value, 0, OFFSET_MAX)
+        fields[name] = number(name, value, 0, OFFSET_MAX)
     elif name in {"event_outcome", "detail_value"} or (name == "detail_key" and value):
         fields[name] = value
     elif not value:
         return
     elif name in {"since", "until"}:
-        try:
-            fields[name] = parse_moment(value, now)
-        except ValueError as error:
-            raise _bad_query(f"{name}: {error}") from None
+        fields[name] = moment(name, value, now)
     elif name == "cursor":
-        try:
-            fields[name] = Cursor.parse(value)
-        except ValueError as error:
-            raise bad_fields({name: str(error)}) from None
+        fields[name] = cursor(name, value, Cursor)
     else:
         fields[name] = value
-
-
-def _number(name: str, value: str, least: int, most: int) -> int:
-    if _WHOLE.fullmatch(value) is None:
-        raise bad_fields({name: f"expected a whole number, got {value[:60]!r}"})
-    if int(value) < least:
-        raise bad_fields({name: f"must be at least {least}, got {value}"})
-    if int(value) > most:
-        raise bad_fields({name: f"must be at most {most}, got {value}"})
-    return int(value)
-
-
-def _bad_query(message: str) -> BadRequest:
-    """The contract's own form for a bad moment and for half a detail filter."""
-    return BadRequest(
-        message, resource="query parameters", field_errors={"query": message}, instance="/audit/query parameters"
-    )

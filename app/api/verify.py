@@ -11,13 +11,15 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.access import permit
 from app.api.body import read_json_body
 from app.errors import AuditError, BadRequest, DatabaseAway, DatabaseFailed
 from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
-from app.integrity.chain import Defect, Defects
+from app.integrity.reading import snapshot
 from app.integrity.reference import moment
-from app.integrity.verify import ChainReport, snapshot, verify_chain
+from app.integrity.rows import Defect, Defects
+from app.integrity.verify import ChainReport, verify_chain
 
 _CORRELATION_BYTES_MAX = 256
 
@@ -56,6 +58,10 @@ class ChainVerified(BaseModel):
     verified_events: Annotated[int, Field(description="those whose own hash is right")]
     skipped_null_hash: Annotated[int, Field(description="events without a hash")] = 0
     unsealed_events: Annotated[int, Field(description="of total_events, those that others wrote by SQL")] = 0
+    purged_events: Annotated[int, Field(description="events of the chain that retention removed, as the log says")] = 0
+    erased_events: Annotated[
+        int, Field(description="of verified_events, those whose personal data was erased, as the log says")
+    ] = 0
     tampered_events: Annotated[list[TamperedEvent], Field(description="the first 10000 are listed")] = []
     unsealed_defects: Annotated[list[TamperedEvent], Field(description="the first 10000 are listed")] = []
     verification_time: datetime
@@ -85,18 +91,23 @@ class InvalidCorrelationId(BadRequest):
 
 async def post_verify_chain(request: Request) -> Response:
     """Verify the chain of one correlation: edited, removed, inserted and truncated events show. 200 whatever is found."""
+    body = await read_json_body(request, request.app.state.settings.body_bytes_max)
+    correlation_id = _correlation_id(parse(body).value)
+    await permit(request)
+    found = answer(correlation_id, await report_on(request, correlation_id))
+    return Response(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+
+
+async def report_on(request: Request, correlation_id: str) -> ChainReport:
+    """The chain of one correlation, verified now."""
     state = request.app.state
-    correlation_id = _correlation_id(parse(await read_json_body(request, state.settings.body_bytes_max)).value)
     if state.writer is None:
         raise DatabaseAway
     try:
         async with _slots, snapshot(state.engine) as connection:
-            report = await verify_chain(connection, correlation_id, state.writer.store.log_name)
+            return await verify_chain(connection, correlation_id, state.writer.store.log_name)
     except DatabaseFailed as error:
         raise VerificationFailed from error
-    return Response(
-        orjson.dumps(_answer(correlation_id, report), option=orjson.OPT_APPEND_NEWLINE), media_type="application/json"
-    )
 
 
 router = APIRouter(tags=["verification"])
@@ -132,20 +143,23 @@ def _correlation_id(body: Any) -> str:
     return correlation_id
 
 
-def _answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:
-    apart = report.unsealed_defects if report.is_sealed else Defects()
-    tampered = report.sealed.defects if report.is_sealed else report.unsealed_defects
+def answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:
+    """What is told of a verification, in the contract's order."""
+    apart = report.unsealed.defects if report.is_sealed else Defects()
+    tampered = report.sealed.defects if report.is_sealed else report.unsealed.defects
     left_out_when_empty = {
-        "skipped_null_hash": report.unhashed_total,
-        "unsealed_events": report.unsealed_total,
+        "skipped_null_hash": report.unsealed.unhashed,
+        "unsealed_events": report.unsealed.total,
+        "purged_events": report.purged_total,
+        "erased_events": report.sealed.erased_total,
         "tampered_events": _events(tampered),
         "unsealed_defects": _events(apart),
     }
     return {
         "correlation_id": correlation_id,
         "is_valid": report.is_valid,
-        "total_events": report.sealed.total + report.unsealed_total,
-        "verified_events": report.sealed.verified + report.unsealed_verified,
+        "total_events": report.sealed.total + report.unsealed.total,
+        "verified_events": report.sealed.verified + report.unsealed.verified,
         **{name: value for name, value in left_out_when_empty.items() if value},
         "verification_time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
         "message": "; ".join(_sentences(report, tampered, apart)),
@@ -170,18 +184,22 @@ def _event(defect: Defect) -> dict[str, str]:
 
 def _sentences(report: ChainReport, tampered: Defects, apart: Defects) -> list[str]:
     """The message's parts: the verdict first."""
-    total = report.sealed.total + report.unsealed_total
+    total = report.sealed.total + report.unsealed.total
     said = []
     if not report.is_valid:
         said.append(f"the chain is broken: {tampered.count} defect(s) of single events")
-    elif total:
-        said.append(f"the chain is whole: {report.sealed.verified + report.unsealed_verified} event(s) verified")
+    elif total or report.purged_total:
+        said.append(f"the chain is whole: {report.sealed.verified + report.unsealed.verified} event(s) verified")
     else:
         said.append("no hashed events were found for this correlation")
+    if report.purged_total:
+        said.append(f"{report.purged_total} event(s) were purged")
+    if report.sealed.erased_total:
+        said.append(f"{report.sealed.erased_total} event(s) were erased")
     if report.head_defect is not None:
         said.append(report.head_defect.message)
     if apart.count:
         said.append(f"{apart.count} defect(s) of unsealed events, which are no part of the chain")
-    if report.unhashed_total:
-        said.append(f"{report.unhashed_total} event(s) without a hash were left out")
+    if report.unsealed.unhashed:
+        said.append(f"{report.unsealed.unhashed} event(s) without a hash were left out")
     return said

@@ -18,8 +18,9 @@ from typing import Self
 from urllib.parse import quote, urlencode
 
 from app.embedded.child import spawned
-from app.embedded.place import Place, directory_of, private_directory, take
+from app.embedded.place import Place, private_directory, take
 from app.errors import Fatal
+from app.statedir import state_dir
 
 _NAME = "datastorage"  # of the role, which is the superuser, and of the database
 _PORT = 5432
@@ -60,7 +61,7 @@ class EmbeddedPostgres:
         thread: the server dies with the thread that started it.
         """
         assert threading.current_thread() is threading.main_thread()
-        directory = directory_of(data_dir)
+        directory = state_dir(data_dir)
         with ExitStack() as resources:
             try:
                 place = take(directory, resources)
@@ -73,8 +74,7 @@ class EmbeddedPostgres:
                 process = resources.enter_context(_postmaster(place, socket, options))
             except OSError as error:
                 raise Fatal(f"The embedded Postgres cannot use {directory}: {error}") from error
-            query = urlencode({"host": socket.parent, "port": port}, safe="/", quote_via=quote)
-            return cls(place, process, f"postgresql://{_NAME}@/{_NAME}?{query}", resources.pop_all())
+            return cls(place, process, _url(socket.parent, port), resources.pop_all())
 
     @property
     def pid(self) -> int:
@@ -93,6 +93,17 @@ class EmbeddedPostgres:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def running_url(data_dir: Path | None = None) -> str | None:
+    """The URL of a server that another process runs on the data, if its socket is where it usually is; else None."""
+    socket = state_dir(data_dir) / "socket" / f".s.PGSQL.{_PORT}"
+    return _url(socket.parent, _PORT) if socket.exists() else None
+
+
+def _url(directory: Path, port: int) -> str:
+    query = urlencode({"host": directory, "port": port}, safe="/", quote_via=quote)
+    return f"postgresql://{_NAME}@/{_NAME}?{query}"
 
 
 def _initialise(place: Place) -> None:

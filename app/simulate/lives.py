@@ -1,10 +1,15 @@
-"""Lives of remediations as the RemediationOrchestrator tells them. Pure: no clock, no network."""
+"""Lives of remediations as the RemediationOrchestrator and, in the typed generation, those around it tell them.
+
+Pure: no clock, no network.
+"""
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from app.simulate import story
 
 ENDS = (
     *("completed", "completed", "completed", "approved", "approved"),
@@ -33,8 +38,12 @@ _BLOCK_REASONS = {
 }
 
 
-def lives(seed: int, remediations: int, now: datetime, prefix: str) -> Iterator[list[dict[str, Any]]]:
+def lives(
+    seed: int, remediations: int, now: datetime, prefix: str, span: timedelta = timedelta()
+) -> Iterator[list[dict[str, Any]]]:
     """The events of each remediation in the order they are sent; the same arguments give the same lives.
+
+    The lives are told one after another during `span`, which ends at `now`; all of them now if there is none.
 
     Correlation ids are `prefix` and a number. A fifth of the lives is told late, a fifth by a skewed clock; no event is
     further from `now` than LATE_MAX and the length of a life into the past, or SKEW_MAX into the future.
@@ -43,13 +52,14 @@ def lives(seed: int, remediations: int, now: datetime, prefix: str) -> Iterator[
     ends: list[str] = []
     for number in range(remediations):
         ends = ends or chance.sample(ENDS, len(ENDS))
-        life = _Life(chance, f"{prefix}-{number:06d}", typed=chance.random() < 0.5)
+        life = Life(chance, f"{prefix}-{number:06d}", typed=chance.random() < 0.5)
         _play(life, ends.pop())
-        yield life.events(now + _clock_error(chance))
+        ago = span * (1 - (number + 1) / remediations)
+        yield life.events(now - ago + max(_clock_error(chance), ago - LATE_MAX))
 
 
 @dataclass
-class _Life:
+class Life:
     """One remediation while it is played."""
 
     chance: random.Random
@@ -67,7 +77,8 @@ class _Life:
         self.workflow_id = draw.choice(("restart-deployment", "increase-memory", "clean-volume", "rollback-release"))
         self.target = f"{self.namespace}/Deployment/{draw.choice(('api', 'worker', 'gateway'))}"
         self.approval_name = f"rar-{self.name}"
-
+        self.fingerprint = f"{draw.getrandbits(256):064x}"
+        self.spec_before = self.spec_after = ""
         self.names = {"rr_name": self.name, "namespace": self.namespace}
 
     @property
@@ -122,8 +133,12 @@ def _text(moment: datetime) -> str:
     return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _play(life: _Life, end: str) -> None:
+def _play(life: Life, end: str) -> None:
+    if life.typed:
+        story.receive(life)
     life.tell("orchestrator.lifecycle.started", "pending", life.names)
+    if life.typed:
+        story.create(life)
     life.wait(life.chance.uniform(0.1, 5))
     if end == "blocked":
         _block(life)
@@ -133,16 +148,26 @@ def _play(life: _Life, end: str) -> None:
     last = _last_phase(life.chance, end, path)
     for phase in path:
         _enter(life, phase)
+        if phase == "Executing" and life.typed:
+            story.execute(life)
         if phase == "AwaitingApproval":
             _request_approval(life)
         if phase == last:
             _break_off(life, end)
             return
-        life.wait(life.chance.uniform(*_USUAL_SECONDS[phase]))
-        if phase == "AwaitingApproval":
-            _decide(life, approved=True)
+        _get_through(life, phase)
     _enter(life, "Completed")
     life.tell("orchestrator.lifecycle.completed", "success", _outcome(life, "Success"), duration_ms=life.duration_ms)
+    if life.typed:
+        story.assess(life)
+
+
+def _get_through(life: Life, phase: str) -> None:
+    life.wait(life.chance.uniform(*_USUAL_SECONDS[phase]))
+    if phase == "Analyzing" and life.typed:
+        story.analyse(life)
+    if phase == "AwaitingApproval":
+        _decide(life, approved=True)
 
 
 def _last_phase(chance: random.Random, end: str, path: list[str]) -> str | None:
@@ -155,14 +180,14 @@ def _last_phase(chance: random.Random, end: str, path: list[str]) -> str | None:
     return chance.choice([phase for phase in path if phase != "AwaitingApproval" or end != "failed"])
 
 
-def _enter(life: _Life, phase: str) -> None:
+def _enter(life: Life, phase: str) -> None:
     transition = {"from_phase": life.phase, "to_phase": phase}
     event_type = "orchestrator.lifecycle.transitioned" if life.typed else "orchestrator.phase.transitioned"
     life.tell(event_type, "success", life.names | transition)
     life.phase = phase
 
 
-def _break_off(life: _Life, end: str) -> None:
+def _break_off(life: Life, end: str) -> None:
     if end == "rejected":
         life.wait(life.chance.uniform(*_USUAL_SECONDS["AwaitingApproval"]))
         _decide(life, approved=False)
@@ -175,13 +200,13 @@ def _break_off(life: _Life, end: str) -> None:
         _time_out(life, end.partition(" ")[0])
 
 
-def _outcome(life: _Life, typed: str) -> dict[str, Any]:
+def _outcome(life: Life, typed: str) -> dict[str, Any]:
     """How the life ended: a word of the schema in the typed generation, of the controller's status in the other."""
     outcome = typed if life.typed else {"Success": "Remediated", "Failed": "failure"}[typed]
     return life.names | {"outcome": outcome, "duration_ms": life.duration_ms}
 
 
-def _fail(life: _Life, reason: str, message: str) -> None:
+def _fail(life: Life, reason: str, message: str) -> None:
     failure = _outcome(life, "Failed") | _failure(life, reason)
     _enter(life, "Failed")
     if life.typed:
@@ -196,12 +221,12 @@ def _fail(life: _Life, reason: str, message: str) -> None:
     life.tell(event_type, "failure", failure, severity="warning", error_message=message, duration_ms=life.duration_ms)
 
 
-def _failure(life: _Life, reason: str) -> dict[str, str]:
+def _failure(life: Life, reason: str) -> dict[str, str]:
     phase = _FAILURE_PHASE[life.phase] if life.typed else life.phase
     return {"failure_phase": phase, "failure_reason": reason}
 
 
-def _time_out(life: _Life, scope: str) -> None:
+def _time_out(life: Life, scope: str) -> None:
     """`scope` is global or phase."""
     if scope == "global":
         life.elapsed = max(life.elapsed, float(GLOBAL_TIMEOUT_SECONDS))
@@ -223,7 +248,7 @@ def _time_out(life: _Life, scope: str) -> None:
     )
 
 
-def _request_approval(life: _Life) -> None:
+def _request_approval(life: Life) -> None:
     confidence = round(life.chance.uniform(0.5, 0.79), 2)
     request: dict[str, Any] = {
         "rar_name": life.approval_name,
@@ -238,7 +263,7 @@ def _request_approval(life: _Life) -> None:
     _tell_approval(life, "requested", "pending", request)
 
 
-def _decide(life: _Life, *, approved: bool) -> None:
+def _decide(life: Life, *, approved: bool) -> None:
     decision = "Approved" if approved else "Rejected"
     user = life.chance.choice(("ada@example.com", "grace@example.com", "edsger@example.com"))
     said: dict[str, Any] = {"rar_name": life.approval_name, "decision": decision, "message": f"{decision} by {user}"}
@@ -249,7 +274,7 @@ def _decide(life: _Life, *, approved: bool) -> None:
     _tell_approval(life, decision.lower(), outcome, said, actor_type="user", actor_id=user)
 
 
-def _tell_approval(life: _Life, step: str, outcome: str, payload: dict[str, Any], **members: Any) -> None:
+def _tell_approval(life: Life, step: str, outcome: str, payload: dict[str, Any], **members: Any) -> None:
     life.tell(
         f"orchestrator.approval.{step}",
         outcome,
@@ -261,7 +286,7 @@ def _tell_approval(life: _Life, step: str, outcome: str, payload: dict[str, Any]
     )
 
 
-def _block(life: _Life) -> None:
+def _block(life: Life) -> None:
     reason, message = life.chance.choice(list(_BLOCK_REASONS.items()))
     seconds = life.chance.choice((30, 60, 300, 3600))
     phases = {"from_phase": life.phase, "to_phase": "Blocked"}

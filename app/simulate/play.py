@@ -5,7 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 from uuid import uuid4
@@ -33,6 +33,10 @@ class Plan:
     url: str
     emitters: int
     token: str | None
+    span: timedelta = timedelta()
+    """The time that the lives are told in, before now."""
+    find: bool = True
+    """Whether what was posted is looked for afterwards; else nothing of it is remembered."""
 
 
 @dataclass(slots=True)
@@ -45,6 +49,7 @@ class Tally:
     found: Counter[str] = field(default_factory=Counter)
     missing: Counter[str] = field(default_factory=Counter)
     """Acknowledged, but not found."""
+    is_kept: bool = True
     receipts: dict[str, dict[str, str]] = field(default_factory=dict)
     """Of each correlation: event id → event type, of what was acknowledged."""
     correlations_found: int = 0
@@ -57,17 +62,19 @@ class Tally:
 
 async def play(plan: Plan) -> int:
     """Post the lives, find them again, and print the table. Returns the exit code."""
-    tally = Tally()
+    tally = Tally(is_kept=plan.find)
     try:
         async with _client(plan) as client:
             await client.get("/readyz")
             await _post_all(client, plan, tally)
-            await _find_all(client, tally)
+            if plan.find:
+                await _find_all(client, tally)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
         sys.stderr.write(f"datastorage: no service answers at {plan.url} ({reason}): start one with `make run`\n")
         return 1
-    columns = {name: getattr(tally, name) for name in ("sent", "acknowledged", "refused", "found", "missing")}
+    shown = ("sent", "acknowledged", "refused", *(("found", "missing") if plan.find else ()))
+    columns = {name: getattr(tally, name) for name in shown}
     sys.stdout.write(table(columns))
     if tally.complaint is not None:
         sys.stderr.write(f"datastorage: {tally.complaint}\n")
@@ -82,14 +89,14 @@ def _client(plan: Plan) -> httpx.AsyncClient:
 
 async def _post_all(client: httpx.AsyncClient, plan: Plan, tally: Tally) -> None:
     # Ids of another run must not be found, so they begin differently even when the lives are the same.
-    played = lives(plan.seed, plan.remediations, datetime.now(UTC), f"sim-{uuid4().hex[:8]}")
+    played = lives(plan.seed, plan.remediations, datetime.now(UTC), f"sim-{uuid4().hex[:8]}", plan.span)
     emitters = [_emit_singly(client, played, tally) for _ in range(max(plan.emitters - 1, 1))]
     if plan.emitters > 1:
         emitters.append(_emit_batches(client, played, tally))
 
     def line() -> str:
         sums = f"sent {tally.sent.total()}, acknowledged {tally.acknowledged.total()}, refused {tally.refused.total()}"
-        return f"posting, {len(tally.receipts)} of {plan.remediations} remediations: {sums}"
+        return f"posting {plan.remediations} remediations: {sums}"
 
     async with progress(line):
         await asyncio.gather(*emitters)
@@ -117,6 +124,8 @@ async def _post(
         tally.refused.update(types)
         return
     tally.acknowledged.update(types)
+    if not tally.is_kept:
+        return
     receipt = answer.json()
     ids = receipt["event_ids"] if path == BATCH else [receipt["event_id"]]
     for event, event_id in zip(events, ids, strict=True):

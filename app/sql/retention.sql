@@ -1,3 +1,239 @@
 -- name: ensure_partitions
 -- Makes the monthly partitions missing between two days and answers how many; the function runs with its owner's rights.
 SELECT ensure_partitions($1, $2)
+
+-- name: forget_expired_claims
+-- Promises that are over, a bounded number at a time; ids that clients sent are kept for ever.
+DELETE FROM claims WHERE (scope, key) IN (
+    SELECT scope, key FROM claims WHERE expires_at < now() AND scope <> 'event' LIMIT 10000)
+
+-- name: lock_holds
+-- Those who place and release holds take turns, since each marks rows in several steps. Ends with the connection.
+SELECT pg_advisory_lock(hashtextextended('datastorage.holds', 0))
+
+-- name: active_hold
+-- The active hold that has exactly this selector.
+SELECT hold_id FROM holds
+WHERE released_at IS NULL AND (correlation_id, actor_id, resource_type, resource_id, time_from, time_to)
+    IS NOT DISTINCT FROM ($1::text, $2::text, $3::text, $4::text, $5::timestamptz, $6::timestamptz)
+
+-- name: hold
+-- One hold, whether it was released or not.
+SELECT * FROM holds WHERE hold_id = $1
+
+-- name: hold_rows
+-- Marks the rows that a hold covers, in one part of the log. A correlation's hold is shown before any other. Answers how many are
+-- held now: a row that a purge has deleted while this waited for it was not marked, and is not counted.
+WITH covered AS MATERIALIZED (
+    SELECT k.*, e.legal_hold IS TRUE AND ($1 IS NULL OR e.legal_hold_placed_at IS NOT DISTINCT FROM $11) AS marked
+    FROM events_under($1, $2, $3, $4, $5, $6, $7, $8) k JOIN audit_events e USING (event_id, event_date, correlation_id)
+), fresh AS (
+    UPDATE audit_events e
+    SET legal_hold = true, legal_hold_reason = $9, legal_hold_placed_by = $10, legal_hold_placed_at = $11
+    FROM covered c
+    WHERE e.event_id = c.event_id AND e.event_date = c.event_date AND e.correlation_id = c.correlation_id AND NOT c.marked
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM fresh) + (SELECT count(*) FROM covered WHERE marked)
+
+-- name: place_hold
+-- The record of a hold, beside the event that tells of it.
+INSERT INTO holds (correlation_id, actor_id, resource_type, resource_id, time_from, time_to, reason, placed_by, placed_at,
+    hold_id, placed_index)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+
+-- name: end_hold
+-- Ends a hold, beside the event that tells of it.
+UPDATE holds SET release_reason = $2, released_by = $3, released_at = $4, released_index = $5
+WHERE hold_id = $1 AND released_at IS NULL
+
+-- name: unhurried
+-- For what reads or changes many rows without keeping anybody from the log.
+SET LOCAL statement_timeout = '10min'
+
+-- name: log_end
+-- The position that the next event would take.
+SELECT first_index + count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+
+-- name: authorize_release
+-- Lets this transaction drop what no other hold of the log covers.
+SET LOCAL kubernaut.legal_hold_release = 'authorized'
+
+-- name: release_correlation
+-- Frees the held rows of a correlation, whoever held them; what another hold covers shows that one. Answers how many are free.
+WITH held AS MATERIALIZED (
+    SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at
+    FROM audit_events e
+    LEFT JOIN holds h ON h.hold_id = hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp)
+    WHERE e.correlation_id = $1 AND e.legal_hold
+), freed AS (
+    UPDATE audit_events e
+    SET legal_hold = h.placed_at IS NOT NULL,
+        legal_hold_reason = coalesce(h.reason, concat(e.legal_hold_reason, ' [Released: ', $2::text, ']')),
+        legal_hold_placed_by = coalesce(h.placed_by, e.legal_hold_placed_by),
+        legal_hold_placed_at = coalesce(h.placed_at, e.legal_hold_placed_at)
+    FROM held h
+    WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
+    RETURNING e.legal_hold
+)
+SELECT count(*) FROM freed WHERE NOT legal_hold
+
+-- name: release_marked
+-- As release_correlation, for the rows that show one hold of another selector.
+WITH held AS MATERIALIZED (
+    SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at
+    FROM audit_events e
+    LEFT JOIN holds h ON h.hold_id = hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp)
+    WHERE e.legal_hold AND e.legal_hold_placed_at = $1 AND e.legal_hold_placed_by = $3
+), freed AS (
+    UPDATE audit_events e
+    SET legal_hold = h.placed_at IS NOT NULL,
+        legal_hold_reason = coalesce(h.reason, concat(e.legal_hold_reason, ' [Released: ', $2::text, ']')),
+        legal_hold_placed_by = coalesce(h.placed_by, e.legal_hold_placed_by),
+        legal_hold_placed_at = coalesce(h.placed_at, e.legal_hold_placed_at)
+    FROM held h
+    WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
+    RETURNING e.legal_hold
+)
+SELECT count(*) FROM freed WHERE NOT legal_hold
+
+-- name: marked_count
+-- How many rows show one hold.
+SELECT count(*) FROM audit_events WHERE legal_hold AND legal_hold_placed_at = $1 AND legal_hold_placed_by = $2
+
+-- name: holds
+-- Active holds with how many rows show them, and what SQL alone has held by its correlation. Newest first.
+WITH marks AS (
+    SELECT correlation_id, legal_hold_placed_by AS placed_by, legal_hold_placed_at AS placed_at, legal_hold_reason AS reason,
+        count(*) AS events
+    FROM audit_events WHERE legal_hold GROUP BY 1, 2, 3, 4
+), known AS (
+    SELECT h.hold_id, sum(m.events) AS events
+    FROM holds h LEFT JOIN marks m ON m.placed_at = h.placed_at AND m.placed_by = h.placed_by AND m.reason = h.reason
+        AND (h.correlation_id IS NULL OR h.correlation_id = m.correlation_id)
+    WHERE h.released_at IS NULL OR $1::boolean
+    GROUP BY h.hold_id
+), listed AS (
+    SELECT h.hold_id, h.correlation_id, h.actor_id, h.resource_type, h.resource_id, h.time_from, h.time_to, k.events,
+        h.placed_by, h.placed_at, h.reason, h.release_reason, h.released_by, h.released_at
+    FROM known k JOIN holds h USING (hold_id)
+    UNION ALL
+    SELECT NULL, m.correlation_id, NULL, NULL, NULL, NULL, NULL, m.events, m.placed_by, m.placed_at, m.reason, NULL, NULL, NULL
+    FROM marks m
+    WHERE NOT EXISTS (
+        SELECT FROM holds h
+        WHERE h.released_at IS NULL AND h.placed_at = m.placed_at AND h.placed_by = m.placed_by AND h.reason = m.reason
+            AND (h.correlation_id IS NULL OR h.correlation_id = m.correlation_id)
+    )
+)
+SELECT hold_id, correlation_id, actor_id, resource_type, resource_id, timezone('UTC', time_from)::text AS time_from,
+    timezone('UTC', time_to)::text AS time_to, coalesce(events, 0)::bigint AS events, coalesce(placed_by, '') AS placed_by,
+    coalesce(timezone('UTC', placed_at)::text, '') AS placed_at, coalesce(reason, '') AS reason, release_reason, released_by,
+    timezone('UTC', released_at)::text AS released_at
+FROM listed ORDER BY listed.placed_at DESC NULLS LAST, correlation_id
+
+-- name: lock_retention
+-- One retention run at a time. Ends with the connection.
+SELECT pg_try_advisory_lock(hashtextextended('datastorage.retention', 0))
+
+-- name: months
+-- The monthly tables: attached, half detached, or left detached by a run that was interrupted.
+SELECT c.relname AS name, i.inhrelid IS NOT NULL AS attached, i.inhdetachpending IS TRUE AS detaching
+FROM pg_class c LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = 'audit_events'::regclass
+WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace AND c.relname ~ '^audit_events_[0-9]{4}_[0-9]{2}$'
+ORDER BY c.relname
+
+-- name: month_contents
+-- What one month holds.
+SELECT total, unsealed, held, young, positions::text FROM month_contents($1::text::regclass, $2, $3, $4)
+
+-- name: due_events
+-- The next rows of one month that may be purged.
+SELECT * FROM due_events($1::text::regclass, $2, $3, $4, $5, $6)
+
+-- name: holds_version
+-- Where in the log the holds last changed.
+SELECT max(placed_index) AS placed, max(released_index) AS released FROM holds
+
+-- name: purge
+-- Deletes what the event beside it names, but for what is held by now.
+WITH gone AS (
+    DELETE FROM audit_events e USING unnest($1::uuid[], $2::date[], $3::text[]) k(event_id, event_date, correlation_id)
+    WHERE e.event_id = k.event_id AND e.event_date = k.event_date AND e.correlation_id = k.correlation_id
+        AND e.legal_hold IS NOT TRUE
+        AND hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp) IS NULL
+    RETURNING e.event_id
+), kept AS (
+    UPDATE claims SET answer = '{"purged": true}'
+    FROM gone WHERE scope = 'event' AND key = gone.event_id::text
+)
+SELECT count(*) FROM gone
+
+-- name: standing
+-- What stands in a month, attached or not, although purges say that it is gone.
+SELECT (positions * purged_positions($1))::text FROM month_contents($1::text::regclass, $2, $3, $4)
+
+-- name: carried
+-- What the purge events in a month name, so that the one that removes them can repeat it.
+SELECT coalesce(range_agg((purged)::int8multirange), '{}')::text
+FROM due_events($1::text::regclass, $2, $3, $4, -1, 2147483647) WHERE purged IS NOT NULL
+
+-- name: operations_of
+-- The removals of one month that were not taken back.
+SELECT DISTINCT event_data->>'operation_id' AS operation_id FROM audit_events p
+WHERE event_type = 'datastorage.retention.purged' AND event_data->>'partition' = $1 AND log_index IS NOT NULL
+    AND NOT EXISTS (
+        SELECT FROM audit_events r
+        WHERE r.event_type = 'datastorage.retention.restored' AND r.event_data->>'operation_id' = p.event_data->>'operation_id'
+    )
+
+-- name: begin_run
+-- The record of a run.
+INSERT INTO retention_operations (run_id) VALUES ($1)
+
+-- name: end_run
+-- What a run did.
+UPDATE retention_operations
+SET status = $2, error_message = $3, rows_scanned = $4, rows_deleted = $5, partitions_dropped = $6, period_start = $7,
+    period_end = $8, operation_end = now(),
+    operation_duration_ms = (extract(epoch FROM now() - operation_start) * 1000)::bigint
+WHERE run_id = $1
+
+-- name: month_is_as_it_was
+-- Whether nothing of a month was held or written since its contents were read.
+SELECT NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND legal_hold)
+    AND NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index >= $3)
+    AND (max(placed_index), max(released_index)) IS NOT DISTINCT FROM ($4::bigint, $5::bigint)
+FROM holds
+
+-- name: drop_month
+-- Drops a detached month unless something in it has to stay; answers whether it is gone.
+SELECT drop_month($1, $2, $3, $4)
+
+-- name: attach_month
+-- Puts a detached month back.
+SELECT attach_month($1)
+
+-- name: joined
+-- Several multiranges in one.
+SELECT coalesce(range_agg(m::int8multirange), '{}')::text FROM unnest($1::text[]) AS m
+
+-- name: erasable
+-- The events that an erasure names and that are not erased yet, but for the evidence of purges and erasures; and which are held.
+SELECT event_id, correlation_id, log_index, legal_hold IS TRUE
+    OR hold_of(correlation_id, actor_id, resource_type, resource_id, event_timestamp) IS NOT NULL AS held
+FROM audit_events
+WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND payload_commitment IS NULL
+    AND event_type NOT IN ('datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored')
+ORDER BY log_index
+
+-- name: to_erase
+-- What the commitments of some events cover.
+SELECT event_id, log_index, actor_id, actor_ip, resource_id, resource_name, error_message, event_data::text,
+    event_metadata::text, payload_salt
+FROM audit_events WHERE event_id = ANY($1::uuid[]) AND log_index IS NOT NULL AND payload_commitment IS NULL
+ORDER BY log_index
+
+-- name: erase
+-- Erases events; answers which.
+SELECT erase_events($1, $2, $3)

@@ -13,3 +13,8 @@ SELECT version_num FROM alembic_version
 -- name: log_name
 -- The name under which every event of this database was hashed.
 SELECT name FROM logs WHERE log_id = 0
+
+-- name: guards
+-- Whether the service's role can do away with what guards the events.
+SELECT current_user AS role, rolsuper OR pg_has_role(current_user, relowner, 'MEMBER') AS owns
+FROM pg_class, pg_roles WHERE pg_class.oid = 'audit_events'::regclass AND rolname = current_user

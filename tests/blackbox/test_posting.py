@@ -1,5 +1,6 @@
 """What clients get for what they post: good, bad and too much."""
 
+import asyncio
 import base64
 import http.client
 import json
@@ -371,3 +372,32 @@ def test_odd_parameters(client: httpx.Client) -> None:
         ),
     ):
         assert (query, client.get(f"{EVENTS}?{query}").status_code) == (query, status)
+
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
+NO_TRACE = None, None
+TRACEPARENTS = [
+    (f"00-{TRACE[0]}-{TRACE[1]}-01", TRACE),
+    (f"01-{TRACE[0]}-{TRACE[1]}-00-more", TRACE),
+    (f"ff-{TRACE[0]}-{TRACE[1]}-01", NO_TRACE),
+    (f"00-{'0' * 32}-{TRACE[1]}-01", NO_TRACE),
+    (f"00-{TRACE[0]}-{'0' * 16}-01", NO_TRACE),
+    (f"00-{TRACE[0].upper()}-{TRACE[1]}-01", NO_TRACE),
+    ("nonsense", NO_TRACE),
+]
+
+
+async def test_trace_of_the_caller_is_kept(service: Callable[..., Service], connection: Any) -> None:
+    """Nobody finds the trace in which an event was sent, or nonsense is hashed for ever."""
+    running = await asyncio.to_thread(service)
+    async with httpx.AsyncClient(base_url=running.url, timeout=20) as client:
+        for sent, kept in TRACEPARENTS:
+            ids = [(await client.post(EVENTS, json=make_event(), headers={"traceparent": sent})).json()["event_id"]]
+            for size in (1, 60):  # by one statement, and by COPY
+                batch = [make_event() for _ in range(size)]
+                answer = await client.post(BATCH, json=batch, headers={"traceparent": sent})
+                ids += answer.json()["event_ids"]
+            rows = await connection.fetch(
+                "SELECT trace_id, span_id FROM audit_events WHERE event_id = ANY($1::uuid[])", ids
+            )
+            assert [tuple(row) for row in rows] == [kept] * 62

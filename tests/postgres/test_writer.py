@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from app.errors import BadRequest, Conflict, DatabaseAway
 from app.events.canonical import canonical
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, batch_ids, draft, single_id
-from app.ingest.store import LostRace, MonthAway, Store
+from app.ingest.accept import Acceptance, computed_ids, draft, single_id
+from app.ingest.store import LostRace, MonthAway, Store, _claim_columns
 from app.ingest.submission import prepare
 from app.ingest.writer import Writer
 from app.settings import Settings
@@ -56,7 +56,7 @@ class Replica:
     async def batch(self, *posted: dict[str, Any]) -> list[UUID]:
         drafts = [draft(CATALOG, p, f"/{i}", plain=False, depth=3) for i, p in enumerate(posted)]
         digest = hashlib.sha256(canonical(list(posted))).hexdigest()
-        return await self._submit(drafts, batch_ids(drafts, "", digest), 30_000)
+        return await self._submit(drafts, computed_ids(drafts, "", ("body", digest)), 30_000)
 
     async def _submit(self, drafts: list[Any], ids: list[UUID], deadline_ms: int) -> list[UUID]:
         submission = await prepare(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
@@ -200,10 +200,10 @@ async def test_stalled_between_snapshot_and_insert(database_url: str, connection
     async with replica(database_url) as other:
         await other.post(item("rr-1"))
     with pytest.raises((LostRace, asyncpg.UniqueViolationError)):
-        await stalled._send(postgres, flush)
+        await stalled._send(postgres, flush, _claim_columns(flush.events, []))
     assert await count(connection) == 1
     stalled.lost()
-    await stalled.commit(submission.events, asyncio.get_running_loop().time() + 5)
+    await stalled.commit(submission.events, [], asyncio.get_running_loop().time() + 5)
     await stalled.close()
     assert await connection.fetchval("SELECT max(chain_index) FROM audit_events") == 1
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.events.catalog import EVENT_TYPES, PAYLOADS, TYPED
+from app.events.catalog import EVENT_TYPES, OWN, PAYLOADS, TYPED
 from app.events.catalog.examples import json_schema
 from app.events.catalog.freeform import FREEFORM
 
@@ -17,7 +17,7 @@ FILE = Path(__file__).parents[1] / "facts" / "event-catalog.json"
 FACTS = json.loads(FILE.read_bytes())
 TYPES: dict[str, dict[str, Any]] = FACTS["event_types"]
 SCHEMAS: dict[str, dict[str, Any]] = FACTS["schemas"]
-OURS: set[str] = set()
+OURS: set[str] = set(OWN)
 """Names that the platform's facts do not have: a new type that is not the platform's is named here."""
 TYPED_FACTS = {name: fact for name, fact in TYPES.items() if fact["schema"]}
 ANYTHING = {"type": None}

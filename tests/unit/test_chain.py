@@ -7,8 +7,9 @@ from uuid import UUID
 import pytest
 
 from app.events.record import commitment, committed, leaf_hash, record
-from app.integrity import chain
-from app.integrity.chain import Chain, Kind
+from app.integrity import rows as rows_module
+from app.integrity.chain import Chain
+from app.integrity.rows import Kind
 
 LOG = "example.test/datastorage"
 Row = dict[str, Any]
@@ -47,8 +48,13 @@ def check(rows: list[Row], head: tuple[int, str] | None) -> tuple[Chain, list[tu
     """The chain, and of each defect its kind and the log_index of its row."""
     one = Chain(LOG)
     for row in rows:
-        one.take(row)
+        one.take(row, row["event_hash"])
     end = one.finish(head)
+    for gap, behind in one.gaps:  # nothing was purged
+        if behind is None:
+            end = gap.defect(None)
+        else:
+            one.defects.add(gap.defect(behind))
     places = {row["event_id"]: row["log_index"] for row in rows}
     found: list[tuple[Kind, int | None]] = [(d.kind, places[d.event_id]) for d in one.defects.listed if d.event_id]
     return one, found if end is None else [*found, (end.kind, None)]
@@ -167,7 +173,7 @@ def test_no_hash() -> None:
 
 def test_defects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chain of which every event is damaged takes all memory."""
-    monkeypatch.setattr(chain, "DEFECTS_MAX", 3)
+    monkeypatch.setattr(rows_module, "DEFECTS_MAX", 3)
     one, _ = check([row | {"actor_id": "somebody"} for row in sealed(5)], None)
     assert len(one.defects.listed) == 3
     assert one.defects.count == 5

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from app.embedded import EmbeddedPostgres
-from app.embedded.place import directory_of
 from app.errors import Fatal
+from app.statedir import state_dir
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -57,6 +57,6 @@ def test_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     """A user's data is kept elsewhere than in the state directory."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    assert directory_of(None) == tmp_path / ".local/state/datastorage"
+    assert state_dir(None) == tmp_path / ".local/state/datastorage"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    assert directory_of(None) == tmp_path / "state/datastorage"
+    assert state_dir(None) == tmp_path / "state/datastorage"

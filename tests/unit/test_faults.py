@@ -17,5 +17,5 @@ from app.db import Fault, fault
     ],
 )
 def test_a_server_that_ends_is_away(error: Exception) -> None:
-    """A flush that meets a server in the act of stopping is answered 500 rather than sent again."""
+    """A flush that meets a server in the act of stopping is answered 500 rather than spooled."""
     assert fault(error) is Fault.AWAY

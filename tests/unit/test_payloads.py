@@ -9,12 +9,12 @@ import pytest
 
 from app.errors import BadRequest, InvalidRequest
 from app.events.canonical import parse
-from app.events.catalog import EVENT_TYPES, TYPED, Catalog
+from app.events.catalog import EVENT_TYPES, OWN, TYPED, Catalog
 from app.events.catalog.examples import example, json_schema
 
 Path = tuple[str | int, ...]
 NOBODY = "no.such.type"
-check_payload = Catalog().check_payload
+check_payload = Catalog(own=True).check_payload
 ABSENT = object()
 WRONG: dict[str, list[Any]] = {
     "string": [5, True, [], {}],
@@ -210,3 +210,12 @@ def test_null_where_it_may_stand() -> None:
                 check_payload(name, changed(example(name), path, None), "/event_data")
                 count += 1
     assert count > 100
+
+
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_nobody_sends_the_services_own_events(name: str) -> None:
+    """A client posts that events were purged or erased, and verification believes it."""
+    catalog = Catalog(accept_unknown=True)
+    for outer, payload in ((NOBODY, example(name)), (name, {"a": 1}), (name, example("gateway.config.reloaded"))):
+        with pytest.raises(BadRequest, match="only the service itself"):
+            catalog.check_payload(outer, payload, "/event_data")

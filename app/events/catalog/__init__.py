@@ -28,6 +28,7 @@ from app.events.catalog import (
     gateway,
     notification,
     orchestrator,
+    own,
     remediationworkflow,
     signalprocessing,
     webhook,
@@ -39,6 +40,7 @@ from app.events.envelope import Category
 from app.events.explain import bad_fields, refusal, shown
 
 Check = Callable[[Any], object]
+Generation = Literal["head", "both", "dec-2025", "custom", "own"]
 _PRODUCERS = (
     actiontype,
     agentsession,
@@ -51,6 +53,7 @@ _PRODUCERS = (
     gateway,
     notification,
     orchestrator,
+    own,
     remediationworkflow,
     signalprocessing,
     webhook,
@@ -81,9 +84,11 @@ class EventType:
         return first if dot else "aiagent"
 
     @property
-    def generation(self) -> Literal["head", "both", "dec-2025", "custom"]:
+    def generation(self) -> Generation:
         if self.payload is None:
             return "dec-2025"
+        if self.name in OWN:
+            return "own"
         return "both" if self.name in FREEFORM else "head"
 
 
@@ -100,7 +105,7 @@ class CustomType(EventType):
         return self.name.partition(".")[0]
 
     @property
-    def generation(self) -> Literal["head", "both", "dec-2025", "custom"]:
+    def generation(self) -> Generation:
         return "custom"
 
 
@@ -136,19 +141,25 @@ PAYLOADS = tuple(payload for producer in _PRODUCERS for payload in _classes(prod
 EVENT_TYPES = {name: EventType(name, CATEGORIES[name.partition(".")[0]], MEANING) for name in FREEFORM}
 EVENT_TYPES |= {one.name: one for one in _typed()}
 """Every name, typed or not."""
+OWN = frozenset(name for payload in _classes(own) for name in _names(payload))
+"""Names of the events that only the service itself writes."""
 TYPED = dict(_checks())
 """Every typed name, and what checks its payload. The result of a check is not used: what was sent is stored."""
 
 
 class Catalog:
-    """The types that one service knows: the built-in ones, its operator's own, and what becomes of all others."""
+    """The types that one service knows: the built-in ones, its operator's own, and what becomes of all others.
 
-    def __init__(self, custom: Sequence[CustomType] = (), *, accept_unknown: bool = False) -> None:
+    `own`: whether the events are the service's own. Nobody else may send such.
+    """
+
+    def __init__(self, custom: Sequence[CustomType] = (), *, accept_unknown: bool = False, own: bool = False) -> None:
         self.types: dict[str, EventType] = EVENT_TYPES | {one.name: one for one in custom}
         checks = TYPED | {one.name: one.check for one in custom}
         self.typed = {name: (self.types[name], check) for name, check in checks.items()}
         """Every name that may stand in a payload, what is known of it, and what checks the payload."""
         self._accept_unknown = accept_unknown
+        self._closed = frozenset() if own else OWN
 
     def check_payload(self, outer_type: str, payload: dict[str, Any], pointer: str) -> EventType | None:
         """The type of `payload`, None if an unknown one is accepted; BadRequest unless the payload is what its type wants.
@@ -156,6 +167,8 @@ class Catalog:
         `pointer` is its place in the body.
         """
         inner_type = payload.get("event_type", _ABSENT)
+        if outer_type in self._closed or (isinstance(inner_type, str) and inner_type in self._closed):
+            raise bad_fields({pointer + "/event_type": "only the service itself writes events of this type"})
         if inner_type is _ABSENT:
             if outer_type in FREEFORM:
                 return self.types[outer_type]

@@ -148,12 +148,14 @@ _WORDS = {
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a73": "session_id mcp_session_id",
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a74": "task_id a2a_task_id",
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a75": "user_uid",
-    "9c1b6f0e" * 8: "fingerprint signal_fingerprint policy_hash",
+    "{[0,5),[7,9)}": "positions",
+    "9c1b6f0e" * 8: "fingerprint signal_fingerprint policy_hash root_hash file_sha256",
     "sha256:" + "4e07408d" * 8: "content_hash bundleDigest pre_remediation_spec_hash",
     "sha256:" + "4b227777" * 8: "post_remediation_spec_hash",
     # people and services
     "j.doe@example.com": "acting_user approved_by cancelled_by created_by delegated_user email lease_holder modified_by "
-    "observer_user registered_by requested_by requesting_user target_user updated_by user_identity reenabled_by",
+    "observer_user registered_by requested_by requesting_user target_user updated_by user_identity reenabled_by "
+    "placed_by released_by erased_by exported_by read_by",
     "a.roe@example.com": "session_owner rejected_by disabled_by",
     "platform team": "maintainer owner maintainers.name",
     "https://login.example.com": "issuer",
@@ -167,6 +169,8 @@ _WORDS = {
     "/api/v1/incident/analyze": "path endpoint",
     "POST": "method",
     "get": "verb",
+    "/api/v1/audit/events": "http_path",
+    "GET": "http_method",
     "requests_per_minute": "limit_type",
     "60": "limit_value",
     "E_TIMEOUT": "error_code",

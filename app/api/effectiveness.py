@@ -1,0 +1,96 @@
+"""GET of a remediation's effectiveness."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import parameters
+from app.api.deadline import in_time
+from app.errors import AuditError, DatabaseFailed
+from app.query.effectiveness import answer, effectiveness
+
+router = APIRouter(tags=["remediation"])
+
+AssessmentStatus = Literal[
+    "Full",
+    "Partial",
+    "SpecDrift",
+    "Expired",
+    "NoExecution",
+    "MetricsTimedOut",
+    "AlertDecayTimeout",
+    "Unrecoverable",
+    "in_progress",
+    "no_data",
+]
+Score = Annotated[float | None, Field(description="from 0 to 1; null when there is none")]
+
+
+class Components(BaseModel):
+    """What was looked at. Details are left out when there are none."""
+
+    health_assessed: bool
+    health_score: Score
+    health_details: str | None = None
+    alert_assessed: bool
+    alert_score: Score
+    alert_details: str | None = None
+    metrics_assessed: bool
+    metrics_score: Score
+    metrics_details: str | None = None
+
+
+class HashComparison(BaseModel):
+    """The target's spec before and after. What is unknown is left out."""
+
+    pre_remediation_spec_hash: str | None = None
+    post_remediation_spec_hash: str | None = None
+    hash_match: bool | None = None
+
+
+class EffectivenessScore(BaseModel):
+    """Whether a remediation worked: the weighted mean of what was assessed."""
+
+    correlation_id: str
+    score: Score
+    components: Components
+    hash_comparison: HashComparison
+    assessment_status: AssessmentStatus
+    computed_at: datetime
+
+
+class NotAssessed(AuditError):
+    """Nobody has assessed this remediation."""
+
+    status = 404
+    slug = "effectiveness/not-found"
+    title = "Effectiveness Assessment Not Found"
+
+
+class AssessmentsNotRead(DatabaseFailed):
+    """The assessments could not be read; the service's log says why."""
+
+    slug = "effectiveness/query-error"
+
+
+@router.get(
+    "/api/v1/effectiveness/{correlation_id:path}",
+    response_class=Response,
+    responses={200: {"model": EffectivenessScore}},
+)
+async def get_effectiveness(request: Request, correlation_id: str) -> Response:
+    """Whether a remediation worked, and what was looked at to say so."""
+    correlation_id = parameters.correlation(correlation_id)
+    try:
+        found = await in_time(request, effectiveness(request.app.state.engine, correlation_id))
+    except DatabaseFailed as error:
+        raise AssessmentsNotRead from (error.__cause__ or error)
+    if not found.total:
+        raise NotAssessed(f"There is no effectiveness assessment of {correlation_id}.", instance=request.url.path)
+    body = answer(correlation_id, found, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    return Response(orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")

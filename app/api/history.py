@@ -1,0 +1,225 @@
+"""GET of what was done to a resource before."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import parameters
+from app.api.deadline import in_time
+from app.errors import BadRequest, DatabaseFailed
+from app.events.explain import bad_fields
+from app.query.duration import duration_text, parse_window
+from app.query.remediation_history import FAR, Target, history, regression
+
+router = APIRouter(tags=["remediation"])
+
+HashMatch = Literal["preRemediation", "postRemediation", "none"]
+Reason = Literal[
+    "Full",
+    "Partial",
+    "SpecDrift",
+    "Expired",
+    "NoExecution",
+    "MetricsTimedOut",
+    "AlertDecayTimeout",
+    "Unrecoverable",
+]
+
+
+class HealthOfPods(BaseModel):
+    """How the pods were after the remediation."""
+
+    podRunning: bool | None = None
+    readinessPass: bool | None = None
+    restartDelta: int | None = None
+    crashLoops: bool | None = None
+    oomKilled: bool | None = None
+    pendingCount: int | None = None
+
+
+class Deltas(BaseModel):
+    """Measurements from before and after the remediation."""
+
+    cpuBefore: float | None = None
+    cpuAfter: float | None = None
+    memoryBefore: float | None = None
+    memoryAfter: float | None = None
+    latencyP95BeforeMs: float | None = None
+    latencyP95AfterMs: float | None = None
+    errorRateBefore: float | None = None
+    errorRateAfter: float | None = None
+    throughputBeforeRps: float | None = None
+    throughputAfterRps: float | None = None
+    nodeNotReadyBefore: float | None = None
+    nodeNotReadyAfter: float | None = None
+    nodeMemoryPressureBefore: float | None = None
+    nodeMemoryPressureAfter: float | None = None
+    nodeDiskPressureBefore: float | None = None
+    nodeDiskPressureAfter: float | None = None
+    pvPhaseFailedBefore: float | None = None
+    pvPhaseFailedAfter: float | None = None
+    pvPhasePendingBefore: float | None = None
+    pvPhasePendingAfter: float | None = None
+    pvUsageRatioBefore: float | None = None
+    pvUsageRatioAfter: float | None = None
+
+
+class FarEntry(BaseModel):
+    """One earlier remediation. What is unknown is left out."""
+
+    remediationUID: str
+    completedAt: datetime
+    signalType: str | None = None
+    actionType: str | None = None
+    outcome: str | None = None
+    effectivenessScore: float | None = None
+    signalResolved: bool | None = None
+    hashMatch: HashMatch
+    assessmentReason: Reason | None = None
+
+
+class NearEntry(FarEntry):
+    """One remediation of the last time, with all that was seen after it."""
+
+    signalFingerprint: str | None = None
+    preRemediationSpecHash: str | None = None
+    postRemediationSpecHash: str | None = None
+    healthChecks: HealthOfPods | None = None
+    metricDeltas: Deltas | None = None
+    sideEffects: list[str]
+
+
+class Near(BaseModel):
+    """The last time, oldest remediation first."""
+
+    window: str
+    chain: list[NearEntry]
+
+
+class Far(BaseModel):
+    """The time before that."""
+
+    window: str
+    chain: list[FarEntry]
+
+
+class RemediationHistory(BaseModel):
+    """Earlier remediations of one resource that left it as it is now, or began from what it is now."""
+
+    targetResource: str
+    currentSpecHash: str
+    regressionDetected: bool
+    tier1: Near
+    tier2: Far
+
+
+class MissingParameter(BadRequest):
+    """A required parameter is empty."""
+
+    slug = "missing-parameter"
+    title = "Missing Required Parameter"
+
+
+class InvalidParameter(BadRequest):
+    """A window is no time span."""
+
+    slug = "invalid-parameter"
+    title = "Invalid Parameter"
+
+
+class HistoryNotRead(DatabaseFailed):
+    """The history could not be read; the service's log says why."""
+
+    slug = "query-error"
+
+
+_REQUIRED = {
+    "targetKind": "kind of the resource",
+    "targetName": "its name",
+    "targetNamespace": "its namespace; empty for a resource without one",
+    "currentSpecHash": "hash of the spec that it has now",
+}
+_WINDOWS = {"tier1Window": ("24h", "the near tier"), "tier2Window": ("2160h", "both tiers")}
+_OPTIONAL = {"clusterId": "only what happened in this cluster"} | {
+    name: f"time span of {what}, such as 7d or 24h0m0s" for name, (_, what) in _WINDOWS.items()
+}
+_FILLED = {"type": "string", "minLength": 1}
+_SPAN = {"type": "string", "pattern": r"^([0-9]+d|([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+)?$"}
+_SCHEMAS = {name: _FILLED for name in _REQUIRED if name != "targetNamespace"} | dict.fromkeys(_WINDOWS, _SPAN)
+_PARAMETERS = [
+    {"name": name, "in": "query", "description": said, "schema": _SCHEMAS.get(name, {"type": "string"})}
+    | ({"required": True} if name in _REQUIRED else {})
+    for name, said in (_REQUIRED | _OPTIONAL).items()
+]
+
+
+@router.get(
+    "/api/v1/remediation-history/context",
+    response_class=Response,
+    responses={200: {"model": RemediationHistory}},
+    openapi_extra={"parameters": _PARAMETERS},
+)
+async def get_remediation_history(request: Request) -> Response:
+    """What was done to a resource before, and whether it helped."""
+    target, near, far = parse(request.scope["query_string"])
+    now = datetime.now(UTC)
+    edges = (now, now - _span(near), now - _span(far))
+    try:
+        first, second = await in_time(request, history(request.app.state.engine, target, edges))
+    except DatabaseFailed as error:
+        raise HistoryNotRead from (error.__cause__ or error)
+    answer = {
+        "targetResource": target.resource,
+        "currentSpecHash": target.spec_hash,
+        "regressionDetected": regression(first, second),
+        "tier1": {"window": duration_text(near), "chain": first},
+        "tier2": {"window": duration_text(far), "chain": _far(second)},
+    }
+    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+
+
+def parse(query_string: bytes) -> tuple[Target, int, int]:
+    """(target, near window, far window), the windows in nanoseconds."""
+    sent = parameters.given(query_string, _REQUIRED | _OPTIONAL)
+    if absent := [name for name in _REQUIRED if name not in sent]:
+        raise bad_fields(dict.fromkeys(absent, "required, but missing"))
+    if empty := [name for name in _REQUIRED if not sent[name] and name != "targetNamespace"]:
+        raise MissingParameter(f"{', '.join(empty)}: expected a value, got an empty one")
+    near, far = (_window(name, sent.get(name) or default) for name, (default, _) in _WINDOWS.items())
+    if far <= near:
+        raise InvalidParameter(
+            f"tier2Window: expected more than tier1Window, which is {duration_text(near)}, got {duration_text(far)}"
+        )
+    target = Target(
+        sent["targetKind"],
+        sent["targetName"],
+        sent["targetNamespace"],
+        sent["currentSpecHash"],
+        sent.get("clusterId") or None,
+    )
+    return target, near, far
+
+
+def _window(name: str, value: str) -> int:
+    try:
+        window = parse_window(value)
+    except ValueError as error:
+        raise InvalidParameter(f"{name}: {error}, or a number of days such as 7d") from None
+    if window <= 0:
+        raise InvalidParameter(f"{name}: expected more than nothing, got {value[:60]!r}")
+    return window
+
+
+def _span(nanoseconds: int) -> timedelta:
+    """At most 292 years, as Go's durations have 64 bits: no year that is asked for is before the first."""
+    return timedelta(microseconds=nanoseconds // 1000)
+
+
+def _far(chain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: entry[name] for name in FAR if name in entry} for entry in chain]

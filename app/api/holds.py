@@ -1,0 +1,302 @@
+"""POST, GET and DELETE of legal holds (contract section 13), for correlations as the platform knows them, and the other selectors."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, NotRequired
+from uuid import UUID
+
+import asyncpg
+import orjson
+from fastapi import APIRouter
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from starlette.requests import Request
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from app.api import parameters
+from app.api.access import ANONYMOUS, caller_of, permit
+from app.api.body import read_json_body
+from app.api.deadline import in_time
+from app.errors import BadRequest, DatabaseAway
+from app.events.canonical import parse
+from app.events.catalog.leaves import DateTime, Uuid
+from app.events.envelope import Name100, Name255, timestamp
+from app.events.explain import bad_fields, explain
+from app.query.moments import zulu
+from app.retention import holds
+from app.retention.holds import Selector, Wish
+from app.settings import Settings
+
+router = APIRouter(tags=["legal holds"])
+_PATH = "/api/v1/audit/legal-hold"
+_SELECTORS = ("correlation_id", "actor_id", "resource", "time")
+_UNKNOWN_TIME = "0001-01-01T00:00:00Z"
+
+
+class MissingCorrelationId(BadRequest):
+    """correlation_id is empty: name the remediation whose events are to be held."""
+
+    slug = "missing-correlation-id"
+    title = "Missing Correlation ID"
+
+
+class MissingReason(BadRequest):
+    """reason is empty: say why the events are to be held."""
+
+    slug = "missing-reason"
+    title = "Missing Reason"
+
+
+class MissingReleaseReason(BadRequest):
+    """release_reason is empty: say why the hold ends."""
+
+    slug = "missing-release-reason"
+    title = "Missing Release Reason"
+
+
+@with_config(ConfigDict(strict=True, extra="ignore"))
+class HeldResource(TypedDict):
+    """Events about one resource."""
+
+    type: Annotated[Name100, Field(min_length=1)]
+    id: Annotated[Name255, Field(min_length=1)]
+
+
+HeldTime = TypedDict("HeldTime", {"from": DateTime, "to": DateTime})  # a call, since `from` is a word of the language
+HeldTime.__doc__ = "Events whose event_timestamp lies between two moments, both included."
+
+
+@with_config(ConfigDict(strict=True, extra="ignore"))
+class HoldToPlace(TypedDict):
+    """What to hold, by exactly one of correlation_id, actor_id, resource and time, and why. Other members are ignored."""
+
+    correlation_id: NotRequired[Name255]
+    actor_id: NotRequired[Annotated[Name255, Field(min_length=1)]]
+    resource: NotRequired[HeldResource]
+    time: NotRequired[HeldTime]
+    reason: str
+
+
+@with_config(ConfigDict(strict=True, extra="ignore"))
+class CorrelationToRelease(TypedDict):
+    """Why the hold ends."""
+
+    release_reason: str
+
+
+class HoldToRelease(CorrelationToRelease):
+    """Which hold ends, and why."""
+
+    hold_id: Uuid
+
+
+class PlacedHold(TypedDict):
+    """The hold that was placed: its selector, and how many of the events that are there it covers."""
+
+    hold_id: UUID
+    correlation_id: NotRequired[str]
+    actor_id: NotRequired[str]
+    resource: NotRequired[HeldResource]
+    time: NotRequired[HeldTime]
+    events_affected: int
+    placed_by: str
+    placed_at: datetime
+    reason: str
+
+
+class ListedHold(TypedDict):
+    """A hold and how many events show it. Without hold_id it was placed by SQL. The last three are those of a released one."""
+
+    hold_id: NotRequired[UUID]
+    correlation_id: NotRequired[str]
+    actor_id: NotRequired[str]
+    resource: NotRequired[HeldResource]
+    time: NotRequired[HeldTime]
+    events_affected: int
+    placed_by: str
+    placed_at: datetime
+    reason: str
+    release_reason: NotRequired[str]
+    released_by: NotRequired[str]
+    released_at: NotRequired[datetime]
+
+
+class Holds(TypedDict):
+    """Newest first."""
+
+    holds: list[ListedHold]
+    total: int
+
+
+class ReleasedHold(TypedDict):
+    """How many events are free now: those that another hold covers are not."""
+
+    hold_id: NotRequired[UUID]
+    correlation_id: NotRequired[str]
+    events_released: int
+    released_by: str
+    released_at: datetime
+
+
+def _document(body: Any) -> dict[str, Any]:
+    schema = TypeAdapter(body).json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
+
+
+def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
+    """Without references, which would point nowhere in the document."""
+    definitions = schema.pop("$defs", {})
+    for name, member in schema["properties"].items():
+        if "$ref" in member:
+            schema["properties"][name] = definitions[member["$ref"].rpartition("/")[2]]
+    return schema
+
+
+@router.post(
+    _PATH, response_class=Response, responses={200: {"model": PlacedHold}}, openapi_extra=_document(HoldToPlace)
+)
+async def place_hold(request: Request) -> Response:
+    """Hold events, those that are there and those to come: they can be neither purged nor erased until it is released."""
+    settings, log_name = _service(request)
+    body: HoldToPlace = await _read(request, HoldToPlace)
+    selector, by = _selector(body), caller_of(request) or ANONYMOUS
+    if not body["reason"].strip():
+        raise MissingReason
+    await permit(request)
+    placed = await holds.place(settings, log_name, selector, Wish(by, body["reason"]))
+    return _answer(
+        {"hold_id": str(placed.hold_id)}
+        | {name: body[name] for name in _SELECTORS if name in body}  # type: ignore[literal-required]
+        | {"events_affected": placed.events, "placed_by": by, "placed_at": _nanoseconds(placed.placed_at)}
+        | {"reason": body["reason"]}
+    )
+
+
+@router.get(
+    _PATH,
+    response_class=Response,
+    responses={200: {"model": Holds}},
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "include",
+                "in": "query",
+                "description": "released: holds that ended too",
+                "schema": {"type": "string", "enum": ["released"]},
+            }
+        ]
+    },
+)
+async def list_holds(request: Request) -> Response:
+    """Every active hold, newest first, also those that SQL placed."""
+    include = parameters.given(request.scope["query_string"], {"include"}).get("include")
+    if include not in {None, "", "released"}:
+        raise bad_fields({"include": f"expected released, got {include[:60]!r}"})
+    found = await in_time(request, holds.holds(request.app.state.engine, history=bool(include)))
+    return _answer({"holds": [_listed(row) for row in found], "total": len(found)})
+
+
+@router.delete(
+    _PATH + "/{correlation_id:path}",
+    response_class=Response,
+    responses={200: {"model": ReleasedHold}},
+    openapi_extra=_document(CorrelationToRelease),
+)
+async def release_correlation_hold(request: Request, correlation_id: str) -> Response:
+    """Release what is held of a correlation, by whatever means; events that another hold covers stay held."""
+    settings, log_name = _service(request)
+    correlation_id = parameters.correlation(correlation_id)
+    wish = _release_wish(request, await _read(request, CorrelationToRelease))
+    await permit(request)
+    released = await holds.release_correlation(settings, log_name, correlation_id, wish)
+    return _answer({"correlation_id": correlation_id} | _released(released, wish))
+
+
+@router.delete(
+    _PATH, response_class=Response, responses={200: {"model": ReleasedHold}}, openapi_extra=_document(HoldToRelease)
+)
+async def release_hold(request: Request) -> Response:
+    """Release one hold by its id, whatever its selector."""
+    settings, log_name = _service(request)
+    body: HoldToRelease = await _read(request, HoldToRelease)
+    wish = _release_wish(request, body)
+    await permit(request)
+    released = await holds.release(settings, log_name, UUID(body["hold_id"]), wish)
+    return _answer({"hold_id": body["hold_id"].lower()} | _released(released, wish))
+
+
+async def _read(request: Request, kind: Any) -> Any:
+    body = parse(await read_json_body(request, request.app.state.settings.body_bytes_max)).value
+    try:
+        return TypeAdapter(kind).validate_python(body, strict=True)
+    except ValidationError as error:
+        raise bad_fields(explain(error, "")) from None
+
+
+def _service(request: Request) -> tuple[Settings, str]:
+    state = request.app.state
+    if state.writer is None:
+        raise DatabaseAway
+    return state.settings, state.writer.store.log_name
+
+
+def _selector(body: HoldToPlace) -> Selector:
+    named = [name for name in _SELECTORS if name in body]
+    if not named:
+        raise bad_fields({"/correlation_id": "required, but missing; or actor_id, or resource, or time"})
+    if len(named) > 1:
+        raise bad_fields({f"/{name}": f"expected one selector, got {' and '.join(named)}" for name in named[1:]})
+    if "correlation_id" in body:
+        if not body["correlation_id"]:
+            raise MissingCorrelationId
+        return Selector(correlation_id=body["correlation_id"])
+    if "actor_id" in body:
+        return Selector(actor_id=body["actor_id"])
+    if "resource" in body:
+        return Selector(resource_type=body["resource"]["type"], resource_id=body["resource"]["id"])
+    start, end = timestamp(body["time"]["from"], "/time/from"), timestamp(body["time"]["to"], "/time/to")
+    if start > end:
+        raise bad_fields({"/time/to": "expected a moment that is not before the one in from"})
+    return Selector(time_from=start, time_to=end)
+
+
+def _release_wish(request: Request, body: CorrelationToRelease) -> Wish:
+    if not body["release_reason"].strip():
+        raise MissingReleaseReason
+    return Wish(caller_of(request) or ANONYMOUS, body["release_reason"])
+
+
+def _released(released: holds.Released, wish: Wish) -> dict[str, Any]:
+    return {
+        "events_released": released.events,
+        "released_by": wish.by,
+        "released_at": _nanoseconds(released.released_at),
+    }
+
+
+def _listed(row: asyncpg.Record) -> dict[str, Any]:
+    """Members that have no value are left out: nothing may be null."""
+    resource = None if row["resource_id"] is None else {"type": row["resource_type"], "id": row["resource_id"]}
+    time = None if row["time_from"] is None else {"from": zulu(row["time_from"]), "to": zulu(row["time_to"])}
+    told = {
+        "hold_id": row["hold_id"] and str(row["hold_id"]),
+        "correlation_id": row["correlation_id"],
+        "actor_id": row["actor_id"],
+        "resource": resource,
+        "time": time,
+        "events_affected": row["events"],
+        "placed_by": row["placed_by"],
+        "placed_at": zulu(row["placed_at"]) or _UNKNOWN_TIME,
+        "reason": row["reason"],
+        "release_reason": row["release_reason"],
+        "released_by": row["released_by"],
+        "released_at": row["released_at"] and zulu(row["released_at"]),
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _nanoseconds(moment: datetime) -> str:
+    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z"
+
+
+def _answer(body: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")

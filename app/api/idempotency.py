@@ -1,0 +1,40 @@
+"""The Idempotency-Key header of a POST, after the IETF httpapi draft."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from starlette.requests import Request
+
+from app.errors import BadRequest
+from app.ingest.submission import Claim
+
+PARAMETER: dict[str, Any] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "the same key and body again get the same answer, and nothing is stored twice",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"},
+}
+_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+
+
+def sent_key(request: Request) -> str:
+    """The key, in quotes as the draft has it or bare; empty without one."""
+    sent = request.headers.get("idempotency-key")
+    if sent is None:
+        return ""
+    key = sent[1:-1] if len(sent) > 2 and sent[0] == sent[-1] == '"' else sent
+    if not _KEY.fullmatch(key):
+        raise BadRequest(f"Idempotency-Key: expected 1 to 255 printable ASCII characters, got {sent[:60]!r}")
+    return key
+
+
+def claim_of(request: Request, caller: str, key: str, digest: bytes) -> Claim:
+    """What the key promises from now on: `digest` is that of the body."""
+    lasts = timedelta(days=request.app.state.settings.idempotency_key_days)
+    return Claim(f"POST {request.url.path} {caller}", key, digest, datetime.now(UTC) + lasts)
+
+
+def id_source(request: Request, key: str) -> tuple[str, str]:
+    """What ids are computed from. With the path: the same key may be used for a single event and for a batch, whose ids must not meet."""
+    return "key", f"{request.url.path} {key}"

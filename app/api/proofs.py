@@ -1,0 +1,65 @@
+"""Proofs that need nothing of this service to be verified: of one event, and of the log's growth."""
+
+from typing import Annotated
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from app.api.deadline import in_time
+from app.events.explain import bad_fields
+from app.integrity.note import encoded
+from app.integrity.proof import open_document
+from app.query.proof import consistency, prove
+
+router = APIRouter(tags=["log"])
+
+
+class ConsistencyProof(BaseModel):
+    """Base64 hashes that prove the log of `from` leaves to be a prefix of that of `to` (RFC 9162), and a checkpoint."""
+
+    from_: Annotated[int, Field(alias="from")]
+    to: int
+    proof: list[str]
+    checkpoint: str
+
+
+@router.get("/api/v1/audit/events/{event_id}/proof", response_class=PlainTextResponse)
+async def event_proof(
+    request: Request,
+    event_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})],
+    open: bool = False,  # noqa: A002 - the parameter's name
+) -> Response:
+    """The event's proof file (C2SP tlog-proof). With open=true a JSON document that also shows what can be erased of it."""
+    state = request.app.state
+    try:
+        parsed = UUID(event_id)
+    except ValueError:
+        raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"}) from None
+    found = await in_time(request, prove(state.engine, parsed, state.log_name))
+    if open:
+        document = open_document(found.proof, found.salt, found.committed)
+        return Response(document, media_type="application/json")
+    return PlainTextResponse(str(found.proof))
+
+
+@router.get("/api/v1/audit/consistency", response_class=Response, responses={200: {"model": ConsistencyProof}})
+async def consistency_proof(
+    request: Request,
+    from_: Annotated[int, Query(alias="from", ge=0)],
+    to: Annotated[int | None, Query(ge=0)] = None,
+) -> Response:
+    """Prove that nothing was changed since the log had `from` leaves; `to` is by default the newest checkpoint's size."""
+    found = await in_time(request, consistency(request.app.state.engine, from_, to))
+    if isinstance(found, int):
+        raise bad_fields({"to": f"expected from <= to <= {found}, the size of the newest checkpoint"})
+    document = {
+        "from": found.old,
+        "to": found.new,
+        "proof": [encoded(one) for one in found.hashes],
+        "checkpoint": found.checkpoint,
+    }
+    return Response(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")

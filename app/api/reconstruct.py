@@ -1,0 +1,77 @@
+"""Reconstruction of a RemediationRequest: POST as the reference has it, GET the same without asking for a right to create."""
+
+from datetime import UTC, datetime
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import parameters
+from app.api.access import permit
+from app.api.deadline import in_time
+from app.errors import DatabaseFailed
+from app.query.reconstruct import Unreadable, reconstruct, rows
+
+router = APIRouter(tags=["remediation"])
+
+
+class Validation(BaseModel):
+    """How much of the RemediationRequest is known, of nine parts, and what is not."""
+
+    is_valid: bool
+    completeness: Annotated[int, Field(description="percent")]
+    errors: list[str]
+    warnings: list[str]
+
+
+class Reconstructed(BaseModel):
+    """A RemediationRequest as its events tell it. `cluster_id` is left out when unknown."""
+
+    remediation_request_yaml: str
+    validation: Validation
+    reconstructed_at: datetime
+    correlation_id: str
+    cluster_id: str | None = None
+
+
+async def _answer(request: Request, correlation_id: str) -> Response:
+    correlation_id = parameters.correlation(correlation_id)
+    try:
+        events = await in_time(request, rows(request.app.state.engine, correlation_id))
+    except DatabaseFailed as error:
+        raise Unreadable from (error.__cause__ or error)
+    now = datetime.now(UTC)
+    built = reconstruct(correlation_id, events, now)
+    answer = {
+        "remediation_request_yaml": built.yaml,
+        "validation": {
+            "is_valid": not built.errors,
+            "completeness": built.completeness,
+            "errors": built.errors,
+            "warnings": built.warnings,
+        },
+        "reconstructed_at": f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        "correlation_id": correlation_id,
+    }
+    if built.cluster_id:
+        answer["cluster_id"] = built.cluster_id
+    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+
+
+_PATH = "/api/v1/audit/remediation-requests/{correlation_id:path}/reconstruct"
+
+
+@router.post(_PATH, response_class=Response, responses={200: {"model": Reconstructed}})
+async def reconstruct_remediation(request: Request, correlation_id: str) -> Response:
+    """Rebuild a lost RemediationRequest from its events. Nothing is written; the body is not read."""
+    await permit(request)
+    return await _answer(request, correlation_id)
+
+
+@router.get(_PATH, response_class=Response, responses={200: {"model": Reconstructed}})
+async def get_reconstruction(request: Request, correlation_id: str) -> Response:
+    """The same answer as to POST."""
+    return await _answer(request, correlation_id)

@@ -1,0 +1,298 @@
+"""GET of one correlation with all that belongs to it, and of the list of correlations."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter
+from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api import parameters
+from app.api.deadline import in_time
+from app.api.notifications import StoredNotification
+from app.api.verify import answer as verified
+from app.api.verify import report_on
+from app.errors import DatabaseFailed, NotFound
+from app.events.explain import bad_fields, explain
+from app.query import correlations
+from app.query.correlations import CorrelationQuery
+from app.query.cursor import Cursor
+from app.query.filter import OFFSET_MAX
+from app.query.timeline import EVENTS_MAX, Timeline, timeline
+
+router = APIRouter(tags=["correlations"])
+_JSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
+
+
+class TimelineEvent(BaseModel):
+    """An event without its payload. One without log_index is unsealed: others inserted it by SQL."""
+
+    event_id: UUID
+    event_timestamp: Annotated[datetime, Field(description="by the sender's clock")]
+    event_type: str
+    recorded_at: Annotated[datetime, Field(description="by the service's clock")]
+    log_index: int | None = None
+    chain_index: int | None = None
+    event_category: str
+    event_action: str
+    event_outcome: str
+    actor_type: str | None = None
+    actor_id: str | None = None
+    resource_type: str | None = None
+    resource_id: str | None = None
+    severity: str | None = None
+    duration_ms: int | None = None
+    error_code: str | None = None
+    parent_event_id: UUID | None = None
+
+
+class Phase(BaseModel):
+    """One phase of the remediation. One that lasts has no left_at; nobody told when one without entered_at began."""
+
+    phase: str
+    entered_at: datetime | None = None
+    left_at: datetime | None = None
+    duration_ms: int | None = None
+
+
+class Decision(BaseModel):
+    """Somebody, or a program, decided something."""
+
+    event_id: UUID
+    event_timestamp: datetime
+    event_type: str
+    decision: str
+    decided_by: str
+    actor_type: str
+    workflow_id: str | None = None
+    reason: str | None = None
+
+
+class Hold(BaseModel):
+    """A legal hold on some of the events, as their rows have it."""
+
+    active: bool
+    reason: str
+    placed_by: str
+    events: int
+    placed_at: datetime | None = None
+
+
+class ChainEnd(BaseModel):
+    """What the service knows of the chain's end, whatever its rows say."""
+
+    length: int
+    hash: str
+
+
+class Verdict(BaseModel):
+    """What verification found. `position` is the chain position behind the last one that was looked at.
+
+    With verify=true it is made now; else it is the last one of the verifier in the background, which counts no events.
+    """
+
+    is_valid: bool
+    total_events: int | None = None
+    verified_events: int | None = None
+    position: int
+    verification_time: datetime
+    message: str
+
+
+class TimelinePagination(BaseModel):
+    """Which part of the events is shown."""
+
+    limit: int
+    offset: int
+    has_more: bool
+
+
+class CorrelationTimeline(BaseModel):
+    """All of one correlation. The events stand in the order of the log, unsealed ones behind the others."""
+
+    correlation_id: str
+    event_count: int
+    first_event_at: datetime | None = None
+    last_event_at: datetime | None = None
+    chain: ChainEnd | None = None
+    verification: Verdict | None = None
+    phases: list[Phase]
+    decisions: list[Decision]
+    notifications: list[StoredNotification]
+    holds: list[Hold]
+    events: list[TimelineEvent]
+    pagination: TimelinePagination
+
+
+class FirstEvent(BaseModel):
+    event_id: UUID | None = None
+    event_timestamp: datetime
+    event_type: str | None = None
+
+
+class LastEvent(BaseModel):
+    event_id: UUID
+    event_timestamp: datetime
+    event_type: str
+
+
+class Correlation(BaseModel):
+    """One correlation. Namespace and cluster are those of its newest event."""
+
+    correlation_id: str
+    first_event: FirstEvent
+    last_event: LastEvent
+    event_count: int
+    last_outcome: str
+    categories: list[str]
+    namespace: str | None = None
+    cluster_id: str | None = None
+
+
+class CorrelationPagination(BaseModel):
+    """Where this page stands. `next_cursor` is absent behind the last correlation."""
+
+    limit: int
+    has_more: bool
+    next_cursor: str | None = None
+
+
+class Correlations(BaseModel):
+    """One page, the correlation with the newest event first. It may be short, or empty, and have a next one."""
+
+    data: list[Correlation]
+    pagination: CorrelationPagination
+
+
+_TIMELINE = [
+    {
+        "name": "verify",
+        "in": "query",
+        "description": "true: verify the chain now, instead of telling what the verifier in the background found last",
+        "schema": {"type": "boolean"},
+    },
+    {
+        "name": "limit",
+        "in": "query",
+        "description": f"most events shown; {EVENTS_MAX} if absent",
+        "schema": {"type": "integer", "minimum": 1, "maximum": EVENTS_MAX},
+    },
+    {
+        "name": "offset",
+        "in": "query",
+        "description": "events to skip, in the order of the log",
+        "schema": {"type": "integer", "minimum": 0, "maximum": OFFSET_MAX},
+    },
+]
+
+
+@router.get(
+    "/api/v1/audit/correlations",
+    response_class=Response,
+    responses={200: {"model": Correlations}},
+    openapi_extra={"parameters": parameters.documented(CorrelationQuery)},
+)
+async def list_correlations(request: Request) -> Response:
+    """List correlations, the one with the newest event first."""
+    query = parse_query(request.scope["query_string"], datetime.now(UTC))
+    try:
+        found = await in_time(request, correlations.page(request.app.state.engine, query))
+    except DatabaseFailed as error:
+        if query.cursor is not None and getattr(error.__cause__, "sqlstate", "").startswith("22"):
+            raise bad_fields({"cursor": "expected the next_cursor of an earlier answer"}) from None
+        raise
+    pagination: dict[str, Any] = {"limit": query.limit, "has_more": found.next_cursor is not None}
+    headers = {}
+    if found.next_cursor is not None:
+        pagination["next_cursor"] = str(found.next_cursor)
+        headers["Link"] = parameters.next_link(request, str(found.next_cursor))
+    body = orjson.dumps({"data": found.correlations, "pagination": pagination}, option=orjson.OPT_APPEND_NEWLINE)
+    return Response(body, headers=headers, media_type="application/json")
+
+
+@router.get(
+    "/api/v1/audit/correlations/{correlation_id:path}",
+    response_class=Response,
+    responses={200: {"model": CorrelationTimeline}},
+    openapi_extra={"parameters": _TIMELINE},
+)
+async def get_timeline(request: Request, correlation_id: str) -> Response:
+    """All of one correlation: events, phases, decisions, notifications, holds, and on demand the chain's verification."""
+    correlation_id = parameters.correlation(correlation_id)
+    sent = parameters.given(request.scope["query_string"], {"verify", "limit", "offset"})
+    limit = parameters.number("limit", sent["limit"], 1, EVENTS_MAX) if sent.get("limit") else EVENTS_MAX
+    offset = parameters.number("offset", sent["offset"], 0, OFFSET_MAX) if sent.get("offset") else 0
+    verify = _flag("verify", sent.get("verify", ""))
+    found = await in_time(request, timeline(request.app.state.engine, correlation_id, limit, offset))
+    if found.is_empty:
+        raise NotFound(f"There is nothing about a correlation {correlation_id}.", instance=request.url.path)
+    verification = await _verification(request, correlation_id) if verify else _last_verdict(found)
+    answer = (
+        _about(correlation_id, found)
+        | verification
+        | {
+            "phases": found.phases,
+            "decisions": found.decisions,
+            "notifications": found.notifications,
+            "holds": found.holds,
+            "events": orjson.Fragment(found.events),
+            "pagination": {"limit": limit, "offset": offset, "has_more": found.has_more},
+        }
+    )
+    return Response(orjson.dumps(answer, option=_JSON), media_type="application/json")
+
+
+def _about(correlation_id: str, found: Timeline) -> dict[str, Any]:
+    about: dict[str, Any] = {"correlation_id": correlation_id, "event_count": found.extent["count"]}
+    if found.extent["count"]:
+        about["first_event_at"] = found.extent["first"]
+        about["last_event_at"] = found.extent["last"]
+    if found.head is not None:
+        about["chain"] = {"length": found.head["length"], "hash": found.head["hash"]}
+    return about
+
+
+async def _verification(request: Request, correlation_id: str) -> dict[str, Any]:
+    report = await report_on(request, correlation_id)
+    told = verified(correlation_id, report)
+    verdict = {name: told[name] for name in ("is_valid", "total_events", "verified_events")}
+    rest = {name: told[name] for name in ("verification_time", "message")}
+    return {"verification": verdict | {"position": report.sealed.end} | rest}
+
+
+def _last_verdict(found: Timeline) -> dict[str, Any]:
+    """Nothing before the verifier in the background has come to the chain."""
+    verdict = found.verdict
+    if verdict is None or not (verdict["position"] or verdict["found"]):
+        return {}
+    message = f"{verdict['found']} defect(s) of this chain were found" if verdict["found"] else "no defect was found"
+    if verdict["unclear"]:
+        message += f", and {verdict['unclear']} of the log that belong to no one chain"
+    told = {"is_valid": not verdict["found"], "position": verdict["position"] or 0}
+    return {"verification": told | {"verification_time": verdict["looked_at"], "message": message}}
+
+
+def _flag(name: str, value: str) -> bool:
+    if value not in {"", "true", "false"}:
+        raise bad_fields({name: f"expected true or false, got {value[:60]!r}"})
+    return value == "true"
+
+
+def parse_query(query_string: bytes, now: datetime) -> CorrelationQuery:
+    """The question in a query string; an empty value says nothing."""
+    sent = parameters.given(query_string, CorrelationQuery.model_fields)
+    try:
+        return CorrelationQuery(**{name: _read(name, value, now) for name, value in sent.items() if value})
+    except ValidationError as error:
+        raise bad_fields({key.removeprefix("/"): said for key, said in explain(error, "").items()}) from None
+
+
+def _read(name: str, value: str, now: datetime) -> Any:
+    if name == "limit":
+        return parameters.number(name, value, 1, correlations.LIMIT_MAX)
+    if name in {"since", "until"}:
+        return parameters.moment(name, value, now)
+    return parameters.cursor(name, value, Cursor) if name == "cursor" else value

@@ -1,0 +1,159 @@
+"""JSON Web Tokens of one OpenID Connect issuer."""
+
+import asyncio
+import base64
+import binascii
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+from joserfc import jwt
+from joserfc.errors import InvalidKeyIdError, JoseError
+from joserfc.jwk import KeySet
+
+from app import metrics
+from app.auth.identity import SERVICE_ACCOUNT, Identity, is_name, of_roles
+from app.errors import ReviewFailed
+from app.settings import Settings
+
+# Signatures by a private key only: the key set is public.
+ALGORITHMS = [
+    *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+    *("ES256", "ES384", "ES512", "EdDSA", "Ed25519"),
+]
+_REFRESH_SECONDS = 300
+_USABLE_SECONDS = 3_600
+"""So long the keys are good while the issuer does not answer."""
+_FETCH_AGAIN_SECONDS = 10
+"""Not more often for tokens with unknown keys: anybody can make those up."""
+_FIRST_FETCH_AGAIN_SECONDS = 1
+"""Whoever waited while a fetch failed does not begin the next one, or the last in the line would wait for ever."""
+_LEEWAY_SECONDS = 5
+
+log = logging.getLogger(__name__)
+
+
+class Oidc:
+    """The issuer's keys, fetched when they are needed, and what its tokens say."""
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        assert settings.oidc_issuer is not None
+        assert settings.oidc_audience is not None
+        self._audience = settings.oidc_audience
+        self._settings = settings
+        self._issuer = settings.oidc_issuer
+        self._client = httpx.AsyncClient(timeout=settings.auth_timeout_ms / 1000)
+        self._clock = clock
+        """Unix time."""
+        self._keys: KeySet | None = None
+        self._fetched = self._tried = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def issued(self, token: str) -> bool:
+        """Whether the token says that it comes from this issuer. Nothing is proven yet."""
+        try:
+            _, payload, _ = token.split(".")
+            claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        except (ValueError, binascii.Error):
+            return False
+        return isinstance(claims, dict) and claims.get("iss") == self._issuer
+
+    async def identify(self, token: str) -> Identity | None:
+        """Whose token it is, or None. ReviewFailed when the issuer's keys cannot be had."""
+        claims = None
+        keys = await self._current_keys()
+        try:
+            claims = self._claims(token, keys)
+        except InvalidKeyIdError:  # the key may be new
+            keys = await self._current_keys(known=keys)
+            with suppress(InvalidKeyIdError):
+                claims = self._claims(token, keys)
+        return None if claims is None else self._identity(claims)
+
+    def _claims(self, token: str, keys: KeySet) -> dict[str, Any] | None:
+        """The claims of a token that is good now, or None. InvalidKeyIdError when its key is not among `keys`."""
+        try:
+            decoded = jwt.decode(token, keys, algorithms=ALGORITHMS)
+            self._registry().validate(decoded.claims)
+        except InvalidKeyIdError:
+            raise
+        except (JoseError, ValueError, TypeError) as error:
+            log.info("a token of the issuer is not good", extra={"reason": getattr(error, "error", "malformed")})
+            return None
+        return decoded.claims
+
+    def _registry(self) -> jwt.JWTClaimsRegistry:
+        return jwt.JWTClaimsRegistry(
+            now=lambda: int(self._clock()),
+            leeway=_LEEWAY_SECONDS,
+            iss={"essential": True, "value": self._issuer},
+            aud={"essential": True, "value": self._audience},
+            exp={"essential": True},
+        )
+
+    def _identity(self, claims: dict[str, Any]) -> Identity | None:
+        settings = self._settings
+        name = claims.get(settings.oidc_name_claim)
+        if not is_name(name) or (name.startswith("system:") and settings.oidc_name_claim != "sub"):
+            log.warning("a token of the issuer has no name that can be used", extra={"claim": settings.oidc_name_claim})
+            return None
+        found: Any = claims
+        for part in settings.oidc_roles_claim.split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        values = found if isinstance(found, list) else [found]
+        roles = frozenset(settings.oidc_roles[v] for v in values if isinstance(v, str) and v in settings.oidc_roles)
+        return of_roles(name, roles, person=not name.startswith(SERVICE_ACCOUNT), expires=claims["exp"])
+
+    async def _current_keys(self, known: KeySet | None = None) -> KeySet:
+        """The issuer's keys; newer ones than `known` if there are and it is time to ask."""
+        async with self._fetching:
+            now = self._clock()
+            wanted = self._keys is known or now - self._fetched >= _REFRESH_SECONDS
+            pause = _FIRST_FETCH_AGAIN_SECONDS if self._keys is None else _FETCH_AGAIN_SECONDS
+            if wanted and now - self._tried >= pause:
+                await self._fetch(now)
+                self._tried = self._clock()
+            if self._keys is None or now - self._fetched >= _USABLE_SECONDS:
+                raise ReviewFailed
+            return self._keys
+
+    async def _fetch(self, now: float) -> None:
+        try:
+            async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
+                url = self._settings.oidc_jwks_url or await self._discovered()
+                keys = KeySet.import_key_set(await self._get(url))
+        except (
+            httpx.HTTPError,
+            httpx.InvalidURL,
+            JoseError,
+            ValueError,
+            LookupError,
+            TypeError,
+            TimeoutError,
+        ) as error:
+            metrics.AUTH_FAILURES.labels("oidc").inc()
+            log.warning("the issuer's keys cannot be fetched", extra={"error": repr(error)})
+            return
+        self._keys, self._fetched = keys, now
+
+    async def _discovered(self) -> str:
+        """Where the issuer says that its keys are."""
+        document = await self._get(self._issuer.rstrip("/") + "/.well-known/openid-configuration")
+        if document["issuer"] != self._issuer:
+            raise ValueError(f"the document of {self._issuer} is that of another issuer")
+        url = str(document["jwks_uri"])
+        if urlsplit(url).scheme != urlsplit(self._issuer).scheme:
+            raise ValueError(f"{url} is not as well protected as {self._issuer}")
+        return url
+
+    async def _get(self, url: str) -> Any:
+        answer = await self._client.get(url)
+        answer.raise_for_status()
+        return orjson.loads(answer.content)

@@ -1,0 +1,138 @@
+"""Tokens of a file: a YAML list of names, roles and SHA-256 digests. The tokens themselves stand nowhere."""
+
+import hashlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from datetime import UTC, date, datetime, time
+from math import inf
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app import metrics
+from app.auth.identity import ROLES, Identity, is_name, of_roles
+from app.errors import Fatal
+
+_LOOK_AGAIN_SECONDS = 1.0
+_MEMBERS = {"name", "role", "sha256", "expires"}
+
+log = logging.getLogger(__name__)
+
+
+class TokenFile:
+    """The tokens of the file as it is now: it is looked at again at most once a second.
+
+    A file that has become unreadable leaves the tokens as they were; the log and a metric say so until it is mended.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
+        self._path = path
+        self._clock = clock
+        self._looked = clock()
+        self._seen = _signature(path)
+        self._identities = read(path)
+
+    def find(self, digest: bytes) -> Identity | None:
+        """Whose token has this SHA-256 digest."""
+        if self._clock() - self._looked >= _LOOK_AGAIN_SECONDS:
+            self._look_again()
+        return self._identities.get(digest)
+
+    def _look_again(self) -> None:
+        self._looked = self._clock()
+        try:
+            seen = _signature(self._path)
+            if seen == self._seen:
+                return
+            self._identities = read(self._path)
+            self._seen = seen
+        except Fatal as error:
+            metrics.AUTH_FAILURES.labels("tokens").inc()
+            log.error("the tokens stay as they were", extra={"reason": error.detail})  # noqa: TRY400 -- the reason says it all
+        else:
+            log.info("tokens read again", extra={"tokens": len(self._identities)})
+
+
+def _signature(path: Path) -> tuple[int, int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise Fatal(f"Cannot read the tokens of {path}: {error.strerror}") from None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def read(path: Path) -> dict[bytes, Identity]:
+    """The identities of the file at `path` by digest. Fatal names the entry that is no good, never what stands in it."""
+    try:
+        entries = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fatal(f"Cannot read the tokens of {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise Fatal(f"The tokens of {path} are no YAML: {getattr(error, 'problem_mark', '')}") from None
+    if not isinstance(entries or [], list):
+        raise Fatal(f"The tokens of {path} have to be a YAML list; `datastorage token create` writes its entries.")
+    identities: dict[bytes, Identity] = {}
+    for number, entry in enumerate(entries or [], 1):
+        try:
+            digest, identity = _identity(entry)
+        except ValueError as error:
+            raise Fatal(f"Entry {number} of the tokens of {path}: {error}") from None
+        if digest in identities:
+            raise Fatal(f"Entry {number} of the tokens of {path}: another entry has the same sha256")
+        identities[digest] = identity
+    return identities
+
+
+def _identity(entry: Any) -> tuple[bytes, Identity]:
+    if not isinstance(entry, dict) or not _MEMBERS >= set(entry) >= _MEMBERS - {"expires"}:
+        raise ValueError("expected a map of name, role and sha256, perhaps with expires")
+    if not is_name(entry["name"]):
+        raise ValueError("name: expected 1 to 255 printable characters; put it in quotes")
+    if entry["role"] not in ROLES:
+        raise ValueError(f"role: expected one of {', '.join(ROLES)}")
+    digest = entry["sha256"]
+    if not isinstance(digest, str) or len(digest) != 64:
+        raise ValueError("sha256: expected 64 hexadecimal digits in quotes")
+    expires = _unix_time(entry.get("expires"))
+    return bytes.fromhex(digest), of_roles(entry["name"], frozenset({entry["role"]}), person=False, expires=expires)
+
+
+def _unix_time(value: object) -> float:
+    """The moment that YAML made of `value`; without a zone it is UTC, and a day ends as it begins."""
+    if value is None:
+        return inf
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime.combine(value, time())
+    if not isinstance(value, datetime):
+        raise ValueError("expires: expected a date or a time such as 2027-01-31 or 2027-01-31T12:00:00Z")  # noqa: TRY004 -- as the others
+    return (value if value.tzinfo else value.replace(tzinfo=UTC)).timestamp()
+
+
+def create(name: str, role: str, expires: str | None) -> tuple[str, str]:
+    """A new token, and its entry for the file: one line of YAML. Fatal when the entry would not be taken."""
+    token = "dst_" + secrets.token_urlsafe(32)
+    entry = {"name": name, "role": role, "sha256": hashlib.sha256(token.encode()).hexdigest()}
+    # A moment in quotes would be text to YAML.
+    line = "- " + json.dumps(entry, ensure_ascii=False)[:-1] + (f', "expires": {expires}' if expires else "") + "}\n"
+    try:
+        [made] = yaml.safe_load(line)
+        _identity(made)
+    except (ValueError, yaml.YAMLError) as error:
+        raise Fatal(f"Cannot make this token: {error}") from None
+    return token, line
+
+
+def append(path: Path, line: str) -> None:
+    """Add an entry to the file at `path`, which is made if there is none. Fatal, with nothing written, if that is no good."""
+    try:
+        text = path.read_text("utf-8") if path.exists() else ""
+        if text:
+            read(path)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "a", encoding="utf-8") as file:
+            file.write(line if not text or text.endswith("\n") else "\n" + line)
+    except OSError as error:
+        raise Fatal(f"Cannot write to {path}: {error.strerror}") from None

@@ -1,0 +1,123 @@
+"""Events that this service writes about itself, each under a correlation id of its own: `datastorage:<kind>:<uuid>`.
+
+Nobody can post them: verification takes a position for purged, or a row for erased, because one of these says so.
+A multirange is text as Postgres writes an int8multirange, `{[0,5),[7,9)}`, of positions in the log.
+"""
+
+from typing import Any, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from app.events.catalog.leaves import Count, DateTime, Sha256Hex, Uuid
+
+CATEGORY = "security"
+
+
+class HoldPlacedPayload(TypedDict):
+    """Somebody put events under legal hold by one selector; nothing that fits it may be purged or erased from here on.
+
+    The selector is one of correlation_id, actor_id, resource_type with resource_id, and time_from with time_to.
+    """
+
+    event_type: Literal["datastorage.hold.placed"]
+    hold_id: Uuid
+    correlation_id: NotRequired[str]
+    actor_id: NotRequired[str]
+    resource_type: NotRequired[str]
+    resource_id: NotRequired[str]
+    time_from: NotRequired[DateTime]
+    time_to: NotRequired[DateTime]
+    reason: str
+    placed_by: str
+    replaces: NotRequired[Uuid]
+
+
+class HoldReleasedPayload(TypedDict):
+    """A legal hold ended; what it alone held can be purged and erased again. Its selector is repeated."""
+
+    event_type: Literal["datastorage.hold.released"]
+    hold_id: NotRequired[Uuid]
+    correlation_id: NotRequired[str]
+    actor_id: NotRequired[str]
+    resource_type: NotRequired[str]
+    resource_id: NotRequired[str]
+    time_from: NotRequired[DateTime]
+    time_to: NotRequired[DateTime]
+    reason: str
+    released_by: str
+
+
+class RetentionPurgedPayload(TypedDict):
+    """Retention removed events that were past their time; their leaves stay in the log, their rows do not.
+
+    event_count is that of the positions; rows that others inserted by SQL have none, and are counted apart. An event whose
+    count is 0 repeats the positions of older ones of this type that are removed, so that none is ever forgotten.
+    """
+
+    event_type: Literal["datastorage.retention.purged"]
+    operation_id: Uuid
+    positions: str
+    event_count: Count
+    unsealed_count: NotRequired[Count]
+    partition: NotRequired[str | None]
+    cutoff: DateTime
+
+
+class RetentionRestoredPayload(TypedDict):
+    """A month that was to be removed was put back, since something in it was held or too young after all.
+
+    Takes back what the purge of the same operation says of these positions.
+    """
+
+    event_type: Literal["datastorage.retention.restored"]
+    operation_id: Uuid
+    positions: str
+    partition: NotRequired[str | None]
+    reason: NotRequired[str]
+
+
+class EventErasedPayload(TypedDict):
+    """What these events said of people was erased on request; their records, hashes and places in the log stay."""
+
+    event_type: Literal["datastorage.event.erased"]
+    erasure_id: Uuid
+    event_ids: list[Uuid]
+    positions: str
+    erased_by: str
+    reason: str
+
+
+class ExportCreatedPayload(TypedDict):
+    """Somebody took a copy of events out of the service; which ones, and what the copy was when it left."""
+
+    event_type: Literal["datastorage.export.created"]
+    export_id: Uuid
+    exported_by: str
+    format: Literal["json", "ndjson", "csv"]
+    query_filters: dict[str, Any]
+    event_count: Count
+    redacted: NotRequired[bool]
+    first_position: NotRequired[Count]
+    last_position: NotRequired[Count]
+    file_sha256: NotRequired[Sha256Hex]
+
+
+class ReadAuditedPayload(TypedDict):
+    """Somebody read events, on an installation that records this."""
+
+    event_type: Literal["datastorage.read.audited"]
+    read_by: str
+    http_method: str
+    http_path: str
+    query_string: NotRequired[str]
+    http_status: NotRequired[Count]
+    event_count: NotRequired[Count]
+
+
+class LogHeartbeatPayload(TypedDict):
+    """Nobody wrote anything for a while, and this event proves that the silence was no loss."""
+
+    event_type: Literal["datastorage.log.heartbeat"]
+    tree_size: Count
+    silent_since: NotRequired[DateTime]
+    root_hash: NotRequired[Sha256Hex]

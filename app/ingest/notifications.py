@@ -1,0 +1,159 @@
+"""Notifications: what was sent to whom about a remediation. Checked, then written in one statement of their own.
+
+They are no events: they stand in no chain and in no log. A notification_id is taken once for ever.
+"""
+
+from dataclasses import astuple, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from sqlalchemy.ext.asyncio import AsyncEngine
+from typing_extensions import TypedDict
+
+from app.db import fetch
+from app.errors import BadRequest, Conflict, DatabaseFailed
+from app.events.envelope import DateTime, Name255, timestamp
+from app.events.explain import bad_fields, explain
+from app.ingest.submission import Claim, key_reused
+from app.sql import load
+
+Channel = Literal["email", "slack", "pagerduty", "teams", "webhook", "console", "file", "log"]
+Status = Literal["sent", "failed", "pending", "acknowledged", "escalated"]
+RESOURCE = "notification_audit"
+INSTANCE = f"/audit/{RESOURCE}"
+
+_AHEAD_MAX = timedelta(minutes=5)
+_RECIPIENT_MAX = 255
+_NOT_BLANK = Field(json_schema_extra={"pattern": r"\S"})
+_SQL = load("ingest")
+UNIQUE_VIOLATION = "23505"
+
+
+@with_config(ConfigDict(strict=True, extra="ignore"))
+class PostedNotification(TypedDict):
+    """One notification as its sender tells it. Unknown members are accepted and dropped."""
+
+    remediation_id: Annotated[Name255, _NOT_BLANK]
+    notification_id: Annotated[Name255, _NOT_BLANK, Field(description="stored once for ever")]
+    recipient: Annotated[str, Field(max_length=500, json_schema_extra={"maxLength": _RECIPIENT_MAX})]
+    channel: Channel
+    message_summary: Annotated[str, Field(max_length=1000)]
+    status: Status
+    sent_at: Annotated[DateTime, Field(description="RFC 3339 with zone; at most 5 minutes ahead")]
+    delivery_status: NotRequired[Name255]
+    error_message: NotRequired[Annotated[str, Field(max_length=1000)] | None]
+    escalation_level: NotRequired[Annotated[int, Field(ge=0, le=5)]]
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """One notification that may be written. Empty texts are unknown ones."""
+
+    remediation_id: str
+    notification_id: str
+    recipient: str
+    channel: str
+    message_summary: str
+    status: str
+    sent_at: datetime
+    delivery_status: str | None
+    error_message: str | None
+    escalation_level: int
+
+
+_VALIDATE = TypeAdapter(PostedNotification).validator.validate_python
+
+
+def checked(value: Any, now: datetime) -> Notification:
+    """`value` as a notification. BadRequest names each bad member by its name, as the reference does for this path."""
+    try:
+        posted: PostedNotification = _VALIDATE(value)
+    except ValidationError as error:
+        raise bad_fields({key.removeprefix("/"): said for key, said in explain(error, "").items()}) from None
+    sent_at = timestamp(posted["sent_at"], "sent_at")
+    faults = {
+        name: "expected a text that is not blank"
+        for name in ("remediation_id", "notification_id")
+        if not posted[name].strip()
+    }
+    if len(posted["recipient"]) > _RECIPIENT_MAX:
+        faults["recipient"] = f"expected at most {_RECIPIENT_MAX} characters, got {len(posted['recipient'])}"
+    if sent_at > now + _AHEAD_MAX:
+        faults["sent_at"] = (
+            f"expected a time at most 5 minutes in the future of the service's clock ({now:%Y-%m-%dT%H:%M:%SZ}), "
+            f"got {posted['sent_at']}"
+        )
+    if faults:
+        detail = "; ".join(f"{name}: {said}" for name, said in faults.items())
+        raise BadRequest(detail, resource=RESOURCE, field_errors=faults, instance=INSTANCE)
+    return Notification(
+        posted["remediation_id"],
+        posted["notification_id"],
+        posted["recipient"],
+        posted["channel"],
+        posted["message_summary"],
+        posted["status"],
+        sent_at,
+        posted.get("delivery_status") or None,
+        posted.get("error_message") or None,
+        posted.get("escalation_level", 0),
+    )
+
+
+class Stored(NamedTuple):
+    """What Postgres adds to a notification."""
+
+    id: int
+    created_at: datetime
+
+
+async def write(engine: AsyncEngine, notification: Notification, claim: Claim | None = None) -> Stored:
+    """What is stored, once it is committed; for a claim that was made before, what was stored then.
+
+    Raises Conflict when the notification_id is taken, KeyReused when the claim's key was sent with another body.
+    """
+    if claim is not None and (stored := await _promised(engine, claim)) is not None:
+        return stored
+    promise = (None,) * 4 if claim is None else claim
+    try:
+        rows = await fetch(engine, _SQL["notification"], *astuple(notification), *promise)
+    except DatabaseFailed as error:
+        if claim is None or getattr(error.__cause__, "sqlstate", "") != UNIQUE_VIOLATION:
+            raise
+        rows = []  # another replica was faster with the same key
+    if rows:
+        return _stored(rows[0])
+    if claim is not None and (stored := await _promised(engine, claim)) is not None:
+        return stored
+    raise taken(notification)
+
+
+async def is_stored(engine: AsyncEngine, notification: Notification) -> bool:
+    """Whether what is stored under its id is this notification, equal in every member."""
+    rows = await fetch(engine, _SQL["stored_notification"], notification.notification_id)
+    return bool(rows) and tuple(rows[0]) == astuple(notification)
+
+
+def taken(notification: Notification) -> Conflict:
+    """The refusal of a notification_id that is taken."""
+    return Conflict(
+        f"notification_id: there is a notification {notification.notification_id!r} already, and each is stored once",
+        resource=RESOURCE,
+        field="notification_id",
+        value=notification.notification_id,
+        instance=INSTANCE,
+    )
+
+
+async def _promised(engine: AsyncEngine, claim: Claim) -> Stored | None:
+    rows = await fetch(engine, _SQL["notification_claim"], claim.scope, claim.key)
+    if not rows:
+        return None
+    if rows[0]["body_digest"] != claim.digest:
+        raise key_reused()
+    return _stored(rows[0])
+
+
+def _stored(row: Any) -> Stored:
+    return Stored(row["id"], row["created_at"].astimezone(UTC))

@@ -1,0 +1,110 @@
+"""One row as it is exported, whole or with what points at people masked."""
+
+from functools import lru_cache
+from typing import Any
+
+import orjson
+
+from app.events.canonical import canonical, loads, readable
+from app.events.record import Row, commitment, committed, ip_packed, ip_text, leaf_hash, record
+from app.integrity.exportfile import JSON_MEMBERS, MEMBERS
+from app.integrity.manifest import Place
+from app.integrity.reference import UNKEYED, reference_hash
+from app.query import redact
+from app.query.export import ExportQuery
+
+_JSON = ("event_data", "event_metadata")
+_NO_TEXT = JSON_MEMBERS | {
+    *("event_id", "event_timestamp", "event_date", "recorded_at", "parent_event_id", "parent_event_date", "log"),
+    *("payload_salt", "payload_commitment", "legal_hold_placed_at"),
+}
+_TEXTS = tuple(name for name in MEMBERS if name not in _NO_TEXT)
+
+
+def exported(row: Row, *, redacted: bool) -> dict[str, Any]:
+    """The members of an exported event; event_data and event_metadata are ready JSON."""
+    event: dict[str, Any] = dict(row)  # type: ignore[call-overload]  # a record or a dict
+    if event["log_index"] is not None and event["actor_ip"] is not None:
+        event["actor_ip"] = _our_address(event["actor_ip"])
+    if redacted:
+        _redact(event)
+        return event
+    for name in _JSON:
+        if event[name] is not None:
+            event[name] = orjson.Fragment(readable(event[name]))
+    return event
+
+
+def masked(query: ExportQuery, value: Any) -> Any:
+    """A value of any kind as this export shows it."""
+    return _tree(value) if query.redact_pii else value
+
+
+def place(row: Row) -> Place:
+    """Where an event stands in the order of exports."""
+    if row["log_index"] is not None:
+        return Place(row["log_index"])
+    return Place(None, row["event_id"], row["event_date"].isoformat())
+
+
+def is_own(row: Row, log: str) -> bool:
+    """Whether a row has its own hash, as far as that can be told: one without hash, or with a keyed one, is not wrong."""
+    if row["log_index"] is None:
+        unkeyed = row["event_hash"] and row["hash_algorithm"] in UNKEYED
+        return not unkeyed or _reference_hash(row) == row["event_hash"]
+    event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and _our_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
+    own = leaf_hash(record(event, log, _commitment(event))).hex()
+    return (own, event["event_timestamp"].date()) == (event["event_hash"], event["event_date"])
+
+
+def _reference_hash(row: Row) -> str | None:
+    """None for what the reference cannot have written."""
+    try:
+        return reference_hash(row, row["previous_event_hash"] or "")
+    except ValueError:
+        return None
+
+
+def _commitment(event: dict[str, Any]) -> bytes:
+    """What the record of an event of the log has: kept, once it was erased."""
+    if event["payload_commitment"] is not None:
+        return bytes.fromhex(event["payload_commitment"])
+    return commitment(bytes.fromhex(event["payload_salt"] or ""), committed(event, stored=True))
+
+
+@lru_cache(4096)
+def _our_address(text: str) -> str:
+    """As the record has it. One with a mask is none that we write, and stays as it is."""
+    try:
+        return ip_text(ip_packed(text))
+    except ValueError:
+        return text
+
+
+def _redact(event: dict[str, Any]) -> None:
+    """The commitment takes the place of the salt: with it the record can still be hashed, and nothing can be guessed."""
+    if event["log_index"] is not None:
+        event["payload_commitment"] = _commitment(event).hex()
+    event["payload_salt"] = None
+    changed = []
+    for name in _TEXTS:
+        text = event[name]
+        if text is not None and (masked := redact.text(text)) != text:
+            event[name] = masked
+            changed.append(name)
+    for name in _JSON:
+        if event[name] is not None:
+            value = loads(event[name])
+            masked_value = _tree(value)
+            if masked_value != value:
+                changed.append(name)
+            event[name] = orjson.Fragment(canonical(masked_value))
+    event["redacted"] = changed or None
+
+
+def _tree(value: Any) -> Any:
+    """A payload that only SQL can have made so deep is masked whole."""
+    try:
+        return redact.tree(value)
+    except RecursionError:
+        return redact.MASK

@@ -1,0 +1,134 @@
+"""The reference's export: one page of events, whether each is what it was, and a signature over all of it.
+
+What is signed is the JCS of the whole answer without `signature` and `detached_signature`. Events are sent as they are
+signed, in pieces, so that a page of any width takes little memory.
+"""
+
+import base64
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+
+from app.db import Connection
+from app.events.canonical import canonical, loads
+from app.events.record import Row
+from app.integrity.certificate import Pair
+from app.query.export import ExportQuery, page, places
+from app.query.exported import is_own, masked
+
+ALGORITHM = "SHA256withRSA"
+_TEXTS = (
+    *("event_type", "event_category", "event_action", "event_outcome", "correlation_id"),
+    *("event_hash", "previous_event_hash"),
+)
+
+
+@dataclass(slots=True)
+class SignedPage:
+    """One page, and what was found on it."""
+
+    query: ExportQuery
+    exported_by: str
+    log: str
+    pair: Pair
+    export_id: UUID = field(default_factory=uuid4)
+    events: int = 0
+    tampered: list[str] = field(default_factory=list)
+    first_position: None = None
+    last_position: None = None
+
+    async def stream(self, connection: Connection, finished: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes]:
+        """The answer, in pieces. `finished` is awaited before the signature: what it raises cuts the answer."""
+        links = _Links(await places(connection, self.query))
+        digest = sha256()
+        ready = b'{"events":['
+        async for rows in page(connection, self.query, self.log):
+            ready += b"," if self.events else b""
+            ready += b",".join([self._event(row, links) for row in rows])
+            digest.update(ready)
+            yield ready
+            ready = b""
+        await finished()
+        yield ready + self._end(digest, ready)
+
+    def _end(self, digest: Any, before: bytes) -> bytes:
+        now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        metadata, verification = self._metadata(now), self._verification(now)
+        signed = canonical({"export_metadata": metadata, "hash_chain_verification": verification})
+        digest.update(before + b"]," + signed[1:])
+        signature = base64.b64encode(self.pair.sign(digest.digest())).decode()
+        answer: dict[str, Any] = {
+            "export_metadata": metadata | {"signature": signature},
+            "hash_chain_verification": verification,
+        }
+        if self.query.include_detached_signature:
+            answer["detached_signature"] = (
+                f"-----BEGIN SIGNATURE-----\nAlgorithm: {ALGORITHM}\nCertificate-Fingerprint: {self.pair.fingerprint}\n\n"
+                f"{signature}\n-----END SIGNATURE-----\n"
+            )
+        return b"]," + orjson.dumps(answer)[1:] + b"\n"
+
+    def _event(self, row: Row, links: "_Links") -> bytes:
+        """The event as JCS. What is verified is what is stored, whatever is shown of it."""
+        self.events += 1
+        valid = links.hold(row) and is_own(row, self.log)
+        if not valid:
+            self.tampered.append(row["event_id"])
+        event = {name: masked(self.query, row[name] or "") for name in _TEXTS} | {
+            "event_id": row["event_id"],
+            "version": masked(self.query, row["event_version"]),
+            "event_timestamp": row["event_timestamp"].isoformat()[:19] + "Z",
+            "event_data": orjson.Fragment(canonical(masked(self.query, loads(row["event_data"])))),
+            "hash_chain_valid": valid,
+            "legal_hold": bool(row["legal_hold"]),
+        }
+        return orjson.dumps(event, option=orjson.OPT_SORT_KEYS)
+
+    def _metadata(self, now: str) -> dict[str, Any]:
+        query = self.query
+        return {
+            "export_timestamp": now,
+            "export_format": "json",
+            "query_filters": masked(query, query.filters()) | {"offset": query.offset, "limit": query.limit},
+            "total_events": self.events,
+            "signature_algorithm": ALGORITHM,
+            "certificate_fingerprint": self.pair.fingerprint,
+            "exported_by": masked(query, self.exported_by),
+        }
+
+    def _verification(self, now: str) -> dict[str, Any]:
+        valid = self.events - len(self.tampered)
+        return {
+            "total_events_verified": self.events,
+            "valid_chain_events": valid,
+            "broken_chain_events": len(self.tampered),
+            "chain_integrity_percentage": 100.0 * valid / self.events if self.events else 100.0,
+            "verification_timestamp": now,
+            "tampered_event_ids": self.tampered,
+        }
+
+
+class _Links:
+    """What the events of a page link to, as far as it is on the page: what lies before it was left out on purpose."""
+
+    def __init__(self, places: Iterable[Row]) -> None:
+        self._stored: dict[tuple[str, int], list[str]] = defaultdict(list)
+        for row in places:
+            if row["chain_index"] is not None:
+                self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
+
+    def hold(self, row: Row) -> bool:
+        """Whether the event follows the one before it in its chain, and is alone at its place."""
+        if row["log_index"] is None:
+            return row["chain_index"] is None
+        correlation, index, previous = row["correlation_id"], row["chain_index"], row["previous_event_hash"] or ""
+        if not index:
+            return index == 0 and not previous and len(self._stored[correlation, 0]) == 1
+        before = self._stored.get((correlation, index - 1))
+        return len(self._stored[correlation, index]) == 1 and bool(previous) and (before is None or previous in before)

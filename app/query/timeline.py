@@ -1,0 +1,169 @@
+"""All of one correlation in one answer: its events in the order of the log, its phases, who decided what, notifications, holds.
+
+Payloads are left out, so that an answer of ten thousand events fits into memory: each event can be had by its id.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from operator import eq, itemgetter
+from typing import Any
+
+import asyncpg
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.db import driver_connection
+from app.events.record import Row
+from app.integrity.reading import SQL as INTEGRITY
+from app.query.moments import zulu
+from app.query.notifications import notification
+from app.sql import load
+
+SQL = load("reports")
+EVENTS_MAX = 10_000
+
+_TRANSITIONS = (
+    *("orchestrator.lifecycle.transitioned", "orchestrator.phase.transitioned"),
+    "remediationorchestrator.phase.transitioned",
+)
+_BEGINNINGS = ("orchestrator.lifecycle.created", "orchestrator.lifecycle.started")
+_ENDS = ("orchestrator.lifecycle.completed", "orchestrator.lifecycle.failed")
+_FIRST_PHASE = "Pending"
+_LAST_PHASES = frozenset({"Completed", "Failed", "TimedOut", "Skipped", "Cancelled"})
+_DECISIONS = {
+    "orchestrator.approval.approved": "Approved",
+    "orchestrator.approval.rejected": "Rejected",
+    "orchestrator.approval.expired": "Expired",
+    "orchestrator.routing.blocked": "Blocked",
+    "webhook.remediationapprovalrequest.decided": "Decided",
+    "webhook.remediationrequest.timeout_modified": "TimeoutModified",
+    "webhook.notification.acknowledged": "NotificationAcknowledged",
+    "webhook.notification.cancelled": "NotificationCancelled",
+    "aianalysis.approval.decision": "Decided",
+    "apifrontend.user.decision": "Decided",
+    "workflowexecution.selection.completed": "WorkflowSelected",
+    "workflowexecution.block.cleared": "BlockCleared",
+}
+"""Types of events that are decisions, and what was decided where the payload does not say."""
+_PHASES = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS]
+_EVENT_TIMESTAMP = 1
+_SAID = (
+    *("event_type", "from_phase", "to_phase", "decision", "named", "reason", "decided_workflow", "actor_id"),
+    "actor_type",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """What there is of one correlation. `events` are the part that was asked for, everything else speaks of all of it."""
+
+    extent: Row
+    head: asyncpg.Record | None
+    events: str
+    """A JSON array of objects."""
+    has_more: bool
+    phases: list[dict[str, Any]]
+    decisions: list[dict[str, Any]]
+    notifications: list[dict[str, Any]]
+    holds: list[dict[str, Any]]
+    verdict: asyncpg.Record | None
+    """What the background verifier says of the chain."""
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.extent["count"] or self.head or self.notifications)
+
+
+async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset: int) -> Timeline:
+    """The timeline of one correlation, of one moment: at most `limit` of its events, behind the first `offset`."""
+    async with (
+        driver_connection(engine) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        rows = await connection.fetch(SQL["timeline"], correlation_id, limit + 1, offset)
+        # Postgres goes on while what it has answered is put together.
+        reading = connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS))
+        told, events = await asyncio.gather(reading, _events(rows[:limit]))
+        del rows
+        [extent], steps = await asyncio.gather(connection.fetch(SQL["extent"], correlation_id), _by_time(told))
+        holds = await connection.fetch(SQL["holds"], correlation_id) if extent["held"] else []
+        return Timeline(
+            extent,
+            await connection.fetchrow(INTEGRITY["head"], correlation_id),
+            events,
+            offset + limit < extent["count"],
+            phases(steps),
+            decisions(steps),
+            [notification(row) for row in await connection.fetch(SQL["notifications"], correlation_id)],
+            [_hold(row) for row in holds],
+            await connection.fetchrow(INTEGRITY["last_verdict"], correlation_id),
+        )
+
+
+async def _events(rows: Sequence[asyncpg.Record]) -> str:
+    return f"[{','.join(f'{{{members}}}' for (members,) in rows)}]"
+
+
+async def _by_time(steps: list[asyncpg.Record]) -> list[asyncpg.Record]:
+    """What they say orders those of equal times, so that the order of arrival does not."""
+    times = list(map(itemgetter(_EVENT_TIMESTAMP), steps))
+    if any(map(eq, times, times[1:])):
+        steps.sort(key=lambda step: (step["event_timestamp"], *(step[name] or "" for name in _SAID)))
+    return steps
+
+
+def phases(steps: Iterable[Row]) -> list[dict[str, Any]]:
+    """The phases in the order in which they were entered. Of one that lasts, or whose start nobody told, a time is left out."""
+    found: list[dict[str, Any]] = []
+    for step in steps:
+        kind, moment = step["event_type"], step["event_timestamp"]
+        if kind in _TRANSITIONS:
+            if not found and step["from_phase"]:
+                found.append({"phase": step["from_phase"]})
+            _leave(found, moment)
+            found.append({"phase": step["to_phase"] or "", "entered_at": moment})
+        elif kind in _BEGINNINGS and not found:
+            found.append({"phase": _FIRST_PHASE, "entered_at": moment})
+        elif kind in _ENDS and found and found[-1]["phase"] not in _LAST_PHASES:
+            _leave(found, moment)
+    return found
+
+
+def _leave(found: list[dict[str, Any]], moment: datetime) -> None:
+    if not found or "left_at" in found[-1]:
+        return
+    phase = found[-1]
+    phase["left_at"] = moment
+    entered = phase.get("entered_at")
+    if entered is not None:
+        phase["duration_ms"] = round((moment - entered).total_seconds() * 1000)
+
+
+def decisions(steps: Iterable[Row]) -> list[dict[str, Any]]:
+    """Who decided what, in the order of the decisions' own times. Whom the payload names stands before who sent the event."""
+    found = []
+    for step in steps:
+        if step["event_type"] in _DECISIONS:
+            decision = {
+                "event_id": step["event_id"],
+                "event_timestamp": step["event_timestamp"],
+                "event_type": step["event_type"],
+                "decision": step["decision"] or _DECISIONS[step["event_type"]],
+                "decided_by": step["named"] or step["actor_id"],
+                "actor_type": step["actor_type"],
+            }
+            more = {"workflow_id": step["decided_workflow"], "reason": step["reason"]}
+            found.append(decision | {name: value for name, value in more.items() if value})
+    return found
+
+
+def _hold(row: asyncpg.Record) -> dict[str, Any]:
+    hold = {
+        "active": row["active"],
+        "reason": row["reason"] or "",
+        "placed_by": row["placed_by"] or "",
+        "events": row["events"],
+    }
+    placed_at = zulu(row["placed_at"] or "")
+    return hold if placed_at is None else hold | {"placed_at": placed_at}

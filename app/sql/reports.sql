@@ -1,0 +1,205 @@
+-- jsonb comes as its text: the pool's connections would turn it into Python's numbers, which lose digits.
+-- Rows are ordered by what they say where their times are equal, so that the order of arrival changes no answer.
+
+-- name: reconstruction
+-- What one lost RemediationRequest is rebuilt from.
+SELECT event_type, namespace, cluster_id, event_data::text AS payload
+FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- every row of the types would be looked at else
+WHERE event_type = ANY($2)
+ORDER BY event_timestamp, event_type, event_data, cluster_id, namespace
+LIMIT 1000
+
+-- name: effectiveness
+-- The assessments of one remediation, and of their payload no more than is read.
+SELECT event_type, jsonb_build_object(
+        'assessed', event_data->'assessed', 'score', event_data->'score', 'details', event_data->'details',
+        'reason', event_data->'reason', 'hash_match', event_data->'hash_match',
+        'pre_remediation_spec_hash', event_data->'pre_remediation_spec_hash',
+        'post_remediation_spec_hash', event_data->'post_remediation_spec_hash'
+    )::text AS payload
+FROM audit_events
+WHERE correlation_id = $1 AND event_category = 'effectiveness'
+ORDER BY event_timestamp, event_type, event_data
+LIMIT 10000
+
+-- name: remediations
+-- Workflows created for one target within a window: the newest, of which those are kept whose spec hash before or after is the
+-- one asked for.
+SELECT event_timestamp, correlation_id, payload::text FROM (
+    SELECT event_timestamp, correlation_id,
+        event_data->>'pre_remediation_spec_hash' AS before, jsonb_build_object(
+            'signal_type', event_data->'signal_type', 'signal_fingerprint', event_data->'signal_fingerprint',
+            'action_type', event_data->'action_type', 'outcome', event_data->'outcome',
+            'pre_remediation_spec_hash', event_data->'pre_remediation_spec_hash'
+        ) AS payload
+    FROM audit_events
+    WHERE event_type = 'remediation.workflow_created'
+        AND left(event_data->>'target_resource', 200) = left($1, 200) AND event_data->>'target_resource' = $1
+        AND ($2::text IS NULL OR cluster_id = $2) AND event_timestamp >= $3 AND event_timestamp < $4
+    ORDER BY event_timestamp DESC
+    LIMIT 10000
+) AS candidate
+WHERE before = $5 OR (
+    SELECT true FROM (
+        SELECT event_data FROM audit_events
+        WHERE correlation_id = candidate.correlation_id AND event_category = 'effectiveness' LIMIT 10000
+    ) AS assessment
+    WHERE event_data->>'post_remediation_spec_hash' = $5
+    LIMIT 1
+)
+ORDER BY event_timestamp, correlation_id, payload
+
+-- name: assessments
+-- The assessments of many remediations, the earliest first.
+SELECT found.* FROM unnest($1::text[]) AS wanted (correlation_id) CROSS JOIN LATERAL (
+    SELECT correlation_id, event_timestamp, event_type, jsonb_build_object(
+            'assessed', event_data->'assessed', 'score', event_data->'score', 'reason', event_data->'reason',
+            'post_remediation_spec_hash', event_data->'post_remediation_spec_hash',
+            'health_checks', event_data->'health_checks', 'metric_deltas', event_data->'metric_deltas',
+            'alert_resolution', event_data->'alert_resolution'
+        )::text AS payload
+    FROM audit_events
+    WHERE correlation_id = wanted.correlation_id AND event_category = 'effectiveness'
+    ORDER BY event_timestamp, event_type, event_data
+    LIMIT $2
+) AS found
+ORDER BY event_timestamp, event_type, payload
+LIMIT $2
+
+-- name: timeline
+-- Every event of one correlation in the order of the log, without its payload; unsealed ones stand behind the others. Each
+-- comes as the members of its JSON object, without those that are unknown: Postgres writes them in a third of the time that
+-- Python needs. A time that Python cannot hold comes as the closest one.
+SELECT concat_ws(',',
+    '"event_id":"' || event_id || '"',
+    '"event_timestamp":"' || CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-01T00:00:00' WHEN event_timestamp >= '10000-01-01Z'
+        THEN '9999-12-31T23:59:59.999999' ELSE replace(timezone('UTC', event_timestamp)::text, ' ', 'T') END || 'Z"',
+    '"event_type":' || to_json(event_type::text),
+    '"recorded_at":"' || CASE WHEN recorded_at < '0001-01-01Z' THEN '0001-01-01T00:00:00' WHEN recorded_at >= '10000-01-01Z'
+        THEN '9999-12-31T23:59:59.999999' ELSE replace(timezone('UTC', recorded_at)::text, ' ', 'T') END || 'Z"',
+    '"log_index":' || log_index,
+    '"chain_index":' || chain_index,
+    '"event_category":' || to_json(event_category::text),
+    '"event_action":' || to_json(event_action::text),
+    '"event_outcome":' || to_json(event_outcome::text),
+    '"actor_type":' || to_json(actor_type::text),
+    '"actor_id":' || to_json(actor_id::text),
+    '"resource_type":' || to_json(resource_type::text),
+    '"resource_id":' || to_json(resource_id::text),
+    '"severity":' || to_json(severity::text),
+    '"duration_ms":' || duration_ms,
+    '"error_code":' || to_json(error_code::text),
+    '"parent_event_id":"' || parent_event_id || '"') AS members
+FROM audit_events WHERE correlation_id = $1
+ORDER BY log_index, event_timestamp, event_id
+LIMIT $2 OFFSET $3
+
+-- name: extent
+-- How many events one correlation has, from when to when, and how many know of a legal hold.
+SELECT count, CASE WHEN earliest < '0001-01-01Z' THEN '0001-01-01Z'
+        WHEN earliest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE earliest END AS first,
+    CASE WHEN latest < '0001-01-01Z' THEN '0001-01-01Z'
+        WHEN latest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE latest END AS last, held
+FROM (
+    SELECT count(*), min(event_timestamp) AS earliest, max(event_timestamp) AS latest,
+        count(*) FILTER (WHERE legal_hold OR legal_hold_reason IS NOT NULL) AS held
+    FROM audit_events WHERE correlation_id = $1
+) AS told
+
+-- name: steps
+-- What the phases ($2) and decisions ($3) of one correlation are told by, texts cut so that all of it fits into memory. OFFSET 0:
+-- the types are looked at once for each row.
+SELECT event_id::text, CASE WHEN e.event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
+            WHEN e.event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.event_timestamp END AS event_timestamp,
+        event_type, actor_type, actor_id,
+        left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
+        left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS decided_workflow,
+        left(coalesce(said->>'approved_by', said->>'rejected_by', said->>'decided_by', said->>'modified_by',
+            said->>'cancelled_by'), 255) AS named,
+        left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
+            said->>'block_message', said->>'reason'), 1000) AS reason
+FROM (
+    SELECT *, CASE WHEN event_type = ANY($2) THEN event_data END AS phase,
+        CASE WHEN event_type = ANY($3) THEN event_data END AS said
+    FROM audit_events WHERE correlation_id = $1 OFFSET 0
+) AS e
+WHERE phase IS NOT NULL OR said IS NOT NULL
+ORDER BY e.event_timestamp
+LIMIT 10000
+
+-- name: holds
+-- Legal holds of one correlation, also those that were released, as its rows have them.
+SELECT legal_hold IS TRUE AS active, left(legal_hold_reason, 1000) AS reason, left(legal_hold_placed_by, 255) AS placed_by,
+    timezone('UTC', legal_hold_placed_at)::text AS placed_at, count(*) AS events
+FROM audit_events
+WHERE correlation_id = $1 AND (legal_hold OR legal_hold_reason IS NOT NULL)
+GROUP BY 1, 2, 3, 4
+ORDER BY 4 NULLS FIRST, 3, 2, 1
+LIMIT 1000
+
+-- name: notifications
+-- Whom one remediation was told of.
+SELECT id, remediation_id, notification_id, recipient, channel, left(message_summary, 1000) AS message_summary, status,
+    timezone('UTC', sent_at)::text AS sent_at, left(delivery_status, 255) AS delivery_status,
+    left(error_message, 1000) AS error_message, escalation_level, timezone('UTC', created_at)::text AS created_at,
+    timezone('UTC', updated_at)::text AS updated_at
+FROM notification_audit
+WHERE remediation_id = $1
+ORDER BY notification_audit.sent_at, id
+LIMIT 1000
+
+-- name: plan_once
+-- Over many partitions planning takes longer than walking, and the plans of the walk do not depend on where it stands.
+SET LOCAL plan_cache_mode = 'force_generic_plan'
+
+-- name: walk
+-- Events behind a place, newest first: the first of a correlation that turns up is its newest, if none is before the place.
+SELECT correlation_id, timezone('UTC', event_timestamp)::text AS moment, event_id, event_type, event_outcome, namespace,
+    cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
+        AND event_type <> 'datastorage.ratelimit.denied' AS own
+FROM audit_events
+WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
+    AND event_timestamp >= timezone('UTC', $3::text::timestamp)
+ORDER BY event_timestamp DESC, event_id DESC
+LIMIT $4
+
+-- name: newest
+-- Which of these events are the newest of their correlation.
+SELECT place FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY AS walked (correlation_id, moment, event_id, place)
+WHERE (
+    SELECT true FROM audit_events e
+    WHERE e.correlation_id = walked.correlation_id AND e.event_date >= walked.moment::timestamp::date
+        AND (e.event_timestamp, e.event_id) > (timezone('UTC', walked.moment::timestamp), walked.event_id)
+    LIMIT 1
+) IS NULL
+
+-- name: matching
+-- Which of these correlations have an event in this category, this namespace and this cluster; NULL is any.
+SELECT correlation_id FROM unnest($1::text[]) AS walked (correlation_id)
+WHERE ($2::text IS NULL OR (
+    SELECT true FROM audit_events e
+    WHERE e.correlation_id = walked.correlation_id AND e.event_category = $2 LIMIT 1
+)) AND ($3::text IS NULL OR (
+    SELECT true FROM audit_events e WHERE e.correlation_id = walked.correlation_id AND e.namespace = $3 LIMIT 1
+)) AND ($4::text IS NULL OR (
+    SELECT true FROM audit_events e WHERE e.correlation_id = walked.correlation_id AND e.cluster_id = $4 LIMIT 1
+))
+
+-- name: summaries
+-- What there is to say of correlations that are shown: how many events, in which categories, and the first of them.
+SELECT told.correlation_id, told.events, told.categories, timezone('UTC', told.first)::text AS first,
+    begun.event_id, begun.event_type
+FROM (
+    SELECT correlation_id, sum(events)::bigint AS events, min(first) AS first,
+        array_agg(event_category::text ORDER BY event_category) AS categories
+    FROM (
+        SELECT correlation_id, event_category, count(*) AS events, min(event_timestamp) AS first
+        FROM audit_events WHERE correlation_id = ANY($1) GROUP BY correlation_id, event_category
+    ) AS by_category
+    GROUP BY correlation_id
+) AS told
+LEFT JOIN LATERAL (
+    SELECT event_id, event_type FROM audit_events e
+    WHERE e.correlation_id = told.correlation_id AND e.event_timestamp = told.first
+    ORDER BY event_id LIMIT 1
+) AS begun ON true

@@ -1,0 +1,107 @@
+{{- define "datastorage.name" -}}
+{{- if contains .Chart.Name .Release.Name }}{{ .Release.Name | trunc 40 | trimSuffix "-" }}{{ else }}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 40 | trimSuffix "-" }}{{ end }}
+{{- end }}
+
+{{/* Labels by which pods are selected; a dict of `root` and `component`. */}}
+{{- define "datastorage.selector" -}}
+app.kubernetes.io/name: {{ .root.Chart.Name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+app.kubernetes.io/component: {{ .component }}
+{{- end }}
+
+{{- define "datastorage.labels" -}}
+{{ include "datastorage.selector" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "datastorage.image" -}}
+{{ .Values.image.repository }}{{ with .Values.image.digest }}@{{ . }}{{ else }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{- define "datastorage.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (ternary (include "datastorage.name" .) "default" .Values.serviceAccount.create) }}
+{{- end }}
+
+{{- define "datastorage.workloadKind" -}}
+{{ ternary "StatefulSet" "Deployment" (eq .Values.spool.kind "persistent") }}
+{{- end }}
+
+{{/* What the restricted profile asks of every container. */}}
+{{- define "datastorage.containerSecurity" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{/* Whether callers show tokens of Kubernetes. */}}
+{{- define "datastorage.asksKubernetes" -}}
+{{ if has "kubernetes" (splitList "," (.Values.settings.auth | nospace)) }}true{{ end }}
+{{- end }}
+
+{{/* How a container knows its database; a dict of `root` and `secret`. An external one's URL is read from a file. */}}
+{{- define "datastorage.databaseEnv" -}}
+{{- if .root.Values.postgres.enabled -}}
+- name: POSTGRES_PASSWORD
+  valueFrom:
+    secretKeyRef: {name: {{ include "datastorage.postgresSecret" .root }}, key: password}
+- name: DATASTORAGE_DATABASE_URL
+  value: postgresql://{{ .root.Values.postgres.user }}:$(POSTGRES_PASSWORD)@{{ include "datastorage.name" .root }}-postgres:5432/{{ .root.Values.postgres.database }}
+{{- else -}}
+- {name: DATASTORAGE_DATABASE_URL_FILE, value: /etc/datastorage/database/{{ .secret.key }}}
+{{- end }}
+{{- end }}
+
+{{- define "datastorage.databaseMount" -}}
+{{- if not .Values.postgres.enabled -}}
+- {name: database, mountPath: /etc/datastorage/database, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "datastorage.databaseVolume" -}}
+{{- if not .root.Values.postgres.enabled -}}
+- name: database
+  secret: {secretName: {{ .secret.name }}}
+{{- end }}
+{{- end }}
+
+{{- define "datastorage.postgresSecret" -}}
+{{ .Values.postgres.existingSecret | default (printf "%s-postgres" (include "datastorage.name" .)) }}
+{{- end }}
+
+{{/* What pods that run one command share. */}}
+{{- define "datastorage.commandPod" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext: {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* As their containers; a dict of `root` and `secret`. */}}
+{{- define "datastorage.commandContainer" -}}
+image: {{ include "datastorage.image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+{{ include "datastorage.containerSecurity" .root }}
+env:
+  # Nothing is served here: without this, the image's address would be refused, since nobody is asked who they are.
+  - {name: DATASTORAGE_HOST, value: 127.0.0.1}
+  {{- with .root.Values.settings.log_name }}
+  - {name: DATASTORAGE_LOG_NAME, value: {{ . | quote }}}
+  {{- end }}
+  {{- include "datastorage.databaseEnv" . | nindent 2 }}
+resources:
+  requests: {cpu: 100m, memory: 128Mi}
+  limits: {memory: 512Mi}
+volumeMounts:
+  {{- include "datastorage.databaseMount" .root | nindent 2 }}
+{{- end }}

@@ -1,0 +1,20 @@
+"""Where the background verifier stands, and what it found."""
+
+from pathlib import Path
+
+from alembic import op
+
+revision = "0005_pre_verify"
+down_revision = "0004_pre_keep"
+branch_labels = None
+depends_on = None
+
+SCRIPT = Path(__file__).parent.parent / "sql" / "0005_verify.sql"
+
+
+def upgrade() -> None:
+    """Quick: the tables are new and empty."""
+    driver = op.get_bind().connection.dbapi_connection
+    assert driver is not None, "migrations run on a live connection"
+    # The driver's own call: it takes several statements at once, and no colon in them is a parameter.
+    driver.run_async(lambda postgres: postgres.execute(SCRIPT.read_text("utf-8")))

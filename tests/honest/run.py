@@ -1,0 +1,162 @@
+"""Honest traffic raises no alarm: remediations of some hours, told at 50 events a second of their time, as fast as they can be sent.
+
+Beside them everything runs that changes or removes rows, each by its command or its route: holds, purges, erasure, exports. The
+verifier in the background never rests. At the end all is verified, and nothing may be wrong.
+"""
+
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from tests import services
+from tests.services import ROOT
+
+EVENTS_PER_SECOND = 50
+EVENTS_PER_LIFE = 9.7
+VERIFIER_EVENTS_PER_SECOND = 20_000
+PAUSE_SECONDS = 0.5
+QUIET_SECONDS = 600
+METRIC = re.compile(r"^(datastorage_[a-z_]+)(\{.*\})? (\S+)$", re.MULTILINE)
+
+
+@dataclass
+class Told:
+    """What happened beside the traffic, and the last word of the verification."""
+
+    acts: dict[str, int] = field(default_factory=dict)
+    said: str = ""
+    alarms: list[str] = field(default_factory=list)
+
+    def number(self, pattern: str) -> int:
+        """A number that the verification said."""
+        found = re.search(pattern, self.said)
+        return int(found[1].replace(",", "")) if found else 0
+
+
+def run(database_url: str, hours: float) -> Told:
+    """Play `hours` on an empty database."""
+    with tempfile.TemporaryDirectory(prefix="datastorage-honest-") as name:
+        directory = Path(name)
+        key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (directory / "key.pem").write_bytes(key)
+        settings: dict[str, object] = {
+            "database_url": database_url,
+            "unsafe_database": True,
+            "migrate": True,
+            "checkpoint_key_file": directory / "key.pem",
+            "checkpoint_file": directory / "checkpoints",
+            "verifier_events_per_second": VERIFIER_EVENTS_PER_SECOND,
+            "retention_floor_days": 1,  # what was told late by more than a day is over
+            "retention_ceiling_days": 1,
+        }
+        service = services.spawn(settings, directory / "service")
+        try:
+            services.wait_until_ready(service)
+            return _Play(service.url, settings, directory).play(hours)
+        finally:
+            services.stop([service])
+
+
+class _Play:
+    def __init__(self, url: str, settings: dict[str, object], directory: Path) -> None:
+        self._url = url
+        self._directory = directory
+        self._env = {n: v for n, v in os.environ.items() if not n.startswith("DATASTORAGE_")}
+        self._env |= {f"DATASTORAGE_{n.upper()}": str(v) for n, v in settings.items()} | {"PYTHONPATH": str(ROOT)}
+        self._told = Told()
+
+    def play(self, hours: float) -> Told:
+        lives = max(1, round(hours * 3600 * EVENTS_PER_SECOND / EVENTS_PER_LIFE))
+        posting = self._start("simulate", "--post-only", "--remediations", lives, "--hours", hours, "--url", self._url)
+        for turn in itertools.count():
+            self._round(turn)
+            if posting.poll() is not None:
+                break
+            time.sleep(PAUSE_SECONDS)
+        said, _ = posting.communicate()
+        assert posting.returncode == 0, said
+        self._round(-1)
+        self._wait_for_a_whole_round()
+        self._told.said = self._command(
+            "verify", "--key", self._get("/tlog/key").decode().strip(), "--checkpoint", self._directory / "checkpoints"
+        )
+        self._told.alarms = self._alarms()
+        return self._told
+
+    def _round(self, turn: int) -> None:
+        """One of each act, on the correlations that were told of last."""
+        answer = json.loads(self._get("/api/v1/audit/correlations?limit=20"))
+        names = [
+            one["correlation_id"] for one in answer["data"] if not one["correlation_id"].startswith("datastorage:")
+        ]
+        if len(names) < 2:
+            return
+        held, erased = names[0], names[1]
+        self._act("holds", "POST", "/api/v1/audit/legal-hold", {"correlation_id": held, "reason": f"turn {turn}"})
+        self._command("erase", "--correlation-id", erased, "--reason", f"turn {turn}")
+        self._command("retention", "run")
+        self._act("exports", "GET", f"/api/v1/audit/export?format=json&correlation_id={held}")
+        reason = {"release_reason": f"turn {turn}", "released_by": "ada"}
+        self._act("releases", "DELETE", f"/api/v1/audit/legal-hold/{held}", reason)
+
+    def _act(self, name: str, method: str, path: str, body: dict[str, Any] | None = None) -> None:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "X-User-ID": "ada"}
+        try:
+            with urlopen(Request(self._url + path, data, headers, method=method), timeout=60):
+                self._told.acts[name] = self._told.acts.get(name, 0) + 1
+        except HTTPError as error:
+            said = error.read().decode()
+            if error.code not in {404, 503}:  # not there, or busy
+                raise AssertionError(method, path, error.code, said) from None
+
+    def _command(self, *arguments: object) -> str:
+        done = self._start(*arguments)
+        said, _ = done.communicate(timeout=3600)
+        busy = done.returncode == 1 and ("hold" in said or "Another" in said or "again" in said)
+        assert done.returncode == 0 or (busy and arguments[0] != "verify"), f"{arguments}: {done.returncode}\n{said}"
+        if done.returncode == 0:
+            self._told.acts[str(arguments[0])] = self._told.acts.get(str(arguments[0]), 0) + 1
+        return said
+
+    def _start(self, *arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "app", *map(str, arguments)]
+        return subprocess.Popen(
+            command, env=self._env, cwd=self._directory, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def _get(self, path: str) -> bytes:
+        with urlopen(self._url + path, timeout=60) as answer:
+            return bytes(answer.read())
+
+    def _metrics(self) -> dict[str, float]:
+        return {n + (labels or ""): float(v) for n, labels, v in METRIC.findall(self._get("/metrics").decode())}
+
+    def _wait_for_a_whole_round(self) -> None:
+        """The round that is under way may have passed what was done last; the next one has not."""
+        rounds = self._metrics()["datastorage_verifier_rounds_total"]
+        deadline = time.monotonic() + QUIET_SECONDS + 3600
+        while self._metrics()["datastorage_verifier_rounds_total"] < rounds + 2:
+            assert time.monotonic() < deadline, "the verifier in the background does not come round"
+            time.sleep(0.5)
+
+    def _alarms(self) -> list[str]:
+        watched = (
+            "datastorage_verifier_findings",
+            "datastorage_verifier_defects_total",
+            "datastorage_log_alarms_total",
+        )
+        return [f"{n} {v}" for n, v in self._metrics().items() if n.startswith(watched) and v]

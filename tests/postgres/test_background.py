@@ -1,0 +1,112 @@
+"""The verifier in the background: it walks the log again and again, keeps what it finds, and forgets what is no more."""
+
+import logging
+
+import asyncpg
+import pytest
+
+from app.integrity import merkle
+from app.integrity.background import Verifier
+from app.metrics import VERIFIER_FINDINGS, VERIFIER_POSITION
+from tests.sealed import LOG, seal
+
+Connection = asyncpg.Connection
+
+
+async def a_round(verifier: Verifier, connection: Connection) -> None:
+    while await verifier.step(connection):
+        pass
+
+
+async def findings(connection: Connection) -> set[tuple[str, str, int]]:
+    rows = await connection.fetch("SELECT kind, correlation_id, position FROM verifier_findings")
+    return {(row["kind"], row["correlation_id"], row["position"]) for row in rows}
+
+
+@pytest.fixture
+async def owner(connection: Connection) -> Connection:
+    """Whom no trigger stops, on a log of 20 events in two chains."""
+    await connection.execute("SET session_replication_role = replica")
+    for turn in range(4):
+        await seal(connection, f"rr-{turn % 2}", *({} for _ in range(5)))
+    return connection
+
+
+async def test_honest_log(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """The verifier accuses an honest log, or does not come to its end."""
+    verifier = Verifier(LOG, (), 3)
+    assert await verifier.begin(owner)
+    for _ in range(2):
+        await a_round(verifier, owner)
+        await seal(owner, "rr-0", {}, {})
+    assert VERIFIER_POSITION._value.get() == 22
+    state = await owner.fetchrow("SELECT position, completed_end, round FROM verifier")
+    assert (tuple(state or ()), await findings(owner), caplog.records) == ((0, 22, 3), set(), [])
+
+
+@pytest.mark.damaged
+async def test_findings(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """A defect is not told, is told in every round, or is still shown after it was put right."""
+    verifier = Verifier(LOG, (), 7)
+    saved = await owner.fetch("SELECT * FROM audit_events WHERE log_index = 3")
+    await owner.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 8")
+    await owner.execute("DELETE FROM audit_events WHERE log_index = 3")
+    await owner.execute("UPDATE chain_heads SET length = 3 WHERE correlation_id = 'rr-1'")
+    with caplog.at_level(logging.CRITICAL):
+        for _ in range(2):
+            await a_round(verifier, owner)
+    expected = {("edited", "rr-1", 8), ("removed", "rr-0", 3)}
+    assert {one for one in await findings(owner) if one[2] in {3, 8}} >= expected
+    assert len(caplog.records) == await owner.fetchval("SELECT count(*) FROM verifier_findings")
+    assert VERIFIER_FINDINGS.labels(kind="removed")._value.get() == 1
+    await owner.copy_records_to_table("audit_events", records=map(tuple, saved), columns=list(saved[0].keys()))
+    for _ in range(2):
+        await a_round(verifier, owner)
+    assert "removed" not in {kind for kind, _, _ in await findings(owner)}
+    assert VERIFIER_FINDINGS.labels(kind="removed")._value.get() == 0
+
+
+@pytest.mark.damaged
+async def test_rewritten_and_rolled_back(owner: Connection) -> None:
+    """Between two rounds the log is rewritten consistently, or cut, and the process that saw it before says nothing."""
+    verifier = Verifier(LOG, (), 7)
+    await a_round(verifier, owner)
+    leaves = b"".join(
+        [
+            r["leaves"]
+            for r in await owner.fetch("SELECT leaves FROM log_flushes WHERE first_index >= 0 ORDER BY first_index")
+        ]
+    )
+    assert verifier._seen == (20, merkle.root(merkle.hashes(leaves)))
+    await owner.execute(
+        "DELETE FROM audit_events WHERE log_index >= 15; DELETE FROM log_flushes WHERE first_index >= 15"
+    )
+    await a_round(verifier, owner)
+    assert ("rolled back", "", 15) in await findings(owner)
+    await seal(owner, "rr-1", *({} for _ in range(5)))
+    await a_round(verifier, owner)  # remembers this one
+    await owner.execute(
+        "DELETE FROM audit_events WHERE log_index >= 15; DELETE FROM log_flushes WHERE first_index >= 15"
+    )
+    await seal(owner, "rr-1", *({"actor_id": "somebody"} for _ in range(6)))
+    await a_round(verifier, owner)
+    assert ("edited", "", 20) in await findings(owner)
+
+
+async def test_one_at_a_time(connection: Connection, database_url: str) -> None:
+    """Two replicas walk the log at the same time."""
+    from tests import databases
+
+    assert await Verifier(LOG, (), 7).begin(connection)
+    async with databases.connected(database_url) as other:
+        assert not await Verifier(LOG, (), 7).begin(other)
+
+
+@pytest.mark.damaged
+async def test_lost_flushes(owner: Connection) -> None:
+    """Flushes that are gone with their rows leave no trace, or end the walk."""
+    await owner.execute(
+        "DELETE FROM log_flushes WHERE first_index = 5; DELETE FROM audit_events WHERE log_index BETWEEN 5 AND 9"
+    )
+    await a_round(Verifier(LOG, (), 7), owner)
+    assert {(kind, position) for kind, _, position in await findings(owner)} >= {("removed", 0)}

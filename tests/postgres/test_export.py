@@ -1,0 +1,396 @@
+"""Export files on a real Postgres: parts, cuts, resuming, rows that are erased, purged, unsealed or damaged, and forged files."""
+
+import asyncio
+import base64
+import hashlib
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import db
+from app.events.canonical import canonical, loads, parse
+from app.events.catalog import Catalog
+from app.ingest.accept import Acceptance, computed_ids, draft
+from app.ingest.store import Store
+from app.ingest.submission import prepare
+from app.ingest.writer import Writer
+from app.integrity import merkle, note
+from app.integrity.certificate import Pair, pair
+from app.integrity.export_check import Verdict, check
+from app.integrity.keys import SigningKey
+from app.integrity.reading import snapshot
+from app.integrity.reference import reference_hash
+from app.query import parts
+from app.query.export import ExportQuery
+from app.query.parts import Export, Token
+from app.query.signed_page import SignedPage
+from app.settings import Settings
+from tests.events import make_event, make_freeform
+
+LOG = "test.example/datastorage"
+PRIVATE = Ed25519PrivateKey.generate()
+KEY = SigningKey(PRIVATE, note.PublicKey(LOG, PRIVATE.public_key().public_bytes_raw()))
+CATALOG = Catalog()
+NDJSON, CSV = ExportQuery(format="ndjson"), ExportQuery(format="csv")
+
+Connection = asyncpg.Connection
+Post = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def post(database_url: str) -> AsyncIterator[Post]:
+    """Writes events, as bodies of the API, in one batch."""
+    settings = Settings(database_url=SecretStr(database_url))
+    writer = Writer(Store(settings, LOG), settings)
+    writer.start()
+
+    async def post(*items: dict[str, Any]) -> None:
+        documents = [parse(orjson.dumps(item)) for item in items]
+        drafts = [draft(CATALOG, d.value, f"/{i}", plain=d.plain, depth=d.depth) for i, d in enumerate(documents)]
+        ids = computed_ids(drafts, "", ("body", hashlib.sha256(canonical(list(items))).hexdigest()))
+        submission = await prepare(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
+        await writer.submit(submission, asyncio.get_running_loop().time() + 30)
+
+    yield post
+    await writer.close()
+
+
+async def nothing() -> None:
+    pass
+
+
+async def export(engine: AsyncEngine, query: ExportQuery = NDJSON, token: Token | None = None) -> bytes:
+    async with snapshot(engine) as connection:
+        stream = Export(query, "ada", LOG, KEY, token).stream(connection, nothing)
+        return b"".join([chunk async for chunk in stream])
+
+
+async def page(engine: AsyncEngine, signing: Pair, **query: Any) -> dict[str, Any]:
+    async with snapshot(engine) as connection:
+        stream = SignedPage(ExportQuery(**query), "ada", LOG, signing).stream(connection, nothing)
+        found: dict[str, Any] = loads(b"".join([chunk async for chunk in stream]))
+        return found
+
+
+def verdict(*files: bytes) -> Verdict:
+    return check([io.BytesIO(file) for file in files], [KEY.public])
+
+
+def events_of(file: bytes) -> list[dict[str, Any]]:
+    return [event for line in file.splitlines() if "payloadType" not in (event := orjson.loads(line))]
+
+
+@pytest.fixture(scope="module")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return pair(tmp_path_factory.mktemp("certificate") / "pair")
+
+
+@pytest.fixture
+async def superuser(connection: Connection) -> Connection:
+    """What no trigger holds back."""
+    await connection.execute("SET session_replication_role = replica")
+    return connection
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest behind every portion of rows."""
+    monkeypatch.setattr(parts, "PART_BYTES", 1)
+    monkeypatch.setattr("app.query.export._ROWS_AT_ONCE", 8)
+
+
+async def insert(connection: Connection, **columns: object) -> None:
+    """A row that is no event of the log."""
+    row: dict[str, Any] = {
+        **dict.fromkeys(("event_type", "event_category", "event_action", "event_outcome", "actor_type"), "x"),
+        **dict.fromkeys(("actor_id", "resource_type", "resource_id"), "x"),
+        "event_id": uuid4(),
+        "event_version": "1.0",
+        "event_timestamp": datetime.now(UTC),
+        "event_date": datetime.now(UTC).date(),
+        "correlation_id": "rr-1",
+        "event_data": '{"step": 1}',
+        "retention_days": 30,
+        "is_sensitive": False,
+    } | columns
+    if row.get("hash_algorithm") == "sha256-unkeyed" and "event_hash" not in row:
+        row["event_hash"] = reference_hash(row, row.get("previous_event_hash") or "")
+    marks = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+    await connection.execute(f"INSERT INTO audit_events ({', '.join(row)}) VALUES ({marks})", *row.values())
+
+
+@pytest.mark.parametrize("query", [NDJSON, CSV], ids=["ndjson", "csv"])
+@pytest.mark.usefixtures("small_parts")
+async def test_cut_anywhere_and_resumed(
+    engine: AsyncEngine, post: Post, connection: Connection, query: ExportQuery
+) -> None:
+    """An export that was cut looks whole, or what is fetched behind it does not make the whole of it."""
+    await post(*(make_event(correlation_id=f"rr-{n % 3}", error_message='a\n"b",\r\n') for n in range(30)))
+    for _ in range(5):
+        await insert(connection)
+    whole = await export(engine, query)
+    assert verdict(whole).problems == []
+    assert len(verdict(whole).parts) > 3
+    await post(make_event(), make_event())  # later: no part of it
+    for cut in {*range(0, len(whole), 1013), *(len(whole) - n for n in range(1, 4)), *ends_of_records(whole)} - {
+        len(whole)
+    }:
+        found = verdict(whole[:cut])
+        assert found.problem_count, cut
+        if not found.parts:
+            continue
+        assert "incomplete" in found.problems[-1], cut
+        following = found.parts[-1].next
+        assert following is not None
+        kept = whole[: found.whole_bytes]
+        rest = await export(engine, query, Token.parse(following))
+        assert verdict(kept + rest).problems == verdict(kept, rest).problems == [], cut
+        assert verdict(kept + rest).counts["events"] == 35
+
+
+def ends_of_records(file: bytes) -> list[int]:
+    return [at + 1 for at in range(len(file)) if file[at : at + 1] == b"\n"]
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_parts_that_do_not_belong_together(engine: AsyncEngine, post: Post) -> None:
+    """Somebody leaves a part out, swaps two, repeats one, or takes one of another export, and the file verifies."""
+    await post(*(make_event(correlation_id="rr-1") for _ in range(30)))
+    one, other = [split(await export(engine)) for _ in range(2)]
+    assert verdict(*one).problems == []
+    for pieces, problem in (
+        (one[1:], "1 part(s) before it are missing"),
+        ([one[0], *one[2:]], "does not follow part 1"),
+        ([one[1], one[0], *one[2:]], "does not follow"),
+        ([one[0], one[0], *one[1:]], "does not follow part 1"),
+        ([one[0], *other[1:]], "its export_id is not that of the part before"),
+        (one[:-1], "incomplete: cut behind part"),
+        ([*one, one[-1]], "the part before it was the last"),
+        ([*one, one[0].splitlines(keepends=True)[0]], "records behind the manifest of the last part"),
+    ):
+        said = "\n".join(verdict(*pieces).problems)
+        assert problem in said, said
+    assert verdict(*one, split(await export(engine))[0][:50]).problem_count
+
+
+def split(file: bytes) -> list[bytes]:
+    """A file of ndjson by its parts."""
+    found, part = [], b""
+    for line in file.splitlines(keepends=True):
+        part += line
+        if line.startswith(b'{"payloadType"'):
+            found.append(part)
+            part = b""
+    return found
+
+
+async def test_forged_files(engine: AsyncEngine, post: Post) -> None:
+    """Who has the file but not the key makes another one of it that verifies."""
+    await post(*(make_event(correlation_id="rr-1") for _ in range(4)))
+    whole = await export(engine)
+    lines = whole.splitlines(keepends=True)
+    stranger = SigningKey(
+        forger := Ed25519PrivateKey.generate(), note.PublicKey(LOG, forger.public_key().public_bytes_raw())
+    )
+    async with snapshot(engine) as connection:
+        stream = Export(NDJSON, "ada", LOG, stranger).stream(connection, nothing)
+        by_another = b"".join([chunk async for chunk in stream])
+        stream = Export(NDJSON, "ada", LOG, None).stream(connection, nothing)
+        unsigned = b"".join([chunk async for chunk in stream])
+    for forged, problem in (
+        (by_another, "wrong key"),
+        (unsigned, "wrong key"),
+        (whole.replace(b'"severity":"warning"', b'"severity":"info"', 1), "edited: its hash is"),
+        (whole.replace(b"payments/Deployment/api", b"payments/Deployment/ap1", 1), "edited: its hash is"),
+        (whole.replace(b'"legal_hold":false', b'"legal_hold":true', 1), "SHA-256"),
+        (whole.replace(b'"redacted":null', b'"redacted":["severity"]', 1), "redacted, and it says that none is"),
+        (whole.replace(b'"log":"test', b'"log":"tset', 1), "edited"),
+        (b"".join(lines[1:]), "events is 3, but 4 was signed"),
+        (b"".join([lines[0], *lines]), "reordered"),
+        (b"".join([lines[1], lines[0], *lines[2:]]), "reordered"),
+        (b"".join([*lines[:-1], b"{}\n", lines[-1]]), "expected the members of an exported event"),
+        (
+            b"".join([*lines[:-1], lines[0].replace(b'"log_index":0', b'"log_index":"0"'), lines[-1]]),
+            "none of an export",
+        ),
+        (b"".join([*lines, lines[0]]), "records behind the manifest of the last part"),
+        (whole.replace(b'"sig":"', b'"sig":"AAAA', 1), "wrong key"),
+    ):
+        found = verdict(forged)
+        assert problem in "\n".join(found.problems), (problem, found.problems)
+
+
+@pytest.mark.damaged
+async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+    """Rows that were changed in the database leave it as if they were whole, or bring the export down."""
+    await post(*(make_event(correlation_id="rr-1") for _ in range(8)))
+    ids = [row["event_id"] for row in await superuser.fetch("SELECT event_id FROM audit_events ORDER BY log_index")]
+    for number, change in (
+        (1, "event_data = jsonb_set(event_data, '{namespace}', '\"other\"')"),
+        (2, "event_hash = repeat('tampered', 9)"),
+        (4, "actor_ip = '10.0.0.0/8'"),
+        (5, "event_timestamp = 'infinity'"),
+        (6, "payload_salt = NULL"),
+    ):
+        await superuser.execute(f"UPDATE audit_events SET {change} WHERE event_id = $1", ids[number])
+    found = verdict(await export(engine))
+    said = "\n".join(found.problems)
+    for number in (1, 2, 4, 5, 6):
+        assert f"event {ids[number]}: edited: its hash is" in said
+    assert f"event {ids[3]}: edited: the previous hash is not that of the event before" in said
+    assert (found.counts["events"], found.counts["recomputed"]) == (8, 3)
+    exported = await page(engine, signing)
+    tampered = exported["hash_chain_verification"]["tampered_event_ids"]
+    assert set(tampered) == {str(ids[number]) for number in (1, 2, 3, 4, 5, 6)}
+    assert exported["hash_chain_verification"]["chain_integrity_percentage"] == 25
+    assert [event["event_id"] for event in exported["events"] if not event["hash_chain_valid"]] == tampered
+    assert (await page(engine, signing, redact_pii=True))["hash_chain_verification"]["tampered_event_ids"] == tampered
+
+
+@pytest.mark.damaged
+async def test_erased_and_purged(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+    """What was erased or purged by the rules makes the rest of an export look broken."""
+    await post(*(make_event(correlation_id=f"rr-{n % 2}") for n in range(10)))
+    file = await export(engine)
+    for event in events_of(await export(engine, ExportQuery(format="ndjson", redact_pii=True)))[2:4]:
+        await superuser.execute(
+            "UPDATE audit_events SET payload_commitment = decode($2, 'hex'), payload_salt = NULL, actor_id = 'erased', "
+            "resource_id = 'erased', actor_ip = NULL, event_data = '{}' WHERE event_id = $1::text::uuid",
+            *(event["event_id"], event["payload_commitment"]),
+        )
+    await superuser.execute("DELETE FROM audit_events WHERE log_index IN (0, 1, 6)")
+    found = verdict(await export(engine))
+    assert found.problems == []
+    assert (found.counts["recomputed"], found.parts[0].erased, found.counts["gaps"]) == (7, 2, 3)
+    assert (await page(engine, signing))["hash_chain_verification"]["broken_chain_events"] == 0
+    assert verdict(file).problems == []
+
+
+async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connection, signing: Pair) -> None:
+    """Rows that others wrote by SQL stop an export, are left out of it, or make it look broken."""
+    await post(make_event(correlation_id="rr-1"))
+    await insert(connection)
+    await insert(connection, hash_algorithm="sha256-unkeyed", actor_ip="::ffff:10.0.0.1")
+    await insert(connection, hash_algorithm="hmac-sha256", event_hash="ab" * 32)
+    await insert(connection, event_hash="", previous_event_hash="")
+    wrong = uuid4()
+    await insert(connection, event_id=wrong, hash_algorithm="sha256-unkeyed", event_hash="not a hash, ada@example.com")
+    for payload in (
+        "null",
+        '"ada@example.com"',
+        '{"n": 1e400}',
+        '{"n": 12345678901234567890.5}',
+        "[" * 2000 + "]" * 2000,
+    ):
+        await insert(connection, event_data=payload, event_metadata=payload)
+    await insert(connection, parent_event_id=uuid4(), parent_event_date=date.max)
+    await connection.execute("UPDATE audit_events SET event_timestamp = 'infinity' WHERE event_data = 'null'")
+    await connection.execute("UPDATE audit_events SET event_timestamp = '20000-01-01' WHERE event_data ? 'n'")
+    for query in (
+        NDJSON,
+        CSV,
+        ExportQuery(format="ndjson", redact_pii=True),
+        ExportQuery(format="csv", redact_pii=True),
+    ):
+        file = await export(engine, query)
+        found = verdict(file)
+        assert found.problems == []
+        assert (found.counts["events"], found.counts["sealed"], found.counts["unsealed"]) == (12, 1, 11)
+        assert (b"ada@example.com" in file) != query.redact_pii
+    counts = verdict(await export(engine)).counts
+    assert [counts[name] for name in ("recomputed", "wrong unsealed", "unverifiable", "unhashed")] == [2, 1, 1, 8]
+    exported = await page(engine, signing)
+    assert exported["hash_chain_verification"]["tampered_event_ids"] == [str(wrong)]
+    assert len(exported["events"]) == 12
+    assert {event["event_hash"] for event in exported["events"]} >= {"", "ab" * 32}
+
+
+async def test_redaction_reaches_every_member(engine: AsyncEngine, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address stays in a column, a key, an array or the manifest, or the redacted file no longer verifies."""
+    address, ip = "ada@example.com", "10.1.2.3"
+    columns = ("actor_id", "resource_id", "correlation_id", "namespace", "error_message", "event_action", "cluster_id")
+    for column in columns:
+        await post(make_event(correlation_id="rr-1") | {column: f"{address} at {ip}"})
+    payload = {address: [{"x": [f"<{address}>", {"y": ip}]}], "ip": ip, "deep": {"a": {"b": {"c": address}}}}
+    await post(
+        make_freeform(payload=payload, correlation_id=address), make_freeform(payload=payload, correlation_id="b@x.io")
+    )
+    for form in ("ndjson", "csv"):
+        query = ExportQuery(format=form, redact_pii=True, correlation_id=None)
+        file = await export(engine, query)
+        assert not [word for word in (b"ada@", b"example.com", b"10.1.2", b"b@x") if word in file]
+        found = verdict(file)
+        assert found.problems == []
+        # The record itself holds the others.
+        assert (found.counts["recomputed"], found.counts["unverifiable"]) == (3, 6)
+    monkeypatch.setattr(parts, "PART_BYTES", 1)
+    one = await export(engine, ExportQuery(format="ndjson", redact_pii=True, correlation_id=address))
+    statements = [
+        base64.b64decode(orjson.loads(line)["payload"]) for line in one.splitlines() if b"payloadType" in line
+    ]
+    said = [orjson.loads(statement)["predicate"] for statement in statements]
+    assert address.encode() not in b"".join(statements) + base64.urlsafe_b64decode(said[0]["next"] + "==")
+    assert verdict(one).parts[0].filter == {"correlation_id": "a***@e***.c***"}
+
+
+async def test_checkpoint(engine: AsyncEngine, post: Post, connection: Connection) -> None:
+    """A whole log is exported that is not the one whose checkpoint was signed, and nobody notices."""
+    await post(*(make_event(correlation_id=f"rr-{n % 2}") for n in range(7)))
+    leaves = [bytes.fromhex(event["event_hash"]) for event in events_of(await export(engine))]
+
+    async def signed(size: int, root: bytes, key: Ed25519PrivateKey) -> Verdict:
+        text = note.sign(note.Checkpoint(LOG, size, root), key)
+        await connection.execute("DELETE FROM log_checkpoints")
+        await connection.execute("INSERT INTO log_checkpoints (log_id, size, note) VALUES (0, $1, $2)", size, text)
+        return verdict(await export(engine))
+
+    found = await signed(5, merkle.root(leaves[:5]), PRIVATE)
+    assert (found.problems, "first 5 events" in found.root) == ([], True)
+    found = await signed(5, merkle.root(leaves[1:6]), PRIVATE)
+    assert "forged: the first 5 events" in found.problems[0]
+    found = await signed(5, merkle.root(leaves[:5]), Ed25519PrivateKey.generate())
+    assert "the checkpoint in the manifest" in found.problems[0]
+    await connection.execute("DELETE FROM log_checkpoints")
+
+
+async def test_order_is_that_of_the_log(engine: AsyncEngine, post: Post) -> None:
+    """Late events stand elsewhere than in the log, so that chains do not follow, or a filter loses some."""
+    moments = [(datetime.now(UTC) - timedelta(hours=hours)).isoformat() for hours in (1, 5, 0, 3, 2, 4)]
+    await post(*(make_event(correlation_id=f"rr-{n % 2}", event_timestamp=at) for n, at in enumerate(moments)))
+    assert [event["log_index"] for event in events_of(await export(engine))] == list(range(6))
+    some = events_of(await export(engine, ExportQuery(format="ndjson", correlation_id="rr-1")))
+    assert [event["chain_index"] for event in some] == [0, 1, 2]
+    empty = await export(engine, ExportQuery(format="csv", event_category="none"))
+    assert (verdict(empty).problems, verdict(empty).counts["events"]) == ([], 0)
+
+
+async def test_what_cannot_be_told_cuts_the_file(engine: AsyncEngine, post: Post) -> None:
+    """An export that had to be recorded and could not be is whole all the same."""
+    await post(make_event())
+
+    async def fail() -> None:
+        raise RuntimeError
+
+    sent = []
+    async with snapshot(engine) as connection:
+        stream = Export(NDJSON, "ada", LOG, KEY).stream(connection, fail)
+        sent.append(await anext(stream))
+        with pytest.raises(RuntimeError):
+            await anext(stream)
+    assert "incomplete" in verdict(b"".join(sent)).problems[0]

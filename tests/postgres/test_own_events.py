@@ -1,0 +1,45 @@
+"""The service's own events: written as any other, and out of the way of those who did not ask for them."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pydantic import SecretStr
+
+from app import db
+from app.errors import BadRequest
+from app.events.catalog import OWN
+from app.events.catalog.examples import example
+from app.ingest.own import own_event, write_own
+from app.ingest.store import Store
+from app.ingest.writer import Writer
+from app.query.filter import EventQuery
+from app.query.page import page
+from app.settings import Settings
+
+LOG = "test.example/datastorage"
+
+
+async def test_own_events_are_written_and_left_out(database_url: str, connection: Any) -> None:
+    """An own event is not sealed as others are, shares a chain with what it is about, or shows up in everybody's pages."""
+    settings = Settings(database_url=SecretStr(database_url))
+    writer = Writer(Store(settings, LOG), settings)
+    writer.start()
+    about = uuid4()
+    for name in sorted(OWN):
+        await write_own(writer, own_event(LOG, example(name), about=about, actor_id="ada"), 5_000)
+    await writer.close()
+    rows = await connection.fetch("SELECT event_type, correlation_id, log_index FROM audit_events ORDER BY log_index")
+    assert [row["event_type"] for row in rows] == sorted(OWN)
+    assert {row["correlation_id"] for row in rows} == {f"datastorage:{n.split('.')[1]}:{about}" for n in OWN}
+    engine = db.create_engine(settings)
+    assert (await page(engine, EventQuery())).total == 0
+    assert (await page(engine, EventQuery(include="self"))).total == len(OWN)
+    assert (await page(engine, EventQuery(event_category="security"))).total == len(OWN)
+    await engine.dispose()
+
+
+def test_own_event_is_checked() -> None:
+    """The service writes an event about itself that its own catalog refuses."""
+    with pytest.raises(BadRequest, match="/event_data/operation_id"):
+        own_event(LOG, {"event_type": "datastorage.retention.purged", "positions": "{}", "event_count": 0})

@@ -1,0 +1,340 @@
+"""Retention on a real Postgres: what is over goes, in whole months or in batches; what is held stays; nothing goes unsaid."""
+
+import itertools
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+import pytest
+from pydantic import SecretStr
+
+from app.errors import Conflict, Fatal
+from app.retention import holds, multirange, purge, removal
+from app.retention.holds import Selector, Wish
+from app.settings import Settings
+from tests.postgres import log
+from tests.postgres.log import LOG
+
+pytestmark = pytest.mark.damaged  # the verification that every test ends with knows nothing of purges
+NOW = datetime.now(UTC)
+MONTH_AGO = (NOW.replace(day=1) - timedelta(days=60)).replace(day=10)
+Connection = Any
+DAYS = timedelta(days=1)
+
+
+def settings_of(url: str, **more: Any) -> Settings:
+    return Settings(database_url=SecretStr(url), **more)
+
+
+async def write(url: str, *items: dict[str, Any]) -> list[UUID]:
+    return await log.write(url, *({"event_timestamp": MONTH_AGO.isoformat()} | members for members in items))
+
+
+async def stored(connection: Connection) -> set[UUID]:
+    rows = await connection.fetch("SELECT event_id FROM audit_events WHERE event_category <> 'security'")
+    return {row["event_id"] for row in rows}
+
+
+async def told(connection: Connection, kind: str) -> list[dict[str, Any]]:
+    rows = await connection.fetch(
+        "SELECT event_data::text FROM audit_events WHERE event_type = $1 ORDER BY log_index",
+        f"datastorage.retention.{kind}",
+    )
+    return [orjson.loads(row[0]) for row in rows]
+
+
+async def months(connection: Connection) -> list[str]:
+    rows = await connection.fetch(
+        "SELECT relname FROM pg_class WHERE relname ~ '^audit_events_\\d{4}_\\d\\d$' AND relkind = 'r'"
+    )
+    return sorted(row[0] for row in rows)
+
+
+THE_MONTH = f"audit_events_{MONTH_AGO:%Y_%m}"
+
+
+async def test_days_are_the_formula(connection: Connection) -> None:
+    """An event goes too early or stays too long: days = min(ceiling, max(floor, event, category))."""
+    pick = random.Random(12)
+    values = (None, 1, 30, 90, 400, 2555)
+    for _ in range(400):
+        event, category, own_floor, own_ceiling = (pick.choice(values) for _ in range(4))
+        floor, ceiling = pick.choice((1, 8, 100)), pick.choice((50, 365, 2555))
+        most = [days for days in (own_floor or floor, event, category) if days is not None]
+        days = min(own_ceiling or ceiling, max(most))
+        for age, over in ((days * DAYS, False), (days * DAYS + timedelta(seconds=1), True)):
+            found = await connection.fetchval(
+                "SELECT is_over($1, $2, 't', $3, p, $4, $5) FROM (SELECT NULL::uuid, 'c'::varchar, $6::int, false, now(), now(),"
+                " $7::int, $8::int) AS x, LATERAL (SELECT CASE WHEN $9 THEN x::audit_retention_policies END AS p) AS y",
+                *(NOW, NOW - age, event, floor, ceiling, category, own_floor, own_ceiling),
+                bool(category or own_floor or own_ceiling),
+            )
+            assert found is over, (event, category, own_floor, own_ceiling, floor, ceiling)
+
+
+async def test_whole_month_goes(database_url: str, connection: Connection) -> None:
+    """A month of which nothing is held or young stays, or goes without word, or takes other months with it."""
+    gone = await write(database_url, *({"retention_days": 10} for _ in range(3)))
+    kept = await write(database_url, {"event_timestamp": NOW.isoformat(), "retention_days": 10})
+    before = await months(connection)
+    plan = {one.month.name: one for one in await purge.plan(settings_of(database_url), NOW)}
+    assert (plan[THE_MONTH].whole, plan[THE_MONTH].contents.due) == (True, 3)
+    assert await stored(connection) == {*gone, *kept}
+    done = await purge.run(settings_of(database_url), NOW)
+    assert await stored(connection) == set(kept)
+    assert await months(connection) == [name for name in before if name != THE_MONTH]
+    (said,) = await told(connection, "purged")
+    assert (said["positions"], said["event_count"], said["partition"]) == ("{[0,3)}", 3, THE_MONTH)
+    run = await connection.fetchrow("SELECT * FROM retention_operations")
+    assert (run["run_id"], run["status"], run["rows_deleted"], run["partitions_dropped"]) == (
+        *(done.run_id, "completed", 3),
+        [THE_MONTH],
+    )
+    assert await connection.fetchval("SELECT sum(octet_length(leaves)) / 32 FROM log_flushes") == 5
+
+
+async def test_batches_where_something_stays(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One young event keeps the rest of its month, or goes with it; parents fail the run; a batch goes without word."""
+    monkeypatch.setattr(purge, "BATCH_ROWS", 2)
+    await write(database_url, *({"retention_days": 10, "correlation_id": f"rr-{i}"} for i in range(5)))
+    (young,) = await write(database_url, {"retention_days": 2555})
+    (parent,) = await write(database_url, {"retention_days": 10})
+    (child,) = await write(database_url, {"retention_days": 10, "parent_event_id": str(parent)})
+    await write(database_url, {"retention_days": 10, "parent_event_id": str(child)})
+    (kept_parent,) = await write(database_url, {"retention_days": 10})
+    (orphan,) = await write(database_url, {"retention_days": 2555, "parent_event_id": str(kept_parent)})
+    done = await purge.run(settings_of(database_url), NOW)
+    assert await stored(connection) == {young, kept_parent, orphan}
+    assert (done.rows_deleted, done.dropped) == (8, [])
+    said = await told(connection, "purged")
+    assert {one["operation_id"] for one in said} == {str(done.run_id)}
+    assert {one["partition"] for one in said} == {None}
+    assert sum(one["event_count"] for one in said) == sum(multirange.count(one["positions"]) for one in said) == 8
+    positions = await connection.fetchval("SELECT purged_positions(NULL)::text")
+    assert positions == "{[0,5),[6,9)}"
+    assert (await purge.run(settings_of(database_url), NOW)).rows_deleted == 0
+
+
+async def test_unsealed_rows_go_too(database_url: str, connection: Connection) -> None:
+    """Rows that others inserted by SQL stay for ever, or are not counted apart."""
+    await write(database_url, {"retention_days": 10}, {"retention_days": 2555})
+    await connection.execute(INSERT.format(days=10, correlation="rr-sql"), MONTH_AGO)
+    await connection.execute(INSERT.format(days=2555, correlation="rr-sql"), MONTH_AGO)
+    assert (await purge.run(settings_of(database_url), NOW)).rows_deleted == 2
+    assert sorted((one["event_count"], one["unsealed_count"]) for one in await told(connection, "purged")) == [
+        (0, 1),
+        (1, 0),
+    ]
+
+
+INSERT = """
+INSERT INTO audit_events (event_date, event_timestamp, event_type, event_category, event_action, event_outcome, actor_type,
+    actor_id, resource_type, resource_id, correlation_id, event_data, retention_days)
+VALUES (($1::timestamptz AT TIME ZONE 'UTC')::date, $1, 't', 'c', 'a', 'success', 's', 'ada', 'Pod', 'p', '{correlation}', '{{}}', {days})
+"""
+
+
+@pytest.mark.parametrize("by", ["sql", "correlation", "actor", "time"])
+@pytest.mark.parametrize("whole", [True, False])
+async def test_held_events_stay(database_url: str, connection: Connection, by: str, whole: bool) -> None:
+    """Retention takes what is held."""
+    settings = settings_of(database_url)
+    held = await write(database_url, {"retention_days": 10, "correlation_id": "rr-held", "actor_id": "ada"})
+    if not whole:
+        await write(database_url, {"retention_days": 2555, "correlation_id": "rr-young"})
+    if by == "sql":
+        await connection.execute("UPDATE audit_events SET legal_hold = true WHERE correlation_id = 'rr-held'")
+    else:
+        selector = {
+            "correlation": Selector(correlation_id="rr-held"),
+            "actor": Selector(actor_id="ada"),
+            "time": Selector(time_from=MONTH_AGO - DAYS, time_to=MONTH_AGO + DAYS),
+        }[by]
+        await holds.place(settings, LOG, selector, Wish("eve", "why"))
+        if by != "time":  # a row that nobody has marked
+            await connection.execute(INSERT.format(days=1, correlation="rr-held"), MONTH_AGO)
+            held.append(await connection.fetchval("SELECT event_id FROM audit_events WHERE log_index IS NULL"))
+    await purge.run(settings, NOW)
+    assert set(held) <= await stored(connection)
+
+
+async def test_purged_purges_are_repeated(database_url: str, connection: Connection) -> None:
+    """What was purged is forgotten once the event that told of it is purged as well, and shows as removed."""
+    settings = settings_of(database_url)
+    await write(database_url, *({"retention_days": 10} for _ in range(3)))
+    await purge.run(settings, NOW)
+    await write(database_url, {"event_timestamp": NOW.isoformat()})
+    later = NOW + 2600 * DAYS
+    done = await purge.run(settings, later)
+    assert done.rows_deleted == 2
+    assert await connection.fetchval("SELECT purged_positions(NULL)::text") == "{[0,5)}"
+    assert len(await stored(connection)) == 0
+
+
+async def test_claim_outlives_the_row(database_url: str) -> None:
+    """An id that a client chose is taken anew once its event was purged."""
+    posted: dict[str, Any] = {"retention_days": 10, "event_id": str(uuid4())}
+    await write(database_url, posted)
+    await write(database_url, posted | {"event_id": str(uuid4()), "retention_days": 2555})
+    await purge.run(settings_of(database_url), NOW)
+    assert await write(database_url, posted) == [UUID(posted["event_id"])]
+    with pytest.raises(Conflict):
+        await write(database_url, posted | {"event_action": "other"})
+    done = await purge.run(settings_of(database_url), NOW)
+    assert done.rows_deleted == 0
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+STEPS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {}
+
+
+def step(function: Callable[[pytest.MonkeyPatch], None]) -> Callable[[pytest.MonkeyPatch], None]:
+    STEPS[function.__name__] = function
+    return function
+
+
+@step
+def told_only(patch: pytest.MonkeyPatch) -> None:
+    async def crash(*_: object) -> None:
+        raise Crash
+
+    patch.setattr(removal, "_detach", crash)
+
+
+@step
+def half_detached(patch: pytest.MonkeyPatch) -> None:
+    async def crash(connection: Connection, month: Any) -> None:
+        # A reader in the way lets the first half of DETACH CONCURRENTLY commit and the second one time out.
+        url = connection_url(connection)
+        reader = await asyncpg.connect(url)
+        await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        await reader.execute("SELECT count(*) FROM audit_events")
+        await connection.execute("SET lock_timeout = '200ms'; SET statement_timeout = '500ms'")
+        with pytest.raises(Fatal, match="keeps the table in use"):
+            await detach(connection, month)
+        await reader.close()
+        raise Crash
+
+    detach = removal._detach
+    patch.setattr(removal, "_detach", crash)
+
+
+@step
+def detached(patch: pytest.MonkeyPatch) -> None:
+    async def crash(connection: Connection, month: Any) -> None:
+        await detach(connection, month)
+        raise Crash
+
+    detach = removal._detach
+    patch.setattr(removal, "_detach", crash)
+
+
+URLS: dict[str, str] = {}
+
+
+def connection_url(connection: Connection) -> str:
+    del connection
+    return URLS["now"]
+
+
+@pytest.mark.parametrize("crash", STEPS)
+async def test_next_run_finishes(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, crash: str
+) -> None:
+    """A month stays half removed for ever after a crash, in whatever step, or is told to be gone twice."""
+    URLS["now"] = database_url
+    settings = settings_of(database_url)
+    await write(database_url, *({"retention_days": 10} for _ in range(3)))
+    with monkeypatch.context() as patch:
+        STEPS[crash](patch)
+        with pytest.raises(Crash):
+            await purge.run(settings, NOW)
+    assert THE_MONTH in await months(connection)
+    done = await purge.run(settings, NOW)
+    assert done.dropped == [THE_MONTH]
+    assert THE_MONTH not in await months(connection)
+    assert len(await told(connection, "purged")) == 1
+    assert await told(connection, "restored") == []
+    runs = await connection.fetch("SELECT status FROM retention_operations ORDER BY id")
+    assert [run["status"] for run in runs] == ["failed", "completed"]
+
+
+@pytest.mark.parametrize("crash", STEPS)
+@pytest.mark.parametrize("how", ["sql", "policy"])
+async def test_month_is_put_back(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, crash: str, how: str
+) -> None:
+    """Something that was held, or is to be kept for longer, between the two halves of a removal is lost; or its log lies."""
+    URLS["now"] = database_url
+    settings = settings_of(database_url)
+    ids = await write(database_url, *({"retention_days": 10} for _ in range(3)))
+    with monkeypatch.context() as patch:
+        STEPS[crash](patch)
+        with pytest.raises(Crash):
+            await purge.run(settings, NOW)
+    if how == "sql":
+        await connection.execute(f"UPDATE {THE_MONTH} SET legal_hold = true WHERE log_index = 1")
+    else:
+        await connection.execute(
+            "INSERT INTO audit_retention_policies (event_category, retention_days) VALUES ('orchestration', 2555)"
+        )
+    done = await purge.run(settings, NOW)
+    assert done.restored == [THE_MONTH]
+    assert ids[1] in await stored(connection)
+    (purged, *later), (restored,) = await told(connection, "purged"), await told(connection, "restored")
+    assert (restored["operation_id"], restored["positions"]) == (purged["operation_id"], "{[0,3)}")
+    # What is due all the same went row by row.
+    assert len(await stored(connection)) == (1 if how == "sql" else 3)
+    assert [one["positions"] for one in later] == (["{[0,1),[2,3)}"] if how == "sql" else [])
+    await connection.execute("SELECT ensure_partitions($1, $1)", MONTH_AGO.date())
+    triggers = "SELECT count(*) FROM pg_trigger WHERE tgrelid = $1::text::regclass"
+    assert await connection.fetchval(triggers, THE_MONTH) == await connection.fetchval(triggers, "audit_events")
+
+
+async def test_late_event_in_a_new_month_of_that_name(database_url: str, connection: Connection) -> None:
+    """A month that was made anew after its removal is taken for the rest of it, and what came late is dropped."""
+    settings = settings_of(database_url)
+    await write(database_url, {"retention_days": 10})
+    assert (await purge.run(settings, NOW)).dropped == [THE_MONTH]
+    (late,) = await write(database_url, {"retention_days": 2555})
+    done = await purge.run(settings, NOW)
+    assert (done.dropped, done.restored) == ([], [])
+    assert await stored(connection) == {late}
+
+
+async def test_detached_by_hand(database_url: str, connection: Connection) -> None:
+    """A month that somebody has detached without a purge is dropped, or stops every run."""
+    settings = settings_of(database_url)
+    await write(database_url, {"retention_days": 10})
+    await connection.execute(f"ALTER TABLE audit_events DETACH PARTITION {THE_MONTH}")
+    done = await purge.run(settings, NOW)
+    assert (done.dropped, done.restored) == ([], [])
+    assert await connection.fetchval(f"SELECT count(*) FROM {THE_MONTH}") == 1
+
+
+async def test_one_run_at_a_time(database_url: str, connection: Connection) -> None:
+    """Two runs purge the same events twice over."""
+    await connection.execute("SELECT pg_advisory_lock(hashtextextended('datastorage.retention', 0))")
+    with pytest.raises(Fatal, match="Another retention run"):
+        await purge.run(settings_of(database_url), NOW)
+
+
+def test_multiranges() -> None:
+    """Positions are told that were not purged, or the other way round."""
+    for numbers in itertools.chain.from_iterable(itertools.combinations(range(7), size) for size in range(8)):
+        text = multirange.of(numbers)
+        assert multirange.count(text) == len(numbers)
+        assert "".join(multirange.portions(text)) == text
+    assert multirange.of([3, 1, 2, 7]) == "{[1,4),[7,8)}"
+    many = multirange.of(range(0, 10_000, 2))
+    portions = list(multirange.portions(many))
+    assert [multirange.count(portion) for portion in portions] == [2000, 2000, 1000]

@@ -1,0 +1,83 @@
+"""The order in which events arrive changes no answer about a remediation."""
+
+import json
+import random
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import db
+from app.query import warmth
+from app.query.effectiveness import answer, effectiveness
+from app.query.reconstruct import reconstruct, rows
+from app.query.remediation_history import Target, history
+from app.query.timeline import timeline
+from app.settings import Settings
+from app.sql import load
+from tests.story import AFTER, INSERT, TARGET, make_story
+
+ORDERS = 12
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
+    yield engine
+    await engine.dispose()
+
+
+def contradictory(now: datetime) -> list[dict[str, Any]]:
+    """Two tellings of one remediation that differ in every part, at the same times."""
+    one, other = make_story("rr-1", now - timedelta(hours=1)), make_story("rr-1", now - timedelta(hours=1))
+    for event in other:
+        event["cluster_id"] = "c2"
+        payload = event["event_data"]
+        payload |= {
+            key: value + " too" for key, value in payload.items() if isinstance(value, str) and "hash" not in key
+        }
+        payload |= {"score": 0.3} if "score" in payload else {}
+        payload |= {"signal_labels": {"team": "other"}} if "signal_labels" in payload else {}
+        if "target_resource" in payload:
+            payload["target_resource"] = TARGET
+    return one + other
+
+
+async def answers(engine: AsyncEngine, now: datetime) -> list[Any]:
+    told = await timeline(engine, "rr-1", 100, 0)
+    said = [{name: value for name, value in one.items() if name != "event_id"} for one in told.decisions]
+    target = Target("Deployment", "api", "payments", AFTER, None)
+    return [
+        reconstruct("rr-1", await rows(engine, "rr-1"), now),
+        answer("rr-1", await effectiveness(engine, "rr-1"), ""),
+        (await history(engine, target, (now, now - timedelta(days=1))))[0],
+        told.phases,
+        said,
+    ]
+
+
+async def test_order_of_arrival(engine: AsyncEngine, connection: Any) -> None:
+    """Events of equal times count in the order in which they came."""
+    now = datetime.now(UTC)
+    events = contradictory(now)
+    for event in events:
+        if event["event_type"] == "orchestrator.lifecycle.created":
+            event["event_data"]["timeout_config"] = {"global": "1h"}
+    seen = []
+    for seed in range(ORDERS):
+        random.Random(seed).shuffle(events)
+        for event in events:
+            await connection.execute(INSERT, json.dumps([event]))
+        seen.append(await answers(engine, now))
+        await connection.execute("DELETE FROM audit_events")
+    assert all(one == seen[0] for one in seen)
+    assert len(seen[0][2]) == 2
+
+
+async def test_every_statement_is_warmed(engine: AsyncEngine) -> None:
+    """The first answer of a kind pays for its plan, or warming fails at the start of the service."""
+    assert list(warmth.ARGUMENTS) == list(load("reports"))
+    await warmth.warm(engine)

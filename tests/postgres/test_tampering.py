@@ -1,0 +1,410 @@
+"""Every class of tampering, by somebody who owns the database and switches its triggers off: found, and called by its name."""
+
+import argparse
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+import pytest
+import rfc8785
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import SecretStr
+
+from app.integrity import command, merkle, note
+from app.integrity.database import Brought, Report, one_by_one, verify_database
+from app.integrity.verify import verify_chain
+from app.settings import Settings
+from tests import databases
+from tests.sealed import LOG, insert, plain_row, seal, sealed_hash
+from tests.services import ROOT
+
+pytestmark = pytest.mark.damaged
+
+Connection = asyncpg.Connection
+KEY, OTHER_KEY = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+PUBLIC = note.PublicKey(LOG, KEY.public_key().public_bytes_raw())
+SWAP = """
+UPDATE audit_events SET (log_index, chain_index) = (
+    SELECT o.log_index, o.chain_index FROM audit_events o WHERE o.log_index = 27 - audit_events.log_index
+) WHERE log_index IN (13, 14)
+"""
+PEOPLE = ("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt")
+
+
+@pytest.fixture
+async def owner(connection: Connection) -> Connection:
+    """Whom no trigger stops, on a log of 300 events in two chains, the first of which are covered by a tile."""
+    await connection.execute("SET session_replication_role = replica")
+    for turn in range(30):
+        await seal(connection, f"rr-{turn % 2}", *({"actor_id": f"user-{turn}"} for _ in range(10)))
+    leaves = await all_leaves(connection)
+    await connection.execute("INSERT INTO log_tiles VALUES (0, 1, 0, $1)", merkle.root(leaves[:256]))
+    await sign(connection)
+    return connection
+
+
+async def all_leaves(connection: Connection) -> list[bytes]:
+    rows = await connection.fetch("SELECT leaves FROM log_flushes WHERE first_index >= 0 ORDER BY first_index")
+    return merkle.hashes(b"".join(row["leaves"] for row in rows))
+
+
+async def sign(connection: Connection, key: Ed25519PrivateKey = KEY) -> str:
+    """A checkpoint of the log as it is, stored as the service stores it."""
+    leaves = await all_leaves(connection)
+    signed = note.sign(note.Checkpoint(LOG, len(leaves), merkle.root(leaves)), key)
+    await connection.execute("DELETE FROM log_checkpoints WHERE size = $1", len(leaves))
+    await connection.execute("INSERT INTO log_checkpoints (log_id, size, note) VALUES (0, $1, $2)", len(leaves), signed)
+    await connection.execute("UPDATE log_signers SET note = $1", signed)
+    return signed
+
+
+async def verified(connection: Connection, checkpoint: str | None = None) -> Report:
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        return await verify_database(connection, one_by_one(connection), Brought([PUBLIC], checkpoint))
+
+
+async def found(connection: Connection, checkpoint: str | None = None) -> set[str]:
+    """The kinds of defects; each message begins with its kind."""
+    defects = (await verified(connection, checkpoint)).defects.listed
+    assert all(defect.message.startswith(defect.kind) for defect in defects)
+    return {defect.kind for defect in defects}
+
+
+async def found_in(connection: Connection, correlation_id: str) -> tuple[set[str], int, int]:
+    """Of one correlation: kinds of defects, and how many of its events were purged and erased."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        report = await verify_chain(connection, correlation_id, LOG)
+    kinds: set[str] = {defect.kind for defect in report.sealed.defects.listed}
+    kinds |= {report.head_defect.kind} if report.head_defect else set()
+    return kinds, report.purged_total, report.sealed.erased_total
+
+
+async def rewrite(connection: Connection, *, key: Ed25519PrivateKey | None) -> None:
+    """Hash everything anew, so that rows, chains, heads, flushes and tiles agree, and sign the result with `key`."""
+    rows = await connection.fetch("SELECT *, event_data::text AS event_data FROM audit_events ORDER BY log_index")
+    ends: dict[str, tuple[int, str]] = {}
+    leaves = []
+    for position, stored in enumerate(rows):
+        row = dict(stored)
+        length, previous = ends.get(row["correlation_id"], (0, ""))
+        row |= {"log_index": position, "chain_index": length, "previous_event_hash": previous}
+        row["event_hash"] = sealed_hash(row)
+        await connection.execute(
+            "UPDATE audit_events SET log_index = $2, chain_index = $3, previous_event_hash = $4, event_hash = $5 "
+            "WHERE event_id = $1",
+            *(row["event_id"], position, length, previous, row["event_hash"]),
+        )
+        ends[row["correlation_id"]] = length + 1, row["event_hash"]
+        leaves.append(bytes.fromhex(row["event_hash"]))
+    await connection.execute("DELETE FROM log_flushes WHERE first_index >= 0")
+    await connection.execute("INSERT INTO log_flushes VALUES (0, 0, $1, $2, now())", len(leaves), b"".join(leaves))
+    for correlation_id, (length, last) in ends.items():
+        await connection.execute(
+            "UPDATE chain_heads SET length = $2, hash = $3 WHERE correlation_id = $1", correlation_id, length, last
+        )
+    await connection.execute("UPDATE log_tiles SET hashes = $1", merkle.root(leaves[:256]))
+    if key is not None:
+        await connection.execute("DELETE FROM log_checkpoints")
+        await sign(connection, key)
+
+
+async def own(connection: Connection, kind: str, positions: str, **members: object) -> UUID:
+    """An event of the service's own, which says that something was done at these positions."""
+    payload = {"event_type": kind, "positions": positions} | members
+    name = f"datastorage:{kind.split('.')[1]}:{uuid4()}"
+    [event_id] = await seal(connection, name, {"event_type": kind, "event_data": orjson.dumps(payload).decode()})
+    return event_id
+
+
+async def purge(connection: Connection, positions: str, operation: str = "one") -> None:
+    await own(connection, "datastorage.retention.purged", positions, operation_id=operation)
+    await connection.execute("DELETE FROM audit_events WHERE $1::text::int8multirange @> log_index", positions)
+
+
+async def erase(connection: Connection, position: int) -> None:
+    """What erasure leaves of an event."""
+    row = await connection.fetchrow(
+        "SELECT *, event_data::text AS event_data FROM audit_events WHERE log_index = $1", position
+    )
+    assert row is not None
+    kept = {name: row[name] for name in ("actor_id", "actor_ip", "resource_id", "resource_name", "error_message")}
+    committed = kept | {"event_data": orjson.loads(row["event_data"]), "event_metadata": None}
+    commitment = hashlib.sha256(row["payload_salt"] + rfc8785.dumps(committed)).digest()
+    nulls = ", ".join(f"{name} = NULL" for name in PEOPLE)
+    await connection.execute(
+        f"UPDATE audit_events SET payload_commitment = $2, actor_id = 'erased', resource_id = 'erased', {nulls}, "
+        "event_data = '{}' WHERE log_index = $1",
+        *(position, commitment),
+    )
+
+
+async def test_nothing_is_wrong(owner: Connection) -> None:
+    """An honest log is accused."""
+    report = await verified(owner)
+    assert report.defects.listed == []
+    assert (report.size, report.events.verified, report.chains, report.checkpoints) == (300, 300, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("act", "kinds"),
+    [
+        ("UPDATE audit_events SET actor_id = 'nobody' WHERE log_index = 7", {"edited"}),
+        ("UPDATE audit_events SET retention_days = 1, event_date = event_date + 1 WHERE log_index = 7", {"edited"}),
+        ("DELETE FROM audit_events WHERE log_index = 7", {"removed"}),
+        ("DELETE FROM audit_events WHERE correlation_id = 'rr-1'", {"removed", "truncated"}),
+        (
+            "DELETE FROM audit_events WHERE correlation_id = 'rr-0'; DELETE FROM chain_heads WHERE correlation_id = 'rr-0'",
+            {"removed"},
+        ),
+        ("DELETE FROM audit_events WHERE log_index >= 290", {"truncated"}),
+        ("UPDATE audit_events SET log_index = 500 - log_index WHERE log_index IN (249, 251)", {"reordered"}),
+        (
+            SWAP,
+            {"reordered", "edited"},
+        ),
+        (
+            "UPDATE log_flushes SET leaves = substr(leaves, 33) || substr(leaves, 1, 32) WHERE first_index = 280",
+            {"edited", "reordered"},
+        ),
+        ("DELETE FROM log_flushes WHERE first_index = 100", {"removed", "inserted"}),
+        ("UPDATE chain_heads SET length = length - 1 WHERE correlation_id = 'rr-0'", {"inserted"}),
+        ("UPDATE chain_heads SET hash = 'ab' WHERE correlation_id = 'rr-0'", {"edited"}),
+        ("DELETE FROM chain_heads WHERE correlation_id = 'rr-0'", {"removed"}),
+        ("INSERT INTO chain_heads VALUES ('rr-9', 3, 'ab')", {"truncated"}),
+        ("UPDATE log_tiles SET hashes = set_byte(hashes, 9, get_byte(hashes, 9) # 1)", {"edited"}),
+        ("UPDATE log_checkpoints SET size = 299", {"forged checkpoint"}),
+        (
+            "UPDATE log_checkpoints SET note = replace(note, chr(10) || '300' || chr(10), chr(10) || '299' || chr(10))",
+            {"forged checkpoint"},
+        ),
+        ("UPDATE log_checkpoints SET note = 'nothing'", {"forged checkpoint"}),
+    ],
+)
+async def test_tampering(owner: Connection, act: str, kinds: set[str]) -> None:
+    """A change by SQL goes unnoticed, or is called by another name."""
+    await owner.execute(act)
+    assert await found(owner) == kinds
+
+
+async def test_inserted_event(owner: Connection) -> None:
+    """A row that the log knows nothing of goes unnoticed: behind the log, or at a position that is taken."""
+    for position in (7, 300):
+        row = plain_row("rr-0", event_version="1.0", is_sensitive=False, log_id=0, log_index=position, chain_index=150)
+        row |= {"payload_salt": bytes(16), "previous_event_hash": "", "recorded_at": row["event_timestamp"]}
+        await insert(owner, row | {"event_hash": "ab" * 32})
+        assert "inserted" in await found(owner)
+        await owner.execute("DELETE FROM audit_events WHERE event_id = $1", row["event_id"])
+        assert await found(owner) == set()
+
+
+async def test_cut_log(owner: Connection) -> None:
+    """The end of everything is cut off, rows, flushes, heads and checkpoints: only a signature still knows of it."""
+    newest, at_290 = await sign(owner), None
+    for table, column in (("audit_events", "log_index"), ("log_flushes", "first_index"), ("log_checkpoints", "size")):
+        await owner.execute(f"DELETE FROM {table} WHERE {column} >= 290")
+    last = await owner.fetchrow(
+        "SELECT chain_index + 1 AS length, event_hash FROM audit_events WHERE correlation_id = 'rr-1' ORDER BY log_index DESC LIMIT 1"
+    )
+    assert last is not None
+    await owner.execute("UPDATE chain_heads SET length = $1, hash = $2 WHERE correlation_id = 'rr-1'", *last)
+    assert await found(owner) == {"rolled back"}  # log_signers was forgotten
+    await owner.execute("UPDATE log_signers SET note = $1", at_290)
+    assert await found(owner) == set()
+    assert await found(owner, newest) == {"rolled back"}
+
+
+async def test_consistent_rewrite(owner: Connection) -> None:
+    """Somebody rewrites rows, chains, heads, flushes and tiles so that all agree, and nobody notices."""
+    outside = await sign(owner)
+    await owner.execute("UPDATE audit_events SET actor_id = 'nobody' WHERE log_index = 7")
+    await rewrite(owner, key=None)
+    assert await found(owner) == {"edited"}  # the stored checkpoints know
+    await rewrite(owner, key=OTHER_KEY)
+    assert await found(owner) == {"wrong key"}
+    await owner.execute("DELETE FROM log_checkpoints; UPDATE log_signers SET note = NULL")
+    assert await found(owner) == set()  # from inside the database nothing can be told any more
+    report = await verified(owner, outside)
+    assert [(d.kind, "rewritten" in d.message) for d in report.defects.listed] == [("edited", True)]
+
+
+async def test_removed_and_rewritten(owner: Connection) -> None:
+    """An event is taken out and all that follow move up by one, consistently, and the service then signs it in good faith."""
+    outside = await sign(owner)
+    await owner.execute("DELETE FROM audit_events WHERE log_index = 7")
+    await rewrite(owner, key=None)
+    await seal(owner, "rr-1", {}, {})
+    await owner.execute("DELETE FROM log_checkpoints")
+    await sign(owner)
+    assert await found(owner) == set()
+    assert await found(owner, outside) == {"edited"}
+
+
+async def test_restored_backup(owner: Connection, server_url: str, database_url: str) -> None:
+    """Yesterday's backup is put in place of today's database, and then written to, and nobody notices."""
+    name = databases.name_of(database_url)
+    await owner.close()
+    backup = await databases.create(server_url, template=name)
+    try:
+        async with databases.connected(database_url) as today:
+            await seal(today, "rr-today", {}, {})
+            outside = await sign(today)
+        async with databases.connected(backup) as yesterday:
+            assert await found(yesterday) == set()
+            assert await found(yesterday, outside) == {"rolled back"}
+            await seal(yesterday, "rr-today", {}, {}, {})
+            assert await found(yesterday) == set()
+            assert await found(yesterday, outside) == {"edited"}
+    finally:
+        await databases.drop(server_url, backup)
+
+
+async def test_signature_of_another_text(owner: Connection) -> None:
+    """A checkpoint whose text was changed under the log's own signature passes, or one that another key signed."""
+    signed = await sign(owner)
+    forged = signed.replace(signed.splitlines()[2], base64.b64encode(bytes(32)).decode())
+    assert await found(owner, forged) == {"forged checkpoint"}
+    strange = note.sign(note.Checkpoint.parse(note.Note.parse(signed).text), OTHER_KEY)
+    assert await found(owner, strange) == {"wrong key"}
+    assert await found(owner, signed) == set()
+
+
+async def test_purged(owner: Connection) -> None:
+    """What the log says was purged is called tampered with, or a row that is missing beside it is not."""
+    await purge(owner, "{[0,10),[20,21)}")
+    report = await verified(owner)
+    assert (report.defects.listed, report.events.purged) == ([], 11)
+    assert await found_in(owner, "rr-0") == (set(), 11, 0)
+    assert await found_in(owner, "rr-1") == (set(), 0, 0)
+    await owner.execute("DELETE FROM audit_events WHERE log_index IN (10, 21)")
+    assert await found(owner) == {"removed"}
+    assert [d.position for d in (await verified(owner)).defects.listed if d.event_id is None] == [10, 21]
+    assert await found_in(owner, "rr-0") == ({"removed"}, 0, 0)
+    assert await found_in(owner, "rr-1") == ({"removed"}, 0, 0)
+
+
+async def test_purged_chain(owner: Connection) -> None:
+    """A chain of which nothing is left is called truncated although all of it was purged, or purged although it was not."""
+    await seal(owner, "rr-9", {}, {})
+    await purge(owner, "{[300,302)}")
+    assert await found(owner) == set()
+    assert await found_in(owner, "rr-9") == (set(), 2, 0)
+    await seal(owner, "rr-8", {}, {})
+    await owner.execute("DELETE FROM audit_events WHERE correlation_id = 'rr-8'")
+    assert await found(owner) == {"truncated"}
+    assert await found_in(owner, "rr-9") == (set(), 2, 0)
+    assert await found_in(owner, "rr-8") == ({"truncated"}, 0, 0)
+
+
+async def test_restored_purge(owner: Connection) -> None:
+    """A purge that was taken back still excuses rows that are missing there."""
+    await own(owner, "datastorage.retention.purged", "{[0,20)}", operation_id="one")
+    await own(owner, "datastorage.retention.restored", "{[10,20)}", operation_id="one")
+    await owner.execute("DELETE FROM audit_events WHERE log_index < 10")
+    assert await found(owner) == set()
+    await owner.execute("DELETE FROM audit_events WHERE log_index = 10")
+    assert await found(owner) == {"removed"}
+
+
+async def test_purged_without_an_event(owner: Connection) -> None:
+    """Somebody passes a deletion off as a purge: by another table, an unsealed event, one that was changed, or one of a client."""
+    await owner.execute("INSERT INTO retention_operations (rows_deleted, status) VALUES (1, 'completed')")
+    await owner.execute("DELETE FROM audit_events WHERE log_index = 7")
+    payload = '{"event_type": "datastorage.retention.purged", "positions": "{[0,300)}", "operation_id": "one"}'
+    kind = "datastorage.retention.purged"
+    await insert(owner, plain_row("datastorage:retention:x", event_type=kind, event_data=payload))
+    assert await found(owner) == {"removed"}
+    await seal(owner, "rr-0", {"event_type": kind, "event_data": '{"event_type": "x", "positions": "{[0,300)}"}'})
+    assert await found(owner) == {"removed"}
+    # The log's own tables know it: the purge event is edited after it was logged.
+    event_id = await own(owner, kind, "{[8,9)}", operation_id="two")
+    await owner.execute("UPDATE audit_events SET event_data = $1 WHERE event_id = $2", payload, event_id)
+    assert await found(owner) == {"removed", "edited"}
+    assert (await found_in(owner, "rr-0"))[:2] == ({"removed"}, 0)
+
+
+async def test_purge_of_the_future(owner: Connection) -> None:
+    """A purge event excuses the removal of events that were written after it."""
+    await own(owner, "datastorage.retention.purged", "{[290,400)}", operation_id="one")
+    await seal(owner, "rr-0", {}, {})
+    await owner.execute("DELETE FROM audit_events WHERE log_index = 301")
+    assert await found(owner) == {"removed"}
+
+
+async def test_erased(owner: Connection) -> None:
+    """An erased event is called edited although the log says that it was erased, or an edited one erased."""
+    await own(owner, "datastorage.event.erased", "{[7,8)}")
+    await erase(owner, 7)
+    report = await verified(owner)
+    assert (report.defects.listed, report.events.erased) == ([], 1)
+    assert await found_in(owner, "rr-0") == (set(), 0, 1)
+    for change in (
+        "severity = 'low'",
+        "resource_name = 'x'",
+        "actor_id = 'x'",
+        "payload_commitment = payload_commitment || 'x'",
+        """event_data = '{"reason": "it was Ada"}'""",
+    ):
+        changing = owner.transaction()
+        await changing.start()
+        await owner.execute(f"UPDATE audit_events SET {change} WHERE log_index = 7")
+        report = await verify_database(owner, one_by_one(owner), Brought())
+        assert {defect.kind for defect in report.defects.listed} == {"edited"}, change
+        await changing.rollback()
+
+
+async def test_erased_without_an_event(owner: Connection) -> None:
+    """Somebody empties a row and marks it as erased, with the right commitment, and nothing shows."""
+    await erase(owner, 7)
+    assert await found(owner) == {"edited"}
+    assert (await found_in(owner, "rr-0"))[0] == {"edited"}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, database_url: str, *arguments: object) -> tuple[int, str]:
+    """`datastorage verify` as a user calls it: its exit code and what it says."""
+    monkeypatch.setenv("DATASTORAGE_DATABASE_URL", database_url)
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "verify", *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+async def test_command(owner: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command says nothing of a defect, or a script cannot tell clean from damaged from not looked at."""
+    outside = tmp_path / "checkpoint"
+    outside.write_text(await sign(owner))
+    known = ("--key", PUBLIC, "--checkpoint", outside)
+    assert run(monkeypatch, database_url, *known)[0] == 0
+    await purge(owner, "{[4,5)}")
+    await owner.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 7")
+    code, said = run(monkeypatch, database_url, *known)
+    assert (code, "edited: " in said, "position 7" in said, "purged: 1 events" in said) == (1, True, True, True)
+    code, said = run(monkeypatch, database_url, "rr-1", *known)
+    assert (code, "150 of 150 events are as logged" in said) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"key": "nonsense"},
+        {"checkpoint": Path("/nowhere")},
+        {"checkpoint": Path("/dev/null")},
+        {"url": "postgresql://nobody@127.0.0.1:9/none"},
+    ],
+)
+def test_not_looked_at(more: dict[str, Any], database_url: str) -> None:
+    """What could not be looked at counts as clean, or as damaged."""
+    settings = Settings(database_url=SecretStr(more.get("url", database_url)))
+    arguments = {"correlation": "rr-0", "checkpoint": None, "key": None, "processes": 1} | more
+    assert command.run(argparse.Namespace(**arguments), lambda: settings) == 2

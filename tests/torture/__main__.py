@@ -1,0 +1,44 @@
+"""The long form: `python -m tests.torture --faults 500 --seed 1`. Interrupted, it prints what it has."""
+
+import argparse
+import asyncio
+import signal
+import sys
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+
+from tests.torture.faults import KINDS
+from tests.torture.run import Report, torture
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
+    parser.add_argument("--faults", type=int, default=500, help="how many to count, spread over the kinds")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", action="append", choices=KINDS, help="only this one; may be given several times")
+    parser.add_argument("--postgres", type=int, choices=(15, 18), default=18)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on a disk, not in memory")
+    parser.add_argument("--stop-seconds", type=float, default=60.0, help="how long a stopped Postgres stays stopped")
+    arguments = parser.parse_args()
+    report = Report()
+    kinds = [KINDS[name] for name in arguments.kind or KINDS]
+    try:
+        asyncio.run(_until_told(torture(report, kinds, arguments)))
+    except asyncio.CancelledError:
+        print("interrupted", file=sys.stderr)
+    print(report.table())
+    return 0 if report.is_good else 1
+
+
+async def _until_told(work: Coroutine[None, None, None]) -> None:
+    """SIGINT too, which a shell lets its background jobs ignore."""
+    task = asyncio.current_task()
+    assert task is not None
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(sig, task.cancel)
+    await work
+
+
+if __name__ == "__main__":
+    sys.exit(main())

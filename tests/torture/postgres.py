@@ -1,0 +1,212 @@
+"""A durable Postgres that may be killed, stopped, frozen and started again, as often as one likes."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+import asyncpg
+
+from app import schema
+from app.embedded import place
+from tests.services import free_port
+
+DEBIAN = Path("/usr/lib/postgresql/15/bin")
+LOG_NAME = "torture.example/datastorage"
+_START_SECONDS = 60.0
+_POLL_SECONDS = 0.02
+_SETTINGS = {
+    "listen_addresses": "127.0.0.1",
+    "fsync": "on",
+    "full_page_writes": "on",
+    "synchronous_commit": "on",
+    "shared_buffers": "64MB",
+    "max_connections": "60",
+    "min_wal_size": "4MB",
+    "max_wal_size": "64MB",
+    "restart_after_crash": "on",
+}
+
+
+def binaries(version: int) -> Path:
+    """Debian's 15, or the 18 that the project brings."""
+    if version == 15:
+        return DEBIAN
+    package = place._package()
+    return place._copied(package) if os.geteuid() == 0 else package / f"pginstall{place.MAJOR}/bin"
+
+
+class Postgres:
+    """One server on its own data directory and port. Its settings are those that the operator is asked for."""
+
+    def __init__(self, programs: Path, directory: Path) -> None:
+        self.directory = directory
+        self.data = directory / "data"
+        self._programs = programs
+        self._port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._wanted = False
+
+    @property
+    def url(self) -> str:
+        """The database with the schema."""
+        return f"postgresql://datastorage@127.0.0.1:{self._port}/datastorage?sslmode=disable"
+
+    @property
+    def empty_url(self) -> str:
+        """The database without a schema."""
+        return f"postgresql://datastorage@127.0.0.1:{self._port}/empty?sslmode=disable"
+
+    @property
+    def maintenance_url(self) -> str:
+        return f"postgresql://datastorage@127.0.0.1:{self._port}/postgres?sslmode=disable"
+
+    async def initialise(self) -> None:
+        """Make the data with two databases: `datastorage` with the schema, `empty` without."""
+        _give(self.directory)
+        options = ("--username", "datastorage", "--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8")
+        made = self._spawn("initdb", "--pgdata", str(self.data), "--wal-segsize", "1", "--no-instructions", *options)
+        assert made.wait() == 0, (self.directory / "log").read_text()
+        await self.start()
+        connection = await asyncpg.connect(self.maintenance_url)
+        await connection.execute("CREATE DATABASE datastorage")
+        await connection.execute("CREATE DATABASE empty")
+        await connection.close()
+        await schema.upgrade(self.url, LOG_NAME)
+        await self.stop()
+
+    def copy(self, directory: Path) -> "Postgres":
+        """Another server on a copy of the data of this one, which has to be stopped."""
+        _give(directory)
+        subprocess.run(["cp", "-a", "--reflink=auto", self.data, directory / "data"], check=True)
+        return Postgres(self._programs, directory)
+
+    async def start(self) -> None:
+        """Return when it takes connections. May be told again: a server that has ended is started anew."""
+        self._wanted = True
+        self._launch()
+        async with asyncio.timeout(_START_SECONDS):
+            while not await self._answers():
+                self._launch()
+                await asyncio.sleep(_POLL_SECONDS)
+
+    def launch(self) -> None:
+        """As start(), without waiting."""
+        self._wanted = True
+        self._launch()
+
+    def _launch(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        settings = _SETTINGS | {"port": str(self._port), "unix_socket_directories": str(self.directory)}
+        arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # whoever is named there was ended by us
+        self._process = self._spawn("postgres", "-D", str(self.data), *arguments)
+
+    async def _answers(self) -> bool:
+        try:
+            connection = await asyncpg.connect(self.maintenance_url, timeout=5)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        await connection.close()
+        return True
+
+    async def stop(self, sig: signal.Signals = signal.SIGINT) -> None:
+        """Fast shutdown (SIGINT), or an immediate one (SIGQUIT)."""
+        if self._process is not None and self._process.poll() is None:
+            self.thaw()
+            self._process.send_signal(sig)
+            await self._ended()
+
+    async def kill(self) -> None:
+        """Postmaster and all its children at once, as when the machine's memory killer is thorough."""
+        family = self._family()
+        for pid in family:
+            _signal(pid, signal.SIGKILL)
+        await self._ended()
+        while any(_alive(pid) for pid in family):
+            await asyncio.sleep(_POLL_SECONDS)
+
+    async def kill_backend(self) -> None:
+        """One of its children, which makes the postmaster end all sessions and recover."""
+        children = self._family()[1:]
+        if children:
+            _signal(children[-1], signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """No process of it goes on; every connection stays."""
+        for pid in self._family():
+            _signal(pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        for pid in reversed(self._family()):
+            _signal(pid, signal.SIGCONT)
+
+    def close(self) -> None:
+        """End it without ceremony."""
+        if self._process is not None and self._process.poll() is None:
+            for pid in self._family():
+                _signal(pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _family(self) -> list[int]:
+        if self._process is None or self._process.poll() is not None:
+            return []
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    async def _ended(self) -> None:
+        assert self._process is not None
+        while self._process.poll() is None:
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
+        user = _user()
+        with (self.directory / "log").open("ab") as log:
+            return subprocess.Popen(
+                [self._programs / program, *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env={"LC_ALL": "C", "TZ": "UTC", "PATH": os.defpath},
+                start_new_session=True,
+                user=user and user.pw_uid,
+                group=user and user.pw_gid,
+                extra_groups=() if user else None,
+                umask=0o077,
+            )
+
+
+def _user() -> pwd.struct_passwd | None:
+    """Whom Postgres runs as when we are root, which it refuses."""
+    if os.geteuid():
+        return None
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name)
+    raise RuntimeError("Postgres does not run as root, and there is no user `postgres` or `nobody`")
+
+
+def _give(directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    if user := _user():
+        shutil.chown(directory, user.pw_uid, user.pw_gid)
+    directory.chmod(0o755)
+
+
+def _signal(pid: int, sig: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, sig)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

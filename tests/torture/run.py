@@ -1,0 +1,185 @@
+"""One fault after the other, each judged, and the table of all."""
+
+import argparse
+import asyncio
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.torture.faults import Kind
+from tests.torture.judge import Verdict, judge
+from tests.torture.load import IN_FLIGHT_MIN, Sent
+from tests.torture.postgres import Postgres, binaries
+from tests.torture.world import Needs, NotPossible, Unwell, World, world
+
+_FAULTS_A_WORLD = 5
+_WORLDS_A_ROUND = 5
+_AFTERWARDS_SECONDS = 0.2
+_SETTLE_SECONDS = 90.0
+
+
+@dataclass
+class Line:
+    """All faults of one kind."""
+
+    name: str
+    faults: int = 0
+    not_counted: int = 0
+    """With too few requests in flight."""
+    acknowledged: int = 0
+    lost: int = 0
+    doubled: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    skipped: str = ""
+
+
+class Report:
+    """What was found so far."""
+
+    def __init__(self) -> None:
+        self.lines: dict[str, Line] = {}
+
+    def line(self, kind: str) -> Line:
+        return self.lines.setdefault(kind, Line(kind))
+
+    @property
+    def is_good(self) -> bool:
+        return not any(line.wrong or line.lost or line.doubled for line in self.lines.values())
+
+    def table(self) -> str:
+        """For people, and for a Markdown document."""
+        rows: list[tuple[str, ...]] = [("kind", "faults", "acknowledged", "lost", "doubled", "notes")]
+        for name, line in self.lines.items():
+            notes = [f"skipped: {line.skipped}"] if line.skipped else []
+            notes += [f"{line.not_counted} not counted"] if line.not_counted else []
+            notes += [f"{len(line.wrong)} wrong"] if line.wrong else []
+            numbers = (line.faults, line.acknowledged, line.lost, line.doubled)
+            rows.append((name, *(f"{number:,}" for number in numbers), "; ".join(notes)))
+        lines = self.lines.values()
+        sums = [sum(getattr(line, name) for line in lines) for name in ("faults", "acknowledged", "lost", "doubled")]
+        rows.append(("all", *(f"{number:,}" for number in sums), ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        text = [
+            "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+        ]
+        text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+        for name, line in self.lines.items():
+            text += [f"{name}: {one}" for one in line.wrong]
+        return "\n".join(text)
+
+
+async def torture(report: Report, kinds: list[Kind], arguments: argparse.Namespace) -> None:
+    """Rounds over all kinds until there are enough faults; what is possible is the same number of each."""
+    with tempfile.TemporaryDirectory(prefix="torture-", dir=arguments.directory) as scratch:
+        directory = Path(scratch)
+        directory.chmod(0o755)
+        template = await prepared(directory, arguments.postgres)
+        rounds = 0
+        for kind in kinds:
+            report.line(kind.name)
+        while (done := sum(report.line(kind.name).faults for kind in kinds)) < arguments.faults:
+            possible = [kind for kind in kinds if not report.line(kind.name).skipped]
+            if not possible:
+                return
+            for kind in possible:
+                wanted = -(-arguments.faults // len(possible)) - report.line(kind.name).faults
+                for _ in range(_WORLDS_A_ROUND if kind.each_anew else 1):
+                    several = [kind] * min(wanted, 1 if kind.each_anew else _FAULTS_A_WORLD)
+                    seed = f"{arguments.seed}-{rounds}-{kind.name}"
+                    stop = arguments.stop_seconds
+                    await one_world(report, template, several, seed, directory, stop_seconds=stop)
+                    wanted -= len(several)
+            rounds += 1
+            if rounds > 20 and done == sum(report.line(kind.name).faults for kind in kinds):
+                return
+
+
+async def prepared(directory: Path, version: int = 18) -> Postgres:
+    """A stopped Postgres with the schema, for worlds to copy."""
+    template = Postgres(binaries(version), directory / "template")
+    await template.initialise()
+    return template
+
+
+async def one_world(
+    report: Report,
+    template: Postgres,
+    kinds: Sequence[Kind],
+    seed: str,
+    directory: Path,
+    *,
+    needs: Needs | None = None,
+    stop_seconds: float = 2.0,
+    batch_sizes: Sequence[int] | None = None,
+) -> None:
+    """One fault of each of `kinds` in one world, each judged on its own, and all of them once more at the end."""
+    if not kinds:
+        return
+    chance = random.Random(seed)
+    line = report.line(kinds[0].name)
+    whole: list[Sent] = []
+    try:
+        async with world(template, needs or kinds[0].needs, chance.getrandbits(32), directory) as there:
+            there.stop_seconds = stop_seconds
+            there.load.batch_sizes = batch_sizes or there.load.batch_sizes
+            for kind in kinds:
+                line = report.line(kind.name)
+                whole += await _one_fault(line, kind, there, chance)
+            # What a replica that was frozen, or a session that was left, has written since; and what all of it hashes to.
+            verdict = await judge(there.database_url, whole, verify=True)
+            line.wrong += [f"at the end: {one}" for one in verdict.wrong]
+            for one in verdict.wrong[:5]:
+                _say(f"{line.name}: WRONG at the end: {one}")
+    except NotPossible as why:
+        line.skipped = str(why)
+        _say(f"{line.name}: skipped: {why}")
+    except (Unwell, TimeoutError) as error:
+        line.wrong.append(repr(error))
+        _say(f"{line.name}: WRONG {error}")
+
+
+async def _one_fault(line: Line, kind: Kind, there: World, chance: random.Random) -> list[Sent]:
+    """What was sent around it."""
+    started = time.monotonic()
+    there.begin()
+    await asyncio.sleep(chance.uniform(0.2, 0.8))
+    await kind.inject(there, chance)
+    await there.heal()
+    await asyncio.sleep(_AFTERWARDS_SECONDS)
+    answered = await there.load.finish(_SETTLE_SECONDS)
+    await there.drained()
+    verdict = await judge(there.database_url, there.load.ledger, verify=False)
+    if not answered:
+        verdict.wrong.append("requests stay without an answer")
+    _add(line, there, verdict)
+    _say(
+        f"{kind.name}: {verdict.acknowledged} acknowledged, {verdict.lost} lost, {verdict.doubled} doubled, "
+        f"{there.in_flight} in flight, {time.monotonic() - started:.1f} s, {dict(there.load.statuses)}"
+        + "".join(f"\n  WRONG {one}" for one in verdict.wrong[:5])
+    )
+    return there.load.ledger
+
+
+def _add(line: Line, there: World, verdict: Verdict) -> None:
+    verdict.wrong += there.load.surprises + there.notes
+    if verdict.wrong:
+        verdict.wrong += [f"log: {said}" for replica in there.replicas for said in replica.complaints]
+    if there.in_flight >= IN_FLIGHT_MIN:
+        line.faults += 1
+    else:
+        line.not_counted += 1
+    line.acknowledged += verdict.acknowledged
+    line.lost += verdict.lost
+    line.doubled += verdict.doubled
+    line.statuses += there.load.statuses
+    line.wrong += verdict.wrong
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

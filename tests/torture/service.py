@@ -1,0 +1,63 @@
+"""`datastorage serve` with what the harness has to reach inside of it: its clock, its spool's thread, its spool's reserve.
+
+Each is asked for by an environment variable; without them the service is what it is.
+"""
+
+import os
+import sys
+import threading
+import time
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+
+from app import cli, main
+from app.api import events
+from app.ingest import accept, spool
+
+CLOCK, THREAD, RESERVE = "TORTURE_CLOCK", "TORTURE_SPOOL_THREAD", "TORTURE_SPOOL_RESERVE"
+
+
+def _offset_seconds() -> float:
+    try:
+        return float(Path(os.environ[CLOCK]).read_text("ascii") or 0)
+    except FileNotFoundError:
+        return 0.0
+
+
+class JumpingTime:
+    """In place of `datetime` where the service asks for the time of day."""
+
+    @staticmethod
+    def now(zone: tzinfo) -> datetime:
+        return datetime.now(zone) + timedelta(seconds=_offset_seconds())
+
+
+class _JumpingSeconds:
+    """In place of the spool's module `time`."""
+
+    @staticmethod
+    def time() -> float:
+        return time.time() + _offset_seconds()
+
+
+def _patch() -> None:
+    if CLOCK in os.environ:
+        for module in (events, main):
+            module.datetime = JumpingTime  # type: ignore[attr-defined]
+        accept.time_ns = lambda: time.time_ns() + int(_offset_seconds() * 1e9)  # type: ignore[attr-defined]
+        spool.time = _JumpingSeconds  # type: ignore[attr-defined,assignment]
+    if RESERVE in os.environ:
+        spool.FREE_BYTES_MIN = int(os.environ[RESERVE])
+    if THREAD in os.environ:
+        opened = spool.Spool._open
+
+        def noted(self: spool.Spool) -> object:
+            Path(os.environ[THREAD]).write_text(str(threading.get_native_id()), "ascii")
+            return opened(self)
+
+        spool.Spool._open = noted  # type: ignore[method-assign,assignment]
+
+
+if __name__ == "__main__":
+    _patch()
+    sys.exit(cli.main())

@@ -1,0 +1,313 @@
+"""Where one kind of fault is tried: a Postgres of its own, two replicas with their spools, and clients that never rest."""
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from tests.proxy import Proxy, proxy
+from tests.services import OTHER_SETTINGS, ROOT, free_port
+from tests.torture.load import Load
+from tests.torture.postgres import Postgres
+
+REPLICAS = 2
+_READY_SECONDS = 60.0
+_DRAIN_SECONDS = 90.0
+_CLOSE_SECONDS = 0.05
+_POLL_SECONDS = 0.02
+
+
+class Unwell(Exception):
+    """What should be well again after a fault is not."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a kind of fault wants to be different."""
+
+    proxies: bool = False
+    """Replicas reach Postgres through a proxy each."""
+    postgres_disk_mib: int = 0
+    """Postgres has a disk of its own, this large; 0: the one that everything is on."""
+    spool_disk_mib: int = 0
+    inside: bool = False
+    """Replicas are started by tests.torture.service, which lets the harness reach inside."""
+    reserve_bytes: int | None = None
+    """What a spool leaves free on its disk, when other than the service would."""
+    postgres_only: bool = False
+    """The kind starts the replicas itself, on an empty database."""
+    settings: dict[str, object] = field(default_factory=dict)
+
+
+class Replica:
+    """One `datastorage serve`, started as often as it is needed on the same spool."""
+
+    def __init__(self, directory: Path, spool: Path, database_url: str, needs: Needs) -> None:
+        self.directory = directory
+        self.spool = spool
+        self.clock = directory / "clock"
+        self.url: str | None = None
+        self.process: subprocess.Popen[bytes] | None = None
+        self.told_to_stop = False
+        self._database_url = database_url
+        self._needs = needs
+        directory.mkdir()
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text("utf-8", "replace")
+
+    @property
+    def complaints(self) -> list[str]:
+        """What its log says about errors of the service's own, each once."""
+        said: dict[str, None] = {}
+        for line in self.log.splitlines():
+            if re.search(r"\"level\":\"(error|critical)\"|^Traceback", line):
+                said[re.sub(r"\d{2}:\d{2}:\d{2}[^ \"]*|\d+", "#", line)[:1500]] = None
+        return list(said)[:6]
+
+    def launch(self, **settings: object) -> None:
+        """A new process on a new port."""
+        port = free_port()
+        env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
+        common = {"database_url": self._database_url, "spool_dir": self.spool, "port": port, "access_log": False}
+        for name, value in (common | self._needs.settings | settings).items():
+            env[f"DATASTORAGE_{name.upper()}"] = str(value)
+        env["PYTHONPATH"] = str(ROOT)
+        module = "app"
+        if self._needs.inside:
+            module = "tests.torture.service"
+            env["TORTURE_CLOCK"] = str(self.clock)
+            env["TORTURE_SPOOL_THREAD"] = str(self.directory / "thread")
+            if self._needs.reserve_bytes is not None:
+                env["TORTURE_SPOOL_RESERVE"] = str(self._needs.reserve_bytes)
+        with (self.directory / "log").open("ab") as log:
+            command = [sys.executable, "-m", module, "serve"]
+            self.process = subprocess.Popen(
+                command, cwd=self.directory, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        self.url = f"http://127.0.0.1:{port}"
+        self.told_to_stop = False
+
+    @property
+    def runs(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def signal(self, sig: signal.Signals) -> None:
+        assert self.process is not None
+        self.told_to_stop = self.told_to_stop or sig == signal.SIGTERM
+        self.process.send_signal(sig)
+
+    async def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        await self.ended()
+
+    async def ended(self, seconds: float = 45.0) -> int:
+        """Its exit code."""
+        assert self.process is not None
+        async with asyncio.timeout(seconds):
+            while (code := self.process.poll()) is None:
+                await asyncio.sleep(_POLL_SECONDS)
+        return code
+
+    async def metric(self, name: str) -> float | None:
+        """A metric without labels; None when the replica does not answer."""
+        lines = await self._get("/metrics")
+        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), None)
+
+    async def is_ready(self) -> bool:
+        return bool(await self._get("/readyz"))
+
+    async def _get(self, path: str) -> list[str]:
+        try:
+            async with httpx.AsyncClient(timeout=5) as client:
+                answer = await client.get(f"{self.url}{path}")
+        except httpx.HTTPError:
+            return []
+        return answer.text.splitlines() if answer.status_code == 200 else []
+
+
+class Disk:
+    """A small file system in memory that can be filled and emptied again."""
+
+    def __init__(self, place: Path, mib: int) -> None:
+        self.place = place
+        place.mkdir()
+        options = f"size={mib}m,mode=0755"
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "torture", place], capture_output=True, check=False
+        )
+        if done.returncode:
+            raise NotPossible(f"no tmpfs can be mounted: {done.stderr.decode().strip()}")
+
+    def fill(self, leave_bytes: int = 0) -> None:
+        """Take all that is free, but for so much."""
+        free = shutil.disk_usage(self.place).free - leave_bytes
+        with contextlib.suppress(OSError), (self.place / "ballast").open("ab") as ballast:
+            for piece in (1 << 16, 1 << 12):
+                while free >= piece:
+                    ballast.write(b"\0" * piece)
+                    ballast.flush()
+                    free -= piece
+
+    def empty(self) -> None:
+        (self.place / "ballast").unlink(missing_ok=True)
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", self.place], check=False)
+
+
+class NotPossible(Exception):
+    """This machine cannot do that; the message says why."""
+
+
+@dataclass
+class World:
+    """Everything that a fault may touch."""
+
+    postgres: Postgres
+    replicas: list[Replica]
+    proxies: list[Proxy]
+    load: Load
+    postgres_disk: Disk | None
+    spool_disks: list[Disk]
+    database_url: str
+    stop_seconds: float = 2.0
+    """How long Postgres stays stopped in the kind that is about just that."""
+    in_flight: int = 0
+    """Requests in flight at the moment of the fault, as the fault has noted."""
+    notes: list[str] = field(default_factory=list)
+
+    def begin(self) -> None:
+        """The next fault: clients post, and nothing of the last one is counted."""
+        self.in_flight = 0
+        self.notes = []
+        self.load.forget()
+        self.load.begin()
+
+    async def ready(self) -> None:
+        """Wait for every replica; one that has ended is an error."""
+        for replica in self.replicas:
+            try:
+                async with asyncio.timeout(_READY_SECONDS):
+                    while not await replica.is_ready():
+                        if not replica.runs:
+                            raise Unwell(f"a replica has ended: {replica.log[-2000:]}")
+                        await asyncio.sleep(_POLL_SECONDS)
+            except TimeoutError:
+                raise Unwell(f"a replica does not become ready: {replica.log[-2000:]}") from None
+
+    async def heal(self) -> None:
+        """Everything runs and has room again."""
+        for disk in (self.postgres_disk, *self.spool_disks):
+            if disk is not None:
+                disk.empty()
+        self.postgres.thaw()
+        for between in self.proxies:
+            between.lose_answer = between.lose_question = between.silent = False
+            await between.refuse(False)
+        await self.postgres.start()
+        for replica in self.replicas:
+            if replica.runs:
+                replica.signal(signal.SIGCONT)
+            if replica.told_to_stop:
+                await replica.ended()
+            if not replica.runs:
+                replica.launch()
+        await self.ready()
+
+    async def drained(self) -> None:
+        """Wait until no spool holds anything that waits."""
+        for replica in self.replicas:
+            try:
+                async with asyncio.timeout(_DRAIN_SECONDS):
+                    while await replica.metric("datastorage_spool_events") != 0:
+                        if not replica.runs:
+                            raise Unwell(f"a replica has ended: {replica.log[-2000:]}")
+                        await asyncio.sleep(_POLL_SECONDS)
+            except TimeoutError:
+                depth = await replica.metric("datastorage_spool_events")
+                raise Unwell(f"a spool is not drained: {depth} events; {replica.log[-1500:]}") from None
+            if kept_aside := await replica.metric("datastorage_spool_quarantined_events"):
+                self.notes.append(f"{kept_aside:.0f} events in quarantine: {_last_reason(replica.log)}")
+
+    async def spooled(self, replica: Replica, seconds: float = 8.0) -> bool:
+        """Wait until something waits in the spool of `replica`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not await replica.metric("datastorage_spool_events"):
+                    await asyncio.sleep(_POLL_SECONDS)
+                return True
+        return False
+
+
+def _last_reason(log: str) -> str:
+    return next((line[:300] for line in reversed(log.splitlines()) if "quarantined" in line), "")
+
+
+@contextlib.asynccontextmanager
+async def world(template: Postgres, needs: Needs, seed: int, directory: Path) -> AsyncIterator[World]:
+    """Two replicas that are ready and a load that has not begun. Raises NotPossible."""
+    async with contextlib.AsyncExitStack() as resources:
+        place = resources.enter_context(_scratch(directory))
+        resources.push_async_callback(asyncio.sleep, _CLOSE_SECONDS)  # for connections to be closed that were let go
+        postgres_disk = None
+        if needs.postgres_disk_mib:
+            postgres_disk = _disk(resources, place / "postgres", needs.postgres_disk_mib)
+        postgres = template.copy(place / "postgres")
+        resources.callback(postgres.close)
+        await postgres.start()
+        database_url = postgres.empty_url if needs.postgres_only else postgres.url
+        replicas, proxies, spool_disks = [], [], []
+        for number in range(REPLICAS):
+            url = database_url
+            if needs.proxies:
+                proxies.append(await resources.enter_async_context(proxy(url)))
+                resources.push_async_callback(proxies[-1].refuse, True)
+                url = proxies[-1].url
+            spool = place / f"spool-{number}"
+            if needs.spool_disk_mib:
+                spool_disks.append(_disk(resources, spool, needs.spool_disk_mib))
+            replica = Replica(place / f"replica-{number}", spool, url, needs)
+            resources.callback(_end, replica)
+            replicas.append(replica)
+        load = Load(lambda number: replicas[number].url, REPLICAS, seed)
+        resources.push_async_callback(load.stop)
+        there = World(postgres, replicas, proxies, load, postgres_disk, spool_disks, database_url)
+        if not needs.postgres_only:
+            for replica in replicas:
+                replica.launch()
+            await there.ready()
+        load.start()
+        yield there
+
+
+def _disk(resources: contextlib.AsyncExitStack, place: Path, mib: int) -> Disk:
+    disk = Disk(place, mib)
+    resources.callback(disk.close)
+    return disk
+
+
+@contextlib.contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="world-", dir=directory))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+def _end(replica: Replica) -> None:
+    if replica.runs:
+        replica.signal(signal.SIGKILL)
+        assert replica.process is not None
+        replica.process.wait()

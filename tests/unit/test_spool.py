@@ -1,0 +1,113 @@
+"""The spool when its disk fails, and when it is well again."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import SecretStr
+
+from app.events.catalog import Catalog
+from app.ingest.accept import Acceptance, draft, fix, single_id
+from app.ingest.kept import keep, revive
+from app.ingest.spool import Spool, SpoolFailed, SpoolFull
+from app.ingest.store import Store
+from app.ingest.submission import Submission, prepare
+from app.ingest.writer import Writer
+from app.settings import Settings
+from tests.events import make_event
+
+LOG = "test.example/datastorage"
+CATALOG = Catalog()
+
+
+@pytest.fixture
+async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
+    one = Spool(tmp_path / "spool", 1 << 30)
+    yield one
+    one.close()
+
+
+async def submission(**members: Any) -> Submission:
+    one = draft(CATALOG, make_event(**members), "", plain=False, depth=4)
+    return await prepare([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG))
+
+
+async def fail_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One append that meets an I/O error after it has written its row."""
+    transact = spool._transact
+
+    def failing(work: Any) -> Any:
+        transact(work)
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(spool, "_transact", failing)
+    refused = await submission()
+    await spool.append([refused])
+    assert isinstance(refused.done.exception(), SpoolFailed)
+    monkeypatch.setattr(spool, "_transact", transact)
+
+
+async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that failed once costs every event until Postgres is back, or what it refused is replayed."""
+    settings = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nothing"))
+    writer = Writer(Store(settings, LOG), settings, spool)
+    kept = await submission()
+    await spool.append([kept])
+    await fail_once(spool, monkeypatch)
+    early = await submission()
+    await spool.append([early])
+    assert isinstance(early.done.exception(), SpoolFailed)
+    await writer.look_again(False)
+    later = await submission()
+    await spool.append([later])
+    assert later.done.result()
+    waiting = await spool.next(100, 1 << 20, LOG)
+    assert [one.events[0].id for one in waiting] == [kept.events[0].id, later.events[0].id]
+    assert (spool.depth.requests, spool.depth.events) == (2, 2)
+
+
+async def test_nothing_is_read_before_it_is_mended(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replay takes what an unfinished transaction has left, and stores events that were refused."""
+    await fail_once(spool, monkeypatch)
+    with pytest.raises(SpoolFailed):
+        await spool.next(100, 1 << 20, LOG)
+
+
+async def test_counted_once_when_mended_during_replay(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mending counts the file between a removal and its count: later events overtake, or what waits is never replayed."""
+    for correlation_id in ("rr-1", "rr-2"):
+        await spool.append([await submission(correlation_id=correlation_id)])
+    first, _ = await spool.next(100, 1 << 20, LOG)
+    await fail_once(spool, monkeypatch)
+    await asyncio.gather(spool.mend(), spool.remove([first]))
+    assert (spool.depth.requests, spool.depth.events) == (1, 1)
+    assert (spool.waits(["rr-1"]), spool.waits(["rr-2"])) == (False, True)
+
+
+async def test_disk_that_says_nothing_has_no_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spool whose directory is gone ends the writer, and every request waits for ever."""
+
+    def gone(_: Path) -> Any:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("app.ingest.spool.shutil.disk_usage", gone)
+    refused = await submission()
+    await spool.append([refused])
+    assert isinstance(refused.done.exception(), SpoolFull)
+    assert not spool.has_room
+
+
+async def test_trace_of_the_caller_outlives_the_spool() -> None:
+    """An event that waited for Postgres has lost the trace in which it was sent, or one of an older spool cannot be read."""
+    one = draft(CATALOG, make_event(), "", plain=False, depth=4)
+    [event] = fix([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG, None, "a" * 32, "b" * 16))
+    [revived] = revive(keep([event]), LOG)
+    assert revived == event
+    older = orjson.loads(keep([event]))
+    del older[0]["trace_id"], older[0]["span_id"]
+    assert revive(orjson.dumps(older), LOG)[0].record["trace_id"] is None
