@@ -15,6 +15,8 @@ test: $(INSTALLED)
 # The long form of tests/fuzz, which `make test` has in short.
 fuzz: $(INSTALLED)
 	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
+
+# The long form of tests/torture. Its table stands in docs/durability.md.
 torture: $(INSTALLED)
 	$(BIN)/python -m tests.torture $(ARGS)
 

@@ -31,6 +31,7 @@ from app.api import (
     tlog,
     verify,
 )
+from app.api.body import Room
 from app.api.front import Front
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
@@ -74,6 +75,7 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.catalog = create_catalog(settings)
     app.state.presence = presence or db.Presence()
     app.state.engine = db.create_engine(settings)
+    app.state.room = Room(settings.inbox_bytes_max)
     app.state.writer = None
     app.state.spool = None
     app.state.signing_key = None

@@ -59,7 +59,10 @@ class Settings(BaseSettings):
         50_000, ge=1, description="most events waiting to be written; further ones are answered 503"
     )
     inbox_bytes_max: int = Field(
-        64 * MIB, ge=MIB, description="most bytes of payload waiting to be written; further ones are answered 503"
+        64 * MIB,
+        ge=MIB,
+        description="most bytes of payload waiting to be written, and most bytes of batches being taken; beyond it posts are "
+        "answered 503, but for a batch that is alone",
     )
     flush_events_max: int = Field(1_000, ge=1, description="most events in one flush, but for a larger batch")
     flush_bytes_max: int = Field(

@@ -75,8 +75,10 @@ def stories() -> Iterator[bytes]:
     """Batches that tell of REMEDIATIONS remediations, and one long correlation."""
     for first in range(0, REMEDIATIONS, 20):
         yield _batch([item for number in range(first, first + 20) for item in story(number)])
-    for _ in range(0, LONG_EVENTS, 500):
-        yield _batch([event("long") | {"correlation_id": LONG} for _ in range(500)])
+    now = datetime.now(UTC)
+    told = [item for number in range(LONG_EVENTS // 10) for item in make_story(LONG, now - timedelta(minutes=number + 1))]
+    for first in range(0, LONG_EVENTS, 500):
+        yield _batch(told[first : min(first + 500, LONG_EVENTS)])
 
 
 def _batch(items: list[dict[str, Any]]) -> bytes:

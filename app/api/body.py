@@ -1,8 +1,11 @@
 """Bodies of requests: their size, their type, and nothing of their content."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from starlette.requests import Request
 
-from app.errors import BadRequest, TooLarge
+from app.errors import BadRequest, InboxFull, TooLarge
 
 
 class ClientGone(Exception):
@@ -10,6 +13,42 @@ class ClientGone(Exception):
 
 
 JSON = "application/json"
+
+
+class Room:
+    """Bounds the bytes of the bodies that are being taken, each from its first byte until its request is answered."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._taken = 0
+
+    @contextmanager
+    def taking(self) -> Iterator["Taking"]:
+        """Room for one body, to be asked for as it comes."""
+        taking = Taking(self)
+        try:
+            yield taking
+        finally:
+            self._taken -= taking.bytes
+
+    def add(self, size: int, alone: int) -> None:
+        """InboxFull when there is none left. A body that is alone, as `alone` says, may be larger."""
+        self._taken += size
+        if self._taken > self._bytes_max and self._taken > alone:
+            raise InboxFull
+
+
+class Taking:
+    """What one body takes of the room."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self.bytes = 0
+
+    def add(self, size: int) -> None:
+        """Take `size` bytes more. Raises InboxFull."""
+        self.bytes += size
+        self._room.add(size, self.bytes)
 
 
 async def read_json_body(request: Request, bytes_max: int) -> bytes:
@@ -20,12 +59,19 @@ async def read_json_body(request: Request, bytes_max: int) -> bytes:
     return body
 
 
-async def read_body(request: Request, bytes_max: int) -> tuple[bytes, str]:
-    """The whole body, and what its Content-Type calls it, without parameters. TooLarge above `bytes_max`, chunked or not."""
+async def read_body(request: Request, bytes_max: int, taking: Taking | None = None) -> tuple[bytes, str]:
+    """The whole body, and what its Content-Type calls it, without parameters. TooLarge above `bytes_max`, chunked or not.
+
+    Raises InboxFull when there is no room to take.
+    """
     length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > bytes_max:
-        raise too_large(request, bytes_max)
-    body = await _read(request, bytes_max)
+    if length.isdecimal():
+        if int(length) > bytes_max:
+            raise too_large(request, bytes_max)
+        if taking is not None:
+            taking.add(int(length))
+            taking = None
+    body = await _read(request, bytes_max, taking)
     return body, request.headers.get("content-type", "").partition(";")[0].strip()
 
 
@@ -39,7 +85,7 @@ def too_large(request: Request, bytes_max: int) -> TooLarge:
     return TooLarge(f"The body has {request.headers['content-length']} bytes; this route takes at most {bytes_max}.")
 
 
-async def _read(request: Request, bytes_max: int) -> bytes:
+async def _read(request: Request, bytes_max: int, taking: Taking | None) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -50,6 +96,8 @@ async def _read(request: Request, bytes_max: int) -> bytes:
         size += len(chunk)
         if size > bytes_max:
             raise TooLarge(f"The body has more than the {bytes_max} bytes that this route takes.")
+        if taking is not None:
+            taking.add(len(chunk))
         if not message.get("more_body", False):
             return b"".join((*chunks, chunk)) if chunks else chunk
         chunks.append(chunk)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from app import metrics
 from app.api import envelopes, idempotency
-from app.api.body import JSON, read_body
+from app.api.body import JSON, Taking, read_body
 from app.api.envelopes import Envelope
 from app.api.front import Endpoint
 from app.errors import BadRequest, BatchTooLarge, DatabaseAway, DatabaseFailed
@@ -104,9 +104,14 @@ async def post_event(request: Request) -> Response:
 
 async def post_batch(request: Request) -> Response:
     """Record a batch, whole or not at all; 201 with the ids in input order once it is committed."""
+    with request.app.state.room.taking() as taking:
+        return await _post_batch(request, taking)
+
+
+async def _post_batch(request: Request, taking: Taking) -> Response:
     started = perf_counter()
     settings = request.app.state.settings
-    body, media_type = await read_body(request, settings.batch_bytes_max)
+    body, media_type = await read_body(request, settings.batch_bytes_max, taking)
     envelope = envelopes.of_batch(request, media_type)
     drafts, body_digest = await _parse_batch(body, _Reading(envelope, settings.batch_events_max), request.url.path)
     key = idempotency.sent_key(request)

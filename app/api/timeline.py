@@ -43,8 +43,6 @@ class TimelineEvent(BaseModel):
     actor_id: str | None = None
     resource_type: str | None = None
     resource_id: str | None = None
-    namespace: str | None = None
-    cluster_id: str | None = None
     severity: str | None = None
     duration_ms: int | None = None
     error_code: str | None = None
@@ -237,7 +235,7 @@ async def get_timeline(request: Request, correlation_id: str) -> Response:
             "decisions": found.decisions,
             "notifications": found.notifications,
             "holds": found.holds,
-            "events": found.events,
+            "events": orjson.Fragment(found.events),
             "pagination": {"limit": limit, "offset": offset, "has_more": found.has_more},
         }
     )

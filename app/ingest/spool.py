@@ -134,6 +134,9 @@ class Spool:
         except sqlite3.Error as error:
             raise Fatal(f"The spool {directory} cannot be read ({error}): move it away, or mend it.") from error
         self._load()
+        # Asked for whenever somebody looks: both change while nothing is kept or replayed.
+        metrics.SPOOL_OLDEST.set_function(self._age)
+        metrics.SPOOL_FREE.set_function(self._free)
 
     def waits(self, correlations: Iterable[str]) -> bool:
         """Whether events of one of these wait: what comes later has to queue behind them."""
@@ -202,6 +205,7 @@ class Spool:
             self._count(kept.events, size, -1)
             self.depth.bytes += len(body)
             self.depth.quarantined += len(refused)
+            self.depth.oldest = await self._on_thread(self._oldest)
         metrics.QUARANTINED.inc(len(refused))
         metrics.DLQ_XADD.labels("dead_letter_audit_events").inc(len(refused))
         log.error("a spooled request was quarantined", extra={"position": kept.position, "reason": reason})
@@ -494,13 +498,14 @@ class Spool:
         except OSError:
             return 0
 
+    def _age(self) -> float:
+        return time.time() - self.depth.oldest if self.depth.oldest else 0.0
+
     def _show(self) -> None:
         depth = self.depth
         metrics.SPOOL_EVENTS.set(depth.events)
         metrics.SPOOL_BYTES.set(depth.bytes)
         metrics.SPOOL_QUARANTINED.set(depth.quarantined)
-        metrics.SPOOL_OLDEST.set(time.time() - depth.oldest if depth.oldest else 0)
-        metrics.SPOOL_FREE.set(self._free())
         metrics.DLQ_PENDING.set(depth.events)
         share = depth.bytes / self._bytes_max
         metrics.DLQ_WARNING.labels("events").set(0.8 <= share < 0.9)

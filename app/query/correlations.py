@@ -26,6 +26,8 @@ LIMIT_MAX = 1000
 LOOKED_AT_MAX = 1000
 """Correlations that one page looks at."""
 _ROWS_MAX = 10_000
+WALKS = {rows: SQL["walk"].replace("$4", str(rows)) for rows in (200, 1000, 4000)}
+"""By the rows that are asked for: the planner has to know how few they are."""
 _BEHIND_ALL = UUID(int=2**128 - 1)
 
 
@@ -74,6 +76,7 @@ async def page(engine: AsyncEngine, query: CorrelationQuery) -> CorrelationPage:
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
+        await connection.execute(SQL["plan_once"])
         walk = _Walk(connection, query)
         shown = await walk.find()
         told = {
@@ -111,8 +114,9 @@ class _Walk:
 
     async def _rows_behind(self, place: Cursor) -> list[asyncpg.Record]:
         since = "-infinity" if self._query.since is None else _text(self._query.since)
-        self._asked = min(4000, max(2 * self._query.limit, 4 * self._rows))
-        rows = await self._connection.fetch(SQL["walk"], place.event_timestamp, place.event_id, since, self._asked)
+        wanted = max(2 * self._query.limit, 4 * self._rows)
+        self._asked = next((rows for rows in WALKS if rows >= wanted), max(WALKS))
+        rows = await self._connection.fetch(WALKS[self._asked], place.event_timestamp, place.event_id, since)
         self._rows += len(rows)
         return rows
 

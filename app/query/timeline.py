@@ -47,22 +47,11 @@ _DECISIONS = {
 }
 """Types of events that are decisions, and what was decided where the payload does not say."""
 _PHASES = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS]
-_STEPS = frozenset({*_PHASES, *_DECISIONS})
-_NULLABLE = (
-    *("log_index", "chain_index", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
-    "parent_event_id",
-)
-_MEMBERS = (
-    *("event_id", "event_timestamp", "event_type", "recorded_at", "log_index", "chain_index", "event_category"),
-    *("event_action", "event_outcome", "actor_type", "actor_id", "resource_type", "resource_id", "namespace"),
-    *("cluster_id", "severity", "duration_ms", "error_code", "parent_event_id"),
-)
-_EVENT_TIMESTAMP, _EVENT_TYPE = 1, 2
+_EVENT_TIMESTAMP = 1
 _SAID = (
     *("event_type", "from_phase", "to_phase", "decision", "named", "reason", "decided_workflow", "actor_id"),
     "actor_type",
 )
-_ROWS_AT_ONCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +60,8 @@ class Timeline:
 
     extent: Row
     head: asyncpg.Record | None
-    events: list[dict[str, Any]]
+    events: str
+    """A JSON array of objects."""
     has_more: bool
     phases: list[dict[str, Any]]
     decisions: list[dict[str, Any]]
@@ -89,17 +79,18 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        told = (correlation_id, _PHASES, list(_DECISIONS))
-        rows = await connection.fetch(SQL["timeline"], *told, limit + 1, offset)
-        # Postgres counts while the events are made of their rows.
-        [extent], events = await asyncio.gather(connection.fetch(SQL["extent"], correlation_id), _events(rows[:limit]))
-        steps = _by_time(rows if len(rows) == extent["count"] else await connection.fetch(SQL["steps"], *told))
+        rows = await connection.fetch(SQL["timeline"], correlation_id, limit + 1, offset)
+        # Postgres goes on while what it has answered is put together.
+        reading = connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS))
+        told, events = await asyncio.gather(reading, _events(rows[:limit]))
+        del rows
+        [extent], steps = await asyncio.gather(connection.fetch(SQL["extent"], correlation_id), _by_time(told))
         holds = await connection.fetch(SQL["holds"], correlation_id) if extent["held"] else []
         return Timeline(
             extent,
             await connection.fetchrow(INTEGRITY["head"], correlation_id),
             events,
-            len(rows) > limit,
+            offset + limit < extent["count"],
             phases(steps),
             decisions(steps),
             [notification(row) for row in await connection.fetch(SQL["notifications"], correlation_id)],
@@ -107,27 +98,12 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         )
 
 
-async def _events(rows: Sequence[asyncpg.Record]) -> list[dict[str, Any]]:
-    """What is unknown is left out; an event without log_index is unsealed. Other requests have their turns between."""
-    events = []
-    for first in range(0, len(rows), _ROWS_AT_ONCE):
-        events += [_event(row) for row in rows[first : first + _ROWS_AT_ONCE]]
-        await asyncio.sleep(0)
-    return events
+async def _events(rows: Sequence[asyncpg.Record]) -> str:
+    return f"[{','.join(f'{{{members}}}' for (members,) in rows)}]"
 
 
-def _event(row: asyncpg.Record) -> dict[str, Any]:
-    event = dict(zip(_MEMBERS, row, strict=False))  # behind them stands what its step is told by
-    for name in _NULLABLE:
-        if event[name] is None:
-            del event[name]
-    return event
-
-
-def _by_time(rows: Sequence[asyncpg.Record]) -> list[asyncpg.Record]:
-    """Those that are steps. What they say orders those of equal times, so that the order of arrival does not."""
-    steps = [row for row in rows if row[_EVENT_TYPE] in _STEPS]
-    steps.sort(key=itemgetter(_EVENT_TIMESTAMP))
+async def _by_time(steps: list[asyncpg.Record]) -> list[asyncpg.Record]:
+    """What they say orders those of equal times, so that the order of arrival does not."""
     times = list(map(itemgetter(_EVENT_TIMESTAMP), steps))
     if any(map(eq, times, times[1:])):
         steps.sort(key=lambda step: (step["event_timestamp"], *(step[name] or "" for name in _SAID)))

@@ -7,6 +7,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
+from app.query.correlations import WALKS
 from app.sql import load
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -16,11 +17,12 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "effectiveness": ("-",),
     "remediations": ("-", None, _LONG_AGO, _LONG_AGO, "-"),
     "assessments": (["-"], 1),
-    "timeline": ("-", ["-"], ["-"], 1, 0),
+    "timeline": ("-", 1, 0),
     "extent": ("-",),
     "steps": ("-", ["-"], ["-"]),
     "holds": ("-",),
     "notifications": ("-",),
+    "plan_once": (),
     "walk": (*_PLACE, "-infinity", 1),
     "newest": (["-"], [_PLACE[0]], [_PLACE[1]]),
     "matching": (["-"], None, None, None),
@@ -36,5 +38,7 @@ async def warm(engine: AsyncEngine) -> None:
         async with driver_connection(engine) as connection:
             for name, statement in load("reports").items():
                 await connection.fetch(statement, *ARGUMENTS[name])
+            for statement in WALKS.values():
+                await connection.fetch(statement, *ARGUMENTS["walk"][:3])
 
     await asyncio.gather(*(warm_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's

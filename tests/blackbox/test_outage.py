@@ -95,8 +95,11 @@ async def test_answers_while_postgres_is_away(outage: Outage) -> None:
             break
         await asyncio.sleep(0.05)
     assert (ready.status_code, ready.json()) == (200, {"status": "ready", "database": "unreachable"})
+    age = await outage.metric("datastorage_spool_oldest_age_seconds")
+    assert 0 < age < await outage.metric("datastorage_spool_oldest_age_seconds")
     await outage.end()
     await outage.drained()
+    assert await outage.metric("datastorage_spool_oldest_age_seconds") == 0
     found = await outage.client.get(EVENTS, params={"correlation_id": "rr-1"})
     assert {event["event_id"] for event in found.json()["data"]} == {event_id, *batch.json()["event_ids"]}
     verified = await outage.client.post("/api/v1/audit/verify-chain", json={"correlation_id": "rr-1"})
@@ -163,6 +166,7 @@ async def test_conflict_found_at_replay_is_quarantined(
     await outage.drained()
     assert len(await outage.actions("rr-2")) == 3
     assert await outage.metric("datastorage_spool_quarantined_events") == 1
+    assert await outage.metric("datastorage_spool_oldest_age_seconds") == 0
     assert await outage.metric("datastorage_quarantined_events_total") == 1
 
 
@@ -332,3 +336,26 @@ async def test_postgres_that_stops_answering(
         await outage.end()
         await outage.drained()
     assert await connection.fetchval("SELECT count(*) FROM audit_events") == 21
+
+
+async def test_room_for_batches(service: Callable[..., Service], database_url: str) -> None:
+    """Large batches gather in memory without bound while Postgres does not answer, or keep all others out."""
+    batch = [make_event(error_message="x" * 3_000) for _ in range(220)]
+    async with started(service, database_url, inbox_bytes_max=1 << 20, batch_deadline_ms=2_000) as outage:
+        outage.between.silent = True
+        first = asyncio.create_task(outage.client.post(BATCH, json=batch))
+        await asyncio.sleep(0.3)
+        body = json.dumps(batch).encode()
+        for content in (body, chunks(body)):
+            refused = await outage.client.post(BATCH, content=content, headers={"Content-Type": "application/json"})
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        small = asyncio.create_task(outage.client.post(BATCH, json=[make_event()]))
+        await asyncio.sleep(0.3)
+        outage.between.silent = False
+        assert ((await first).status_code, (await small).status_code) == (201, 201)
+        assert (await outage.client.post(BATCH, json=batch * 2)).status_code == 201
+
+
+async def chunks(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), 1 << 16):
+        yield body[start : start + (1 << 16)]
