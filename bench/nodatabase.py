@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from app import db, main, serve
 from app.ingest.accept import Event
 from app.ingest.link import Head, link
-from app.ingest.store import Claimed, Store
+from app.ingest.store import Act, Claimed, Store
 from app.retention import partitions
 from app.settings import Settings, load
 
@@ -22,8 +22,10 @@ class NoStore(Store):
         self._end = (-1, 1)
         self._known: dict[str, Head] = {}
 
-    async def commit(self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float) -> None:
-        del claims, deadline
+    async def commit(
+        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: Act | None = None
+    ) -> None:
+        del claims, deadline, act
         flush = link(events, self._end, self._known)
         await asyncio.sleep(0)
         self._end = (flush.first_index, len(flush.rows))
