@@ -13,4 +13,4 @@ async def test_honest_traffic(database_url: str) -> None:
     assert told.number(r": ([0-9,]+) positions") > 120 * EVENTS_PER_SECOND * 0.8
     assert told.number(r"purged: ([0-9,]+)") > 0
     assert told.number(r"erased: ([0-9,]+)") > 0
-    assert told.acts.keys() >= {"holds", "releases", "retention", "erase", "verify"}
+    assert told.acts.keys() >= {"holds", "releases", "retention", "erase", "exports", "verify"}
