@@ -76,7 +76,9 @@ def stories() -> Iterator[bytes]:
     for first in range(0, REMEDIATIONS, 20):
         yield _batch([item for number in range(first, first + 20) for item in story(number)])
     now = datetime.now(UTC)
-    told = [item for number in range(LONG_EVENTS // 10) for item in make_story(LONG, now - timedelta(minutes=number + 1))]
+    told = [
+        item for number in range(LONG_EVENTS // 10) for item in make_story(LONG, now - timedelta(minutes=number + 1))
+    ]
     for first in range(0, LONG_EVENTS, 500):
         yield _batch(told[first : min(first + 500, LONG_EVENTS)])
 
