@@ -37,4 +37,4 @@ for _ in $(seq 100); do
 done
 
 export DATASTORAGE_TEST_DATABASE=dsn DATASTORAGE_TEST_DSN=postgresql://datastorage@127.0.0.1:$port/postgres
-make --no-print-directory test ARGS="tests/postgres tests/blackbox ${*:-}"
+make --no-print-directory test ARGS="${*:-tests/postgres tests/blackbox}"

@@ -19,7 +19,7 @@ func main() {
 		log.Fatal(err)
 	}
 	correlation := fmt.Sprintf("go-%d", time.Now().UnixNano())
-	created, err := client.PostEvent(ctx, &api.PostedEvent{
+	answer, err := client.PostEvent(ctx, &api.PostedEvent{
 		Version:        "1.0",
 		EventType:      "orchestrator.lifecycle.started",
 		EventTimestamp: time.Now(),
@@ -33,9 +33,13 @@ func main() {
 			RrName:    "rr-go",
 			Namespace: "payments",
 		}),
-	})
+	}, api.PostEventParams{IdempotencyKey: api.NewOptString(correlation)})
 	if err != nil {
 		log.Fatalf("post: %v", err)
+	}
+	created, ok := answer.(*api.EventCreated)
+	if !ok {
+		log.Fatalf("post: expected 201, got %T", answer)
 	}
 	page, err := client.ListEvents(ctx, api.ListEventsParams{CorrelationID: api.NewOptString(correlation)})
 	if err != nil {

@@ -105,7 +105,7 @@ class Replica:
 
     def signal(self, sig: signal.Signals) -> None:
         assert self.process is not None
-        self.told_to_stop = self.told_to_stop or sig == signal.SIGTERM
+        self.told_to_stop = self.told_to_stop or sig in {signal.SIGTERM, signal.SIGKILL}
         self.process.send_signal(sig)
 
     async def kill(self) -> None:

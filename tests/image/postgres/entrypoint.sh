@@ -1,7 +1,8 @@
 #!/bin/sh
 # Honours POSTGRES_USER, POSTGRES_PASSWORD, POSTGRES_DB and PGDATA as the official image does: the first start makes the
-# cluster with that superuser and database, and every start runs the server as the user postgres.
+# cluster with that superuser and database, and every start runs the server as the user postgres. Other commands run as they are.
 set -eu
+[ "$1" = postgres ] || exec "$@"
 if [ "$(id -u)" = 0 ]; then
   mkdir -p "$PGDATA" /run/postgresql
   chown -R postgres: "$PGDATA" /run/postgresql
