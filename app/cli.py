@@ -193,6 +193,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from app.settings import load
 
     settings = load(migrate=True) if arguments.migrate else load()
+    settings.refuse_open_port()
     logs.configure(settings.log_level)
     if settings.otel_endpoint is not None:
         tracing.start(settings.otel_endpoint)

@@ -264,14 +264,13 @@ class Settings(BaseSettings):
             )
         return self
 
-    @model_validator(mode="after")
-    def _closed_unless_told(self) -> Self:
+    def refuse_open_port(self) -> None:
+        """Fatal unless the port is closed to strangers, or it was said that it need not be. Only whoever serves has to ask."""
         if self.auth == "none" and not (self.allow_unauthenticated or is_loopback(self.host)):
-            raise ValueError(
-                f"host {self.host} is reachable from outside and nobody is asked who they are: set DATASTORAGE_AUTH, bind to "
-                "127.0.0.1, or set DATASTORAGE_ALLOW_UNAUTHENTICATED=true if everybody who reaches the port may read and write"
+            raise Fatal(
+                f"Host {self.host} is reachable from outside and nobody is asked who they are: set DATASTORAGE_AUTH, bind to "
+                "127.0.0.1, or set DATASTORAGE_ALLOW_UNAUTHENTICATED=true if everybody who reaches the port may read and write."
             )
-        return self
 
     @classmethod
     def settings_customise_sources(

@@ -33,7 +33,7 @@ main() {
   step "compose"
   export DATASTORAGE_PORT
   DATASTORAGE_PORT=$(free_port)
-  compose up --detach
+  compose up --detach || { compose logs --no-color migrate roles; fail "compose does not come up"; }
   healthy "$(compose ps --quiet datastorage)"
   url=$(compose exec -T datastorage python -c 'import os; print(os.environ["DATASTORAGE_DATABASE_URL"])' | tr -d '\r')
   step "any uid, no shell, cold"

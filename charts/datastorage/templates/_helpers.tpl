@@ -93,8 +93,6 @@ image: {{ include "datastorage.image" .root }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 {{ include "datastorage.containerSecurity" .root }}
 env:
-  # Nothing is served here: without this, the image's address would be refused, since nobody is asked who they are.
-  - {name: DATASTORAGE_HOST, value: 127.0.0.1}
   {{- with .root.Values.settings.log_name }}
   - {name: DATASTORAGE_LOG_NAME, value: {{ . | quote }}}
   {{- end }}
