@@ -23,6 +23,7 @@ from app.integrity.witness import Witness, Witnesses
 from app.settings import Settings
 
 ROUND_SECONDS = 1.0
+_TRANSACTION_IDLE_MAX = "15s"  # longer than witnesses or a heartbeat take
 
 Heartbeat = Callable[[int, datetime], Awaitable[None]]
 """Writes the event that says: the log has so many leaves since then, and the service lives."""
@@ -66,7 +67,10 @@ async def keep(settings: Settings, made: Parts, heartbeat: Heartbeat) -> None:
     while True:
         try:
             if connection is None or connection.is_closed():
-                connection = await db.connect(settings)
+                # A frozen process must not keep the others from signing.
+                connection = await db.connect(
+                    settings, lock_timeout="3s", idle_in_transaction_session_timeout=_TRANSACTION_IDLE_MAX
+                )
                 await recall(connection, made)
             await run(connection, made, heartbeat)
         except (Refused, Incomplete) as error:

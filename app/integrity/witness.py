@@ -72,13 +72,12 @@ class Witnesses:
     async def _ask(self, client: httpx.AsyncClient, witness: Witness, note: str, size: int, prove: Prove) -> str:
         """One witness's line; two rounds, since it may have seen another checkpoint than this process knows of."""
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
+            answer = await self._send(client, witness, note, prove)
+            if answer.status_code == httpx.codes.CONFLICT and (known := _size(answer)) is not None:
+                if known > size:
+                    return _alarm(witness, "witness_ahead", f"it has seen {known} leaves, this log has {size}")
+                self._seen[witness] = known
                 answer = await self._send(client, witness, note, prove)
-                if answer.status_code == httpx.codes.CONFLICT and (known := _size(answer)) is not None:
-                    if known > size:
-                        return _alarm(witness, "witness_ahead", f"it has seen {known} leaves, this log has {size}")
-                    self._seen[witness] = known
-                    answer = await self._send(client, witness, note, prove)
             line = _line(witness, note, answer)
         except (httpx.HTTPError, TimeoutError, Malformed) as error:
             return _failed(witness, repr(error))
@@ -93,7 +92,10 @@ class Witnesses:
     async def _send(self, client: httpx.AsyncClient, witness: Witness, note: str, prove: Prove) -> httpx.Response:
         old = self._seen[witness]
         proof = "".join(f"{encoded(one)}\n" for one in await prove(old))
-        return await client.post(f"{witness.url}/add-checkpoint", content=f"old {old}\n{proof}\n{note}".encode())
+        content = f"old {old}\n{proof}\n{note}".encode()
+        # Not around the proof: a query that is cancelled would end the transaction.
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            return await client.post(f"{witness.url}/add-checkpoint", content=content)
 
 
 def _line(witness: Witness, note: str, answer: httpx.Response) -> str:
