@@ -9,7 +9,7 @@ if [ ! -x "$bin/initdb" ]; then
   { command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; } || { echo "skipped: there is no Postgres 15 at $bin"; exit 0; }
   echo "installing postgresql-15"
   timeout 120 apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq install -y --no-install-recommends postgresql-15 >/dev/null \
+  DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends postgresql-15 >/dev/null \
     || { echo "skipped: this Debian has no postgresql-15"; exit 0; }
 fi
 

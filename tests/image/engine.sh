@@ -34,7 +34,7 @@ engine_install() {
   [ ${#missing[@]} = 0 ] && return
   echo "installing ${missing[*]}"
   timeout 120 apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq install -y --no-install-recommends "${missing[@]}" >/dev/null
+  DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 engine_down() {
