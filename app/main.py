@@ -5,10 +5,11 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import asyncpg
 from fastapi import FastAPI
@@ -183,27 +184,8 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     app.state.log_name = log_name
     if app.state.spool is not None:
         presence.can_spool = lambda: app.state.spool.has_room
-    url = settings.database_url.get_secret_value() if settings.database_url else ""
-    if checkpoints is not None:
-
-        async def heartbeat(size: int, since: datetime) -> None:
-            payload = {"event_type": "datastorage.log.heartbeat", "tree_size": size, "silent_since": since.isoformat()}
-            await own.write_own(writer, own.own_event(log_name, payload), settings.single_deadline_ms)
-
-        work = checkpoint.keep(settings, checkpoints, heartbeat)
-        workers.append(asyncio.create_task(work, name="checkpoints"))
-    if settings.verifier_events_per_second:
-        keys = app.state.signing_key.all_public if app.state.signing_key else ()
-        workers.append(asyncio.create_task(keep_verifying(settings, log_name, keys), name="verifier"))
-    for name, work in {
-        "presence": presence.watch(settings, writer.look_again),
-        "claims": claims.forget_expired(app.state.engine),
-        "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
-    }.items():
+    for name, work in _workers(app, writer, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
-    if app.state.spool is not None:
-        replay = keep_replaying(app.state.engine, NotificationSpool(app.state.spool))
-        workers.append(asyncio.create_task(replay, name="notifications"))
     gc.collect()
     gc.freeze()  # what lives as long as the process need not be looked at again
     gc.set_threshold(*_GC_THRESHOLDS)
@@ -211,6 +193,32 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     presence.database_up = presence.started = True
     presence.waiting_for = ""
     log.info("ready", extra={"log": log_name, "port": settings.port})
+
+
+def _workers(
+    app: FastAPI, writer: Writer, checkpoints: checkpoint.Parts | None
+) -> dict[str, Coroutine[Any, Any, None]]:
+    """What goes on beside the requests, for as long as the process runs."""
+    settings: Settings = app.state.settings
+    log_name, spool, key = writer.store.log_name, writer.spool, app.state.signing_key
+    url = settings.database_url.get_secret_value() if settings.database_url else ""
+
+    async def heartbeat(size: int, since: datetime) -> None:
+        payload = {"event_type": "datastorage.log.heartbeat", "tree_size": size, "silent_since": since.isoformat()}
+        await own.write_own(writer, own.own_event(log_name, payload), settings.single_deadline_ms)
+
+    work = {
+        "presence": app.state.presence.watch(settings, writer.look_again),
+        "claims": claims.forget_expired(app.state.engine),
+        "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
+    }
+    if checkpoints is not None:
+        work["checkpoints"] = checkpoint.keep(settings, checkpoints, heartbeat)
+    if settings.verifier_events_per_second:
+        work["verifier"] = keep_verifying(settings, log_name, key.all_public if key else ())
+    if spool is not None:
+        work["notifications"] = keep_replaying(app.state.engine, NotificationSpool(spool))
+    return work
 
 
 def _open_spool(settings: Settings) -> Spool | None:

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.listening import listening
+
 ACCOUNT = "system:serviceaccount:datastorage-e2e:"
 ALL = frozenset({"get", "create", "update"})
 
@@ -69,17 +71,11 @@ def certificate_authority() -> str:
 def api_server() -> Iterator[ApiServer]:
     """The server, until the block ends."""
     server = ApiServer()
-    listener = _Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": server}))
-    server.url = f"http://127.0.0.1:{listener.server_address[1]}"
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.released.set()
-        listener.shutdown()
-        thread.join()
-        listener.server_close()
+    with listening(_Listener(("127.0.0.1", 0), type("Handler", (_Handler,), {"server_state": server}))) as server.url:
+        try:
+            yield server
+        finally:
+            server.released.set()
 
 
 class _Listener(ThreadingHTTPServer):

@@ -2,11 +2,16 @@
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import asyncpg
 import pytest
 
 from tests import databases, services
+
+if TYPE_CHECKING:
+    from tests.apiserver import ApiServer
+    from tests.issuer import Issuer
 
 LOG_NAME = "test.example/datastorage"
 
@@ -81,3 +86,21 @@ def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., service
     finally:
         codes = services.stop(started)
     assert set(codes) <= {0}, "\n".join(one.log.read_text() for one in started)
+
+
+@pytest.fixture
+def api() -> "Iterator[ApiServer]":
+    """A Kubernetes API server that reviews tokens and access."""
+    from tests.apiserver import api_server
+
+    with api_server() as server:
+        yield server
+
+
+@pytest.fixture
+def idp() -> "Iterator[Issuer]":
+    """An OpenID Connect issuer."""
+    from tests.issuer import issuer
+
+    with issuer() as made:
+        yield made

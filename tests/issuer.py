@@ -1,7 +1,6 @@
 """An OpenID Connect issuer: a real HTTP server with discovery and a key set, and the tokens that it signs."""
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from typing import Any
 
 from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
+
+from tests.listening import listening
 
 AUDIENCE = "datastorage"
 
@@ -53,16 +54,8 @@ class Issuer:
 def issuer() -> Iterator[Issuer]:
     """The issuer, until the block ends."""
     made = Issuer()
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"issuer": made}))
-    made.url = f"http://127.0.0.1:{listener.server_address[1]}"
-    thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with listening(ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"issuer": made}))) as made.url:
         yield made
-    finally:
-        listener.shutdown()
-        thread.join()
-        listener.server_close()
 
 
 class _Handler(BaseHTTPRequestHandler):

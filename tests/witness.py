@@ -1,7 +1,6 @@
 """A witness (C2SP tlog-witness) in this process: what it must refuse it refuses, by code of its own."""
 
 import base64
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.integrity import merkle
 from app.integrity.note import COSIGNATURE, Checkpoint, Note, PublicKey, cosigned, signature_line, verified
+from tests.listening import listening
 
 
 class FakeWitness:
@@ -62,13 +62,5 @@ def serving(witness: FakeWitness) -> Iterator[FakeWitness]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    witness.url = f"http://127.0.0.1:{server.server_port}"
-    try:
+    with listening(ThreadingHTTPServer(("127.0.0.1", 0), Handler)) as witness.url:
         yield witness
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

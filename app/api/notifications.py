@@ -17,15 +17,16 @@ from app.api import idempotency, parameters
 from app.api.access import caller_of, permit
 from app.api.body import read_json_body
 from app.api.deadline import in_time
-from app.errors import DatabaseAway, DatabaseFailed
+from app.api.pages import behind, page_answer, standing
+from app.errors import DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields
 from app.ingest.notification_spool import NotificationSpool
 from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, write
 from app.ingest.submission import Claim
+from app.query.cursor import Place
 from app.query.filter import LIMIT_MAX
 from app.query.notifications import NotificationQuery, page
-from app.query.place import Place
 
 router = APIRouter(tags=["notifications"])
 _TABLE = "notification_audit"
@@ -172,19 +173,9 @@ router.add_api_route(
 async def list_notifications(request: Request) -> Response:
     """Find notifications, latest first."""
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
-    try:
+    with behind(query.cursor):
         found = await in_time(request, page(request.app.state.engine, query))
-    except DatabaseFailed as error:
-        if query.cursor is not None and getattr(error.__cause__, "sqlstate", "").startswith("22"):
-            raise bad_fields({"cursor": "expected the next_cursor of an earlier answer"}) from None
-        raise
-    pagination: dict[str, Any] = {"limit": query.limit, "has_more": found.next_cursor is not None}
-    headers = {}
-    if found.next_cursor is not None:
-        pagination["next_cursor"] = str(found.next_cursor)
-        headers["Link"] = parameters.next_link(request, str(found.next_cursor))
-    body = orjson.dumps({"data": found.notifications, "pagination": pagination}, option=orjson.OPT_APPEND_NEWLINE)
-    return Response(body, headers=headers, media_type="application/json")
+    return page_answer(request, found.notifications, standing(query.limit, found.next_cursor))
 
 
 def parse_query(query_string: bytes, now: datetime) -> NotificationQuery:

@@ -4,16 +4,14 @@ import re
 from collections.abc import Container
 from datetime import datetime
 from typing import Any, TypeVar
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl
 
 from fastapi import HTTPException
 from pydantic import BaseModel
-from starlette.requests import Request
 
 from app.errors import BadRequest
 from app.events.explain import bad_fields
-from app.query.cursor import Cursor
-from app.query.place import Place
+from app.query.cursor import Cursor, Place
 from app.query.timebounds import parse_moment
 
 _Place = TypeVar("_Place", Cursor, Place)
@@ -80,9 +78,3 @@ def documented(query: type[BaseModel]) -> list[dict[str, Any]]:
         kept = {key: value for key, value in stated.items() if key not in {"description", "default", "title"}}
         found.append({"name": name, "in": "query", "description": schema.get("description", ""), "schema": kept})
     return found
-
-
-def next_link(request: Request, next_cursor: str) -> str:
-    """The Link header to the page behind this one."""
-    kept = [(k, v) for k, v in request.query_params.multi_items() if k not in {"cursor", "offset"}]
-    return f'<{request.url.path}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'

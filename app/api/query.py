@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.deadline import in_time
-from app.api.parameters import bad_query, cursor, documented, given, moment, next_link, number
+from app.api.pages import behind, page_answer
+from app.api.parameters import bad_query, cursor, documented, given, moment, number
 from app.errors import DatabaseFailed, NotFound
 from app.events.envelope import Category, Outcome
 from app.events.explain import bad_fields, explain
@@ -91,18 +92,12 @@ async def list_events(request: Request) -> Response:
     """Find events, newest first."""
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
     try:
-        found = await in_time(request, page(request.app.state.engine, query))
+        with behind(query.cursor):
+            found = await in_time(request, page(request.app.state.engine, query))
     except DatabaseFailed as error:
-        if query.cursor is not None and getattr(error.__cause__, "sqlstate", "").startswith("22"):
-            raise bad_fields({"cursor": "expected the next_cursor of an earlier answer"}) from None
         error.extra["instance"] = request.url.path
         raise
-    pagination = _pagination(query, found)
-    headers = {}
-    if found.next_cursor is not None:
-        headers["Link"] = next_link(request, str(found.next_cursor))
-    body = orjson.dumps({"data": found.events, "pagination": pagination}, option=orjson.OPT_APPEND_NEWLINE)
-    return Response(body, headers=headers, media_type="application/json")
+    return page_answer(request, found.events, _pagination(query, found))
 
 
 @router.get("/api/v1/audit/events/{event_id}", response_class=Response, responses={200: {"model": Event}})

@@ -13,9 +13,10 @@ from starlette.responses import Response
 from app.api import parameters
 from app.api.deadline import in_time
 from app.api.notifications import StoredNotification
+from app.api.pages import behind, page_answer, standing
 from app.api.verify import answer as verified
 from app.api.verify import report_on
-from app.errors import DatabaseFailed, NotFound
+from app.errors import NotFound
 from app.events.explain import bad_fields, explain
 from app.query import correlations
 from app.query.correlations import CorrelationQuery
@@ -198,19 +199,9 @@ _TIMELINE = [
 async def list_correlations(request: Request) -> Response:
     """List correlations, the one with the newest event first."""
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
-    try:
+    with behind(query.cursor):
         found = await in_time(request, correlations.page(request.app.state.engine, query))
-    except DatabaseFailed as error:
-        if query.cursor is not None and getattr(error.__cause__, "sqlstate", "").startswith("22"):
-            raise bad_fields({"cursor": "expected the next_cursor of an earlier answer"}) from None
-        raise
-    pagination: dict[str, Any] = {"limit": query.limit, "has_more": found.next_cursor is not None}
-    headers = {}
-    if found.next_cursor is not None:
-        pagination["next_cursor"] = str(found.next_cursor)
-        headers["Link"] = parameters.next_link(request, str(found.next_cursor))
-    body = orjson.dumps({"data": found.correlations, "pagination": pagination}, option=orjson.OPT_APPEND_NEWLINE)
-    return Response(body, headers=headers, media_type="application/json")
+    return page_answer(request, found.correlations, standing(query.limit, found.next_cursor))
 
 
 @router.get(

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
 from app.query.compiled import Statement, compiled
+from app.query.cursor import Place
 from app.query.filter import LIMIT_MAX, Moment
 from app.query.moments import nearest
-from app.query.place import Place
 from app.tables import notification_audit
 
 _n = notification_audit.c

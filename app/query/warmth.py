@@ -32,13 +32,14 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
 
 
 async def warm(engine: AsyncEngine) -> None:
-    """Run every statement once on every connection of the pool."""
+    """Run every statement once on every connection of the pool, the walk as it is walked."""
+    statements = load("reports")
+    runs = [(statements[name], arguments) for name, arguments in ARGUMENTS.items() if name != "walk"]
+    runs += [(walk, ARGUMENTS["walk"][:3]) for walk in WALKS.values()]
 
     async def warm_one() -> None:
-        async with driver_connection(engine) as connection:
-            for name, statement in load("reports").items():
-                await connection.fetch(statement, *ARGUMENTS[name])
-            for statement in WALKS.values():
-                await connection.fetch(statement, *ARGUMENTS["walk"][:3])
+        async with driver_connection(engine) as connection, connection.transaction(readonly=True):
+            for statement, arguments in runs:
+                await connection.fetch(statement, *arguments)
 
     await asyncio.gather(*(warm_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's

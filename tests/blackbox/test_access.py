@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.apiserver import ACCOUNT, ALL, ApiServer, api_server
+from tests.apiserver import ACCOUNT, ALL, ApiServer
 from tests.events import make_event
-from tests.issuer import Issuer, issuer, make_key
+from tests.issuer import Issuer, make_key
 from tests.services import ROOT, Service
 
 EVENTS, BATCH, VERIFY = "/api/v1/audit/events", "/api/v1/audit/events/batch", "/api/v1/audit/verify-chain"
@@ -71,18 +71,6 @@ MATRIX = dict(
         *(route("GET", path, OPEN) for path in ("/healthz", "/readyz", "/health", "/health/live", "/metrics")),
     ]
 )  # fmt: skip
-
-
-@pytest.fixture
-def api() -> Iterator[ApiServer]:
-    with api_server() as server:
-        yield server
-
-
-@pytest.fixture
-def idp() -> Iterator[Issuer]:
-    with issuer() as made:
-        yield made
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ class Replica:
         self.clock = directory / "clock"
         self.url: str | None = None
         self.process: subprocess.Popen[bytes] | None = None
-        self.told_to_stop = False
+        self.told_to_end = False
         self._database_url = database_url
         self._needs = needs
         directory.mkdir()
@@ -97,7 +97,7 @@ class Replica:
                 command, cwd=self.directory, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.url = f"http://127.0.0.1:{port}"
-        self.told_to_stop = False
+        self.told_to_end = False
 
     @property
     def runs(self) -> bool:
@@ -105,7 +105,7 @@ class Replica:
 
     def signal(self, sig: signal.Signals) -> None:
         assert self.process is not None
-        self.told_to_stop = self.told_to_stop or sig in {signal.SIGTERM, signal.SIGKILL}
+        self.told_to_end = self.told_to_end or sig in {signal.SIGTERM, signal.SIGKILL}
         self.process.send_signal(sig)
 
     async def kill(self) -> None:
@@ -220,7 +220,7 @@ class World:
         for replica in self.replicas:
             if replica.runs:
                 replica.signal(signal.SIGCONT)
-            if replica.told_to_stop:
+            if replica.told_to_end:
                 await replica.ended()
             if not replica.runs:
                 replica.launch()

@@ -7,7 +7,7 @@ import hmac
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,8 @@ from app.auth.identity import Identity
 from app.auth.kubernetes import Kubernetes
 from app.errors import Fatal, Forbidden, ReviewFailed, Unauthorized
 from app.settings import Settings
-from tests.apiserver import ACCOUNT, ALL, ApiServer, api_server
-from tests.issuer import Issuer, issuer, make_key
+from tests.apiserver import ACCOUNT, ALL, ApiServer
+from tests.issuer import Issuer, make_key
 
 
 @dataclass
@@ -38,18 +38,6 @@ class Clock:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
-
-
-@pytest.fixture
-def api() -> Iterator[ApiServer]:
-    with api_server() as server:
-        yield server
-
-
-@pytest.fixture
-def idp() -> Iterator[Issuer]:
-    with issuer() as made:
-        yield made
 
 
 @asynccontextmanager
