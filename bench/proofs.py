@@ -5,7 +5,6 @@ import itertools
 import os
 from pathlib import Path
 from time import monotonic, sleep
-from urllib.request import urlopen
 
 import asyncpg
 import httpx
@@ -61,9 +60,10 @@ async def _fill(url: str, leaves: int) -> None:
 def _wait_until_signed(server: Running, size: int) -> None:
     deadline = monotonic() + _PATIENCE_SECONDS
     while True:
-        with urlopen(f"http://127.0.0.1:{server.port}/tlog/checkpoint", timeout=60) as answer:
-            if int(answer.read().split(b"\n")[1]) >= size:
-                return
+        answer = httpx.get(f"http://127.0.0.1:{server.port}/tlog/checkpoint", timeout=60)
+        # 404 until the first one is signed.
+        if answer.status_code == httpx.codes.OK and int(answer.text.split("\n")[1]) >= size:
+            return
         if monotonic() > deadline:
             raise SystemExit("bench: the log is not signed")
         sleep(0.1)
