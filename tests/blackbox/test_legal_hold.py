@@ -81,7 +81,8 @@ async def test_place_list_release(client: httpx.Client, connection: Connection) 
     ]
     assert (placed["events_affected"], placed["reason"]) == (3, "litigation")
     assert placed["placed_by"]
-    assert listed(client) == [placed | {"placed_at": placed["placed_at"].replace("000Z", "Z")}]
+    # Nine digits there; here as Postgres writes it, zeros at its end cut.
+    assert listed(client) == [placed | {"placed_at": placed["placed_at"].rstrip("0Z").rstrip(".") + "Z"}]
     assert held(client, "rr-1") == [True] * 3
     await refuses_delete(connection, "rr-1")
     answer = release(client, "rr-1")
