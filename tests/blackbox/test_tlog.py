@@ -109,7 +109,7 @@ def test_a_proof_needs_nothing_else(service: Start, key_file: Path, tmp_path: Pa
     """A proof file cannot be verified by itself, or a changed one still is."""
     one = service(checkpoint_key_file=key_file)
     post_many(one, 40)
-    event_id = post(one, actor_id="ada", event_data=make_event()["event_data"] | {"extra": 2**63})
+    event_id = post(one, actor_id="grace", event_data=make_event()["event_data"] | {"extra": 2**63})
     signed_size(one, 41)
     key = httpx.get(f"{one.url}/tlog/key").text.strip()
     answer = httpx.get(f"{one.url}{EVENTS}/{event_id}/proof")
@@ -118,14 +118,14 @@ def test_a_proof_needs_nothing_else(service: Start, key_file: Path, tmp_path: Pa
     proved = verify_proof(file, key)
     assert proved.returncode == 0, proved.stderr
     assert f"event {event_id} stands at 40 of the 41" in proved.stdout
-    assert "ada" not in proved.stdout
+    assert "grace" not in proved.stdout
 
     opened = httpx.get(f"{one.url}{EVENTS}/{event_id}/proof?open=true")
     document = opened.json()
-    assert document["committed"]["actor_id"] == "ada"
+    assert document["committed"]["actor_id"] == "grace"
     file.write_bytes(opened.content)
     (tmp_path / "key").write_text(f"{key}\n")
-    assert '"actor_id": "ada"' in verify_proof(file, str(tmp_path / "key")).stdout
+    assert '"actor_id": "grace"' in verify_proof(file, str(tmp_path / "key")).stdout
 
     file.write_text(json.dumps(document | {"committed": document["committed"] | {"actor_id": "eve"}}))
     assert "not the one that the record commits to" in verify_proof(file, key).stderr
