@@ -384,6 +384,12 @@ def _from_yaml(path: Path) -> Iterator[tuple[str, Any]]:
     directory = (server.get("tls") or {}).get("certDir")
     if directory and all((Path(directory) / name).exists() for name in TLS_PAIR):
         yield "tls_dir", directory  # the reference serves without TLS when there is no pair
+    if document.get("tlsProfile") == "Modern":
+        yield "tls_min_version", "1.3"
+    limit = server.get("rateLimit") or {}
+    if limit.get("enabled"):
+        # The reference fills a bucket. No window of ten seconds in which it refuses nothing is over this.
+        yield "read_rate", f"{limit.get('burst', 100) + 10 * limit.get('requestsPerSecond', 50):.0f}/10 second"
     if database := document.get("database"):
         yield "database_url", _database_url(database, path)
 

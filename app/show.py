@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 _TIMEOUT_SECONDS = 30.0
+_EVENTS_MAX = 10_000
 _PATH = "/api/v1/audit/correlations"
 _FILTERS = {
     "since": "correlations whose newest event is not older: a time, or how long ago",
@@ -41,7 +42,7 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print one correlation."""
-    parameters = {"verify": "true"} if arguments.verify else {}
+    parameters = {"limit": str(_EVENTS_MAX)} | ({"verify": "true"} if arguments.verify else {})
     return _print(arguments, f"{_PATH}/{quote(arguments.correlation_id, safe='')}", parameters, timeline_lines)
 
 

@@ -22,7 +22,7 @@ from app.query import correlations
 from app.query.correlations import CorrelationQuery
 from app.query.cursor import Cursor
 from app.query.filter import OFFSET_MAX
-from app.query.timeline import EVENTS_MAX, Timeline, timeline
+from app.query.timeline import EVENTS_DEFAULT, EVENTS_MAX, Timeline, timeline
 
 router = APIRouter(tags=["correlations"])
 _JSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
@@ -178,7 +178,7 @@ _TIMELINE = [
     {
         "name": "limit",
         "in": "query",
-        "description": f"most events shown; {EVENTS_MAX} if absent",
+        "description": f"most events shown; {EVENTS_DEFAULT} if absent",
         "schema": {"type": "integer", "minimum": 1, "maximum": EVENTS_MAX},
     },
     {
@@ -214,7 +214,7 @@ async def get_timeline(request: Request, correlation_id: str) -> Response:
     """All of one correlation: events, phases, decisions, notifications, holds, and on demand the chain's verification."""
     correlation_id = parameters.correlation(correlation_id)
     sent = parameters.given(request.scope["query_string"], {"verify", "limit", "offset"})
-    limit = parameters.number("limit", sent["limit"], 1, EVENTS_MAX) if sent.get("limit") else EVENTS_MAX
+    limit = parameters.number("limit", sent["limit"], 1, EVENTS_MAX) if sent.get("limit") else EVENTS_DEFAULT
     offset = parameters.number("offset", sent["offset"], 0, OFFSET_MAX) if sent.get("offset") else 0
     verify = _flag("verify", sent.get("verify", ""))
     found = await in_time(request, timeline(request.app.state.engine, correlation_id, limit, offset))
@@ -256,13 +256,13 @@ async def _verification(request: Request, correlation_id: str) -> dict[str, Any]
 
 def _last_verdict(found: Timeline) -> dict[str, Any]:
     """Nothing before the verifier in the background has come to the chain."""
-    verdict = found.verdict
-    if verdict is None or not (verdict["position"] or verdict["found"]):
+    verdict, position = found.verdict, found.extent["verified"] or 0
+    if verdict is None or not (position or verdict["found"]):
         return {}
     message = f"{verdict['found']} defect(s) of this chain were found" if verdict["found"] else "no defect was found"
     if verdict["unclear"]:
         message += f", and {verdict['unclear']} of the log that belong to no one chain"
-    told = {"is_valid": not verdict["found"], "position": verdict["position"] or 0}
+    told = {"is_valid": not verdict["found"], "position": position}
     return {"verification": told | {"verification_time": verdict["looked_at"], "message": message}}
 
 

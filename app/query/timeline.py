@@ -3,8 +3,7 @@
 Payloads are left out, so that an answer of ten thousand events fits into memory: each event can be had by its id.
 """
 
-import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from operator import eq, itemgetter
@@ -21,6 +20,7 @@ from app.query.notifications import notification
 from app.sql import load
 
 SQL = load("reports")
+EVENTS_DEFAULT = 1_000
 EVENTS_MAX = 10_000
 
 _TRANSITIONS = (
@@ -81,12 +81,9 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        rows = await connection.fetch(SQL["timeline"], correlation_id, limit + 1, offset)
-        # Postgres goes on while what it has answered is put together.
-        reading = connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS))
-        told, events = await asyncio.gather(reading, _events(rows[:limit]))
-        del rows
-        [extent], steps = await asyncio.gather(connection.fetch(SQL["extent"], correlation_id), _by_time(told))
+        events = await connection.fetchval(SQL["timeline"], correlation_id, limit, offset) or "[]"
+        steps = _by_time(await connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS)))
+        [extent] = await connection.fetch(SQL["extent"], correlation_id)
         holds = await connection.fetch(SQL["holds"], correlation_id) if extent["held"] else []
         return Timeline(
             extent,
@@ -101,11 +98,7 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         )
 
 
-async def _events(rows: Sequence[asyncpg.Record]) -> str:
-    return f"[{','.join(f'{{{members}}}' for (members,) in rows)}]"
-
-
-async def _by_time(steps: list[asyncpg.Record]) -> list[asyncpg.Record]:
+def _by_time(steps: list[asyncpg.Record]) -> list[asyncpg.Record]:
     """What they say orders those of equal times, so that the order of arrival does not."""
     times = list(map(itemgetter(_EVENT_TIMESTAMP), steps))
     if any(map(eq, times, times[1:])):

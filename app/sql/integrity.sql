@@ -214,12 +214,9 @@ UNION ALL SELECT hash, correlation_id FROM chain_heads WHERE hash = ANY($1)
 SELECT size, note FROM log_checkpoints WHERE log_id = 0 AND size > $1 AND size <= $2 ORDER BY size
 
 -- name: last_verdict
--- How far the background verifier has looked at one chain, when, and how much it found: of the chain, and of the log where
--- nobody can tell whose events it is about.
-SELECT v.looked_at, (
-        SELECT max(chain_index) + 1 FROM audit_events
-        WHERE correlation_id = $1 AND log_index < greatest(v.position, v.completed_end)
-    ) AS position,
+-- When the background verifier last looked, and how much it found: of one chain, and of the log where nobody can tell whose
+-- events it is about.
+SELECT v.looked_at,
     (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = $1) AS found,
     (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = '') AS unclear
 FROM verifier v WHERE v.log_id = 0

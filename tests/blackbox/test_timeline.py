@@ -269,6 +269,24 @@ async def test_list_looks_at_so_many(client: httpx.Client, connection: Any) -> N
     assert len(walk(client, limit=1000)) == 1500
 
 
+async def test_long_story(client: httpx.Client, connection: Any, tmp_path: Path) -> None:
+    """The first answer about a long correlation tells only of the events it shows, or the command line cuts what is printed."""
+    for first in range(0, 1_002, 6):
+        moved = ("Pending", "Processing") if first == 996 else ("Pending", "Pending")
+        payload = {"event_type": "orchestrator.lifecycle.transitioned", "from_phase": moved[0], "to_phase": moved[1]}
+        moments = [NOW - timedelta(seconds=2_000 - first - n) for n in range(6)]
+        await insert(
+            connection, *(make_row("rr-1", payload["event_type"], "orchestration", payload, m) for m in moments)
+        )
+    found = get(client, f"{LIST}/rr-1")
+    assert found["pagination"] == {"limit": 1_000, "offset": 0, "has_more": True}
+    assert (found["event_count"], len(found["events"])) == (1_002, 1_000)
+    assert found["phases"][-1]["phase"] == "Processing"
+    assert len(get(client, f"{LIST}/rr-1", offset=1_000)["events"]) == 2
+    shown = run(client, tmp_path, "show", "rr-1")
+    assert shown.stdout.count("orchestrator.lifecycle.transitioned") == 1_002
+
+
 def run(client: httpx.Client, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "app", *arguments, "--url", str(client.base_url)]
     env = {"PYTHONPATH": str(ROOT)}

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Real service accounts against a real kube-apiserver with etcd, and the roles that the chart makes: check.py says what is asked.
+# Both are compiled once from their Go modules (some minutes) and kept in build/kubernetes; Helm comes from tests/chart/check.sh.
+# Not a part of .ci/run. Says `skipped: …` and succeeds where there is no Go.
+set -euo pipefail
+cd "$(dirname "$0")"
+command -v go >/dev/null || { echo "skipped: there is no Go on this machine"; exit 0; }
+root=$(cd ../.. && pwd)
+tools=$root/build/kubernetes
+make --silent -C "$root" .venv/.installed
+
+if ! cmp -s go.sum "$tools/go.sum"; then
+  mkdir -p "$tools"
+  for package in go.etcd.io/etcd/server/v3 k8s.io/kubernetes/cmd/kube-apiserver; do
+    echo "compiling $package"
+    go build -ldflags '-s -w' -o "$tools/$(basename "${package%/v3}")" "$package"
+  done
+  cp go.sum "$tools/go.sum"
+fi
+compgen -G "$root/build/chart/helm-*" >/dev/null || "$root/tests/chart/check.sh"
+"$root"/build/chart/helm-* template datastorage "$root/charts/datastorage" --namespace datastorage-e2e \
+  --values "$root/charts/datastorage/values-e2e.yaml" --show-only templates/access.yaml >"$tools/access.yaml"
+cd "$root" && .venv/bin/python -m tests.kubernetes.check "$tools"
