@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz torture lint bench honest openapi lock clean
+.PHONY: run test fuzz torture lint bench honest kubernetes openapi lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -32,6 +32,10 @@ bench: $(INSTALLED)
 HOURS ?= 24
 honest: $(INSTALLED)
 	$(BIN)/python -m tests.honest --hours $(HOURS) $(ARGS)
+
+# Every route with service accounts of a real kube-apiserver, which is compiled once, some minutes. Needs Go.
+kubernetes: $(INSTALLED)
+	tests/kubernetes/check.sh
 
 openapi: $(INSTALLED)
 	$(BIN)/datastorage openapi > openapi/datastorage.json

@@ -1,11 +1,11 @@
-"""One connection of the server: uvicorn's, but nobody can send the head of a request without end, or never finish it."""
+"""One connection of the server: uvicorn's, but nobody can send the head of a request without end, or never finish a request."""
 
 import asyncio
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_HEAD_SECONDS = 30.0
+_HEAD_SECONDS = _BODY_SECONDS = 30.0  # the reference's
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -17,6 +17,7 @@ class Connection(HttpToolsProtocol):
 
     head_bytes_max: ClassVar[int]
     _in_head = False
+    _in_body = False
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
 
@@ -30,6 +31,8 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._in_body and self._timer is None:
+            self._timer = self.loop.call_later(_BODY_SECONDS, self.transport.close)
         if not self._in_head:
             return
         self._head_bytes += len(data)
@@ -45,9 +48,14 @@ class Connection(HttpToolsProtocol):
         self._in_head, self._head_bytes = True, 0
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._in_body = False, True
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_body = False
+        self._stop_timer()
+        super().on_message_complete()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

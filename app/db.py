@@ -28,6 +28,10 @@ else:
     Connection = asyncpg.Connection  # generic for type checkers only
 
 _GRACE_SECONDS = 5.0
+_URL = (
+    "Invalid configuration: the database's URL is none: expected postgresql://user:password@host/database?sslmode=verify-full, "
+    "with %-codes for what has a meaning in URLs."
+)
 _WATCH_SECONDS = 0.5
 _WATCH_TIMEOUT_SECONDS = 2.0
 _SERVER_SETTINGS = {
@@ -97,6 +101,8 @@ async def connect(settings: Settings, **server_settings: str) -> Connection:
             | {"statement_timeout": str(settings.statement_timeout_ms)}
             | server_settings,
         )
+    except ValueError:  # whose text may show the password
+        raise Fatal(_URL) from None
     except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
         raise DatabaseAway from error
 

@@ -42,7 +42,7 @@ class AccessLog:
         self._lines: list[bytes] = []
         atexit.register(self.flush)
 
-    def write(self, scope: Scope, status: int, seconds: float) -> None:
+    def write(self, scope: Scope, status: int, size: int, seconds: float) -> None:
         """Write down one answered request of the running event loop."""
         if not self._enabled:
             return
@@ -58,6 +58,7 @@ class AccessLog:
             "remote_addr": (scope.get("client") or ("",))[0],
             "user": scope["state"].get("username", ""),
             "status": status,
+            "bytes": size,
             "duration": round(seconds, 6),
         }
         if trace_id := scope["state"].get("trace_id"):

@@ -48,6 +48,7 @@ from app.ingest.store import Store
 from app.ingest.writer import Writer
 from app.integrity import checkpoint
 from app.integrity.background import keep_verifying
+from app.integrity.certificate import Pair, pair_in
 from app.integrity.keys import signing_key
 from app.query import page, proof, warmth
 from app.retention import claims, partitions
@@ -168,6 +169,7 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     settings: Settings = app.state.settings
     presence: db.Presence = app.state.presence
     try:
+        app.state.export_pair = _export_pair(settings)
         app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
         app.state.signing_key = signing_key(settings, log_name)
@@ -235,6 +237,14 @@ def _open_spool(settings: Settings) -> Spool | None:
             raise
         log.warning("there is no spool: posts are answered 503 while Postgres is away", extra={"reason": error.detail})
         return None
+
+
+def _export_pair(settings: Settings) -> Pair | None:
+    """The pair of tls.crt and tls.key that exports are signed by, if the settings name one."""
+    try:
+        return None if settings.signer_cert_dir is None else pair_in(settings.signer_cert_dir)
+    except (OSError, ValueError) as error:
+        raise Fatal(f"The pair that signs exports cannot be read from {settings.signer_cert_dir}: {error}") from None
 
 
 async def _find_database(app: FastAPI) -> str:

@@ -2,8 +2,9 @@
 
 import threading
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the Go client has none
 _GO_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 """The Go client's default, which the platform's dashboards know."""
 
@@ -93,7 +94,18 @@ DLQ_PENDING = Gauge("datastorage_dlq_pel_pending", "Events that wait in the spoo
 DLQ_WARNING = Gauge("datastorage_dlq_warning", "1 while the spool is 80 to 90 % full.", ["stream"])
 DLQ_CRITICAL = Gauge("datastorage_dlq_critical", "1 while the spool is at least 90 % full.", ["stream"])
 DLQ_TRIM = Counter("datastorage_dlq_trim", "Events that a full spool has dropped: always 0 here.", ["stream"])
+DLQ_REFUSED = Counter(
+    "datastorage_dlq_validation_failures", "Events put into the spool's quarantine.", ["audit_type", "reason"]
+)
 DLQ_DRAIN = Counter("datastorage_dlq_drain_batch", "Portions of the spool that were replayed.")
+
+# Names that the platform's dashboards look for, of what does not happen in this process.
+Histogram(
+    "datastorage_workflow_validation_duration_seconds", "Never observed.", ["phase", "result"], buckets=_GO_BUCKETS
+)
+Counter("datastorage_shutdown_dlq_drain_errors", "Always 0: what a shutdown leaves in the spool is replayed later.")
+Counter("datastorage_retention_purge", "Always 0: `datastorage retention run` purges, in a process of its own.")
+Gauge("datastorage_retention_enabled", "Always 0, for the same reason.")
 
 # Known services of the lag histogram (contract section 23); others share one label value.
 LAG_OTHER = frozenset({"apifrontend", "agentsession"})

@@ -168,6 +168,11 @@ class Settings(BaseSettings):
     checkpoint_earlier_keys: tuple[str, ...] = Field(
         (), description="public keys (as /tlog/key shows them) that signed before the key was changed; a JSON array"
     )
+    hash_key: SecretStr | None = Field(
+        None,
+        description="HMAC key of rows that the service before this one wrote (hash_algorithm hmac-sha256), to verify them; "
+        "DATASTORAGE_HASH_KEY_FILE names a file that holds it",
+    )
     signer_cert_dir: Path | None = Field(
         None,
         description="directory of tls.crt and tls.key (RSA) that sign exports of format json; unset: export-certificate in the "
@@ -245,6 +250,10 @@ class Settings(BaseSettings):
     @property
     def auth_modes(self) -> frozenset[str]:
         return frozenset(listed(self.auth))
+
+    @property
+    def hmac_key(self) -> bytes | None:
+        return None if self.hash_key is None else self.hash_key.get_secret_value().encode()
 
     @model_validator(mode="after")
     def _modes(self) -> Self:
@@ -326,6 +335,21 @@ CONFIG_SECTIONS = {
     *("environment", "server", "logging", "database", "redis", "retention", "audit", "tlsProfile", "telemetry"),
 }
 _VARIABLES = {"PORT": "port", "HEALTH_PORT": "health_port", "POD_NAMESPACE": "kubernetes_namespace"}
+_PORT_MIN = 1024
+_LEVELS = {"WARN": "WARNING", "FATAL": "ERROR"}
+_CLAMPED = {
+    "body_bytes_max": (MIB, 50 * MIB),
+    "propagation_delay_ms": (1_000, 30_000),
+    "shutdown_timeout_ms": (30_000, 120_000),
+}
+_CONFIG_DEFAULTS = {
+    "health_port": 8081,
+    "metrics_port": 9090,
+    "pool_connections_max": 25,
+    "propagation_delay_ms": 5_000,
+    "shutdown_timeout_ms": 60_000,
+}
+"""What the reference does where its file says nothing, and ours does not."""
 _GO_UNITS_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 
 
@@ -367,55 +391,98 @@ class ConfigFile(PydanticBaseSettingsSource):
 def _from_yaml(path: Path) -> Iterator[tuple[str, Any]]:
     try:
         document = yaml.safe_load(path.read_text("utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise Fatal(f"Failed to load configuration file {path}: {error}") from None
     if not isinstance(document, dict) or set(document) - CONFIG_SECTIONS:
         raise Fatal(
             f"Invalid configuration: {path} may hold only {', '.join(sorted(CONFIG_SECTIONS))} at its top level"
         )
+    yield from _CONFIG_DEFAULTS.items()
     for key, field in CONFIG_KEYS.items():
         section, _, name = key.partition(".")
-        value = (document.get(section) or {}).get(name)
+        value = _section(document, section).get(name)
         if value is not None:
             yield field, _in_our_units(field, value)
-    server = document.get("server") or {}
-    if origins := server.get("corsAllowedOrigins"):
-        yield "cors_origins", ",".join(origins)
-    directory = (server.get("tls") or {}).get("certDir")
-    if directory and all((Path(directory) / name).exists() for name in TLS_PAIR):
-        yield "tls_dir", directory  # the reference serves without TLS when there is no pair
+    yield from _of_server(_section(document, "server"))
     if document.get("tlsProfile") == "Modern":
         yield "tls_min_version", "1.3"
-    limit = server.get("rateLimit") or {}
-    if limit.get("enabled"):
-        # The reference fills a bucket. No window of ten seconds in which it refuses nothing is over this.
-        yield "read_rate", f"{limit.get('burst', 100) + 10 * limit.get('requestsPerSecond', 50):.0f}/10 second"
-    if database := document.get("database"):
+    audit, database = _section(document, "audit"), _section(document, "database")
+    if secrets := audit.get("hashKeySecretsFile"):
+        yield "hash_key", _secret(secrets, audit.get("hashKeyKey", "hashKey"), path)
+    if database:
         yield "database_url", _database_url(database, path)
+    if document.get("environment") == "production":
+        _refuse_unsafe(_section(document, "server"), database)
+
+
+def _refuse_unsafe(server: dict[str, Any], database: dict[str, Any]) -> None:
+    if database.get("sslMode") == "disable":
+        raise Fatal("Invalid configuration: environment production needs a database.sslMode that is not disable")
+    if "*" in server.get("corsAllowedOrigins", ()):
+        raise Fatal("Invalid configuration: environment production allows no * in server.corsAllowedOrigins")
+
+
+def _of_server(server: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    if origins := server.get("corsAllowedOrigins"):
+        if not (isinstance(origins, list) and all(isinstance(one, str) for one in origins)):
+            raise Fatal("Invalid configuration: server.corsAllowedOrigins has to be a list of strings")
+        yield "cors_origins", ",".join(origins)
+    directory = _section(server, "tls").get("certDir")
+    if directory and all((Path(directory) / name).exists() for name in TLS_PAIR):
+        yield "tls_dir", directory  # the reference serves without TLS when there is no pair
+    limit = _section(server, "rateLimit")
+    if limit.get("enabled"):
+        rate, burst = _number(limit, "requestsPerSecond", 50), _number(limit, "burst", 100)
+        # The reference fills a bucket. No window of ten seconds in which it refuses nothing is over this.
+        yield "read_rate", f"{burst + 10 * rate:.0f}/10 second"
+
+
+def _section(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found = document.get(name) or {}
+    if not isinstance(found, dict):
+        raise Fatal(f"Invalid configuration: {name} has to be a mapping, not {found!r}")
+    return found
+
+
+def _number(section: dict[str, Any], name: str, default: float) -> float:
+    found = section.get(name, default)
+    if not isinstance(found, int | float) or found <= 0:
+        raise Fatal(f"Invalid configuration: {name} has to be a number above 0, not {found!r}")
+    return found
 
 
 def _in_our_units(field: str, value: Any) -> Any:
-    """Go durations become milliseconds; a batch limit of 0 means the default; log levels are upper case here."""
+    """Go durations become milliseconds; what the reference clamps is clamped; a batch limit of 0 means the default."""
     if field.endswith("_ms") and isinstance(value, str):
         parts = re.findall(r"(\d+(?:\.\d+)?)(ms|s|m|h)", value)
         if not parts or "".join(n + u for n, u in parts) != value:
             raise Fatal(f"Invalid configuration: {value!r} is no duration such as 30s or 1m30s")
-        return int(sum(float(number) * _GO_UNITS_MS[unit] for number, unit in parts))
+        value = int(sum(float(number) * _GO_UNITS_MS[unit] for number, unit in parts))
+    if field in _CLAMPED and isinstance(value, int):
+        least, most = _CLAMPED[field]
+        return min(max(value, least), most)
     if field == "batch_events_max" and value == 0:
         return Settings.model_fields[field].default
-    if field == "body_bytes_max" and isinstance(value, int):
-        return min(max(value, MIB), 50 * MIB)
-    return str(value).upper() if field == "log_level" else value
+    if field == "port" and isinstance(value, int) and value < _PORT_MIN:
+        raise Fatal(f"Invalid configuration: server.port has to be {_PORT_MIN} to 65535, not {value}")
+    return _LEVELS.get(str(value).upper(), str(value).upper()) if field == "log_level" else value
+
+
+def _secret(secrets: str, key: str, path: Path, default: str | None = None) -> str:
+    """One value of a secrets file, which is a small YAML map."""
+    try:
+        known = yaml.safe_load(Path(secrets).read_text("utf-8")) or {}
+        return str(known[key] if default is None else known.get(key, default))
+    except OSError as error:
+        raise Fatal(f"Failed to load secrets of {path} from {secrets}: {error}") from None
+    except (ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):  # whose texts may show the secrets
+        raise Fatal(f"Failed to load secrets of {path} from {secrets}: expected a YAML map with {key}") from None
 
 
 def _database_url(database: dict[str, Any], path: Path) -> str:
     user, password = str(database.get("user", "postgres")), ""
     if secrets := database.get("secretsFile"):
-        try:
-            known = yaml.safe_load(Path(secrets).read_text("utf-8")) or {}
-            user = str(known.get(database.get("usernameKey", "username"), user))
-            password = str(known[database.get("passwordKey", "password")])
-        except (OSError, yaml.YAMLError, KeyError, AttributeError) as error:
-            raise Fatal(f"Failed to load secrets of {path} from {secrets}: {error}") from None
+        user = _secret(secrets, database.get("usernameKey", "username"), path, user)
+        password = _secret(secrets, database.get("passwordKey", "password"), path)
     where = f"{database.get('host', 'localhost')}:{database.get('port', 5432)}/{database.get('name', 'datastorage')}"
     return f"postgresql://{quote(user, '')}:{quote(password, '')}@{where}?sslmode={database.get('sslMode', 'prefer')}"

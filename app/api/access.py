@@ -21,7 +21,7 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from app.api.ratelimit import ReadLimit
 
-GUARDED = "/api/"
+GUARDED = "/api/v1/"
 OPEN = frozenset(
     {
         *("/healthz", "/livez", "/readyz", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"),

@@ -52,7 +52,7 @@ class Taking:
 
 
 async def read_json_body(request: Request, bytes_max: int) -> bytes:
-    """The whole body. TooLarge above `bytes_max`, chunked or not; BadRequest when it is not application/json."""
+    """The whole body. TooLarge when it grows above `bytes_max`; BadRequest when it is not application/json."""
     body, media_type = await read_body(request, bytes_max)
     if media_type != JSON:
         raise wrong_type(media_type, JSON)
@@ -60,17 +60,13 @@ async def read_json_body(request: Request, bytes_max: int) -> bytes:
 
 
 async def read_body(request: Request, bytes_max: int, taking: Taking | None = None) -> tuple[bytes, str]:
-    """The whole body, and what its Content-Type calls it, without parameters. TooLarge above `bytes_max`, chunked or not.
-
-    Raises InboxFull when there is no room to take.
+    """The whole body, and what its Content-Type calls it, without parameters. TooLarge when it grows above `bytes_max`,
+    which the front has held its Content-Length against; InboxFull when there is no room to take.
     """
     length = request.headers.get("content-length", "")
-    if length.isdecimal():
-        if int(length) > bytes_max:
-            raise too_large(request, bytes_max)
-        if taking is not None:
-            taking.add(int(length))
-            taking = None
+    if taking is not None and length.isdecimal():
+        taking.add(int(length))
+        taking = None
     body = await _read(request, bytes_max, taking)
     return body, request.headers.get("content-type", "").partition(";")[0].strip()
 

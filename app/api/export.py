@@ -134,7 +134,8 @@ async def export_events(request: Request) -> Response:
     query, token = parse_export(request.scope["query_string"])
     export: Export | SignedPage
     if query.format == "json":
-        export = SignedPage(query, caller_of(request), _log_name(request), await _pair(request))
+        hmac_key = request.app.state.settings.hmac_key
+        export = SignedPage(query, caller_of(request), _log_name(request), await _pair(request), hmac_key)
     else:
         export = Export(query, caller_of(request), _log_name(request), request.app.state.signing_key, token)
     chunks = _chunks(request, export)

@@ -15,6 +15,7 @@ from app import metrics, tracing
 from app.api.access import GUARDED, Door
 from app.api.body import ClientGone, too_large
 from app.api.browser import Browser
+from app.api.envelopes import BATCH_PATH
 from app.api.problems import respond
 from app.api.proxies import Proxies
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
@@ -27,6 +28,8 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 # Headers by which proxies tell who somebody is. Here only a token does, so nothing behind this line may ever see one.
 _IDENTITY = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
+
+_WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +57,16 @@ class Front:
         started = perf_counter()
         sent = self._look_at(scope)
         added: list[tuple[bytes, bytes]] = [(b"x-request-id", scope["state"]["request_id"].encode())]
-        status = 499  # the client went away before there was an answer
+        status, size = 499, 0  # the client went away before there was an answer
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
                 answered = message["headers"]
                 message["headers"] = [*answered, *added, *self._browser.headers(sent, answered)]
+            else:
+                size += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -75,7 +80,7 @@ class Front:
         except ClientGone:
             pass
         finally:
-            self._write_down(scope, status, perf_counter() - started)
+            self._write_down(scope, status, size, perf_counter() - started)
 
     def _look_at(self, scope: Scope) -> Mapping[bytes, bytes]:
         """The request's headers, of repeated ones the first. Sets its id and where it comes from."""
@@ -103,13 +108,13 @@ class Front:
             if (preflight := self._browser.preflight(request, sent)) is not None:
                 return preflight
             self._check_head(scope)
+            self._refuse_large(request)
             if scope["path"].startswith(GUARDED):
                 fields = await self._door.admit(scope, sent.get(b"authorization"))
                 added += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
             endpoint = self._direct.get((scope["method"], scope["path"]))
             if endpoint is not None:
                 return await endpoint(request)
-            _refuse_large(request, self._settings.body_bytes_max)
         except AuditError as error:
             return respond(request, error)
         except ClientGone:
@@ -126,17 +131,18 @@ class Front:
         if query + sum(len(name) + len(value) for name, value in scope["headers"]) > self._settings.head_bytes_max:
             raise HeadTooLarge
 
+    def _refuse_large(self, request: Request) -> None:
+        method, path = request.scope["method"], request.scope["path"]
+        length = request.headers.get("content-length", "") if method in _WITH_BODY else ""
+        bytes_max = self._settings.batch_bytes_max if path == BATCH_PATH else self._settings.body_bytes_max
+        if length.isdecimal() and int(length) > bytes_max:
+            raise too_large(request, bytes_max)
+
     def _route(self, scope: Scope) -> str:
         direct = (scope["method"], scope["path"]) in self._direct
         return scope["path"] if direct else getattr(scope.get("route"), "path", "unknown")
 
-    def _write_down(self, scope: Scope, status: int, seconds: float) -> None:
+    def _write_down(self, scope: Scope, status: int, size: int, seconds: float) -> None:
         method, route = scope["method"], self._route(scope)
         metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(seconds)
-        self._access_log.write(scope, status, seconds)
-
-
-def _refuse_large(request: Request, bytes_max: int) -> None:
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > bytes_max:
-        raise too_large(request, bytes_max)
+        self._access_log.write(scope, status, size, seconds)

@@ -158,10 +158,11 @@ async def place_hold(request: Request) -> Response:
     """Hold events, those that are there and those to come: they can be neither purged nor erased until it is released."""
     settings, log_name = _service(request)
     body: HoldToPlace = await _read(request, HoldToPlace)
-    selector, by = _selector(body), caller_of(request) or ANONYMOUS
+    named = _named(body)
+    await permit(request)
+    selector, by = _selector(body, named), caller_of(request) or ANONYMOUS
     if not body["reason"].strip():
         raise MissingReason
-    await permit(request)
     placed = await holds.place(settings, log_name, selector, Wish(by, body["reason"]))
     return _answer(
         {"hold_id": str(placed.hold_id)}
@@ -205,8 +206,9 @@ async def release_correlation_hold(request: Request, correlation_id: str) -> Res
     """Release what is held of a correlation, by whatever means; events that another hold covers stay held."""
     settings, log_name = _service(request)
     correlation_id = parameters.correlation(correlation_id)
-    wish = _release_wish(request, await _read(request, CorrelationToRelease))
+    body: CorrelationToRelease = await _read(request, CorrelationToRelease)
     await permit(request)
+    wish = _release_wish(request, body)
     released = await holds.release_correlation(settings, log_name, correlation_id, wish)
     return _answer({"correlation_id": correlation_id} | _released(released, wish))
 
@@ -218,8 +220,8 @@ async def release_hold(request: Request) -> Response:
     """Release one hold by its id, whatever its selector."""
     settings, log_name = _service(request)
     body: HoldToRelease = await _read(request, HoldToRelease)
-    wish = _release_wish(request, body)
     await permit(request)
+    wish = _release_wish(request, body)
     released = await holds.release(settings, log_name, UUID(body["hold_id"]), wish)
     return _answer({"hold_id": body["hold_id"].lower()} | _released(released, wish))
 
@@ -239,19 +241,24 @@ def _service(request: Request) -> tuple[Settings, str]:
     return state.settings, state.writer.store.log_name
 
 
-def _selector(body: HoldToPlace) -> Selector:
+def _named(body: HoldToPlace) -> str:
+    """The one selector of a body."""
     named = [name for name in _SELECTORS if name in body]
     if not named:
         raise bad_fields({"/correlation_id": "required, but missing; or actor_id, or resource, or time"})
     if len(named) > 1:
         raise bad_fields({f"/{name}": f"expected one selector, got {' and '.join(named)}" for name in named[1:]})
-    if "correlation_id" in body:
+    return named[0]
+
+
+def _selector(body: HoldToPlace, named: str) -> Selector:
+    if named == "correlation_id":
         if not body["correlation_id"]:
             raise MissingCorrelationId
         return Selector(correlation_id=body["correlation_id"])
-    if "actor_id" in body:
+    if named == "actor_id":
         return Selector(actor_id=body["actor_id"])
-    if "resource" in body:
+    if named == "resource":
         return Selector(resource_type=body["resource"]["type"], resource_id=body["resource"]["id"])
     start, end = timestamp(body["time"]["from"], "/time/from"), timestamp(body["time"]["to"], "/time/to")
     if start > end:

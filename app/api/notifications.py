@@ -18,11 +18,11 @@ from app.api.access import caller_of, permit
 from app.api.body import read_json_body
 from app.api.deadline import in_time
 from app.api.pages import behind, page_answer, standing
-from app.errors import DatabaseAway
+from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields
 from app.ingest.notification_spool import NotificationSpool
-from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, write
+from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, shaped, write
 from app.ingest.submission import Claim
 from app.query.cursor import Place
 from app.query.filter import LIMIT_MAX
@@ -76,11 +76,19 @@ async def post_notification(request: Request) -> Response:
     """Record that somebody was told of a remediation; 201 with the record once it is committed, 202 once it is safe on disk."""
     started = perf_counter()
     settings = request.app.state.settings
-    document = parse(await read_json_body(request, settings.body_bytes_max))
+    body = await read_json_body(request, settings.body_bytes_max)
+    try:
+        document = parse(body)
+    except BadRequest as error:
+        fields: Any = error.extra.get("field_errors")
+        if fields:
+            error.extra["field_errors"] = {key.removeprefix("/"): said for key, said in fields.items()}
+        raise
     if not isinstance(document.value, dict):
         raise bad_fields({"": f"expected an object, got {kind_of(document.value)}"})
-    notification = checked(document.value, datetime.now(UTC))
+    posted = shaped(document.value)
     await permit(request)
+    notification = checked(posted, datetime.now(UTC))
     claim = None
     if key := idempotency.sent_key(request):
         digest = sha256(canonical(document.value, plain=document.plain)).digest()

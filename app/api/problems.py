@@ -97,9 +97,10 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
+    slash = request.url.path.endswith("/")  # a path of its own, and nothing is there
+    if error.status_code == 405 and not slash:
         return Response(status_code=405, headers={"Allow": ", ".join(sorted(_allowed(request)))})
-    if error.status_code == 404:
+    if error.status_code == 404 or slash:
         return Response("404 page not found\n", 404, media_type="text/plain")
     return respond(request, AuditError(str(error.detail)))
 

@@ -92,9 +92,13 @@ class InvalidCorrelationId(BadRequest):
 async def post_verify_chain(request: Request) -> Response:
     """Verify the chain of one correlation: edited, removed, inserted and truncated events show. 200 whatever is found."""
     body = await read_json_body(request, request.app.state.settings.body_bytes_max)
-    correlation_id = _correlation_id(parse(body).value)
+    sent = _text(parse(body).value)
     await permit(request)
-    found = answer(correlation_id, await report_on(request, correlation_id))
+    correlation_id = _correlation_id(sent)
+    report = await report_on(request, correlation_id)
+    if report.unsealed.unknown and not report.is_sealed:
+        raise VerificationFailed(report.unsealed.unknown)
+    found = answer(correlation_id, report)
     return Response(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
 
 
@@ -105,7 +109,8 @@ async def report_on(request: Request, correlation_id: str) -> ChainReport:
         raise DatabaseAway
     try:
         async with _slots, snapshot(state.engine) as connection:
-            return await verify_chain(connection, correlation_id, state.writer.store.log_name)
+            log_name, hmac_key = state.writer.store.log_name, state.settings.hmac_key
+            return await verify_chain(connection, correlation_id, log_name, hmac_key)
     except DatabaseFailed as error:
         raise VerificationFailed from error
 
@@ -127,7 +132,8 @@ router.add_api_route(
 )
 
 
-def _correlation_id(body: Any) -> str:
+def _text(body: Any) -> str:
+    """The correlation_id of a body, whatever it says."""
     if not isinstance(body, dict):
         raise bad_fields({"": f"expected an object with a correlation_id, got {kind_of(body)}"})
     if "correlation_id" not in body:
@@ -135,6 +141,10 @@ def _correlation_id(body: Any) -> str:
     correlation_id = body["correlation_id"]
     if not isinstance(correlation_id, str):
         raise bad_fields({"/correlation_id": f"expected a string, got {kind_of(correlation_id)}"})
+    return correlation_id
+
+
+def _correlation_id(correlation_id: str) -> str:
     if not correlation_id:
         raise MissingCorrelationId
     size = len(correlation_id.encode())

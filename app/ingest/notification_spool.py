@@ -79,6 +79,7 @@ class NotificationSpool:
             refused = error.detail
         if refused is not None:
             metrics.DLQ_XADD.labels("dead_letter_notifications").inc()
+            metrics.DLQ_REFUSED.labels("notifications", "field_validation").inc()
             log.error("a spooled notification was quarantined", extra={"position": kept.position, "reason": refused})
 
         def work(file: sqlite3.Connection) -> int:

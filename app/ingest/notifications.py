@@ -65,12 +65,18 @@ class Notification:
 _VALIDATE = TypeAdapter(PostedNotification).validator.validate_python
 
 
-def checked(value: Any, now: datetime) -> Notification:
-    """`value` as a notification. BadRequest names each bad member by its name, as the reference does for this path."""
+def shaped(value: Any) -> PostedNotification:
+    """`value`, if it has the shape of a notification. BadRequest names each bad member by its name, as the reference does."""
     try:
         posted: PostedNotification = _VALIDATE(value)
     except ValidationError as error:
         raise bad_fields({key.removeprefix("/"): said for key, said in explain(error, "").items()}) from None
+    timestamp(posted["sent_at"], "sent_at")
+    return posted
+
+
+def checked(posted: PostedNotification, now: datetime) -> Notification:
+    """A notification that may be stored. BadRequest, as the reference's model has it, else."""
     sent_at = timestamp(posted["sent_at"], "sent_at")
     faults = {
         name: "expected a text that is not blank"

@@ -208,6 +208,7 @@ class Spool:
             self.depth.oldest = await self._on_thread(self._oldest)
         metrics.QUARANTINED.inc(len(refused))
         metrics.DLQ_XADD.labels("dead_letter_audit_events").inc(len(refused))
+        metrics.DLQ_REFUSED.labels("audit_events", "field_validation").inc(len(refused))
         log.error("a spooled request was quarantined", extra={"position": kept.position, "reason": reason})
         self._show()
 

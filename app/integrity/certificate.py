@@ -42,9 +42,14 @@ class Pair:
         return self.private.sign(digest, PKCS1v15(), Prehashed(SHA256()))
 
 
+def pair_in(directory: Path) -> Pair | None:
+    """The pair in `directory`, None if there is none. OSError or ValueError when what is there is no pair."""
+    return _kept(directory) if any((directory / name).exists() for name in (CERTIFICATE, KEY)) else None
+
+
 def pair(directory: Path) -> Pair:
     """The pair in `directory`, made there if there is none. OSError or ValueError when what is there is no pair."""
-    if not any((directory / name).exists() for name in (CERTIFICATE, KEY)):
+    if (found := pair_in(directory)) is None:
         made = _made()
         try:
             _keep(directory, made)
@@ -54,7 +59,8 @@ def pair(directory: Path) -> Pair:
                 extra={"directory": str(directory), "error": str(error)},
             )
             return made
-    return _kept(directory)
+        return _kept(directory)
+    return found
 
 
 def _kept(directory: Path) -> Pair:

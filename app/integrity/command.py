@@ -50,7 +50,7 @@ async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
             if not brought.keys:
                 _say("signatures of checkpoints are not checked: name the log's key with --key")
             if arguments.correlation is not None:
-                return await _one(connection, arguments.correlation, brought)
+                return await _one(connection, arguments.correlation, brought, settings.hmac_key)
             return await _everything(connection, settings, brought, max(1, arguments.processes))
     finally:
         connection.terminate()
@@ -60,7 +60,7 @@ async def _everything(connection: Connection, settings: Settings, brought: Broug
     started = time.monotonic()
     snapshot = await connection.fetchval(SQL["export_snapshot"])
     with cores(settings, snapshot, processes) as working:
-        report = await verify_database(connection, _with_progress(working.run), brought)
+        report = await verify_database(connection, _with_progress(working.run), brought, settings.hmac_key)
     __tell(report.defects.listed, report.defects.count)
     _tell("\n".join(_summary(report)))
     seconds, cpu = time.monotonic() - started, sum(working.cpu_seconds.values()) + time.process_time()
@@ -70,9 +70,9 @@ async def _everything(connection: Connection, settings: Settings, brought: Broug
     return DEFECTS if report.defects.count else CLEAN
 
 
-async def _one(connection: Connection, correlation_id: str, brought: Brought) -> int:
+async def _one(connection: Connection, correlation_id: str, brought: Brought, hmac_key: bytes | None) -> int:
     log = await verify_checkpoints(connection, brought)
-    found = await verify_chain(connection, correlation_id, log.log)
+    found = await verify_chain(connection, correlation_id, log.log, hmac_key)
     defects = found.sealed.defects
     if found.head_defect is not None:
         defects.add(found.head_defect)

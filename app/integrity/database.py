@@ -68,7 +68,7 @@ class Report:
     defects: Defects = field(default_factory=Defects)
 
 
-async def verify_database(connection: Connection, run: Run, brought: Brought) -> Report:
+async def verify_database(connection: Connection, run: Run, brought: Brought, hmac_key: bytes | None = None) -> Report:
     """Verify everything. `connection` is in the snapshot that `run` shows its parts. Raises Fatal when there is no log."""
     report = await _begun(connection)
     evidence = await read_evidence(connection, report.log)
@@ -81,7 +81,7 @@ async def verify_database(connection: Connection, run: Run, brought: Brought) ->
             _take_walk(report.events, result)
     _name(report)
     gone = Missing(evidence.purged, Positions(report.events.missing), frozenset(report.events.missing_leaves))
-    parts = [*await _chain_parts(connection, gone), *await _unsealed_parts(connection)]
+    parts = [*await _chain_parts(connection, gone), *await _unsealed_parts(connection, hmac_key)]
     async for _, result in run(parts):
         if isinstance(result, Unsealed):
             _take_unsealed(report, result)
@@ -161,11 +161,13 @@ def _finish(
         defects.add(replace(defect, correlation_id=correlation_id))
 
 
-async def verify_all_unsealed(connection: Connection, correlation_ids: Sequence[str]) -> Unsealed:
+async def verify_all_unsealed(
+    connection: Connection, correlation_ids: Sequence[str], hmac_key: bytes | None
+) -> Unsealed:
     """The rows that others inserted into some correlations."""
     found = Unsealed()
     for correlation_id in correlation_ids:
-        one = await verify_unsealed(connection, correlation_id)
+        one = await verify_unsealed(connection, correlation_id, hmac_key)
         found.total += one.total
         found.verified += one.verified
         found.unhashed += one.unhashed
@@ -216,11 +218,11 @@ async def _chain_parts(connection: Connection, gone: Missing) -> list[Part]:
     return [Part("chains", (first, end, gone), 0) for first, end in pairwise(edges)]
 
 
-async def _unsealed_parts(connection: Connection) -> list[Part]:
+async def _unsealed_parts(connection: Connection, hmac_key: bytes | None) -> list[Part]:
     rows = await connection.fetch(SQL["unsealed_correlations"], timeout=FETCH_TIMEOUT_SECONDS)
     named_so = [row["correlation_id"] for row in rows]
     steps = range(0, len(named_so), _CORRELATIONS_AT_ONCE)
-    return [Part("unsealed", (named_so[s : s + _CORRELATIONS_AT_ONCE],), 0) for s in steps]
+    return [Part("unsealed", (named_so[s : s + _CORRELATIONS_AT_ONCE], hmac_key), 0) for s in steps]
 
 
 Noted = tuple[str, str, int | None]

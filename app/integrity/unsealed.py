@@ -18,6 +18,8 @@ class Unsealed:
     """Those that have a hash."""
     verified: int = 0
     unhashed: int = 0
+    unknown: str = ""
+    """Why the last of those that could not be hashed could not."""
     defects: Defects = field(default_factory=Defects)
 
 
@@ -42,7 +44,8 @@ def _take(found: Unsealed, row: asyncpg.Record, hmac_key: bytes | None, *, begun
         defects.add(defect_of(row, "removed", "only the first event may have no previous hash"))
     if algorithm not in UNKEYED and (algorithm != KEYED or hmac_key is None):
         reason = "needs a key that is not configured" if algorithm == KEYED else "is none that this service knows"
-        defects.add(defect_of(row, "unverifiable", f"hash_algorithm {algorithm!r} {reason}"))
+        found.unknown = f"hash_algorithm {algorithm!r} {reason}"
+        defects.add(defect_of(row, "unverifiable", found.unknown))
         return
     try:
         expected = reference_hash(row, previous, None if algorithm in UNKEYED else hmac_key)

@@ -102,7 +102,7 @@ def page(connection: Connection, query: ExportQuery, log: str) -> Portions:
 
 
 async def places(connection: Connection, query: ExportQuery) -> list[asyncpg.Record]:
-    """Where the events of that page stand in their chains, with their stored hashes."""
+    """Where the events of that page stand in their chains, with their stored hashes and what they link to."""
     statement = _places(query.events.page_conditions())
     arguments = query.events.arguments() | {"skipped": query.offset, "most": query.limit}
     return await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
@@ -179,7 +179,8 @@ def _page(conditions: tuple[str, ...]) -> Statement:
 
 @lru_cache(64)
 def _places(conditions: tuple[str, ...]) -> Statement:
-    return compiled(_on_page(_chosen(conditions, _e.correlation_id, _e.log_index, _e.chain_index, _e.event_hash)))
+    columns = (_e.correlation_id, _e.chain_index, _e.event_hash, _e.previous_event_hash)
+    return compiled(_on_page(_chosen(conditions, *columns)))
 
 
 def _on_page(chosen: Select[Any]) -> Select[Any]:

@@ -9,7 +9,7 @@ from app.events.canonical import canonical, loads, readable
 from app.events.record import Row, commitment, committed, ip_packed, ip_text, leaf_hash, record
 from app.integrity.exportfile import JSON_MEMBERS, MEMBERS
 from app.integrity.manifest import Place
-from app.integrity.reference import UNKEYED, reference_hash
+from app.integrity.reference import KEYED, UNKEYED, reference_hash
 from app.query import redact
 from app.query.export import ExportQuery
 
@@ -47,20 +47,21 @@ def place(row: Row) -> Place:
     return Place(None, row["event_id"], row["event_date"].isoformat())
 
 
-def is_own(row: Row, log: str) -> bool:
-    """Whether a row has its own hash, as far as that can be told: one without hash, or with a keyed one, is not wrong."""
+def is_own(row: Row, log: str, hmac_key: bytes | None) -> bool:
+    """Whether a row has its own hash, as far as that can be told: one without hash, or whose key is not here, is not wrong."""
     if row["log_index"] is None:
-        unkeyed = row["event_hash"] and row["hash_algorithm"] in UNKEYED
-        return not unkeyed or _reference_hash(row) == row["event_hash"]
+        key = None if row["hash_algorithm"] in UNKEYED else hmac_key
+        known = row["hash_algorithm"] in UNKEYED or (row["hash_algorithm"] == KEYED and key is not None)
+        return not (row["event_hash"] and known) or _reference_hash(row, key) == row["event_hash"]
     event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and _our_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
     own = leaf_hash(record(event, log, _commitment(event))).hex()
     return (own, event["event_timestamp"].date()) == (event["event_hash"], event["event_date"])
 
 
-def _reference_hash(row: Row) -> str | None:
+def _reference_hash(row: Row, key: bytes | None) -> str | None:
     """None for what the reference cannot have written."""
     try:
-        return reference_hash(row, row["previous_event_hash"] or "")
+        return reference_hash(row, row["previous_event_hash"] or "", key)
     except ValueError:
         return None
 

@@ -19,9 +19,12 @@ from app.db import Connection
 from app.events.canonical import canonical, loads
 from app.events.record import Row
 from app.integrity.certificate import Pair
+from app.integrity.evidence import read_evidence
 from app.query.export import ExportQuery, page, places
 from app.query.exported import is_own, masked
+from app.sql import load
 
+SQL = load("export")
 ALGORITHM = "SHA256withRSA"
 _TEXTS = (
     *("event_type", "event_category", "event_action", "event_outcome", "correlation_id"),
@@ -37,6 +40,7 @@ class SignedPage:
     exported_by: str
     log: str
     pair: Pair
+    hmac_key: bytes | None = None
     export_id: UUID = field(default_factory=uuid4)
     events: int = 0
     tampered: list[str] = field(default_factory=list)
@@ -46,6 +50,7 @@ class SignedPage:
     async def stream(self, connection: Connection, finished: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes]:
         """The answer, in pieces. `finished` is awaited before the signature: what it raises cuts the answer."""
         links = _Links(await places(connection, self.query))
+        await links.complete(connection, self.log)
         digest = sha256()
         ready = b'{"events":['
         async for rows in page(connection, self.query, self.log):
@@ -77,7 +82,7 @@ class SignedPage:
     def _event(self, row: Row, links: "_Links") -> bytes:
         """The event as JCS. What is verified is what is stored, whatever is shown of it."""
         self.events += 1
-        valid = links.hold(row) and is_own(row, self.log)
+        valid = links.hold(row) and is_own(row, self.log, self.hmac_key)
         if not valid:
             self.tampered.append(row["event_id"])
         event = {name: masked(self.query, row[name] or "") for name in _TEXTS} | {
@@ -115,20 +120,45 @@ class SignedPage:
 
 
 class _Links:
-    """What the events of a page link to, as far as it is on the page: what lies before it was left out on purpose."""
+    """What the events of a page link to, on the page or before it."""
 
     def __init__(self, places: Iterable[Row]) -> None:
         self._stored: dict[tuple[str, int], list[str]] = defaultdict(list)
+        self._linked: set[tuple[str, str]] = set()
+        self._before: list[tuple[str, int]] = []
+        self._purged = False
         for row in places:
             if row["chain_index"] is not None:
                 self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
+            elif row["previous_event_hash"]:
+                self._linked.add((row["correlation_id"], row["previous_event_hash"]))
+        before = {(correlation, index - 1) for correlation, index in self._stored if index}
+        self._before = sorted(before - self._stored.keys())
+
+    async def complete(self, connection: Connection, log: str) -> None:
+        """Look up what the page does not hold. What is nowhere was removed, unless the log says that something was purged."""
+        for row in await connection.fetch(SQL["before"], *_columns(self._before)):
+            self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
+        found = await connection.fetch(SQL["linked"], *_columns(self._linked))
+        self._linked = {(row["correlation_id"], row["event_hash"]) for row in found}
+        if any(place not in self._stored for place in self._before):
+            self._purged = bool((await read_evidence(connection, log)).purged)
 
     def hold(self, row: Row) -> bool:
-        """Whether the event follows the one before it in its chain, and is alone at its place."""
-        if row["log_index"] is None:
-            return row["chain_index"] is None
+        """Whether the event follows one of its chain, and is alone at its place. An unsealed one may follow any."""
         correlation, index, previous = row["correlation_id"], row["chain_index"], row["previous_event_hash"] or ""
+        if row["log_index"] is None:
+            return index is None and (not previous or (correlation, previous) in self._linked)
         if not index:
             return index == 0 and not previous and len(self._stored[correlation, 0]) == 1
         before = self._stored.get((correlation, index - 1))
-        return len(self._stored[correlation, index]) == 1 and bool(previous) and (before is None or previous in before)
+        follows = self._purged if before is None else previous in before
+        return len(self._stored[correlation, index]) == 1 and bool(previous) and follows
+
+
+def _columns(pairs: Iterable[tuple[str, Any]]) -> tuple[list[str], list[Any]]:
+    names, values = [], []
+    for name, value in pairs:
+        names.append(name)
+        values.append(value)
+    return names, values

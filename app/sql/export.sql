@@ -9,3 +9,15 @@ SELECT greatest(
 -- name: checkpoint
 -- The newest that was published, or the newest that was signed while witnesses are asked.
 SELECT note || cosignatures FROM log_checkpoints WHERE log_id = 0 ORDER BY published_at IS NULL, size DESC LIMIT 1
+
+-- name: before
+-- Hashes of the events at these places of chains.
+SELECT correlation_id, chain_index, event_hash
+FROM unnest($1::text[], $2::bigint[]) AS wanted (correlation_id, chain_index)
+JOIN audit_events USING (correlation_id, chain_index)
+
+-- name: linked
+-- Which of these hashes an event of their correlation has.
+SELECT DISTINCT correlation_id, event_hash
+FROM unnest($1::text[], $2::text[]) AS wanted (correlation_id, event_hash)
+JOIN audit_events USING (correlation_id, event_hash)

@@ -152,6 +152,25 @@ DENIALS = [
 ]
 
 
+def test_what_stands_before_whom(kubernetes: httpx.Client, api: ApiServer) -> None:
+    """Refusals come in another order than the reference's: the body's size before the token, rules behind the permission."""
+    assert kubernetes.post(EVENTS, content=b" " * (5 * 2**20 + 1)).status_code == 413
+    for path in ("/api/v2/x", "/api/", "/api/v1x"):
+        assert (answer := kubernetes.get(path)).status_code == 404
+        assert answer.text == "404 page not found\n"
+    api.add("kube-reader", ACCOUNT + "reader", frozenset({"get"}))
+    hold = "/api/v1/audit/legal-hold"
+    for method, path, body in (
+        ("POST", hold, {"correlation_id": "", "reason": "r"}),
+        ("POST", hold, {"correlation_id": "x", "reason": ""}),
+        ("DELETE", f"{hold}/x", {"release_reason": ""}),
+        ("POST", VERIFY, {"correlation_id": ""}),
+        ("POST", "/api/v1/audit/notifications", NOTIFICATION | {"remediation_id": " "}),
+    ):
+        refused = kubernetes.request(method, path, json=body, headers=bearer("kube-reader"))
+        assert (refused.status_code, refused.json()["type"]) == (403, "about:blank"), path
+
+
 def test_denials_word_for_word(kubernetes: httpx.Client, api: ApiServer) -> None:
     """A client of the reference finds other words, or is let in."""
     api.add("kube-all", ACCOUNT + "all", ALL)

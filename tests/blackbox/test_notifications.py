@@ -132,6 +132,8 @@ def test_refused_by_rule(client: httpx.Client) -> None:
 
 def test_bodies_that_are_none(client: httpx.Client) -> None:
     """Something that is no notification at all is an error of the service."""
+    nul = client.post(PATH, json=make(message_summary="a\0"))
+    assert list(nul.json()["field_errors"]) == ["message_summary"]
     for body in (b"", b"[]", b"null", b"{", b'{"a": "\\u0000"}', b"\xff"):
         answer = client.post(PATH, content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400, body

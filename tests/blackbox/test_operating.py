@@ -53,6 +53,22 @@ def test_metrics(service: Callable[..., Service]) -> None:
     assert re.search(failures, text, re.MULTILINE)
     for name in ("http_request_duration_seconds", "inbox_events", "flush_events", "flush_duration_seconds"):
         assert f"datastorage_{name}" in text
+    known = {line.split()[2]: line.split()[3] for line in text.splitlines() if line.startswith("# TYPE")}
+    kinds = {"_total": "counter", "_seconds": "histogram"}
+    for name in (  # contract section 23
+        *("write_duration_seconds", "audit_lag_seconds", "validation_failures_total", "dlq_validation_failures_total"),
+        *(
+            "dlq_stream_xadd_total",
+            "workflow_validation_duration_seconds",
+            "dlq_drain_batch_total",
+            "retention_purge_total",
+        ),
+        *("shutdown_dlq_drain_errors_total", "dlq_pel_pending", "retention_enabled", "dlq_warning", "dlq_critical"),
+        "dlq_trim_total",
+    ):
+        kind = next((kind for suffix, kind in kinds.items() if name.endswith(suffix)), "gauge")
+        assert known[f"datastorage_{name}"] == kind, name
+    assert "_created" not in text
 
 
 def test_extra_ports(service: Callable[..., Service]) -> None:

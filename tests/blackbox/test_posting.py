@@ -339,11 +339,22 @@ def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     assert (unknown.status_code, unknown.text) == (404, "404 page not found\n")
     assert unknown.headers["content-type"] == "text/plain; charset=utf-8"
     assert client.get(EVENTS + "/").status_code == 404
+    for method, path in (
+        ("GET", "legal-hold/"),
+        ("OPTIONS", "legal-hold/x/"),
+        ("POST", "correlations/x/"),
+        ("DELETE", "events/"),
+    ):
+        slash = client.request(method, f"/api/v1/audit/{path}")
+        assert (slash.status_code, slash.text) == (404, "404 page not found\n"), path
     wrong = client.put(EVENTS)
     assert (wrong.status_code, wrong.content, wrong.headers["allow"]) == (405, b"", "GET, POST")
     assert client.head(EVENTS).status_code == 405
     refused = client.post("/nowhere", content=b" " * (6 << 20))
     assert (refused.status_code, refused.headers["connection"]) == (413, "close")
+    assert (
+        client.request("GET", EVENTS, content=b" " * (6 << 20)).status_code == 200
+    )  # no body is expected, so none is bounded
     assert client.get(BATCH.replace("batch", "batch/x")).status_code == 404
     assert [(a.status_code, a.headers["allow"]) for a in (client.get(BATCH), client.put(BATCH))] == [(405, "POST")] * 2
 

@@ -84,6 +84,13 @@ def test_a_missing_certificate_is_told(tmp_path: Path) -> None:
     assert "tls.crt" in done.stderr
 
 
+def test_a_url_that_is_none_is_told(tmp_path: Path) -> None:
+    """A service waits for ever for a database that no URL names, or shows the password."""
+    for url in ("notaurl", "postgresql://u:hunter2@127.0.0.1:1/a?sslmode=bogus", "postgresql://u:hunter2@h:p/d"):
+        done = serve({"PORT": str(free_port()), "DATABASE_URL": url, "SPOOL_DIR": str(tmp_path / "spool")})
+        assert (done.returncode, "Invalid configuration" in done.stderr, "hunter2" in done.stderr) == (1, True, False)
+
+
 def serve(settings: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     env = {f"DATASTORAGE_{name}": value for name, value in settings.items()} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "app", *(arguments or ("serve",))]

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.events import make_event
+from tests.postgres.test_verify import insert_reference
+from tests.sealed import insert, plain_row
 from tests.services import Service
 
 EVENTS = "/api/v1/audit/events"
@@ -46,6 +49,21 @@ def test_every_payload_verifies(client: httpx.Client) -> None:
     client.post(f"{EVENTS}/batch", content=body.encode(), headers=JSON).raise_for_status()
     found = client.post(VERIFY, json={"correlation_id": "rr-1"}).json()
     assert (found["is_valid"], found["verified_events"]) == (True, 2)
+
+
+async def test_hashed_by_the_reference(service: Callable[..., Service], connection: Any) -> None:
+    """The key of the service before this one is of no use, or a verdict is given without it."""
+    await insert_reference(connection, "keyed", key=b"k" * 32)
+    row = plain_row("odd") | {"hash_algorithm": "md5", "event_hash": "a" * 64}
+    await insert(connection, row)
+    with_key, without = service(hash_key="k" * 32), service()
+    async with httpx.AsyncClient(timeout=30) as client:
+        found = (await client.post(with_key.url + VERIFY, json={"correlation_id": "keyed"})).json()
+        assert (found["is_valid"], found["verified_events"]) == (True, 1)
+        for url, correlation_id in ((without.url, "keyed"), (with_key.url, "odd")):
+            answer = await client.post(url + VERIFY, json={"correlation_id": correlation_id})
+            assert (answer.status_code, answer.json()["title"]) == (500, "Verification Failed")
+            assert answer.json()["type"].endswith("/verify-chain/internal-error")
 
 
 def test_unknown_correlation(client: httpx.Client) -> None:

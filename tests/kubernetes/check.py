@@ -172,6 +172,8 @@ def check_matrix(client: httpx.Client, tokens: dict[str, str]) -> list[str]:
         for (method, template), (allowed, expected, url, sent) in MATRIX.items():
             answer = client.request(method, url, json=sent and sent(), headers=bearer(tokens[account]))
             told.setdefault(f"{account} ({role})", Counter())[answer.status_code] += 1
+            if template.startswith("/tlog/"):  # open; there is something or nothing yet
+                continue
             if answer.status_code != (expected if role in allowed else 403):
                 wrong.append(f"{method} {template} as {account}: {answer.status_code} {answer.text[:200]}")
     print(f"\n{len(MATRIX)} routes, answers by status")

@@ -11,13 +11,14 @@ make --silent -C "$root" .venv/.installed
 
 if ! cmp -s go.sum "$tools/go.sum"; then
   mkdir -p "$tools"
+  version=$(go list -m -f '{{.Version}}' k8s.io/kubernetes)
   for package in go.etcd.io/etcd/server/v3 k8s.io/kubernetes/cmd/kube-apiserver; do
     echo "compiling $package"
-    go build -ldflags '-s -w' -o "$tools/$(basename "${package%/v3}")" "$package"
+    go build -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$version" -o "$tools/$(basename "${package%/v3}")" "$package"
   done
   cp go.sum "$tools/go.sum"
 fi
 compgen -G "$root/build/chart/helm-*" >/dev/null || "$root/tests/chart/check.sh"
-"$root"/build/chart/helm-* template datastorage "$root/charts/datastorage" --namespace datastorage-e2e \
+"$root"/build/chart/helm-* template datastorage "$root/charts/datastorage" --namespace datastorage-e2e --kube-version 1.25.0 \
   --values "$root/charts/datastorage/values-e2e.yaml" --show-only templates/access.yaml >"$tools/access.yaml"
 cd "$root" && .venv/bin/python -m tests.kubernetes.check "$tools"

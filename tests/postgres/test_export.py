@@ -35,6 +35,7 @@ from app.query.parts import Export, Token
 from app.query.signed_page import SignedPage
 from app.settings import Settings
 from tests.events import make_event, make_freeform
+from tests.postgres.test_tampering import own
 
 LOG = "test.example/datastorage"
 PRIVATE = Ed25519PrivateKey.generate()
@@ -278,8 +279,38 @@ async def test_erased_and_purged(engine: AsyncEngine, post: Post, superuser: Con
     found = verdict(await export(engine))
     assert found.problems == []
     assert (found.counts["recomputed"], found.parts[0].erased, found.counts["gaps"]) == (7, 2, 3)
-    assert (await page(engine, signing))["hash_chain_verification"]["broken_chain_events"] == 0
     assert verdict(file).problems == []
+    assert (await page(engine, signing))["hash_chain_verification"]["broken_chain_events"] == 3
+    await own(superuser, "datastorage.retention.purged", "{[0,2),[6,7)}", operation_id="one")
+    assert (await page(engine, signing))["hash_chain_verification"]["broken_chain_events"] == 0
+
+
+@pytest.mark.damaged
+async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+    """A page that begins within a chain looks broken, or one whose event before it was changed or removed does not."""
+    await post(*(make_event(correlation_id="rr-1") for _ in range(3)))
+    first, second = uuid4(), uuid4()
+    await insert(superuser, event_id=first, hash_algorithm="sha256-unkeyed")
+    [hashed] = await superuser.fetch("SELECT event_hash FROM audit_events WHERE event_id = $1", first)
+    await insert(superuser, event_id=second, hash_algorithm="sha256-unkeyed", previous_event_hash=hashed[0])
+
+    async def broken(offset: int) -> list[str]:
+        found = await page(engine, signing, offset=offset)
+        assert len(found["events"]) == 5 - offset
+        return list(found["hash_chain_verification"]["tampered_event_ids"])
+
+    order = [
+        row[0] for row in await superuser.fetch("SELECT event_id FROM audit_events ORDER BY event_timestamp, event_id")
+    ]
+    for offset in range(5):
+        assert await broken(offset) == []
+    await superuser.execute("UPDATE audit_events SET event_hash = repeat('f', 64) WHERE event_id = $1", first)
+    assert await broken(order.index(second)) == [str(second)]
+    await superuser.execute("UPDATE audit_events SET event_hash = $2 WHERE event_id = $1", first, hashed[0])
+    await superuser.execute("DELETE FROM audit_events WHERE log_index = 1")
+    [left] = await superuser.fetch("SELECT event_id FROM audit_events WHERE log_index = 2")
+    found = await page(engine, signing)
+    assert found["hash_chain_verification"]["tampered_event_ids"] == [str(left[0])]
 
 
 async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connection, signing: Pair) -> None:

@@ -15,16 +15,15 @@ _REFERENCE: dict[str, Any] = {
         "port": 8081,
         "host": "127.0.0.1",
         "metricsPort": 9091,
-        "healthPort": 8082,
         "maxBatchSize": 0,
         "maxBodySize": 100 * MIB,
         "readTimeout": "30s",
         "shutdownTimeout": "1m30s",
-        "endpointPropagationDelay": "5s",
+        "endpointPropagationDelay": "0s",
         "corsAllowedOrigins": ["https://a.example", "https://b.example"],
         "rateLimit": {"enabled": True, "requestsPerSecond": 20, "burst": 30},
     },
-    "logging": {"level": "debug"},
+    "logging": {"level": "warn"},
     "database": {
         "host": "db",
         "port": 5433,
@@ -47,10 +46,12 @@ _REFERENCE: dict[str, Any] = {
 def configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file that CONFIG_PATH names, of the reference's keys, with the secrets file that it names."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "secrets.yaml").write_text("username: kubernaut\npassword: p@ss/word\n")
+    secrets = tmp_path / "secrets.yaml"
+    secrets.write_text("username: kubernaut\npassword: p@ss/word\nhmac: kkkk\n")
     path = tmp_path / "config.yaml"
-    database = _REFERENCE["database"] | {"secretsFile": str(tmp_path / "secrets.yaml")}
-    path.write_text(yaml.safe_dump(_REFERENCE | {"database": database}))
+    database = _REFERENCE["database"] | {"secretsFile": str(secrets)}
+    audit = {"hashKeySecretsFile": str(secrets), "hashKeyKey": "hmac"}
+    path.write_text(yaml.safe_dump(_REFERENCE | {"database": database, "audit": audit}))
     monkeypatch.setenv("CONFIG_PATH", str(path))
     return path
 
@@ -64,18 +65,20 @@ def test_the_reference_s_file_means_the_same_here() -> None:
         settings.database_url.get_secret_value()
         == "postgresql://kubernaut:p%40ss%2Fword@db:5433/action_history?sslmode=disable"
     )
-    assert settings.model_dump(exclude_unset=True, exclude={"database_url"}) == {
+    assert settings.hash_key is not None
+    assert settings.hash_key.get_secret_value() == "kkkk"
+    assert settings.model_dump(exclude_unset=True, exclude={"database_url", "hash_key"}) == {
         "port": 8081,
         "host": "127.0.0.1",
         "metrics_port": 9091,
-        "health_port": 8082,
+        "health_port": 8081,
         "batch_events_max": Settings.model_fields["batch_events_max"].default,
         "body_bytes_max": 50 * MIB,
         "shutdown_timeout_ms": 90_000,
-        "propagation_delay_ms": 5_000,
+        "propagation_delay_ms": 1_000,
         "cors_origins": "https://a.example,https://b.example",
         "read_rate": "230/10 second",
-        "log_level": "DEBUG",
+        "log_level": "WARNING",
         "pool_connections_max": 5,
         "statement_timeout_ms": 120_000,
         "tls_min_version": "1.3",
@@ -95,7 +98,14 @@ def test_the_environment_stands_above_the_file(monkeypatch: pytest.MonkeyPatch) 
     ("change", "said"),
     [
         ({"server": {"shutdownTimeout": "soon"}}, "'soon' is no duration such as 30s or 1m30s"),
-        ({"server": {"port": 0}}, "port: Input should be greater than or equal to 1"),
+        ({"server": {"port": 80}}, "server.port has to be 1024 to 65535, not 80"),
+        ({"server": {"healthPort": 0}}, "health_port: Input should be greater than or equal to 1"),
+        ({"server": [1]}, "server has to be a mapping"),
+        ({"server": {"tls": "on"}}, "tls has to be a mapping"),
+        ({"server": {"corsAllowedOrigins": "http://a"}}, "has to be a list of strings"),
+        ({"server": {"rateLimit": {"enabled": True, "burst": "x"}}}, "burst has to be a number above 0"),
+        ({"environment": "production", "database": {"sslMode": "disable"}}, "sslMode that is not disable"),
+        ({"environment": "production", "server": {"corsAllowedOrigins": ["*"]}}, "allows no"),
         ({"servers": {}}, "may hold only"),
         ({"database": {"secretsFile": "/nowhere"}}, "Failed to load secrets"),
     ],
@@ -104,6 +114,17 @@ def test_a_bad_file_is_refused_in_words(configured: Path, change: dict[str, Any]
     """The service starts with a file it has half understood, or does not say what is wrong with it."""
     configured.write_text(yaml.safe_dump(change))
     with pytest.raises(Fatal, match=said):
+        load()
+
+
+def test_secrets_are_not_told(tmp_path: Path, configured: Path) -> None:
+    """What is wrong with a secrets file is told by showing it."""
+    (tmp_path / "secrets.yaml").write_text("password: [hunter2\n")
+    with pytest.raises(Fatal, match="expected a YAML map with hmac") as refused:
+        load()
+    assert "hunter2" not in refused.value.detail
+    configured.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(Fatal, match="Failed to load configuration file"):
         load()
 
 
