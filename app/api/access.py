@@ -143,7 +143,7 @@ async def _audit(scope: Scope, caller: Caller | None) -> None:
 
 def _token(authorization: bytes | None) -> str:
     """The bearer token of an Authorization header. Unauthorized in the words of the contract."""
-    if authorization is None:
+    if not authorization:
         raise Unauthorized("Missing Authorization header")
     if not authorization.startswith(b"Bearer "):
         raise Unauthorized("Invalid Authorization header format")

@@ -144,6 +144,7 @@ def test_permission_matrix(connect: Callable[..., httpx.Client], api: ApiServer,
 
 DENIALS = [
     (None, 401, "Unauthorized", "Missing Authorization header"),
+    ("", 401, "Unauthorized", "Missing Authorization header"),
     ("Basic dTpw", 401, "Unauthorized", "Invalid Authorization header format"),
     ("bearer kube-all", 401, "Unauthorized", "Invalid Authorization header format"),
     ("Bearer", 401, "Unauthorized", "Invalid Authorization header format"),

@@ -28,6 +28,7 @@ EVENTS_PER_SECOND = 50
 EVENTS_PER_LIFE = 9.7
 VERIFIER_EVENTS_PER_SECOND = 20_000
 PAUSE_SECONDS = 0.5
+ROUNDS_BETWEEN_WORDS = 10
 QUIET_SECONDS = 600
 METRIC = re.compile(r"^(datastorage_[a-z_]+)(\{.*\})? (\S+)$", re.MULTILINE)
 
@@ -83,6 +84,8 @@ class _Play:
         posting = self._start("simulate", "--post-only", "--remediations", lives, "--hours", hours, "--url", self._url)
         for turn in itertools.count():
             self._round(turn)
+            if not turn % ROUNDS_BETWEEN_WORDS:
+                self._say(hours)
             if posting.poll() is not None:
                 break
             time.sleep(PAUSE_SECONDS)
@@ -95,6 +98,11 @@ class _Play:
         )
         self._told.alarms = self._alarms()
         return self._told
+
+    def _say(self, hours: float) -> None:
+        """How far it is, for whoever waits."""
+        events, all_of_them = self._metrics()["datastorage_events_committed_total"], hours * 3600 * EVENTS_PER_SECOND
+        sys.stderr.write(f"{events:,.0f} of about {all_of_them:,.0f} events told, {self._told.acts}\n")
 
     def _round(self, turn: int) -> None:
         """One of each act, on the correlations that were told of last."""

@@ -5,7 +5,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${PYTHON_IMAGE:?}" "${POSTGRES_IMAGE:?}"
 
-timeout 240 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$1/rootfs" >"$1/base.log" 2>&1 ||
+timeout 900 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$1/rootfs" >"$1/base.log" 2>&1 ||
   { tail -n 5 "$1/base.log" >&2; exit 1; }
 # The official image ships no byte code and no package lists either.
 find "$1/rootfs/usr/lib/python3.11" -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -13,4 +13,4 @@ rm -rf "$1"/rootfs/var/cache/apt/archives/*.deb "$1"/rootfs/var/lib/apt/lists/*
 tar -C "$1/rootfs" -c . | docker import - "$PYTHON_IMAGE" >/dev/null
 rm -rf "$1/rootfs"
 
-timeout 240 docker build --quiet --network host --build-arg "BASE=$PYTHON_IMAGE" --tag "$POSTGRES_IMAGE" "$here/postgres" >/dev/null
+timeout 900 docker build --quiet --network host --build-arg "BASE=$PYTHON_IMAGE" --tag "$POSTGRES_IMAGE" "$here/postgres" >/dev/null

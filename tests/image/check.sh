@@ -55,9 +55,9 @@ step() { printf '%4ds  %s\n' "$SECONDS" "$1"; }
 
 compose() {
   if docker compose version >/dev/null 2>&1; then
-    timeout 120 docker compose --project-name "$project" --file "$root/docker-compose.yml" "$@"
+    timeout 900 docker compose --project-name "$project" --file "$root/docker-compose.yml" "$@"
   else
-    timeout 120 docker-compose --project-name "$project" --file "$root/docker-compose.yml" "$@"
+    timeout 900 docker-compose --project-name "$project" --file "$root/docker-compose.yml" "$@"
   fi
 }
 
@@ -65,7 +65,7 @@ build() { # TAG OPTION...
   # Compose takes this image as it is: only `docker build` can be handed this machine's certificates.
   local secret=() bundle=${PIP_CERT:-}
   [ -z "$bundle" ] || secret=(--secret "id=ca,src=$bundle")
-  timeout 300 docker build --network host "${secret[@]}" --progress plain --tag "$1" "${@:2}" "$root" >"$scratch/build.log" 2>&1 ||
+  timeout 900 docker build --network host "${secret[@]}" --progress plain --tag "$1" "${@:2}" "$root" >"$scratch/build.log" 2>&1 ||
     { tail -n 30 "$scratch/build.log" >&2; fail "the image does not build"; }
 }
 

@@ -33,8 +33,8 @@ engine_install() {
   [ -x /usr/sbin/debootstrap ] || missing+=(debootstrap)
   [ ${#missing[@]} = 0 ] && return
   echo "installing ${missing[*]}"
-  timeout 120 apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >/dev/null
+  timeout 900 apt-get -qq update
+  DEBIAN_FRONTEND=noninteractive timeout 900 apt-get -qq -o DPkg::Lock::Timeout=300 install -y --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 engine_down() {

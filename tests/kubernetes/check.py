@@ -190,7 +190,7 @@ def check_denials(client: httpx.Client, tokens: dict[str, str]) -> list[str]:
         named = header and header.replace("kube-all", tokens[WRITER]).replace(
             "kube-nobody", tokens["datastorage-e2e-none"]
         )
-        answer = client.post(EVENTS, json=make_event(), headers={"Authorization": named} if named else {})
+        answer = client.post(EVENTS, json=make_event(), headers={} if named is None else {"Authorization": named})
         print(f"  {header or 'no header':24} {answer.status_code} {answer.json()['detail']}")
         if (answer.status_code, answer.json()["detail"]) != (status, detail):
             wrong.append(f"{header}: {answer.text}")
