@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_HEAD_SECONDS = _BODY_SECONDS = 30.0  # the reference's
+_READ_SECONDS = 30.0  # the reference's; for a head, and again for a body
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -23,7 +23,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self._timer = self.loop.call_later(_HEAD_SECONDS, transport.close)
+        self._timer = self.loop.call_later(_READ_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -31,17 +31,15 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_body and self._timer is None:
-            self._timer = self.loop.call_later(_BODY_SECONDS, self.transport.close)
-        if not self._in_head:
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > self.head_bytes_max:
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.write(_TOO_LARGE)
-            self.transport.close()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(_HEAD_SECONDS, self.transport.close)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self.head_bytes_max:
+                if self.cycle is None or self.cycle.response_complete:
+                    self.transport.write(_TOO_LARGE)
+                self.transport.close()
+                return
+        if (self._in_head or self._in_body) and self._timer is None:
+            self._timer = self.loop.call_later(_READ_SECONDS, self.transport.close)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

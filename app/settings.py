@@ -418,7 +418,7 @@ def _from_yaml(path: Path) -> Iterator[tuple[str, Any]]:
 def _refuse_unsafe(server: dict[str, Any], database: dict[str, Any]) -> None:
     if database.get("sslMode") == "disable":
         raise Fatal("Invalid configuration: environment production needs a database.sslMode that is not disable")
-    if "*" in server.get("corsAllowedOrigins", ()):
+    if "*" in (server.get("corsAllowedOrigins") or ()):
         raise Fatal("Invalid configuration: environment production allows no * in server.corsAllowedOrigins")
 
 
@@ -440,7 +440,7 @@ def _of_server(server: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _section(document: dict[str, Any], name: str) -> dict[str, Any]:
     found = document.get(name) or {}
     if not isinstance(found, dict):
-        raise Fatal(f"Invalid configuration: {name} has to be a mapping, not {found!r}")
+        raise Fatal(f"Invalid configuration: {name} has to be a mapping, not a {type(found).__name__}")
     return found
 
 
@@ -465,7 +465,10 @@ def _in_our_units(field: str, value: Any) -> Any:
         return Settings.model_fields[field].default
     if field == "port" and isinstance(value, int) and value < _PORT_MIN:
         raise Fatal(f"Invalid configuration: server.port has to be {_PORT_MIN} to 65535, not {value}")
-    return _LEVELS.get(str(value).upper(), str(value).upper()) if field == "log_level" else value
+    if field == "log_level":
+        level = str(value).upper()
+        return _LEVELS.get(level, level)
+    return value
 
 
 def _secret(secrets: str, key: str, path: Path, default: str | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 _TIMEOUT_SECONDS = 30.0
-_EVENTS_MAX = 10_000
+_EVENTS_MAX = 10_000  # that the service shows at once
 _PATH = "/api/v1/audit/correlations"
 _FILTERS = {
     "since": "correlations whose newest event is not older: a time, or how long ago",

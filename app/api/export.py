@@ -19,7 +19,7 @@ from app.api.deadline import in_time
 from app.api.parameters import documented, given, number
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.envelope import timestamp
-from app.events.explain import bad_fields, explain
+from app.events.explain import bad_fields, explain, plain
 from app.ingest.own import own_event, write_own
 from app.integrity.certificate import Pair, pair
 from app.integrity.reading import snapshot
@@ -162,7 +162,7 @@ def parse_export(query_string: bytes) -> tuple[ExportQuery, Token | None]:
     try:
         query = ExportQuery(**fields)
     except ValidationError as error:
-        raise bad_fields({k.removeprefix("/"): message for k, message in explain(error, "").items()}) from None
+        raise bad_fields(plain(explain(error, ""))) from None
     if token is not None and query.format == "json":
         raise bad_fields({"after": "belongs to ndjson and csv: repeat the parameters of the export that was cut"})
     return query, token

@@ -28,7 +28,6 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 # Headers by which proxies tell who somebody is. Here only a token does, so nothing behind this line may ever see one.
 _IDENTITY = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
-
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 log = logging.getLogger(__name__)
@@ -108,7 +107,7 @@ class Front:
             if (preflight := self._browser.preflight(request, sent)) is not None:
                 return preflight
             self._check_head(scope)
-            self._refuse_large(request)
+            self._refuse_large(request, sent)
             if scope["path"].startswith(GUARDED):
                 fields = await self._door.admit(scope, sent.get(b"authorization"))
                 added += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
@@ -131,11 +130,12 @@ class Front:
         if query + sum(len(name) + len(value) for name, value in scope["headers"]) > self._settings.head_bytes_max:
             raise HeadTooLarge
 
-    def _refuse_large(self, request: Request) -> None:
-        method, path = request.scope["method"], request.scope["path"]
-        length = request.headers.get("content-length", "") if method in _WITH_BODY else ""
-        bytes_max = self._settings.batch_bytes_max if path == BATCH_PATH else self._settings.body_bytes_max
-        if length.isdecimal() and int(length) > bytes_max:
+    def _refuse_large(self, request: Request, sent: Mapping[bytes, bytes]) -> None:
+        if request.scope["method"] not in _WITH_BODY:
+            return
+        is_batch, length = request.scope["path"] == BATCH_PATH, sent.get(b"content-length", b"")
+        bytes_max = self._settings.batch_bytes_max if is_batch else self._settings.body_bytes_max
+        if length.isdigit() and int(length) > bytes_max:
             raise too_large(request, bytes_max)
 
     def _route(self, scope: Scope) -> str:

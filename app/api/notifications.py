@@ -20,7 +20,7 @@ from app.api.deadline import in_time
 from app.api.pages import behind, page_answer, standing
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
-from app.events.explain import bad_fields
+from app.events.explain import bad_fields, plain
 from app.ingest.notification_spool import NotificationSpool
 from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, shaped, write
 from app.ingest.submission import Claim
@@ -82,13 +82,13 @@ async def post_notification(request: Request) -> Response:
     except BadRequest as error:
         fields: Any = error.extra.get("field_errors")
         if fields:
-            error.extra["field_errors"] = {key.removeprefix("/"): said for key, said in fields.items()}
+            error.extra["field_errors"] = plain(fields)
         raise
     if not isinstance(document.value, dict):
         raise bad_fields({"": f"expected an object, got {kind_of(document.value)}"})
-    posted = shaped(document.value)
+    posted, sent_at = shaped(document.value)
     await permit(request)
-    notification = checked(posted, datetime.now(UTC))
+    notification = checked(posted, sent_at, datetime.now(UTC))
     claim = None
     if key := idempotency.sent_key(request):
         digest = sha256(canonical(document.value, plain=document.plain)).digest()

@@ -97,16 +97,17 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _routing(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    slash = request.url.path.endswith("/")  # a path of its own, and nothing is there
-    if error.status_code == 405 and not slash:
-        return Response(status_code=405, headers={"Allow": ", ".join(sorted(_allowed(request)))})
-    if error.status_code == 404 or slash:
+    if error.status_code == 405 and (allowed := _allowed(request)):
+        return Response(status_code=405, headers={"Allow": ", ".join(sorted(allowed))})
+    if error.status_code in {404, 405}:
         return Response("404 page not found\n", 404, media_type="text/plain")
     return respond(request, AuditError(str(error.detail)))
 
 
 def _allowed(request: Request) -> set[str]:
     """Methods of every route that this path belongs to; a route of exactly this path stands before a pattern."""
+    if request.url.path.endswith("/"):
+        return set()  # a path of its own, and none of ours, whatever a pattern says
     matching = [r for r in request.app.router.routes if r.matches(request.scope)[0] is not Match.NONE]
     exact = [r for r in matching if getattr(r, "path", None) == request.url.path]
     return {method for route in exact or matching for method in getattr(route, "methods", None) or ()}

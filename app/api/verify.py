@@ -92,9 +92,9 @@ class InvalidCorrelationId(BadRequest):
 async def post_verify_chain(request: Request) -> Response:
     """Verify the chain of one correlation: edited, removed, inserted and truncated events show. 200 whatever is found."""
     body = await read_json_body(request, request.app.state.settings.body_bytes_max)
-    sent = _text(parse(body).value)
+    correlation_id = _correlation_id(parse(body).value)
     await permit(request)
-    correlation_id = _correlation_id(sent)
+    _refuse_bad(correlation_id)
     report = await report_on(request, correlation_id)
     if report.unsealed.unknown and not report.is_sealed:
         raise VerificationFailed(report.unsealed.unknown)
@@ -132,8 +132,7 @@ router.add_api_route(
 )
 
 
-def _text(body: Any) -> str:
-    """The correlation_id of a body, whatever it says."""
+def _correlation_id(body: Any) -> str:
     if not isinstance(body, dict):
         raise bad_fields({"": f"expected an object with a correlation_id, got {kind_of(body)}"})
     if "correlation_id" not in body:
@@ -144,13 +143,12 @@ def _text(body: Any) -> str:
     return correlation_id
 
 
-def _correlation_id(correlation_id: str) -> str:
+def _refuse_bad(correlation_id: str) -> None:
     if not correlation_id:
         raise MissingCorrelationId
     size = len(correlation_id.encode())
     if size > _CORRELATION_BYTES_MAX:
         raise InvalidCorrelationId(f"correlation_id: expected at most {_CORRELATION_BYTES_MAX} bytes, got {size}")
-    return correlation_id
 
 
 def answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What pydantic found, in words for the person who has to mend the request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, cast
 
@@ -43,6 +43,11 @@ def explain(error: ValidationError, pointer: str) -> dict[str, str]:
         place = "".join(f"/{escape(part)}" for part in one["loc"])
         found.setdefault(pointer + place, _message(one))
     return found
+
+
+def plain(fields: Mapping[str, str]) -> dict[str, str]:
+    """`fields` by the plain names of the root's members, where the reference has no pointers."""
+    return {pointer.removeprefix("/"): said for pointer, said in fields.items()}
 
 
 def refusal(error: ValidationError, pointer: str) -> BadRequest:

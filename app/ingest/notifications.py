@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from app.db import fetch
 from app.errors import BadRequest, Conflict, DatabaseFailed
 from app.events.envelope import DateTime, Name255, timestamp
-from app.events.explain import bad_fields, explain
+from app.events.explain import bad_fields, explain, plain
 from app.ingest.submission import Claim, key_reused
 from app.sql import load
 
@@ -65,19 +65,17 @@ class Notification:
 _VALIDATE = TypeAdapter(PostedNotification).validator.validate_python
 
 
-def shaped(value: Any) -> PostedNotification:
-    """`value`, if it has the shape of a notification. BadRequest names each bad member by its name, as the reference does."""
+def shaped(value: Any) -> tuple[PostedNotification, datetime]:
+    """`value`, if it has the shape of a notification, and its sent_at. BadRequest names each bad member by its plain name."""
     try:
         posted: PostedNotification = _VALIDATE(value)
     except ValidationError as error:
-        raise bad_fields({key.removeprefix("/"): said for key, said in explain(error, "").items()}) from None
-    timestamp(posted["sent_at"], "sent_at")
-    return posted
+        raise bad_fields(plain(explain(error, ""))) from None
+    return posted, timestamp(posted["sent_at"], "sent_at")
 
 
-def checked(posted: PostedNotification, now: datetime) -> Notification:
+def checked(posted: PostedNotification, sent_at: datetime, now: datetime) -> Notification:
     """A notification that may be stored. BadRequest, as the reference's model has it, else."""
-    sent_at = timestamp(posted["sent_at"], "sent_at")
     faults = {
         name: "expected a text that is not blank"
         for name in ("remediation_id", "notification_id")

@@ -49,18 +49,18 @@ def pair_in(directory: Path) -> Pair | None:
 
 def pair(directory: Path) -> Pair:
     """The pair in `directory`, made there if there is none. OSError or ValueError when what is there is no pair."""
-    if (found := pair_in(directory)) is None:
-        made = _made()
-        try:
-            _keep(directory, made)
-        except OSError as error:
-            log.warning(
-                "the pair that signs exports cannot be kept, so the next start makes another",
-                extra={"directory": str(directory), "error": str(error)},
-            )
-            return made
-        return _kept(directory)
-    return found
+    if (found := pair_in(directory)) is not None:
+        return found
+    made = _made()
+    try:
+        _keep(directory, made)
+    except OSError as error:
+        log.warning(
+            "the pair that signs exports cannot be kept, so the next start makes another",
+            extra={"directory": str(directory), "error": str(error)},
+        )
+        return made
+    return _kept(directory)
 
 
 def _kept(directory: Path) -> Pair:

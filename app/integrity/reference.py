@@ -33,6 +33,14 @@ def reference_hash(row: Row, previous: str, key: bytes | None = None) -> str:
     return hashlib.sha256(message).hexdigest() if key is None else hmac.new(key, message, "sha256").hexdigest()
 
 
+def recomputed(row: Row, previous: str, hmac_key: bytes | None) -> str | None:
+    """The hash that `row` has by its own hash_algorithm; None if that is unknown, or its key is not here. ValueError as above."""
+    algorithm = row["hash_algorithm"]
+    if algorithm in UNKEYED:
+        return reference_hash(row, previous)
+    return reference_hash(row, previous, hmac_key) if algorithm == KEYED and hmac_key is not None else None
+
+
 def reference_json(row: Row) -> str:
     """The text that is hashed: the members of a query answer in their order, with what may change later held fixed."""
     get = row.get

@@ -6,7 +6,7 @@ import asyncpg
 
 from app.db import Connection
 from app.integrity.reading import FETCH_TIMEOUT_SECONDS, SQL, portions, unhurried
-from app.integrity.reference import KEYED, UNKEYED, reference_hash
+from app.integrity.reference import KEYED, recomputed
 from app.integrity.rows import Defects, defect_of
 
 
@@ -42,17 +42,16 @@ def _take(found: Unsealed, row: asyncpg.Record, hmac_key: bytes | None, *, begun
         defects.add(defect_of(row, "removed", "no event has the previous hash of this one"))
     if begun and not previous:
         defects.add(defect_of(row, "removed", "only the first event may have no previous hash"))
-    if algorithm not in UNKEYED and (algorithm != KEYED or hmac_key is None):
-        reason = "needs a key that is not configured" if algorithm == KEYED else "is none that this service knows"
-        found.unknown = f"hash_algorithm {algorithm!r} {reason}"
-        defects.add(defect_of(row, "unverifiable", found.unknown))
-        return
     try:
-        expected = reference_hash(row, previous, None if algorithm in UNKEYED else hmac_key)
+        expected = recomputed(row, previous, hmac_key)
     except ValueError as error:
         defects.add(defect_of(row, "unverifiable", str(error)))
         return
-    if expected == row["event_hash"]:
+    if expected is None:
+        reason = "needs a key that is not configured" if algorithm == KEYED else "is none that this service knows"
+        found.unknown = f"hash_algorithm {algorithm!r} {reason}"
+        defects.add(defect_of(row, "unverifiable", found.unknown))
+    elif expected == row["event_hash"]:
         found.verified += 1
     else:
         message = "the event does not have the hash that was stored with it"

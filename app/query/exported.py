@@ -9,7 +9,7 @@ from app.events.canonical import canonical, loads, readable
 from app.events.record import Row, commitment, committed, ip_packed, ip_text, leaf_hash, record
 from app.integrity.exportfile import JSON_MEMBERS, MEMBERS
 from app.integrity.manifest import Place
-from app.integrity.reference import KEYED, UNKEYED, reference_hash
+from app.integrity.reference import recomputed
 from app.query import redact
 from app.query.export import ExportQuery
 
@@ -50,20 +50,17 @@ def place(row: Row) -> Place:
 def is_own(row: Row, log: str, hmac_key: bytes | None) -> bool:
     """Whether a row has its own hash, as far as that can be told: one without hash, or whose key is not here, is not wrong."""
     if row["log_index"] is None:
-        key = None if row["hash_algorithm"] in UNKEYED else hmac_key
-        known = row["hash_algorithm"] in UNKEYED or (row["hash_algorithm"] == KEYED and key is not None)
-        return not (row["event_hash"] and known) or _reference_hash(row, key) == row["event_hash"]
+        return not row["event_hash"] or _has_reference_hash(row, hmac_key)
     event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and _our_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
     own = leaf_hash(record(event, log, _commitment(event))).hex()
     return (own, event["event_timestamp"].date()) == (event["event_hash"], event["event_date"])
 
 
-def _reference_hash(row: Row, key: bytes | None) -> str | None:
-    """None for what the reference cannot have written."""
+def _has_reference_hash(row: Row, hmac_key: bytes | None) -> bool:
     try:
-        return reference_hash(row, row["previous_event_hash"] or "", key)
+        return recomputed(row, row["previous_event_hash"] or "", hmac_key) in {None, row["event_hash"]}
     except ValueError:
-        return None
+        return False  # the reference cannot have written it
 
 
 def _commitment(event: dict[str, Any]) -> bytes:

@@ -6,7 +6,7 @@ signed, in pieces, so that a page of any width takes little memory.
 
 import base64
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -124,24 +124,26 @@ class _Links:
 
     def __init__(self, places: Iterable[Row]) -> None:
         self._stored: dict[tuple[str, int], list[str]] = defaultdict(list)
+        # What unsealed events link to; once it was looked up, what of it is there.
         self._linked: set[tuple[str, str]] = set()
-        self._before: list[tuple[str, int]] = []
         self._purged = False
         for row in places:
             if row["chain_index"] is not None:
                 self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
             elif row["previous_event_hash"]:
                 self._linked.add((row["correlation_id"], row["previous_event_hash"]))
-        before = {(correlation, index - 1) for correlation, index in self._stored if index}
-        self._before = sorted(before - self._stored.keys())
 
     async def complete(self, connection: Connection, log: str) -> None:
         """Look up what the page does not hold. What is nowhere was removed, unless the log says that something was purged."""
-        for row in await connection.fetch(SQL["before"], *_columns(self._before)):
+        if self._linked:
+            found = await connection.fetch(SQL["linked"], *_columns(self._linked))
+            self._linked = {(row["correlation_id"], row["event_hash"]) for row in found}
+        before = {(correlation, index - 1) for correlation, index in self._stored if index} - self._stored.keys()
+        if not before:
+            return
+        for row in await connection.fetch(SQL["before"], *_columns(before)):
             self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
-        found = await connection.fetch(SQL["linked"], *_columns(self._linked))
-        self._linked = {(row["correlation_id"], row["event_hash"]) for row in found}
-        if any(place not in self._stored for place in self._before):
+        if before - self._stored.keys():
             self._purged = bool((await read_evidence(connection, log)).purged)
 
     def hold(self, row: Row) -> bool:
@@ -156,9 +158,5 @@ class _Links:
         return len(self._stored[correlation, index]) == 1 and bool(previous) and follows
 
 
-def _columns(pairs: Iterable[tuple[str, Any]]) -> tuple[list[str], list[Any]]:
-    names, values = [], []
-    for name, value in pairs:
-        names.append(name)
-        values.append(value)
-    return names, values
+def _columns(pairs: Collection[tuple[str, Any]]) -> tuple[list[str], list[Any]]:
+    return [name for name, _ in pairs], [value for _, value in pairs]

@@ -11,13 +11,13 @@ SELECT greatest(
 SELECT note || cosignatures FROM log_checkpoints WHERE log_id = 0 ORDER BY published_at IS NULL, size DESC LIMIT 1
 
 -- name: before
--- Hashes of the events at these places of chains.
+-- Hashes of the events at these places of chains. OFFSET 0: each correlation is read once, not once for each of its places.
 SELECT correlation_id, chain_index, event_hash
-FROM unnest($1::text[], $2::bigint[]) AS wanted (correlation_id, chain_index)
-JOIN audit_events USING (correlation_id, chain_index)
+FROM (SELECT correlation_id, chain_index, event_hash FROM audit_events WHERE correlation_id = ANY($1::text[]) OFFSET 0) AS stored
+JOIN unnest($1::text[], $2::bigint[]) AS wanted (correlation_id, chain_index) USING (correlation_id, chain_index)
 
 -- name: linked
--- Which of these hashes an event of their correlation has.
+-- Which of these hashes an event of their correlation has; read as above.
 SELECT DISTINCT correlation_id, event_hash
-FROM unnest($1::text[], $2::text[]) AS wanted (correlation_id, event_hash)
-JOIN audit_events USING (correlation_id, event_hash)
+FROM (SELECT correlation_id, event_hash FROM audit_events WHERE correlation_id = ANY($1::text[]) OFFSET 0) AS stored
+JOIN unnest($1::text[], $2::text[]) AS wanted (correlation_id, event_hash) USING (correlation_id, event_hash)

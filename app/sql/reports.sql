@@ -71,29 +71,29 @@ LIMIT $2
 -- as the objects of a JSON array, without members that are unknown: Postgres writes them in a third of the time that Python
 -- needs. A time that Python cannot hold comes as the closest one. NULL: there is none.
 SELECT '[{' || string_agg(members, '},{') || '}]' FROM (
-SELECT concat_ws(',',
-    '"event_id":"' || event_id || '"',
-    '"event_timestamp":"' || CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-01T00:00:00' WHEN event_timestamp >= '10000-01-01Z'
-        THEN '9999-12-31T23:59:59.999999' ELSE replace(timezone('UTC', event_timestamp)::text, ' ', 'T') END || 'Z"',
-    '"event_type":' || to_json(event_type::text),
-    '"recorded_at":"' || CASE WHEN recorded_at < '0001-01-01Z' THEN '0001-01-01T00:00:00' WHEN recorded_at >= '10000-01-01Z'
-        THEN '9999-12-31T23:59:59.999999' ELSE replace(timezone('UTC', recorded_at)::text, ' ', 'T') END || 'Z"',
-    '"log_index":' || log_index,
-    '"chain_index":' || chain_index,
-    '"event_category":' || to_json(event_category::text),
-    '"event_action":' || to_json(event_action::text),
-    '"event_outcome":' || to_json(event_outcome::text),
-    '"actor_type":' || to_json(actor_type::text),
-    '"actor_id":' || to_json(actor_id::text),
-    '"resource_type":' || to_json(resource_type::text),
-    '"resource_id":' || to_json(resource_id::text),
-    '"severity":' || to_json(severity::text),
-    '"duration_ms":' || duration_ms,
-    '"error_code":' || to_json(error_code::text),
-    '"parent_event_id":"' || parent_event_id || '"') AS members
-FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- the log would be walked from its beginning else
-ORDER BY log_index, event_timestamp, event_id
-LIMIT $2 OFFSET $3
+    SELECT concat_ws(',',
+        '"event_id":"' || event_id || '"',
+        '"event_timestamp":"' || CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-01T00:00:00' WHEN event_timestamp >= '10000-01-01Z'
+            THEN '9999-12-31T23:59:59.999999' ELSE replace(timezone('UTC', event_timestamp)::text, ' ', 'T') END || 'Z"',
+        '"event_type":' || to_json(event_type::text),
+        '"recorded_at":"' || CASE WHEN recorded_at < '0001-01-01Z' THEN '0001-01-01T00:00:00' WHEN recorded_at >= '10000-01-01Z'
+            THEN '9999-12-31T23:59:59.999999' ELSE replace(timezone('UTC', recorded_at)::text, ' ', 'T') END || 'Z"',
+        '"log_index":' || log_index,
+        '"chain_index":' || chain_index,
+        '"event_category":' || to_json(event_category::text),
+        '"event_action":' || to_json(event_action::text),
+        '"event_outcome":' || to_json(event_outcome::text),
+        '"actor_type":' || to_json(actor_type::text),
+        '"actor_id":' || to_json(actor_id::text),
+        '"resource_type":' || to_json(resource_type::text),
+        '"resource_id":' || to_json(resource_id::text),
+        '"severity":' || to_json(severity::text),
+        '"duration_ms":' || duration_ms,
+        '"error_code":' || to_json(error_code::text),
+        '"parent_event_id":"' || parent_event_id || '"') AS members
+    FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- the log would be walked from its beginning else
+    ORDER BY log_index, event_timestamp, event_id
+    LIMIT $2 OFFSET $3
 ) AS told
 
 -- name: extent
