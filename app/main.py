@@ -56,7 +56,7 @@ from app.settings import Settings
 from app.statedir import state_dir
 
 _RETRY_SECONDS = 0.25
-_DISPOSE_SECONDS = 2.0
+_LETTING_GO_SECONDS = 2.0  # for workers and connections, at the end
 # Events are many objects without cycles: looking for cycles after every 700 of them took a twentieth of a batch's time.
 _GC_THRESHOLDS = (50_000, 20, 50)
 
@@ -148,15 +148,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             await _bounded(app.state.writer.close(), app.state.settings.shutdown_timeout_ms / 1000)
         for worker in workers:
             worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-        await _bounded(app.state.engine.dispose(), _DISPOSE_SECONDS)
+        await _bounded(asyncio.gather(*workers, return_exceptions=True), _LETTING_GO_SECONDS)
+        await _bounded(app.state.engine.dispose(), _LETTING_GO_SECONDS)
         await app.state.door.gate.close()
         if app.state.spool is not None:
             app.state.spool.close()
 
 
-async def _bounded(ending: Awaitable[None], seconds: float) -> None:
-    """A server that says nothing must not keep the process from ending."""
+async def _bounded(ending: Awaitable[object], seconds: float) -> None:
+    """A server that says nothing must not keep the process from ending, as when asyncpg waits for its cancelled query."""
     try:
         async with asyncio.timeout(seconds):
             await ending

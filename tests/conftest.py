@@ -22,6 +22,13 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def no_process_stays() -> Iterator[None]:
+    """One test that fails must not make others fail."""
+    yield
+    services.kill_what_still_runs()
+
+
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """A Postgres on which databases may be made; see tests/databases.py for where it comes from."""

@@ -16,6 +16,8 @@ READY_SECONDS = 20.0
 STOP_SECONDS = 45.0
 OTHER_SETTINGS = ("DATASTORAGE_", "CONFIG_PATH", "PORT", "HEALTH_PORT")
 
+_spawned: list[subprocess.Popen[bytes]] = []
+
 
 @dataclass(frozen=True)
 class Service:
@@ -45,7 +47,17 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
             stdout=output,
             stderr=output,
         )
+    _spawned.append(process)
     return Service(f"http://127.0.0.1:{port}", process, log)
+
+
+def kill_what_still_runs() -> None:
+    """After a test that failed before it could stop what it spawned."""
+    for process in _spawned:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    _spawned.clear()
 
 
 def _places(directory: Path) -> dict[str, object]:

@@ -41,11 +41,11 @@ async def keep_ahead(database_url: str, clock: Callable[[], datetime]) -> None:
 
 
 async def _round(database_url: str, today: date) -> None:
-    connection = await asyncpg.connect(database_url, timeout=10)
+    connection = await asyncpg.connect(database_url, timeout=10, command_timeout=30)
     try:
         # 92 days after the first of a month always lie in the third month after it.
         made = await ensure(connection, today - timedelta(days=10), today.replace(day=1) + timedelta(days=92))
     finally:
-        await connection.close()
+        connection.terminate()  # closing waits for the cancellation of a query, which a silent server never confirms
     if made:
         _log.info("partitions made", extra={"count": made})

@@ -237,12 +237,18 @@ def run(act: str, directory: Path, database_url: str) -> str:
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-async def test_shutdown_in_an_outage(database_url: str, tmp_path: Any) -> None:
-    """What is in flight when the service is told to stop is lost, since Postgres does not answer."""
+async def test_shutdown_in_an_outage(database_url: str, connection: Any, tmp_path: Any) -> None:
+    """What is in flight when the service is told to stop is lost, or it does not stop, since Postgres does not answer."""
+    # A worker waits for its turn, so that it has a query to cancel.
+    await connection.execute("SELECT pg_advisory_lock(audit_event_lock_id('datastorage:partitions'))")
     async with proxy(database_url) as between:
         settings = {"database_url": between.url, "unsafe_database": True, "spool_dir": tmp_path / "spool"}
         one = await asyncio.to_thread(spawn, settings, tmp_path / "one")
         await asyncio.to_thread(wait_until_ready, one)
+        for _ in range(500):
+            if await connection.fetchval("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+                break
+            await asyncio.sleep(0.01)
         between.silent = True
         async with httpx.AsyncClient(base_url=one.url, timeout=30) as client:
             posting = [asyncio.create_task(client.post(EVENTS, json=make_event())) for _ in range(20)]
@@ -250,6 +256,7 @@ async def test_shutdown_in_an_outage(database_url: str, tmp_path: Any) -> None:
             one.process.send_signal(signal.SIGTERM)
             answers = await asyncio.gather(*posting)
             assert await asyncio.to_thread(one.process.wait, 30) == 0
+    await connection.execute("SELECT pg_advisory_unlock_all()")
     assert [answer.status_code for answer in answers] == [202] * 20
     assert run("list", tmp_path / "spool", database_url).count("waiting") >= 1
     assert "20 events and 0 notifications" in run("replay", tmp_path / "spool", database_url)
