@@ -22,7 +22,7 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 @pytest.mark.parametrize("left", [HEAD[:20], HEAD + b"12"])
 async def test_a_request_that_never_ends(monkeypatch: pytest.MonkeyPatch, left: bytes) -> None:
     """A connection is held for ever by a part of a request, or one whose requests are complete is closed."""
-    monkeypatch.setattr(connection, "_READ_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "_READ_SECONDS", 2)
     config, state = Config(echo, lifespan="off"), ServerState()
     config.load()
     kind = type("Connection", (connection.Connection,), {"head_bytes_max": 65536})
@@ -30,11 +30,11 @@ async def test_a_request_that_never_ends(monkeypatch: pytest.MonkeyPatch, left: 
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     for _ in range(3):
         writer.write(HEAD + b"12")
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         writer.write(b"345")
         assert (await reader.readuntil(b"12345")).startswith(b"HTTP/1.1 200")
-    await asyncio.sleep(1)  # idle, which is not what is bounded here
+    await asyncio.sleep(3)  # idle, which is not what is bounded here
     writer.write(left)
-    assert await asyncio.wait_for(reader.read(), 5) == b""
+    assert await asyncio.wait_for(reader.read(), 20) == b""
     writer.close()
     server.close()
