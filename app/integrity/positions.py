@@ -1,8 +1,9 @@
 """Sets of positions in the log. Pure."""
 
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 
 _RANGE = re.compile(r"\[(-?\d{1,19}),(-?\d{1,19})\)")
 
@@ -21,6 +22,7 @@ class Positions:
             elif first < end:
                 self.ranges.append((first, end))
         self._firsts = [first for first, _ in self.ranges]
+        self._counts = list(accumulate((end - first for first, end in self.ranges), initial=0))
 
     @classmethod
     def parse(cls, multirange: str) -> "Positions":
@@ -38,9 +40,8 @@ class Positions:
 
     def within(self, first: int, end: int) -> Iterator[Range]:
         """The parts that lie in one range."""
-        for low, high in self.ranges[max(0, bisect_right(self._firsts, first) - 1) :]:
-            if low >= end:
-                return
+        for place in range(max(0, bisect_right(self._firsts, first) - 1), bisect_left(self._firsts, end)):
+            low, high = self.ranges[place]
             if max(low, first) < min(high, end):
                 yield max(low, first), min(high, end)
 
@@ -56,8 +57,12 @@ class Positions:
         return Positions(left)
 
     def count(self, first: int, end: int) -> int:
-        """How many lie in one range."""
-        return sum(high - low for low, high in self.within(first, end))
+        """How many lie in one range. It is asked for every gap, of what may be a hundred thousand ranges."""
+        return max(0, self._below(end) - self._below(first))
+
+    def _below(self, position: int) -> int:
+        place = bisect_left(self._firsts, position)
+        return self._counts[place] - (max(0, self.ranges[place - 1][1] - position) if place else 0)
 
     def __str__(self) -> str:
         return "{" + ",".join(f"[{first},{end})" for first, end in self.ranges) + "}"
