@@ -279,7 +279,7 @@ async def test_start_without_postgres(database_url: str, tmp_path: Any) -> None:
             await between.refuse(False)
             back = time.monotonic()
             while (await client.get("/readyz")).status_code != 200:
-                assert time.monotonic() - back < 10  # 2 on an idle machine: tests/image/check.sh
+                assert time.monotonic() - back < 2
                 await asyncio.sleep(0.02)
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(30) == 0
@@ -351,7 +351,7 @@ async def test_room_for_batches(service: Callable[..., Service], database_url: s
     async with started(service, database_url, inbox_bytes_max=1 << 20, batch_deadline_ms=2_000) as outage:
         outage.between.silent = True
         first = asyncio.create_task(outage.client.post(BATCH, json=batch))
-        while not await outage.metric("datastorage_inbox_events"):  # noqa: ASYNC110 - another process's
+        while not first.done() and not await outage.metric("datastorage_inbox_events"):  # noqa: ASYNC110 - another process's
             await asyncio.sleep(0.01)
         body = json.dumps(batch).encode()
         for content in (body, chunks(body)):
