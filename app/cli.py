@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from app.errors import AuditError, Fatal
 
 if TYPE_CHECKING:
-    from app.db import Presence
     from app.embedded import EmbeddedPostgres
+    from app.presence import Presence
     from app.settings import Settings
 
 _RETRY_SECONDS = 0.25
@@ -176,10 +176,10 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
 
 
 def _verify_export(arguments: argparse.Namespace) -> int:
-    from app.integrity import export_check
+    from app.export import check
 
-    verdict = export_check.check_files(arguments.files, arguments.key)
-    for line in export_check.told(verdict):
+    verdict = check.check_files(arguments.files, arguments.key)
+    for line in check.told(verdict):
         print(line)
     return 1 if verdict.problem_count else 0
 
@@ -188,7 +188,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from pydantic import SecretStr
 
     from app import logs, tracing
-    from app.db import Presence
+    from app.presence import Presence
     from app.serve import serve
     from app.settings import load
 
@@ -212,8 +212,8 @@ def _serve(arguments: argparse.Namespace) -> None:
 
 def _own_key(settings: "Settings") -> dict[str, Path]:
     """The key for checkpoints that the embedded Postgres comes with, made at its first start, unless another is configured."""
-    from app.integrity import keys, note
-    from app.statedir import state_dir
+    from app.state_dir import state_dir
+    from app.tlog import keys, note
 
     configured = settings.checkpoint_key is not None or settings.checkpoint_key_file is not None
     if configured or not note.is_key_name(settings.log_name or "drawn"):
@@ -321,7 +321,7 @@ async def _upgrade(settings: "Settings", wait_seconds: float) -> None:
         try:
             await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
         except (*db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-            if db.fault(error) is not db.Fault.AWAY or time.monotonic() >= end:
+            if db.failure_kind(error) is not db.FailureKind.AWAY or time.monotonic() >= end:
                 raise Fatal(f"The database cannot be migrated: {str(error) or repr(error)}") from error
             await asyncio.sleep(_RETRY_SECONDS)
         else:
@@ -377,7 +377,7 @@ def _event_types(arguments: argparse.Namespace) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from app.integrity import command
+    from app.verify import command
 
     return command.run(arguments, _with_running_database)
 
@@ -403,17 +403,19 @@ def _with_running_database() -> "Settings":
 def _verify_proof(arguments: argparse.Namespace) -> None:
     import orjson
 
-    from app.integrity.note import Malformed, PublicKey, Unverified
-    from app.integrity.proof import verify_file
+    from app.tlog.note import MalformedNote, PublicKey, Unverified
+    from app.tlog.proof import verify_file
 
     try:
         text = Path(arguments.key).read_text("utf-8") if Path(arguments.key).is_file() else arguments.key
         keys = [PublicKey.parse(line) for line in text.splitlines() if line.strip()]
         proved = verify_file(arguments.file.read_bytes(), keys)
-    except (OSError, Malformed, Unverified) as error:
+    except (OSError, MalformedNote, Unverified) as error:
         raise Fatal(f"Not proved: {error}.") from None
     checkpoint, record = proved.checkpoint, proved.record
-    print(f"Proved: event {record['event_id']} stands at {record['log_index']} of the {checkpoint.size} in the log.")
+    print(
+        f"VerifiedProof: event {record['event_id']} stands at {record['log_index']} of the {checkpoint.size} in the log."
+    )
     print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
     shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
     sys.stdout.buffer.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))

@@ -1,10 +1,9 @@
 """Connections to Postgres: the writer's own, the pool for reading, and what an error says about whose fault it is."""
 
-import asyncio
 import functools
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.errors import DatabaseAway, DatabaseFailed, Fatal
 from app.events.record import ip_packed
-from app.metrics import WORKER_FAILURES
 from app.settings import Settings
 from app.sql import load
 
@@ -32,8 +30,6 @@ _URL = (
     "Invalid configuration: the database's URL is none: expected postgresql://user:password@host/database?sslmode=verify-full, "
     "with %-codes for what has a meaning in URLs."
 )
-_WATCH_SECONDS = 0.5
-_WATCH_TIMEOUT_SECONDS = 2.0
 _SERVER_SETTINGS = {
     "application_name": "datastorage",
     "jit": "off",  # compiling a plan over many partitions costs more than it saves
@@ -52,7 +48,7 @@ CONNECTION_ERRORS = (
 log = logging.getLogger(__name__)
 
 
-class Fault(Enum):
+class FailureKind(Enum):
     """Whose fault a failed flush is, by SQLSTATE (design section 6)."""
 
     REQUEST = auto()
@@ -65,28 +61,28 @@ class Fault(Enum):
     UNKNOWN = auto()
 
 
-def fault(error: Exception) -> Fault:
+def failure_kind(error: Exception) -> FailureKind:
     """What to do about an error of a flush."""
     if isinstance(error, CONNECTION_ERRORS):
-        return Fault.AWAY
+        return FailureKind.AWAY
     if not isinstance(error, asyncpg.PostgresError):
-        return Fault.UNKNOWN
+        return FailureKind.UNKNOWN
     state = error.sqlstate or ""
     if state == "23505":
-        return {"log_flushes": Fault.LOST_RACE, "chain_heads": Fault.STALE_HEADS}.get(
-            error.table_name or "", Fault.RESEND
+        return {"log_flushes": FailureKind.LOST_RACE, "chain_heads": FailureKind.STALE_HEADS}.get(
+            error.table_name or "", FailureKind.RESEND
         )
     if state == "DS001":
-        return Fault.STALE_HEADS
+        return FailureKind.STALE_HEADS
     if state == "23514" and not error.constraint_name:
-        return Fault.MISSING_PARTITION
+        return FailureKind.MISSING_PARTITION
     if state in {"40001", "40P01", "55P03", "57014"}:
-        return Fault.BUSY
+        return FailureKind.BUSY
     if state.startswith("22") or state in {"23502", "23514"}:
-        return Fault.REQUEST
+        return FailureKind.REQUEST
     if state[:2] in {"08", "53", "58"} or state.startswith("57P") or state in {"25006", "25P03"}:
-        return Fault.AWAY
-    return Fault.UNKNOWN
+        return FailureKind.AWAY
+    return FailureKind.UNKNOWN
 
 
 async def connect(settings: Settings, **server_settings: str) -> Connection:
@@ -176,7 +172,7 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
     except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
         raise DatabaseAway from error
     except (asyncpg.PostgresError, DBAPIError) as error:
-        raise (DatabaseAway if fault(error) is Fault.AWAY else DatabaseFailed) from error
+        raise (DatabaseAway if failure_kind(error) is FailureKind.AWAY else DatabaseFailed) from error
 
 
 async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list[asyncpg.Record]:
@@ -193,46 +189,3 @@ async def refuse_unsafe(connection: Connection) -> None:
             f"Postgres runs with {', '.join(sorted(row['name'] for row in off))} off and may lose what it has acknowledged: "
             "switch it on, or set DATASTORAGE_UNSAFE_DATABASE=true if losing events is acceptable"
         )
-
-
-class Presence:
-    """Whether this process can take an event now."""
-
-    def __init__(self) -> None:
-        self.waiting_for = ""
-        """Why the database was not seen yet."""
-        self.started = False
-        """Whether the schema was seen, so that events can be taken, if only to disk."""
-        self.can_spool: Callable[[], bool] = lambda: False
-        self.database_up = False
-        self.shutting_down = False
-        self.fatal: Fatal | None = None
-
-    @property
-    def not_ready(self) -> str | None:
-        """Why the service cannot take an event, in the contract's words; None when it can."""
-        if self.shutting_down:
-            return "shutting_down"
-        return None if self.database_up or (self.started and self.can_spool()) else "database_unreachable"
-
-    async def watch(self, settings: Settings, asked: Callable[[bool], Awaitable[None]]) -> None:
-        """Ask Postgres twice a second, on a connection of its own, whether it is there, and tell `asked` each time."""
-        connection: Connection | None = None
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            try:
-                async with asyncio.timeout(_WATCH_TIMEOUT_SECONDS):
-                    if connection is None or connection.is_closed():
-                        connection = await connect(settings)
-                    await connection.execute("SELECT 1")
-                self.database_up = True
-            except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError):
-                self.database_up = False
-                if connection is not None:
-                    connection.terminate()
-                    connection = None
-            try:
-                await asked(self.database_up)
-            except Exception:  # top of a loop without which nothing is ever replayed
-                WORKER_FAILURES.labels(worker="presence").inc()
-                log.exception("what waits for Postgres could not be told of it")

@@ -5,7 +5,7 @@ AuditError
 │   ├── InvalidRequest         … JSON or a payload value that no decoder takes
 │   ├── BatchTooLarge          … more events than one batch may hold
 │   └── …
-├── Refused                    nobody is let in without an answer that says so
+├── AccessRefused                    nobody is let in without an answer that says so
 │   ├── Unauthorized      401
 │   ├── Forbidden         403
 │   └── ReviewFailed      500  whoever decides could not be asked
@@ -61,25 +61,25 @@ class BatchTooLarge(BadRequest):
     title = "Batch Size Exceeded"
 
 
-class Refused(AuditError):
+class AccessRefused(AuditError):
     """The caller is not let in. The log says why."""
 
 
-class Unauthorized(Refused):
+class Unauthorized(AccessRefused):
     """Invalid or expired token"""
 
     status = 401
     title = "Unauthorized"
 
 
-class Forbidden(Refused):
+class Forbidden(AccessRefused):
     """Insufficient permissions"""
 
     status = 403
     title = "Forbidden"
 
 
-class ReviewFailed(Refused):
+class ReviewFailed(AccessRefused):
     """Authentication service unavailable"""
 
 

@@ -27,33 +27,35 @@ from app.api import (
     history,
     holds,
     notifications,
+    post,
     problems,
     proofs,
-    query,
     reconstruct,
     timeline,
     tlog,
     verify,
 )
-from app.api.body import Room
+from app.api.body import ByteBudget
 from app.api.front import Front
-from app.auth.gate import Gate
+from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
-from app.ingest import own
-from app.ingest.notification_spool import NotificationSpool, keep_replaying
+from app.export.certificate import Pair, pair_in
+from app.ingest import partitions, self_events
+from app.ingest.notification_spool import NotificationSpool, replay_forever
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
-from app.integrity import checkpoint
-from app.integrity.background import keep_verifying
-from app.integrity.certificate import Pair, pair_in
-from app.integrity.keys import signing_key
-from app.query import page, proof, warmth
-from app.retention import claims, partitions
+from app.presence import Presence
+from app.query import page, warming
+from app.retention import claims
 from app.settings import Settings
-from app.statedir import state_dir
+from app.state_dir import state_dir
+from app.tlog import prove
+from app.tlog import worker as checkpoint_worker
+from app.tlog.keys import signing_key
+from app.verify.worker import verify_forever
 
 _RETRY_SECONDS = 0.25
 _LETTING_GO_SECONDS = 2.0  # for workers and connections, at the end
@@ -63,7 +65,7 @@ _GC_THRESHOLDS = (50_000, 20, 50)
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIApp:
+def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
     """The service as one ASGI application; its lifespan finds the database and runs the writer.
 
     Whoever runs it sets `presence.shutting_down` before it stops, and finds in `presence.fatal` why it ended itself.
@@ -79,9 +81,9 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     )
     app.state.settings = settings
     app.state.catalog = create_catalog(settings)
-    app.state.presence = presence or db.Presence()
+    app.state.presence = presence or Presence()
     app.state.engine = db.create_engine(settings)
-    app.state.room = Room(settings.inbox_bytes_max)
+    app.state.room = ByteBudget(settings.inbox_bytes_max)
     app.state.writer = None
     app.state.spool = None
     app.state.signing_key = None
@@ -90,9 +92,9 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     app.state.log_name = ""
     problems.install(app)
     for module in (
-        events,
+        post,
         proofs,
-        query,
+        events,
         tlog,
         eventtypes,
         verify,
@@ -112,8 +114,8 @@ def create_app(settings: Settings, presence: db.Presence | None = None) -> ASGIA
     ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
     extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
     access.check(app)
-    app.state.door = access.Door(Gate(settings), settings)
-    front = Front(app, events.DIRECT, app.state.door, settings)
+    app.state.door = access.AccessControl(Authenticator(settings), settings)
+    front = Front(app, post.DIRECT, app.state.door, settings)
     return (
         health.ExtraPorts(front, extra_ports, settings.health_port if settings.profile else None)
         if extra_ports
@@ -167,13 +169,13 @@ async def _bounded(ending: Awaitable[object], seconds: float) -> None:
 async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     """Wait for Postgres as long as it takes, then start the workers. A schema that does not fit ends the process."""
     settings: Settings = app.state.settings
-    presence: db.Presence = app.state.presence
+    presence: Presence = app.state.presence
     try:
         app.state.export_pair = _export_pair(settings)
         app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
         app.state.signing_key = signing_key(settings, log_name)
-        checkpoints = checkpoint.parts(settings, app.state.signing_key) if settings.tlog else None
+        checkpoints = checkpoint_worker.parts(settings, app.state.signing_key) if settings.tlog else None
     except Exception as error:  # whatever it is, a service that cannot start says so and ends
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
@@ -198,7 +200,7 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
 
 
 def _workers(
-    app: FastAPI, writer: Writer, checkpoints: checkpoint.Parts | None
+    app: FastAPI, writer: Writer, checkpoints: checkpoint_worker.Parts | None
 ) -> dict[str, Coroutine[Any, Any, None]]:
     """What goes on beside the requests, for as long as the process runs."""
     settings: Settings = app.state.settings
@@ -207,19 +209,21 @@ def _workers(
 
     async def heartbeat(size: int, since: datetime) -> None:
         payload = {"event_type": "datastorage.log.heartbeat", "tree_size": size, "silent_since": since.isoformat()}
-        await own.write_own(writer, own.own_event(log_name, payload), settings.single_deadline_ms)
+        await self_events.write_self_event(
+            writer, self_events.self_event(log_name, payload), settings.single_deadline_ms
+        )
 
     work = {
-        "presence": app.state.presence.watch(settings, writer.look_again),
+        "presence": app.state.presence.watch(settings, writer.on_presence),
         "claims": claims.forget_expired(app.state.engine),
         "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
     }
     if checkpoints is not None:
-        work["checkpoints"] = checkpoint.keep(settings, checkpoints, heartbeat)
+        work["checkpoints"] = checkpoint_worker.keep(settings, checkpoints, heartbeat)
     if settings.verifier_events_per_second:
-        work["verifier"] = keep_verifying(settings, log_name, key.all_public if key else ())
+        work["verifier"] = verify_forever(settings, log_name, key.all_public if key else ())
     if spool is not None:
-        work["notifications"] = keep_replaying(app.state.engine, NotificationSpool(spool))
+        work["notifications"] = replay_forever(app.state.engine, NotificationSpool(spool))
     return work
 
 
@@ -254,10 +258,10 @@ async def _find_database(app: FastAPI) -> str:
         try:
             log_name = await _check_database(app.state.settings)
             await page.warm(app.state.engine)
-            await warmth.warm(app.state.engine)
-            await proof.warm(app.state.engine)
+            await warming.warm(app.state.engine)
+            await prove.warm(app.state.engine)
         except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-            if not isinstance(error, DatabaseAway) and db.fault(error) is not db.Fault.AWAY:
+            if not isinstance(error, DatabaseAway) and db.failure_kind(error) is not db.FailureKind.AWAY:
                 raise
             app.state.presence.waiting_for = str(error.__cause__ or error)
             if said != (said := repr(error.__cause__ or error)):

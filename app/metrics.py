@@ -85,7 +85,7 @@ SPOOL_EVENTS = Gauge("datastorage_spool_events", "Events that wait in the spool.
 SPOOL_BYTES = Gauge("datastorage_spool_bytes", "Bytes of the requests in the spool, quarantined ones too.")
 SPOOL_QUARANTINED = Gauge("datastorage_spool_quarantined_events", "Events in the spool's quarantine.")
 SPOOL_OLDEST = Gauge("datastorage_spool_oldest_age_seconds", "How long the oldest event of the spool has waited.")
-SPOOL_FREE = Gauge("datastorage_spool_disk_free_bytes", "Room on the spool's disk.")
+SPOOL_FREE = Gauge("datastorage_spool_disk_free_bytes", "ByteBudget on the spool's disk.")
 PARENTS_UNCHECKED = Counter(
     "datastorage_parents_unchecked", "Parents taken as sent since Postgres was away and they wait in no spool."
 )

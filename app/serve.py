@@ -9,9 +9,9 @@ from typing import Any
 import uvicorn
 
 from app.connection import Connection
-from app.db import Presence
 from app.errors import Fatal
 from app.main import create_app
+from app.presence import Presence
 from app.settings import Settings
 from app.tls import Certificate
 

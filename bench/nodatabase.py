@@ -6,11 +6,12 @@ from unittest.mock import patch
 
 from fastapi import FastAPI
 
-from app import db, main, serve
+from app import main, serve
+from app.ingest import partitions
 from app.ingest.accept import Event
 from app.ingest.link import Head, link
-from app.ingest.store import Act, Claimed, Store
-from app.retention import partitions
+from app.ingest.store import Claimed, FlushAction, Store
+from app.presence import Presence
 from app.settings import Settings, load
 
 
@@ -23,7 +24,7 @@ class NoStore(Store):
         self._known: dict[str, Head] = {}
 
     async def commit(
-        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: Act | None = None
+        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: FlushAction | None = None
     ) -> None:
         del claims, deadline, act
         flush = link(events, self._end, self._known)
@@ -47,7 +48,7 @@ if __name__ == "__main__":
     with (
         patch.object(main, "Store", NoStore),
         patch.object(main, "_find_database", _find_database),
-        patch.object(db.Presence, "watch", _nothing),
+        patch.object(Presence, "watch", _nothing),
         patch.object(partitions, "keep_ahead", _nothing),
     ):
-        serve.serve(load(database_url="postgresql://nobody@127.0.0.1:1/nothing"), db.Presence())
+        serve.serve(load(database_url="postgresql://nobody@127.0.0.1:1/nothing"), Presence())

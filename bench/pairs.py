@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.embedded import EmbeddedPostgres
-from app.integrity import keys
+from app.tlog import keys
 from bench import bodies
 from bench.client import drive, prepared
 from bench.processes import Running, create_databases, database_url, service

@@ -10,7 +10,7 @@ import asyncpg
 import httpx
 
 from app.embedded import EmbeddedPostgres
-from app.integrity import keys
+from app.tlog import keys
 from bench import bodies
 from bench.client import Load, drive, prepared
 from bench.processes import Running, create_databases, database_url, service

@@ -8,8 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from app.integrity import merkle
-from app.integrity.note import COSIGNATURE, Checkpoint, Note, PublicKey, cosigned, signature_line, verified
+from app.tlog import merkle
+from app.tlog.note import COSIGNATURE, Checkpoint, Note, PublicKey, cosigned, signature_line, verified
 from tests.listening import listening
 
 

@@ -13,9 +13,9 @@ from starlette.routing import Route, compile_path
 from starlette.types import Scope
 
 from app import metrics
-from app.auth.gate import Caller, Gate
-from app.errors import AuditError, DatabaseAway, Fatal, RateLimited, Refused, Unauthorized
-from app.ingest.own import own_event, write_own
+from app.auth.authenticator import Authenticator, Caller
+from app.errors import AccessRefused, AuditError, DatabaseAway, Fatal, RateLimited, Unauthorized
+from app.ingest.self_events import self_event, write_self_event
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ def check(app: FastAPI) -> None:
                 )
 
 
-class Door:
+class AccessControl:
     """Lets requests in, or raises what they are answered with."""
 
-    def __init__(self, gate: Gate, settings: Settings) -> None:
+    def __init__(self, gate: Authenticator, settings: Settings) -> None:
         self.gate = gate
         self._limit = None if settings.read_rate is None else _read_limit(settings.read_rate)
         self._audits = settings.audit_reads
 
     async def admit(self, scope: Scope, authorization: bytes | None) -> dict[str, str]:
-        """Find out whose request this is, and whether it may read. Raises Refused or RateLimited; returns headers to add."""
+        """Find out whose request this is, and whether it may read. Raises AccessRefused or RateLimited; returns headers to add."""
         caller = None
         try:
             if not self.gate.is_open:
@@ -105,7 +105,7 @@ class Door:
             if (self._limit is None and not self._audits) or (scope["method"], scope["path"]) in _WRITES:
                 return {}
             return await self._admit_reading(scope, caller)
-        except (Refused, RateLimited) as error:
+        except (AccessRefused, RateLimited) as error:
             _denied(scope, error, "get")
             raise
 
@@ -137,8 +137,8 @@ async def _audit(scope: Scope, caller: Caller | None) -> None:
         "http_path": scope["raw_path"].decode("latin-1"),
         "query_string": scope["query_string"].decode("latin-1"),
     }
-    event = own_event(state.writer.store.log_name, payload, actor_id=name)
-    await write_own(state.writer, event, state.settings.single_deadline_ms)
+    event = self_event(state.writer.store.log_name, payload, actor_id=name)
+    await write_self_event(state.writer, event, state.settings.single_deadline_ms)
 
 
 def _token(authorization: bytes | None) -> str:
@@ -153,14 +153,14 @@ def _token(authorization: bytes | None) -> str:
 
 
 async def permit(request: Request) -> None:
-    """Refused unless the caller may do what this route writes. Called once the request has been found valid."""
+    """AccessRefused unless the caller may do what this route writes. Called once the request has been found valid."""
     caller: Caller | None = request.scope["state"].get("caller")
     if caller is None:
         return  # mode none; the front has let in nobody else
     verb = need(request.scope).verb
     try:
         await request.app.state.door.gate.permit(caller, verb)
-    except Refused as error:
+    except AccessRefused as error:
         _denied(request.scope, error, verb)
         raise
 

@@ -8,14 +8,14 @@ from starlette.requests import Request
 from app.errors import BadRequest, InboxFull, TooLarge
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client closed the connection before its request was complete."""
 
 
 JSON = "application/json"
 
 
-class Room:
+class ByteBudget:
     """Bounds the bytes of the bodies that are being taken, each from its first byte until its request is answered."""
 
     def __init__(self, bytes_max: int) -> None:
@@ -23,9 +23,9 @@ class Room:
         self._taken = 0
 
     @contextmanager
-    def taking(self) -> Iterator["Taking"]:
-        """Room for one body, to be asked for as it comes."""
-        taking = Taking(self)
+    def taking(self) -> Iterator["Reservation"]:
+        """ByteBudget for one body, to be asked for as it comes."""
+        taking = Reservation(self)
         try:
             yield taking
         finally:
@@ -38,10 +38,10 @@ class Room:
             raise InboxFull
 
 
-class Taking:
+class Reservation:
     """What one body takes of the room."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: ByteBudget) -> None:
         self._room = room
         self.bytes = 0
 
@@ -59,7 +59,7 @@ async def read_json_body(request: Request, bytes_max: int) -> bytes:
     return body
 
 
-async def read_body(request: Request, bytes_max: int, taking: Taking | None = None) -> tuple[bytes, str]:
+async def read_body(request: Request, bytes_max: int, taking: Reservation | None = None) -> tuple[bytes, str]:
     """The whole body, and what its Content-Type calls it, without parameters. TooLarge when it grows above `bytes_max`,
     which the front has held its Content-Length against; InboxFull when there is no room to take.
     """
@@ -81,13 +81,13 @@ def too_large(request: Request, bytes_max: int) -> TooLarge:
     return TooLarge(f"The body has {request.headers['content-length']} bytes; this route takes at most {bytes_max}.")
 
 
-async def _read(request: Request, bytes_max: int, taking: Taking | None) -> bytes:
+async def _read(request: Request, bytes_max: int, taking: Reservation | None) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
+            raise ClientDisconnected
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > bytes_max:

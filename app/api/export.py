@@ -14,19 +14,19 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.access import caller_of
-from app.api.body import ClientGone
+from app.api.body import ClientDisconnected
 from app.api.deadline import in_time
-from app.api.parameters import documented, given, number
+from app.api.parameters import documented, number, sent_parameters
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.envelope import timestamp
 from app.events.explain import bad_fields, explain, plain
-from app.ingest.own import own_event, write_own
-from app.integrity.certificate import Pair, pair
-from app.integrity.reading import snapshot
-from app.query.export import PAGE_MAX, ExportQuery
+from app.export.certificate import Pair, pair
+from app.export.parts import Export, Token
+from app.export.select import PAGE_MAX, ExportQuery
+from app.export.signed_page import SignedPage
+from app.ingest.self_events import self_event, write_self_event
 from app.query.filter import OFFSET_MAX
-from app.query.parts import Export, Token
-from app.query.signed_page import SignedPage
+from app.verify.snapshot import snapshot
 
 STALL_SECONDS = 60.0
 _MEDIA_TYPES = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
@@ -154,7 +154,11 @@ async def get_export_certificate(request: Request) -> Response:
 
 def parse_export(query_string: bytes) -> tuple[ExportQuery, Token | None]:
     """What is to be exported, and where it goes on. What is empty says nothing."""
-    sent = {name: value for name, value in given(query_string, {*ExportQuery.model_fields, "after"}).items() if value}
+    sent = {
+        name: value
+        for name, value in sent_parameters(query_string, {*ExportQuery.model_fields, "after"}).items()
+        if value
+    }
     token = _token(sent.pop("after")) if "after" in sent else None
     fields = {name: _read(name, value) for name, value in sent.items()}
     if fields.get("format", "json") != "json" and (odd := [name for name in _OF_JSON if name in sent]):
@@ -228,8 +232,8 @@ async def _tell(request: Request, export: Export | SignedPage) -> None:
     }
     positions = {"first_position": export.first_position, "last_position": export.last_position}
     payload |= {name: position for name, position in positions.items() if position is not None}
-    event = own_event(_log_name(request), payload, about=export.export_id, **({"actor_id": by} if by else {}))
-    await write_own(state.writer, event, state.settings.single_deadline_ms)
+    event = self_event(_log_name(request), payload, about=export.export_id, **({"actor_id": by} if by else {}))
+    await write_self_event(state.writer, event, state.settings.single_deadline_ms)
 
 
 class Stream(StreamingResponse):
@@ -246,7 +250,7 @@ class Stream(StreamingResponse):
             await _send(send, self._first)
             async for chunk in self._rest:
                 if await request.is_disconnected():
-                    raise ClientGone
+                    raise ClientDisconnected
                 await _send(send, chunk)
         await send({"type": "http.response.body", "body": b""})
 

@@ -12,10 +12,10 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics, tracing
-from app.api.access import GUARDED, Door
-from app.api.body import ClientGone, too_large
+from app.api.access import GUARDED, AccessControl
+from app.api.body import ClientDisconnected, too_large
+from app.api.body_formats import BATCH_PATH
 from app.api.browser import Browser
-from app.api.envelopes import BATCH_PATH
 from app.api.problems import respond
 from app.api.proxies import Proxies
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
@@ -40,7 +40,9 @@ class Front:
     rate of single posts. They are routes of `app` too, so that the OpenAPI document shows them.
     """
 
-    def __init__(self, app: FastAPI, direct: dict[tuple[str, str], Endpoint], door: Door, settings: Settings) -> None:
+    def __init__(
+        self, app: FastAPI, direct: dict[tuple[str, str], Endpoint], door: AccessControl, settings: Settings
+    ) -> None:
         self.app = app
         self._direct = direct
         self._door = door
@@ -76,7 +78,7 @@ class Front:
                     scope["state"]["trace_id"] = tracing.trace_id()
                     span.update_name(f"{scope['method']} {self._route(scope)}")
                     span.set_attribute("http.response.status_code", status)
-        except ClientGone:
+        except ClientDisconnected:
             pass
         finally:
             self._write_down(scope, status, size, perf_counter() - started)
@@ -116,7 +118,7 @@ class Front:
                 return await endpoint(request)
         except AuditError as error:
             return respond(request, error)
-        except ClientGone:
+        except ClientDisconnected:
             raise
         except Exception:  # whatever it is, the client gets a problem document and the log says why
             log.exception("a request failed unexpectedly")

@@ -14,7 +14,7 @@ from app.api import parameters
 from app.api.deadline import in_time
 from app.errors import BadRequest, DatabaseFailed
 from app.events.explain import bad_fields
-from app.query.duration import duration_text, parse_window
+from app.go_duration import duration_text, parse_window
 from app.query.remediation_history import FAR, Target, history, regression
 
 router = APIRouter(tags=["remediation"])
@@ -186,7 +186,7 @@ async def get_remediation_history(request: Request) -> Response:
 
 def parse(query_string: bytes) -> tuple[Target, int, int]:
     """(target, near window, far window), the windows in nanoseconds."""
-    sent = parameters.given(query_string, _REQUIRED | _OPTIONAL)
+    sent = parameters.sent_parameters(query_string, _REQUIRED | _OPTIONAL)
     if absent := [name for name in _REQUIRED if name not in sent]:
         raise bad_fields(dict.fromkeys(absent, "required, but missing"))
     if empty := [name for name in _REQUIRED if not sent[name] and name != "targetNamespace"]:

@@ -21,9 +21,9 @@ from app.events.canonical import parse
 from app.events.catalog.leaves import DateTime, Uuid
 from app.events.envelope import Name100, Name255, timestamp
 from app.events.explain import bad_fields, explain
-from app.query.moments import zulu
+from app.query.postgres_time import zulu
 from app.retention import holds
-from app.retention.holds import Selector, Wish
+from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 
 router = APIRouter(tags=["legal holds"])
@@ -163,7 +163,7 @@ async def place_hold(request: Request) -> Response:
     selector, by = _selector(body, named), caller_of(request) or ANONYMOUS
     if not body["reason"].strip():
         raise MissingReason
-    placed = await holds.place(settings, log_name, selector, Wish(by, body["reason"]))
+    placed = await holds.place(settings, log_name, selector, HoldOrder(by, body["reason"]))
     return _answer(
         {"hold_id": str(placed.hold_id)}
         | {name: body[name] for name in _SELECTORS if name in body}  # type: ignore[literal-required]
@@ -189,7 +189,7 @@ async def place_hold(request: Request) -> Response:
 )
 async def list_holds(request: Request) -> Response:
     """Every active hold, newest first, also those that SQL placed."""
-    include = parameters.given(request.scope["query_string"], {"include"}).get("include")
+    include = parameters.sent_parameters(request.scope["query_string"], {"include"}).get("include")
     if include not in {None, "", "released"}:
         raise bad_fields({"include": f"expected released, got {include[:60]!r}"})
     found = await in_time(request, holds.holds(request.app.state.engine, history=bool(include)))
@@ -208,9 +208,9 @@ async def release_correlation_hold(request: Request, correlation_id: str) -> Res
     correlation_id = parameters.correlation(correlation_id)
     body: CorrelationToRelease = await _read(request, CorrelationToRelease)
     await permit(request)
-    wish = _release_wish(request, body)
-    released = await holds.release_correlation(settings, log_name, correlation_id, wish)
-    return _answer({"correlation_id": correlation_id} | _released(released, wish))
+    order = _release_wish(request, body)
+    released = await holds.release_correlation(settings, log_name, correlation_id, order)
+    return _answer({"correlation_id": correlation_id} | _released(released, order))
 
 
 @router.delete(
@@ -221,9 +221,9 @@ async def release_hold(request: Request) -> Response:
     settings, log_name = _service(request)
     body: HoldToRelease = await _read(request, HoldToRelease)
     await permit(request)
-    wish = _release_wish(request, body)
-    released = await holds.release(settings, log_name, UUID(body["hold_id"]), wish)
-    return _answer({"hold_id": body["hold_id"].lower()} | _released(released, wish))
+    order = _release_wish(request, body)
+    released = await holds.release(settings, log_name, UUID(body["hold_id"]), order)
+    return _answer({"hold_id": body["hold_id"].lower()} | _released(released, order))
 
 
 async def _read(request: Request, kind: Any) -> Any:
@@ -266,16 +266,16 @@ def _selector(body: HoldToPlace, named: str) -> Selector:
     return Selector(time_from=start, time_to=end)
 
 
-def _release_wish(request: Request, body: CorrelationToRelease) -> Wish:
+def _release_wish(request: Request, body: CorrelationToRelease) -> HoldOrder:
     if not body["release_reason"].strip():
         raise MissingReleaseReason
-    return Wish(caller_of(request) or ANONYMOUS, body["release_reason"])
+    return HoldOrder(caller_of(request) or ANONYMOUS, body["release_reason"])
 
 
-def _released(released: holds.Released, wish: Wish) -> dict[str, Any]:
+def _released(released: holds.Released, order: HoldOrder) -> dict[str, Any]:
     return {
         "events_released": released.events,
-        "released_by": wish.by,
+        "released_by": order.by,
         "released_at": _nanoseconds(released.released_at),
     }
 

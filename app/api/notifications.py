@@ -17,14 +17,14 @@ from app.api import idempotency, parameters
 from app.api.access import caller_of, permit
 from app.api.body import read_json_body
 from app.api.deadline import in_time
-from app.api.pages import behind, page_answer, standing
+from app.api.paging import behind, page_answer, standing
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields, plain
 from app.ingest.notification_spool import NotificationSpool
 from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, shaped, write
 from app.ingest.submission import Claim
-from app.query.cursor import Place
+from app.query.cursor import NumberedCursor
 from app.query.filter import LIMIT_MAX
 from app.query.notifications import NotificationQuery, page
 
@@ -188,7 +188,7 @@ async def list_notifications(request: Request) -> Response:
 
 def parse_query(query_string: bytes, now: datetime) -> NotificationQuery:
     """The question in a query string; an empty value says nothing."""
-    sent = parameters.given(query_string, NotificationQuery.model_fields)
+    sent = parameters.sent_parameters(query_string, NotificationQuery.model_fields)
     fields: dict[str, Any] = {}
     for name, value in sent.items():
         if value:
@@ -201,4 +201,4 @@ def _read(name: str, value: str, now: datetime) -> Any:
         return parameters.number(name, value, 1, LIMIT_MAX)
     if name in {"since", "until"}:
         return parameters.moment(name, value, now)
-    return parameters.cursor(name, value, Place) if name == "cursor" else value
+    return parameters.cursor(name, value, NumberedCursor) if name == "cursor" else value

@@ -11,14 +11,14 @@ from pydantic import BaseModel
 
 from app.errors import BadRequest
 from app.events.explain import bad_fields
-from app.query.cursor import Cursor, Place
+from app.query.cursor import Cursor, NumberedCursor
 from app.query.timebounds import parse_moment
 
-_Place = TypeVar("_Place", Cursor, Place)
+AnyCursor = TypeVar("AnyCursor", Cursor, NumberedCursor)
 _WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
 
 
-def given(query_string: bytes, names: Container[str]) -> dict[str, str]:
+def sent_parameters(query_string: bytes, names: Container[str]) -> dict[str, str]:
     """Those of `names` that a query string holds: others are ignored, of repeated ones the first counts."""
     found: dict[str, str] = {}
     for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"):
@@ -56,7 +56,7 @@ def moment(name: str, value: str, now: datetime) -> datetime:
         raise bad_query(f"{name}: {error}") from None
 
 
-def cursor(name: str, value: str, kind: type[_Place]) -> _Place:
+def cursor(name: str, value: str, kind: type[AnyCursor]) -> AnyCursor:
     try:
         return kind.parse(value)
     except ValueError as error:

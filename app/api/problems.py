@@ -16,7 +16,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app import metrics
-from app.errors import AuditError, BadRequest, Conflict, RateLimited, Refused, TooLarge, Unavailable
+from app.errors import AccessRefused, AuditError, BadRequest, Conflict, RateLimited, TooLarge, Unavailable
 
 CONTENT_TYPE = "application/problem+json"
 _DRAIN_SECONDS = 0.5
@@ -46,7 +46,7 @@ def respond(request: Request, error: AuditError) -> Response:
         option |= orjson.OPT_SORT_KEYS
         if isinstance(error, Conflict) or "x-request-id" in request.headers:
             body["instance"] = request.url.path
-    if isinstance(error, Refused):
+    if isinstance(error, AccessRefused):
         option |= orjson.OPT_SORT_KEYS
     if isinstance(error, RateLimited):
         headers = error.headers

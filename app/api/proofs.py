@@ -11,9 +11,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.api.deadline import in_time
 from app.events.explain import bad_fields
-from app.integrity.note import encoded
-from app.integrity.proof import open_document
-from app.query.proof import consistency, prove
+from app.tlog.note import encoded
+from app.tlog.proof import open_document
+from app.tlog.prove import consistency, prove
 
 router = APIRouter(tags=["log"])
 

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from app.api import parameters
 from app.api.deadline import in_time
 from app.api.notifications import StoredNotification
-from app.api.pages import behind, page_answer, standing
+from app.api.paging import behind, page_answer, standing
 from app.api.verify import answer as verified
 from app.api.verify import report_on
 from app.errors import NotFound
@@ -213,7 +213,7 @@ async def list_correlations(request: Request) -> Response:
 async def get_timeline(request: Request, correlation_id: str) -> Response:
     """All of one correlation: events, phases, decisions, notifications, holds, and on demand the chain's verification."""
     correlation_id = parameters.correlation(correlation_id)
-    sent = parameters.given(request.scope["query_string"], {"verify", "limit", "offset"})
+    sent = parameters.sent_parameters(request.scope["query_string"], {"verify", "limit", "offset"})
     limit = parameters.number("limit", sent["limit"], 1, EVENTS_MAX) if sent.get("limit") else EVENTS_DEFAULT
     offset = parameters.number("offset", sent["offset"], 0, OFFSET_MAX) if sent.get("offset") else 0
     verify = _flag("verify", sent.get("verify", ""))
@@ -274,7 +274,7 @@ def _flag(name: str, value: str) -> bool:
 
 def parse_query(query_string: bytes, now: datetime) -> CorrelationQuery:
     """The question in a query string; an empty value says nothing."""
-    sent = parameters.given(query_string, CorrelationQuery.model_fields)
+    sent = parameters.sent_parameters(query_string, CorrelationQuery.model_fields)
     try:
         return CorrelationQuery(**{name: _read(name, value, now) for name, value in sent.items() if value})
     except ValidationError as error:

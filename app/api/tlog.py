@@ -7,7 +7,7 @@ from starlette.responses import PlainTextResponse, Response
 from app.api.deadline import in_time
 from app.db import driver_connection, fetch
 from app.errors import NotFound
-from app.integrity.tiles import SQL, WIDTH, Tile, read_tile
+from app.tlog.tiles import SQL, WIDTH, Tile, read_tile
 
 router = APIRouter(tags=["log"])
 

@@ -16,10 +16,10 @@ from app.api.body import read_json_body
 from app.errors import AuditError, BadRequest, DatabaseAway, DatabaseFailed
 from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
-from app.integrity.reading import snapshot
-from app.integrity.reference import moment
-from app.integrity.rows import Defect, Defects
-from app.integrity.verify import ChainReport, verify_chain
+from app.events.reference import moment
+from app.verify.correlation import ChainReport, verify_chain
+from app.verify.row import Defect, Defects
+from app.verify.snapshot import snapshot
 
 _CORRELATION_BYTES_MAX = 256
 

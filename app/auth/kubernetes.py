@@ -97,7 +97,7 @@ def _trust(settings: Settings) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=settings.kubernetes_ca_file)
     except OSError as error:
         raise Fatal(
-            f"Cannot read the certificate authority of the API server, {settings.kubernetes_ca_file}: {error}. Outside of a "
+            f"Cannot read the certificate authority of the API server, {settings.kubernetes_ca_file}: {error}. CheckpointCopies of a "
             "pod name it in DATASTORAGE_KUBERNETES_CA_FILE."
         ) from None
 

@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -16,53 +17,45 @@ import yaml
 from app import metrics
 from app.auth.identity import ROLES, Identity, is_name, of_roles
 from app.errors import Fatal
+from app.watched_file import WatchedFiles
 
-_LOOK_AGAIN_SECONDS = 1.0
 _MEMBERS = {"name", "role", "sha256", "expires"}
 
 log = logging.getLogger(__name__)
 
 
 class TokenFile:
-    """The tokens of the file as it is now: it is looked at again at most once a second.
+    """The tokens of the file as it is now.
 
     A file that has become unreadable leaves the tokens as they were; the log and a metric say so until it is mended.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
-        self._path = path
-        self._clock = clock
-        self._looked = clock()
-        self._seen = _signature(path)
-        self._identities = read(path)
+        try:
+            self._identities = WatchedFiles(
+                [path], lambda: read(path), changed=_log_change, failed=partial(_log_failure, path), clock=clock
+            )
+        except OSError as error:
+            raise _unreadable(path, error) from None
 
     def find(self, digest: bytes) -> Identity | None:
         """Whose token has this SHA-256 digest."""
-        if self._clock() - self._looked >= _LOOK_AGAIN_SECONDS:
-            self._look_again()
-        return self._identities.get(digest)
-
-    def _look_again(self) -> None:
-        self._looked = self._clock()
-        try:
-            seen = _signature(self._path)
-            if seen == self._seen:
-                return
-            self._identities = read(self._path)
-            self._seen = seen
-        except Fatal as error:
-            metrics.AUTH_FAILURES.labels("tokens").inc()
-            log.error("the tokens stay as they were", extra={"reason": error.detail})  # noqa: TRY400 -- the reason says it all
-        else:
-            log.info("tokens read again", extra={"tokens": len(self._identities)})
+        return self._identities.value().get(digest)
 
 
-def _signature(path: Path) -> tuple[int, int, int]:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise Fatal(f"Cannot read the tokens of {path}: {error.strerror}") from None
-    return status.st_ino, status.st_mtime_ns, status.st_size
+def _log_change(identities: dict[bytes, Identity]) -> None:
+    log.info("tokens read again", extra={"tokens": len(identities)})
+
+
+def _log_failure(path: Path, error: Exception) -> None:
+    if isinstance(error, OSError):
+        error = _unreadable(path, error)
+    metrics.AUTH_FAILURES.labels("tokens").inc()
+    log.error("the tokens stay as they were", extra={"reason": str(error)})
+
+
+def _unreadable(path: Path, error: OSError) -> Fatal:
+    return Fatal(f"Cannot read the tokens of {path}: {error.strerror}")
 
 
 def read(path: Path) -> dict[bytes, Identity]:

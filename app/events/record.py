@@ -49,6 +49,23 @@ def commitment(salt: bytes, committed: bytes) -> bytes:
     return sha256(salt + committed).digest()
 
 
+def commitment_of(row: Row, *, stored: bool = True) -> bytes:
+    """The commitment of a row of the log: the one that erasure left in it, else the one that its salt and content give.
+
+    Salt and commitment are bytes, or hex digits as exports have them. Without its salt a row is not the one that was written;
+    an empty salt gives the hash that it has now. ValueError for digits that are none.
+    """
+    erased = _raw(row.get("payload_commitment"))
+    if erased is not None:
+        return erased
+    return commitment(_raw(row.get("payload_salt")) or b"", committed(row, stored=stored))
+
+
+def stored_hash(row: Row, log: str, *, stored: bool = True) -> str:
+    """The leaf hash, in hex, of the record that a row of the log named `log` has now."""
+    return leaf_hash(record(row, log, commitment_of(row, stored=stored))).hex()
+
+
 def record(row: Row, log: str, commitment: bytes) -> dict[str, Any]:
     """The record of `row` in the log named `log`, members in JCS order.
 
@@ -119,6 +136,10 @@ def address_text(address: Any) -> str | None:
     if address is None or type(address) is str:
         return address
     return ip_text(address.packed) if type(address) in (IPv4Address, IPv6Address) else str(address)
+
+
+def _raw(value: bytes | str | None) -> bytes | None:
+    return bytes.fromhex(value) if isinstance(value, str) else value
 
 
 def _canonical(text: str | bytes | None) -> bytes | None:

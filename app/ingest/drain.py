@@ -13,9 +13,9 @@ import orjson
 
 from app import db, schema
 from app.errors import AuditError, Fatal
-from app.ingest.kept import shown
 from app.ingest.notification_spool import NotificationSpool
 from app.ingest.spool import Spool
+from app.ingest.spool_codec import shown
 from app.ingest.store import Store
 from app.ingest.writer import Writer
 from app.settings import Settings
@@ -101,7 +101,7 @@ async def _drain(writer: Writer, spool: Spool) -> None:
     left, rounds = spool.depth.events, 0
     try:
         while spool.depth.events and rounds < _ROUNDS_WITHOUT_PROGRESS_MAX:
-            await writer.look_again(there=True)
+            await writer.on_presence(there=True)
             await asyncio.sleep(_ROUND_SECONDS)
             rounds = 0 if spool.depth.events < left else rounds + 1
             left = spool.depth.events

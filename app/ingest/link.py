@@ -21,7 +21,7 @@ NO_HEAD = Head(0, "", None)
 
 
 @dataclass(slots=True)
-class Linked:
+class Flush:
     """One flush, ready to be sent: `first_index` is won or lost as a whole."""
 
     previous_first: int
@@ -36,9 +36,9 @@ class Linked:
     """End of each chain after this flush."""
 
 
-def link(events: Sequence[Event], tail: tuple[int, int], known: dict[str, Head]) -> Linked:
+def link(events: Sequence[Event], tail: tuple[int, int], known: dict[str, Head]) -> Flush:
     """Give `events` their places behind `tail` (first_index and count of the last flush). A chain not in `known` is new."""
-    flush = Linked(tail[0], tail[0] + tail[1], events)
+    flush = Flush(tail[0], tail[0] + tail[1], events)
     leaves = []
     for log_index, event in enumerate(events, flush.first_index):
         correlation_id = event.correlation_id

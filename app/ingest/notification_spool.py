@@ -24,7 +24,7 @@ _PORTION = 100
 log = logging.getLogger(__name__)
 
 
-class KeptNotification(NamedTuple):
+class SpooledNotification(NamedTuple):
     """One notification in the spool."""
 
     position: int
@@ -69,7 +69,7 @@ class NotificationSpool:
             for kept in await self._spool.read(_next):
                 await self._replay_one(engine, kept)
 
-    async def _replay_one(self, engine: AsyncEngine, kept: KeptNotification) -> None:
+    async def _replay_one(self, engine: AsyncEngine, kept: SpooledNotification) -> None:
         """Looked for first, as all that is replayed: a crash may lie between writing and removing."""
         refused = None
         try:
@@ -92,7 +92,7 @@ class NotificationSpool:
         await self._spool.change(work, kept.size)
 
 
-async def keep_replaying(engine: AsyncEngine, notifications: NotificationSpool) -> None:
+async def replay_forever(engine: AsyncEngine, notifications: NotificationSpool) -> None:
     """Twice a second for ever, once there is something."""
     while True:
         try:
@@ -131,11 +131,12 @@ def _find(file: sqlite3.Connection, notification: Notification, claim: Claim | N
     return False
 
 
-def _next(file: sqlite3.Connection) -> Sequence[KeptNotification]:
+def _next(file: sqlite3.Connection) -> Sequence[SpooledNotification]:
     query = (
         "SELECT position, bytes, body, scope, key, digest, expires_at FROM notifications"
         " WHERE reason IS NULL ORDER BY position LIMIT ?"
     )
     return [
-        KeptNotification(row[0], row[1], revive(row[2]), claim_of(row[3:])) for row in file.execute(query, [_PORTION])
+        SpooledNotification(row[0], row[1], revive(row[2]), claim_of(row[3:]))
+        for row in file.execute(query, [_PORTION])
     ]

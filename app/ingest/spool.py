@@ -24,7 +24,7 @@ from uuid import UUID
 from app import metrics
 from app.errors import AuditError, Fatal, Unavailable
 from app.ingest.accept import Event
-from app.ingest.kept import keep, revive
+from app.ingest.spool_codec import keep, revive
 from app.ingest.submission import Claim, Submission, conflict, key_reused
 
 FREE_BYTES_MIN = 64 * 1024**2
@@ -78,7 +78,7 @@ class SpoolFailed(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class SpooledRequest:
     """One request in the spool."""
 
     position: int
@@ -183,11 +183,11 @@ class Spool:
                 submission.finish(spooled=True)
         self._show()
 
-    async def next(self, events_max: int, bytes_max: int, log_name: str) -> list[Kept]:
+    async def next(self, events_max: int, bytes_max: int, log_name: str) -> list[SpooledRequest]:
         """The oldest requests that wait, up to the limits, at least one if there is any."""
         return await self._on_thread(lambda: self._next(events_max, bytes_max, log_name))
 
-    async def remove(self, kept: Sequence[Kept]) -> None:
+    async def remove(self, kept: Sequence[SpooledRequest]) -> None:
         """These are stored in Postgres. A crash before this leaves them to be found stored at the next replay."""
         positions = [one.position for one in kept]
         async with self._counting:
@@ -197,7 +197,7 @@ class Spool:
             self.depth.oldest = await self._on_thread(self._oldest)
         self._show()
 
-    async def quarantine(self, kept: Kept, refused: list[Event], reason: str) -> None:
+    async def quarantine(self, kept: SpooledRequest, refused: list[Event], reason: str) -> None:
         """Postgres refuses these events of a request for their content: keep them aside, and let the others go on."""
         body = keep(refused)
         async with self._counting:
@@ -385,20 +385,22 @@ class Spool:
         row = self._file.execute(query, [event_id.bytes]).fetchone()
         return next((one for one in revive(row[0], "") if one.id == event_id), None) if row else None
 
-    def _next(self, events_max: int, bytes_max: int, log_name: str) -> list[Kept]:
+    def _next(self, events_max: int, bytes_max: int, log_name: str) -> list[SpooledRequest]:
         self._refuse_broken()
         query = (
             "SELECT position, events, bytes, correlations, scope, key, digest, expires_at, body FROM requests"
             " WHERE reason IS NULL ORDER BY position"
         )
-        kept: list[Kept] = []
+        kept: list[SpooledRequest] = []
         events = size = 0
         for position, number, length, correlations, *claim, body in self._file.execute(query):
             events += number
             size += length
             if kept and (events > events_max or size > bytes_max):
                 break
-            kept.append(Kept(position, revive(body, log_name), claim_of(claim), tuple(correlations.split("\0"))))
+            kept.append(
+                SpooledRequest(position, revive(body, log_name), claim_of(claim), tuple(correlations.split("\0")))
+            )
         return kept
 
     def _remove(self, positions: Sequence[int]) -> dict[int, int]:
@@ -493,7 +495,7 @@ class Spool:
                 del self._correlations[correlation]
 
     def _free(self) -> int:
-        """Room on the disk; none on one that does not even say how much."""
+        """ByteBudget on the disk; none on one that does not even say how much."""
         try:
             return shutil.disk_usage(self.directory).free
         except OSError:

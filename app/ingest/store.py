@@ -17,14 +17,14 @@ from uuid import UUID
 import asyncpg
 
 from app import metrics, tracing
-from app.db import CONNECTION_ERRORS, Connection, Fault, connect_writer, fault
+from app.db import CONNECTION_ERRORS, Connection, FailureKind, connect_writer, failure_kind
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
+from app.ingest import partitions
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
-from app.ingest.held import Holds
-from app.ingest.link import Head, Linked, link
+from app.ingest.hold_index import HoldIndex
+from app.ingest.link import Flush, Head, link
 from app.ingest.submission import Claim
-from app.retention import partitions
 from app.settings import Settings
 from app.sql import load
 
@@ -47,7 +47,7 @@ _LENGTH_MAX = 2**62
 Claimed = tuple[Claim, list[UUID]]
 """What was promised under an Idempotency-Key, and the ids in its answer."""
 _T = TypeVar("_T")
-Act = Callable[[Connection, Linked], Awaitable[None]]
+FlushAction = Callable[[Connection, Flush], Awaitable[None]]
 """What belongs to a flush beside its rows: done in its transaction, when the compare-and-set is won. An AuditError undoes all.
 
 Whatever it reads is true until the commit: nobody else can write to the log meanwhile. A store whose act has changed a hold
@@ -65,7 +65,7 @@ class PossibleResend(AuditError):
     """An id of this flush is stored already: look it up, then send the rest."""
 
 
-class Refused(AuditError):
+class RowRefused(AuditError):
     """Postgres refuses the content of a row; alone in its flush, the request is at fault."""
 
     status = 400
@@ -86,7 +86,7 @@ class Store:
         self._connection: Connection | None = None
         self._tail: tuple[int, int] | None = None
         self._heads: dict[str, Head] = {}
-        self._holds = Holds()
+        self._holds = HoldIndex()
         self._holds_version: tuple[int | None, int | None] = None, None  # where in the log they last changed
         self._next_index_seen = 0
         self._careful = 0  # flushes that read heads first: after a start, and after a lost race
@@ -95,14 +95,14 @@ class Store:
         """How long a flush is tried again after the connection was lost, within its deadline. Short where there is a spool."""
 
     async def commit(
-        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: Act | None = None
+        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: FlushAction | None = None
     ) -> None:
         """Write `events` behind the log, what was promised of them, and `act`, whole or not at all; returns when it is durable.
 
-        Raises LostRace, PossibleResend, Refused, MonthAway, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is
+        Raises LostRace, PossibleResend, RowRefused, MonthAway, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is
         repeated here until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
         """
-        uncertain: Linked | None = None
+        uncertain: Flush | None = None
         promises = _claim_columns(events, claims)
         for repeat in count():
             flush = uncertain
@@ -116,16 +116,16 @@ class Store:
                 with tracing.span("transaction", first_index=flush.first_index, events=len(flush.rows)):
                     await self._send(connection, flush, promises, act)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-                kind = fault(error)
+                kind = failure_kind(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
-                if kind is Fault.AWAY:
+                if kind is FailureKind.AWAY:
                     log.warning("a flush failed", extra={"error": repr(error), "events": len(events)})
                     self.disconnect()
                     uncertain = flush
                     deadline = min(deadline, asyncio.get_running_loop().time() + self.patience_seconds)
                 else:
                     await self._rollback()
-                    if kind is Fault.BUSY:
+                    if kind is FailureKind.BUSY:
                         await self._end_frozen()
                     # What was sent before may be what this attempt collides with: then the log says whose it is.
                     if uncertain is None:
@@ -185,10 +185,10 @@ class Store:
             try:
                 return await read(await self.connection())
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-                kind = fault(error)
-                if kind is not Fault.BUSY:
+                kind = failure_kind(error)
+                if kind is not FailureKind.BUSY:
                     self.disconnect()
-                if kind not in {Fault.BUSY, Fault.AWAY}:
+                if kind not in {FailureKind.BUSY, FailureKind.AWAY}:
                     raise DatabaseFailed from error
                 await _pause(repeat, deadline, error)
         raise AssertionError  # count() never ends
@@ -236,7 +236,7 @@ class Store:
             with suppress(*CONNECTION_ERRORS, asyncpg.PostgresError):
                 await self._connection.close(timeout=_CLOSE_SECONDS)
 
-    async def _link(self, connection: Connection, events: Sequence[Event]) -> Linked:
+    async def _link(self, connection: Connection, events: Sequence[Event]) -> Flush:
         """Places for `events`. A chain that is not known is taken as new, unless recent flushes say that this is unwise."""
         if self._contended:
             await connection.execute("BEGIN")
@@ -261,7 +261,7 @@ class Store:
         ):
             row = await self._mended_tail(connection)
         if self._holds_version != (version := (row["placed"], row["released"])):
-            self._holds = Holds(await connection.fetch(SQL["active_holds"]))
+            self._holds = HoldIndex(await connection.fetch(SQL["active_holds"]))
             self._holds_version = version
         return row["first_index"], row["count"]
 
@@ -285,7 +285,7 @@ class Store:
         return row
 
     async def _send(
-        self, connection: Connection, flush: Linked, promises: tuple[list[Any], ...], act: Act | None = None
+        self, connection: Connection, flush: Flush, promises: tuple[list[Any], ...], act: FlushAction | None = None
     ) -> None:
         """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
         parameters = (
@@ -319,21 +319,21 @@ class Store:
         if connection.is_in_transaction():
             await connection.execute("COMMIT")
 
-    async def _clear_up(self, kind: Fault, error: Exception, events: Sequence[Event]) -> None:
+    async def _clear_up(self, kind: FailureKind, error: Exception, events: Sequence[Event]) -> None:
         """Make the next attempt a better one, or raise what the writer has to decide."""
         match kind:
-            case Fault.LOST_RACE:
+            case FailureKind.LOST_RACE:
                 raise LostRace
-            case Fault.RESEND:
+            case FailureKind.RESEND:
                 raise PossibleResend
-            case Fault.REQUEST:
-                raise Refused(_refusal(error)) from error
-            case Fault.STALE_HEADS:
+            case FailureKind.REQUEST:
+                raise RowRefused(_refusal(error)) from error
+            case FailureKind.STALE_HEADS:
                 self._heads.clear()
                 self._careful = _CAREFUL_FLUSHES
-            case Fault.MISSING_PARTITION:
+            case FailureKind.MISSING_PARTITION:
                 await self._make_partitions(events)
-            case Fault.BUSY:
+            case FailureKind.BUSY:
                 pass
             case _:
                 log.error("a flush failed", extra={"error": repr(error), "events": len(events)})
@@ -348,10 +348,10 @@ class Store:
         except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             if getattr(error, "sqlstate", "") == "55000":
                 raise MonthAway from error
-            if fault(error) not in {Fault.BUSY, Fault.AWAY}:
+            if failure_kind(error) not in {FailureKind.BUSY, FailureKind.AWAY}:
                 raise DatabaseFailed from error  # else the next attempt comes here again
 
-    async def _is_written(self, connection: Connection, flush: Linked) -> bool | None:
+    async def _is_written(self, connection: Connection, flush: Flush) -> bool | None:
         """Whether a flush of unknown outcome was committed; None while nothing stands at its place."""
         leaves = await connection.fetchval(SQL["leaves"], flush.first_index)
         return None if leaves is None else leaves == flush.leaves
@@ -383,7 +383,7 @@ class Store:
                 length = 0
             self._heads[row["correlation_id"]] = Head(length, row["hash"], row["length"])
 
-    def _remember(self, flush: Linked) -> None:
+    def _remember(self, flush: Flush) -> None:
         self._tail = (flush.first_index, len(flush.rows))
         self._next_index_seen = flush.first_index + len(flush.rows)
         self._careful = max(0, self._careful - 1)
@@ -404,7 +404,7 @@ async def _pause(repeat: int, deadline: float, error: Exception) -> None:
         await asyncio.sleep(_PAUSE_SECONDS * 2 ** min(repeat - 1, _PAUSE_DOUBLINGS_MAX))
 
 
-def _head_columns(flush: Linked) -> tuple[list[Any], ...]:
+def _head_columns(flush: Flush) -> tuple[list[Any], ...]:
     begun = [c for c, stored in flush.expected.items() if stored is None]
     grown = [c for c, stored in flush.expected.items() if stored is not None]
     heads = flush.heads

@@ -29,7 +29,7 @@ class Claim(NamedTuple):
 class Submission:
     """The events of one request, and the future that says when all of them are stored, or safe in the spool (then True)."""
 
-    __slots__ = ("arrived", "claim", "done", "events", "known", "link", "looked_up", "refusals", "size")
+    __slots__ = ("arrived", "claim", "done", "events", "known", "link", "lookup_done", "refusals", "size")
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Submission:
         """Why the rules of time and parent refuse an event. Only what is not stored already is refused."""
         self.known = known
         """Its ids may be stored already: computed from the body, or chosen by the client."""
-        self.looked_up = not refusals and claim is None and not any(event.digest for event in events)
+        self.lookup_done = not refusals and claim is None and not any(event.digest for event in events)
         """Whether nothing has to be looked up before it is sent."""
         self.size = sum(event.size for event in events)
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

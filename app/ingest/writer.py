@@ -16,8 +16,8 @@ from uuid import UUID
 from app import metrics, tracing
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
-from app.ingest.spool import Kept, Spool, SpoolFailed
-from app.ingest.store import Claimed, LostRace, MonthAway, PossibleResend, Refused, Store
+from app.ingest.spool import Spool, SpooledRequest, SpoolFailed
+from app.ingest.store import Claimed, LostRace, MonthAway, PossibleResend, RowRefused, Store
 from app.ingest.submission import Claim, Submission, conflict, key_reused
 from app.settings import Settings
 
@@ -44,9 +44,9 @@ class Writer:
         self._arrived = asyncio.Event()
         self._closing = False
         self._away = False
-        """Postgres did not take the last flush: what comes goes to the spool until `look_again`."""
+        """Postgres did not take the last flush: what comes goes to the spool until `on_presence`."""
         self._spool_fails = False
-        """Replay waits for `look_again`, which mends the spool."""
+        """Replay waits for `on_presence`, which mends the spool."""
         self._committed_at = 0.0
         self._overdue_tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -130,7 +130,7 @@ class Writer:
         """Whether Postgres did not take the last flush."""
         return self._away
 
-    async def look_again(self, there: bool) -> None:
+    async def on_presence(self, there: bool) -> None:
         """Mend a spool that has failed. When Postgres is `there`, try it with what waits in the spool and with what comes."""
         if self.spool is not None:
             await self.spool.mend()
@@ -228,7 +228,7 @@ class Writer:
             self.store.disconnect()
             self._away = True
 
-    async def _replay_requests(self, spool: Spool, kept: list[Kept]) -> None:
+    async def _replay_requests(self, spool: Spool, kept: list[SpooledRequest]) -> None:
         whole = [Submission(one.events, {}, known=True, claim=one.claim) for one in kept]
         await self._write(whole)
         stored = []
@@ -244,7 +244,7 @@ class Writer:
         metrics.REPLAYED.inc(sum(len(one.events) for one in stored))
         metrics.DLQ_DRAIN.inc()
 
-    async def _replay_singly(self, spool: Spool, kept: Kept, error: AuditError) -> None:
+    async def _replay_singly(self, spool: Spool, kept: SpooledRequest, error: AuditError) -> None:
         """Acknowledgement outranks atomicity: of a request that conflicts, only what conflicts stays out."""
         refused, reason = kept.events, error.detail
         if len(kept.events) > 1 and not isinstance(error, KeyReused):
@@ -312,9 +312,9 @@ class Writer:
                 _doubt(waiting)
                 repeats += 1
                 if repeats > _RESEND_REPEATS_MAX or not any(s.known for s in waiting):
-                    await self._isolate(waiting, Refused("Postgres holds another row with the id of this event"))
+                    await self._isolate(waiting, RowRefused("Postgres holds another row with the id of this event"))
                     return
-            except (Refused, MonthAway) as refused:
+            except (RowRefused, MonthAway) as refused:
                 await self._isolate(waiting, refused)
                 return
             except DatabaseFailed as error:
@@ -342,13 +342,13 @@ class Writer:
         self, submissions: list[Submission], stored: dict[UUID, bool], deadline: float
     ) -> list[Submission]:
         """Look up the ids that may be stored, add what is found to `stored`, and return what is still to be written."""
-        unsure = [s for s in submissions if not s.looked_up]
+        unsure = [s for s in submissions if not s.lookup_done]
         if not unsure:
             return submissions
         stored |= await self.store.stored([event for s in unsure for event in s.events], deadline)
         digests = await self.store.claims([s.claim for s in unsure if s.claim is not None], deadline)
         for submission in unsure:
-            submission.looked_up = True
+            submission.lookup_done = True
             claim = submission.claim
             if claim is not None and digests.get((claim.scope, claim.key), claim.digest) != claim.digest:
                 submission.fail(key_reused())
@@ -358,7 +358,7 @@ class Writer:
                 submission.fail(conflict(other.id, await self.store.difference(other, deadline)))
         return [s for s in submissions if _still_wanted(s, stored)]
 
-    async def _isolate(self, submissions: list[Submission], refused: Refused | MonthAway) -> None:
+    async def _isolate(self, submissions: list[Submission], refused: RowRefused | MonthAway) -> None:
         """Halve the flush until the request that Postgres refuses stands alone."""
         if len(submissions) == 1:
             submissions[0].fail(refused)
@@ -388,7 +388,7 @@ def _still_wanted(submission: Submission, stored: Mapping[UUID, bool]) -> bool:
 def _doubt(submissions: Sequence[Submission]) -> None:
     """Ids that may be stored have to be looked up again."""
     for submission in submissions:
-        submission.looked_up = not submission.known
+        submission.lookup_done = not submission.known
 
 
 def _finish(submissions: Sequence[Submission]) -> None:
@@ -411,9 +411,9 @@ def _observe(written: int, resent: int, seconds: float) -> None:
         metrics.FLUSH_DURATION.observe(seconds)
 
 
-def _distinct(kept: list[Kept]) -> Iterator[list[Kept]]:
+def _distinct(kept: list[SpooledRequest]) -> Iterator[list[SpooledRequest]]:
     """Portions of `kept` in which no id stands twice."""
-    portion: list[Kept] = []
+    portion: list[SpooledRequest] = []
     ids: set[UUID] = set()
     for one in kept:
         own = {event.id for event in one.events}

@@ -18,7 +18,7 @@ from app.db import Connection, driver_connection
 from app.events.envelope import Outcome
 from app.query.cursor import Cursor
 from app.query.filter import Moment
-from app.query.moments import nearest
+from app.query.postgres_time import nearest
 from app.sql import load
 
 SQL = load("reports")

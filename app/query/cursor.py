@@ -27,7 +27,7 @@ class Cursor(NamedTuple):
         return cls(moment, UUID(event_id))
 
 
-class Place(NamedTuple):
+class NumberedCursor(NamedTuple):
     """The next page begins behind this row, in an order by moment and number."""
 
     moment: str

@@ -12,9 +12,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
 from app.query.compiled import Statement, compiled
-from app.query.cursor import Place
+from app.query.cursor import NumberedCursor
 from app.query.filter import LIMIT_MAX, Moment
-from app.query.moments import nearest
+from app.query.postgres_time import nearest
 from app.tables import notification_audit
 
 _n = notification_audit.c
@@ -30,7 +30,7 @@ class NotificationQuery(BaseModel, frozen=True, extra="forbid"):
     since: Moment = Field(None, description="earliest sent_at: a time, or how long ago")
     until: Moment = Field(None, description="latest sent_at: a time, or how long ago")
     limit: int = Field(50, ge=1, le=LIMIT_MAX, description="most notifications on the page")
-    cursor: Annotated[Place | None, WithJsonSchema({"type": "string"})] = Field(
+    cursor: Annotated[NumberedCursor | None, WithJsonSchema({"type": "string"})] = Field(
         None, description="next_cursor of an earlier answer"
     )
 
@@ -69,7 +69,7 @@ class NotificationPage:
     """Notifications as they are answered."""
 
     notifications: list[dict[str, Any]]
-    next_cursor: Place | None
+    next_cursor: NumberedCursor | None
 
 
 def _text(name: str) -> ColumnElement[str]:
@@ -93,7 +93,9 @@ async def page(engine: AsyncEngine, query: NotificationQuery) -> NotificationPag
     async with driver_connection(engine) as connection:
         rows = await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
     shown = rows[: query.limit]
-    last = Place(shown[-1]["sent_at"].replace(" ", "T", 1), shown[-1]["id"]) if len(rows) > query.limit else None
+    last = (
+        NumberedCursor(shown[-1]["sent_at"].replace(" ", "T", 1), shown[-1]["id"]) if len(rows) > query.limit else None
+    )
     return NotificationPage([notification(row) for row in shown], last)
 
 

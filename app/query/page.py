@@ -19,7 +19,7 @@ from app.events.record import Row
 from app.query.compiled import Statement, compiled
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, EventQuery
-from app.query.moments import nearest, zulu
+from app.query.postgres_time import nearest, zulu
 from app.tables import audit_events
 
 COUNT_SECONDS = 1.0

@@ -17,8 +17,8 @@ from app.db import fetch
 from app.errors import AuditError
 from app.events.canonical import canonical, loads, readable
 from app.events.record import Row
-from app.query.duration import duration_text, parse_duration
-from app.query.shapes import misshapen
+from app.go_duration import duration_text, parse_duration
+from app.query.shapes import shape_fault
 from app.sql import load
 
 SQL = load("reports")["reconstruction"]
@@ -133,7 +133,7 @@ def _take(request: _Request, event: Row) -> bool:
     """Read one event; whether it said anything. Unreadable when its payload is not what its type is made of."""
     event_type = event["event_type"]
     payload = loads(event["payload"])
-    if (fault := misshapen(event_type, payload)) is not None:
+    if (fault := shape_fault(event_type, payload)) is not None:
         raise Unreadable(f"The event_data of a {event_type} event cannot be read: {fault}.")
     request.set(clusterID=event["cluster_id"] or "")
     return _READERS[event_type](request, payload, event)

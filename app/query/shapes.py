@@ -24,7 +24,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def misshapen(event_type: str, payload: Any) -> str | None:
+def shape_fault(event_type: str, payload: Any) -> str | None:
     """What is wrong with a payload of the typed `event_type`, or None."""
     schema = _schema(event_type)
     return _fault(schema, schema.get("$defs", {}), payload, "event_data")

@@ -3,7 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 
-from app.query.duration import parse_duration
+from app.go_duration import parse_duration
 
 _DAYS = re.compile(r"\+?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)d")
 _MOMENT = re.compile(

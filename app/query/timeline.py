@@ -14,9 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
 from app.events.record import Row
-from app.integrity.reading import SQL as INTEGRITY
-from app.query.moments import zulu
 from app.query.notifications import notification
+from app.query.postgres_time import zulu
 from app.sql import load
 
 SQL = load("reports")
@@ -87,14 +86,14 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         holds = await connection.fetch(SQL["holds"], correlation_id) if extent["held"] else []
         return Timeline(
             extent,
-            await connection.fetchrow(INTEGRITY["head"], correlation_id),
+            await connection.fetchrow(SQL["chain_head"], correlation_id),
             events,
             offset + limit < extent["count"],
             phases(steps),
             decisions(steps),
             [notification(row) for row in await connection.fetch(SQL["notifications"], correlation_id)],
             [_hold(row) for row in holds],
-            await connection.fetchrow(INTEGRITY["last_verdict"], correlation_id),
+            await connection.fetchrow(SQL["last_verdict"], correlation_id),
         )
 
 

@@ -16,12 +16,12 @@ from app.errors import AuditError, Conflict
 from app.events.canonical import canonical, loads
 from app.events.catalog import Catalog
 from app.events.neutral import neutral
-from app.events.record import commitment, committed
-from app.ingest.link import Linked
-from app.ingest.own import own_event
+from app.events.record import commitment_of
+from app.ingest.link import Flush
+from app.ingest.self_events import self_event
 from app.ingest.store import Store
 from app.retention import multirange
-from app.retention.acting import acting, commit
+from app.retention.logged import acting, commit
 from app.settings import Settings
 from app.sql import load
 
@@ -90,7 +90,7 @@ async def _erase(store: Store, catalog: Catalog, wanted: tuple[UUID, Erasure], r
     erasure_id, erasure = wanted
     ids = [row["event_id"] for row in rows]
     payloads = [canonical(neutral(catalog, loads(row["event_data"]))) for row in rows]
-    commitments = [commitment(row["payload_salt"], committed(row, stored=True)) for row in rows]
+    commitments = [commitment_of(row) for row in rows]
     payload: dict[str, Any] = {
         "event_type": "datastorage.event.erased",
         "erasure_id": str(erasure_id),
@@ -100,7 +100,7 @@ async def _erase(store: Store, catalog: Catalog, wanted: tuple[UUID, Erasure], r
         "reason": erasure.reason,
     }
 
-    async def act(connection: Connection, flush: Linked) -> None:
+    async def act(connection: Connection, flush: Flush) -> None:
         del flush
         try:
             erased = await connection.fetch(SQL["erase"], ids, payloads, commitments)
@@ -109,4 +109,4 @@ async def _erase(store: Store, catalog: Catalog, wanted: tuple[UUID, Erasure], r
         if len(erased) != len(rows):
             raise EventsChanged
 
-    await commit(store, [own_event(store.log_name, payload, about=erasure_id)], act)
+    await commit(store, [self_event(store.log_name, payload, about=erasure_id)], act)

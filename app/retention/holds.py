@@ -15,10 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, fetch
 from app.errors import NotFound, Unavailable
-from app.ingest.link import Linked
-from app.ingest.own import own_event
+from app.ingest.link import Flush
+from app.ingest.self_events import self_event
 from app.ingest.store import Store
-from app.retention.acting import acting, commit
+from app.retention.logged import acting, commit
 from app.settings import Settings
 from app.sql import load
 
@@ -73,17 +73,17 @@ class Released:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class HoldOrder:
     """Who wants a hold placed or released, and why."""
 
     by: str
     reason: str
 
 
-async def place(settings: Settings, log_name: str, selector: Selector, wish: Wish) -> Placed:
+async def place(settings: Settings, log_name: str, selector: Selector, order: HoldOrder) -> Placed:
     """Hold what `selector` fits, now and later. A hold with the same selector is replaced. NotFound for an unknown correlation."""
     hold_id, now = uuid4(), datetime.now(UTC)
-    mark = wish.reason, wish.by, now
+    mark = order.reason, order.by, now
     async with acting(settings, log_name) as store:
         connection = await store.connection()
         await connection.execute(SQL["lock_holds"])
@@ -94,26 +94,26 @@ async def place(settings: Settings, log_name: str, selector: Selector, wish: Wis
         if not covered and selector.correlation_id is not None:
             raise NotFound(f"There is no event of correlation {selector.correlation_id}.")
         replaced = await connection.fetchval(SQL["active_hold"], *selector.columns())
-        payload = {"event_type": "datastorage.hold.placed", "hold_id": str(hold_id), "reason": wish.reason}
-        payload |= {"placed_by": wish.by, **selector.members()}
+        payload = {"event_type": "datastorage.hold.placed", "hold_id": str(hold_id), "reason": order.reason}
+        payload |= {"placed_by": order.by, **selector.members()}
         if replaced is not None:
             payload["replaces"] = str(replaced)
         later = 0
 
-        async def act(connection: Connection, flush: Linked) -> None:
+        async def act(connection: Connection, flush: Flush) -> None:
             nonlocal later
             if replaced is not None:
-                await _end(connection, replaced, Wish(wish.by, "replaced"), now, flush.first_index)
+                await _end(connection, replaced, HoldOrder(order.by, "replaced"), now, flush.first_index)
             await connection.execute(
-                SQL["place_hold"], *selector.columns(), wish.reason, wish.by, now, hold_id, flush.first_index
+                SQL["place_hold"], *selector.columns(), order.reason, order.by, now, hold_id, flush.first_index
             )
             later = await _mark(connection, selector, (next_index, flush.first_index), mark)
 
-        await commit(store, [own_event(log_name, payload, about=hold_id, actor_id=wish.by)], act)
+        await commit(store, [self_event(log_name, payload, about=hold_id, actor_id=order.by)], act)
     return Placed(hold_id, now, covered + later)
 
 
-async def release_correlation(settings: Settings, log_name: str, correlation_id: str, wish: Wish) -> Released:
+async def release_correlation(settings: Settings, log_name: str, correlation_id: str, order: HoldOrder) -> Released:
     """End the hold of a correlation, and free its rows, also those that SQL alone has held. NotFound if none is."""
     selector = Selector(correlation_id=correlation_id)
     async with acting(settings, log_name) as store:
@@ -122,12 +122,12 @@ async def release_correlation(settings: Settings, log_name: str, correlation_id:
         hold_id = await connection.fetchval(SQL["active_hold"], *selector.columns())
 
         async def free(connection: Connection) -> int:
-            return int(await connection.fetchval(SQL["release_correlation"], correlation_id, wish.reason))
+            return int(await connection.fetchval(SQL["release_correlation"], correlation_id, order.reason))
 
-        return await _release(store, hold_id, selector, wish, free)
+        return await _release(store, hold_id, selector, order, free)
 
 
-async def release(settings: Settings, log_name: str, hold_id: UUID, wish: Wish) -> Released:
+async def release(settings: Settings, log_name: str, hold_id: UUID, order: HoldOrder) -> Released:
     """End one hold by its id. NotFound when there is none that is active."""
     async with acting(settings, log_name) as store:
         connection = await store.connection()
@@ -139,11 +139,11 @@ async def release(settings: Settings, log_name: str, hold_id: UUID, wish: Wish) 
         mark = hold["placed_at"], hold["placed_by"]
 
         async def free(connection: Connection) -> int:
-            arguments = mark[0], wish.reason, mark[1]
+            arguments = mark[0], order.reason, mark[1]
             return int(await connection.fetchval(SQL["release_marked"], *arguments, timeout=_SLOW_SECONDS))
 
         many = await connection.fetchval(SQL["marked_count"], *mark) > _ROWS_AT_ONCE
-        released = await _release(store, hold_id, selector, wish, None if many else free)
+        released = await _release(store, hold_id, selector, order, None if many else free)
         if many:  # a crash before this leaves rows held that need not be, which a release of their correlation ends
             connection = await store.connection()
             async with connection.transaction():
@@ -162,31 +162,31 @@ async def _release(
     store: Store,
     hold_id: UUID | None,
     selector: Selector,
-    wish: Wish,
+    order: HoldOrder,
     free: Callable[[Connection], Awaitable[int]] | None,
 ) -> Released:
     now, freed = datetime.now(UTC), 0
-    payload = {"event_type": "datastorage.hold.released", "reason": wish.reason, "released_by": wish.by}
+    payload = {"event_type": "datastorage.hold.released", "reason": order.reason, "released_by": order.by}
     payload |= selector.members()
     if hold_id is not None:
         payload["hold_id"] = str(hold_id)
 
-    async def act(connection: Connection, flush: Linked) -> None:
+    async def act(connection: Connection, flush: Flush) -> None:
         nonlocal freed
         if hold_id is not None:
-            await _end(connection, hold_id, wish, now, flush.first_index)
+            await _end(connection, hold_id, order, now, flush.first_index)
         if free is not None:
             await connection.execute(SQL["authorize_release"])
             freed = await free(connection)
             if hold_id is None and not freed:
                 raise NotFound(f"Nothing of correlation {selector.correlation_id} is held.")
 
-    await commit(store, [own_event(store.log_name, payload, about=hold_id, actor_id=wish.by)], act)
+    await commit(store, [self_event(store.log_name, payload, about=hold_id, actor_id=order.by)], act)
     return Released(now, freed)
 
 
-async def _end(connection: Connection, hold_id: UUID, wish: Wish, now: datetime, index: int) -> None:
-    if await connection.execute(SQL["end_hold"], hold_id, wish.reason, wish.by, now, index) != "UPDATE 1":
+async def _end(connection: Connection, hold_id: UUID, order: HoldOrder, now: datetime, index: int) -> None:
+    if await connection.execute(SQL["end_hold"], hold_id, order.reason, order.by, now, index) != "UPDATE 1":
         raise HoldChanged
 
 

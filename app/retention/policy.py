@@ -44,7 +44,7 @@ class Month:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class MonthContents:
     """What a month holds: rows in all, unsealed ones, held ones, ones that are kept for longer; positions of the sealed ones."""
 
     total: int

@@ -15,11 +15,11 @@ import asyncpg
 from app import schema
 from app.db import Connection, connect
 from app.errors import AuditError, Fatal
-from app.ingest.link import Linked
+from app.ingest.link import Flush
 from app.retention import multirange
-from app.retention.acting import acting, commit
-from app.retention.policy import Contents, Month, Terms
-from app.retention.removal import SLOW_SECONDS, Keeper, contents, purge_events, remove, resume
+from app.retention.logged import acting, commit
+from app.retention.policy import Month, MonthContents, Terms
+from app.retention.removal import SLOW_SECONDS, RetentionSession, contents, purge_events, remove, resume
 from app.settings import Settings
 from app.sql import load
 
@@ -39,7 +39,7 @@ class Plan:
     """What a run would do with one month."""
 
     month: Month
-    contents: Contents
+    contents: MonthContents
 
     @property
     def whole(self) -> bool:
@@ -48,7 +48,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Run:
+class RetentionRun:
     """What a run did."""
 
     run_id: UUID
@@ -66,38 +66,38 @@ class Run:
 
 async def plan(settings: Settings, moment: datetime) -> list[Plan]:
     """What a run at `moment` would do. Changes nothing, and waits for nobody."""
-    async with _keeper(settings, moment) as keeper:
-        return [Plan(month, await contents(keeper, month)) for month in await _months(keeper.connection)]
+    async with _session(settings, moment) as session:
+        return [Plan(month, await contents(session, month)) for month in await _months(session.connection)]
 
 
-async def run(settings: Settings, moment: datetime) -> Run:
+async def run(settings: Settings, moment: datetime) -> RetentionRun:
     """Purge what is over at `moment`, after what an interrupted run has left. Recorded in retention_operations.
 
     Fatal when another run is under way, or something keeps a month from being detached.
     """
-    async with _keeper(settings, moment) as keeper:
-        if not await keeper.connection.fetchval(SQL["lock_retention"]):
+    async with _session(settings, moment) as session:
+        if not await session.connection.fetchval(SQL["lock_retention"]):
             raise Fatal("Another retention run is under way; wait until it has ended.")
-        done = Run(uuid4())
-        await keeper.connection.execute(SQL["begin_run"], done.run_id)
+        done = RetentionRun(uuid4())
+        await session.connection.execute(SQL["begin_run"], done.run_id)
         try:
-            await _work(keeper, done)
+            await _work(session, done)
         except Exception as error:
-            await _record(keeper, done, "failed", getattr(error, "detail", None) or repr(error))
+            await _record(session, done, "failed", getattr(error, "detail", None) or repr(error))
             raise
-        await _record(keeper, done, "completed", None)
+        await _record(session, done, "completed", None)
         return done
 
 
-async def _record(keeper: Keeper, done: Run, status: str, message: str | None) -> None:
+async def _record(session: RetentionSession, done: RetentionRun, status: str, message: str | None) -> None:
     try:
-        await keeper.connection.execute(SQL["end_run"], done.run_id, status, message, *done.columns())
+        await session.connection.execute(SQL["end_run"], done.run_id, status, message, *done.columns())
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         log.exception("a retention run could not be recorded", extra={"run_id": str(done.run_id)})
 
 
 @asynccontextmanager
-async def _keeper(settings: Settings, moment: datetime) -> AsyncIterator[Keeper]:
+async def _session(settings: Settings, moment: datetime) -> AsyncIterator[RetentionSession]:
     """Both connections are of the role that DATASTORAGE_RETENTION_URL names, else of the service's."""
     if settings.retention_url is not None:
         settings = settings.model_copy(update={"database_url": settings.retention_url})
@@ -106,7 +106,7 @@ async def _keeper(settings: Settings, moment: datetime) -> AsyncIterator[Keeper]
         log_name = await schema.check(connection, settings.log_name)
         async with acting(settings, log_name) as store:
             end = await connection.fetchval(SQL["log_end"]) or 0
-            yield Keeper(store, connection, Terms.of(settings, moment), end)
+            yield RetentionSession(store, connection, Terms.of(settings, moment), end)
     finally:
         await connection.close()
 
@@ -115,46 +115,46 @@ async def _months(connection: Connection) -> list[Month]:
     return [Month(**row) for row in await connection.fetch(SQL["months"])]
 
 
-async def _work(keeper: Keeper, done: Run) -> None:
-    for month in await _months(keeper.connection):
-        if (gone := await resume(keeper, month)) is not None:
+async def _work(session: RetentionSession, done: RetentionRun) -> None:
+    for month in await _months(session.connection):
+        if (gone := await resume(session, month)) is not None:
             (done.dropped if gone else done.restored).append(month.name)
-    for month in await _months(keeper.connection):
+    for month in await _months(session.connection):
         if not month.attached:
             continue
-        found = await contents(keeper, month)
+        found = await contents(session, month)
         done.rows_scanned += found.total
         if not found.due:
             continue
         done.months.append(month)
-        if Plan(month, found).whole and month.end <= keeper.terms.moment.date() and await remove(keeper, month):
+        if Plan(month, found).whole and month.end <= session.terms.moment.date() and await remove(session, month):
             done.dropped.append(month.name)
             done.rows_deleted += found.total
         else:
-            done.rows_deleted += await _purge_rows(keeper, done.run_id, month)
+            done.rows_deleted += await _purge_rows(session, done.run_id, month)
 
 
-async def _purge_rows(keeper: Keeper, run_id: UUID, month: Month) -> int:
+async def _purge_rows(session: RetentionSession, run_id: UUID, month: Month) -> int:
     """The rows of a month that are over, batch by batch; parents after their children, which takes several passes."""
     deleted = 0
     for _ in range(_PASSES_MAX):
-        in_pass = await _pass(keeper, run_id, month, behind=-1) + await _pass(keeper, run_id, month, behind=None)
+        in_pass = await _pass(session, run_id, month, behind=-1) + await _pass(session, run_id, month, behind=None)
         deleted += in_pass
         if not in_pass:
             break
     return deleted
 
 
-async def _pass(keeper: Keeper, run_id: UUID, month: Month, behind: int | None) -> int:
+async def _pass(session: RetentionSession, run_id: UUID, month: Month, behind: int | None) -> int:
     """Sealed rows in the order of the log, or unsealed ones with `behind` None."""
     deleted = 0
     while True:
-        arguments = month.name, *keeper.terms.columns(), behind, BATCH_ROWS
-        due = await keeper.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
-        rows = [row for row in due if row["log_index"] is None or row["log_index"] < keeper.end]
+        arguments = month.name, *session.terms.columns(), behind, BATCH_ROWS
+        due = await session.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
+        rows = [row for row in due if row["log_index"] is None or row["log_index"] < session.end]
         if not rows:
             return deleted
-        gone = await _purge(keeper, run_id, rows)
+        gone = await _purge(session, run_id, rows)
         deleted += gone
         if behind is not None:
             behind = rows[-1]["log_index"]
@@ -162,14 +162,14 @@ async def _pass(keeper: Keeper, run_id: UUID, month: Month, behind: int | None) 
             return deleted
 
 
-async def _purge(keeper: Keeper, run_id: UUID, rows: Sequence[asyncpg.Record]) -> int:
+async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg.Record]) -> int:
     """Delete `rows` and tell of it, together; 0 if one of them is held by now, which the next pass leaves out."""
     positions = multirange.of(row["log_index"] for row in rows if row["log_index"] is not None)
-    carried = await keeper.connection.fetchval(SQL["joined"], [r["purged"] for r in rows if r["purged"] is not None])
+    carried = await session.connection.fetchval(SQL["joined"], [r["purged"] for r in rows if r["purged"] is not None])
     unsealed = sum(row["log_index"] is None for row in rows)
     keys = [[row[name] for row in rows] for name in ("event_id", "event_date", "correlation_id")]
 
-    async def act(connection: Connection, flush: Linked) -> None:
+    async def act(connection: Connection, flush: Flush) -> None:
         del flush
         try:
             gone = await connection.fetchval(SQL["purge"], *keys)
@@ -179,8 +179,8 @@ async def _purge(keeper: Keeper, run_id: UUID, rows: Sequence[asyncpg.Record]) -
             raise RowsChanged
 
     try:
-        events = list(purge_events(keeper, run_id, positions, carried, unsealed=unsealed, month=None))
-        await commit(keeper.store, events, act)
+        events = list(purge_events(session, run_id, positions, carried, unsealed=unsealed, month=None))
+        await commit(session.store, events, act)
     except RowsChanged:
         return 0
     return len(rows)

@@ -20,12 +20,12 @@ import asyncpg
 from app.db import Connection
 from app.errors import AuditError, Fatal
 from app.ingest.accept import Event
-from app.ingest.link import Linked
-from app.ingest.own import own_event
+from app.ingest.link import Flush
+from app.ingest.self_events import self_event
 from app.ingest.store import Store
 from app.retention import multirange
-from app.retention.acting import commit
-from app.retention.policy import Contents, Month, Terms
+from app.retention.logged import commit
+from app.retention.policy import Month, MonthContents, Terms
 from app.sql import load
 
 SQL = load("retention")
@@ -40,7 +40,7 @@ class MonthChanged(AuditError):
 
 
 @dataclass(frozen=True, slots=True)
-class Keeper:
+class RetentionSession:
     """What a run works with: a store for what it tells the log, a connection for all that is slow, and its terms."""
 
     store: Store
@@ -50,71 +50,71 @@ class Keeper:
     """Where the log ended when the run began: it does not purge what it tells itself."""
 
 
-async def contents(keeper: Keeper, month: Month) -> Contents:
-    row = await keeper.connection.fetchrow(
-        SQL["month_contents"], month.name, *keeper.terms.columns(), timeout=SLOW_SECONDS
+async def contents(session: RetentionSession, month: Month) -> MonthContents:
+    row = await session.connection.fetchrow(
+        SQL["month_contents"], month.name, *session.terms.columns(), timeout=SLOW_SECONDS
     )
     assert row is not None
-    return Contents(*row)
+    return MonthContents(*row)
 
 
-async def remove(keeper: Keeper, month: Month) -> bool:
+async def remove(session: RetentionSession, month: Month) -> bool:
     """Purge a month of which nothing is held or young. False if something was, by the time it was told."""
-    if not await _tell(keeper, month):
+    if not await _tell(session, month):
         return False
-    return await _finish(keeper, month)
+    return await _finish(session, month)
 
 
-async def resume(keeper: Keeper, month: Month) -> bool | None:
+async def resume(session: RetentionSession, month: Month) -> bool | None:
     """Finish what an interrupted run began: True if the month is gone, False if it was put back, None if there was nothing."""
     whole = month.attached and not month.detaching
-    standing = await _standing(keeper, month)
+    standing = await _standing(session, month)
     if whole and standing == "{}":
         return None
-    if not await keeper.connection.fetch(SQL["operations_of"], month.name):
+    if not await session.connection.fetch(SQL["operations_of"], month.name):
         _log.error(
             "a month was detached, and no purge tells of it: attach it again by hand", extra={"month": month.name}
         )
         return None
-    found = await contents(keeper, month)
+    found = await contents(session, month)
     if whole and (found.held or found.young or found.positions != standing):
-        await _restore(keeper, month)  # what is due of it goes row by row
+        await _restore(session, month)  # what is due of it goes row by row
         return False
-    return await _finish(keeper, month)
+    return await _finish(session, month)
 
 
-async def _standing(keeper: Keeper, month: Month) -> str:
-    arguments = month.name, *keeper.terms.columns()
-    return str(await keeper.connection.fetchval(SQL["standing"], *arguments, timeout=SLOW_SECONDS))
+async def _standing(session: RetentionSession, month: Month) -> str:
+    arguments = month.name, *session.terms.columns()
+    return str(await session.connection.fetchval(SQL["standing"], *arguments, timeout=SLOW_SECONDS))
 
 
-async def _tell(keeper: Keeper, month: Month) -> bool:
+async def _tell(session: RetentionSession, month: Month) -> bool:
     """Step 1. Its conditions hold at the moment of the commit, since nobody else writes to the log meanwhile."""
-    connection, terms = keeper.connection, keeper.terms
+    connection, terms = session.connection, session.terms
     next_index = await connection.fetchval(SQL["log_end"]) or 0
     version = await connection.fetchrow(SQL["holds_version"])
     assert version is not None
-    found = await contents(keeper, month)
+    found = await contents(session, month)
     if found.held or found.young:
         return False
     carried = await connection.fetchval(SQL["carried"], month.name, *terms.columns(), timeout=SLOW_SECONDS)
     operation = uuid4()
 
-    async def act(connection: Connection, flush: Linked) -> None:
+    async def act(connection: Connection, flush: Flush) -> None:
         del flush
         if not await connection.fetchval(SQL["month_is_as_it_was"], month.first, month.end, next_index, *version):
             raise MonthChanged
 
-    events = list(purge_events(keeper, operation, found.positions, carried, unsealed=found.unsealed, month=month.name))
+    events = list(purge_events(session, operation, found.positions, carried, unsealed=found.unsealed, month=month.name))
     try:
-        await commit(keeper.store, events, act)
+        await commit(session.store, events, act)
     except MonthChanged:
         return False
     return True
 
 
 def purge_events(
-    keeper: Keeper, operation: UUID, positions: str, carried: str, *, unsealed: int, month: str | None
+    session: RetentionSession, operation: UUID, positions: str, carried: str, *, unsealed: int, month: str | None
 ) -> Iterator[Event]:
     """What is told of a purge: the positions that it removes, and those that the purge events among them had named."""
     told = [(portion, multirange.count(portion)) for portion in multirange.portions(positions)]
@@ -127,19 +127,19 @@ def purge_events(
             "event_count": count,
             "unsealed_count": 0 if number else unsealed,
             "partition": month,
-            "cutoff": keeper.terms.moment.isoformat(),
+            "cutoff": session.terms.moment.isoformat(),
         }
-        yield own_event(keeper.store.log_name, payload, about=operation)
+        yield self_event(session.store.log_name, payload, about=operation)
 
 
-async def _finish(keeper: Keeper, month: Month) -> bool:
+async def _finish(session: RetentionSession, month: Month) -> bool:
     """Steps 2 and 3."""
-    await _detach(keeper.connection, month)
-    gone = await keeper.connection.fetchval(
-        SQL["drop_month"], month.name, *keeper.terms.columns(), timeout=SLOW_SECONDS
+    await _detach(session.connection, month)
+    gone = await session.connection.fetchval(
+        SQL["drop_month"], month.name, *session.terms.columns(), timeout=SLOW_SECONDS
     )
     if not gone:
-        await _restore(keeper, month, detached=True)
+        await _restore(session, month, detached=True)
     return bool(gone)
 
 
@@ -155,19 +155,19 @@ async def _detach(connection: Connection, month: Month) -> None:
                 raise Fatal(_DETACHING.format(month.name, error)) from error
 
 
-async def _restore(keeper: Keeper, month: Month, *, detached: bool = False) -> None:
+async def _restore(session: RetentionSession, month: Month, *, detached: bool = False) -> None:
     """Take back what was told of the month, and attach it if need be, in one transaction."""
-    standing = await _standing(keeper, month)
-    operations = await keeper.connection.fetch(SQL["operations_of"], month.name)
+    standing = await _standing(session, month)
+    operations = await session.connection.fetch(SQL["operations_of"], month.name)
 
-    async def act(connection: Connection, flush: Linked) -> None:
+    async def act(connection: Connection, flush: Flush) -> None:
         del flush
         if detached:
             await connection.fetchval(SQL["attach_month"], month.name)
 
     events = [
-        own_event(
-            keeper.store.log_name,
+        self_event(
+            session.store.log_name,
             {
                 "event_type": "datastorage.retention.restored",
                 "operation_id": row["operation_id"],
@@ -180,4 +180,4 @@ async def _restore(keeper: Keeper, month: Month, *, detached: bool = False) -> N
         for row in operations
         for portion in multirange.portions(standing)
     ]
-    await commit(keeper.store, events, act)
+    await commit(session.store, events, act)

@@ -112,6 +112,18 @@ FROM (
     FROM audit_events WHERE correlation_id = $1
 ) AS told
 
+-- name: chain_head
+-- Length and last hash that the chain of one correlation must have.
+SELECT length, hash FROM chain_heads WHERE correlation_id = $1
+
+-- name: last_verdict
+-- When the background verifier last looked, and how much it found: of one chain, and of the log where nobody can tell whose
+-- events it is about.
+SELECT v.looked_at,
+    (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = $1) AS found,
+    (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = '') AS unclear
+FROM verifier v WHERE v.log_id = 0
+
 -- name: steps
 -- What the phases ($2) and decisions ($3) of one correlation are told by, texts cut so that all of it fits into memory. OFFSET 0:
 -- the types are looked at once for each row.

@@ -5,9 +5,9 @@ import logging
 import asyncpg
 import pytest
 
-from app.integrity import merkle
-from app.integrity.background import Verifier
 from app.metrics import VERIFIER_FINDINGS, VERIFIER_POSITION
+from app.tlog import merkle
+from app.verify.worker import Verifier
 from tests.sealed import LOG, seal
 
 Connection = asyncpg.Connection

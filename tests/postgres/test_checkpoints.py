@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from app.integrity import checkpoint, merkle
-from app.integrity.keys import SigningKey
-from app.integrity.note import Checkpoint, PublicKey, sign, verified
-from app.integrity.outside import Outside, append, last_note
-from app.integrity.signer import Alarms, Refused, Signer
-from app.integrity.tiles import Incomplete, Tile, extend, range_roots, read_tile
-from app.integrity.witness import Witnesses
+from app.tlog import merkle, worker
+from app.tlog.copies import CheckpointCopies, append, newest_note_in
+from app.tlog.keys import SigningKey
+from app.tlog.note import Checkpoint, PublicKey, sign, verified
+from app.tlog.signer import Alarms, Signer, SigningRefused
+from app.tlog.tiles import Incomplete, Tile, extend, range_roots, read_tile
+from app.tlog.witness import Witnesses
 from tests import databases
 from tests.conftest import LOG_NAME
 
@@ -41,8 +41,8 @@ def new_key(name: str = LOG_NAME) -> SigningKey:
     return SigningKey(private, PublicKey(name, private.public_key().public_bytes_raw()))
 
 
-def parts(signer: Signer | None, *, heartbeat_seconds: float = 0, file: Path | None = None) -> checkpoint.Parts:
-    return checkpoint.Parts(signer, Witnesses([]), Outside(file, None), Alarms(), heartbeat_seconds)
+def parts(signer: Signer | None, *, heartbeat_seconds: float = 0, file: Path | None = None) -> worker.Parts:
+    return worker.Parts(signer, Witnesses([]), CheckpointCopies(file, None), Alarms(), heartbeat_seconds)
 
 
 async def no_heartbeat(*_: object) -> None:
@@ -50,7 +50,7 @@ async def no_heartbeat(*_: object) -> None:
 
 
 async def one_round(connection: Connection, signer: Signer) -> None:
-    await checkpoint.run(connection, parts(signer), no_heartbeat)
+    await worker.run(connection, parts(signer), no_heartbeat)
 
 
 async def notes(connection: Connection) -> list[str]:
@@ -142,7 +142,7 @@ async def test_a_rewritten_log_is_not_signed(connection: Connection, key: Signin
     before = await notes(connection)
     await rewrite(connection, merkle.leaf_hash(b"other"))
     for signs in (Signer(key), signer):  # the first one sees it before anything is written
-        with pytest.raises(Refused, match="first 1000 leaves"):
+        with pytest.raises(SigningRefused, match="first 1000 leaves"):
             await one_round(connection, signs)
         await write(connection, leaves(1))
     assert await notes(connection) == before
@@ -161,7 +161,7 @@ async def test_a_changed_last_leaf_is_not_signed(connection: Connection, key: Si
         leaves(1)[0],
     )
     await write(connection, leaves(1))
-    with pytest.raises(Refused, match="first 300 leaves"):
+    with pytest.raises(SigningRefused, match="first 300 leaves"):
         await one_round(connection, signer)
 
 
@@ -172,16 +172,16 @@ async def test_a_shorter_log_is_not_signed(connection: Connection, key: SigningK
     await write(connection, leaves(5))
     await write(connection, leaves(5, 5))
     signer = Signer(key)
-    await checkpoint.run(connection, parts(signer, file=file), no_heartbeat)
+    await worker.run(connection, parts(signer, file=file), no_heartbeat)
     await connection.execute("DELETE FROM log_flushes WHERE first_index = 5")
     if who != "a new process":  # then the database knows nothing of the longer log either, as after a restore
         await connection.execute("DELETE FROM log_checkpoints; UPDATE log_signers SET note = NULL")
     if who != "the same process":
-        signer = Signer(key, (lambda: last_note(file)) if "file" in who else lambda: None)
-    with pytest.raises(Refused, match="5 leaves, but a checkpoint of 10"):
+        signer = Signer(key, (lambda: newest_note_in(file)) if "file" in who else lambda: None)
+    with pytest.raises(SigningRefused, match="5 leaves, but a checkpoint of 10"):
         await one_round(connection, signer)
     await write(connection, [merkle.leaf_hash(b"fork %d" % number) for number in range(9)])
-    with pytest.raises(Refused, match="first 10 leaves"):
+    with pytest.raises(SigningRefused, match="first 10 leaves"):
         await one_round(connection, signer)
 
 
@@ -197,7 +197,7 @@ async def test_stored_checkpoints_must_be_signed(connection: Connection, key: Si
             (note.replace("\n3\n", "\n2\n"), "forged_checkpoint"),
         ):
             await connection.execute(f"UPDATE {table} SET note = $1", forged)
-            with pytest.raises(Refused) as refused:
+            with pytest.raises(SigningRefused) as refused:
                 await one_round(connection, Signer(key))
             assert refused.value.alarm == alarm
         await connection.execute(f"UPDATE {table} SET note = $1", note)
@@ -210,7 +210,7 @@ async def test_another_key_is_refused_until_the_earlier_is_named(connection: Con
     await one_round(connection, Signer(key))
     await write(connection, leaves(3, 3))
     other = new_key()
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(SigningRefused) as refused:
         await one_round(connection, Signer(other))
     assert refused.value.alarm == "wrong_key"
     await one_round(connection, Signer(SigningKey(other.private, other.public, (key.public,))))
@@ -242,9 +242,9 @@ async def test_a_crash_before_publishing_is_made_up_for(
     await Signer(key).sign(connection)
     published = "SELECT count(*) FROM log_checkpoints WHERE published_at IS NOT NULL"
     assert await connection.fetchval(published) == 0
-    await checkpoint.run(connection, parts(Signer(key), file=tmp_path / "file"), no_heartbeat)
+    await worker.run(connection, parts(Signer(key), file=tmp_path / "file"), no_heartbeat)
     assert await connection.fetchval(published) == 1
-    assert last_note(tmp_path / "file") == (await notes(connection))[0]
+    assert newest_note_in(tmp_path / "file") == (await notes(connection))[0]
 
 
 async def test_missing_leaves_are_not_signed(connection: Connection, key: SigningKey) -> None:
@@ -282,11 +282,11 @@ async def test_silence_is_told_once(database_url: str, connection: Connection) -
     async with databases.connected(database_url) as connection_of_writer:
         await write(connection, leaves(4))
         silent = parts(None, heartbeat_seconds=3_600)
-        await checkpoint.run(connection, silent, heartbeat)
+        await worker.run(connection, silent, heartbeat)
         assert told == []
         await connection.execute("UPDATE log_flushes SET flushed_at = flushed_at - interval '1 hour 1 second'")
         for _ in range(3):
-            await checkpoint.run(connection, silent, heartbeat)
+            await worker.run(connection, silent, heartbeat)
         assert told == [4]
 
 
@@ -294,16 +294,16 @@ def test_the_file_survives_a_torn_note(tmp_path: Path) -> None:
     """After a crash in the middle of a line the file of checkpoints is unreadable, or a later one is lost."""
     file, key = tmp_path / "checkpoints", new_key()
     made = [checkpoint_note(key, size) for size in (1, 2, 3)]
-    assert last_note(file) is None
+    assert newest_note_in(file) is None
     append(file, made[0])
     append(file, made[1])
-    assert last_note(file) == made[1]
+    assert newest_note_in(file) == made[1]
     whole = file.read_bytes()
     for torn in range(1, len(made[2].encode())):
         file.write_bytes(whole + made[2].encode()[:torn])
-        assert last_note(file) == made[1]
+        assert newest_note_in(file) == made[1]
         append(file, made[2])
-        assert last_note(file) == made[2]
+        assert newest_note_in(file) == made[2]
 
 
 def checkpoint_note(key: SigningKey, size: int) -> str:

@@ -19,21 +19,21 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import db
 from app.events.canonical import canonical, loads, parse
 from app.events.catalog import Catalog
+from app.events.reference import reference_hash
+from app.export import parts
+from app.export.certificate import Pair, pair
+from app.export.check import Verdict, check
+from app.export.parts import Export, Token
+from app.export.select import ExportQuery
+from app.export.signed_page import SignedPage
 from app.ingest.accept import Acceptance, computed_ids, draft
 from app.ingest.store import Store
 from app.ingest.submission import prepare
 from app.ingest.writer import Writer
-from app.integrity import merkle, note
-from app.integrity.certificate import Pair, pair
-from app.integrity.export_check import Verdict, check
-from app.integrity.keys import SigningKey
-from app.integrity.reading import snapshot
-from app.integrity.reference import reference_hash
-from app.query import parts
-from app.query.export import ExportQuery
-from app.query.parts import Export, Token
-from app.query.signed_page import SignedPage
 from app.settings import Settings
+from app.tlog import merkle, note
+from app.tlog.keys import SigningKey
+from app.verify.snapshot import snapshot
 from tests.events import make_event, make_freeform
 from tests.postgres.test_tampering import own
 
@@ -113,7 +113,7 @@ async def superuser(connection: Connection) -> Connection:
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """A manifest behind every portion of rows."""
     monkeypatch.setattr(parts, "PART_BYTES", 1)
-    monkeypatch.setattr("app.query.export._ROWS_AT_ONCE", 8)
+    monkeypatch.setattr("app.export.select._ROWS_AT_ONCE", 8)
 
 
 async def insert(connection: Connection, **columns: object) -> None:

@@ -21,10 +21,10 @@ from app import db
 from app.errors import NotFound, Unavailable
 from app.ingest.store import SQL as INGEST
 from app.retention import holds, purge, removal
-from app.retention.acting import acting
-from app.retention.holds import SQL, Selector, Wish
+from app.retention.holds import SQL, HoldOrder, Selector
+from app.retention.logged import acting
 from app.retention.policy import Month, Terms
-from app.retention.removal import Keeper
+from app.retention.removal import RetentionSession
 from app.settings import Settings
 from tests.postgres import log
 from tests.postgres.log import LOG
@@ -141,12 +141,12 @@ class Case:
         return event_id
 
     async def hold(self) -> Any:
-        return await holds.place(self.settings, LOG, Selector(correlation_id=self.correlation), Wish("eve", "why"))
+        return await holds.place(self.settings, LOG, Selector(correlation_id=self.correlation), HoldOrder("eve", "why"))
 
     async def purge_rows(self) -> int:
         connection = await db.connect(self.settings, statement_timeout="0", lock_timeout="10s")
         async with acting(self.settings, LOG) as store:
-            keeper = Keeper(store, connection, Terms(NOW, 8, 2555), 2**62)
+            keeper = RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62)
             deleted = await purge._pass(keeper, uuid4(), self.month, behind=-1)
         await connection.close()
         return deleted
@@ -154,7 +154,7 @@ class Case:
     async def purge_month(self) -> bool:
         connection = await db.connect(self.settings, statement_timeout="0", lock_timeout="10s")
         async with acting(self.settings, LOG) as store:
-            removed = await removal.remove(Keeper(store, connection, Terms(NOW, 8, 2555), 2**62), self.month)
+            removed = await removal.remove(RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62), self.month)
         await connection.close()
         return removed
 

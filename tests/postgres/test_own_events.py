@@ -10,7 +10,7 @@ from app import db
 from app.errors import BadRequest
 from app.events.catalog import OWN
 from app.events.catalog.examples import example
-from app.ingest.own import own_event, write_own
+from app.ingest.self_events import self_event, write_self_event
 from app.ingest.store import Store
 from app.ingest.writer import Writer
 from app.query.filter import EventQuery
@@ -27,7 +27,7 @@ async def test_own_events_are_written_and_left_out(database_url: str, connection
     writer.start()
     about = uuid4()
     for name in sorted(OWN):
-        await write_own(writer, own_event(LOG, example(name), about=about, actor_id="ada"), 5_000)
+        await write_self_event(writer, self_event(LOG, example(name), about=about, actor_id="ada"), 5_000)
     await writer.close()
     rows = await connection.fetch("SELECT event_type, correlation_id, log_index FROM audit_events ORDER BY log_index")
     assert [row["event_type"] for row in rows] == sorted(OWN)
@@ -42,4 +42,4 @@ async def test_own_events_are_written_and_left_out(database_url: str, connection
 def test_own_event_is_checked() -> None:
     """The service writes an event about itself that its own catalog refuses."""
     with pytest.raises(BadRequest, match="/event_data/operation_id"):
-        own_event(LOG, {"event_type": "datastorage.retention.purged", "positions": "{}", "event_count": 0})
+        self_event(LOG, {"event_type": "datastorage.retention.purged", "positions": "{}", "event_count": 0})

@@ -6,8 +6,8 @@ from datetime import UTC, date, datetime
 import asyncpg
 import pytest
 
+from app.ingest import partitions
 from app.metrics import WORKER_FAILURES
-from app.retention import partitions
 
 PARTITIONS = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_events'::regclass ORDER BY 1"
 INSERT = """

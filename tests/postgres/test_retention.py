@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from app.errors import Conflict, Fatal
 from app.retention import holds, multirange, purge, removal
-from app.retention.holds import Selector, Wish
+from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from tests.postgres import log
 from tests.postgres.log import LOG
@@ -156,7 +156,7 @@ async def test_held_events_stay(database_url: str, connection: Connection, by: s
             "actor": Selector(actor_id="ada"),
             "time": Selector(time_from=MONTH_AGO - DAYS, time_to=MONTH_AGO + DAYS),
         }[by]
-        await holds.place(settings, LOG, selector, Wish("eve", "why"))
+        await holds.place(settings, LOG, selector, HoldOrder("eve", "why"))
         if by != "time":  # a row that nobody has marked
             await connection.execute(INSERT.format(days=1, correlation="rr-held"), MONTH_AGO)
             held.append(await connection.fetchval("SELECT event_id FROM audit_events WHERE log_index IS NULL"))

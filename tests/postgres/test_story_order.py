@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db
-from app.query import warmth
+from app.query import warming
 from app.query.effectiveness import answer, effectiveness
 from app.query.reconstruct import reconstruct, rows
 from app.query.remediation_history import Target, history
@@ -79,5 +79,5 @@ async def test_order_of_arrival(engine: AsyncEngine, connection: Any) -> None:
 
 async def test_every_statement_is_warmed(engine: AsyncEngine) -> None:
     """The first answer of a kind pays for its plan, or warming fails at the start of the service."""
-    assert list(warmth.ARGUMENTS) == list(load("reports"))
-    await warmth.warm(engine)
+    assert list(warming.ARGUMENTS) == list(load("reports"))
+    await warming.warm(engine)

@@ -17,10 +17,11 @@ import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
 
-from app.integrity import command, merkle, note
-from app.integrity.database import Brought, Report, one_by_one, verify_database
-from app.integrity.verify import verify_chain
 from app.settings import Settings
+from app.tlog import merkle, note
+from app.verify import command
+from app.verify.correlation import verify_chain
+from app.verify.database import Report, TrustAnchors, one_by_one, verify_database
 from tests import databases
 from tests.sealed import LOG, insert, plain_row, seal, sealed_hash
 from tests.services import ROOT
@@ -67,7 +68,7 @@ async def sign(connection: Connection, key: Ed25519PrivateKey = KEY) -> str:
 
 async def verified(connection: Connection, checkpoint: str | None = None) -> Report:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await verify_database(connection, one_by_one(connection), Brought([PUBLIC], checkpoint))
+        return await verify_database(connection, one_by_one(connection), TrustAnchors([PUBLIC], checkpoint))
 
 
 async def found(connection: Connection, checkpoint: str | None = None) -> set[str]:
@@ -354,7 +355,7 @@ async def test_erased(owner: Connection) -> None:
         changing = owner.transaction()
         await changing.start()
         await owner.execute(f"UPDATE audit_events SET {change} WHERE log_index = 7")
-        report = await verify_database(owner, one_by_one(owner), Brought())
+        report = await verify_database(owner, one_by_one(owner), TrustAnchors())
         assert {defect.kind for defect in report.defects.listed} == {"edited"}, change
         await changing.rollback()
 

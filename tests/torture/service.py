@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
 
 from app import cli, main
-from app.api import events
+from app.api import post
 from app.ingest import accept, spool
 
 CLOCK, THREAD, RESERVE = "TORTURE_CLOCK", "TORTURE_SPOOL_THREAD", "TORTURE_SPOOL_RESERVE"
@@ -42,7 +42,7 @@ class _JumpingSeconds:
 
 def _patch() -> None:
     if CLOCK in os.environ:
-        for module in (events, main):
+        for module in (post, main):
             module.datetime = JumpingTime  # type: ignore[attr-defined]
         accept.time_ns = lambda: time.time_ns() + int(_offset_seconds() * 1e9)  # type: ignore[attr-defined]
         spool.time = _JumpingSeconds  # type: ignore[attr-defined,assignment]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from app.auth import tokens
-from app.auth.gate import Gate
+from app.auth.authenticator import Authenticator
 from app.auth.identity import Identity
 from app.auth.kubernetes import Kubernetes
 from app.errors import Fatal, Forbidden, ReviewFailed, Unauthorized
@@ -41,10 +41,10 @@ def clock() -> Clock:
 
 
 @asynccontextmanager
-async def gate(clock: Clock, settings: dict[str, Any]) -> AsyncIterator[Gate]:
+async def gate(clock: Clock, settings: dict[str, Any]) -> AsyncIterator[Authenticator]:
     if isinstance(roles := settings.get("oidc_roles"), str):  # as in the environment
         settings["oidc_roles"] = json.loads(roles)
-    made = Gate(Settings(**settings), clock=clock, now=clock)
+    made = Authenticator(Settings(**settings), clock=clock, now=clock)
     try:
         yield made
     finally:

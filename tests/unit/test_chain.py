@@ -7,9 +7,9 @@ from uuid import UUID
 import pytest
 
 from app.events.record import commitment, committed, leaf_hash, record
-from app.integrity import rows as rows_module
-from app.integrity.chain import Chain
-from app.integrity.rows import Kind
+from app.verify import row as rows_module
+from app.verify.chain import Chain
+from app.verify.row import Kind
 
 LOG = "example.test/datastorage"
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ import pytest
 
 from app.embedded import EmbeddedPostgres
 from app.errors import Fatal
-from app.statedir import state_dir
+from app.state_dir import state_dir
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -3,7 +3,7 @@
 import asyncpg
 import pytest
 
-from app.db import Fault, fault
+from app.db import FailureKind, failure_kind
 
 
 @pytest.mark.parametrize(
@@ -18,4 +18,4 @@ from app.db import Fault, fault
 )
 def test_a_server_that_ends_is_away(error: Exception) -> None:
     """A flush that meets a server in the act of stopping is answered 500 rather than spooled."""
-    assert fault(error) is Fault.AWAY
+    assert failure_kind(error) is FailureKind.AWAY

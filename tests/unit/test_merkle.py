@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.integrity import merkle
-from app.integrity.merkle import Node, Range
+from app.tlog import merkle
+from app.tlog.merkle import Node, Range
 
 # Leaves, roots and proofs of github.com/transparency-dev/merkle v0.0.2: testonly/constants.go and proof/verify_test.go (Apache-2.0).
 CONTENTS = [

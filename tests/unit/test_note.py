@@ -3,11 +3,11 @@
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from app.integrity import merkle
-from app.integrity.note import (
+from app.tlog import merkle
+from app.tlog.note import (
     COSIGNATURE,
     Checkpoint,
-    Malformed,
+    MalformedNote,
     Note,
     PublicKey,
     Unverified,
@@ -49,7 +49,7 @@ def test_a_note_of_go_verifies() -> None:
 )
 def test_a_bad_key_is_refused(vkey: str) -> None:
     """A key with a typing error verifies something else than was meant."""
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedNote):
         PublicKey.parse(vkey)
 
 
@@ -94,5 +94,5 @@ def test_a_cosignature_is_over_time_and_text() -> None:
 )
 def test_what_is_no_checkpoint_is_malformed(note: str) -> None:
     """Something that other tools read differently, or not at all, passes for a checkpoint."""
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedNote):
         verified(note, [PUBLIC])

@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from app.integrity.positions import Positions
+from app.events.positions import Positions
 
 
 @pytest.mark.parametrize("seed", range(50))

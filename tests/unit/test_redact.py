@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.query import redact
+from app.export import redact
 
 SHAPES = {
     "ada.lovelace@example.com": "a***@e***.c***",

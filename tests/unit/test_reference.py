@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from app.integrity.reference import moment, reference_hash, reference_json
+from app.events.reference import moment, reference_hash, reference_json
 
 FIRST_HASH = "f2491b2514760326fd21557167ea69edbf89da6277582ec6cb4452cc4fc14f1d"
 FIRST_TEXT = (

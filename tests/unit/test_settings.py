@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
+from app.config_file import MIB
 from app.errors import Fatal
-from app.settings import MIB, Settings, load
+from app.settings import Settings, load
 
 _REFERENCE: dict[str, Any] = {
     "environment": "development",

@@ -13,8 +13,8 @@ from pydantic import SecretStr
 
 from app.events.catalog import Catalog
 from app.ingest.accept import Acceptance, draft, fix, single_id
-from app.ingest.kept import keep, revive
 from app.ingest.spool import Spool, SpoolFailed, SpoolFull
+from app.ingest.spool_codec import keep, revive
 from app.ingest.store import Store
 from app.ingest.submission import Submission, prepare
 from app.ingest.writer import Writer
@@ -62,7 +62,7 @@ async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.M
     early = await submission()
     await spool.append([early])
     assert isinstance(early.done.exception(), SpoolFailed)
-    await writer.look_again(False)
+    await writer.on_presence(False)
     later = await submission()
     await spool.append([later])
     assert later.done.result()

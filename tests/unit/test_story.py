@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.errors import AuditError
 from app.events.canonical import loads
-from app.query.duration import duration_text, parse_duration, parse_window
+from app.go_duration import duration_text, parse_duration, parse_window
 from app.query.effectiveness import WEIGHTS, Effectiveness, answer
 from app.query.reconstruct import (
     IncompleteEvents,

@@ -1,0 +1,199 @@
+"""An export as the bytes of its file: events, and behind every part of them its signed manifest.
+
+A cut file lacks the last manifest, and the one before it says how to go on.
+"""
+
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from hashlib import sha256
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+import asyncpg
+from pydantic import BaseModel, Field
+
+from app.db import Connection
+from app.export.file import Format, header, manifest_record, record
+from app.export.manifest import ExportPosition, Manifest, seal, stamp
+from app.export.row import exported, masked, place
+from app.export.select import ExportQuery, sealed, unsealed
+from app.sql import load
+from app.tlog.keys import SigningKey
+
+PART_BYTES = 64 * 1024**2
+POSITION_MAX = 2**63 - 1
+_LOWEST = -(2**63)
+
+SQL = load("export")
+
+
+class Token(BaseModel, frozen=True, extra="forbid"):
+    """What `after` says: where the next part goes on. Nothing in it is trusted, since every part is signed.
+
+    The filters are not in it, since they may be what was redacted.
+    """
+
+    export_id: UUID
+    log_size: Annotated[int, Field(ge=0, le=POSITION_MAX)]
+    part: Annotated[int, Field(ge=2)]
+    previous: str
+    after: ExportPosition | None = None
+
+    def __str__(self) -> str:
+        return urlsafe_b64encode(self.model_dump_json(exclude_none=True).encode()).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, text: str) -> "Token":
+        """What `str` gave; ValueError for anything else."""
+        try:
+            found = cls.model_validate_json(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            _check(found.after)
+        except ValueError:
+            raise ValueError("expected the `next` of the last manifest of an export") from None
+        return found
+
+
+@dataclass(slots=True)
+class ExportPart:
+    """What is counted of a part while it is written."""
+
+    number: int
+    after: ExportPosition | None
+    previous: str | None
+    digest: Any = field(default_factory=sha256)
+    size: int = 0
+    sealed: int = 0
+    unsealed: int = 0
+    erased: int = 0
+    first_position: int | None = None
+    last_position: int | None = None
+    through: ExportPosition | None = None
+
+    def take(self, row: asyncpg.Record) -> None:
+        position = row["log_index"]
+        if position is None:
+            self.unsealed += 1
+        else:
+            self.sealed += 1
+            self.erased += row["payload_commitment"] is not None
+            self.last_position = position
+            self.first_position = position if self.first_position is None else self.first_position
+
+    def add(self, content: bytes) -> None:
+        self.digest.update(content)
+        self.size += len(content)
+
+
+@dataclass(slots=True)
+class Export:
+    """One request for an export, and what it has sent."""
+
+    query: ExportQuery
+    exported_by: str
+    log: str
+    key: SigningKey | None
+    token: Token | None = None
+    """Where it goes on, if it is not new."""
+    export_id: UUID = field(default_factory=uuid4)
+    log_size: int = 0
+    checkpoint: str | None = None
+    part: ExportPart = field(default_factory=lambda: ExportPart(1, None, None))
+    events: int = 0
+    first_position: int | None = None
+    last_position: int | None = None
+
+    @property
+    def form(self) -> Format:
+        assert self.query.format != "json"
+        return self.query.format
+
+    async def stream(self, connection: Connection, finished: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes]:
+        """The file, in pieces. `finished` is awaited before the last manifest: what it raises cuts the file."""
+        await self._begin(connection)
+        ready = b"" if self.token else header(self.form)
+        async for rows in self._rows(connection):
+            content = ready + b"".join(self._record(row) for row in rows)
+            ready = b""
+            self.part.add(content)
+            self.part.through = place(rows[-1])
+            yield content
+            if self.part.size >= PART_BYTES:
+                yield self._manifest(last=False)
+                self.part = ExportPart(self.part.number + 1, self.part.through, self.part.digest.hexdigest())
+        self.part.add(ready)
+        await finished()
+        yield ready + self._manifest(last=True)
+
+    async def _begin(self, connection: Connection) -> None:
+        self.checkpoint = await connection.fetchval(SQL["checkpoint"])
+        if self.token is None:
+            self.log_size = await connection.fetchval(SQL["log_size"])
+            return
+        self.export_id, self.log_size = self.token.export_id, self.token.log_size
+        self.part = ExportPart(self.token.part, self.token.after, self.token.previous)
+
+    async def _rows(self, connection: Connection) -> AsyncIterator[list[asyncpg.Record]]:
+        after = self.part.after
+        if after is None or after.position is not None:
+            first = _LOWEST if after is None or after.position is None else after.position + 1
+            async for rows in sealed(connection, self.query, self.log, first, self.log_size):
+                yield rows
+        async for rows in unsealed(connection, self.query, self.log, after):
+            yield rows
+
+    def _record(self, row: asyncpg.Record) -> bytes:
+        self.part.take(row)
+        self.events += 1
+        position = row["log_index"]
+        if position is not None:
+            self.last_position = position
+            self.first_position = position if self.first_position is None else self.first_position
+        return record(self.form, exported(row, redacted=self.query.redact_pii))
+
+    def _manifest(self, *, last: bool) -> bytes:
+        part, query = self.part, self.query
+        digest, through = part.digest.hexdigest(), part.through or part.after
+        following = Token(
+            export_id=self.export_id,
+            log_size=self.log_size,
+            part=part.number + 1,
+            previous=digest,
+            after=through,
+        )
+        manifest = Manifest(
+            export_id=self.export_id,
+            part=part.number,
+            format=self.form,
+            redacted=query.redact_pii,
+            filter=masked(query, query.filters()),
+            exported_at=stamp(datetime.now(UTC)),
+            exported_by=masked(query, self.exported_by),
+            log=self.log,
+            log_size=self.log_size,
+            events=part.sealed + part.unsealed,
+            sealed=part.sealed,
+            unsealed=part.unsealed,
+            erased=part.erased,
+            first_position=part.first_position,
+            last_position=part.last_position,
+            after=part.after,
+            through=through,
+            sha256=digest,
+            previous=part.previous,
+            next=None if last else str(following),
+            checkpoint=self.checkpoint,
+        )
+        return manifest_record(self.form, seal(manifest, self.key))
+
+
+def _check(after: ExportPosition | None) -> None:
+    """ValueError for a place that no event can have."""
+    if after is None:
+        return
+    if after.position is None:
+        UUID(after.event_id)
+        date.fromisoformat(after.event_date or "")
+    elif not _LOWEST <= after.position < POSITION_MAX:
+        raise ValueError(after)

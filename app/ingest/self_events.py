@@ -1,0 +1,55 @@
+"""Events that the service writes about itself (design section 2): made here, then written as any other.
+
+Each stands under a correlation id of its own, `datastorage:<kind>:<uuid>`, never under the one it speaks of.
+"""
+
+import asyncio
+import os
+from datetime import UTC, datetime
+from time import time_ns
+from typing import Any
+from uuid import UUID, uuid4
+
+import orjson
+
+from app.events import ids
+from app.events.canonical import parse
+from app.events.catalog import Catalog
+from app.ingest.accept import Acceptance, Event, draft, fix
+from app.ingest.submission import Submission
+from app.ingest.writer import Writer
+
+ACTOR = "datastorage-service"
+_CATALOG = Catalog(own=True)
+
+
+def self_event(log_name: str, payload: dict[str, Any], *, about: UUID | None = None, actor_id: str = ACTOR) -> Event:
+    """The event that `payload`, one of app/events/catalog/own.py with its event_type, tells.
+
+    Events about the same thing share a chain: `about` is its id. `actor_id` names who wanted it, if not the service itself.
+    """
+    event_type: str = payload["event_type"]
+    _, kind, action = event_type.split(".")
+    now = datetime.now(UTC)
+    item = {
+        "version": "1.0",
+        "event_type": event_type,
+        "event_timestamp": now.isoformat(),
+        "event_category": "security",
+        "event_action": action,
+        "event_outcome": "success",
+        "actor_type": "service" if actor_id == ACTOR else "user",
+        "actor_id": actor_id,
+        "correlation_id": f"datastorage:{kind}:{about or uuid4()}",
+        "event_data": payload,
+    }
+    document = parse(orjson.dumps(item))
+    drafted = draft(_CATALOG, document.value, "", plain=document.plain, depth=document.depth)
+    event_id = ids.drawn(time_ns() // 1_000_000, os.urandom(10))
+    return fix([drafted], [event_id], Acceptance(now, {}, log_name))[0]
+
+
+async def write_self_event(writer: Writer, event: Event, deadline_ms: int) -> None:
+    """Have the writer of this process store `event`, in order with everybody's. Raises what Writer.submit() raises."""
+    deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
+    await writer.submit(Submission([event], {}, known=False), deadline)

@@ -1,0 +1,62 @@
+"""Whether this process can accept an event now: what the readiness probe answers, and who watches the database for it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import asyncpg
+
+from app.db import CONNECTION_ERRORS, connect
+from app.errors import DatabaseAway, Fatal
+from app.settings import Settings
+from app.workers import WorkerConnection, run_forever
+
+_ROUND_SECONDS = 0.5
+_TIMEOUT_SECONDS = 2.0
+
+
+class Presence:
+    """State of the process and of its database, as the probes show it."""
+
+    def __init__(self) -> None:
+        self.waiting_for = ""
+        """Why the database was not seen yet."""
+        self.started = False
+        """Whether the schema was seen, so that events can be accepted, if only to disk."""
+        self.can_spool: Callable[[], bool] = lambda: False
+        self.database_up = False
+        self.shutting_down = False
+        self.fatal: Fatal | None = None
+        """Why the process ends itself."""
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why the service cannot accept an event, in the contract's words; None when it can."""
+        if self.shutting_down:
+            return "shutting_down"
+        return None if self.database_up or (self.started and self.can_spool()) else "database_unreachable"
+
+    async def watch(self, settings: Settings, on_presence: Callable[[bool], Awaitable[None]]) -> None:
+        """Ask Postgres twice a second, on a connection of its own, and call `on_presence` with whether it answered."""
+        connection = WorkerConnection(partial(connect, settings))
+
+        async def do_round() -> None:
+            self.database_up = await _answers(connection)
+            await on_presence(self.database_up)
+
+        await asyncio.sleep(_ROUND_SECONDS)
+        await run_forever(
+            "presence",
+            do_round,
+            pause_seconds=_ROUND_SECONDS,
+            failure="the writer could not react to the database's state",
+        )
+
+
+async def _answers(connection: WorkerConnection) -> bool:
+    try:
+        async with asyncio.timeout(_TIMEOUT_SECONDS), connection.use() as usable:
+            await usable.execute("SELECT 1")
+    except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError):
+        return False
+    return True

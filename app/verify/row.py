@@ -1,0 +1,138 @@
+"""One row held against its own hash and against the log's leaf. Pure: what is wrong comes out, named."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Literal
+from uuid import UUID
+
+import orjson
+
+from app.events.neutral import ERASED, is_neutral, neutral_words
+from app.events.positions import Positions
+from app.events.record import Row, stored_hash
+
+DEFECTS_MAX = 10_000
+
+# fmt: off
+Kind = Literal[
+    "edited", "removed", "inserted", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key", "unverifiable",
+]
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """One thing that is wrong. Both hashes are empty when it is not the event's own hash that is wrong."""
+
+    kind: Kind
+    message: str
+    event_id: UUID | None = None
+    """None when no one event is at fault."""
+    event_timestamp: datetime | None = None
+    previous_hash: str = ""
+    expected_hash: str = ""
+    actual_hash: str = ""
+    correlation_id: str = ""
+    position: int | None = None
+    """Where in the log; None when it is no position that is at fault."""
+    leaf: str = ""
+    """What the log has at that position."""
+
+
+@dataclass(slots=True)
+class Defects:
+    """The first `DEFECTS_MAX` of them, so that a log of any length fits into memory, and how many there are."""
+
+    listed: list[Defect] = field(default_factory=list)
+    count: int = 0
+
+    def add(self, defect: Defect) -> None:
+        self.count += 1
+        if len(self.listed) < DEFECTS_MAX:
+            self.listed.append(defect)
+
+    def extend(self, others: "Defects") -> None:
+        """Take what was found elsewhere."""
+        for defect in others.listed:
+            self.add(defect)
+        self.count += others.count - len(others.listed)
+
+
+def defect_of(  # noqa: PLR0917 -- the last three are hashes, in the order of the answer
+    row: Row,
+    kind: Kind,
+    message: str,
+    expected: str = "",
+    actual: str = "",
+    leaf: str = "",
+) -> Defect:
+    """A defect of one event."""
+    return Defect(
+        kind,
+        f"{kind}: {message}",
+        row.get("event_id"),
+        row.get("event_timestamp"),
+        row.get("previous_event_hash") or "",
+        expected,
+        actual,
+        row.get("correlation_id") or "",
+        row.get("log_index"),
+        leaf,
+    )
+
+
+def faults(row: Row, leaf: str | None, log: str, erased: Positions) -> Iterator[Defect]:
+    """What is wrong with a sealed row by itself; nothing when it is the one that was logged as `leaf`."""
+    # These columns are not in the record.
+    if row.get("event_date") != row.get("event_timestamp").date():
+        yield defect_of(row, "edited", "event_date is not the UTC date of event_timestamp")
+    if row.get("log_id") != 0:
+        yield defect_of(row, "edited", f"log_id is {row.get('log_id')}, which is not this log")
+    is_erased = row.get("payload_commitment") is not None
+    if is_erased and row.get("log_index") not in erased:
+        yield defect_of(row, "edited", "the event is marked as erased, but no event of the log says so")
+        return
+    if is_erased and not _says_nothing(row):
+        yield defect_of(row, "edited", "something was written into an event that was erased")
+    expected, actual = stored_hash(row, log), row.get("event_hash") or ""
+    if expected == actual == leaf:
+        return
+    if expected != actual:
+        yield defect_of(
+            row, "edited", "the event does not have the hash that was stored with it", expected, actual, leaf or ""
+        )
+    elif leaf is None:
+        yield defect_of(row, "inserted", f"the log has no position {row.get('log_index')}", "", actual)
+    else:
+        message = f"the event at position {row.get('log_index')} of the log is not the one that was logged"
+        yield defect_of(row, "edited", message, leaf, actual, leaf)
+
+
+def _says_nothing(row: Row) -> bool:
+    """Whether an erased row has what erasure leaves in the columns that no hash covers any more."""
+    kept = [row.get(name) for name in ("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt")]
+    if row.get("actor_id") != ERASED or row.get("resource_id") != ERASED or kept != [None] * len(kept):
+        return False
+    payload = orjson.loads(row.get("event_data"))
+    return isinstance(payload, dict) and is_neutral(payload, neutral_words(payload.get("event_type")))
+
+
+def named(defects: Iterable[Defect], missing: Mapping[str, int] | None = None) -> list[Defect]:
+    """The defects, where an event that only stands at another's position is called reordered.
+
+    `missing` has the leaves of positions at which no event stands.
+    """
+    found = list(defects)
+    places: dict[str, int | None] = {d.leaf: d.position for d in found if d.leaf} | dict(missing or {})
+    return [_reordered(d, places[d.actual_hash]) if _is_elsewhere(d, places) else d for d in found]
+
+
+def _is_elsewhere(defect: Defect, places: Mapping[str, int | None]) -> bool:
+    place = places.get(defect.actual_hash)
+    return defect.actual_hash != "" and place is not None and place != defect.position
+
+
+def _reordered(defect: Defect, place: int | None) -> Defect:
+    message = f"reordered: the event of position {place} of the log stands at position {defect.position}"
+    return replace(defect, kind="reordered", message=message)
