@@ -1,15 +1,15 @@
 # The service without the embedded Postgres. Needs BuildKit: docker build -t datastorage .
-# Behind a proxy that has its own certificate authority: --secret id=ca,src=<bundle of certificates>
+# Behind a proxy with its own certificate authority: --secret id=ca,src=<bundle of certificates>
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
-# pip lives in an environment of its own, so that the service's has nothing that the service does not run.
+# pip is in an environment of its own, so that the service's environment contains only what the service runs.
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/datastorage
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
     PYTHONDONTWRITEBYTECODE=1 SOURCE_DATE_EPOCH=946684800 PYTHONHASHSEED=0
 WORKDIR /src
 
-# What changes seldom comes first. The build backend is pinned by its entry in the development lock.
+# What rarely changes comes first. The build backend is pinned by its entry in the development lock file.
 COPY requirements.lock requirements-dev.lock requirements-sbom.lock ./
 RUN --mount=type=secret,id=ca,required=false,target=/etc/ssl/certs/ca-certificates.crt \
     sed -n '/^setuptools==/,/[^\]$/p' requirements-dev.lock > build.lock \
@@ -22,24 +22,24 @@ COPY app app
 COPY migrations migrations
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
  && /build/bin/pip --python /opt/datastorage/bin/python install --no-compile --no-deps --no-index dist/*.whl
-# What packages bring along and no service reads: their tests, and the sources of what is compiled.
+# Files of packages that no service reads: their tests, and the sources of compiled modules.
 RUN cd /opt/datastorage/lib/python3*/site-packages \
  && find . -regex '.*\.\(c\|cpp\|h\|pxd\|pxi\|pyi\|pyx\)' -delete \
  && find . -type d \( -name testing -o -name tests \) -prune -exec rm -r {} +
 
-# Byte code of the standard library too, which the base may come without: on a read-only root file system the service
-# cannot write any, and would compile everything anew at each start. In one process, whose history can show in byte code.
+# Byte code of the standard library too, which the base may lack: on a read-only root file system the service cannot write
+# any, and would compile everything again at each start. In one process, since its history can affect the byte code.
 ENV PYTHONPYCACHEPREFIX=/opt/datastorage/pycache
 RUN /opt/datastorage/bin/python -m compileall -q --invalidation-mode unchecked-hash \
     -x '/(test|tests|testing|ensurepip|distutils|idlelib|lib2to3|pydoc_data|tkinter|turtledemo|unittest|dist-packages)/' \
     /opt/datastorage/lib "$(python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 
-# What the image contains beyond its base, for those who watch for vulnerabilities.
+# What the image adds to its base, for scanners of vulnerabilities.
 RUN /sbom/bin/cyclonedx-py environment /opt/datastorage/bin/python --pyproject pyproject.toml --output-reproducible \
     --output-file /opt/datastorage/sbom.cdx.json
 
-# One tree with one date: the same sources and locks on the same base make the same layer. /var/lib/datastorage is where a
-# volume for the spool goes; any uid may write. Without a volume a read-only root has no spool, and the log says so.
+# One tree with one date: the same sources and locks on the same base make the same layer. Mount the volume for the spool at
+# /var/lib/datastorage; any uid may write there. With a read-only root and no volume there is no spool, and the log says so.
 RUN mkdir --parents /image/opt /image/var/lib && mkdir --mode 1777 /image/var/lib/datastorage && mv /opt/datastorage /image/opt/ \
  && find /image -exec touch --no-dereference --date "@$SOURCE_DATE_EPOCH" {} +
 
@@ -50,7 +50,7 @@ ENV PATH=/opt/datastorage/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     XDG_STATE_HOME=/var/lib \
     DATASTORAGE_HOST=0.0.0.0
-# Any other uid does as well: nothing but the spool is written, and everything can be read by everybody.
+# Any other uid works too: only the spool is written, and everybody can read all files.
 USER 65532:65532
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \

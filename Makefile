@@ -1,4 +1,4 @@
-# The whole interface, here and in CI. `make run` and `make test` need Python 3.11+ and make; uv is used when it is there.
+# All commands, here and in CI. `make run` and `make test` need Python 3.11+ and make; uv is used if it is installed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,11 +12,11 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(ARGS)
 
-# The long form of tests/fuzz, which `make test` has in short.
+# The long form of tests/fuzz; `make test` runs a short one.
 fuzz: $(INSTALLED)
 	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
 
-# The long form of tests/torture. Its table stands in docs/durability.md.
+# The long form of tests/torture. Its table is in docs/durability.md.
 torture: $(INSTALLED)
 	$(BIN)/python -m tests.torture $(ARGS)
 
@@ -28,12 +28,12 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)
 
-# A day of honest traffic raises no alarm; `make test` has two minutes of it. HOURS=1 takes about two minutes.
+# Checks that a day of honest traffic raises no alarm; `make test` runs two minutes of it. HOURS=1 takes about two minutes.
 HOURS ?= 24
 honest: $(INSTALLED)
 	$(BIN)/python -m tests.honest --hours $(HOURS) $(ARGS)
 
-# Every route with service accounts of a real kube-apiserver, which is compiled once, some minutes. Needs Go.
+# Calls every route with service accounts of a real kube-apiserver, which is compiled once (some minutes). Needs Go.
 kubernetes: $(INSTALLED)
 	tests/kubernetes/check.sh
 
@@ -54,7 +54,7 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 	fi
 	@touch $@
 
-# Versions and hashes only: no registry address gets into these files.
+# Versions and hashes only: these files contain no registry address.
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
         --no-annotate --custom-compile-command "make lock" --quiet
 lock:

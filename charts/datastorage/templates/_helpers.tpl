@@ -28,7 +28,7 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }
 {{ ternary "StatefulSet" "Deployment" (eq .Values.spool.kind "persistent") }}
 {{- end }}
 
-{{/* What the restricted profile asks of every container. */}}
+{{/* What the restricted profile requires of every container. */}}
 {{- define "datastorage.containerSecurity" -}}
 securityContext:
   allowPrivilegeEscalation: false
@@ -36,12 +36,12 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{/* Whether callers show tokens of Kubernetes. */}}
+{{/* Whether callers authenticate with tokens of Kubernetes. */}}
 {{- define "datastorage.asksKubernetes" -}}
 {{ if has "kubernetes" (splitList "," (.Values.settings.auth | nospace)) }}true{{ end }}
 {{- end }}
 
-{{/* How a container knows its database; a dict of `root` and `secret`. An external one's URL is read from a file. */}}
+{{/* How a container gets its database's URL; a dict of `root` and `secret`. That of an external database is read from a file. */}}
 {{- define "datastorage.databaseEnv" -}}
 {{- if .root.Values.postgres.enabled -}}
 - name: POSTGRES_PASSWORD
@@ -71,7 +71,7 @@ securityContext:
 {{ .Values.postgres.existingSecret | default (printf "%s-postgres" (include "datastorage.name" .)) }}
 {{- end }}
 
-{{/* What pods that run one command share. */}}
+{{/* What pods that run one command have in common. */}}
 {{- define "datastorage.commandPod" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -87,7 +87,7 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
-{{/* As their containers; a dict of `root` and `secret`. */}}
+{{/* The same for their containers; a dict of `root` and `secret`. */}}
 {{- define "datastorage.commandContainer" -}}
 image: {{ include "datastorage.image" .root }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
