@@ -21,7 +21,7 @@ from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.envelope import timestamp
 from app.events.explain import bad_fields, explain, plain
 from app.export.certificate import ExportKeyPair
-from app.export.parts import Export, Token
+from app.export.parts import Export, ResumeToken
 from app.export.select import PAGE_MAX, ExportQuery
 from app.export.signed_page import SignedPage
 from app.ingest.self_events import self_event, write_self_event
@@ -151,7 +151,7 @@ async def get_export_certificate(request: Request) -> Response:
     return Response((await _key_pair(request)).pem, media_type=PEM)
 
 
-def parse_export(query_string: bytes) -> tuple[ExportQuery, Token | None]:
+def parse_export(query_string: bytes) -> tuple[ExportQuery, ResumeToken | None]:
     """What is to be exported, and where it goes on. What is empty says nothing."""
     sent = {
         name: value
@@ -171,9 +171,9 @@ def parse_export(query_string: bytes) -> tuple[ExportQuery, Token | None]:
     return query, token
 
 
-def _token(text: str) -> Token:
+def _token(text: str) -> ResumeToken:
     try:
-        return Token.parse(text)
+        return ResumeToken.parse(text)
     except ValueError as error:
         raise bad_fields({"after": str(error)}) from None
 
