@@ -179,7 +179,7 @@ def _verify_export(arguments: argparse.Namespace) -> int:
     from app.export import check
 
     verdict = check.check_files(arguments.files, arguments.key)
-    for line in check.told(verdict):
+    for line in check.verdict_lines(verdict):
         print(line)
     return 1 if verdict.problem_count else 0
 

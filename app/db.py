@@ -1,9 +1,10 @@
 """Connections to Postgres: the writer's own, the pool for reading, and what an error says about whose fault it is."""
 
+import asyncio
 import functools
 import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING
@@ -179,6 +180,16 @@ async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list
     """Rows of a fixed statement, on a connection of the pool."""
     async with driver_connection(engine) as connection:
         return await connection.fetch(statement, *arguments)
+
+
+async def on_every_connection(engine: AsyncEngine, work: Callable[[Connection], Awaitable[None]]) -> None:
+    """Run `work` once on each connection of the pool; all are checked out at the same time, so that none is used twice."""
+
+    async def on_one() -> None:
+        async with driver_connection(engine) as connection:
+            await work(connection)
+
+    await asyncio.gather(*(on_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's
 
 
 async def refuse_unsafe(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""All events of a full table as one file: how fast it comes, and whether and how fast it verifies without the service."""
+"""Exports all events of a full table as one file: how long that takes, and how long its verification takes without the service."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def make_key(path: Path) -> None:
 
 
 def fetch(server: Running, query: str, file: Path) -> float:
-    """Seconds until the export is on disk; an answer that breaks off raises."""
+    """Seconds until the export is on disk. Raises if the answer breaks off."""
     started = perf_counter()
     connection = HTTPConnection("127.0.0.1", server.port, timeout=600)
     connection.request("GET", f"/api/v1/audit/export?{query}")
@@ -36,7 +36,7 @@ def fetch(server: Running, query: str, file: Path) -> float:
 
 
 def verify(server: Running, file: Path) -> float:
-    """Seconds that `datastorage verify-export` takes; it has to find the file whole."""
+    """Seconds that `datastorage verify-export` takes. Exits if the file does not verify."""
     key = file.with_suffix(".key")
     with urlopen(f"http://127.0.0.1:{server.port}/tlog/key", timeout=10) as answer:
         key.write_bytes(answer.read())

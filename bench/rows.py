@@ -1,4 +1,4 @@
-"""Cost of the ways to send rows: python -m bench.rows postgresql://… (a migrated database that may be emptied)."""
+"""Cost of three ways to send rows to Postgres: python -m bench.rows postgresql://… (a migrated database that may be emptied)."""
 
 import asyncio
 import statistics
@@ -54,21 +54,21 @@ async def main() -> None:
     arrays = ROWS.format(columns, f"unnest({', '.join(f'${i}::{t}[]' for i, t in enumerate(TYPES, 1))})")
     composite = ROWS.format(columns, "unnest($1::flush_row[])")
     ways = {
-        "array per column": lambda made: connection.execute(arrays, *zip(*(r[:-4] for r in made), strict=True)),
-        "composite array": lambda made: connection.execute(composite, [r[:-4] for r in made]),
-        "COPY": lambda made: connection.copy_records_to_table("audit_events", records=made, columns=COPY_COLUMNS),
+        "array per column": lambda flush: connection.execute(arrays, *zip(*(r[:-4] for r in flush), strict=True)),
+        "composite array": lambda flush: connection.execute(composite, [r[:-4] for r in flush]),
+        "COPY": lambda flush: connection.copy_records_to_table("audit_events", records=flush, columns=COPY_COLUMNS),
     }
     for size in (1, 20, 50, 200, 700):
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+        costs: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(7):
             for name, send in ways.items():
                 flushes = [rows(700)[:size] for _ in range(max(1, 400 // size))]
                 wall, cpu = perf_counter(), process_time()
-                for made in flushes:
-                    await send(made)  # type: ignore[no-untyped-call]  # lambdas have no types
+                for flush in flushes:
+                    await send(flush)  # type: ignore[no-untyped-call]  # lambdas have no types
                 each = size * len(flushes) / 1e6
-                taken[name].append(((perf_counter() - wall) / each, (process_time() - cpu) / each))
-        medians = {n: [round(statistics.median(x)) for x in zip(*t, strict=True)] for n, t in taken.items()}
+                costs[name].append(((perf_counter() - wall) / each, (process_time() - cpu) / each))
+        medians = {n: [round(statistics.median(x)) for x in zip(*t, strict=True)] for n, t in costs.items()}
         print(size, {name: f"{wall} / {cpu} µs" for name, (wall, cpu) in medians.items()})
 
 

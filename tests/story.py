@@ -8,7 +8,7 @@ BEFORE, AFTER = "sha256:before", "sha256:after"
 
 
 def make_story(correlation_id: str, start: datetime | None = None) -> list[dict[str, Any]]:
-    """Its events in their order, a second apart; every part that a reconstruction needs is told."""
+    """Its events in their order, a second apart; with every part that a reconstruction needs."""
     start = start or datetime.now(UTC) - timedelta(hours=1)
     names = {"rr_name": correlation_id, "namespace": "payments"}
     execution = {
@@ -19,7 +19,7 @@ def make_story(correlation_id: str, start: datetime | None = None) -> list[dict[
         "container_image": "registry.example/workflows/restart@sha256:0a1b",
         "execution_name": "wfe-1",
     }
-    told: list[tuple[str, str, dict[str, Any]]] = [
+    steps: list[tuple[str, str, dict[str, Any]]] = [
         (
             "gateway.signal.received",
             "gateway",
@@ -99,7 +99,7 @@ def make_story(correlation_id: str, start: datetime | None = None) -> list[dict[
     ]
     return [
         make_row(correlation_id, kind, category, {"event_type": kind} | payload, start + timedelta(seconds=second))
-        for second, (kind, category, payload) in enumerate(told)
+        for second, (kind, category, payload) in enumerate(steps)
     ]
 
 
@@ -139,17 +139,17 @@ def assessments(correlation_id: str) -> list[tuple[str, str, dict[str, Any]]]:
         },
         "assessment.completed": {"component": "completed", "reason": "Full"},
     }
-    return [(f"effectiveness.{kind}", "effectiveness", common | said) for kind, said in parts.items()]
+    return [(f"effectiveness.{kind}", "effectiveness", common | members) for kind, members in parts.items()]
 
 
 def make_row(
-    correlation_id: str, event_type: str, category: str, payload: Any, moment: datetime, **members: Any
+    correlation_id: str, event_type: str, category: str, payload: Any, time: datetime, **members: Any
 ) -> dict[str, Any]:
     """One event as it is posted, or as `insert` writes it."""
     return {
         "version": "1.0",
         "event_type": event_type,
-        "event_timestamp": moment.astimezone(UTC).isoformat(),
+        "event_timestamp": time.astimezone(UTC).isoformat(),
         "event_category": category,
         "event_action": event_type.rpartition(".")[2][:50],
         "event_outcome": "success",

@@ -20,7 +20,7 @@ from app.events.explain import bad_fields, explain, plain
 from app.ingest.accept import ACCEPTED_COLUMNS
 from app.query.cursor import Cursor
 from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
-from app.query.page import Page, one, page, waiting
+from app.query.page import Page, event_by_id, page, spooled_event
 
 router = APIRouter(tags=["query"])
 
@@ -109,9 +109,9 @@ async def get_event(request: Request, event_id: Annotated[str, Path(json_schema_
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"})
     spooled = await spool.event(UUID(event_id)) if (spool := request.app.state.spool) is not None else None
     if spooled is not None:
-        event: dict[str, Any] | None = waiting(dict(zip(ACCEPTED_COLUMNS, spooled.row, strict=True)))
+        event: dict[str, Any] | None = spooled_event(dict(zip(ACCEPTED_COLUMNS, spooled.row, strict=True)))
     else:
-        event = await in_time(request, one(request.app.state.engine, UUID(event_id)))
+        event = await in_time(request, event_by_id(request.app.state.engine, UUID(event_id)))
     if event is None:
         raise NotFound(f"There is no event {event_id}.")
     return Response(orjson.dumps(event, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")

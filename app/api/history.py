@@ -15,7 +15,7 @@ from app.api.deadline import in_time
 from app.errors import BadRequest, DatabaseFailed
 from app.events.explain import bad_fields
 from app.go_duration import duration_text, parse_window
-from app.query.remediation_history import FAR, Target, history, regression
+from app.query.remediation_history import FAR_MEMBERS, Target, history, regression
 
 router = APIRouter(tags=["remediation"])
 
@@ -222,4 +222,4 @@ def _span(nanoseconds: int) -> timedelta:
 
 
 def _far(chain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: entry[name] for name in FAR if name in entry} for entry in chain]
+    return [{name: entry[name] for name in FAR_MEMBERS if name in entry} for entry in chain]

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from app.errors import BadRequest
 from app.events.explain import bad_fields
 from app.query.cursor import Cursor, NumberedCursor
-from app.query.timebounds import parse_moment
+from app.query.timebounds import parse_time
 
 AnyCursor = TypeVar("AnyCursor", Cursor, NumberedCursor)
 _WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
@@ -51,7 +51,7 @@ def number(name: str, value: str, least: int, most: int) -> int:
 
 def moment(name: str, value: str, now: datetime) -> datetime:
     try:
-        return parse_moment(value, now)
+        return parse_time(value, now)
     except ValueError as error:
         raise bad_query(f"{name}: {error}") from None
 

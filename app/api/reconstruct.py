@@ -13,7 +13,7 @@ from app.api import parameters
 from app.api.access import permit
 from app.api.deadline import in_time
 from app.errors import DatabaseFailed
-from app.query.reconstruct import Unreadable, reconstruct, rows
+from app.query.reconstruct import Unreadable, read_events, reconstruct
 
 router = APIRouter(tags=["remediation"])
 
@@ -40,7 +40,7 @@ class Reconstructed(BaseModel):
 async def _answer(request: Request, correlation_id: str) -> Response:
     correlation_id = parameters.correlation(correlation_id)
     try:
-        events = await in_time(request, rows(request.app.state.engine, correlation_id))
+        events = await in_time(request, read_events(request.app.state.engine, correlation_id))
     except DatabaseFailed as error:
         raise Unreadable from (error.__cause__ or error)
     now = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Verifies export files with nothing but the file and a public key: no service, no database, no network."""
+"""Verifies export files, with only the file and a public key: no service, no database, no network."""
 
 import base64
 from collections import Counter
@@ -21,8 +21,8 @@ from app.errors import Fatal
 from app.events.canonical import canonical, loads
 from app.events.record import stored_hash
 from app.events.reference import UNKEYED, reference_hash
-from app.export.file import COMMITTED, MalformedRecord, Records
-from app.export.manifest import ExportPosition, Manifest, opened
+from app.export.file import COMMITTED, MalformedRecord, RecordReader
+from app.export.manifest import ExportPosition, Manifest, open_envelope
 from app.tlog import merkle, note
 from app.tlog.note import PublicKey
 
@@ -32,7 +32,7 @@ _PAGE = b'{"events":['
 
 @dataclass(slots=True)
 class Verdict:
-    """What is to be said of a file. It holds if there are no problems."""
+    """The result of verifying a file: it is complete and unchanged if there are no problems."""
 
     problems: list[str] = field(default_factory=list)
     """The first PROBLEMS_MAX of them."""
@@ -41,26 +41,26 @@ class Verdict:
     parts: list[Manifest] = field(default_factory=list)
     """Manifests that could be read."""
     whole_bytes: int = 0
-    """How far the file reaches with its last manifest that was right."""
-    root: str = ""
-    """How the events stand to the log's checkpoint."""
+    """Size of the file up to and including its last readable manifest."""
+    checkpoint_result: str = ""
+    """The result of comparing the events with the log's checkpoint, in words."""
 
-    def problem(self, text: str) -> None:
+    def add_problem(self, text: str) -> None:
         self.problem_count += 1
         if len(self.problems) < PROBLEMS_MAX:
             self.problems.append(text)
 
 
 def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> Verdict:
-    """Hold the file, or the parts of it in their order, against its manifests and every event against its own hash."""
-    checked = _Check(keys)
+    """Compare a file, or its parts in their order, with its manifests, and every event with its own hash."""
+    checker = _Checker(keys)
     for file in files:
-        checked.take(Records(file))
-    return checked.finish()
+        checker.read(RecordReader(file))
+    return checker.finish()
 
 
 def check_files(paths: Sequence[Path], key: str) -> Verdict:
-    """The same for files, and for a page of format=json. `key` is a key, or a file that holds one. Fatal if one cannot be read."""
+    """`check` or `check_page` for the files at `paths`. `key` is a key, or a file with one. Fatal if a file or the key cannot be read."""
     try:
         text = Path(key).read_text("utf-8") if Path(key).is_file() else key
         with ExitStack() as stack:
@@ -73,225 +73,238 @@ def check_files(paths: Sequence[Path], key: str) -> Verdict:
 
 
 def check_page(body: bytes, certificate: str) -> Verdict:
-    """Hold a page of format=json against its signature. Its events have too few members to be hashed."""
-    found = Verdict()
+    """Verify the signature of a page of format=json. Its events do not have all members that their hashes are over."""
+    verdict = Verdict()
     public = load_pem_x509_certificate(certificate.encode()).public_key()
     try:
         answer = loads(body)
         signature = base64.b64decode(answer["export_metadata"].pop("signature"))
         answer.pop("detached_signature", None)
-        events, said = answer["events"], answer["hash_chain_verification"]
+        events, verification = answer["events"], answer["hash_chain_verification"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        found.problem(f"incomplete, or no export: {error!r}")
-        return found
+        verdict.add_problem(f"incomplete, or not an export: {error!r}")
+        return verdict
     if not isinstance(public, RSAPublicKey):
-        raise ValueError("the certificate is of no RSA key")  # noqa: TRY004 - a file's content is wrong
+        raise ValueError("the certificate is not of an RSA key")  # noqa: TRY004 - a file's content is wrong
     try:
         public.verify(signature, canonical(answer), PKCS1v15(), SHA256())
     except InvalidSignature:
-        found.problem("wrong key, or edited: the signature is not one of this certificate over what is in the file")
-    found.counts["events"] = len(events)
-    found.root = f"{said['broken_chain_events']} of {len(events)} events were broken when they were exported"
-    return found
+        verdict.add_problem(
+            "wrong key, or edited: the signature is not one by this certificate over the content of the file"
+        )
+    verdict.counts["events"] = len(events)
+    broken = verification["broken_chain_events"]
+    verdict.checkpoint_result = f"{broken} of {len(events)} events were broken when they were exported"
+    return verdict
 
 
-class _Check:
+class _Checker:
+    """Reads the files record by record, and compares each part with its manifest when it comes to that."""
+
     def __init__(self, keys: list[PublicKey]) -> None:
         self._keys = keys
-        self._found = Verdict()
+        self._verdict = Verdict()
         self._chains: dict[str, tuple[int, str]] = {}
-        """Where each correlation's chain has come to: index and hash."""
+        """Of each correlation, chain position and hash of its last event so far."""
         self._position = -1
         self._bytes = 0
         self._leaves = bytearray()
-        """Those of the log from its beginning, as far as no event is missing."""
-        self._begin()
+        """Leaf hashes of the log from position 0 on, as far as no event is missing."""
+        self._start_part()
 
-    def _begin(self) -> None:
+    def _start_part(self) -> None:
         self._digest = sha256()
-        self._part: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._first: int | None = None
         self._last: int | None = None
         self._logs: set[Any] = set()
         self._through: ExportPosition | None = None
         self._rows = 0
 
-    def take(self, records: Records) -> None:
+    def read(self, records: RecordReader) -> None:
         for number, raw in enumerate(records, 1):
             self._bytes += len(raw)
             where = f"record {number}"
             if records.is_manifest(raw):
-                self._close(records, raw, where)
+                self._end_part(records, raw, where)
                 continue
             self._digest.update(raw)
             self._rows += 1
             if records.is_header(raw):
                 continue
             try:
-                self._event(records.event(raw), where)
+                self._check_event(records.event(raw), where)
             except (ValueError, TypeError, AttributeError, LookupError) as error:
-                self._found.problem(f"{where}: it is none of an export: {error}")
+                self._verdict.add_problem(f"{where}: it is not one of an export: {error}")
 
     def finish(self) -> Verdict:
         if (cut := self._incomplete()) is not None:
-            self._found.problem(cut)
-        if self._found.parts:
-            self._hold_against_checkpoint()
-        return self._found
+            self._verdict.add_problem(cut)
+        if self._verdict.parts:
+            self._compare_with_checkpoint()
+        return self._verdict
 
     def _incomplete(self) -> str | None:
-        """Why this is not all of an export, and how to get the rest."""
-        parts = self._found.parts
+        """Why the export is not complete, and how to get the rest; None if it is complete."""
+        parts = self._verdict.parts
         if not parts:
-            return "incomplete: there is no manifest that can be read, so the file was cut: fetch it again"
-        following = parts[-1].next
-        if following is None:
-            return "there are records behind the manifest of the last part" if self._rows else None
+            return "incomplete: no manifest can be read, so the file was cut: fetch it again"
+        next_token = parts[-1].next
+        if next_token is None:
+            return "there are records after the manifest of the last part" if self._rows else None
         return (
-            f"incomplete: cut behind part {parts[-1].part}. To go on, keep the first {self._found.whole_bytes} bytes "
-            f"and append the answer to the same request with after={following}"
+            f"incomplete: cut after part {parts[-1].part}. To resume, truncate the file to {self._verdict.whole_bytes} bytes "
+            f"and append the answer to the same request with after={next_token}"
         )
 
     # One event.
 
-    def _event(self, event: dict[str, Any], where: str) -> None:
+    def _check_event(self, event: dict[str, Any], where: str) -> None:
         where = f"{where}, event {event['event_id']}"
-        self._part["events"] += 1
-        self._part["redacted"] += bool(event["redacted"])
+        self._counts["events"] += 1
+        self._counts["redacted"] += bool(event["redacted"])
         self._logs.add(event["log"])
         if event["log_index"] is None:
             self._through = ExportPosition(None, event["event_id"], event["event_date"])
-            self._unsealed(event, where)
+            self._check_unsealed(event, where)
         else:
             self._through = ExportPosition(event["log_index"])
-            self._sealed(event, where)
+            self._check_sealed(event, where)
 
-    def _sealed(self, event: dict[str, Any], where: str) -> None:
-        self._part["sealed"] += 1
-        self._part["erased"] += event["payload_commitment"] is not None
+    def _check_sealed(self, event: dict[str, Any], where: str) -> None:
+        self._counts["sealed"] += 1
+        self._counts["erased"] += event["payload_commitment"] is not None
         position = event["log_index"]
         if position <= self._position:
-            self._found.problem(f"{where}: reordered: position {position} stands behind {self._position}")
+            self._verdict.add_problem(f"{where}: reordered: position {position} comes after {self._position}")
         self._position = max(self._position, position)
         self._last = position
         self._first = position if self._first is None else self._first
         changed = set(event["redacted"] or ()) - COMMITTED
         if changed:
-            self._part["unverifiable"] += 1
+            self._counts["unverifiable"] += 1
         else:
-            self._hash(event, where)
+            self._check_hash(event, where)
         if "correlation_id" not in changed:
             self._link(event, where)
 
-    def _hash(self, event: dict[str, Any], where: str) -> None:
+    def _check_hash(self, event: dict[str, Any], where: str) -> None:
         expected = sealed_hash(event)
         if event["log_index"] * merkle.HASH_BYTES == len(self._leaves):
             self._leaves += bytes.fromhex(expected)
         if expected == event["event_hash"]:
-            self._part["recomputed"] += 1
+            self._counts["recomputed"] += 1
         else:
-            self._suspect(event, where, expected)
-        if event["event_date"] != event["event_timestamp"][:10]:  # which is no part of the record
-            self._found.problem(f"{where}: edited: event_date is not the UTC date of event_timestamp")
+            self._add_wrong_hash(event, where, expected)
+        if event["event_date"] != event["event_timestamp"][:10]:  # which is not in the record
+            self._verdict.add_problem(f"{where}: edited: event_date is not the UTC date of event_timestamp")
 
-    def _suspect(self, event: dict[str, Any], where: str, expected: str) -> None:
-        self._found.problem(f"{where}: edited: its hash is {expected}, but {event['event_hash']} was stored with it")
+    def _add_wrong_hash(self, event: dict[str, Any], where: str, expected: str) -> None:
+        self._verdict.add_problem(
+            f"{where}: edited: its hash is {expected}, but {event['event_hash']} is stored with it"
+        )
 
     def _link(self, event: dict[str, Any], where: str) -> None:
-        """To the event before it in its chain, if that is in the file: purged and filtered ones are not."""
+        """Compare its link with the hash of the event before it in its chain, unless that was purged or filtered out."""
         correlation, index = event["correlation_id"], event["chain_index"]
         before = self._chains.get(correlation)
         if before is not None and index <= before[0]:
-            self._found.problem(f"{where}: reordered: position {index} of its chain stands behind {before[0]}")
+            self._verdict.add_problem(f"{where}: reordered: position {index} of its chain comes after {before[0]}")
         elif before is not None and index == before[0] + 1 and event["previous_event_hash"] != before[1]:
-            self._found.problem(f"{where}: edited: the previous hash is not that of the event before")
+            self._verdict.add_problem(f"{where}: edited: the previous hash is not that of the event before it")
         elif (index == 0) != (not event["previous_event_hash"]):
-            self._found.problem(f"{where}: edited: only the first event of a chain has no previous hash")
+            self._verdict.add_problem(f"{where}: edited: only the first event of a chain has no previous hash")
         elif index and (before is None or index > before[0] + 1):
-            self._part["gaps"] += 1
+            self._counts["gaps"] += 1
         self._chains[correlation] = index, event["event_hash"] or ""
 
-    def _unsealed(self, event: dict[str, Any], where: str) -> None:
-        self._part["unsealed"] += 1
+    def _check_unsealed(self, event: dict[str, Any], where: str) -> None:
+        self._counts["unsealed"] += 1
         if event["chain_index"] is not None:
-            self._found.problem(f"{where}: edited: it is in a chain, and has no position in the log")
+            self._verdict.add_problem(f"{where}: edited: it has a chain position, but no position in the log")
         if not event["event_hash"]:
-            self._part["unhashed"] += 1
+            self._counts["unhashed"] += 1
             return
         if event["hash_algorithm"] not in UNKEYED or event["redacted"]:
-            self._part["unverifiable"] += 1
+            self._counts["unverifiable"] += 1
         elif _reference_hash(event) == event["event_hash"]:
-            self._part["recomputed"] += 1
+            self._counts["recomputed"] += 1
         else:
-            self._part["wrong unsealed"] += 1
+            self._counts["wrong unsealed"] += 1
 
     # One part.
 
-    def _close(self, records: Records, raw: bytes, where: str) -> None:
+    def _end_part(self, records: RecordReader, raw: bytes, where: str) -> None:
         try:
-            manifest, signer = opened(records.manifest(raw), self._keys)
+            manifest, signer = open_envelope(records.envelope(raw), self._keys)
         except (MalformedRecord, ValueError) as error:
-            self._found.problem(f"{where}: {error}")
+            self._verdict.add_problem(f"{where}: {error}")
         else:
             if signer is None:
-                self._found.problem(f"{where}: wrong key: the manifest of part {manifest.part} has no signature of it")
+                self._verdict.add_problem(
+                    f"{where}: wrong key: the manifest of part {manifest.part} has no signature by it"
+                )
             for difference in self._differences(manifest, records.form):
-                self._found.problem(f"{where}: manifest of part {manifest.part}: {difference}")
-            self._found.parts.append(manifest)
-            self._found.whole_bytes = self._bytes
-        self._found.counts.update(self._part)
-        self._begin()
+                self._verdict.add_problem(f"{where}: manifest of part {manifest.part}: {difference}")
+            self._verdict.parts.append(manifest)
+            self._verdict.whole_bytes = self._bytes
+        self._verdict.counts.update(self._counts)
+        self._start_part()
 
-    def _hold_against_checkpoint(self) -> None:
-        """A file that holds the log from its beginning has the root that was signed."""
-        found = self._found
-        signed = {part.checkpoint for part in found.parts if part.checkpoint is not None}
+    def _compare_with_checkpoint(self) -> None:
+        """Compare the root of a file that has the log from its beginning with the one that was signed."""
+        verdict = self._verdict
+        checkpoints = {part.checkpoint for part in verdict.parts if part.checkpoint is not None}
         size = 0
-        for text in signed:
+        for text in checkpoints:
             try:
                 checkpoint = note.verified(text, self._keys)
             except (note.MalformedNote, note.Unverified) as error:
-                found.problem(f"the checkpoint in the manifest: {error}")
+                verdict.add_problem(f"the checkpoint in the manifest: {error}")
                 continue
             if size < checkpoint.size <= len(self._leaves) // merkle.HASH_BYTES:
                 size = checkpoint.size
                 root = merkle.root(merkle.hashes(bytes(self._leaves[: size * merkle.HASH_BYTES])))
                 if root != checkpoint.root:
-                    found.problem(f"forged: the first {size} events do not have the root that the checkpoint signs")
-        if not signed:
-            found.root = "no checkpoint was signed when it was exported"
+                    verdict.add_problem(
+                        f"forged: the first {size} events do not have the root that the checkpoint signs"
+                    )
+        if not checkpoints:
+            verdict.checkpoint_result = "no checkpoint was signed when it was exported"
         elif size:
-            found.root = f"the first {size} events of the log are all in it, with the root that the checkpoint signs"
+            verdict.checkpoint_result = (
+                f"the first {size} events of the log are all in it, with the root that the checkpoint signs"
+            )
         else:
-            found.root = (
-                f"not held against the checkpoint: position {len(self._leaves) // merkle.HASH_BYTES} of the log is not in "
-                "the file (filtered, redacted, purged, or the service's own: include=self)"
+            verdict.checkpoint_result = (
+                f"not compared with the checkpoint: position {len(self._leaves) // merkle.HASH_BYTES} of the log is not in "
+                "the file (filtered, redacted, purged, or a self event: include=self)"
             )
 
     def _differences(self, manifest: Manifest, form: str) -> Iterator[str]:
-        """What the manifest says that is not so."""
+        """What is signed about the part, but not true of it."""
         if manifest.sha256 != (digest := self._digest.hexdigest()):
             yield f"the part's SHA-256 is {digest}, but {manifest.sha256} was signed: something in it was changed"
-        counted = {
-            "events": self._part["events"],
-            "sealed": self._part["sealed"],
-            "unsealed": self._part["unsealed"],
+        actual_values = {
+            "events": self._counts["events"],
+            "sealed": self._counts["sealed"],
+            "unsealed": self._counts["unsealed"],
             "first_position": self._first,
             "last_position": self._last,
             "format": form,
         }
         if not manifest.redacted:  # there every event has a commitment instead of its salt
-            counted["erased"] = self._part["erased"]
-            if self._part["redacted"]:
-                yield "events in it are redacted, and it says that none is"
+            actual_values["erased"] = self._counts["erased"]
+            if self._counts["redacted"]:
+                yield "events in it are redacted, but it was signed as not redacted"
         if manifest.through != (self._through or manifest.after):
             yield "its last event is not the one that was signed"
-        for name, actual in counted.items():
+        for name, actual in actual_values.items():
             if (signed := getattr(manifest, name)) != actual:
                 yield f"{name} is {actual}, but {signed} was signed"
         if self._logs - {manifest.log}:
             yield f"events of another log than {manifest.log!r} are in it"
-        yield from _discontinuities(self._found.parts[-1] if self._found.parts else None, manifest)
+        yield from _discontinuities(self._verdict.parts[-1] if self._verdict.parts else None, manifest)
 
 
 def _discontinuities(before: Manifest | None, manifest: Manifest) -> Iterator[str]:
@@ -309,60 +322,60 @@ def _discontinuities(before: Manifest | None, manifest: Manifest) -> Iterator[st
 
 
 def sealed_hash(event: dict[str, Any]) -> str:
-    """The leaf hash of an exported event, in hex. ValueError or TypeError when a member is none that a record can have."""
-    return stored_hash(_typed(event), event["log"], stored=False)
+    """The leaf hash of an exported event, in hex. ValueError or TypeError if a record cannot have one of its members."""
+    return stored_hash(_row(event), event["log"], stored=False)
 
 
 def _reference_hash(event: dict[str, Any]) -> str | None:
-    """None for what the reference cannot have written."""
+    """The hash that the reference gives it; None if the reference cannot have written it."""
     try:
-        return reference_hash(_typed(event), event["previous_event_hash"] or "")
+        return reference_hash(_row(event), event["previous_event_hash"] or "")
     except ValueError:
         return None
 
 
-def _typed(event: dict[str, Any]) -> dict[str, Any]:
-    """The row that an event was exported from, as the record is made of it."""
+def _row(event: dict[str, Any]) -> dict[str, Any]:
+    """The row from which an event was exported, with the types from which a record is made."""
     parent_date = event["parent_event_date"]
     return event | {
-        "event_timestamp": _moment(event["event_timestamp"]),
-        "recorded_at": _moment(event["recorded_at"]),
+        "event_timestamp": _utc_time(event["event_timestamp"]),
+        "recorded_at": _utc_time(event["recorded_at"]),
         "parent_event_date": None if parent_date is None else date.fromisoformat(parent_date),
         "event_data": canonical(event["event_data"]),
         "event_metadata": None if event["event_metadata"] is None else canonical(event["event_metadata"]),
     }
 
 
-def _moment(text: str) -> datetime:
+def _utc_time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def told(verdict: Verdict) -> Iterator[str]:
-    """What is printed of it, the result first."""
+def verdict_lines(verdict: Verdict) -> Iterator[str]:
+    """The lines that the command prints, the result first."""
     counts, parts = verdict.counts, verdict.parts
-    yield "the export is whole and right" if not verdict.problem_count else f"{verdict.problem_count} problem(s)"
+    yield "the export is complete and unchanged" if not verdict.problem_count else f"{verdict.problem_count} problem(s)"
     yield from verdict.problems
     if not parts:
-        yield from filter(None, [verdict.root])
+        yield from filter(None, [verdict.checkpoint_result])
         return
     last = parts[-1]
-    yield f"export {last.export_id} of {last.exported_at} by {last.exported_by or 'nobody that is known'}, {last.format}"
-    yield f"filter {orjson.dumps(last.filter).decode()}, personal data {'redacted' if last.redacted else 'as it was'}"
+    yield f"export {last.export_id} of {last.exported_at} by {last.exported_by or 'an unknown caller'}, {last.format}"
+    yield f"filter {orjson.dumps(last.filter).decode()}, personal data {'redacted' if last.redacted else 'not redacted'}"
     yield f"{counts['events']} events in {len(parts)} part(s) of the log {last.log!r}"
     for name, meaning in _MEANINGS.items():
         if counts[name]:
             yield f"  {counts[name]} {meaning}"
     if erased := sum(part.erased for part in parts):
-        yield f"  {erased} were erased: what their records say of it is all that can be verified"
-    yield verdict.root
+        yield f"  {erased} were erased: only what their records still have can be verified"
+    yield verdict.checkpoint_result
 
 
 _MEANINGS = {
-    "recomputed": "have the hash that was computed of them now",
+    "recomputed": "have the hash that was computed from them now",
     "sealed": "have a position in the log",
-    "unsealed": "were written by others and have no position: nothing proves them but the manifest",
-    "wrong unsealed": "of these have another hash than was stored with them",
+    "unsealed": "were inserted by SQL and have no position: only the manifest proves them",
+    "wrong unsealed": "of these have another hash than the one stored with them",
     "unhashed": "of these have no hash",
-    "unverifiable": "have a hash that cannot be computed of what is in the file (redacted, or keyed)",
-    "gaps": "stand behind an event of their chain that is not in the file (filtered or purged)",
+    "unverifiable": "have a hash that cannot be computed from the file (redacted, or keyed)",
+    "gaps": "follow an event of their chain that is not in the file (filtered or purged)",
 }

@@ -1,15 +1,15 @@
-"""The form of an export file: records, one for each event, and behind every part of them its manifest.
+"""The records of an export file: one for each event, and after each part of them one with its manifest.
 
-A part is complete only with its manifest, and a file only with a manifest that names no part to come: wherever a file is
-cut, that is missing. Parts that were fetched one after another make a file when they are put together.
+A part is complete only with its manifest, and a file only with a manifest that names no next part. So a file that was cut, wherever
+that was, lacks a manifest. Parts that were fetched one after another make a file when they are concatenated. The form is described
+in docs/design.md, section 9.
 """
 
-import base64
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, datetime
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal
 
 import orjson
 
@@ -26,78 +26,51 @@ MEMBERS = (
     *("log_index", "chain_index", "previous_event_hash", "event_hash", "payload_salt", "payload_commitment"),
     *("event_metadata", "event_data", "redacted"),
 )
-"""Of an exported event: the columns by their names; the log's name, so that every record can be hashed by itself; and the
-names of the members that redaction changed, if it changed any."""
+"""Members of an exported event: the columns by their names; the log's name, so that a record can be hashed without anything else;
+and `redacted`, the names of the members that redaction changed, if it changed any."""
 JSON_MEMBERS = frozenset({"event_data", "event_metadata", "duration_ms", "retention_days", "log_index", "chain_index"})
 JSON_MEMBERS |= {"is_sensitive", "legal_hold", "redacted"}
-"""In CSV these are JSON; the others are text."""
+"""Members that are JSON in CSV too; the others are text there."""
 COMMITTED = frozenset(
     {"actor_id", "actor_ip", "resource_id", "resource_name", "error_message", "event_data", "event_metadata"}
 )
-"""Not in the record itself, which holds a commitment to them."""
+"""Members that the hashed record does not have itself: it has a commitment to them."""
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
-PREDICATE_TYPE = "https://kubernaut.ai/datastorage/audit-export/v1"
 MANIFEST_MARK = "#manifest"
 RECORD_BYTES_MAX = 64 * 1024 * 1024
 csv.field_size_limit(RECORD_BYTES_MAX)
 
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
-# A spreadsheet takes what begins so for a formula, full width too. The apostrophe stands in front of itself too, and alone for empty text,
-# so that what was exported can be had again: an empty field is NULL.
-_GUARDED = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# A spreadsheet evaluates a cell that begins with one of these as a formula, full width ones too, so an apostrophe is put before it.
+# It is also put before an apostrophe, and is the whole cell for empty text, so that the value can be restored: an empty field is NULL.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-class Signature(NamedTuple):
-    key_id: str
-    signature: bytes
-
-
-def record(form: Format, event: Mapping[str, Any]) -> bytes:
-    """One event as it stands in the file. event_data and event_metadata are JSON already, as orjson.Fragment."""
+def event_record(form: Format, event: Mapping[str, Any]) -> bytes:
+    """The record of one event. Its event_data and event_metadata are JSON already, as orjson.Fragment."""
     if form == "ndjson":
         return orjson.dumps(event, option=_OPTIONS | orjson.OPT_APPEND_NEWLINE)
     return _csv_record(_cell(event[name]) for name in MEMBERS)
 
 
-def header(form: Format) -> bytes:
-    """What stands before the first event."""
+def header_record(form: Format) -> bytes:
+    """The record before the first event; empty for ndjson."""
     return _csv_record(MEMBERS) if form == "csv" else b""
 
 
 def manifest_record(form: Format, envelope: bytes) -> bytes:
-    """A manifest's envelope as a record: in CSV it is as wide as the others, so that every reader takes it."""
+    """The record of a manifest's envelope. In CSV it has as many fields as the others, so that every reader accepts it."""
     if form == "ndjson":
         return envelope + b"\n"
     return _csv_record([MANIFEST_MARK, envelope.decode(), *[""] * (len(MEMBERS) - 2)])
 
 
-def envelope(statement: bytes, signatures: Iterable[Signature]) -> bytes:
-    """DSSE around an in-toto statement."""
-    return orjson.dumps(
-        {
-            "payloadType": PAYLOAD_TYPE,
-            "payload": base64.b64encode(statement).decode(),
-            "signatures": [
-                {"keyid": one.key_id, "sig": base64.b64encode(one.signature).decode()} for one in signatures
-            ],
-        }
-    )
-
-
-def signed_bytes(payload_type: str, payload: bytes) -> bytes:
-    """What a DSSE signature is over (its PAE)."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
-
-
 class MalformedRecord(ValueError):
-    """A record is none that an export has."""
+    """A record is not one of an export file."""
 
 
-class Records:
-    """The records of a file, as bytes, and the manifests among them."""
+class RecordReader:
+    """Reads an export file record by record. Iteration yields the bytes of each record; `form` is found from the first line."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -107,11 +80,11 @@ class Records:
 
     def __iter__(self) -> Iterator[bytes]:
         while self._next:
-            yield self._whole()
+            yield self._whole_record()
             self._next = self._file.readline(RECORD_BYTES_MAX)
 
-    def _whole(self) -> bytes:
-        """A record of CSV ends with the first line at whose end every quotation mark is closed."""
+    def _whole_record(self) -> bytes:
+        """The record that begins with the next line. One of CSV ends with the first line at whose end all quotes are closed."""
         if self.form == "ndjson":
             return self._next
         lines, quotes, size = [self._next], self._next.count(b'"'), len(self._next)
@@ -126,25 +99,25 @@ class Records:
         return record.startswith(mark)
 
     def is_header(self, record: bytes) -> bool:
-        return self.form == "csv" and record == header("csv")
+        return self.form == "csv" and record == header_record("csv")
 
-    def manifest(self, record: bytes) -> Any:
-        """The envelope; MalformedRecord when it is none."""
-        return _reading(record, lambda: loads(record if self.form == "ndjson" else _cells(record)[1]))
+    def envelope(self, record: bytes) -> Any:
+        """The manifest's envelope, any JSON value. MalformedRecord if the record cannot be read."""
+        return _parse(record, lambda: loads(record if self.form == "ndjson" else _cells(record)[1]))
 
     def event(self, record: bytes) -> dict[str, Any]:
-        """The event in its members; MalformedRecord when it has others."""
-        event = _reading(record, lambda: loads(record) if self.form == "ndjson" else _from_cells(_cells(record)))
+        """The exported event. MalformedRecord if the record cannot be read, or does not have exactly the members of one."""
+        event = _parse(record, lambda: loads(record) if self.form == "ndjson" else _from_cells(_cells(record)))
         if not isinstance(event, dict) or set(event) != set(MEMBERS):
             raise MalformedRecord("expected the members of an exported event")
         return event
 
 
-def _reading(record: bytes, read: Callable[[], Any]) -> Any:
+def _parse(record: bytes, parse: Callable[[], Any]) -> Any:
     if not record.endswith(b"\n"):
         raise MalformedRecord("the record is cut off")
     try:
-        return read()
+        return parse()
     except (ValueError, IndexError, csv.Error) as error:
         raise MalformedRecord(f"the record cannot be read: {error}") from None
 
@@ -158,11 +131,11 @@ def _cell(value: Any) -> str:
         text = orjson.dumps(value, option=_OPTIONS).decode()
         if isinstance(value, (datetime, date)):
             text = text[1:-1]
-    return f"'{text}" if not text or text.startswith(_GUARDED) else text
+    return f"'{text}" if not text or text.startswith(_FORMULA_STARTS) else text
 
 
 def _csv_record(cells: Iterable[str]) -> bytes:
-    """RFC 4180, as csv.writer has it, in a quarter of its time."""
+    """RFC 4180, the same bytes as csv.writer's in a quarter of its time."""
     return (",".join([_quoted(cell) for cell in cells]) + "\r\n").encode()
 
 
@@ -180,8 +153,8 @@ def _cells(record: bytes) -> list[str]:
 
 
 def _from_cells(cells: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    event: dict[str, Any] = {}
     for name, cell in zip(MEMBERS, cells, strict=True):
         text = cell.removeprefix("'")
-        found[name] = None if not cell else loads(text) if name in JSON_MEMBERS else text
-    return found
+        event[name] = None if not cell else loads(text) if name in JSON_MEMBERS else text
+    return event

@@ -1,4 +1,7 @@
-"""The statement behind each part of an export: what the part is, of whom, and where the next one goes on."""
+"""The manifest after each part of an export: an in-toto statement, signed in a DSSE envelope.
+
+DSSE is written here and not by a library: docs/decisions/0022-dsse-by-hand.md says why.
+"""
 
 import base64
 from dataclasses import asdict, dataclass
@@ -11,14 +14,17 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import TypeAdapter, ValidationError
 
-from app.export.file import PAYLOAD_TYPE, PREDICATE_TYPE, STATEMENT_TYPE, Signature, envelope, signed_bytes
 from app.tlog.keys import SigningKey
 from app.tlog.note import ED25519, PublicKey
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://kubernaut.ai/datastorage/audit-export/v1"
 
 
 @dataclass(frozen=True, slots=True)
 class ExportPosition:
-    """An event in the order of exports: the sealed ones by position, behind them the unsealed by id and date."""
+    """An event in the order of exports: sealed ones by their position in the log, then unsealed ones by id and date."""
 
     position: int | None = None
     event_id: str | None = None
@@ -27,7 +33,7 @@ class ExportPosition:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that is signed of one part. Counts are the part's; `next` is None in the last one only."""
+    """What is signed about one part. Counts are of the part; `next` is None in the last part only."""
 
     export_id: UUID
     part: int
@@ -38,7 +44,7 @@ class Manifest:
     exported_by: str
     log: str
     log_size: int
-    """Events with a position from here on were written after the export began, and are not in it."""
+    """Size of the log when the export began: events with this position or a later one are not in it."""
     events: int
     sealed: int
     unsealed: int
@@ -47,20 +53,23 @@ class Manifest:
     last_position: int | None
     after: ExportPosition | None
     through: ExportPosition | None
-    """The last event of the part; that of `after` when there is none."""
+    """The last event of the part; equal to `after` if the part has no events."""
     sha256: str
-    """Of the part's bytes."""
+    """Of the part's bytes, in hex."""
     previous: str | None
-    """That of the part before."""
+    """`sha256` of the previous part."""
     next: str | None
+    """The resume token of the next part."""
     checkpoint: str | None
-    """The newest signed one when the part was made."""
+    """The newest signed checkpoint when the request began that wrote the part."""
 
     @property
     def name(self) -> str:
+        """The name of the statement's subject."""
         return f"export-{self.export_id}-part-{self.part}.{self.format}"
 
     def statement(self) -> bytes:
+        """The in-toto statement, as JSON."""
         predicate = asdict(self)
         subject = {"name": self.name, "digest": {"sha256": predicate.pop("sha256")}}
         return orjson.dumps(
@@ -68,54 +77,71 @@ class Manifest:
         )
 
     @staticmethod
-    def read(statement: bytes) -> "Manifest":
-        """What `statement()` gave; ValueError for anything else."""
+    def parse(statement: bytes) -> "Manifest":
+        """The manifest that `statement()` wrote; ValueError for anything else."""
         try:
-            said = orjson.loads(statement)
-            if (said["_type"], said["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
-                raise ValueError("the manifest speaks of something else than an export of this service")
-            [subject] = said["subject"]
-            found = _READ.validate_python(said["predicate"] | {"sha256": subject["digest"]["sha256"]})
+            document = orjson.loads(statement)
+            if (document["_type"], document["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
+                raise ValueError("the manifest is not about an export of this service")
+            [subject] = document["subject"]
+            manifest = _MANIFEST.validate_python(document["predicate"] | {"sha256": subject["digest"]["sha256"]})
         except (TypeError, LookupError, ValidationError) as error:
-            raise ValueError(f"the manifest is none of an export: {error}") from None
-        if subject["name"] != found.name:
-            raise ValueError(f"the manifest is about {subject['name']!r}, not {found.name!r}")
-        return found
+            raise ValueError(f"the manifest is not one of an export: {error}") from None
+        if subject["name"] != manifest.name:
+            raise ValueError(f"the manifest is about {subject['name']!r}, not {manifest.name!r}")
+        return manifest
 
 
-_READ = TypeAdapter(Manifest)
+_MANIFEST = TypeAdapter(Manifest)
 
 
-def seal(manifest: Manifest, key: SigningKey | None) -> bytes:
-    """The manifest in its envelope. Without a key it has no signature: it then shows that nothing is missing, and no more."""
+def sign(manifest: Manifest, key: SigningKey | None) -> bytes:
+    """The manifest in a DSSE envelope, as JSON. Without a key it has no signature: it shows that no part is missing, and no more."""
     statement = manifest.statement()
-    if key is None:
-        return envelope(statement, [])
-    return envelope(statement, [Signature(key_id(key.public), key.private.sign(signed_bytes(PAYLOAD_TYPE, statement)))])
+    signatures = [] if key is None else [(key_id(key.public), key.private.sign(_signed_bytes(statement)))]
+    return orjson.dumps(
+        {
+            "payloadType": PAYLOAD_TYPE,
+            "payload": base64.b64encode(statement).decode(),
+            "signatures": [
+                {"keyid": signer, "sig": base64.b64encode(signature).decode()} for signer, signature in signatures
+            ],
+        }
+    )
 
 
-def opened(sealed: Any, keys: list[PublicKey]) -> tuple[Manifest, PublicKey | None]:
-    """The manifest of an envelope, and which of `keys` signed it; a key speaks for the log of its name. ValueError for what is no envelope."""
+def open_envelope(envelope: Any, keys: list[PublicKey]) -> tuple[Manifest, PublicKey | None]:
+    """The manifest of a DSSE envelope, and which of `keys` signed it: a key counts only for the log of its name.
+
+    ValueError if it is not an envelope, or not of a manifest.
+    """
     try:
-        payload = base64.b64decode(sealed["payload"], validate=True)
-        if sealed["payloadType"] != PAYLOAD_TYPE:
-            raise ValueError(f"the manifest has the type {sealed['payloadType']!r}")
-        signatures = [base64.b64decode(one["sig"], validate=True) for one in sealed["signatures"]]
+        statement = base64.b64decode(envelope["payload"], validate=True)
+        if envelope["payloadType"] != PAYLOAD_TYPE:
+            raise ValueError(f"the manifest has the type {envelope['payloadType']!r}")
+        signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
     except (TypeError, LookupError) as error:
-        raise ValueError(f"the manifest is no DSSE envelope: {error!r}") from None
-    signed = signed_bytes(PAYLOAD_TYPE, payload)
-    manifest = Manifest.read(payload)
-    speaking = [key for key in keys if key.name == manifest.log and key.algorithm == ED25519]
-    return manifest, next((key for key in speaking for one in signatures if _verifies(key, one, signed)), None)
+        raise ValueError(f"the manifest is not a DSSE envelope: {error!r}") from None
+    signed = _signed_bytes(statement)
+    manifest = Manifest.parse(statement)
+    keys_of_log = [key for key in keys if key.name == manifest.log and key.algorithm == ED25519]
+    return manifest, next((key for key in keys_of_log for one in signatures if _verifies(key, one, signed)), None)
 
 
 def key_id(key: PublicKey) -> str:
-    """How an envelope names a key: as the first two parts of its text."""
+    """How an envelope names a key: the first two parts of the key's text."""
     return f"{key.name}+{key.id.hex()}"
 
 
-def stamp(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%S.%fZ}"
+def rfc3339_microseconds(time: datetime) -> str:
+    """A time in UTC as RFC 3339 with six digits after the second."""
+    return f"{time:%Y-%m-%dT%H:%M:%S.%fZ}"
+
+
+def _signed_bytes(statement: bytes) -> bytes:
+    """What a DSSE signature is over: its pre-authentication encoding (PAE)."""
+    payload_type = PAYLOAD_TYPE.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(payload_type), payload_type, len(statement), statement)
 
 
 def _verifies(key: PublicKey, signature: bytes, signed: bytes) -> bool:

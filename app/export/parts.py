@@ -1,6 +1,6 @@
-"""An export as the bytes of its file: events, and behind every part of them its signed manifest.
+"""Writes an export of `format=ndjson` or `csv`: events, and after each part of them its signed manifest.
 
-A cut file lacks the last manifest, and the one before it says how to go on.
+A file that was cut lacks its last manifest; the one before that has the token with which the export is resumed.
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -15,10 +15,10 @@ import asyncpg
 from pydantic import BaseModel, Field
 
 from app.db import Connection
-from app.export.file import Format, header, manifest_record, record
-from app.export.manifest import ExportPosition, Manifest, seal, stamp
-from app.export.row import exported, masked, place
-from app.export.select import ExportQuery, sealed, unsealed
+from app.export.file import Format, event_record, header_record, manifest_record
+from app.export.manifest import ExportPosition, Manifest, rfc3339_microseconds, sign
+from app.export.row import export_position, exported_event, mask
+from app.export.select import ExportQuery, sealed_rows, unsealed_rows
 from app.sql import load
 from app.tlog.keys import SigningKey
 
@@ -29,10 +29,10 @@ _LOWEST = -(2**63)
 SQL = load("export")
 
 
-class Token(BaseModel, frozen=True, extra="forbid"):
-    """What `after` says: where the next part goes on. Nothing in it is trusted, since every part is signed.
+class ResumeToken(BaseModel, frozen=True, extra="forbid"):
+    """The value of `after`: where the next part begins. Nothing in it is trusted, since every part is signed.
 
-    The filters are not in it, since they may be what was redacted.
+    The filters are not in it, since redaction may have masked them; the client repeats them.
     """
 
     export_id: UUID
@@ -45,19 +45,19 @@ class Token(BaseModel, frozen=True, extra="forbid"):
         return urlsafe_b64encode(self.model_dump_json(exclude_none=True).encode()).decode().rstrip("=")
 
     @classmethod
-    def parse(cls, text: str) -> "Token":
-        """What `str` gave; ValueError for anything else."""
+    def parse(cls, text: str) -> "ResumeToken":
+        """The token that `str` wrote; ValueError for anything else."""
         try:
-            found = cls.model_validate_json(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            _check(found.after)
+            token = cls.model_validate_json(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            _check_position(token.after)
         except ValueError:
             raise ValueError("expected the `next` of the last manifest of an export") from None
-        return found
+        return token
 
 
 @dataclass(slots=True)
 class ExportPart:
-    """What is counted of a part while it is written."""
+    """Counts and digest of a part while it is written, for its manifest."""
 
     number: int
     after: ExportPosition | None
@@ -71,7 +71,7 @@ class ExportPart:
     last_position: int | None = None
     through: ExportPosition | None = None
 
-    def take(self, row: asyncpg.Record) -> None:
+    def count(self, row: asyncpg.Record) -> None:
         position = row["log_index"]
         if position is None:
             self.unsealed += 1
@@ -81,21 +81,21 @@ class ExportPart:
             self.last_position = position
             self.first_position = position if self.first_position is None else self.first_position
 
-    def add(self, content: bytes) -> None:
+    def add_bytes(self, content: bytes) -> None:
         self.digest.update(content)
         self.size += len(content)
 
 
 @dataclass(slots=True)
 class Export:
-    """One request for an export, and what it has sent."""
+    """One request for an export, and what of it was sent."""
 
     query: ExportQuery
     exported_by: str
     log: str
     key: SigningKey | None
-    token: Token | None = None
-    """Where it goes on, if it is not new."""
+    token: ResumeToken | None = None
+    """Where it is resumed; None for a new export."""
     export_id: UUID = field(default_factory=uuid4)
     log_size: int = 0
     checkpoint: str | None = None
@@ -110,21 +110,21 @@ class Export:
         return self.query.format
 
     async def stream(self, connection: Connection, finished: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes]:
-        """The file, in pieces. `finished` is awaited before the last manifest: what it raises cuts the file."""
+        """The file, in pieces. `finished` is awaited before the last manifest: if it raises, the file is cut there."""
         await self._begin(connection)
-        ready = b"" if self.token else header(self.form)
+        pending = b"" if self.token else header_record(self.form)
         async for rows in self._rows(connection):
-            content = ready + b"".join(self._record(row) for row in rows)
-            ready = b""
-            self.part.add(content)
-            self.part.through = place(rows[-1])
+            content = pending + b"".join(self._record(row) for row in rows)
+            pending = b""
+            self.part.add_bytes(content)
+            self.part.through = export_position(rows[-1])
             yield content
             if self.part.size >= PART_BYTES:
                 yield self._manifest(last=False)
                 self.part = ExportPart(self.part.number + 1, self.part.through, self.part.digest.hexdigest())
-        self.part.add(ready)
+        self.part.add_bytes(pending)
         await finished()
-        yield ready + self._manifest(last=True)
+        yield pending + self._manifest(last=True)
 
     async def _begin(self, connection: Connection) -> None:
         self.checkpoint = await connection.fetchval(SQL["checkpoint"])
@@ -138,24 +138,24 @@ class Export:
         after = self.part.after
         if after is None or after.position is not None:
             first = _LOWEST if after is None or after.position is None else after.position + 1
-            async for rows in sealed(connection, self.query, self.log, first, self.log_size):
+            async for rows in sealed_rows(connection, self.query, self.log, first, self.log_size):
                 yield rows
-        async for rows in unsealed(connection, self.query, self.log, after):
+        async for rows in unsealed_rows(connection, self.query, self.log, after):
             yield rows
 
     def _record(self, row: asyncpg.Record) -> bytes:
-        self.part.take(row)
+        self.part.count(row)
         self.events += 1
         position = row["log_index"]
         if position is not None:
             self.last_position = position
             self.first_position = position if self.first_position is None else self.first_position
-        return record(self.form, exported(row, redacted=self.query.redact_pii))
+        return event_record(self.form, exported_event(row, redacted=self.query.redact_pii))
 
     def _manifest(self, *, last: bool) -> bytes:
         part, query = self.part, self.query
         digest, through = part.digest.hexdigest(), part.through or part.after
-        following = Token(
+        next_token = ResumeToken(
             export_id=self.export_id,
             log_size=self.log_size,
             part=part.number + 1,
@@ -167,9 +167,9 @@ class Export:
             part=part.number,
             format=self.form,
             redacted=query.redact_pii,
-            filter=masked(query, query.filters()),
-            exported_at=stamp(datetime.now(UTC)),
-            exported_by=masked(query, self.exported_by),
+            filter=mask(query, query.filters()),
+            exported_at=rfc3339_microseconds(datetime.now(UTC)),
+            exported_by=mask(query, self.exported_by),
             log=self.log,
             log_size=self.log_size,
             events=part.sealed + part.unsealed,
@@ -182,14 +182,14 @@ class Export:
             through=through,
             sha256=digest,
             previous=part.previous,
-            next=None if last else str(following),
+            next=None if last else str(next_token),
             checkpoint=self.checkpoint,
         )
-        return manifest_record(self.form, seal(manifest, self.key))
+        return manifest_record(self.form, sign(manifest, self.key))
 
 
-def _check(after: ExportPosition | None) -> None:
-    """ValueError for a place that no event can have."""
+def _check_position(after: ExportPosition | None) -> None:
+    """ValueError for a position that no event can have."""
     if after is None:
         return
     if after.position is None:

@@ -1,7 +1,7 @@
-"""Takes what points at a person out of exported values: e-mail addresses, IP addresses, telephone and card numbers.
+"""Masks personal data in exported values: e-mail addresses, IP addresses, telephone and card numbers.
 
-Addresses are found in any text, keys of objects included; what only its name gives away (a telephone number, a card
-number) is found under the names of the contract, section 12, and a telephone number also by its international form.
+Addresses are found in any text, keys of objects included. Telephone and card numbers are found by the name of their member
+(docs/contract.md, section 12), and telephone numbers also by their international form.
 """
 
 import re
@@ -16,8 +16,8 @@ PERSONAL = frozenset(_EMAILS | _PHONES | _IPS | _NUMBERS)
 
 MASK = "***"
 _ATOM = r"[\w.!#$%&'*+/=?^`{|}~-]"
-# Each begins where a run of its letters begins and gives nothing back, so that no text takes long. A domain without a dot
-# is none: image@sha256 is no address.
+# Each matches from the beginning of a run of its characters, with possessive quantifiers, so that no text makes it backtrack for long.
+# A domain needs a dot: image@sha256 is not an address.
 _EMAIL = re.compile(rf"(?<!{_ATOM})({_ATOM}){_ATOM}*+\"?@(\w[\w-]*+(?:\.\w[\w-]*+)+)")
 _IPV4 = re.compile(r"(?<!\d)(\d{1,3})(?:\.\d{1,3}){3}(?!\d)")
 _HEX_GROUPS = re.compile(r"[0-9A-Fa-f:.]*+")
@@ -26,7 +26,7 @@ _DIGITS = re.compile(r"\d")
 
 
 def text(value: str) -> str:
-    """`value` without any e-mail or IP address, and without telephone numbers in their international form."""
+    """`value` with e-mail and IP addresses, and telephone numbers in their international form, masked."""
     if "@" in value or "%40" in value:  # the at sign of an address in a URL
         value = _without_emails(value)
     if value.count(":") >= 2:
@@ -37,15 +37,14 @@ def text(value: str) -> str:
 
 
 def _without_emails(value: str) -> str:
-    """Until nothing changes: what follows one address may be the end of another."""
-    found = _EMAIL.sub(_masked_email, value.replace("%40", "@"))
-    if found == value.replace("%40", "@"):
-        return value
-    return _without_emails(found)
+    """Repeated until nothing changes: the text after one address may be the end of another."""
+    decoded = value.replace("%40", "@")
+    masked = _EMAIL.sub(_masked_email, decoded)
+    return value if masked == decoded else _without_emails(masked)
 
 
 def tree(value: Any, name: str = "") -> Any:
-    """The same for a whole JSON value; `name` is that of the member it stands under, through arrays and objects."""
+    """A JSON value masked throughout; `name` is the personal name of the nearest member around it, if there is one."""
     if isinstance(value, str):
         return _personal(text(value), name) if name else text(value)
     if isinstance(value, list):
@@ -58,19 +57,19 @@ def tree(value: Any, name: str = "") -> Any:
 
 
 def _members(value: dict[str, Any], name: str) -> dict[str, Any]:
-    """Two keys that become the same are told apart by a number, so that no member is lost."""
-    found: dict[str, Any] = {}
+    """Keys that are equal once they are masked get a number, so that no member is lost."""
+    masked: dict[str, Any] = {}
     for key, member in value.items():
-        kept, number = text(key), 1
-        while kept in found:
+        masked_key, number = text(key), 1
+        while masked_key in masked:
             number += 1
-            kept = f"{text(key)}#{number}"
-        found[kept] = tree(member, key if key in PERSONAL else name)
-    return found
+            masked_key = f"{text(key)}#{number}"
+        masked[masked_key] = tree(member, key if key in PERSONAL else name)
+    return masked
 
 
 def _personal(value: str, name: str) -> str:
-    """What stands under a personal name and is no address. Text without digits, such as `unknown`, stays as it is."""
+    """The text of a member with a personal name, its addresses masked already. Text without digits, such as `unknown`, is not masked."""
     if name in _NUMBERS and _DIGITS.search(value):
         return MASK
     return _phone(value) if name in _PHONES and len(_DIGITS.findall(value)) >= 6 else value
@@ -81,7 +80,7 @@ def _masked_email(match: re.Match[str]) -> str:
 
 
 def _masked_ipv6(match: re.Match[str]) -> str:
-    """Times of day and MAC addresses have colons too, and stay; what stays has no address anywhere in it."""
+    """Times of day and MAC addresses have colons too, and are not masked; no part of them is an IPv6 address."""
     groups = match[0]
     if "::" in groups or groups.count(":") >= 7:
         return f"{groups.partition(':')[0]}:{MASK}"

@@ -1,4 +1,4 @@
-"""One row as it is exported, whole or with what points at people masked."""
+"""One row as an exported event, complete or redacted, and whether a row has its own hash."""
 
 from functools import lru_cache
 from typing import Any
@@ -14,18 +14,18 @@ from app.export.manifest import ExportPosition
 from app.export.select import ExportQuery
 
 _JSON = ("event_data", "event_metadata")
-_NO_TEXT = JSON_MEMBERS | {
+_NOT_TEXT = JSON_MEMBERS | {
     *("event_id", "event_timestamp", "event_date", "recorded_at", "parent_event_id", "parent_event_date", "log"),
     *("payload_salt", "payload_commitment", "legal_hold_placed_at"),
 }
-_TEXTS = tuple(name for name in MEMBERS if name not in _NO_TEXT)
+_TEXTS = tuple(name for name in MEMBERS if name not in _NOT_TEXT)
 
 
-def exported(row: Row, *, redacted: bool) -> dict[str, Any]:
-    """The members of an exported event; event_data and event_metadata are ready JSON."""
+def exported_event(row: Row, *, redacted: bool) -> dict[str, Any]:
+    """The members of an exported event. Its event_data and event_metadata are JSON already, as orjson.Fragment."""
     event: dict[str, Any] = dict(row)  # type: ignore[call-overload]  # a record or a dict
     if event["log_index"] is not None and event["actor_ip"] is not None:
-        event["actor_ip"] = _our_address(event["actor_ip"])
+        event["actor_ip"] = _record_address(event["actor_ip"])
     if redacted:
         _redact(event)
         return event
@@ -35,23 +35,23 @@ def exported(row: Row, *, redacted: bool) -> dict[str, Any]:
     return event
 
 
-def masked(query: ExportQuery, value: Any) -> Any:
-    """A value of any kind as this export shows it."""
-    return _tree(value) if query.redact_pii else value
+def mask(query: ExportQuery, value: Any) -> Any:
+    """A JSON value as this export shows it: personal data masked, if it is a redacted one."""
+    return _masked_tree(value) if query.redact_pii else value
 
 
-def place(row: Row) -> ExportPosition:
-    """Where an event stands in the order of exports."""
+def export_position(row: Row) -> ExportPosition:
+    """The position of a row's event in the order of exports."""
     if row["log_index"] is not None:
         return ExportPosition(row["log_index"])
     return ExportPosition(None, row["event_id"], row["event_date"].isoformat())
 
 
-def is_own(row: Row, log: str, hmac_key: bytes | None) -> bool:
-    """Whether a row has its own hash, as far as that can be told: one without hash, or whose key is not here, is not wrong."""
+def has_own_hash(row: Row, log: str, hmac_key: bytes | None) -> bool:
+    """Whether hash and date of a row fit its content. True also for an unsealed row without a hash, or without the key of its hash."""
     if row["log_index"] is None:
         return not row["event_hash"] or _has_reference_hash(row, hmac_key)
-    event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and _our_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
+    event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and _record_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
     return (stored_hash(event, log), event["event_timestamp"].date()) == (event["event_hash"], event["event_date"])
 
 
@@ -63,8 +63,8 @@ def _has_reference_hash(row: Row, hmac_key: bytes | None) -> bool:
 
 
 @lru_cache(4096)
-def _our_address(text: str) -> str:
-    """As the record has it. One with a mask is none that we write, and stays as it is."""
+def _record_address(text: str) -> str:
+    """As the record has it. One with a netmask, which the service never writes, is returned unchanged."""
     try:
         return ip_text(ip_packed(text))
     except ValueError:
@@ -72,28 +72,28 @@ def _our_address(text: str) -> str:
 
 
 def _redact(event: dict[str, Any]) -> None:
-    """The commitment takes the place of the salt: with it the record can still be hashed, and nothing can be guessed."""
+    """The commitment replaces the salt: with it the record can still be hashed, but masked values cannot be guessed and tested."""
     if event["log_index"] is not None:
         event["payload_commitment"] = commitment_of(event).hex()
     event["payload_salt"] = None
     changed = []
     for name in _TEXTS:
         text = event[name]
-        if text is not None and (masked := redact.text(text)) != text:
-            event[name] = masked
+        if text is not None and (masked_text := redact.text(text)) != text:
+            event[name] = masked_text
             changed.append(name)
     for name in _JSON:
         if event[name] is not None:
             value = loads(event[name])
-            masked_value = _tree(value)
+            masked_value = _masked_tree(value)
             if masked_value != value:
                 changed.append(name)
             event[name] = orjson.Fragment(canonical(masked_value))
     event["redacted"] = changed or None
 
 
-def _tree(value: Any) -> Any:
-    """A payload that only SQL can have made so deep is masked whole."""
+def _masked_tree(value: Any) -> Any:
+    """A payload too deeply nested for recursion, which only SQL can have inserted, is masked as a whole."""
     try:
         return redact.tree(value)
     except RecursionError:

@@ -1,6 +1,6 @@
-"""Events as they are exported: the sealed ones in the order of the log, behind them those that others wrote by SQL.
+"""Reads the rows of an export: the sealed ones in the order of the log, then the unsealed ones, which were inserted by SQL.
 
-Rows come through a cursor of the server, in portions that fit into memory, as fast as they are taken.
+They are read through a server-side cursor, in portions that fit into memory, as fast as the client reads the answer.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -31,7 +31,7 @@ from sqlalchemy import (
 from app.db import Connection
 from app.export.file import MEMBERS
 from app.export.manifest import ExportPosition
-from app.query.compiled import Statement, compiled
+from app.query.compiled import Statement, compile_statement
 from app.query.filter import CONDITIONS, OFFSET_MAX, EventQuery
 from app.tables import audit_events
 
@@ -72,7 +72,7 @@ class ExportQuery(BaseModel, frozen=True, extra="forbid"):
         )
 
     def filters(self) -> dict[str, Any]:
-        """Those that were given, as JSON."""
+        """The filters that the query has, as JSON values."""
         names = {"start_time", "end_time", "correlation_id", "event_category", "include"}
         return self.model_dump(mode="json", include=names, exclude_none=True)
 
@@ -80,32 +80,33 @@ class ExportQuery(BaseModel, frozen=True, extra="forbid"):
 Portions = AsyncIterator[list[asyncpg.Record]]
 
 
-def sealed(connection: Connection, query: ExportQuery, log: str, first: int, end: int) -> Portions:
-    """Events with positions from `first` up to, not including, `end`; `connection` is in a snapshot."""
-    statement = _sealed(query.events.page_conditions())
+def sealed_rows(connection: Connection, query: ExportQuery, log: str, first: int, end: int) -> Portions:
+    """Rows with positions from `first` up to, not including, `end`; `connection` is in a snapshot."""
+    statement = _sealed_statement(query.events.page_conditions())
     return _portions(connection, statement, query.events.arguments() | {"log": log, "first": first, "end": end})
 
 
-def unsealed(connection: Connection, query: ExportQuery, log: str, after: ExportPosition | None) -> Portions:
-    """Events without a position; those behind the one at `after`, if it is one of them."""
+def unsealed_rows(connection: Connection, query: ExportQuery, log: str, after: ExportPosition | None) -> Portions:
+    """Rows without a position; if `after` is one of them, those after it."""
     arguments = query.events.arguments() | {"log": log}
-    behind = after is not None and after.event_id is not None and after.event_date is not None
+    resumed = False
     if after is not None and after.event_id is not None and after.event_date is not None:
         arguments |= {"id": UUID(after.event_id), "date": date.fromisoformat(after.event_date)}
-    return _portions(connection, _unsealed(query.events.page_conditions(), behind=behind), arguments)
+        resumed = True
+    return _portions(connection, _unsealed_statement(query.events.page_conditions(), resumed=resumed), arguments)
 
 
-def page(connection: Connection, query: ExportQuery, log: str) -> Portions:
-    """The events of one page of `json`, those of a correlation together."""
-    arguments = query.events.arguments() | {"log": log, "skipped": query.offset, "most": query.limit}
-    return _portions(connection, _page(query.events.page_conditions()), arguments)
+def page_rows(connection: Connection, query: ExportQuery, log: str) -> Portions:
+    """The rows of one page of `json`, those of a correlation together."""
+    arguments = query.events.arguments() | {"log": log, "offset": query.offset, "limit": query.limit}
+    return _portions(connection, _page_statement(query.events.page_conditions()), arguments)
 
 
-async def places(connection: Connection, query: ExportQuery) -> list[asyncpg.Record]:
-    """Where the events of that page stand in their chains, with their stored hashes and what they link to."""
-    statement = _places(query.events.page_conditions())
-    arguments = query.events.arguments() | {"skipped": query.offset, "most": query.limit}
-    return await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
+async def page_links(connection: Connection, query: ExportQuery) -> list[asyncpg.Record]:
+    """Of the events on that page: correlation, chain position, stored hash, and the hash to which it links."""
+    statement = _links_statement(query.events.page_conditions())
+    arguments = query.events.arguments() | {"offset": query.offset, "limit": query.limit}
+    return await connection.fetch(statement.text, *statement.bind(arguments))
 
 
 async def _portions(connection: Connection, statement: Statement, arguments: Mapping[str, object]) -> Portions:
@@ -118,71 +119,71 @@ async def _portions(connection: Connection, statement: Statement, arguments: Map
         portion = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (widest + 1)))
 
 
-# Statements. A moment or date that Python cannot hold comes out as infinity, which no event of the log has.
+# Statements. A time or date that Python cannot represent is read as infinity, which no event of the log has.
 
 
 def _literal(text: str) -> ColumnElement[Any]:
     return literal_column(text)
 
 
-def _moment(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    low, high, other = map(
+def _time_or_infinity(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    low, high, infinity = map(
         _literal, ("timestamptz '0001-01-02Z'", "timestamptz '9999-12-31Z'", "timestamptz 'infinity'")
     )
-    return case((or_(column < low, column >= high), other), else_=column).label(column.name)
+    return case((or_(column < low, column >= high), infinity), else_=column).label(column.name)
 
 
-def _day(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    low, high, other = map(_literal, ("date '0001-01-01'", "date '9999-12-31'", "date 'infinity'"))
-    return case((or_(column <= low, column >= high), other), else_=column).label(column.name)
+def _date_or_infinity(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    low, high, infinity = map(_literal, ("date '0001-01-01'", "date '9999-12-31'", "date 'infinity'"))
+    return case((or_(column <= low, column >= high), infinity), else_=column).label(column.name)
 
 
 def _columns() -> list[ColumnElement[Any]]:
-    """One for each member, by its name."""
-    made: dict[str, ColumnElement[Any]] = {
+    """A column for each member of an exported event, by its name."""
+    special: dict[str, ColumnElement[Any]] = {
         "log": cast(bindparam("log"), Text),
         "redacted": literal_column("NULL::text"),
         "actor_ip": func.nullif(func.format(literal_column("'%s'"), _e.actor_ip), literal_column("''")),
         "payload_salt": func.encode(_e.payload_salt, literal_column("'hex'")),
         "payload_commitment": func.encode(_e.payload_commitment, literal_column("'hex'")),
     }
-    made |= {name: cast(_e[name], Text) for name in ("event_id", "parent_event_id", "event_data", "event_metadata")}
-    made |= {c.name: _moment(c) for c in _e if isinstance(c.type, DateTime)}
-    made |= {c.name: _day(c) for c in _e if isinstance(c.type, Date)}
-    return [made[name].label(name) if name in made else _e[name] for name in MEMBERS]
+    special |= {name: cast(_e[name], Text) for name in ("event_id", "parent_event_id", "event_data", "event_metadata")}
+    special |= {c.name: _time_or_infinity(c) for c in _e if isinstance(c.type, DateTime)}
+    special |= {c.name: _date_or_infinity(c) for c in _e if isinstance(c.type, Date)}
+    return [special[name].label(name) if name in special else _e[name] for name in MEMBERS]
 
 
-def _chosen(conditions: tuple[str, ...], *columns: ColumnElement[Any]) -> Select[Any]:
+def _select(conditions: tuple[str, ...], *columns: ColumnElement[Any]) -> Select[Any]:
     return select(*columns).where(*(CONDITIONS[name] for name in conditions))
 
 
 @lru_cache(64)
-def _sealed(conditions: tuple[str, ...]) -> Statement:
+def _sealed_statement(conditions: tuple[str, ...]) -> Statement:
     first, end = bindparam("first", type_=BigInteger), bindparam("end", type_=BigInteger)
-    chosen = _chosen(conditions, *_columns()).where(_e.log_index >= first, _e.log_index < end)
-    return compiled(chosen.order_by(_e.log_index))
+    selected = _select(conditions, *_columns()).where(_e.log_index >= first, _e.log_index < end)
+    return compile_statement(selected.order_by(_e.log_index))
 
 
 @lru_cache(64)
-def _unsealed(conditions: tuple[str, ...], *, behind: bool) -> Statement:
-    chosen = _chosen(conditions, *_columns()).where(_e.log_index.is_(None)).order_by(_e.event_id, _e.event_date)
+def _unsealed_statement(conditions: tuple[str, ...], *, resumed: bool) -> Statement:
+    selected = _select(conditions, *_columns()).where(_e.log_index.is_(None)).order_by(_e.event_id, _e.event_date)
     last = tuple_(bindparam("id", type_=_e.event_id.type), bindparam("date", type_=Date))
-    return compiled(chosen.where(tuple_(_e.event_id, _e.event_date) > last) if behind else chosen)
+    return compile_statement(selected.where(tuple_(_e.event_id, _e.event_date) > last) if resumed else selected)
 
 
 @lru_cache(64)
-def _page(conditions: tuple[str, ...]) -> Statement:
-    on_page = _on_page(_chosen(conditions, *_columns(), _e.event_timestamp.label("moment"))).subquery()
+def _page_statement(conditions: tuple[str, ...]) -> Statement:
+    on_page = _on_page(_select(conditions, *_columns(), _e.event_timestamp.label("order_time"))).subquery()
     shown = select(*(on_page.c[name] for name in MEMBERS))
-    return compiled(shown.order_by(on_page.c.correlation_id, on_page.c.moment, on_page.c.event_id))
+    return compile_statement(shown.order_by(on_page.c.correlation_id, on_page.c.order_time, on_page.c.event_id))
 
 
 @lru_cache(64)
-def _places(conditions: tuple[str, ...]) -> Statement:
+def _links_statement(conditions: tuple[str, ...]) -> Statement:
     columns = (_e.correlation_id, _e.chain_index, _e.event_hash, _e.previous_event_hash)
-    return compiled(_on_page(_chosen(conditions, *columns)))
+    return compile_statement(_on_page(_select(conditions, *columns)))
 
 
-def _on_page(chosen: Select[Any]) -> Select[Any]:
-    ordered = chosen.order_by(_e.event_timestamp, _e.event_id)
-    return ordered.limit(bindparam("most", type_=BigInteger)).offset(bindparam("skipped", type_=BigInteger))
+def _on_page(selected: Select[Any]) -> Select[Any]:
+    ordered = selected.order_by(_e.event_timestamp, _e.event_id)
+    return ordered.limit(bindparam("limit", type_=BigInteger)).offset(bindparam("offset", type_=BigInteger))

@@ -1,7 +1,7 @@
-"""The reference's export: one page of events, whether each is what it was, and a signature over all of it.
+"""Writes an export of `format=json`, the reference's: one page of events, whether each is unchanged, and a signature.
 
-What is signed is the JCS of the whole answer without `signature` and `detached_signature`. Events are sent as they are
-signed, in pieces, so that a page of any width takes little memory.
+Signed is the JCS (RFC 8785) of the whole answer without `signature` and `detached_signature`. Events are hashed and sent in pieces,
+so that a page of any size needs little memory.
 """
 
 import base64
@@ -18,9 +18,9 @@ import orjson
 from app.db import Connection
 from app.events.canonical import canonical, loads
 from app.events.record import Row
-from app.export.certificate import Pair
-from app.export.row import is_own, masked
-from app.export.select import ExportQuery, page, places
+from app.export.certificate import ExportKeyPair
+from app.export.row import has_own_hash, mask
+from app.export.select import ExportQuery, page_links, page_rows
 from app.sql import load
 from app.tlog.evidence import read_evidence
 
@@ -34,12 +34,12 @@ _TEXTS = (
 
 @dataclass(slots=True)
 class SignedPage:
-    """One page, and what was found on it."""
+    """One request for a page: what of it was sent, and which events on it were changed."""
 
     query: ExportQuery
     exported_by: str
     log: str
-    pair: Pair
+    key_pair: ExportKeyPair
     hmac_key: bytes | None = None
     export_id: UUID = field(default_factory=uuid4)
     events: int = 0
@@ -48,48 +48,48 @@ class SignedPage:
     last_position: None = None
 
     async def stream(self, connection: Connection, finished: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes]:
-        """The answer, in pieces. `finished` is awaited before the signature: what it raises cuts the answer."""
-        links = _Links(await places(connection, self.query))
+        """The answer, in pieces. `finished` is awaited before the signature: if it raises, the answer is cut there."""
+        links = _Links(await page_links(connection, self.query))
         await links.complete(connection, self.log)
         digest = sha256()
-        ready = b'{"events":['
-        async for rows in page(connection, self.query, self.log):
-            ready += b"," if self.events else b""
-            ready += b",".join([self._event(row, links) for row in rows])
-            digest.update(ready)
-            yield ready
-            ready = b""
+        pending = b'{"events":['
+        async for rows in page_rows(connection, self.query, self.log):
+            pending += b"," if self.events else b""
+            pending += b",".join([self._event(row, links) for row in rows])
+            digest.update(pending)
+            yield pending
+            pending = b""
         await finished()
-        yield ready + self._end(digest, ready)
+        yield pending + self._end(digest, pending)
 
-    def _end(self, digest: Any, before: bytes) -> bytes:
+    def _end(self, digest: Any, pending: bytes) -> bytes:
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
         metadata, verification = self._metadata(now), self._verification(now)
         signed = canonical({"export_metadata": metadata, "hash_chain_verification": verification})
-        digest.update(before + b"]," + signed[1:])
-        signature = base64.b64encode(self.pair.sign(digest.digest())).decode()
+        digest.update(pending + b"]," + signed[1:])
+        signature = base64.b64encode(self.key_pair.sign(digest.digest())).decode()
         answer: dict[str, Any] = {
             "export_metadata": metadata | {"signature": signature},
             "hash_chain_verification": verification,
         }
         if self.query.include_detached_signature:
             answer["detached_signature"] = (
-                f"-----BEGIN SIGNATURE-----\nAlgorithm: {ALGORITHM}\nCertificate-Fingerprint: {self.pair.fingerprint}\n\n"
+                f"-----BEGIN SIGNATURE-----\nAlgorithm: {ALGORITHM}\nCertificate-Fingerprint: {self.key_pair.fingerprint}\n\n"
                 f"{signature}\n-----END SIGNATURE-----\n"
             )
         return b"]," + orjson.dumps(answer)[1:] + b"\n"
 
     def _event(self, row: Row, links: "_Links") -> bytes:
-        """The event as JCS. What is verified is what is stored, whatever is shown of it."""
+        """The event as JCS. Verified is the stored row, also when what is shown is masked."""
         self.events += 1
-        valid = links.hold(row) and is_own(row, self.log, self.hmac_key)
+        valid = links.fits(row) and has_own_hash(row, self.log, self.hmac_key)
         if not valid:
             self.tampered.append(row["event_id"])
-        event = {name: masked(self.query, row[name] or "") for name in _TEXTS} | {
+        event = {name: mask(self.query, row[name] or "") for name in _TEXTS} | {
             "event_id": row["event_id"],
-            "version": masked(self.query, row["event_version"]),
+            "version": mask(self.query, row["event_version"]),
             "event_timestamp": row["event_timestamp"].isoformat()[:19] + "Z",
-            "event_data": orjson.Fragment(canonical(masked(self.query, loads(row["event_data"])))),
+            "event_data": orjson.Fragment(canonical(mask(self.query, loads(row["event_data"])))),
             "hash_chain_valid": valid,
             "legal_hold": bool(row["legal_hold"]),
         }
@@ -100,11 +100,11 @@ class SignedPage:
         return {
             "export_timestamp": now,
             "export_format": "json",
-            "query_filters": masked(query, query.filters()) | {"offset": query.offset, "limit": query.limit},
+            "query_filters": mask(query, query.filters()) | {"offset": query.offset, "limit": query.limit},
             "total_events": self.events,
             "signature_algorithm": ALGORITHM,
-            "certificate_fingerprint": self.pair.fingerprint,
-            "exported_by": masked(query, self.exported_by),
+            "certificate_fingerprint": self.key_pair.fingerprint,
+            "exported_by": mask(query, self.exported_by),
         }
 
     def _verification(self, now: str) -> dict[str, Any]:
@@ -120,21 +120,21 @@ class SignedPage:
 
 
 class _Links:
-    """What the events of a page link to, on the page or before it."""
+    """The events to which those of a page link, on the page or before it."""
 
-    def __init__(self, places: Iterable[Row]) -> None:
+    def __init__(self, rows: Iterable[Row]) -> None:
         self._stored: dict[tuple[str, int], list[str]] = defaultdict(list)
-        # What unsealed events link to; once it was looked up, what of it is there.
+        # Correlations and hashes to which unsealed events link; after `complete`, those of them that are stored.
         self._linked: set[tuple[str, str]] = set()
         self._purged = False
-        for row in places:
+        for row in rows:
             if row["chain_index"] is not None:
                 self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
             elif row["previous_event_hash"]:
                 self._linked.add((row["correlation_id"], row["previous_event_hash"]))
 
     async def complete(self, connection: Connection, log: str) -> None:
-        """Look up what the page does not hold. What is nowhere was removed, unless the log says that something was purged."""
+        """Read what the page does not have. An event that is missing was removed, unless the log has a record of a purge."""
         if self._linked:
             found = await connection.fetch(SQL["linked"], *_columns(self._linked))
             self._linked = {(row["correlation_id"], row["event_hash"]) for row in found}
@@ -146,8 +146,8 @@ class _Links:
         if before - self._stored.keys():
             self._purged = bool((await read_evidence(connection, log)).purged)
 
-    def hold(self, row: Row) -> bool:
-        """Whether the event follows one of its chain, and is alone at its place. An unsealed one may follow any."""
+    def fits(self, row: Row) -> bool:
+        """Whether the event links to the one before it and is the only one at its chain position. An unsealed one may link to any."""
         correlation, index, previous = row["correlation_id"], row["chain_index"], row["previous_event_hash"] or ""
         if row["log_index"] is None:
             return index is None and (not previous or (correlation, previous) in self._linked)

@@ -1,6 +1,6 @@
-"""Whether a remediation worked, as its assessments tell it (contract section 16). Pure but for `effectiveness`.
+"""Whether a remediation worked, by its assessments (docs/contract.md, section 16). Pure, except for `effectiveness`.
 
-Rows are routed by their event_type column; members of another JSON type than expected say nothing.
+The column event_type decides what a row is; a member of another JSON type than expected is ignored.
 """
 
 import math
@@ -21,13 +21,13 @@ DRIFT = "SpecDrift"
 REASONS = frozenset(
     {DRIFT, "Full", "Partial", "Expired", "NoExecution", "MetricsTimedOut", "AlertDecayTimeout", "Unrecoverable"}
 )
-"""What the reference's clients know; they fail on another."""
+"""The reasons that the reference's clients know; they fail on any other."""
 _ROWS_AT_ONCE = 64
 
 
 @dataclass(slots=True)
 class Component:
-    """Health, alert or metrics: whether anybody looked, and what was seen."""
+    """Health, alert or metrics: whether it was assessed, and the result."""
 
     assessed: bool = False
     score: float | None = None
@@ -36,45 +36,45 @@ class Component:
 
 @dataclass(slots=True)
 class Effectiveness:
-    """The assessments of one remediation, taken in the order of their times: the last word counts, but drift stays."""
+    """The assessments of one remediation, added in the order of their times: a later one overrides, except that drift stays."""
 
     components: dict[str, Component] = field(default_factory=lambda: {name: Component() for name in WEIGHTS})
     hashes: dict[str, str | bool] = field(default_factory=dict)
     """pre_remediation_spec_hash, post_remediation_spec_hash and hash_match, as far as they are known."""
     reason: str = ""
     total: int = 0
-    """Rows taken."""
+    """How many assessments were added."""
 
-    def take(self, event_type: str, payload: Any) -> None:
-        """Read one assessment, whatever it is made of."""
+    def add(self, event_type: str, payload: Any) -> None:
+        """Add one assessment; the payload may be any JSON value."""
         self.total += 1
-        said = payload if isinstance(payload, dict) else {}
+        members = payload if isinstance(payload, dict) else {}
         kind = event_type.removeprefix("effectiveness.")
         if kind == "hash.computed":
-            self._take_hashes(said)
+            self._add_hashes(members)
         elif kind == "assessment.completed":
             if self.reason != DRIFT:
-                self.reason = text(said.get("reason")) or self.reason
+                self.reason = text_or_empty(members.get("reason")) or self.reason
         elif kind.endswith(".assessed") and kind.removesuffix(".assessed") in self.components:
-            self._take_component(self.components[kind.removesuffix(".assessed")], said)
+            self._add_component(self.components[kind.removesuffix(".assessed")], members)
 
-    def _take_component(self, component: Component, said: dict[str, Any]) -> None:
-        component.assessed = component.assessed or said.get("assessed") is True
-        score = number(said.get("score"))
+    def _add_component(self, component: Component, members: dict[str, Any]) -> None:
+        component.assessed = component.assessed or members.get("assessed") is True
+        score = number_or_none(members.get("score"))
         if score is not None:
             component.score = min(max(float(score), 0.0), 1.0)
-        component.details = text(said.get("details")) or component.details
+        component.details = text_or_empty(members.get("details")) or component.details
 
-    def _take_hashes(self, said: dict[str, Any]) -> None:
+    def _add_hashes(self, members: dict[str, Any]) -> None:
         for name in ("pre_remediation_spec_hash", "post_remediation_spec_hash"):
-            if value := text(said.get(name)):
+            if value := text_or_empty(members.get(name)):
                 self.hashes[name] = value
-        if isinstance(match := said.get("hash_match"), bool):
+        if isinstance(match := members.get("hash_match"), bool):
             self.hashes["hash_match"] = match
 
     @property
     def score(self) -> float | None:
-        """Between 0 and 1; None when nothing that was assessed has a score. What has drifted did not work."""
+        """From 0 to 1; None when no assessed component has a score. After drift it is 0: the remediation did not last."""
         if self.reason == DRIFT:
             return 0.0
         scored = [(WEIGHTS[n], c.score) for n, c in self.components.items() if c.assessed and c.score is not None]
@@ -85,33 +85,33 @@ class Effectiveness:
 
     @property
     def known_reason(self) -> str:
-        """The reason if clients know it, else an empty text."""
+        """The reason if clients know it; otherwise empty."""
         return self.reason if self.reason in REASONS else ""
 
     @property
     def status(self) -> str:
-        """How far the assessment is."""
+        """The reason once the assessment is complete; otherwise in_progress or no_data."""
         if self.reason:
             return self.known_reason or "Partial"
         return "in_progress" if any(component.assessed for component in self.components.values()) else "no_data"
 
 
 async def effectiveness(engine: AsyncEngine, correlation_id: str) -> Effectiveness:
-    """What the assessments of one remediation say; `total` is 0 when there is none."""
-    found = Effectiveness()
+    """The assessments of one remediation added up; `total` is 0 when there is none."""
+    result = Effectiveness()
     async with driver_connection(engine) as connection, connection.transaction(readonly=True):
         async for row in connection.cursor(SQL, correlation_id, prefetch=_ROWS_AT_ONCE):
-            found.take(row["event_type"], loads(row["payload"]))
-    return found
+            result.add(row["event_type"], loads(row["payload"]))
+    return result
 
 
-def text(value: Any) -> str:
-    """A text of a payload; empty for anything else."""
+def text_or_empty(value: Any) -> str:
+    """A member of a payload that should be a text; empty for any other JSON type."""
     return value if isinstance(value, str) else ""
 
 
-def number(value: Any) -> int | float | None:
-    """A number of a payload that a reader can hold; None for anything else."""
+def number_or_none(value: Any) -> int | float | None:
+    """A member of a payload that should be a number that a double can represent; None for anything else."""
     if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
         if isinstance(value, int) and abs(value) < 2**53:
             return value
@@ -123,19 +123,19 @@ def number(value: Any) -> int | float | None:
     return None
 
 
-def answer(correlation_id: str, found: Effectiveness, computed_at: str) -> Mapping[str, Any]:
-    """What is answered, in the contract's order."""
+def answer(correlation_id: str, result: Effectiveness, computed_at: str) -> Mapping[str, Any]:
+    """The members of the answer, in the contract's order."""
     components: dict[str, Any] = {}
-    for name, component in found.components.items():
+    for name, component in result.components.items():
         components[f"{name}_assessed"] = component.assessed
         components[f"{name}_score"] = component.score
         if component.details:
             components[f"{name}_details"] = component.details
     return {
         "correlation_id": correlation_id,
-        "score": found.score,
+        "score": result.score,
         "components": components,
-        "hash_comparison": found.hashes,
-        "assessment_status": found.status,
+        "hash_comparison": result.hashes,
+        "assessment_status": result.status,
         "computed_at": computed_at,
     }

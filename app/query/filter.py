@@ -1,22 +1,28 @@
-"""What may be asked about events, and what that means in SQL."""
+"""The filters of events: as fields of a model, and as conditions in SQL.
+
+A new filter is two lines here: a field of `EventQuery`, and the condition of its name in `CONDITIONS`. A filter that compares a
+column with one text is a field and its name in `_EQUAL`. Paging, counting, warming and the export's selection follow from these.
+"""
 
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
-from sqlalchemy import ColumnElement, DateTime, Text, and_, bindparam, cast, func, literal_column, not_, tuple_
+from sqlalchemy import ColumnElement, Text, and_, bindparam, func, literal_column, not_, tuple_
 
 from app.events.envelope import Outcome
 from app.query.cursor import Cursor
+from app.query.postgres_time import utc_time
 from app.tables import audit_events
 
 LIMIT_MAX = 1000
 OFFSET_MAX = 2**63 - 1
 DETAIL_KEY = r"[a-zA-Z0-9_]+"
 
-_MOMENT = {"type": "string", "examples": ["7d", "1h30m", "2026-01-31T12:00:00Z", "2026-01-31"]}
-Moment = Annotated[datetime | None, WithJsonSchema(_MOMENT)]
+_TIME_BOUND = {"type": "string", "examples": ["7d", "1h30m", "2026-01-31T12:00:00Z", "2026-01-31"]}
+TimeBound = Annotated[datetime | None, WithJsonSchema(_TIME_BOUND)]
+"""A time; query string and command line give it in one of the forms of `timebounds.parse_time`."""
 
 
 class EventQuery(BaseModel, frozen=True, extra="forbid"):
@@ -27,8 +33,8 @@ class EventQuery(BaseModel, frozen=True, extra="forbid"):
     event_category: str | None = Field(None, description="any text; an unknown category gives an empty page")
     severity: str | None = None
     event_outcome: Outcome | None = None
-    since: Moment = Field(None, description="earliest event_timestamp: a time, or how long ago")
-    until: Moment = Field(None, description="latest event_timestamp: a time, or how long ago")
+    since: TimeBound = Field(None, description="earliest event_timestamp: a time, or how long ago")
+    until: TimeBound = Field(None, description="latest event_timestamp: a time, or how long ago")
     detail_key: str | None = Field(
         None, pattern=f"^{DETAIL_KEY}$", description="member of event_data; with detail_value"
     )
@@ -46,12 +52,12 @@ class EventQuery(BaseModel, frozen=True, extra="forbid"):
     )
 
     @property
-    def sees_own(self) -> bool:
-        """Whether the service's own events are part of the answer."""
+    def includes_self_events(self) -> bool:
+        """Whether self events are part of the answer."""
         return bool(self.include or self.correlation_id or self.event_type or self.event_category)
 
     def conditions(self) -> tuple[str, ...]:
-        """Names in CONDITIONS of what an event must fulfil, wherever its page begins."""
+        """Names in CONDITIONS that an event must meet to match, on whichever page it is."""
         return tuple(self._conditions())
 
     def _conditions(self) -> Iterator[str]:
@@ -62,20 +68,20 @@ class EventQuery(BaseModel, frozen=True, extra="forbid"):
             yield "until"
         if self.detail_key is not None:
             yield f"detail {self.detail_key}" if self.detail_key in _INDEXED_DETAILS else "detail"
-        if not self.sees_own:
-            yield "not own"
+        if not self.includes_self_events:
+            yield "not self event"
 
     def page_conditions(self) -> tuple[str, ...]:
-        """Names in CONDITIONS of what an event on the page must fulfil.
+        """Names in CONDITIONS that an event on the page must meet.
 
-        Time bounds bound event_date too, so that partitions are pruned. A count must do without: event_date stands in
-        none of the indexes that it reads. So must a cursor: it would prune next to nothing.
+        Time bounds apply to event_date too, so that Postgres prunes partitions. A count goes without: the indexes that it
+        reads do not have event_date. So does the cursor, which would prune next to nothing.
         """
         dates = tuple(f"{bound}_date" for bound in ("since", "until") if getattr(self, bound) is not None)
         return self.conditions() + dates + (("cursor",) if self.cursor else ())
 
     def arguments(self) -> dict[str, object]:
-        """A value for each bind parameter of CONDITIONS and of the page's limits. One row more tells whether there are more."""
+        """A value for each bind parameter of CONDITIONS and of the page's limits; one row more shows whether there are more."""
         return {
             **{
                 name: getattr(self, name)
@@ -99,25 +105,22 @@ def _detail(key: ColumnElement[str]) -> ColumnElement[str]:
 
 
 def _indexed_detail(key: str) -> ColumnElement[bool]:
-    """The index holds the first 200 characters."""
+    """The index has the first 200 characters."""
     member, value = _detail(literal_column(f"'{key}'", Text)), bindparam("detail_value", type_=Text)
     return and_(func.left(member, literal_column("200")) == func.left(value, literal_column("200")), member == value)
 
 
-def _behind_cursor() -> ColumnElement[bool]:
-    # Sent as text, since the moment need not be one that Python knows.
-    moment = func.timezone(
-        literal_column("'UTC'"), cast(cast(bindparam("cursor_timestamp"), Text), DateTime(timezone=False))
-    )
-    return tuple_(_e.event_timestamp, _e.event_id) < tuple_(moment, bindparam("cursor_id", type_=_e.event_id.type))
+def _after_cursor() -> ColumnElement[bool]:
+    last = tuple_(utc_time("cursor_timestamp"), bindparam("cursor_id", type_=_e.event_id.type))
+    return tuple_(_e.event_timestamp, _e.event_id) < last
 
 
-OWN = and_(
+IS_SELF_EVENT = and_(
     _e.event_category == literal_column("'security'"),
     _e.event_type.like(literal_column("'datastorage.%'")),
-    _e.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference has it too, and shows it
+    _e.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference writes it too, and shows it
 )
-"""Whether an event is the service's own (design section 2)."""
+"""Whether an event is a self event (docs/design.md, section 2)."""
 
 CONDITIONS: dict[str, ColumnElement[bool]] = {
     **{name: _e[name] == bindparam(name, type_=_e[name].type) for name in _EQUAL},
@@ -127,6 +130,6 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "until_date": _e.event_date <= bindparam("until_date"),
     "detail": _detail(bindparam("detail_key", type_=Text)) == bindparam("detail_value", type_=Text),
     **{f"detail {key}": _indexed_detail(key) for key in _INDEXED_DETAILS},
-    "cursor": _behind_cursor(),
-    "not own": not_(OWN),
+    "cursor": _after_cursor(),
+    "not self event": not_(IS_SELF_EVENT),
 }

@@ -1,4 +1,4 @@
-"""Notifications that were recorded, newest first, page by page."""
+"""One page of notifications, newest first."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,14 +7,14 @@ from typing import Annotated, Any
 
 import asyncpg
 from pydantic import BaseModel, Field, WithJsonSchema
-from sqlalchemy import BigInteger, ColumnElement, DateTime, Text, bindparam, cast, func, literal_column, select, tuple_
+from sqlalchemy import BigInteger, ColumnElement, bindparam, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
-from app.query.compiled import Statement, compiled
+from app.query.compiled import Statement, compile_statement
 from app.query.cursor import NumberedCursor
-from app.query.filter import LIMIT_MAX, Moment
-from app.query.postgres_time import nearest
+from app.query.filter import LIMIT_MAX, TimeBound
+from app.query.postgres_time import nearest_rfc3339, utc_text, utc_time
 from app.tables import notification_audit
 
 _n = notification_audit.c
@@ -27,88 +27,83 @@ class NotificationQuery(BaseModel, frozen=True, extra="forbid"):
     remediation_id: str | None = Field(None, description="the remediation that it tells of")
     channel: str | None = Field(None, description="any text; an unknown channel gives an empty page")
     status: str | None = Field(None, description="any text; an unknown status gives an empty page")
-    since: Moment = Field(None, description="earliest sent_at: a time, or how long ago")
-    until: Moment = Field(None, description="latest sent_at: a time, or how long ago")
+    since: TimeBound = Field(None, description="earliest sent_at: a time, or how long ago")
+    until: TimeBound = Field(None, description="latest sent_at: a time, or how long ago")
     limit: int = Field(50, ge=1, le=LIMIT_MAX, description="most notifications on the page")
     cursor: Annotated[NumberedCursor | None, WithJsonSchema({"type": "string"})] = Field(
         None, description="next_cursor of an earlier answer"
     )
 
     def conditions(self) -> tuple[str, ...]:
-        """Names in CONDITIONS of what a notification on the page must fulfil."""
+        """Names in CONDITIONS that a notification on the page must meet."""
         return tuple(name for name in CONDITIONS if getattr(self, name) is not None)
 
     def arguments(self) -> dict[str, object]:
-        """A value for each bind parameter. One row more tells whether there are more."""
-        sent = {name: getattr(self, name) for name in (*_EQUAL, "since", "until")}
-        return sent | {
-            "cursor_moment": self.cursor and self.cursor.moment,
+        """A value for each bind parameter; one row more shows whether there are more."""
+        filters = {name: getattr(self, name) for name in (*_EQUAL, "since", "until")}
+        return filters | {
+            "cursor_timestamp": self.cursor and self.cursor.timestamp,
             "cursor_id": self.cursor and self.cursor.number,
             "rows": self.limit + 1,
         }
 
 
-def _behind_cursor() -> ColumnElement[bool]:
-    # Sent as text, since the moment need not be one that Python knows.
-    moment = func.timezone(
-        literal_column("'UTC'"), cast(cast(bindparam("cursor_moment"), Text), DateTime(timezone=False))
-    )
-    return tuple_(_n.sent_at, _n.id) < tuple_(moment, bindparam("cursor_id", type_=BigInteger))
+def _after_cursor() -> ColumnElement[bool]:
+    last = tuple_(utc_time("cursor_timestamp"), bindparam("cursor_id", type_=BigInteger))
+    return tuple_(_n.sent_at, _n.id) < last
 
 
 CONDITIONS: dict[str, ColumnElement[bool]] = {
     **{name: _n[name] == bindparam(name, type_=_n[name].type) for name in _EQUAL},
     "since": _n.sent_at >= bindparam("since"),
     "until": _n.sent_at <= bindparam("until"),
-    "cursor": _behind_cursor(),
+    "cursor": _after_cursor(),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class NotificationPage:
-    """Notifications as they are answered."""
+    """Notifications in the form of the answer; without `next_cursor` it is the last page."""
 
     notifications: list[dict[str, Any]]
     next_cursor: NumberedCursor | None
 
 
-def _text(name: str) -> ColumnElement[str]:
-    return cast(func.timezone(literal_column("'UTC'"), _n[name]), Text).label(name)
-
-
-_MOMENTS = ("sent_at", "created_at", "updated_at")
+_TIMES = ("sent_at", "created_at", "updated_at")
 _MEMBERS = tuple(str(column.name) for column in _n)
-_COLUMNS = tuple(_text(column.name) if column.name in _MOMENTS else column for column in _n)
+_COLUMNS = tuple(utc_text(column).label(column.name) if column.name in _TIMES else column for column in _n)
 
 
 @lru_cache(64)
 def _statement(conditions: tuple[str, ...]) -> Statement:
-    chosen = select(*_COLUMNS).where(*(CONDITIONS[name] for name in conditions))
-    return compiled(chosen.order_by(_n.sent_at.desc(), _n.id.desc()).limit(bindparam("rows", type_=BigInteger)))
+    selected = select(*_COLUMNS).where(*(CONDITIONS[name] for name in conditions))
+    return compile_statement(
+        selected.order_by(_n.sent_at.desc(), _n.id.desc()).limit(bindparam("rows", type_=BigInteger))
+    )
 
 
 async def page(engine: AsyncEngine, query: NotificationQuery) -> NotificationPage:
-    """The notifications that `query` asks for."""
-    statement, arguments = _statement(query.conditions()), query.arguments()
+    """The notifications that match `query`. DatabaseAway or DatabaseFailed when Postgres does not answer."""
+    statement = _statement(query.conditions())
     async with driver_connection(engine) as connection:
-        rows = await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
+        rows = await connection.fetch(statement.text, *statement.bind(query.arguments()))
     shown = rows[: query.limit]
-    last = (
+    next_cursor = (
         NumberedCursor(shown[-1]["sent_at"].replace(" ", "T", 1), shown[-1]["id"]) if len(rows) > query.limit else None
     )
-    return NotificationPage([notification(row) for row in shown], last)
+    return NotificationPage([notification(row) for row in shown], next_cursor)
 
 
 def notification(row: asyncpg.Record) -> dict[str, Any]:
-    """Members in the contract's order (section 14); left out means unknown."""
+    """Members in the order of docs/contract.md, section 14; an unknown one is left out."""
     return dict(_members(row))
 
 
 def _members(row: asyncpg.Record) -> Iterator[tuple[str, Any]]:
     for name in _MEMBERS:
         value = row[name]
-        if name in _MOMENTS:
-            yield name, nearest(value)
+        if name in _TIMES:
+            yield name, nearest_rfc3339(value)
         elif name == "escalation_level":
             yield name, value or 0
         elif value or name not in {"delivery_status", "error_message"}:

@@ -1,4 +1,4 @@
-"""One page of events, newest first, and how many there are in all."""
+"""One page of events, newest first, with the number of events in all; and one event by its id."""
 
 import asyncio
 from collections.abc import Mapping
@@ -10,42 +10,35 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy import BigInteger, ColumnElement, Select, Text, bindparam, cast, func, literal_column, select
+from sqlalchemy import BigInteger, Select, Text, bindparam, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, driver_connection
+from app.db import Connection, driver_connection, on_every_connection
 from app.events.canonical import readable
 from app.events.record import Row
-from app.query.compiled import Statement, compiled
+from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, EventQuery
-from app.query.postgres_time import nearest, zulu
+from app.query.postgres_time import nearest_rfc3339, rfc3339, utc_text
 from app.tables import audit_events
 
 COUNT_SECONDS = 1.0
 CAPPED_TOTAL = 10_000
 
 _e = audit_events.c
-
-
-def _moment(column: ColumnElement[Any]) -> ColumnElement[str]:
-    """As Postgres writes it, in UTC: a row inserted by SQL may hold a moment that Python does not know."""
-    return cast(func.timezone(literal_column("'UTC'"), column), Text)
-
-
 _COLUMNS = (
-    *(_e.event_id, _moment(_e.event_timestamp).label("moment"), cast(_e.event_date, Text).label("event_date")),
+    *(_e.event_id, utc_text(_e.event_timestamp).label("timestamp"), cast(_e.event_date, Text).label("event_date")),
     *(_e.event_type, _e.event_version, _e.event_category, _e.event_action, _e.event_outcome, _e.correlation_id),
     *(_e.parent_event_id, cast(_e.parent_event_date, Text).label("parent_event_date")),
     *(_e.resource_type, _e.resource_id, _e.namespace, _e.cluster_id, _e.severity, _e.duration_ms, _e.error_code),
     *(_e.error_message, _e.actor_id, _e.actor_type),
     func.host(_e.actor_ip).label("actor_ip"),
     *(_e.retention_days, _e.is_sensitive, _e.event_hash, _e.previous_event_hash, _e.legal_hold),
-    *(_e.legal_hold_reason, _e.legal_hold_placed_by, _moment(_e.legal_hold_placed_at).label("held_at")),
+    *(_e.legal_hold_reason, _e.legal_hold_placed_by, utc_text(_e.legal_hold_placed_at).label("hold_placed_at")),
     cast(_e.event_data, Text).label("payload"),
 )
-_NOTHING = dict.fromkeys(
-    ("event_hash", "previous_event_hash", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "held_at")
+_UNKNOWN_BEFORE_COMMIT = dict.fromkeys(
+    ("event_hash", "previous_event_hash", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "hold_placed_at")
 )
 _OMITTED_WHEN_EMPTY = (
     *("resource_type", "resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
@@ -55,39 +48,39 @@ _OMITTED_WHEN_EMPTY = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events as they are answered, each a JSON object."""
+    """Events in the form of the answer, each a JSON object."""
 
     events: list[dict[str, Any]]
     has_more: bool
     next_cursor: Cursor | None
     total: int | None
-    """None when it was not asked for."""
+    """How many events match; None if it was not asked for."""
     total_exact: bool = True
 
 
 async def page(engine: AsyncEngine, query: EventQuery) -> Page:
-    """The events that `query` asks for. DatabaseAway or DatabaseFailed when there is no answer."""
+    """The events that match `query`. DatabaseAway or DatabaseFailed when Postgres does not answer."""
     async with driver_connection(engine) as connection:
         statement = _page_statement(query.page_conditions(), offset=bool(query.offset))
         rows = await _fetch(connection, statement, query)
         total, exact = await _total(connection, query)
     shown = rows[: query.limit]
     has_more = len(rows) > query.limit
-    last = Cursor(shown[-1]["moment"].replace(" ", "T", 1), shown[-1]["event_id"]) if has_more else None
-    return Page([_event(row) for row in shown], has_more, last, total, exact)
+    next_cursor = Cursor(shown[-1]["timestamp"].replace(" ", "T", 1), shown[-1]["event_id"]) if has_more else None
+    return Page([_event(row) for row in shown], has_more, next_cursor, total, exact)
 
 
-async def one(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | None:
-    """The event with this id, whatever its date and correlation."""
+async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | None:
+    """The stored event with this id in the form of the answer; None if there is none."""
     async with driver_connection(engine) as connection:
-        row = await connection.fetchrow(_one_statement().text, event_id)
+        row = await connection.fetchrow(_by_id_statement().text, event_id)
     return None if row is None else _event(row)
 
 
 async def warm(engine: AsyncEngine) -> None:
-    """Run each shape of statement once on every connection of the pool: the first plan over many partitions is slow."""
+    """Run each form of the statements once on every connection of the pool: the first plan over many partitions is slow."""
     since = datetime.now(UTC) - timedelta(days=7)
-    shapes = [
+    queries = [
         EventQuery(correlation_id="-", total="none"),
         EventQuery(event_type="-", since=since, total="none"),
         EventQuery(since=since, total="none"),
@@ -95,21 +88,22 @@ async def warm(engine: AsyncEngine) -> None:
         EventQuery(cursor=Cursor("2000-01-01T00:00:00", UUID(int=0)), limit=1, total="none"),
     ]
 
-    async def warm_one() -> None:
-        async with driver_connection(engine) as connection:
-            for shape in shapes:
-                await _fetch(connection, _page_statement(shape.page_conditions(), offset=False), shape)
-                await _total(connection, shape)
-            await connection.fetchrow(_one_statement().text, UUID(int=0))
+    async def run_each(connection: Connection) -> None:
+        for query in queries:
+            await _fetch(connection, _page_statement(query.page_conditions(), offset=False), query)
+            await _total(connection, query)
+        await connection.fetchrow(_by_id_statement().text, UUID(int=0))
 
-    await asyncio.gather(*(warm_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's
+    await on_every_connection(engine, run_each)
 
 
 @lru_cache(256)
 def _page_statement(conditions: tuple[str, ...], *, offset: bool) -> Statement:
-    chosen = select(*_COLUMNS).where(*(CONDITIONS[name] for name in conditions))
-    ordered = chosen.order_by(_e.event_timestamp.desc(), _e.event_id.desc()).limit(bindparam("rows", type_=BigInteger))
-    return compiled(ordered.offset(bindparam("offset", type_=BigInteger)) if offset else ordered)
+    selected = select(*_COLUMNS).where(*(CONDITIONS[name] for name in conditions))
+    ordered = selected.order_by(_e.event_timestamp.desc(), _e.event_id.desc()).limit(
+        bindparam("rows", type_=BigInteger)
+    )
+    return compile_statement(ordered.offset(bindparam("offset", type_=BigInteger)) if offset else ordered)
 
 
 @lru_cache(256)
@@ -117,39 +111,38 @@ def _count_statement(conditions: tuple[str, ...], rows_max: int | None) -> State
     matching: Select[Any] = select(literal_column("1")).select_from(audit_events)
     matching = matching.where(*(CONDITIONS[name] for name in conditions))
     if rows_max is None:
-        return compiled(matching.with_only_columns(func.count()))
+        return compile_statement(matching.with_only_columns(func.count()))
     capped = matching.limit(literal_column(str(rows_max))).subquery()
-    return compiled(select(func.count()).select_from(capped))
+    return compile_statement(select(func.count()).select_from(capped))
 
 
 @lru_cache(1)
-def _one_statement() -> Statement:
-    return compiled(select(*_COLUMNS).where(_e.event_id == bindparam("event_id")).limit(literal_column("1")))
+def _by_id_statement() -> Statement:
+    return compile_statement(select(*_COLUMNS).where(_e.event_id == bindparam("event_id")).limit(literal_column("1")))
 
 
 async def _fetch(connection: Connection, statement: Statement, query: EventQuery) -> list[asyncpg.Record]:
-    arguments = query.arguments()
-    return await connection.fetch(statement.text, *(arguments[name] for name in statement.parameters))
+    return await connection.fetch(statement.text, *statement.bind(query.arguments()))
 
 
 async def _total(connection: Connection, query: EventQuery) -> tuple[int | None, bool]:
-    """(how many events the filters find, whether that is exact)."""
+    """(how many events match, whether that is exact)."""
     if query.total == "none":
         return None, True
     if query.total == "capped":
-        found = (await _fetch(connection, _count_statement(query.conditions(), CAPPED_TOTAL + 1), query))[0][0]
-        return min(found, CAPPED_TOTAL), found <= CAPPED_TOTAL
-    counted = _count_statement(query.conditions(), None)
+        count = (await _fetch(connection, _count_statement(query.conditions(), CAPPED_TOTAL + 1), query))[0][0]
+        return min(count, CAPPED_TOTAL), count <= CAPPED_TOTAL
+    statement = _count_statement(query.conditions(), None)
     try:
         async with asyncio.timeout(COUNT_SECONDS):
-            return (await _fetch(connection, counted, query))[0][0], True
+            return (await _fetch(connection, statement, query))[0][0], True
     except TimeoutError:
-        return await _estimate(connection, counted, query), False
+        return await _estimate(connection, statement, query), False
 
 
-async def _estimate(connection: Connection, counted: Statement, query: EventQuery) -> int:
-    """What the planner expects, without counting: the rows that would go into the count."""
-    explain = Statement(f"EXPLAIN (FORMAT JSON) {counted.text}", counted.parameters)
+async def _estimate(connection: Connection, count: Statement, query: EventQuery) -> int:
+    """How many rows the planner expects to count, without counting them."""
+    explain = Statement(f"EXPLAIN (FORMAT JSON) {count.text}", count.parameters)
     # SQLAlchemy has set its own codec for json on the connections of its pool.
     plan = (await _fetch(connection, explain, query))[0][0][0]["Plan"]
     while "Plans" in plan and plan["Node Type"] in {"Aggregate", "Gather"}:
@@ -157,19 +150,22 @@ async def _estimate(connection: Connection, counted: Statement, query: EventQuer
     return int(plan["Plan Rows"])
 
 
-def waiting(row: Mapping[str, Any]) -> dict[str, Any]:
-    """An event that is not in the table yet, from its columns; it has no place in a chain, and so no hash."""
-    moment = row["event_timestamp"].strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")
-    parent_date, event_date = row["parent_event_date"], row["event_date"].isoformat()
-    shown = {"moment": moment, "event_date": event_date, "parent_event_date": parent_date and parent_date.isoformat()}
-    return _event(_NOTHING | dict(row) | shown | {"payload": row["event_data"]})
+def spooled_event(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An event that waits in the spool, from its columns, in the form of the answer. It is in no chain yet, so it has no hash."""
+    parent_date = row["parent_event_date"]
+    texts = {
+        "timestamp": row["event_timestamp"].strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip("."),
+        "event_date": row["event_date"].isoformat(),
+        "parent_event_date": parent_date and parent_date.isoformat(),
+    }
+    return _event(_UNKNOWN_BEFORE_COMMIT | dict(row) | texts | {"payload": row["event_data"]})
 
 
 def _event(row: Row) -> dict[str, Any]:
-    """Members in the contract's order (section 9); left out means unknown."""
+    """Members in the order of docs/contract.md, section 9; an unknown one is left out."""
     event = {
         "event_id": str(row["event_id"]),
-        "event_timestamp": nearest(row["moment"]),
+        "event_timestamp": nearest_rfc3339(row["timestamp"]),
         "event_date": row["event_date"],
         "event_type": row["event_type"],
         "version": row["event_version"],
@@ -178,7 +174,7 @@ def _event(row: Row) -> dict[str, Any]:
         "event_outcome": row["event_outcome"],
         "correlation_id": row["correlation_id"],
         "parent_event_id": None if row["parent_event_id"] is None else str(row["parent_event_id"]),
-        "parent_event_date": zulu(f"{row['parent_event_date']}T00:00:00"),
+        "parent_event_date": rfc3339(f"{row['parent_event_date']}T00:00:00"),
     }
     event |= {name: row[name] for name in _OMITTED_WHEN_EMPTY if row[name]}
     return event | {
@@ -189,6 +185,6 @@ def _event(row: Row) -> dict[str, Any]:
         "legal_hold": row["legal_hold"] or False,
         "legal_hold_reason": row["legal_hold_reason"] or "",
         "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
-        "legal_hold_placed_at": zulu(row["held_at"] or ""),
+        "legal_hold_placed_at": rfc3339(row["hold_placed_at"] or ""),
         "event_data": orjson.Fragment(readable(row["payload"])),
     }

@@ -1,6 +1,6 @@
-"""A lost RemediationRequest, rebuilt from its events (contract section 15). Pure but for `rows`.
+"""A lost RemediationRequest, rebuilt from its events (docs/contract.md, section 15). Pure, except for `read_events`.
 
-What is rebuilt depends on the events alone, in the order of their times; only the moment of rebuilding is added.
+The result depends on the events alone, in the order of their times; only the time of the reconstruction is added.
 """
 
 import re
@@ -26,7 +26,7 @@ COMPLETENESS_MIN = 50
 
 
 class NoEvents(AuditError):
-    """There are no events of which a RemediationRequest could be rebuilt."""
+    """There are no events from which a RemediationRequest could be rebuilt."""
 
     status = 404
     slug = "audit/correlation-not-found"
@@ -34,7 +34,7 @@ class NoEvents(AuditError):
 
 
 class NoParseableEvents(AuditError):
-    """There are events, but none of them says anything about the RemediationRequest."""
+    """There are events, but none of them has anything about the RemediationRequest."""
 
     status = 400
     slug = "reconstruction/no-parseable-events"
@@ -42,7 +42,7 @@ class NoParseableEvents(AuditError):
 
 
 class MissingGatewayEvent(AuditError):
-    """There is no gateway.signal.received and no apifrontend.rr.created event, with which every remediation begins."""
+    """Every remediation begins with a gateway.signal.received or an apifrontend.rr.created event; this one has neither."""
 
     status = 400
     slug = "reconstruction/missing-gateway-event"
@@ -74,7 +74,7 @@ class Unreadable(AuditError):
 
 @dataclass(frozen=True, slots=True)
 class Reconstruction:
-    """What is answered. `cluster_id` is empty when unknown."""
+    """The rebuilt RemediationRequest as YAML, and how complete it is in percent. `cluster_id` is empty if it is unknown."""
 
     yaml: str
     completeness: int
@@ -85,7 +85,7 @@ class Reconstruction:
 
 @dataclass(slots=True)
 class _Request:
-    """The parts of a RemediationRequest as they are found; a later event overrides, maps merge."""
+    """The parts of a RemediationRequest as they are read; a later event overrides an earlier one, maps are merged."""
 
     spec: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
@@ -94,90 +94,90 @@ class _Request:
     workflow: dict[str, str] = field(default_factory=dict)
     execution: dict[str, str] = field(default_factory=dict)
     completion: dict[str, str] = field(default_factory=dict)
-    begun: bool = False
+    has_first_event: bool = False
 
-    def set(self, **members: str) -> None:
-        self.spec |= _said(members)
+    def set_spec(self, **members: str) -> None:
+        self.spec |= _non_empty(members)
 
 
-async def rows(engine: AsyncEngine, correlation_id: str) -> list[asyncpg.Record]:
-    """The events of a correlation that say something about its RemediationRequest, by time."""
+async def read_events(engine: AsyncEngine, correlation_id: str) -> list[asyncpg.Record]:
+    """The events of a correlation from which its RemediationRequest is rebuilt, by time."""
     return await fetch(engine, SQL, correlation_id, list(_READERS))
 
 
 def reconstruct(correlation_id: str, events: Iterable[Row], now: datetime) -> Reconstruction:
-    """The RemediationRequest that `events` tell of, or one of the problems above."""
+    """Rebuild the RemediationRequest from `events`. Raises one of the errors above if that is not possible."""
     request = _Request()
-    found = parsed = 0
+    count = parsed = 0
     for event in events:
-        found += 1
-        parsed += _take(request, event)
-    if not found:
-        raise NoEvents(f"There are no events of {correlation_id} of which a RemediationRequest could be rebuilt.")
+        count += 1
+        parsed += _read_event(request, event)
+    if not count:
+        raise NoEvents(f"There are no events of {correlation_id} from which a RemediationRequest could be rebuilt.")
     if not parsed:
         raise NoParseableEvents
-    if not request.begun:
+    if not request.has_first_event:
         raise MissingGatewayEvent
     request.timeouts = {name: _go_duration(name, text) for name, text in request.timeouts.items()}
-    completeness, errors, warnings = _judge(request)
+    completeness, errors, warnings = _completeness(request)
     if completeness < COMPLETENESS_MIN:
         missing = "; ".join([*errors, *warnings])
         raise IncompleteEvents(
             f"Only {completeness}% of the RemediationRequest is known, at least {COMPLETENESS_MIN}% are needed: {missing}"
         )
-    text = _yaml(_object(correlation_id, request, now))
+    text = _yaml(_resource(correlation_id, request, now))
     return Reconstruction(text, completeness, errors, warnings, request.spec.get("clusterID", ""))
 
 
-def _take(request: _Request, event: Row) -> bool:
-    """Read one event; whether it said anything. Unreadable when its payload is not what its type is made of."""
+def _read_event(request: _Request, event: Row) -> bool:
+    """Read one event into `request`; whether it had anything. Unreadable if its payload has not the shape of its type."""
     event_type = event["event_type"]
     payload = loads(event["payload"])
     if (fault := shape_fault(event_type, payload)) is not None:
         raise Unreadable(f"The event_data of a {event_type} event cannot be read: {fault}.")
-    request.set(clusterID=event["cluster_id"] or "")
+    request.set_spec(clusterID=event["cluster_id"] or "")
     return _READERS[event_type](request, payload, event)
 
 
-def _signal(request: _Request, payload: Any, _: Row) -> bool:
+def _read_signal(request: _Request, payload: Any, _: Row) -> bool:
     if not payload["signal_name"]:
         return False
-    request.begun = True
-    kind = payload["signal_type"]
-    request.set(
+    request.has_first_event = True
+    signal_type = payload["signal_type"]
+    request.set_spec(
         signalName=payload["signal_name"],
-        signalType="alert" if kind in {"prometheus-alert", "kubernetes-event"} else kind,
+        signalType="alert" if signal_type in {"prometheus-alert", "kubernetes-event"} else signal_type,
         signalFingerprint=payload["fingerprint"],
     )
     request.labels |= payload.get("signal_labels", {})
     request.annotations |= payload.get("signal_annotations", {})
     if "original_payload" in payload:
-        request.set(originalPayload=_json(payload["original_payload"]))
+        request.set_spec(originalPayload=_json(payload["original_payload"]))
     return True
 
 
-def _front_end(request: _Request, payload: Any, _: Row) -> bool:
-    request.begun = True
-    request.set(signalName=payload["signal_name"], signalFingerprint=payload["fingerprint"], signalType="alert")
+def _read_front_end(request: _Request, payload: Any, _: Row) -> bool:
+    request.has_first_event = True
+    request.set_spec(signalName=payload["signal_name"], signalFingerprint=payload["fingerprint"], signalType="alert")
     return True
 
 
-def _created(request: _Request, payload: Any, _: Row) -> bool:
-    limits = payload.get("timeout_config", {})
-    request.timeouts |= _said(
-        {name: limits.get(name, "") for name in ("global", "processing", "analyzing", "executing")}
+def _read_created(request: _Request, payload: Any, _: Row) -> bool:
+    timeouts = payload.get("timeout_config", {})
+    request.timeouts |= _non_empty(
+        {name: timeouts.get(name, "") for name in ("global", "processing", "analyzing", "executing")}
     )
     return True
 
 
-def _analysed(request: _Request, payload: Any, _: Row) -> bool:
+def _read_analysis(request: _Request, payload: Any, _: Row) -> bool:
     if "provider_response_summary" in payload:
-        request.set(providerData=_json(payload["provider_response_summary"]))
+        request.set_spec(providerData=_json(payload["provider_response_summary"]))
     return True
 
 
-def _selected(request: _Request, payload: Any, _: Row) -> bool:
-    request.workflow |= _said(
+def _read_selection(request: _Request, payload: Any, _: Row) -> bool:
+    request.workflow |= _non_empty(
         {
             "workflowId": payload["workflow_id"],
             "version": payload["workflow_version"],
@@ -187,7 +187,7 @@ def _selected(request: _Request, payload: Any, _: Row) -> bool:
     return True
 
 
-def _executed(request: _Request, payload: Any, event: Row) -> bool:
+def _read_execution(request: _Request, payload: Any, event: Row) -> bool:
     if payload["execution_name"]:
         request.execution = {
             "apiVersion": "workflowexecution.kubernaut.ai/v1alpha1",
@@ -198,8 +198,8 @@ def _executed(request: _Request, payload: Any, event: Row) -> bool:
     return True
 
 
-def _ended(request: _Request, payload: Any, _: Row) -> bool:
-    request.completion |= _said(
+def _read_end(request: _Request, payload: Any, _: Row) -> bool:
+    request.completion |= _non_empty(
         {
             "outcome": payload.get("outcome", ""),
             "failurePhase": payload.get("failure_phase", ""),
@@ -210,19 +210,19 @@ def _ended(request: _Request, payload: Any, _: Row) -> bool:
 
 
 _READERS: dict[str, Callable[[_Request, Any, Row], bool]] = {
-    "gateway.signal.received": _signal,
-    "apifrontend.rr.created": _front_end,
-    "aianalysis.analysis.completed": _analysed,
-    "workflowexecution.selection.completed": _selected,
-    "workflowexecution.execution.started": _executed,
-    "orchestrator.lifecycle.created": _created,
-    "orchestrator.lifecycle.completed": _ended,
-    "orchestrator.lifecycle.failed": _ended,
+    "gateway.signal.received": _read_signal,
+    "apifrontend.rr.created": _read_front_end,
+    "aianalysis.analysis.completed": _read_analysis,
+    "workflowexecution.selection.completed": _read_selection,
+    "workflowexecution.execution.started": _read_execution,
+    "orchestrator.lifecycle.created": _read_created,
+    "orchestrator.lifecycle.completed": _read_end,
+    "orchestrator.lifecycle.failed": _read_end,
 }
 
 
-def _said(members: dict[str, str]) -> dict[str, str]:
-    """An empty text says nothing, and so overrides nothing."""
+def _non_empty(members: dict[str, str]) -> dict[str, str]:
+    """Without empty texts: an unknown value must not override a known one."""
     return {name: text for name, text in members.items() if text}
 
 
@@ -238,20 +238,21 @@ def _go_duration(name: str, text: str) -> str:
 
 
 class _Part(NamedTuple):
-    """One of the nine parts that completeness counts. Without an essential one the request is not valid."""
+    """One of the nine parts of a RemediationRequest that completeness counts. A missing essential one is an error."""
 
     name: str
-    present: bool
-    source: str
-    essential: bool = False
+    is_present: bool
+    event_type: str
+    """Events of this type have it."""
+    is_essential: bool = False
 
 
-def _judge(request: _Request) -> tuple[int, list[str], list[str]]:
+def _completeness(request: _Request) -> tuple[int, list[str], list[str]]:
     """(completeness in percent, errors, warnings)."""
     spec, signal = request.spec, "gateway.signal.received"
     parts = (
-        _Part("SignalName", "signalName" in spec, signal, essential=True),
-        _Part("SignalType", "signalType" in spec, signal, essential=True),
+        _Part("SignalName", "signalName" in spec, signal, is_essential=True),
+        _Part("SignalType", "signalType" in spec, signal, is_essential=True),
         _Part("SignalLabels", bool(request.labels), signal),
         _Part("SignalAnnotations", bool(request.annotations), signal),
         _Part("OriginalPayload", "originalPayload" in spec, signal),
@@ -260,23 +261,24 @@ def _judge(request: _Request) -> tuple[int, list[str], list[str]]:
         _Part("selectedWorkflowRef", bool(request.workflow), "workflowexecution.selection.completed"),
         _Part("executionRef", bool(request.execution), "workflowexecution.execution.started"),
     )
-    told = {
-        essential: [
-            f"{p.name} is missing: no {p.source} event tells it"
-            for p in parts
-            if not p.present and p.essential == essential
+    missing = [part for part in parts if not part.is_present]
+    errors, warnings = (
+        [
+            f"{part.name} is missing: no {part.event_type} event has it"
+            for part in missing
+            if part.is_essential == essential
         ]
         for essential in (True, False)
-    }
-    return 100 * sum(part.present for part in parts) // len(parts), told[True], told[False]
+    )
+    return 100 * (len(parts) - len(missing)) // len(parts), errors, warnings
 
 
-def _object(correlation_id: str, request: _Request, now: datetime) -> dict[str, Any]:
+def _resource(correlation_id: str, request: _Request, now: datetime) -> dict[str, Any]:
     maps = {"signalLabels": request.labels, "signalAnnotations": request.annotations}
     workflow = {"selectedWorkflowRef": request.workflow, "executionRef": request.execution}
     status = {
         "timeoutConfig": request.timeouts,
-        "workflowSelection": _filled(workflow),
+        "workflowSelection": _without_empty(workflow),
         "completionStatus": request.completion,
     }
     return {
@@ -305,17 +307,17 @@ def _object(correlation_id: str, request: _Request, now: datetime) -> dict[str, 
             "targetResource": {"kind": "", "name": ""},
         }
         | request.spec
-        | _filled(maps),
-        "status": _filled(status),
+        | _without_empty(maps),
+        "status": _without_empty(status),
     }
 
 
-def _filled(members: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _without_empty(members: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value}
 
 
-# Texts that a reader of YAML 1.2, or Go's of 1.1, would take for something else where PyYAML sees a text.
-_DOUBTFUL = re.compile(r"[yYnN]|[-+.~0-9][^\n]*")
+# Texts that a YAML 1.2 parser, or Go's 1.1 parser, reads as another type although PyYAML reads them as text.
+_AMBIGUOUS = re.compile(r"[yYnN]|[-+.~0-9][^\n]*")
 
 
 class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]  # a class found at run time
@@ -327,14 +329,14 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
 
 
 def _text_node(dumper: Any, text: str) -> Any:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _DOUBTFUL.fullmatch(text) else None)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if _AMBIGUOUS.fullmatch(text) else None)
 
 
 _Dumper.add_representer(str, _text_node)
 
 
-def _yaml(built: dict[str, Any]) -> str:
+def _yaml(resource: dict[str, Any]) -> str:
     try:
-        return str(yaml.dump(built, Dumper=_Dumper, sort_keys=True, allow_unicode=True, width=2**30))
+        return str(yaml.dump(resource, Dumper=_Dumper, sort_keys=True, allow_unicode=True, width=2**30))
     except yaml.YAMLError as error:
         raise NotBuilt(f"The RemediationRequest cannot be written as YAML: {error}") from None

@@ -1,7 +1,7 @@
-"""What was done to one target before, and whether it helped (contract section 17): read by an agent before it acts.
+"""What was done to one target before, and whether it helped (docs/contract.md, section 17): an agent reads it before it acts.
 
-Two tiers, near and far, of which the far one tells less. Rows are routed by their event_type column: some were inserted
-by SQL, with payloads that have no event_type.
+Two tiers, near and far; entries of the far one have fewer members. The column event_type decides what a row is: payloads of rows
+inserted by SQL have no event_type.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
 from app.events.canonical import loads
-from app.query.effectiveness import Effectiveness, number, text
+from app.query.effectiveness import Effectiveness, number_or_none, text_or_empty
 from app.sql import load
 
 SQL = load("reports")
@@ -35,7 +35,7 @@ _METRICS = tuple(pair.format(end) for pair in _PAIRS for end in ("_before", "_af
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Of which resource, and in which state of it, the history is asked for."""
+    """The resource whose history is asked for, and the hash of its current spec."""
 
     kind: str
     name: str
@@ -50,7 +50,7 @@ class Target:
 
 @dataclass(slots=True)
 class Assessments:
-    """What the assessments of one remediation add to its history, taken in the order of their times."""
+    """What the assessments of one remediation add to its history; they are added in the order of their times."""
 
     effectiveness: Effectiveness = field(default_factory=Effectiveness)
     alerts: int = 0
@@ -58,24 +58,26 @@ class Assessments:
     health: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
-    def take(self, event_type: str, payload: Any) -> None:
-        self.effectiveness.take(event_type, payload)
-        said = payload if isinstance(payload, dict) else {}
+    def add(self, event_type: str, payload: Any) -> None:
+        """Add one assessment; the payload may be any JSON value."""
+        self.effectiveness.add(event_type, payload)
+        members = payload if isinstance(payload, dict) else {}
         if event_type == "effectiveness.alert.assessed":
             self.alerts += 1
             if self.alerts == 1:
-                resolved = _object(said, "alert_resolution").get("alert_resolved")
+                resolved = _object(members, "alert_resolution").get("alert_resolved")
                 self.resolved = resolved if isinstance(resolved, bool) else None
         elif event_type == "effectiveness.health.assessed":
-            self.health = _health(_object(said, "health_checks")) or self.health
+            self.health = _health(_object(members, "health_checks")) or self.health
         elif event_type == "effectiveness.metrics.assessed":
-            self.metrics = _metrics(_object(said, "metric_deltas")) or self.metrics
+            self.metrics = _metrics(_object(members, "metric_deltas")) or self.metrics
 
 
 async def history(engine: AsyncEngine, target: Target, edges: Sequence[datetime]) -> list[list[Mapping[str, Any]]]:
-    """For each tier, nearest first, what was done before its edge and not before the next one's; all of one moment.
+    """For each tier, nearest first, what was done between two of the times `edges` (newest first); read in one snapshot.
 
-    Entries stand oldest first, with every member that is known.
+    The entries of a tier come oldest first, with every member that is known. DatabaseAway or DatabaseFailed when Postgres does
+    not answer.
     """
     async with (
         driver_connection(engine) as connection,
@@ -87,41 +89,45 @@ async def history(engine: AsyncEngine, target: Target, edges: Sequence[datetime]
             )
             for until, since in pairwise(edges)
         ]
-        found = await _assessments(connection, list({row["correlation_id"]: None for rows in tiers for row in rows}))
+        by_correlation = await _assessments(
+            connection, list({row["correlation_id"]: None for rows in tiers for row in rows})
+        )
     return [
-        [_entry(row, found.get(row["correlation_id"], Assessments()), target.spec_hash) for row in rows]
+        [_entry(row, by_correlation.get(row["correlation_id"], Assessments()), target.spec_hash) for row in rows]
         for rows in tiers
     ]
 
 
 async def _assessments(connection: Any, correlation_ids: list[str]) -> dict[str, Assessments]:
-    found: dict[str, Assessments] = {}
+    by_correlation: dict[str, Assessments] = {}
     if correlation_ids:
-        most = min(_ASSESSMENTS_EACH * len(correlation_ids), _ASSESSMENTS_MAX)
-        async for row in connection.cursor(SQL["assessments"], correlation_ids, most, prefetch=_ROWS_AT_ONCE):
-            found.setdefault(row["correlation_id"], Assessments()).take(row["event_type"], loads(row["payload"]))
-    return found
+        rows_max = min(_ASSESSMENTS_EACH * len(correlation_ids), _ASSESSMENTS_MAX)
+        async for row in connection.cursor(SQL["assessments"], correlation_ids, rows_max, prefetch=_ROWS_AT_ONCE):
+            by_correlation.setdefault(row["correlation_id"], Assessments()).add(
+                row["event_type"], loads(row["payload"])
+            )
+    return by_correlation
 
 
-def _entry(row: asyncpg.Record, assessed: Assessments, current: str) -> Mapping[str, Any]:
-    """Members in the contract's order; what is unknown is left out."""
-    said = loads(row["payload"])
-    before = text(said["pre_remediation_spec_hash"])
-    after = text(assessed.effectiveness.hashes.get("post_remediation_spec_hash"))
+def _entry(row: asyncpg.Record, assessments: Assessments, current: str) -> Mapping[str, Any]:
+    """Members in the contract's order; an unknown one is left out."""
+    payload = loads(row["payload"])
+    before = text_or_empty(payload["pre_remediation_spec_hash"])
+    after = text_or_empty(assessments.effectiveness.hashes.get("post_remediation_spec_hash"))
     entry = {
         "remediationUID": row["correlation_id"],
         "completedAt": f"{row['event_timestamp'].astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
-        "signalType": text(said["signal_type"]) or None,
-        "signalFingerprint": text(said["signal_fingerprint"]) or None,
-        "actionType": text(said["action_type"]) or None,
-        "outcome": text(said["outcome"]) or None,
-        "effectivenessScore": assessed.effectiveness.score,
-        "assessmentReason": assessed.effectiveness.known_reason or None,
+        "signalType": text_or_empty(payload["signal_type"]) or None,
+        "signalFingerprint": text_or_empty(payload["signal_fingerprint"]) or None,
+        "actionType": text_or_empty(payload["action_type"]) or None,
+        "outcome": text_or_empty(payload["outcome"]) or None,
+        "effectivenessScore": assessments.effectiveness.score,
+        "assessmentReason": assessments.effectiveness.known_reason or None,
         "preRemediationSpecHash": before or None,
         "postRemediationSpecHash": after or None,
-        "signalResolved": assessed.resolved,
-        "healthChecks": assessed.health or None,
-        "metricDeltas": assessed.metrics or None,
+        "signalResolved": assessments.resolved,
+        "healthChecks": assessments.health or None,
+        "metricDeltas": assessments.metrics or None,
         "sideEffects": [],
         "hashMatch": hash_match(current, before, after),
     }
@@ -129,13 +135,13 @@ def _entry(row: asyncpg.Record, assessed: Assessments, current: str) -> Mapping[
 
 
 def hash_match(current: str, before: str, after: str) -> str:
-    """Whether the target is as it was before the remediation, or as it was after it."""
+    """Which state the target is in: `preRemediation`, `postRemediation` (also if the hash after it is unknown), or `none` of them."""
     if current == before:
         return "preRemediation"
     return "postRemediation" if after in {"", current} else "none"
 
 
-FAR = (
+FAR_MEMBERS = (
     *("remediationUID", "completedAt", "signalType", "actionType", "outcome", "effectivenessScore"),
     *("signalResolved", "hashMatch", "assessmentReason"),
 )
@@ -143,12 +149,12 @@ FAR = (
 
 
 def regression(*tiers: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the target is again as it was before some remediation."""
+    """Whether the target is again in the state that it had before one of the remediations."""
     return any(entry["hashMatch"] == "preRemediation" for chain in tiers for entry in chain)
 
 
-def _object(said: dict[str, Any], name: str) -> dict[str, Any]:
-    value = said.get(name)
+def _object(members: dict[str, Any], name: str) -> dict[str, Any]:
+    value = members.get(name)
     return value if isinstance(value, dict) else {}
 
 
@@ -158,7 +164,7 @@ def _health(checks: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metrics(deltas: dict[str, Any]) -> dict[str, Any]:
-    return {_camel(name): value for name in _METRICS if (value := number(deltas.get(name))) is not None}
+    return {_camel(name): value for name in _METRICS if (value := number_or_none(deltas.get(name))) is not None}
 
 
 def _camel(name: str) -> str:

@@ -1,6 +1,6 @@
-"""All of one correlation in one answer: its events in the order of the log, its phases, who decided what, notifications, holds.
+"""The timeline of one correlation: its events in the order of the log, phases, decisions, notifications, holds, last verdict.
 
-Payloads are left out, so that an answer of ten thousand events fits into memory: each event can be had by its id.
+Payloads are left out, so that an answer of ten thousand events fits into memory; each event can be read by its id.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.db import driver_connection
 from app.events.record import Row
 from app.query.notifications import notification
-from app.query.postgres_time import zulu
+from app.query.postgres_time import rfc3339
 from app.sql import load
 
 SQL = load("reports")
@@ -44,18 +44,18 @@ _DECISIONS = {
     "workflowexecution.selection.completed": "WorkflowSelected",
     "workflowexecution.block.cleared": "BlockCleared",
 }
-"""Types of events that are decisions, and what was decided where the payload does not say."""
+"""Types of events that record a decision, each with the decision that is shown if the payload has none."""
 _PHASES = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS]
 _EVENT_TIMESTAMP = 1
-_SAID = (
-    *("event_type", "from_phase", "to_phase", "decision", "named", "reason", "decided_workflow", "actor_id"),
+_TIE_BREAKERS = (
+    *("event_type", "from_phase", "to_phase", "decision", "decided_by", "reason", "decided_workflow", "actor_id"),
     "actor_type",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """What there is of one correlation. `events` are the part that was asked for, everything else speaks of all of it."""
+    """What is stored about one correlation. `events` are the part that was asked for; all other fields are about all events."""
 
     extent: Row
     head: asyncpg.Record | None
@@ -67,7 +67,7 @@ class Timeline:
     notifications: list[dict[str, Any]]
     holds: list[dict[str, Any]]
     verdict: asyncpg.Record | None
-    """What the background verifier says of the chain."""
+    """The last result of the background verifier about the chain."""
 
     @property
     def is_empty(self) -> bool:
@@ -75,7 +75,7 @@ class Timeline:
 
 
 async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset: int) -> Timeline:
-    """The timeline of one correlation, of one moment: at most `limit` of its events, behind the first `offset`."""
+    """The timeline of one correlation, read in one snapshot: at most `limit` of its events, after the first `offset`."""
     async with (
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
@@ -83,7 +83,7 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
         events = await connection.fetchval(SQL["timeline"], correlation_id, limit, offset) or "[]"
         steps = _by_time(await connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS)))
         [extent] = await connection.fetch(SQL["extent"], correlation_id)
-        holds = await connection.fetch(SQL["holds"], correlation_id) if extent["held"] else []
+        holds = await connection.fetch(SQL["holds"], correlation_id) if extent["with_hold"] else []
         return Timeline(
             extent,
             await connection.fetchrow(SQL["chain_head"], correlation_id),
@@ -98,43 +98,43 @@ async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset:
 
 
 def _by_time(steps: list[asyncpg.Record]) -> list[asyncpg.Record]:
-    """What they say orders those of equal times, so that the order of arrival does not."""
+    """Sorted by time, and those of equal times by content, so that the answer does not depend on the order of arrival."""
     times = list(map(itemgetter(_EVENT_TIMESTAMP), steps))
     if any(map(eq, times, times[1:])):
-        steps.sort(key=lambda step: (step["event_timestamp"], *(step[name] or "" for name in _SAID)))
+        steps.sort(key=lambda step: (step["event_timestamp"], *(step[name] or "" for name in _TIE_BREAKERS)))
     return steps
 
 
 def phases(steps: Iterable[Row]) -> list[dict[str, Any]]:
-    """The phases in the order in which they were entered. Of one that lasts, or whose start nobody told, a time is left out."""
-    found: list[dict[str, Any]] = []
+    """The phases in the order in which they were entered. One that has not ended has no left_at; one without a start, no entered_at."""
+    entered: list[dict[str, Any]] = []
     for step in steps:
-        kind, moment = step["event_type"], step["event_timestamp"]
-        if kind in _TRANSITIONS:
-            if not found and step["from_phase"]:
-                found.append({"phase": step["from_phase"]})
-            _leave(found, moment)
-            found.append({"phase": step["to_phase"] or "", "entered_at": moment})
-        elif kind in _BEGINNINGS and not found:
-            found.append({"phase": _FIRST_PHASE, "entered_at": moment})
-        elif kind in _ENDS and found and found[-1]["phase"] not in _LAST_PHASES:
-            _leave(found, moment)
-    return found
+        event_type, time = step["event_type"], step["event_timestamp"]
+        if event_type in _TRANSITIONS:
+            if not entered and step["from_phase"]:
+                entered.append({"phase": step["from_phase"]})
+            _end_last(entered, time)
+            entered.append({"phase": step["to_phase"] or "", "entered_at": time})
+        elif event_type in _BEGINNINGS and not entered:
+            entered.append({"phase": _FIRST_PHASE, "entered_at": time})
+        elif event_type in _ENDS and entered and entered[-1]["phase"] not in _LAST_PHASES:
+            _end_last(entered, time)
+    return entered
 
 
-def _leave(found: list[dict[str, Any]], moment: datetime) -> None:
-    if not found or "left_at" in found[-1]:
+def _end_last(entered: list[dict[str, Any]], time: datetime) -> None:
+    if not entered or "left_at" in entered[-1]:
         return
-    phase = found[-1]
-    phase["left_at"] = moment
-    entered = phase.get("entered_at")
-    if entered is not None:
-        phase["duration_ms"] = round((moment - entered).total_seconds() * 1000)
+    phase = entered[-1]
+    phase["left_at"] = time
+    entered_at = phase.get("entered_at")
+    if entered_at is not None:
+        phase["duration_ms"] = round((time - entered_at).total_seconds() * 1000)
 
 
 def decisions(steps: Iterable[Row]) -> list[dict[str, Any]]:
-    """Who decided what, in the order of the decisions' own times. Whom the payload names stands before who sent the event."""
-    found = []
+    """Who decided what, in the order of the events' times. A person that the payload names is shown rather than the event's actor."""
+    shown = []
     for step in steps:
         if step["event_type"] in _DECISIONS:
             decision = {
@@ -142,12 +142,12 @@ def decisions(steps: Iterable[Row]) -> list[dict[str, Any]]:
                 "event_timestamp": step["event_timestamp"],
                 "event_type": step["event_type"],
                 "decision": step["decision"] or _DECISIONS[step["event_type"]],
-                "decided_by": step["named"] or step["actor_id"],
+                "decided_by": step["decided_by"] or step["actor_id"],
                 "actor_type": step["actor_type"],
             }
-            more = {"workflow_id": step["decided_workflow"], "reason": step["reason"]}
-            found.append(decision | {name: value for name, value in more.items() if value})
-    return found
+            optional = {"workflow_id": step["decided_workflow"], "reason": step["reason"]}
+            shown.append(decision | {name: value for name, value in optional.items() if value})
+    return shown
 
 
 def _hold(row: asyncpg.Record) -> dict[str, Any]:
@@ -157,5 +157,5 @@ def _hold(row: asyncpg.Record) -> dict[str, Any]:
         "placed_by": row["placed_by"] or "",
         "events": row["events"],
     }
-    placed_at = zulu(row["placed_at"] or "")
+    placed_at = rfc3339(row["placed_at"] or "")
     return hold if placed_at is None else hold | {"placed_at": placed_at}

@@ -1,17 +1,16 @@
-"""Statements of the reports, run once before the service is ready: the first plan over many partitions is slow."""
+"""Runs the statements of the reports before the service is ready: the first plan over many partitions is slow."""
 
-import asyncio
 from datetime import UTC, datetime
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import driver_connection
-from app.query.correlations import WALKS
+from app.db import Connection, on_every_connection
+from app.query.correlations import SCANS
 from app.sql import load
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-_PLACE = ("2000-01-01T00:00:00", UUID(int=0))
+_EVENT = ("2000-01-01T00:00:00", UUID(int=0))
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "reconstruction": ("-", ["-"]),
     "effectiveness": ("-",),
@@ -24,24 +23,24 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "steps": ("-", ["-"], ["-"]),
     "holds": ("-",),
     "notifications": ("-",),
-    "plan_once": (),
-    "walk": (*_PLACE, "-infinity", 1),
-    "newest": (["-"], [_PLACE[0]], [_PLACE[1]]),
+    "use_generic_plans": (),
+    "scan": (*_EVENT, "-infinity", 1),
+    "newest": (["-"], [_EVENT[0]], [_EVENT[1]]),
     "matching": (["-"], None, None, None),
     "summaries": (["-"],),
 }
-"""For each statement values that find nothing."""
+"""Arguments for each statement of reports.sql, in its order, that no row matches."""
 
 
 async def warm(engine: AsyncEngine) -> None:
-    """Run every statement once on every connection of the pool, the walk as it is walked."""
+    """Run every statement once on every connection of the pool, the scan in each of its sizes."""
     statements = load("reports")
-    runs = [(statements[name], arguments) for name, arguments in ARGUMENTS.items() if name != "walk"]
-    runs += [(walk, ARGUMENTS["walk"][:3]) for walk in WALKS.values()]
+    runs = [(statements[name], arguments) for name, arguments in ARGUMENTS.items() if name != "scan"]
+    runs += [(scan, ARGUMENTS["scan"][:3]) for scan in SCANS.values()]
 
-    async def warm_one() -> None:
-        async with driver_connection(engine) as connection, connection.transaction(readonly=True):
+    async def run_each(connection: Connection) -> None:
+        async with connection.transaction(readonly=True):
             for statement, arguments in runs:
                 await connection.fetch(statement, *arguments)
 
-    await asyncio.gather(*(warm_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's
+    await on_every_connection(engine, run_each)

@@ -1,5 +1,5 @@
 -- name: log_size
--- Where the log ends in this snapshot, by what its flushes say and by what the rows say, should someone have cut the first.
+-- The log's size in this snapshot: the larger of what its flushes and its rows show, in case somebody removed some of either.
 SELECT greatest(
     0,
     (SELECT first_index + count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1),
@@ -7,7 +7,7 @@ SELECT greatest(
 )
 
 -- name: checkpoint
--- The newest that was published, or the newest that was signed while witnesses are asked.
+-- The newest published checkpoint; if none is published yet, since witnesses have not answered, the newest signed one.
 SELECT note || cosignatures FROM log_checkpoints WHERE log_id = 0 ORDER BY published_at IS NULL, size DESC LIMIT 1
 
 -- name: before

@@ -1,16 +1,16 @@
--- jsonb comes as its text: the pool's connections would turn it into Python's numbers, which lose digits.
--- Rows are ordered by what they say where their times are equal, so that the order of arrival changes no answer.
+-- jsonb is read as text: the pool's connections would decode it into Python's floats, which lose digits.
+-- Rows with equal times are ordered by their content, so that no answer depends on the order of arrival.
 
 -- name: reconstruction
--- What one lost RemediationRequest is rebuilt from.
+-- The events from which one lost RemediationRequest is rebuilt.
 SELECT event_type, namespace, cluster_id, event_data::text AS payload
-FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- every row of the types would be looked at else
+FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- otherwise Postgres reads every row of these types
 WHERE event_type = ANY($2)
 ORDER BY event_timestamp, event_type, event_data, cluster_id, namespace
 LIMIT 1000
 
 -- name: effectiveness
--- The assessments of one remediation, and of their payload no more than is read.
+-- The assessments of one remediation, with those members of their payload that the report reads.
 SELECT event_type, jsonb_build_object(
         'assessed', event_data->'assessed', 'score', event_data->'score', 'details', event_data->'details',
         'reason', event_data->'reason', 'hash_match', event_data->'hash_match',
@@ -23,8 +23,7 @@ ORDER BY event_timestamp, event_type, event_data
 LIMIT 10000
 
 -- name: remediations
--- Workflows created for one target within a window: the newest, of which those are kept whose spec hash before or after is the
--- one asked for.
+-- Workflows created for one target within a window: of the newest, those whose spec hash before or after is the one asked for.
 SELECT event_timestamp, correlation_id, payload::text FROM (
     SELECT event_timestamp, correlation_id,
         event_data->>'pre_remediation_spec_hash' AS before, jsonb_build_object(
@@ -51,7 +50,7 @@ ORDER BY event_timestamp, correlation_id, payload
 
 -- name: assessments
 -- The assessments of many remediations, the earliest first.
-SELECT found.* FROM unnest($1::text[]) AS wanted (correlation_id) CROSS JOIN LATERAL (
+SELECT assessment.* FROM unnest($1::text[]) AS wanted (correlation_id) CROSS JOIN LATERAL (
     SELECT correlation_id, event_timestamp, event_type, jsonb_build_object(
             'assessed', event_data->'assessed', 'score', event_data->'score', 'reason', event_data->'reason',
             'post_remediation_spec_hash', event_data->'post_remediation_spec_hash',
@@ -62,14 +61,14 @@ SELECT found.* FROM unnest($1::text[]) AS wanted (correlation_id) CROSS JOIN LAT
     WHERE correlation_id = wanted.correlation_id AND event_category = 'effectiveness'
     ORDER BY event_timestamp, event_type, event_data
     LIMIT $2
-) AS found
+) AS assessment
 ORDER BY event_timestamp, event_type, payload
 LIMIT $2
 
 -- name: timeline
--- Every event of one correlation in the order of the log, without its payload; unsealed ones stand behind the others. They come
--- as the objects of a JSON array, without members that are unknown: Postgres writes them in a third of the time that Python
--- needs. A time that Python cannot hold comes as the closest one. NULL: there is none.
+-- Every event of one correlation in the order of the log, without its payload; unsealed ones come last. The result is a JSON array
+-- of objects without unknown members: Postgres writes it in a third of the time that Python needs. A time that Python cannot
+-- represent becomes the nearest one. NULL: there are no events.
 SELECT '[{' || string_agg(members, '},{') || '}]' FROM (
     SELECT concat_ws(',',
         '"event_id":"' || event_id || '"',
@@ -91,63 +90,63 @@ SELECT '[{' || string_agg(members, '},{') || '}]' FROM (
         '"duration_ms":' || duration_ms,
         '"error_code":' || to_json(error_code::text),
         '"parent_event_id":"' || parent_event_id || '"') AS members
-    FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- the log would be walked from its beginning else
+    FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- otherwise Postgres reads the log from its beginning
     ORDER BY log_index, event_timestamp, event_id
     LIMIT $2 OFFSET $3
-) AS told
+) AS event
 
 -- name: extent
--- How many events one correlation has, from when to when, how many know of a legal hold, and the chain position behind the last
--- one that the background verifier has looked at.
+-- How many events one correlation has, the times of the first and the last, how many have or had a legal hold, and the chain
+-- position after the last one that the background verifier has read.
 SELECT count, CASE WHEN earliest < '0001-01-01Z' THEN '0001-01-01Z'
         WHEN earliest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE earliest END AS first,
     CASE WHEN latest < '0001-01-01Z' THEN '0001-01-01Z'
-        WHEN latest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE latest END AS last, held, verified
+        WHEN latest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE latest END AS last, with_hold, verified
 FROM (
     SELECT count(*), min(event_timestamp) AS earliest, max(event_timestamp) AS latest,
-        count(*) FILTER (WHERE legal_hold OR legal_hold_reason IS NOT NULL) AS held,
+        count(*) FILTER (WHERE legal_hold OR legal_hold_reason IS NOT NULL) AS with_hold,
         max(chain_index) FILTER (
             WHERE log_index < (SELECT greatest(position, completed_end) FROM verifier WHERE log_id = 0)
         ) + 1 AS verified
     FROM audit_events WHERE correlation_id = $1
-) AS told
+) AS totals
 
 -- name: chain_head
 -- Length and last hash that the chain of one correlation must have.
 SELECT length, hash FROM chain_heads WHERE correlation_id = $1
 
 -- name: last_verdict
--- When the background verifier last looked, and how much it found: of one chain, and of the log where nobody can tell whose
--- events it is about.
+-- When the background verifier last wrote its result, and how many findings there are: of one chain, and of the log without a
+-- correlation.
 SELECT v.looked_at,
     (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = $1) AS found,
     (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = '') AS unclear
 FROM verifier v WHERE v.log_id = 0
 
 -- name: steps
--- What the phases ($2) and decisions ($3) of one correlation are told by, texts cut so that all of it fits into memory. OFFSET 0:
--- the types are looked at once for each row.
+-- The events of types that report phases ($2) or decisions ($3) of one correlation. Texts are cut so that all fits into memory.
+-- OFFSET 0: the types are compared once for each row.
 SELECT event_id::text, CASE WHEN e.event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
             WHEN e.event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE e.event_timestamp END AS event_timestamp,
         event_type, actor_type, actor_id,
         left(phase->>'from_phase', 100) AS from_phase, left(phase->>'to_phase', 100) AS to_phase,
-        left(said->>'decision', 100) AS decision, left(said->>'workflow_id', 255) AS decided_workflow,
-        left(coalesce(said->>'approved_by', said->>'rejected_by', said->>'decided_by', said->>'modified_by',
-            said->>'cancelled_by'), 255) AS named,
-        left(coalesce(said->>'rejection_reason', said->>'decision_message', said->>'message', said->>'clear_reason',
-            said->>'block_message', said->>'reason'), 1000) AS reason
+        left(decided->>'decision', 100) AS decision, left(decided->>'workflow_id', 255) AS decided_workflow,
+        left(coalesce(decided->>'approved_by', decided->>'rejected_by', decided->>'decided_by', decided->>'modified_by',
+            decided->>'cancelled_by'), 255) AS decided_by,
+        left(coalesce(decided->>'rejection_reason', decided->>'decision_message', decided->>'message', decided->>'clear_reason',
+            decided->>'block_message', decided->>'reason'), 1000) AS reason
 FROM (
     SELECT event_id, event_timestamp, event_type, actor_type, actor_id,
         CASE WHEN event_type = ANY($2) THEN event_data END AS phase,
-        CASE WHEN event_type = ANY($3) THEN event_data END AS said
+        CASE WHEN event_type = ANY($3) THEN event_data END AS decided
     FROM audit_events WHERE correlation_id = $1 OFFSET 0
 ) AS e
-WHERE phase IS NOT NULL OR said IS NOT NULL
+WHERE phase IS NOT NULL OR decided IS NOT NULL
 ORDER BY e.event_timestamp
 LIMIT 10000
 
 -- name: holds
--- Legal holds of one correlation, also those that were released, as its rows have them.
+-- Legal holds of one correlation as its rows have them, released ones too.
 SELECT legal_hold IS TRUE AS active, left(legal_hold_reason, 1000) AS reason, left(legal_hold_placed_by, 255) AS placed_by,
     timezone('UTC', legal_hold_placed_at)::text AS placed_at, count(*) AS events
 FROM audit_events
@@ -157,7 +156,7 @@ ORDER BY 4 NULLS FIRST, 3, 2, 1
 LIMIT 1000
 
 -- name: notifications
--- Whom one remediation was told of.
+-- The notifications about one remediation.
 SELECT id, remediation_id, notification_id, recipient, channel, left(message_summary, 1000) AS message_summary, status,
     timezone('UTC', sent_at)::text AS sent_at, left(delivery_status, 255) AS delivery_status,
     left(error_message, 1000) AS error_message, escalation_level, timezone('UTC', created_at)::text AS created_at,
@@ -167,15 +166,16 @@ WHERE remediation_id = $1
 ORDER BY notification_audit.sent_at, id
 LIMIT 1000
 
--- name: plan_once
--- Over many partitions planning takes longer than walking, and the plans of the walk do not depend on where it stands.
+-- name: use_generic_plans
+-- Over many partitions planning takes longer than the scan, and the plans of a scan do not depend on its cursor.
 SET LOCAL plan_cache_mode = 'force_generic_plan'
 
--- name: walk
--- Events behind a place, newest first: the first of a correlation that turns up is its newest, if none is before the place.
-SELECT correlation_id, timezone('UTC', event_timestamp)::text AS moment, event_id, event_type, event_outcome, namespace,
+-- name: scan
+-- Events after a cursor ($1, $2), newest first, not older than $3. The first of a correlation is its newest, unless it has newer
+-- events before the cursor.
+SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, event_id, event_type, event_outcome, namespace,
     cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
-        AND event_type <> 'datastorage.ratelimit.denied' AS own
+        AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event
 FROM audit_events
 WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
     AND event_timestamp >= timezone('UTC', $3::text::timestamp)
@@ -183,31 +183,32 @@ ORDER BY event_timestamp DESC, event_id DESC
 LIMIT $4
 
 -- name: newest
--- Which of these events are the newest of their correlation.
-SELECT place FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY AS walked (correlation_id, moment, event_id, place)
+-- Which of these events are the newest of their correlation, by their number in the arrays, from 1.
+SELECT number
+FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY AS candidate (correlation_id, timestamp, event_id, number)
 WHERE (
     SELECT true FROM audit_events e
-    WHERE e.correlation_id = walked.correlation_id AND e.event_date >= walked.moment::timestamp::date
-        AND (e.event_timestamp, e.event_id) > (timezone('UTC', walked.moment::timestamp), walked.event_id)
+    WHERE e.correlation_id = candidate.correlation_id AND e.event_date >= candidate.timestamp::timestamp::date
+        AND (e.event_timestamp, e.event_id) > (timezone('UTC', candidate.timestamp::timestamp), candidate.event_id)
     LIMIT 1
 ) IS NULL
 
 -- name: matching
 -- Which of these correlations have an event in this category, this namespace and this cluster; NULL is any.
-SELECT correlation_id FROM unnest($1::text[]) AS walked (correlation_id)
+SELECT correlation_id FROM unnest($1::text[]) AS candidate (correlation_id)
 WHERE ($2::text IS NULL OR (
     SELECT true FROM audit_events e
-    WHERE e.correlation_id = walked.correlation_id AND e.event_category = $2 LIMIT 1
+    WHERE e.correlation_id = candidate.correlation_id AND e.event_category = $2 LIMIT 1
 )) AND ($3::text IS NULL OR (
-    SELECT true FROM audit_events e WHERE e.correlation_id = walked.correlation_id AND e.namespace = $3 LIMIT 1
+    SELECT true FROM audit_events e WHERE e.correlation_id = candidate.correlation_id AND e.namespace = $3 LIMIT 1
 )) AND ($4::text IS NULL OR (
-    SELECT true FROM audit_events e WHERE e.correlation_id = walked.correlation_id AND e.cluster_id = $4 LIMIT 1
+    SELECT true FROM audit_events e WHERE e.correlation_id = candidate.correlation_id AND e.cluster_id = $4 LIMIT 1
 ))
 
 -- name: summaries
--- What there is to say of correlations that are shown: how many events, in which categories, and the first of them.
-SELECT told.correlation_id, told.events, told.categories, timezone('UTC', told.first)::text AS first,
-    begun.event_id, begun.event_type
+-- Of each correlation on the page: how many events it has, in which categories, and the first of them.
+SELECT summary.correlation_id, summary.events, summary.categories, timezone('UTC', summary.first)::text AS first,
+    first_event.event_id, first_event.event_type
 FROM (
     SELECT correlation_id, sum(events)::bigint AS events, min(first) AS first,
         array_agg(event_category::text ORDER BY event_category) AS categories
@@ -216,9 +217,9 @@ FROM (
         FROM audit_events WHERE correlation_id = ANY($1) GROUP BY correlation_id, event_category
     ) AS by_category
     GROUP BY correlation_id
-) AS told
+) AS summary
 LEFT JOIN LATERAL (
     SELECT event_id, event_type FROM audit_events e
-    WHERE e.correlation_id = told.correlation_id AND e.event_timestamp = told.first
+    WHERE e.correlation_id = summary.correlation_id AND e.event_timestamp = summary.first
     ORDER BY event_id LIMIT 1
-) AS begun ON true
+) AS first_event ON true

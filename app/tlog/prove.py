@@ -1,6 +1,5 @@
 """Proof of one event, and of the log's growth, from what is stored."""
 
-import asyncio
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -8,7 +7,7 @@ import asyncpg
 import orjson
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, driver_connection
+from app.db import Connection, driver_connection, on_every_connection
 from app.errors import Conflict, NotFound, Unavailable
 from app.events.record import commitment_of, committed, record
 from app.tlog import merkle
@@ -66,14 +65,13 @@ async def prove(engine: AsyncEngine, event_id: UUID, log_name: str) -> OpenedPro
 async def warm(engine: AsyncEngine) -> None:
     """Run each statement once on every connection of the pool: the first plan over many partitions is slow."""
 
-    async def warm_one() -> None:
-        async with driver_connection(engine) as connection:
-            await connection.fetchrow(SQL["published"])
-            await connection.fetchrow(SQL["sealed_row"], UUID(int=0))
-            await connection.fetch(SQL["leaves"], 0, 0)
-            await connection.fetch(SQL["tiles"], [1], [0])
+    async def run_each(connection: Connection) -> None:
+        await connection.fetchrow(SQL["published"])
+        await connection.fetchrow(SQL["sealed_row"], UUID(int=0))
+        await connection.fetch(SQL["leaves"], 0, 0)
+        await connection.fetch(SQL["tiles"], [1], [0])
 
-    await asyncio.gather(*(warm_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's
+    await on_every_connection(engine, run_each)
 
 
 async def consistency(engine: AsyncEngine, old: int, new: int | None) -> Consistency | int:

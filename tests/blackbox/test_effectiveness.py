@@ -1,4 +1,4 @@
-"""Whether a remediation worked, asked over HTTP: contract section 16, case by case."""
+"""Whether a remediation worked, asked over HTTP: docs/contract.md, section 16, case by case."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,12 +18,12 @@ def client(service: Callable[..., Service]) -> Iterator[httpx.Client]:
         yield client
 
 
-async def insert(connection: Any, *said: tuple[str, Any]) -> None:
+async def insert(connection: Any, *assessments: tuple[str, Any]) -> None:
     """Assessments by their kind and payload, a second apart."""
     start = datetime.now(UTC) - timedelta(minutes=5)
     rows = [
         make_row("rr-1", f"effectiveness.{kind}", "effectiveness", payload, start + timedelta(seconds=second))
-        for second, (kind, payload) in enumerate(said)
+        for second, (kind, payload) in enumerate(assessments)
     ]
     await connection.execute(INSERT, json.dumps(rows))
 
@@ -65,7 +65,7 @@ def test_whole_story(client: httpx.Client) -> None:
 
 
 async def test_nothing_known(client: httpx.Client, connection: Any) -> None:
-    """An assessment that was only planned has a score, hides members that are always there, or is not told apart from none."""
+    """An assessment that was only planned has a score, hides members that are always there, or cannot be distinguished from none."""
     answer = get(client)
     problem = answer.json()
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
@@ -86,7 +86,7 @@ async def test_nothing_known(client: httpx.Client, connection: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "score", "status"),
+    ("assessments", "score", "status"),
     [
         ([("health.assessed", {"assessed": True, "score": 0.5})], 0.5, "in_progress"),
         ([("health.assessed", {"assessed": True})], None, "in_progress"),
@@ -110,16 +110,18 @@ async def test_nothing_known(client: httpx.Client, connection: Any) -> None:
         ([("hash.computed", {"hash_match": "yes", "pre_remediation_spec_hash": 1})], None, "no_data"),
     ],
 )  # fmt: skip
-async def test_cases(client: httpx.Client, connection: Any, said: list[Any], score: float | None, status: str) -> None:
+async def test_cases(
+    client: httpx.Client, connection: Any, assessments: list[Any], score: float | None, status: str
+) -> None:
     """A score or status is not what the rows say; or a row that others wrote stops the answer."""
-    await insert(connection, *said)
+    await insert(connection, *assessments)
     found = ask(client)
     assert found["score"] == (None if score is None else pytest.approx(score))
     assert (found["assessment_status"], found["hash_comparison"]) == (status, {})
 
 
-async def test_hashes_are_told_as_far_as_known(client: httpx.Client, connection: Any) -> None:
-    """A hash match of false is left out, an unknown hash is shown empty, or an earlier word stands."""
+async def test_hashes_as_far_as_known(client: httpx.Client, connection: Any) -> None:
+    """A hash match of false is left out, an unknown hash is shown empty, or an earlier one counts."""
     await insert(
         connection,
         ("hash.computed", {"post_remediation_spec_hash": "a", "hash_match": True}),

@@ -122,15 +122,15 @@ def test_empty_page(client: httpx.Client) -> None:
 
 def test_slices_are_whole(client: httpx.Client) -> None:
     """A page, a filter or a start time that leaves out the beginning of a chain makes its rest look broken."""
-    moments = [datetime.now(UTC) - timedelta(minutes=m) for m in (9, 8, 7, 6)]
-    for moment in moments:
+    times = [datetime.now(UTC) - timedelta(minutes=m) for m in (9, 8, 7, 6)]
+    for time in times:
         for correlation in ("rr-1", "rr-2"):
-            post(client, correlation, event_timestamp=moment.isoformat())
-    post(client, "rr-1", event_category="security", event_timestamp=moments[0].isoformat())
+            post(client, correlation, event_timestamp=time.isoformat())
+    post(client, "rr-1", event_category="security", event_timestamp=times[0].isoformat())
     for parameters, events in (
         ({"offset": "3", "limit": "4"}, 4),
         ({"offset": "3"}, 6),
-        ({"start_time": moments[1].isoformat(), "end_time": moments[2].isoformat()}, 4),
+        ({"start_time": times[1].isoformat(), "end_time": times[2].isoformat()}, 4),
         ({"event_category": "security"}, 1),
         ({"event_category": "no-such-category"}, 0),
         ({"correlation_id": "rr-2"}, 4),
@@ -171,12 +171,12 @@ def test_signature_is_over_the_events(client: httpx.Client, tmp_path: Path) -> N
     (tmp_path / "certificate").write_bytes(pem)
     assert verify_export(tmp_path, answer.content, tmp_path / "certificate")[0] == 0
     forged = answer.content.replace(b"orchestrator.approval.requested", b"orchestrator.approval.approved")
-    code, said = verify_export(tmp_path, forged, tmp_path / "certificate")
+    code, output = verify_export(tmp_path, forged, tmp_path / "certificate")
     assert code == 1
-    assert "edited" in said
+    assert "edited" in output
 
 
-def test_pair_is_kept(service: Callable[..., Service], tmp_path: Path) -> None:
+def test_key_pair_is_stored(service: Callable[..., Service], tmp_path: Path) -> None:
     """After a restart nobody can tell by the fingerprint that it is the same service, or another user can read the key."""
     found = []
     for _ in range(2):
@@ -186,10 +186,10 @@ def test_pair_is_kept(service: Callable[..., Service], tmp_path: Path) -> None:
     assert (tmp_path / "pair" / "tls.key").stat().st_mode & 0o077 == 0
 
 
-def test_pair_that_is_none(service: Callable[..., Service], tmp_path: Path) -> None:
-    """The service serves with a pair that it cannot sign by, or exports are signed by one that nobody knows."""
+def test_bad_key_pair(service: Callable[..., Service], tmp_path: Path) -> None:
+    """The service starts with a key pair that it cannot sign with, or signs exports with one that nobody knows."""
     (tmp_path / "tls.crt").write_text("no certificate")
-    with pytest.raises(AssertionError, match="The pair that signs exports cannot be read"):
+    with pytest.raises(AssertionError, match="The key pair that signs exports cannot be read"):
         service(signer_cert_dir=tmp_path)
 
 
@@ -268,8 +268,8 @@ def test_file_verifies_by_itself(client: httpx.Client, tmp_path: Path) -> None:
     for form, media_type in (("ndjson", "application/x-ndjson"), ("csv", "text/csv; charset=utf-8")):
         answer = client.get(EXPORT, params={"format": form})
         assert answer.headers["content-type"] == media_type
-        code, said = verify_export(tmp_path, answer.content)
-        assert (code, "whole and right" in said, "4 have the hash" in said) == (0, True, True), said
+        code, output = verify_export(tmp_path, answer.content)
+        assert (code, "complete and unchanged" in output, "4 have the hash" in output) == (0, True, True), output
     whole = client.get(EXPORT, params={"format": "ndjson"}).content
     lines = whole.splitlines(keepends=True)
     for changed, problem in (
@@ -277,11 +277,11 @@ def test_file_verifies_by_itself(client: httpx.Client, tmp_path: Path) -> None:
         (whole.replace(b"payments", b"billing-", 1), "edited"),
         (b"".join([*lines[:2], *lines[3:]]), "events is 3, but 4 was signed"),
     ):
-        code, said = verify_export(tmp_path, changed)
-        assert (code, problem in said) == (1, True), said
+        code, output = verify_export(tmp_path, changed)
+        assert (code, problem in output) == (1, True), output
     public = b"\x01" + Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-    code, said = verify_export(tmp_path, whole, vkey(public))
-    assert (code, "wrong key" in said) == (1, True), said
+    code, output = verify_export(tmp_path, whole, vkey(public))
+    assert (code, "wrong key" in output) == (1, True), output
 
 
 def test_nothing_is_needed_but_the_file_and_the_key(client: httpx.Client, tmp_path: Path) -> None:
@@ -290,8 +290,8 @@ def test_nothing_is_needed_but_the_file_and_the_key(client: httpx.Client, tmp_pa
     whole = client.get(EXPORT, params={"format": "ndjson"}).content
     assert verify_export(tmp_path, whole, (tmp_path / "key").read_text().strip())[0] == 0
     for odd in (b"", b"\0", b'{"payloadType":1}\n', b'{"events":['):
-        code, said = verify_export(tmp_path, odd)
-        assert (code, "Traceback" in said) == (1, False), said
+        code, output = verify_export(tmp_path, odd)
+        assert (code, "Traceback" in output) == (1, False), output
 
 
 def test_csv_holds_no_formula(client: httpx.Client) -> None:
@@ -329,8 +329,8 @@ def test_every_text_comes_back(client: httpx.Client, tmp_path: Path) -> None:
     for text in odd:
         post(client, "rr-1", error_message=text, namespace=text, actor_ip="::ffff:10.0.0.1")
     for form in ("ndjson", "csv"):
-        code, said = verify_export(tmp_path, client.get(EXPORT, params={"format": form}).content)
-        assert (code, f"{len(odd)} have the hash" in said) == (0, True), said
+        code, output = verify_export(tmp_path, client.get(EXPORT, params={"format": form}).content)
+        assert (code, f"{len(odd)} have the hash" in output) == (0, True), output
 
 
 def test_own_events_only_when_asked_for(service: Callable[..., Service], signing_key: Path) -> None:
@@ -342,10 +342,10 @@ def test_own_events_only_when_asked_for(service: Callable[..., Service], signing
             client.get(EXPORT, params={"format": form, "event_category": "orchestration"}).raise_for_status()
         assert len(client.get(EXPORT).json()["events"]) == 1
         own = client.get(EXPORT, params={"include": "self"}).json()["events"]
-        told = [event["event_data"] for event in own if event["event_type"] == "datastorage.export.created"]
-    assert sorted(one["format"] for one in told) == ["csv", "json", "json", "ndjson"]
-    assert {one["event_count"] for one in told} == {1}
-    [file] = [one for one in told if one["format"] == "ndjson"]
+        recorded = [event["event_data"] for event in own if event["event_type"] == "datastorage.export.created"]
+    assert sorted(one["format"] for one in recorded) == ["csv", "json", "json", "ndjson"]
+    assert {one["event_count"] for one in recorded} == {1}
+    [file] = [one for one in recorded if one["format"] == "ndjson"]
     assert file["query_filters"] == {"event_category": "orchestration"}
     assert (file["first_position"], file["last_position"]) == (0, 0)
 
@@ -358,7 +358,7 @@ def fill(client: httpx.Client) -> None:
 
 
 def broken_off(client: httpx.Client, form: str, after_the_first: Callable[[], None]) -> bytes:
-    """What is received of an export when something happens behind its first piece. The client has to see it break off."""
+    """What is received of an export when something happens after its first piece. The client has to see it break off."""
     received = b""
     with client.stream(
         "GET", EXPORT, params={"format": form} | ({"limit": "2000"} if form == "json" else {})
@@ -387,8 +387,8 @@ def test_service_that_dies_on_the_way(service: Callable[..., Service], signing_k
         whole = client.get(EXPORT, params={"format": "ndjson"}).content
         received = broken_off(client, "ndjson", kill)
     assert 0 < len(received) < len(whole)
-    code, said = verify_export(tmp_path, received)
-    assert (code, "incomplete" in said) == (1, True), said
+    code, output = verify_export(tmp_path, received)
+    assert (code, "incomplete" in output) == (1, True), output
     assert verify_export(tmp_path, whole)[0] == 0
 
 

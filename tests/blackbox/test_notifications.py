@@ -1,4 +1,4 @@
-"""Notifications over HTTP: contract section 14, and the pages that the reference lacks."""
+"""Notifications over HTTP: docs/contract.md, section 14, and the pages that the reference lacks."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -213,7 +213,7 @@ def test_metrics_and_methods(client: httpx.Client) -> None:
 
 
 async def test_away_without_a_spool(database_url: str, service: Callable[..., Service]) -> None:
-    """While Postgres is away a notification is acknowledged that is nowhere, or its sender is not told to come back."""
+    """While Postgres is away a notification is acknowledged that is nowhere, or its sender does not learn that it should retry."""
     async with proxy(database_url) as between, httpx.AsyncClient(timeout=30) as client:
         url = (await asyncio.to_thread(service, database_url=between.url, spool=False)).url + PATH
         assert (await client.post(url, json=make("n-0"))).status_code == 201
@@ -242,7 +242,7 @@ async def test_spooled_and_replayed(database_url: str, service: Callable[..., Se
         for _ in range(2):
             assert (await client.post(url, json=make("n-2"), headers=keyed)).status_code == 202
         assert (await client.post(url, json=make("n-3"), headers=keyed)).status_code == 422
-        # What is kept turns out to be taken already: the one that is stored stays, the other one is shown to operators.
+        # The id of a spooled one turns out to be used already: the stored one stays, the other one is quarantined for the operator.
         assert (await client.post(url, json=make("n-0", status="failed"))).status_code == 202
         assert (await client.post(url, json=make("n-0", status="failed"))).status_code == 409
         await between.refuse(refusing=False)
@@ -257,7 +257,7 @@ async def test_spooled_and_replayed(database_url: str, service: Callable[..., Se
 
 
 async def replayed(client: httpx.AsyncClient, url: str) -> None:
-    """Return when nothing waits in the spool: rows can be seen before it is emptied."""
+    """Return once the spool is empty: rows are visible before that."""
     for _ in range(500):
         if "datastorage_spool_bytes 0.0" in (await client.get(url.replace(PATH, "/metrics"))).text:
             return
@@ -266,7 +266,7 @@ async def replayed(client: httpx.AsyncClient, url: str) -> None:
 
 
 async def test_answers_lost(database_url: str, service: Callable[..., Service], connection: Any) -> None:
-    """A notification whose commit was not answered is kept, and then refused as its own duplicate."""
+    """A notification whose commit was not answered is stored, and then refused as its own duplicate."""
     async with proxy(database_url) as between, httpx.AsyncClient(timeout=30) as client:
         url = (await asyncio.to_thread(service, database_url=between.url)).url + PATH
         statuses = set()

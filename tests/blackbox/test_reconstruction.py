@@ -1,4 +1,4 @@
-"""A lost RemediationRequest, rebuilt over HTTP: contract section 15, case by case."""
+"""A lost RemediationRequest, rebuilt over HTTP: docs/contract.md, section 15, case by case."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -32,12 +32,12 @@ async def insert(connection: Any, *rows: dict[str, Any]) -> None:
 
 
 def row(event_type: str, payload: Any, second: int = 0, **members: Any) -> dict[str, Any]:
-    moment = datetime.now(UTC) - timedelta(minutes=10) + timedelta(seconds=second)
-    return make_row("rr-1", event_type, "no such category", payload, moment, **members)
+    time = datetime.now(UTC) - timedelta(minutes=10) + timedelta(seconds=second)
+    return make_row("rr-1", event_type, "no such category", payload, time, **members)
 
 
 def test_whole_story(client: httpx.Client) -> None:
-    """A remediation of which everything was told is not rebuilt whole, or not as its readers expect it."""
+    """A remediation of which everything was recorded is not rebuilt whole, or not as its readers expect it."""
     client.post(BATCH, json=make_story("rr-1")).raise_for_status()
     answer = ask(client, "rr-1")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
@@ -47,10 +47,10 @@ def test_whole_story(client: httpx.Client) -> None:
     ]
     assert found["validation"] == {"is_valid": True, "completeness": 100, "errors": [], "warnings": []}
     assert (found["correlation_id"], found["cluster_id"]) == ("rr-1", "prod-eu-1")
-    moment = datetime.fromisoformat(found["reconstructed_at"])
+    time = datetime.fromisoformat(found["reconstructed_at"])
     built = yaml.safe_load(found["remediation_request_yaml"])
     assert built.pop("metadata") == {
-        "name": f"rr-reconstructed-rr-1-{int(moment.timestamp())}",
+        "name": f"rr-reconstructed-rr-1-{int(time.timestamp())}",
         "namespace": "kubernaut-system",
         "labels": {
             "app.kubernetes.io/managed-by": "kubernaut-datastorage",
@@ -111,9 +111,9 @@ def test_same_events_same_yaml(client: httpx.Client) -> None:
     texts = []
     for method in ("POST", "GET", "POST"):
         found = ask(client, "rr-1", method).json()
-        text, moment = found["remediation_request_yaml"], found["reconstructed_at"]
-        seconds = str(int(datetime.fromisoformat(moment).timestamp()))
-        texts.append(text.replace(moment, "MOMENT").replace(seconds, "SECONDS"))
+        text, time = found["remediation_request_yaml"], found["reconstructed_at"]
+        seconds = str(int(datetime.fromisoformat(time).timestamp()))
+        texts.append(text.replace(time, "TIME").replace(seconds, "SECONDS"))
     assert len(set(texts)) == 1
     keys = [line.partition(":")[0] for line in texts[0].splitlines() if not line.startswith(" ")]
     assert keys == ["apiVersion", "kind", "metadata", "spec", "status"]

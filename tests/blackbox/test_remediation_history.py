@@ -1,4 +1,4 @@
-"""What an agent reads before it acts: contract section 17, case by case, on rows that others wrote by SQL."""
+"""What an agent reads before it acts: docs/contract.md, section 17, case by case, on rows that were inserted by SQL."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -40,17 +40,17 @@ async def insert(connection: Any, *rows: dict[str, Any]) -> None:
 def created(correlation_id: str, age: timedelta, before: Any = "now", **members: Any) -> dict[str, Any]:
     payload = {"target_resource": TARGET, "pre_remediation_spec_hash": before, "outcome": "Success"}
     payload |= members.pop("payload", {})
-    moment = datetime.now(UTC) - age
-    return make_row(correlation_id, "remediation.workflow_created", "orchestration", payload, moment, **members)
+    time = datetime.now(UTC) - age
+    return make_row(correlation_id, "remediation.workflow_created", "orchestration", payload, time, **members)
 
 
 def assessed(correlation_id: str, kind: str, payload: Any, age: timedelta = HOUR) -> dict[str, Any]:
-    moment = datetime.now(UTC) - age
-    return make_row(correlation_id, f"effectiveness.{kind}", "effectiveness", payload, moment)
+    time = datetime.now(UTC) - age
+    return make_row(correlation_id, f"effectiveness.{kind}", "effectiveness", payload, time)
 
 
 def test_whole_story(client: httpx.Client) -> None:
-    """A remediation that was posted and assessed is not told with all that was seen, or not as its readers name it."""
+    """A remediation that was posted and assessed is shown without something that was recorded, or not by the names that its readers use."""
     start = datetime.now(UTC) - HOUR
     client.post("/api/v1/audit/events/batch", json=make_story("rr-1", start)).raise_for_status()
     found = ask(client, currentSpecHash=AFTER)
@@ -109,7 +109,7 @@ async def test_far_tier_tells_less(client: httpx.Client, connection: Any) -> Non
 
 
 async def test_which_remediations_belong(client: httpx.Client, connection: Any) -> None:
-    """Another target, cluster, time, type or state of the resource is told as this one's history."""
+    """Another target, cluster, time, type or state of the resource is shown as this one's history."""
     await insert(
         connection,
         created("before", 2 * HOUR),

@@ -35,8 +35,8 @@ def get(client: httpx.Client, path: str, **parameters: Any) -> dict[str, Any]:
 
 
 def post(client: httpx.Client, correlation_id: str, age_minutes: float = 0, **members: Any) -> None:
-    moment = NOW - timedelta(minutes=age_minutes)
-    event = make_event(correlation_id=correlation_id, event_timestamp=moment.isoformat(), **members)
+    time = NOW - timedelta(minutes=age_minutes)
+    event = make_event(correlation_id=correlation_id, event_timestamp=time.isoformat(), **members)
     client.post(EVENTS, json=event).raise_for_status()
 
 
@@ -44,23 +44,23 @@ async def insert(connection: Any, *rows: dict[str, Any]) -> None:
     await connection.execute(INSERT, json.dumps(rows))
 
 
-def zulu(moment: datetime) -> str:
-    return moment.isoformat().replace("+00:00", "Z")
+def rfc3339(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
 
 
-def cut(moment: datetime) -> str:
+def cut(time: datetime) -> str:
     """With zeros at the end cut, as Postgres writes it."""
-    whole, dot, fraction = moment.isoformat().removesuffix("+00:00").partition(".")
+    whole, dot, fraction = time.isoformat().removesuffix("+00:00").partition(".")
     return f"{whole}{dot}{fraction.rstrip('0')}Z"
 
 
 def test_whole_story(client: httpx.Client) -> None:
-    """A remediation's phases, decisions, notifications or clocks are not told as they were."""
+    """A remediation's phases, decisions, notifications or clocks are not shown as they were."""
     start = datetime.now(UTC) - timedelta(hours=1)
     story = make_story("rr-1", start)
     client.post(f"{EVENTS}/batch", json=story).raise_for_status()
     notification = {"remediation_id": "rr-1", "notification_id": "n-1", "recipient": "#payments", "channel": "slack"}
-    notification |= {"message_summary": "done", "status": "sent", "sent_at": zulu(start)}
+    notification |= {"message_summary": "done", "status": "sent", "sent_at": rfc3339(start)}
     stored = client.post(NOTIFICATIONS, json=notification).json()
     found = get(client, f"{LIST}/rr-1")
     assert list(found) == [
@@ -68,13 +68,13 @@ def test_whole_story(client: httpx.Client) -> None:
         *("notifications", "holds", "events", "pagination"),
     ]
     assert found["event_count"] == len(story)
-    assert (found["first_event_at"], found["last_event_at"]) == (zulu(start), zulu(start + timedelta(seconds=16)))
+    assert (found["first_event_at"], found["last_event_at"]) == (rfc3339(start), rfc3339(start + timedelta(seconds=16)))
     assert found["chain"]["length"] == len(story)
     assert found["phases"] == [
         phase("Pending", start, 1, 3),
         phase("Analyzing", start, 3, 6),
         phase("Executing", start, 6, 10),
-        {"phase": "Completed", "entered_at": zulu(start + timedelta(seconds=10))},
+        {"phase": "Completed", "entered_at": rfc3339(start + timedelta(seconds=10))},
     ]
     assert [
         (one["decision"], one["decided_by"], one.get("reason"), one.get("workflow_id")) for one in found["decisions"]
@@ -92,8 +92,8 @@ def test_whole_story(client: httpx.Client) -> None:
 
 
 def phase(name: str, start: datetime, entered: int, left: int) -> dict[str, Any]:
-    moments = [zulu(start + timedelta(seconds=second)) for second in (entered, left)]
-    return {"phase": name, "entered_at": moments[0], "left_at": moments[1], "duration_ms": (left - entered) * 1000}
+    times = [rfc3339(start + timedelta(seconds=second)) for second in (entered, left)]
+    return {"phase": name, "entered_at": times[0], "left_at": times[1], "duration_ms": (left - entered) * 1000}
 
 
 def test_log_order_and_parents(client: httpx.Client) -> None:
@@ -121,7 +121,7 @@ def test_verification(client: httpx.Client) -> None:
 
 @pytest.mark.damaged
 async def test_damage_shows(client: httpx.Client, connection: Any) -> None:
-    """A chain whose events were all removed is not found, or is said to be whole."""
+    """A chain whose events were all removed is not found, or is shown as whole."""
     post(client, "rr-1")
     await connection.execute("DELETE FROM audit_events")
     found = get(client, f"{LIST}/rr-1", verify="true")
@@ -175,7 +175,7 @@ def names(found: dict[str, Any]) -> list[str]:
 
 
 def test_list(client: httpx.Client) -> None:
-    """A correlation is listed at another place than that of its newest event, or not told as it is."""
+    """A correlation is listed at another place than that of its newest event, or not shown as it is."""
     post(client, "rr-1", 10)
     post(client, "rr-2", 5, event_outcome="failure")
     post(client, "rr-1", 1, event_category="gateway", event_outcome="pending", namespace=None, cluster_id="c2")
@@ -233,8 +233,8 @@ def test_list_filters(client: httpx.Client) -> None:
 
 async def test_list_pages(client: httpx.Client, connection: Any) -> None:
     """A correlation is lost or shown twice between pages, also with equal times, rows of others, and our own events between."""
-    moments = [NOW - timedelta(seconds=number // 4) for number in range(40)]
-    rows = [make_row(f"rr-{(number * 7) % 13}", "t", "test", {}, moment) for number, moment in enumerate(moments)]
+    times = [NOW - timedelta(seconds=number // 4) for number in range(40)]
+    rows = [make_row(f"rr-{(number * 7) % 13}", "t", "test", {}, time) for number, time in enumerate(times)]
     rows += [make_row(f"own-{number}", "datastorage.log.heartbeat", "security", {}, NOW) for number in range(9)]
     await insert(connection, *rows)
     whole = names(get(client, LIST))
@@ -257,7 +257,7 @@ def walk(client: httpx.Client, **parameters: Any) -> list[str]:
 
 
 async def test_list_looks_at_so_many(client: httpx.Client, connection: Any) -> None:
-    """A page that finds nothing goes through everything, or loses what stands behind what it looked at."""
+    """A page that finds nothing goes through everything, or loses what comes after what it read."""
     rows = [make_row(f"rr-{n}", "t", "test", {}, NOW - timedelta(seconds=n)) for n in range(1500)]
     rows[1400]["namespace"] = "rare"
     rows += [make_row("rr-1", "t", "test", {}, NOW - timedelta(days=1, seconds=n)) for n in range(12_000)]
@@ -270,14 +270,12 @@ async def test_list_looks_at_so_many(client: httpx.Client, connection: Any) -> N
 
 
 async def test_long_story(client: httpx.Client, connection: Any, tmp_path: Path) -> None:
-    """The first answer about a long correlation tells only of the events it shows, or the command line cuts what is printed."""
+    """The first answer about a long correlation is only about the events it shows, or the command line cuts what is printed."""
     for first in range(0, 1_002, 6):
         moved = ("Pending", "Processing") if first == 996 else ("Pending", "Pending")
         payload = {"event_type": "orchestrator.lifecycle.transitioned", "from_phase": moved[0], "to_phase": moved[1]}
-        moments = [NOW - timedelta(seconds=2_000 - first - n) for n in range(6)]
-        await insert(
-            connection, *(make_row("rr-1", payload["event_type"], "orchestration", payload, m) for m in moments)
-        )
+        times = [NOW - timedelta(seconds=2_000 - first - n) for n in range(6)]
+        await insert(connection, *(make_row("rr-1", payload["event_type"], "orchestration", payload, m) for m in times))
     found = get(client, f"{LIST}/rr-1")
     assert found["pagination"] == {"limit": 1_000, "offset": 0, "has_more": True}
     assert (found["event_count"], len(found["events"])) == (1_002, 1_000)
@@ -304,8 +302,8 @@ def test_commands(client: httpx.Client, tmp_path: Path) -> None:
     assert [line.split()[0] for line in only.stdout.splitlines()[1:]] == ["rr-1"]
     shown = run(client, tmp_path, "show", "rr-1", "--verify")
     assert (shown.returncode, shown.stderr) == (0, "")
-    for said in ("rr-1", "17 events", "Analyzing", "3s", "ada@example.com", "remediation.workflow_created", "whole"):
-        assert said in shown.stdout, said
+    for text in ("rr-1", "17 events", "Analyzing", "3s", "ada@example.com", "remediation.workflow_created", "whole"):
+        assert text in shown.stdout, text
     missing = run(client, tmp_path, "show", "nobody")
     assert (missing.returncode, missing.stdout, len(missing.stderr.splitlines())) == (1, "", 1)
     assert "nobody" in missing.stderr

@@ -21,9 +21,9 @@ from app.events.canonical import canonical, loads, parse
 from app.events.catalog import Catalog
 from app.events.reference import reference_hash
 from app.export import parts
-from app.export.certificate import Pair, pair
+from app.export.certificate import ExportKeyPair, read_or_create_key_pair
 from app.export.check import Verdict, check
-from app.export.parts import Export, Token
+from app.export.parts import Export, ResumeToken
 from app.export.select import ExportQuery
 from app.export.signed_page import SignedPage
 from app.ingest.accept import Acceptance, computed_ids, draft
@@ -76,13 +76,13 @@ async def nothing() -> None:
     pass
 
 
-async def export(engine: AsyncEngine, query: ExportQuery = NDJSON, token: Token | None = None) -> bytes:
+async def export(engine: AsyncEngine, query: ExportQuery = NDJSON, token: ResumeToken | None = None) -> bytes:
     async with snapshot(engine) as connection:
         stream = Export(query, "ada", LOG, KEY, token).stream(connection, nothing)
         return b"".join([chunk async for chunk in stream])
 
 
-async def page(engine: AsyncEngine, signing: Pair, **query: Any) -> dict[str, Any]:
+async def page(engine: AsyncEngine, signing: ExportKeyPair, **query: Any) -> dict[str, Any]:
     async with snapshot(engine) as connection:
         stream = SignedPage(ExportQuery(**query), "ada", LOG, signing).stream(connection, nothing)
         found: dict[str, Any] = loads(b"".join([chunk async for chunk in stream]))
@@ -98,26 +98,26 @@ def events_of(file: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def signing(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return pair(tmp_path_factory.mktemp("certificate") / "pair")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> ExportKeyPair:
+    return read_or_create_key_pair(tmp_path_factory.mktemp("certificate") / "pair")
 
 
 @pytest.fixture
 async def superuser(connection: Connection) -> Connection:
-    """What no trigger holds back."""
+    """A connection on which no trigger refuses a change."""
     await connection.execute("SET session_replication_role = replica")
     return connection
 
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A manifest behind every portion of rows."""
+    """A manifest after every portion of rows."""
     monkeypatch.setattr(parts, "PART_BYTES", 1)
     monkeypatch.setattr("app.export.select._ROWS_AT_ONCE", 8)
 
 
 async def insert(connection: Connection, **columns: object) -> None:
-    """A row that is no event of the log."""
+    """An unsealed row."""
     row: dict[str, Any] = {
         **dict.fromkeys(("event_type", "event_category", "event_action", "event_outcome", "actor_type"), "x"),
         **dict.fromkeys(("actor_id", "resource_type", "resource_id"), "x"),
@@ -141,7 +141,7 @@ async def insert(connection: Connection, **columns: object) -> None:
 async def test_cut_anywhere_and_resumed(
     engine: AsyncEngine, post: Post, connection: Connection, query: ExportQuery
 ) -> None:
-    """An export that was cut looks whole, or what is fetched behind it does not make the whole of it."""
+    """An export that was cut looks whole, or what is fetched to resume it does not complete it."""
     await post(*(make_event(correlation_id=f"rr-{n % 3}", error_message='a\n"b",\r\n') for n in range(30)))
     for _ in range(5):
         await insert(connection)
@@ -157,12 +157,12 @@ async def test_cut_anywhere_and_resumed(
         if not found.parts:
             continue
         assert "incomplete" in found.problems[-1], cut
-        following = found.parts[-1].next
-        assert following is not None
-        kept = whole[: found.whole_bytes]
-        rest = await export(engine, query, Token.parse(following))
-        assert verdict(kept + rest).problems == verdict(kept, rest).problems == [], cut
-        assert verdict(kept + rest).counts["events"] == 35
+        next_token = found.parts[-1].next
+        assert next_token is not None
+        cut_part = whole[: found.whole_bytes]
+        rest = await export(engine, query, ResumeToken.parse(next_token))
+        assert verdict(cut_part + rest).problems == verdict(cut_part, rest).problems == [], cut
+        assert verdict(cut_part + rest).counts["events"] == 35
 
 
 def ends_of_records(file: bytes) -> list[int]:
@@ -181,12 +181,12 @@ async def test_parts_that_do_not_belong_together(engine: AsyncEngine, post: Post
         ([one[1], one[0], *one[2:]], "does not follow"),
         ([one[0], one[0], *one[1:]], "does not follow part 1"),
         ([one[0], *other[1:]], "its export_id is not that of the part before"),
-        (one[:-1], "incomplete: cut behind part"),
+        (one[:-1], "incomplete: cut after part"),
         ([*one, one[-1]], "the part before it was the last"),
-        ([*one, one[0].splitlines(keepends=True)[0]], "records behind the manifest of the last part"),
+        ([*one, one[0].splitlines(keepends=True)[0]], "records after the manifest of the last part"),
     ):
-        said = "\n".join(verdict(*pieces).problems)
-        assert problem in said, said
+        problems = "\n".join(verdict(*pieces).problems)
+        assert problem in problems, problems
     assert verdict(*one, split(await export(engine))[0][:50]).problem_count
 
 
@@ -220,7 +220,10 @@ async def test_forged_files(engine: AsyncEngine, post: Post) -> None:
         (whole.replace(b'"severity":"warning"', b'"severity":"info"', 1), "edited: its hash is"),
         (whole.replace(b"payments/Deployment/api", b"payments/Deployment/ap1", 1), "edited: its hash is"),
         (whole.replace(b'"legal_hold":false', b'"legal_hold":true', 1), "SHA-256"),
-        (whole.replace(b'"redacted":null', b'"redacted":["severity"]', 1), "redacted, and it says that none is"),
+        (
+            whole.replace(b'"redacted":null', b'"redacted":["severity"]', 1),
+            "redacted, but it was signed as not redacted",
+        ),
         (whole.replace(b'"log":"test', b'"log":"tset', 1), "edited"),
         (b"".join(lines[1:]), "events is 3, but 4 was signed"),
         (b"".join([lines[0], *lines]), "reordered"),
@@ -228,9 +231,9 @@ async def test_forged_files(engine: AsyncEngine, post: Post) -> None:
         (b"".join([*lines[:-1], b"{}\n", lines[-1]]), "expected the members of an exported event"),
         (
             b"".join([*lines[:-1], lines[0].replace(b'"log_index":0', b'"log_index":"0"'), lines[-1]]),
-            "none of an export",
+            "not one of an export",
         ),
-        (b"".join([*lines, lines[0]]), "records behind the manifest of the last part"),
+        (b"".join([*lines, lines[0]]), "records after the manifest of the last part"),
         (whole.replace(b'"sig":"', b'"sig":"AAAA', 1), "wrong key"),
     ):
         found = verdict(forged)
@@ -238,7 +241,7 @@ async def test_forged_files(engine: AsyncEngine, post: Post) -> None:
 
 
 @pytest.mark.damaged
-async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
     """Rows that were changed in the database leave it as if they were whole, or bring the export down."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(8)))
     ids = [row["event_id"] for row in await superuser.fetch("SELECT event_id FROM audit_events ORDER BY log_index")]
@@ -251,10 +254,10 @@ async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connecti
     ):
         await superuser.execute(f"UPDATE audit_events SET {change} WHERE event_id = $1", ids[number])
     found = verdict(await export(engine))
-    said = "\n".join(found.problems)
+    problems = "\n".join(found.problems)
     for number in (1, 2, 4, 5, 6):
-        assert f"event {ids[number]}: edited: its hash is" in said
-    assert f"event {ids[3]}: edited: the previous hash is not that of the event before" in said
+        assert f"event {ids[number]}: edited: its hash is" in problems
+    assert f"event {ids[3]}: edited: the previous hash is not that of the event before it" in problems
     assert (found.counts["events"], found.counts["recomputed"]) == (8, 3)
     exported = await page(engine, signing)
     tampered = exported["hash_chain_verification"]["tampered_event_ids"]
@@ -265,7 +268,9 @@ async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connecti
 
 
 @pytest.mark.damaged
-async def test_erased_and_purged(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+async def test_erased_and_purged(
+    engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair
+) -> None:
     """What was erased or purged by the rules makes the rest of an export look broken."""
     await post(*(make_event(correlation_id=f"rr-{n % 2}") for n in range(10)))
     file = await export(engine)
@@ -286,7 +291,7 @@ async def test_erased_and_purged(engine: AsyncEngine, post: Post, superuser: Con
 
 
 @pytest.mark.damaged
-async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
     """A page that begins within a chain looks broken, or one whose event before it was changed or removed does not."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(3)))
     first, second = uuid4(), uuid4()
@@ -313,7 +318,7 @@ async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Conne
     assert found["hash_chain_verification"]["tampered_event_ids"] == [str(left[0])]
 
 
-async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connection, signing: Pair) -> None:
+async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connection, signing: ExportKeyPair) -> None:
     """Rows that others wrote by SQL stop an export, are left out of it, or make it look broken."""
     await post(make_event(correlation_id="rr-1"))
     await insert(connection)
@@ -375,8 +380,8 @@ async def test_redaction_reaches_every_member(engine: AsyncEngine, post: Post, m
     statements = [
         base64.b64decode(orjson.loads(line)["payload"]) for line in one.splitlines() if b"payloadType" in line
     ]
-    said = [orjson.loads(statement)["predicate"] for statement in statements]
-    assert address.encode() not in b"".join(statements) + base64.urlsafe_b64decode(said[0]["next"] + "==")
+    predicates = [orjson.loads(statement)["predicate"] for statement in statements]
+    assert address.encode() not in b"".join(statements) + base64.urlsafe_b64decode(predicates[0]["next"] + "==")
     assert verdict(one).parts[0].filter == {"correlation_id": "a***@e***.c***"}
 
 
@@ -392,7 +397,7 @@ async def test_checkpoint(engine: AsyncEngine, post: Post, connection: Connectio
         return verdict(await export(engine))
 
     found = await signed(5, merkle.root(leaves[:5]), PRIVATE)
-    assert (found.problems, "first 5 events" in found.root) == ([], True)
+    assert (found.problems, "first 5 events" in found.checkpoint_result) == ([], True)
     found = await signed(5, merkle.root(leaves[1:6]), PRIVATE)
     assert "forged: the first 5 events" in found.problems[0]
     found = await signed(5, merkle.root(leaves[:5]), Ed25519PrivateKey.generate())
@@ -402,8 +407,8 @@ async def test_checkpoint(engine: AsyncEngine, post: Post, connection: Connectio
 
 async def test_order_is_that_of_the_log(engine: AsyncEngine, post: Post) -> None:
     """Late events stand elsewhere than in the log, so that chains do not follow, or a filter loses some."""
-    moments = [(datetime.now(UTC) - timedelta(hours=hours)).isoformat() for hours in (1, 5, 0, 3, 2, 4)]
-    await post(*(make_event(correlation_id=f"rr-{n % 2}", event_timestamp=at) for n, at in enumerate(moments)))
+    times = [(datetime.now(UTC) - timedelta(hours=hours)).isoformat() for hours in (1, 5, 0, 3, 2, 4)]
+    await post(*(make_event(correlation_id=f"rr-{n % 2}", event_timestamp=at) for n, at in enumerate(times)))
     assert [event["log_index"] for event in events_of(await export(engine))] == list(range(6))
     some = events_of(await export(engine, ExportQuery(format="ndjson", correlation_id="rr-1")))
     assert [event["chain_index"] for event in some] == [0, 1, 2]
@@ -411,7 +416,7 @@ async def test_order_is_that_of_the_log(engine: AsyncEngine, post: Post) -> None
     assert (verdict(empty).problems, verdict(empty).counts["events"]) == ([], 0)
 
 
-async def test_what_cannot_be_told_cuts_the_file(engine: AsyncEngine, post: Post) -> None:
+async def test_failed_record_cuts_the_file(engine: AsyncEngine, post: Post) -> None:
     """An export that had to be recorded and could not be is whole all the same."""
     await post(make_event())
 

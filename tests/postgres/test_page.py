@@ -39,8 +39,8 @@ def ids(page: pages.Page) -> list[str]:
 
 async def test_cursor_walks_as_offset_does(engine: AsyncEngine, connection: Any) -> None:
     """Events with equal times are lost or shown twice between pages."""
-    for moment in ("yesterday", "now"):
-        await insert(connection, at=moment, rows=7)
+    for time in ("yesterday", "now"):
+        await insert(connection, at=time, rows=7)
     walked: list[str] = []
     query = EventQuery(correlation_id="c", limit=4)
     while True:
@@ -102,7 +102,7 @@ async def test_rows_that_only_sql_makes(engine: AsyncEngine, connection: Any) ->
 
 
 async def test_detail_filter(engine: AsyncEngine, connection: Any) -> None:
-    """A member of the payload cannot be found, also behind 200 characters of an indexed one."""
+    """A member of the payload cannot be found, also after 200 characters of an indexed one."""
     long = "x" * 200
     for payload in ('{"k": 5}', '{"k": "5"}', f'{{"target_resource": "{long}a"}}', f'{{"target_resource": "{long}b"}}'):
         await insert(connection, payload=payload)

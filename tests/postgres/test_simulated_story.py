@@ -1,4 +1,4 @@
-"""What the simulator plays can be rebuilt, scored and told as history; and the literals here were worked out by hand."""
+"""What the simulator plays can be rebuilt, scored and listed as history; the literals here were worked out by hand."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -27,7 +27,7 @@ SCORES = {
     "sim-000036": (0.80, "Full"),  # 0.5, 1, 1: 0.20 + 0.35 + 0.25
     "sim-000040": (0.25, "Full"),  # 0, 0, 1
 }
-# Target and its spec now: what was done near, what far. 21 and 34 were told by clocks that are ahead: not yet history.
+# Target and its spec now: what was done near, what far. 21 and 34 are dated by clocks that are ahead: not yet history.
 HISTORY = {
     ("ledger", "api", 2): (
         [("sim-000014", "IncreaseMemoryLimits", "postRemediation"), ("sim-000009", "RollbackRelease", "postRemediation")],
@@ -60,9 +60,9 @@ def is_assessed(life: list[dict[str, Any]]) -> bool:
 
 def test_effectiveness_and_history(client: httpx.Client) -> None:
     """A simulated remediation has another score, or another place in the history of its target, than worked out by hand."""
-    told = {name: life for name, life in played().items() if is_assessed(life)}
-    assert list(told) == list(SCORES)
-    client.post(BATCH, json=[event for life in told.values() for event in life]).raise_for_status()
+    lives_by_id = {name: life for name, life in played().items() if is_assessed(life)}
+    assert list(lives_by_id) == list(SCORES)
+    client.post(BATCH, json=[event for life in lives_by_id.values() for event in life]).raise_for_status()
     for name, (score, status) in SCORES.items():
         found = client.get(f"/api/v1/effectiveness/{name}").json()
         assert (found["score"], found["assessment_status"]) == (pytest.approx(score, abs=0.0001), status), name
@@ -83,12 +83,12 @@ def test_effectiveness_and_history(client: httpx.Client) -> None:
 
 def test_reconstruction(client: httpx.Client) -> None:
     """No simulated remediation can be rebuilt whole, none is in part, or one in part does not say what it lacks."""
-    told = played()
-    client.post(BATCH, json=[event for life in told.values() for event in life]).raise_for_status()
+    lives_by_id = played()
+    client.post(BATCH, json=[event for life in lives_by_id.values() for event in life]).raise_for_status()
     lacking = set()
-    for name, life in told.items():
+    for name, life in lives_by_id.items():
         answer = client.get(f"/api/v1/audit/remediation-requests/{name}/reconstruct")
-        if "event_type" not in life[0]["event_data"]:  # nobody told the alert
+        if "event_type" not in life[0]["event_data"]:  # nobody reported the alert
             assert answer.json()["type"].endswith(("/missing-gateway-event", "/correlation-not-found"))
             continue
         validation = answer.json()["validation"]

@@ -68,7 +68,7 @@ def test_any_part_of_a_story(chosen: list[int]) -> None:
     elif "gateway.signal.received" not in types:
         expected = MissingGatewayEvent
     else:
-        expected = None  # the signal alone tells five parts of nine
+        expected = None  # the signal alone has five parts of nine
     if expected is not None:
         with pytest.raises(expected):
             reconstruct("rr-1", events, NOW)
@@ -99,14 +99,14 @@ def test_any_payload(changes: list[tuple[int, str, Any, bool]]) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(KINDS), SAID | VALUES), max_size=12))
-def test_score_stays_in_bounds(said: list[tuple[str, Any]]) -> None:
+def test_score_stays_in_bounds(assessments: list[tuple[str, Any]]) -> None:
     """A score, of a part or of the whole, is below 0 or above 1, or an assessment cannot be written as JSON."""
     found, history = Effectiveness(), Assessments()
-    for kind, payload in said:
-        found.take(f"effectiveness.{kind}", payload)
-        history.take(f"effectiveness.{kind}", payload)
-    told = loads(orjson.dumps(answer("rr-1", found, "now")))
-    scores = [told["score"], *(told["components"][f"{name}_score"] for name in WEIGHTS)]
+    for kind, payload in assessments:
+        found.add(f"effectiveness.{kind}", payload)
+        history.add(f"effectiveness.{kind}", payload)
+    document = loads(orjson.dumps(answer("rr-1", found, "now")))
+    scores = [document["score"], *(document["components"][f"{name}_score"] for name in WEIGHTS)]
     assert all(score is None or 0 <= score <= 1 for score in scores)
     assert history.effectiveness.score == found.score
     assert "null" not in orjson.dumps([history.health, history.metrics]).decode()
@@ -145,7 +145,7 @@ def test_no_durations(text: str) -> None:
 
 
 def step(event_type: str, second: int, **members: Any) -> dict[str, Any]:
-    names = ("from_phase", "to_phase", "decision", "decided_workflow", "named", "reason")
+    names = ("from_phase", "to_phase", "decision", "decided_workflow", "decided_by", "reason")
     common = {"event_id": "e", "event_type": event_type, "actor_type": "service", "actor_id": "a"}
     return dict.fromkeys(names) | common | {"event_timestamp": at(second)} | members
 
@@ -154,17 +154,17 @@ def at(second: int) -> datetime:
     return NOW + timedelta(seconds=second)
 
 
-def test_phases_of_what_was_told() -> None:
-    """A phase whose start nobody told gets one, one that lasts gets an end, or a phase that came twice is one."""
+def test_phases() -> None:
+    """A phase without a recorded start gets one, one that lasts gets an end, or a phase that came twice is one."""
     moved = "orchestrator.phase.transitioned"
-    told = phases(
+    shown = phases(
         [
             step(moved, 1, from_phase="Analyzing", to_phase="Executing"),
             step(moved, 3, from_phase="Executing", to_phase="Analyzing"),
             step(moved, 4, from_phase="Analyzing", to_phase="Executing"),
         ]
     )
-    assert told == [
+    assert shown == [
         {"phase": "Analyzing", "left_at": at(1)},
         {
             "phase": "Executing",
@@ -184,20 +184,20 @@ def test_phases_of_what_was_told() -> None:
 
 def test_an_end_ends_the_last_phase() -> None:
     """A remediation that ended in a phase is shown as still in it."""
-    told = phases([step("orchestrator.lifecycle.started", 0), step("orchestrator.lifecycle.failed", 2)])
-    assert [(phase["phase"], phase["duration_ms"]) for phase in told] == [("Pending", 2000)]
+    shown = phases([step("orchestrator.lifecycle.started", 0), step("orchestrator.lifecycle.failed", 2)])
+    assert [(phase["phase"], phase["duration_ms"]) for phase in shown] == [("Pending", 2000)]
 
 
 def test_decisions_name_the_decider() -> None:
     """Who sent the event stands for who decided, though the payload names somebody."""
-    told = decisions(
+    shown = decisions(
         [
-            step("orchestrator.approval.rejected", 1, named="ada", reason="no", decision="Rejected"),
+            step("orchestrator.approval.rejected", 1, decided_by="ada", reason="no", decision="Rejected"),
             step("workflowexecution.block.cleared", 2),
             step("orchestrator.lifecycle.started", 3),
         ]
     )
-    assert [(one["decision"], one["decided_by"], one.get("reason")) for one in told] == [
+    assert [(one["decision"], one["decided_by"], one.get("reason")) for one in shown] == [
         ("Rejected", "ada", "no"),
         ("BlockCleared", "a", None),
     ]
