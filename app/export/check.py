@@ -20,7 +20,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from app.errors import Fatal
 from app.events.canonical import canonical, loads
 from app.events.record import stored_hash
-from app.events.reference import UNKEYED, reference_hash
+from app.events.reference import UNKEYED_ALGORITHMS, reference_hash
 from app.export.file import COMMITTED, MalformedRecord, Records
 from app.export.manifest import ExportPosition, Manifest, opened
 from app.tlog import merkle, note
@@ -218,7 +218,7 @@ class _Check:
         if not event["event_hash"]:
             self._part["unhashed"] += 1
             return
-        if event["hash_algorithm"] not in UNKEYED or event["redacted"]:
+        if event["hash_algorithm"] not in UNKEYED_ALGORITHMS or event["redacted"]:
             self._part["unverifiable"] += 1
         elif _reference_hash(event) == event["event_hash"]:
             self._part["recomputed"] += 1

@@ -8,7 +8,7 @@ import pytest
 
 from app.events.catalog import Catalog
 from app.events.catalog.freeform import FREEFORM
-from app.events.envelope import out_of_window
+from app.events.envelope import time_window_error
 from app.ingest.accept import draft
 from app.simulate.orchestrator import GLOBAL_TIMEOUT_SECONDS, simulate_remediations
 
@@ -48,7 +48,7 @@ def test_every_event_would_be_accepted() -> None:
     assert len(events) > 200 * 3
     for event in events:
         checked = draft(CATALOG, event, "", plain=False, depth=3)
-        assert out_of_window(checked.timestamp, NOW, "") is None
+        assert time_window_error(checked.timestamp, NOW, "") is None
 
 
 def test_same_seed_same_remediations() -> None:
