@@ -150,8 +150,8 @@ def _parse_quick(body: bytes) -> Document | None:
 def _inspect(root: list[Any], *, wide_keys: bool) -> tuple[int, bool, bool, list[Any]]:  # noqa: C901 - every call costs
     """Walk once: (depth below `root`, keys sort alike in UTF-8 and UTF-16, a float occurs, nodes with unsafe values).
 
-    Unsafe is a value that orjson may write in another form than JCS. orjson writes integers of 64 bits correctly, since
-    JCS also has plain digits up to 10^21. Without `wide_keys`, keys are known to sort alike.
+    Unsafe is a value that orjson may write in another form than the canonical one. It writes integers of 64 bits correctly,
+    since below 10^21 the canonical form is plain digits. Without `wide_keys`, keys are known to sort alike.
     """
     depth, sort_alike, floats = -1, True, False
     unsafe: list[Any] = []
@@ -195,7 +195,7 @@ def _in_64_bits(value: int) -> bool:
 
 
 def _make_integral(unsafe: list[Any]) -> bool:
-    """Replace the integral floats in these nodes by ints, and return whether orjson now writes every value as JCS."""
+    """Replace the integral floats in these nodes by ints, and return whether orjson now writes every value canonically."""
     all_safe = True
     for node in unsafe:
         for key, value in node.items() if type(node) is dict else enumerate(node):
