@@ -1,0 +1,13 @@
+"""DataStorage, the audit event store of the Kubernaut platform. One package or module per station; imports point down.
+
+An event:  serve, tls, connection (the HTTP server) > main (builds and wires everything) > api (routes) > auth (who calls, and
+           may they) > events (what an event is) > ingest (commits it to Postgres, else to the spool) > tlog (tiles, signed
+           checkpoints, proofs).
+A query:   api > query (filters, pages, reports), export (signed files), verify (compares rows, chains, log and checkpoints).
+Removal:   retention (holds, policies, purge, erase).
+Postgres:  db (connections), schema (revision, migrations), tables and sql (SQLAlchemy tables, named statements), presence
+           (whether Postgres answers, whether the process shuts down), workers (the loop of background workers), embedded (a private server).
+Shared:    settings and config_file (configuration), errors (one class per problem type), metrics, logs, tracing, openapi,
+           watched_file (reloads a changed file), state_dir (paths of local state), go_duration, terminal.
+Commands:  cli (the command `datastorage`), show and simulate (clients of a running service: HTTP only).
+"""

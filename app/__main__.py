@@ -1,4 +1,4 @@
-"""`python -m app` is `datastorage`."""
+"""`python -m app` runs the command `datastorage`."""
 
 import sys
 

@@ -1,4 +1,7 @@
-"""The command `datastorage`: parse, call one function, show."""
+"""The command `datastorage`: each subcommand parses its arguments, calls one function and prints the result.
+
+Modules are imported where they are used, so that a command starts without the ones that it does not need.
+"""
 
 import argparse
 import os
@@ -20,10 +23,10 @@ _RETRY_SECONDS = 0.25
 
 
 def main() -> int:
-    """Run one command; errors of the user's making are one line, not a traceback."""
+    """Run one command and return its exit code. A Fatal error is printed as one line, without a traceback."""
     from app.serve import exit_quietly
 
-    signal.signal(signal.SIGTERM, exit_quietly)  # before anything else: a stop during start must clean up too
+    signal.signal(signal.SIGTERM, exit_quietly)  # first of all: a signal during the start must also clean up
     arguments = _parser().parse_args()
     try:
         return int(arguments.run(arguments) or 0)
@@ -40,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="datastorage",
         description="The audit event store of the Kubernaut platform. @FILE stands for what is in the file: --token @FILE.",
-        fromfile_prefix_chars="@",  # secrets do not belong into a list of processes
+        fromfile_prefix_chars="@",  # the arguments of a process are visible to other users
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="serve the API; without DATASTORAGE_DATABASE_URL on an embedded Postgres")
@@ -68,22 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     create.set_defaults(run=_token_create)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
-    shown = commands.add_parser("show", help="show a correlation: events, phases, decisions, notifications, holds")
-    show.add_show(shown)
-    shown.set_defaults(run=show.show)
-    listed = commands.add_parser("list", help="list correlations, the one with the newest event first")
-    show.add_list(listed)
-    listed.set_defaults(run=show.list_)
-    _add_evidence(commands)
+    timeline = commands.add_parser("show", help="show a correlation: events, phases, decisions, notifications, holds")
+    show.add_show(timeline)
+    timeline.set_defaults(run=show.show)
+    correlations = commands.add_parser("list", help="list correlations, the one with the newest event first")
+    show.add_list(correlations)
+    correlations.set_defaults(run=show.list_)
+    _add_proof_and_retention_commands(commands)
     spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
     _add_spool_arguments(spool)
-    play = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
-    simulate.add_arguments(play)
-    play.set_defaults(run=simulate.run)
+    simulation = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
+    simulate.add_arguments(simulation)
+    simulation.set_defaults(run=simulate.run)
     return parser
 
 
-def _add_evidence(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_proof_and_retention_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     proof = commands.add_parser("verify-proof", help="verify the proof of one event; needs no service and no database")
     proof.add_argument("file", type=Path, metavar="FILE", help="from GET /api/v1/audit/events/{event_id}/proof")
     proof.add_argument("--key", required=True, help="of the log as /tlog/key shows it, or a file that holds it")
@@ -94,22 +97,22 @@ def _add_evidence(commands: "argparse._SubParsersAction[argparse.ArgumentParser]
     retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
     retention.set_defaults(run=_retention)
     erase = commands.add_parser("erase", help="erase what events say of people; their hashes and proofs stay")
-    which = erase.add_mutually_exclusive_group(required=True)
-    which.add_argument("--event-id", action="append", help="one event; may be repeated")
-    which.add_argument("--actor", help="every event of this actor_id")
-    which.add_argument("--correlation-id", help="every event of this correlation")
+    selector = erase.add_mutually_exclusive_group(required=True)
+    selector.add_argument("--event-id", action="append", help="one event; may be repeated")
+    selector.add_argument("--actor", help="every event of this actor_id")
+    selector.add_argument("--correlation-id", help="every event of this correlation")
     erase.add_argument("--reason", required=True, help="why; it stands in the log")
     erase.add_argument("--by", default="datastorage erase", help="who wants it; it stands in the log")
     erase.add_argument("--dry-run", action="store_true", help="only say how many events there are")
     erase.set_defaults(run=_erase)
-    checked = commands.add_parser("verify-export", help="verify an export by itself: no service, database or network")
-    checked.add_argument("files", nargs="+", type=Path, metavar="FILE", help="the export, or its parts in their order")
-    checked.add_argument(
+    export = commands.add_parser("verify-export", help="verify an export by itself: no service, database or network")
+    export.add_argument("files", nargs="+", type=Path, metavar="FILE", help="the export, or its parts in their order")
+    export.add_argument(
         "--key",
         required=True,
         help="the public key as /tlog/key shows it, or a file that holds it; for format=json the certificate's file",
     )
-    checked.set_defaults(run=_verify_export)
+    export.set_defaults(run=_verify_export)
 
 
 def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
@@ -126,19 +129,19 @@ def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
 
 
 def _add_spool_arguments(spool: argparse.ArgumentParser) -> None:
-    acts = spool.add_subparsers(required=True, metavar="ACT")
+    commands = spool.add_subparsers(required=True, metavar="ACT")
     for name, run, text in (
         ("list", _spool_list, "what waits, and what is in quarantine and why"),
         ("export", _spool_export, "print the events, one JSON object a line"),
         ("replay", _spool_replay, "write a spool that no service uses any more to DATASTORAGE_DATABASE_URL"),
     ):
-        act = acts.add_parser(name, help=text)
-        act.add_argument("directory", type=Path, metavar="DIR", help="a DATASTORAGE_SPOOL_DIR")
-        act.set_defaults(run=run)
+        command = commands.add_parser(name, help=text)
+        command.add_argument("directory", type=Path, metavar="DIR", help="a DATASTORAGE_SPOOL_DIR")
+        command.set_defaults(run=run)
         if name != "list":
-            act.add_argument("--quarantined", action="store_true", help="only those / those too")
+            command.add_argument("--quarantined", action="store_true", help="only those / those too")
         if name == "replay":
-            act.add_argument("--force", action="store_true", help="also if it is older than the smallest retention")
+            command.add_argument("--force", action="store_true", help="also if it is older than the smallest retention")
 
 
 def _spool_list(arguments: argparse.Namespace) -> None:
@@ -147,9 +150,9 @@ def _spool_list(arguments: argparse.Namespace) -> None:
     from app.ingest.drain import entries
 
     for one in entries(arguments.directory):
-        kept = datetime.fromtimestamp(one.kept_at, UTC).isoformat(timespec="seconds")
+        spooled_at = datetime.fromtimestamp(one.kept_at, UTC).isoformat(timespec="seconds")
         state = f"quarantined: {one.reason}" if one.reason else "waiting"
-        print(f"{one.position:>8}  {kept}  {one.what:>14}  {one.size:>9} bytes  {state}")
+        print(f"{one.position:>8}  {spooled_at}  {one.what:>14}  {one.size:>9} bytes  {state}")
 
 
 def _spool_export(arguments: argparse.Namespace) -> None:
@@ -204,14 +207,14 @@ def _serve(arguments: argparse.Namespace) -> None:
     from app.embedded import EmbeddedPostgres
 
     with EmbeddedPostgres.start(settings.data_dir) as postgres:
-        print(_welcome(settings.port), file=sys.stderr)
-        threading.Thread(target=_follow, args=(postgres, presence), daemon=True).start()
-        found = {"database_url": SecretStr(postgres.url), "migrate": True}
-        serve(settings.model_copy(update=found | _own_key(settings)), presence)
+        print(_first_steps(settings.port), file=sys.stderr)
+        threading.Thread(target=_stop_when_postgres_ends, args=(postgres, presence), daemon=True).start()
+        embedded = {"database_url": SecretStr(postgres.url), "migrate": True}
+        serve(settings.model_copy(update=embedded | _embedded_checkpoint_key(settings)), presence)
 
 
-def _own_key(settings: "Settings") -> dict[str, Path]:
-    """The key for checkpoints that the embedded Postgres comes with, made at its first start, unless another is configured."""
+def _embedded_checkpoint_key(settings: "Settings") -> dict[str, Path]:
+    """The setting for the key that is generated beside the embedded Postgres at its first start; empty if another key is set."""
     from app.state_dir import state_dir
     from app.tlog import keys, note
 
@@ -223,17 +226,17 @@ def _own_key(settings: "Settings") -> dict[str, Path]:
     return {"checkpoint_key_file": path}
 
 
-def _follow(postgres: "EmbeddedPostgres", presence: "Presence") -> None:
-    """End the service when its Postgres ends first."""
+def _stop_when_postgres_ends(postgres: "EmbeddedPostgres", presence: "Presence") -> None:
+    """Stop the service with an error when its embedded Postgres ends first."""
     postgres.wait()
     if not presence.shutting_down:
         presence.fatal = Fatal(
-            f"The embedded Postgres has ended; {postgres.log} says why. A new start recovers its data."
+            f"The embedded Postgres has ended; {postgres.log} shows why. A new start recovers its data."
         )
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _welcome(port: int) -> str:
+def _first_steps(port: int) -> str:
     return f"""
 DataStorage serves on http://127.0.0.1:{port} with its own Postgres. Try, in another terminal:
   curl http://127.0.0.1:{port}/readyz
@@ -254,7 +257,7 @@ def _migrate(arguments: argparse.Namespace) -> None:
         raise Fatal(
             "There is no database to migrate: set DATASTORAGE_DATABASE_URL (the embedded one migrates by itself)."
         )
-    asyncio.run(_upgrade(settings, arguments.wait))
+    asyncio.run(_upgrade_schema(settings, arguments.wait))
     print(f"The schema is at {schema.HEAD}.")
 
 
@@ -264,22 +267,22 @@ def _retention(arguments: argparse.Namespace) -> None:
 
     from app.retention import purge
 
-    settings, now = _with_database(), datetime.now(UTC)
+    settings, now = _retention_settings(), datetime.now(UTC)
     if arguments.action == "plan":
         print("MONTH    EVENTS  DUE  HELD  KEPT LONGER")
         for one in asyncio.run(purge.plan(settings, now)):
-            found = one.contents
-            way = "  goes as a whole" if one.whole else ""
-            print(f"{one.month.first:%Y-%m}  {found.total}  {found.due}  {found.held}  {found.young}{way}")
+            rows = one.contents
+            note = "  goes as a whole" if one.whole else ""
+            print(f"{one.month.first:%Y-%m}  {rows.total}  {rows.due}  {rows.held}  {rows.young}{note}")
         return
     try:
         done = asyncio.run(purge.run(settings, now))
     except AuditError as error:
         raise Fatal(error.detail) from None
     print(f"Run {done.run_id}: {done.rows_deleted} of {done.rows_scanned} events purged.")
-    for said, months in (("dropped", done.dropped), ("put back", done.restored)):
+    for state, months in (("dropped", done.dropped), ("put back", done.restored)):
         if months:
-            print(f"Months {said}: {', '.join(months)}")
+            print(f"Months {state}: {', '.join(months)}")
 
 
 def _erase(arguments: argparse.Namespace) -> None:
@@ -289,7 +292,7 @@ def _erase(arguments: argparse.Namespace) -> None:
     from app.main import create_catalog
     from app.retention import erase
 
-    settings = _with_database()
+    settings = _retention_settings()
     try:
         ids = arguments.event_id and [UUID(text) for text in arguments.event_id]
     except ValueError as error:
@@ -299,16 +302,16 @@ def _erase(arguments: argparse.Namespace) -> None:
         done = asyncio.run(erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run))
     except AuditError as error:
         raise Fatal(error.detail) from None
-    would = "would be erased" if arguments.dry_run else f"erased, as erasure {done.erasure_id} tells"
-    print(f"{len(done.events)} event(s) {would}.")
+    result = "would be erased" if arguments.dry_run else f"erased by erasure {done.erasure_id}"
+    print(f"{len(done.events)} event(s) {result}.")
     if done.unsealed:
         print(
-            f"{len(done.unsealed)} row(s) that others inserted by SQL are left: they have no proof; change them by SQL."
+            f"{len(done.unsealed)} row(s) that others inserted by SQL are unchanged: they have no proof; change them by SQL."
         )
 
 
-async def _upgrade(settings: "Settings", wait_seconds: float) -> None:
-    """Bring the schema up, once Postgres can be reached. Fatal when it cannot, or refuses this user."""
+async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
+    """Upgrade the schema as soon as Postgres can be reached. Fatal if that takes longer than `wait_seconds`, or on an error."""
     import asyncio
 
     import asyncpg
@@ -328,7 +331,8 @@ async def _upgrade(settings: "Settings", wait_seconds: float) -> None:
             return
 
 
-def _with_database() -> "Settings":
+def _retention_settings() -> "Settings":
+    """The settings, with a database to purge and erase in."""
     from app.settings import load
 
     settings = load()
@@ -379,11 +383,11 @@ def _event_types(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from app.verify import command
 
-    return command.run(arguments, _with_running_database)
+    return command.run(arguments, _settings_with_running_database)
 
 
-def _with_running_database() -> "Settings":
-    """The settings, with the embedded Postgres of a running service and its key where no other database is named."""
+def _settings_with_running_database() -> "Settings":
+    """The settings; without a database of its own, with that of a running service's embedded Postgres and its key."""
     from pydantic import SecretStr
 
     from app import embedded
@@ -397,7 +401,7 @@ def _with_running_database() -> "Settings":
         raise Fatal(
             "There is no database: set DATASTORAGE_DATABASE_URL, or start the embedded one with `datastorage serve`."
         )
-    return settings.model_copy(update={"database_url": SecretStr(url)} | _own_key(settings))
+    return settings.model_copy(update={"database_url": SecretStr(url)} | _embedded_checkpoint_key(settings))
 
 
 def _verify_proof(arguments: argparse.Namespace) -> None:
@@ -413,9 +417,7 @@ def _verify_proof(arguments: argparse.Namespace) -> None:
     except (OSError, MalformedNote, Unverified) as error:
         raise Fatal(f"Not proved: {error}.") from None
     checkpoint, record = proved.checkpoint, proved.record
-    print(
-        f"VerifiedProof: event {record['event_id']} stands at {record['log_index']} of the {checkpoint.size} in the log."
-    )
+    print(f"Proved: event {record['event_id']} stands at {record['log_index']} of the {checkpoint.size} in the log.")
     print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
     shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
     sys.stdout.buffer.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))

@@ -1,6 +1,6 @@
-"""Settings that stand in files: secrets in one file each, and the YAML file of the reference that CONFIG_PATH names.
+"""Settings from files: secrets in one file each, and the YAML file of the reference that CONFIG_PATH names.
 
-docs/contract.md, section 22, lists the keys of that file. Those that mean nothing here are accepted without effect.
+docs/contract.md, section 22, lists the keys of that file. Those without a setting here are accepted and have no effect.
 """
 
 import os
@@ -51,43 +51,43 @@ _CONFIG_DEFAULTS = {
     "propagation_delay_ms": 5_000,
     "shutdown_timeout_ms": 60_000,
 }
-"""What the reference does where its file says nothing, and ours does not."""
+"""Defaults of the reference that differ from ours; they apply if there is a file."""
 _NANOSECONDS_PER_MS = 1_000_000
 
 
 class SecretFiles(PydanticBaseSettingsSource):
-    """Secrets from files: DATASTORAGE_DATABASE_URL_FILE names the file that holds DATASTORAGE_DATABASE_URL."""
+    """Secrets from files: DATASTORAGE_DATABASE_URL_FILE names the file that contains DATASTORAGE_DATABASE_URL."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         raise NotImplementedError  # as in ConfigFile
 
     def __call__(self) -> dict[str, Any]:
-        found = {}
+        values = {}
         for name, field in self.settings_cls.model_fields.items():
             path = os.environ.get(f"DATASTORAGE_{name.upper()}_FILE")
             if path and field.annotation in {SecretStr, SecretStr | None}:
                 try:
-                    found[name] = Path(path).read_text("utf-8").strip()
+                    values[name] = Path(path).read_text("utf-8").strip()
                 except (OSError, UnicodeDecodeError) as error:
                     raise Fatal(
                         f"Failed to load secrets: cannot read DATASTORAGE_{name.upper()}_FILE: {error}"
                     ) from None
-        return found
+        return values
 
 
 class ConfigFile(PydanticBaseSettingsSource):
-    """The YAML file of CONFIG_PATH, and the few variables with names of their own, which override it."""
+    """The YAML file of CONFIG_PATH, and the variables without the prefix DATASTORAGE_, which override it."""
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
         raise NotImplementedError  # the whole file is read at once, in __call__
 
     def __call__(self) -> dict[str, Any]:
         path = os.environ.get("CONFIG_PATH")
-        found = dict(_from_yaml(Path(path), self.settings_cls.model_fields)) if path else {}
+        values = dict(_from_yaml(Path(path), self.settings_cls.model_fields)) if path else {}
         for variable, field in _VARIABLES.items():
             if os.environ.get(variable):
-                found[field] = os.environ[variable]
-        return found
+                values[field] = os.environ[variable]
+        return values
 
 
 def _from_yaml(path: Path, fields: dict[str, FieldInfo]) -> Iterator[tuple[str, Any]]:
@@ -102,64 +102,64 @@ def _from_yaml(path: Path, fields: dict[str, FieldInfo]) -> Iterator[tuple[str, 
     yield from _CONFIG_DEFAULTS.items()
     for key, field in CONFIG_KEYS.items():
         section, _, name = key.partition(".")
-        value = _section(document, section).get(name)
+        value = _mapping(document, section).get(name)
         if value is not None:
             yield field, _in_our_units(field, value, fields[field].default)
-    yield from _of_server(_section(document, "server"))
+    yield from _server_settings(_mapping(document, "server"))
     if document.get("tlsProfile") == "Modern":
         yield "tls_min_version", "1.3"
-    audit, database = _section(document, "audit"), _section(document, "database")
+    audit, database = _mapping(document, "audit"), _mapping(document, "database")
     if secrets := audit.get("hashKeySecretsFile"):
         yield "hash_key", _secret(secrets, audit.get("hashKeyKey", "hashKey"), path)
     if database:
         yield "database_url", _database_url(database, path)
     if document.get("environment") == "production":
-        _refuse_unsafe(_section(document, "server"), database)
+        _refuse_unsafe_production(_mapping(document, "server"), database)
 
 
-def _refuse_unsafe(server: dict[str, Any], database: dict[str, Any]) -> None:
+def _refuse_unsafe_production(server: dict[str, Any], database: dict[str, Any]) -> None:
     if database.get("sslMode") == "disable":
         raise Fatal("Invalid configuration: environment production needs a database.sslMode that is not disable")
     if "*" in (server.get("corsAllowedOrigins") or ()):
         raise Fatal("Invalid configuration: environment production allows no * in server.corsAllowedOrigins")
 
 
-def _of_server(server: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _server_settings(server: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if origins := server.get("corsAllowedOrigins"):
         if not (isinstance(origins, list) and all(isinstance(one, str) for one in origins)):
             raise Fatal("Invalid configuration: server.corsAllowedOrigins has to be a list of strings")
         yield "cors_origins", ",".join(origins)
-    directory = _section(server, "tls").get("certDir")
+    directory = _mapping(server, "tls").get("certDir")
     if directory and all((Path(directory) / name).exists() for name in TLS_PAIR):
-        yield "tls_dir", directory  # the reference serves without TLS when there is no pair
-    limit = _section(server, "rateLimit")
+        yield "tls_dir", directory  # without a pair the reference serves without TLS
+    limit = _mapping(server, "rateLimit")
     if limit.get("enabled"):
         rate, burst = _number(limit, "requestsPerSecond", 50), _number(limit, "burst", 100)
-        # The reference fills a bucket. No window of ten seconds in which it refuses nothing is over this.
+        # The reference has a token bucket. This is the most that it can let through in a window of ten seconds.
         yield "read_rate", f"{burst + 10 * rate:.0f}/10 second"
 
 
-def _section(document: dict[str, Any], name: str) -> dict[str, Any]:
-    found = document.get(name) or {}
-    if not isinstance(found, dict):
-        raise Fatal(f"Invalid configuration: {name} has to be a mapping, not a {type(found).__name__}")
-    return found
+def _mapping(document: dict[str, Any], name: str) -> dict[str, Any]:
+    mapping = document.get(name) or {}
+    if not isinstance(mapping, dict):
+        raise Fatal(f"Invalid configuration: {name} has to be a mapping, not a {type(mapping).__name__}")
+    return mapping
 
 
 def _number(section: dict[str, Any], name: str, default: float) -> float:
-    found = section.get(name, default)
-    if not isinstance(found, int | float) or found <= 0:
-        raise Fatal(f"Invalid configuration: {name} has to be a number above 0, not {found!r}")
-    return found
+    number = section.get(name, default)
+    if not isinstance(number, int | float) or number <= 0:
+        raise Fatal(f"Invalid configuration: {name} has to be a number above 0, not {number!r}")
+    return number
 
 
 def _in_our_units(field: str, value: Any, default: Any) -> Any:
-    """Go durations become milliseconds; what the reference clamps is clamped; a batch limit of 0 means the default."""
+    """Go durations become milliseconds, values are clamped as the reference does, and a batch limit of 0 is the default."""
     if field.endswith("_ms") and isinstance(value, str):
         try:
             value = parse_duration(value) // _NANOSECONDS_PER_MS
         except ValueError:
-            raise Fatal(f"Invalid configuration: {value!r} is no duration such as 30s or 1m30s") from None
+            raise Fatal(f"Invalid configuration: {value!r} is not a duration such as 30s or 1m30s") from None
     if field in _CLAMPED and isinstance(value, int):
         least, most = _CLAMPED[field]
         return min(max(value, least), most)
@@ -176,11 +176,17 @@ def _in_our_units(field: str, value: Any, default: Any) -> Any:
 def _secret(secrets: str, key: str, path: Path, default: str | None = None) -> str:
     """One value of a secrets file, which is a small YAML map."""
     try:
-        known = yaml.safe_load(Path(secrets).read_text("utf-8")) or {}
-        return str(known[key] if default is None else known.get(key, default))
+        content = yaml.safe_load(Path(secrets).read_text("utf-8")) or {}
+        return str(content[key] if default is None else content.get(key, default))
     except OSError as error:
         raise Fatal(f"Failed to load secrets of {path} from {secrets}: {error}") from None
-    except (ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError):  # whose texts may show the secrets
+    except (
+        ValueError,
+        yaml.YAMLError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):  # their messages can contain the secrets
         raise Fatal(f"Failed to load secrets of {path} from {secrets}: expected a YAML map with {key}") from None
 
 

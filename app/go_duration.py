@@ -1,4 +1,4 @@
-"""Durations as Go writes and reads them. Here they are whole nanoseconds, as there."""
+"""Durations as Go parses and prints them, as whole nanoseconds."""
 
 import re
 
@@ -21,27 +21,29 @@ _INT64_MAX = 2**63 - 1
 
 
 def parse_duration(text: str) -> int:
-    """`1h30m`, `1.5h`, `-100us`. ValueError for what Go does not read, or cannot hold."""
+    """Parse `1h30m`, `1.5h`, `-100us`. ValueError for text that Go does not accept, or for more than 64 bits."""
     match = _DURATION.fullmatch(text)
     if match is None:
         if text.lstrip("+-") == "0" and len(text) <= 2:
             return 0
         raise ValueError(f"expected a duration such as 1h30m, got {text[:60]!r}")
     total: int = sum(
-        _part(whole, part or bare, _NANOSECONDS[unit]) for whole, part, bare, unit in _PARTS.findall(match[2])
+        _nanoseconds(whole, fraction or bare, _NANOSECONDS[unit])
+        for whole, fraction, bare, unit in _PARTS.findall(match[2])
     )
-    held = _held(total, text)
-    return -held if match[1] == "-" else held
+    return -_in_64_bits(total, text) if match[1] == "-" else _in_64_bits(total, text)
 
 
 def parse_window(text: str) -> int:
-    """A duration, or a number of days: `7d`."""
+    """Parse a duration, or a number of days: `7d`."""
     match = _DAYS.fullmatch(text)
-    return parse_duration(text) if match is None else _held(_part(match[1], match[2] or match[3], _DAY), text)
+    if match is None:
+        return parse_duration(text)
+    return _in_64_bits(_nanoseconds(match[1], match[2] or match[3], _DAY), text)
 
 
 def duration_text(nanoseconds: int) -> str:
-    """The form that Go prints: `1h0m0s`, `1.5s`, `100ms`, `0s`."""
+    """The text that Go prints: `1h0m0s`, `1.5s`, `100ms`, `0s`."""
     sign, rest = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
     if rest == 0:
         return "0s"
@@ -54,14 +56,13 @@ def duration_text(nanoseconds: int) -> str:
     return f"{sign}{clock}{_decimal(seconds, _NANOSECONDS['s'])}s"
 
 
-def _part(whole: str | None, fraction: str | None, unit: int) -> int:
+def _nanoseconds(whole: str | None, fraction: str | None, unit: int) -> int:
     digits = fraction or "0"
-    parts = int(10 ** len(digits))
-    return int(whole or "0") * unit + int(digits) * unit // parts
+    return int(whole or "0") * unit + int(digits) * unit // int(10 ** len(digits))
 
 
-def _held(total: int, text: str) -> int:
-    """Go holds 64 bits."""
+def _in_64_bits(total: int, text: str) -> int:
+    """`total`, or ValueError if it does not fit into Go's 64 bits."""
     if total > _INT64_MAX:
         raise ValueError(f"expected a duration of at most 292 years, got {text[:60]!r}")
     return total

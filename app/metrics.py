@@ -1,12 +1,12 @@
-"""Every metric of the service. Names of contract section 23 keep the reference's labels; the others are ours."""
+"""Every metric of the service. Those of docs/contract.md, section 23, have the reference's names and labels; the others are ours."""
 
 import threading
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # the Go client has none
+disable_created_metrics()  # type: ignore[no-untyped-call]  # the Go client has no such metrics
 _GO_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
-"""The Go client's default, which the platform's dashboards know."""
+"""The Go client's default buckets, which the platform's dashboards expect."""
 
 WRITE_DURATION = Histogram(
     "datastorage_write_duration_seconds",
@@ -69,7 +69,7 @@ CHECKPOINT_SIZE = Gauge("datastorage_checkpoint_size", "Leaves of the log in the
 WITNESS_FAILURES = Counter(
     "datastorage_witness_failures", "Checkpoints that a witness did not cosign, alarms not counted.", ["witness"]
 )
-OUTSIDE_FAILURES = Counter(
+CHECKPOINT_COPY_FAILURES = Counter(
     "datastorage_checkpoint_outside_failures", "Checkpoints that could not be kept outside the database.", ["where"]
 )
 WORKER_FAILURES = Counter("datastorage_worker_failures", "Rounds of a background worker that failed.", ["worker"])
@@ -85,7 +85,7 @@ SPOOL_EVENTS = Gauge("datastorage_spool_events", "Events that wait in the spool.
 SPOOL_BYTES = Gauge("datastorage_spool_bytes", "Bytes of the requests in the spool, quarantined ones too.")
 SPOOL_QUARANTINED = Gauge("datastorage_spool_quarantined_events", "Events in the spool's quarantine.")
 SPOOL_OLDEST = Gauge("datastorage_spool_oldest_age_seconds", "How long the oldest event of the spool has waited.")
-SPOOL_FREE = Gauge("datastorage_spool_disk_free_bytes", "ByteBudget on the spool's disk.")
+SPOOL_FREE = Gauge("datastorage_spool_disk_free_bytes", "Room on the spool's disk.")
 PARENTS_UNCHECKED = Counter(
     "datastorage_parents_unchecked", "Parents taken as sent since Postgres was away and they wait in no spool."
 )
@@ -99,7 +99,7 @@ DLQ_REFUSED = Counter(
 )
 DLQ_DRAIN = Counter("datastorage_dlq_drain_batch", "Portions of the spool that were replayed.")
 
-# Names that the platform's dashboards look for, of what does not happen in this process.
+# Names that the platform's dashboards expect, of things that do not happen in this process.
 Histogram(
     "datastorage_workflow_validation_duration_seconds", "Never observed.", ["phase", "result"], buckets=_GO_BUCKETS
 )
@@ -107,11 +107,11 @@ Counter("datastorage_shutdown_dlq_drain_errors", "Always 0: what a shutdown leav
 Counter("datastorage_retention_purge", "Always 0: `datastorage retention run` purges, in a process of its own.")
 Gauge("datastorage_retention_enabled", "Always 0, for the same reason.")
 
-# Known services of the lag histogram (contract section 23); others share one label value.
-LAG_OTHER = frozenset({"apifrontend", "agentsession"})
+# Categories that share the label value `other` in the lag histogram (docs/contract.md, section 23).
+LAG_OTHER_CATEGORIES = frozenset({"apifrontend", "agentsession"})
 
 GOROUTINES.set_function(threading.active_count)
-# A label's line exists before its first event, as dashboards and alerts expect.
+# Dashboards and alerts expect a time series before its first event.
 for _table in ("audit_events", "audit_events_batch", "notification_audit"):
     WRITE_DURATION.labels(table=_table)
 for _stream in ("audit_events", "notifications", "dead_letter_audit_events", "dead_letter_notifications"):

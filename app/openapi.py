@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from app.api.front import Front
 from app.api.problems import CONTENT_TYPE, Problem
-from app.events.catalog import EVENT_TYPES, OWN, PAYLOADS, TYPED
+from app.events.catalog import EVENT_TYPES, PAYLOAD_CHECKS, PAYLOADS, SELF_EVENT_TYPES
 from app.events.catalog.examples import Untitled
 from app.events.cloudevents import CloudEvent
 from app.events.envelope import PostedEvent
@@ -46,7 +46,11 @@ def _schemas(*types: Any) -> dict[str, Any]:
 
 def _event_data() -> dict[str, Any]:
     """The payloads of the typed names, told apart by event_type. What else is taken is told in words (docs/decisions/0011)."""
-    models = {name: _REF.format(model=EVENT_TYPES[name].payload.__name__) for name in TYPED if name not in OWN}
+    models = {
+        name: _REF.format(model=EVENT_TYPES[name].payload.__name__)
+        for name in PAYLOAD_CHECKS
+        if name not in SELF_EVENT_TYPES
+    }
     return {
         "description": (
             "Payload; its event_type decides its shape. Types that an operator has registered, and objects without an "

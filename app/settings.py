@@ -14,7 +14,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class Settings(BaseSettings):
-    """Names in the environment are these in upper case behind DATASTORAGE_."""
+    """Every setting. Its environment variable is DATASTORAGE_ and its name in upper case."""
 
     model_config = SettingsConfigDict(
         env_prefix="DATASTORAGE_", env_file=".env", frozen=True, extra="forbid", dotenv_filtering="match_prefix"
@@ -242,14 +242,14 @@ class Settings(BaseSettings):
 
     @property
     def auth_modes(self) -> frozenset[str]:
-        return frozenset(listed(self.auth))
+        return frozenset(split_list(self.auth))
 
     @property
     def hmac_key(self) -> bytes | None:
         return None if self.hash_key is None else self.hash_key.get_secret_value().encode()
 
     @model_validator(mode="after")
-    def _modes(self) -> Self:
+    def _auth_is_complete(self) -> Self:
         modes = self.auth_modes
         if not modes or modes - {"kubernetes", "oidc", "tokens", "none"} or ("none" in modes and len(modes) > 1):
             raise ValueError("auth: expected kubernetes, oidc, tokens, several of them with commas between, or none")
@@ -259,7 +259,7 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _profile_apart(self) -> Self:
+    def _profile_has_a_port_of_its_own(self) -> Self:
         if self.profile and self.health_port in {None, self.port}:
             raise ValueError(
                 "profile: set DATASTORAGE_HEALTH_PORT too; everybody who reaches the API's port could ask for it"
@@ -267,10 +267,10 @@ class Settings(BaseSettings):
         return self
 
     def refuse_open_port(self) -> None:
-        """Fatal unless the port is closed to strangers, or it was said that it need not be. Only whoever serves has to ask."""
+        """Fatal if anybody can reach the port without authentication, unless that is allowed. Only `serve` calls this."""
         if self.auth == "none" and not (self.allow_unauthenticated or is_loopback(self.host)):
             raise Fatal(
-                f"Host {self.host} is reachable from outside and nobody is asked who they are: set DATASTORAGE_AUTH, bind to "
+                f"Host {self.host} is reachable from outside and callers are not authenticated: set DATASTORAGE_AUTH, bind to "
                 "127.0.0.1, or set DATASTORAGE_ALLOW_UNAUTHENTICATED=true if everybody who reaches the port may read and write."
             )
 
@@ -288,7 +288,7 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """The settings, or Fatal with every bad one named."""
+    """The settings; Fatal names every invalid one."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
@@ -296,8 +296,8 @@ def load(**overrides: Any) -> Settings:
         raise Fatal("Invalid configuration:\n" + "\n".join(lines)) from None
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """What stands between the commas of a setting."""
+def split_list(text: str) -> tuple[str, ...]:
+    """The parts of a setting that is a list with commas, without spaces and empty parts."""
     return tuple(part for one in text.split(",") if (part := one.strip()))
 
 

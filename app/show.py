@@ -1,4 +1,4 @@
-"""`datastorage show` and `datastorage list`: timelines and correlations as people read them. A client: it knows HTTP only."""
+"""`datastorage show` and `datastorage list`: one timeline, or a list of correlations, as text. A client: HTTP only."""
 
 import argparse
 import sys
@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from app.terminal import one_line
+
 _TIMEOUT_SECONDS = 30.0
-_EVENTS_MAX = 10_000  # that the service shows at once
-_PATH = "/api/v1/audit/correlations"
+_EVENTS_MAX = 10_000  # that the service returns at once
+_CORRELATIONS = "/api/v1/audit/correlations"
 _FILTERS = {
     "since": "correlations whose newest event is not older: a time, or how long ago",
     "until": "correlations whose newest event is not newer: a time, or how long ago",
@@ -18,7 +20,7 @@ _FILTERS = {
     "cluster": "correlations with an event in this cluster",
     "cursor": "where an earlier list went on",
 }
-_NAMES = {"category": "event_category", "outcome": "event_outcome", "cluster": "cluster_id"}
+_QUERY_PARAMETERS = {"category": "event_category", "outcome": "event_outcome", "cluster": "cluster_id"}
 _UNITS = ((3_600_000, "h"), (60_000, "m"), (1_000, "s"))
 
 
@@ -30,8 +32,8 @@ def add_show(parser: argparse.ArgumentParser) -> None:
 
 def add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=int, default=20, metavar="N", help="most correlations to list (20)")
-    for name, said in _FILTERS.items():
-        parser.add_argument(f"--{name}", help=said)
+    for name, text in _FILTERS.items():
+        parser.add_argument(f"--{name}", help=text)
     _add_service(parser)
 
 
@@ -43,13 +45,15 @@ def _add_service(parser: argparse.ArgumentParser) -> None:
 def show(arguments: argparse.Namespace) -> int:
     """Print one correlation."""
     parameters = {"limit": str(_EVENTS_MAX)} | ({"verify": "true"} if arguments.verify else {})
-    return _print(arguments, f"{_PATH}/{quote(arguments.correlation_id, safe='')}", parameters, timeline_lines)
+    return _print(arguments, f"{_CORRELATIONS}/{quote(arguments.correlation_id, safe='')}", parameters, timeline_lines)
 
 
 def list_(arguments: argparse.Namespace) -> int:
     """Print one page of correlations."""
-    given = {_NAMES.get(name, name): value for name in _FILTERS if (value := getattr(arguments, name)) is not None}
-    return _print(arguments, _PATH, given | {"limit": str(arguments.limit)}, list_lines)
+    filters = {
+        _QUERY_PARAMETERS.get(name, name): value for name in _FILTERS if (value := getattr(arguments, name)) is not None
+    }
+    return _print(arguments, _CORRELATIONS, filters | {"limit": str(arguments.limit)}, list_lines)
 
 
 def _print(arguments: argparse.Namespace, path: str, parameters: dict[str, str], lines: Any) -> int:
@@ -80,11 +84,11 @@ def _problem(text: str, status: int) -> str:
 
 
 def list_lines(answer: dict[str, Any]) -> Iterator[str]:
-    """A table, and how to go on."""
+    """A table of correlations, and the cursor of the next page."""
     rows = [
         [
             one["correlation_id"],
-            _moment(one["last_event"]["event_timestamp"]),
+            _time_text(one["last_event"]["event_timestamp"]),
             str(one["event_count"]),
             one["last_outcome"],
             ", ".join(one["categories"]),
@@ -100,16 +104,17 @@ def timeline_lines(answer: dict[str, Any]) -> Iterator[str]:
     """Heading, phases, decisions, notifications, holds, and the events in the order of the log."""
     yield f"{answer['correlation_id']}: {answer['event_count']} events"
     if "first_event_at" in answer:
-        yield f"from {_moment(answer['first_event_at'])} to {_moment(answer['last_event_at'])}"
+        yield f"from {_time_text(answer['first_event_at'])} to {_time_text(answer['last_event_at'])}"
     if (verdict := answer.get("verification")) is not None:
         yield f"verified now: {verdict['message']}"
     phases = [
-        [one["phase"], _moment(one.get("entered_at", "")), _lasted(one.get("duration_ms"))] for one in answer["phases"]
+        [one["phase"], _time_text(one.get("entered_at", "")), _duration_text(one.get("duration_ms"))]
+        for one in answer["phases"]
     ]
     yield from _section("Phases", ["phase", "entered", "lasted"], phases)
     decisions = [
         [
-            _moment(one["event_timestamp"]),
+            _time_text(one["event_timestamp"]),
             one["decision"],
             one["decided_by"],
             one.get("workflow_id", ""),
@@ -119,7 +124,7 @@ def timeline_lines(answer: dict[str, Any]) -> Iterator[str]:
     ]
     yield from _section("Decisions", ["when", "what", "who", "workflow", "why"], decisions)
     sent = [
-        [_moment(one["sent_at"]), one["channel"], one["status"], one["recipient"], one["message_summary"]]
+        [_time_text(one["sent_at"]), one["channel"], one["status"], one["recipient"], one["message_summary"]]
         for one in answer["notifications"]
     ]
     yield from _section("Notifications", ["sent", "channel", "status", "recipient", "message"], sent)
@@ -131,8 +136,8 @@ def timeline_lines(answer: dict[str, Any]) -> Iterator[str]:
     events = [
         [
             str(one.get("log_index", "-")),
-            _moment(one["event_timestamp"]),
-            _moment(one["recorded_at"]),
+            _time_text(one["event_timestamp"]),
+            _time_text(one["recorded_at"]),
             one["event_type"],
             one["event_outcome"],
             one.get("actor_id", ""),
@@ -152,22 +157,17 @@ def _section(title: str, head: list[str], rows: list[list[str]]) -> Iterator[str
 
 
 def _table(head: list[str], rows: Sequence[list[str]]) -> Iterator[str]:
-    shown = [head, *([_plain(cell) for cell in row] for row in rows)]
-    widths = [max(map(len, cells)) for cells in zip(*shown, strict=True)]
-    for row in shown:
+    texts = [head, *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, cells)) for cells in zip(*texts, strict=True)]
+    for row in texts:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
 
 
-def _plain(text: str) -> str:
-    """One line, and nothing in it that a terminal would obey: the text comes from whoever posted the event."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-def _moment(text: str) -> str:
+def _time_text(text: str) -> str:
     return text.replace("T", " ").removesuffix("Z").partition(".")[0]
 
 
-def _lasted(milliseconds: int | None) -> str:
+def _duration_text(milliseconds: int | None) -> str:
     """The two largest units: `1h5m`, `3s`, `250ms`."""
     if milliseconds is None:
         return ""

@@ -1,4 +1,4 @@
-"""Where this user's DataStorage keeps what outlives it: data of the embedded Postgres, the spool."""
+"""The state directory: it contains the data of the embedded Postgres, the spool, and keys that were generated."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ ROOT_STATE_DIR = Path("/var/lib/datastorage")
 
 
 def state_dir(data_dir: Path | None) -> Path:
-    """Where the service keeps what outlives it on this machine, absolute."""
+    """The absolute path of the state directory: `data_dir` if set, else by the XDG Base Directory specification, or root's own."""
     if data_dir is not None:
         return data_dir.absolute()
     if os.geteuid() == 0:

@@ -1,4 +1,4 @@
-"""Background workers: the loop in which each of them runs, and the connection that some of them hold."""
+"""Background workers: the loop that each of them runs in, and the connection that some of them reuse."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ async def run_forever(
     while True:
         try:
             pause = await do_round()
-        except Exception as error:  # top of a loop that has to outlive every failure
+        except Exception as error:  # top of a loop that must survive every failure
             WORKER_FAILURES.labels(worker=name).inc()
             log.warning(failure, extra={"error": repr(error)}, exc_info=not isinstance(error, _WITHOUT_TRACEBACK))
             pause = retry_seconds
@@ -39,7 +39,7 @@ async def run_forever(
 
 
 class WorkerConnection:
-    """A connection that a worker holds from round to round. After a failure the next round gets a new one."""
+    """A connection that a worker reuses from round to round. After a failure the next round opens a new one."""
 
     def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
         self._connect = connect
@@ -47,14 +47,14 @@ class WorkerConnection:
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
-        """The connection, opened if there is none. What is raised while it is used ends it."""
+        """The connection, opened if necessary. An exception while it is used closes it."""
         if self._connection is None or self._connection.is_closed():
             self._connection = await self._connect()
         connection = self._connection
         try:
             yield connection
         except BaseException:
-            # Closing waits for the cancellation of a query, which a silent server never confirms.
+            # `close` would wait for the cancellation of a query, which an unreachable server never confirms.
             connection.terminate()
             self._connection = None
             raise

@@ -75,9 +75,9 @@ async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asy
 def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., services.Service]]:
     """Starts one `datastorage serve` per call on the test's database, and returns when it is ready.
 
-    Keywords are further settings, without their prefix: `service(batch_events_max=5)`; None takes one away. `wait_for` is
-    the URL to ask for readiness, if not the service's. At the end each one is told to
-    stop and has to exit with 0, but for those that the test has ended itself.
+    Keywords are further settings, without their prefix: `service(batch_events_max=5)`; None removes one. `wait_for` is
+    the URL to ask for readiness, if not the service's. At the end each one is stopped and
+    has to exit with 0, except those that the test has ended itself.
     """
     started: list[services.Service] = []
 

@@ -23,7 +23,7 @@ def server() -> Iterator[str]:
     """URL of a Postgres on which databases may be made.
 
     DATASTORAGE_TEST_DATABASE names where it comes from, `dsn`, `testcontainers` or `embedded`, and then nothing else is
-    tried. Unset, the first that is there is taken, in this order.
+    tried. Unset, the first that is available is used, in this order.
     """
     named = os.environ.get("DATASTORAGE_TEST_DATABASE")
     if named not in {None, *_SOURCES}:
@@ -51,7 +51,7 @@ async def create(server_url: str, *, template: str = "template0") -> str:
 
 
 async def drop(server_url: str, database_url: str) -> None:
-    """Whoever is still connected loses the connection."""
+    """Drop a database, and end the connections to it."""
     async with connected(server_url) as connection:
         await connection.execute(f"DROP DATABASE {name_of(database_url)} WITH (FORCE)")
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "tables": "",
     "sql": "",
     "state_dir": "",
+    "terminal": "",
     "watched_file": "errors",
     "auth": "settings watched_file errors metrics",
     "embedded": "state_dir errors",
@@ -33,7 +34,7 @@ MAY_IMPORT = {
     "workers": "db errors metrics",
     "presence": "db workers settings errors",
     "tlog": "events db sql settings errors metrics",
-    "verify": "events tlog db sql settings errors metrics",
+    "verify": "events tlog db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
     "ingest": "events schema db sql settings errors metrics tracing",
     "retention": "events ingest schema db sql settings errors metrics",  # holds and runs are events too
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "serve": "connection main tls presence settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "",  # a client: it could be shipped alone
-    "show": "",  # as simulate
+    "show": "terminal",  # as simulate
     "cli": "auth serve openapi simulate show schema main events ingest tlog verify export retention presence db embedded logs settings state_dir errors tracing",
 }
 

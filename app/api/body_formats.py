@@ -9,7 +9,7 @@ from app.errors import BadRequest
 from app.events import cloudevents
 from app.events.canonical import Document
 from app.events.catalog import Catalog
-from app.events.cloudevents import CloudEvents
+from app.events.cloudevents import CloudEventReader
 from app.events.explain import Faults, bad_fields
 from app.ingest.accept import Draft, draft
 
@@ -20,7 +20,7 @@ BATCH_PATH = "/api/v1/audit/events/batch"
 class Envelope:
     """How the events of one request are read: as ADR-034 has them, or as `cloud` does."""
 
-    def __init__(self, catalog: Catalog, cloud: CloudEvents | None = None) -> None:
+    def __init__(self, catalog: Catalog, cloud: CloudEventReader | None = None) -> None:
         self._catalog = catalog
         self._cloud = cloud
 
@@ -49,16 +49,16 @@ class Envelope:
 
     def renamed(self, error: BadRequest) -> BadRequest:
         """`error` with its places named as the client has sent them."""
-        return error if self._cloud is None else self._cloud.renamed(error)
+        return error if self._cloud is None else self._cloud.with_pointers_as_sent(error)
 
 
 def of_single(request: Request, media_type: str) -> Envelope:
     """The envelope of a single post; BadRequest for a content type that this route does not take."""
     catalog, headers = request.app.state.catalog, request.scope["headers"]
     if media_type == JSON:
-        return Envelope(catalog, CloudEvents(catalog, headers) if cloudevents.is_binary(headers) else None)
+        return Envelope(catalog, CloudEventReader(catalog, headers) if cloudevents.is_binary(headers) else None)
     if media_type == cloudevents.STRUCTURED:
-        return Envelope(catalog, CloudEvents(catalog))
+        return Envelope(catalog, CloudEventReader(catalog))
     if media_type == cloudevents.BATCH:
         raise BadRequest(f"Content-Type: {media_type} belongs to POST {BATCH_PATH}")
     raise wrong_type(media_type, f"{JSON} or {cloudevents.STRUCTURED}")
@@ -68,7 +68,7 @@ def of_batch(request: Request, media_type: str) -> Envelope:
     """The envelope of each item of a batch; BadRequest for a content type that this route does not take."""
     catalog = request.app.state.catalog
     if media_type == cloudevents.BATCH:
-        return Envelope(catalog, CloudEvents(catalog))
+        return Envelope(catalog, CloudEventReader(catalog))
     if media_type == cloudevents.STRUCTURED:
         raise BadRequest(f"Content-Type: {media_type} belongs to POST {SINGLE_PATH}")
     if media_type != JSON:

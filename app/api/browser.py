@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.settings import Settings, listed
+from app.settings import Settings, split_list
 
 Headers = list[tuple[bytes, bytes]]
 _SECURITY: Headers = [
@@ -26,7 +26,7 @@ class Browser:
     """The headers that an installation gives its answers."""
 
     def __init__(self, settings: Settings) -> None:
-        origins = {origin.encode() for origin in listed(settings.cors_origins)}
+        origins = {origin.encode() for origin in split_list(settings.cors_origins)}
         self._any, self._origins = b"*" in origins, origins
         self._always = [(b"vary", b"Origin"), *_SECURITY]
         if settings.tls_dir is not None:

@@ -16,7 +16,7 @@ from app.api.paging import behind, page_answer
 from app.api.parameters import bad_query, cursor, documented, moment, number, sent_parameters
 from app.errors import DatabaseFailed, NotFound
 from app.events.envelope import Category, Outcome
-from app.events.explain import bad_fields, explain, plain
+from app.events.explain import bad_fields, by_member_name, explain
 from app.ingest.accept import ACCEPTED_COLUMNS
 from app.query.cursor import Cursor
 from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
@@ -143,7 +143,7 @@ def parse_query(query_string: bytes, now: datetime) -> EventQuery:
     try:
         return EventQuery(**fields)
     except ValidationError as error:
-        fields = plain(explain(error, ""))
+        fields = by_member_name(explain(error, ""))
         raise bad_fields(fields) from None
 
 

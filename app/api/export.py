@@ -18,8 +18,8 @@ from app.api.body import ClientDisconnected
 from app.api.deadline import in_time
 from app.api.parameters import documented, number, sent_parameters
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
-from app.events.envelope import timestamp
-from app.events.explain import bad_fields, explain, plain
+from app.events.envelope import parse_timestamp
+from app.events.explain import bad_fields, by_member_name, explain
 from app.export.certificate import ExportKeyPair
 from app.export.parts import Export, ResumeToken
 from app.export.select import PAGE_MAX, ExportQuery
@@ -165,7 +165,7 @@ def parse_export(query_string: bytes) -> tuple[ExportQuery, ResumeToken | None]:
     try:
         query = ExportQuery(**fields)
     except ValidationError as error:
-        raise bad_fields(plain(explain(error, ""))) from None
+        raise bad_fields(by_member_name(explain(error, ""))) from None
     if token is not None and query.format == "json":
         raise bad_fields({"after": "belongs to ndjson and csv: repeat the parameters of the export that was cut"})
     return query, token
@@ -180,7 +180,7 @@ def _token(text: str) -> ResumeToken:
 
 def _read(name: str, value: str) -> Any:
     if name in {"start_time", "end_time"}:
-        return timestamp(value, name)
+        return parse_timestamp(value, name)
     if name == "limit":
         return number(name, value, 1, PAGE_MAX)
     if name == "offset":

@@ -20,7 +20,7 @@ from app.api.problems import respond
 from app.api.proxies import Proxies
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
 from app.logs import AccessLog
-from app.settings import Settings, listed
+from app.settings import Settings, split_list
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -48,7 +48,7 @@ class Front:
         self._door = door
         self._settings = settings
         self._browser = Browser(settings)
-        self._proxies = Proxies(listed(settings.trusted_proxies))
+        self._proxies = Proxies(split_list(settings.trusted_proxies))
         self._access_log = AccessLog(enabled=settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

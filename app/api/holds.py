@@ -18,8 +18,8 @@ from app.api.body import read_json_body
 from app.api.deadline import in_time
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import parse
-from app.events.catalog.leaves import DateTime, Uuid
-from app.events.envelope import Name100, Name255, timestamp
+from app.events.catalog.value_types import DateTime, Uuid
+from app.events.envelope import Name100, Name255, parse_timestamp
 from app.events.explain import bad_fields, explain
 from app.query.postgres_time import rfc3339
 from app.retention import holds
@@ -260,7 +260,7 @@ def _selector(body: HoldToPlace, named: str) -> Selector:
         return Selector(actor_id=body["actor_id"])
     if named == "resource":
         return Selector(resource_type=body["resource"]["type"], resource_id=body["resource"]["id"])
-    start, end = timestamp(body["time"]["from"], "/time/from"), timestamp(body["time"]["to"], "/time/to")
+    start, end = parse_timestamp(body["time"]["from"], "/time/from"), parse_timestamp(body["time"]["to"], "/time/to")
     if start > end:
         raise bad_fields({"/time/to": "expected a moment that is not before the one in from"})
     return Selector(time_from=start, time_to=end)

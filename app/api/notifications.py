@@ -20,7 +20,7 @@ from app.api.deadline import in_time
 from app.api.paging import behind, page_answer, standing
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
-from app.events.explain import bad_fields, plain
+from app.events.explain import bad_fields, by_member_name
 from app.ingest.notification_spool import NotificationSpool
 from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, shaped, write
 from app.ingest.submission import Claim
@@ -82,7 +82,7 @@ async def post_notification(request: Request) -> Response:
     except BadRequest as error:
         fields: Any = error.extra.get("field_errors")
         if fields:
-            error.extra["field_errors"] = plain(fields)
+            error.extra["field_errors"] = by_member_name(fields)
         raise
     if not isinstance(document.value, dict):
         raise bad_fields({"": f"expected an object, got {kind_of(document.value)}"})

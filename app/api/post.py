@@ -183,7 +183,7 @@ async def _parse_batch(body: bytes, reading: "_Reading", path: str) -> tuple[lis
 async def _parse_slices(body: bytes, reading: "_Reading", path: str) -> tuple[list[Draft], str]:
     digest = hashlib.sha256(b"[")
     slice_end = perf_counter() + _SLICE_SECONDS
-    for document in canonical.items(body):
+    for document in canonical.parse_items(body):
         if reading.count < reading.events_max:
             digest.update(b"," if reading.count else b"")
             digest.update(canonical.canonical(document.value, plain=document.plain))
@@ -236,7 +236,7 @@ def _give_memory_back() -> None:
 def _observe_lag(item: Draft) -> None:
     category = item.posted["event_category"]
     lag = (datetime.now(UTC) - item.timestamp).total_seconds()
-    metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER else category).observe(max(lag, 0.0))
+    metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER_CATEGORIES else category).observe(max(lag, 0.0))
 
 
 def _answer(status: int, answer: dict[str, Any]) -> Response:

@@ -17,7 +17,7 @@ from app.api.paging import behind, page_answer, standing
 from app.api.verify import answer as verified
 from app.api.verify import report_on
 from app.errors import NotFound
-from app.events.explain import bad_fields, explain, plain
+from app.events.explain import bad_fields, by_member_name, explain
 from app.query import correlations
 from app.query.correlations import CorrelationQuery
 from app.query.cursor import Cursor
@@ -278,7 +278,7 @@ def parse_query(query_string: bytes, now: datetime) -> CorrelationQuery:
     try:
         return CorrelationQuery(**{name: _read(name, value, now) for name, value in sent.items() if value})
     except ValidationError as error:
-        raise bad_fields(plain(explain(error, ""))) from None
+        raise bad_fields(by_member_name(explain(error, ""))) from None
 
 
 def _read(name: str, value: str, now: datetime) -> Any:

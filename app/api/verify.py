@@ -16,7 +16,7 @@ from app.api.body import read_json_body
 from app.errors import AuditError, BadRequest, DatabaseAway, DatabaseFailed
 from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
-from app.events.reference import moment
+from app.events.reference import rfc3339
 from app.verify.correlation import ChainReport, verify_chain
 from app.verify.row import Defect, Defects
 from app.verify.snapshot import snapshot
@@ -182,7 +182,7 @@ def _event(defect: Defect) -> dict[str, str]:
     assert defect.event_timestamp is not None
     return {
         "event_id": str(defect.event_id),
-        "event_timestamp": moment(defect.event_timestamp),
+        "event_timestamp": rfc3339(defect.event_timestamp),
         "expected_hash": defect.expected_hash,
         "actual_hash": defect.actual_hash,
         "previous_hash": defect.previous_hash,

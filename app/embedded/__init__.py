@@ -1,8 +1,14 @@
-"""Postgres for local runs and tests: a private server, our direct child, that lives no longer than this process.
+"""Postgres for local runs and tests: a private server, a direct child that ends no later than this process.
 
-All of it is kept in one directory: `postgres/` (the data), `socket/`, `postgres.log` and two locks. This process holds
-`owner.lock`; every process of the server inherits `postgres.lock`. Whoever has the first and has waited for the second
-knows that nothing runs on the data any more, whatever a pid file says.
+In: a data directory. Out: the URL of a running server with a database of ours. Guaranteed: one owner per directory, no server
+left running, and committed data survives a kill of this process.
+
+Everything is in one directory: `postgres/` (the data), `socket/`, `postgres.log` and two lock files. This process locks
+`owner.lock`; every process of the server inherits the lock on `postgres.lock`. A process that has locked the first and then
+the second knows that nothing else runs on the data, whatever a pid file names.
+
+data_directory.py  locks the directory, finds the binaries and the user that Postgres runs as
+child.py           runs a program of Postgres as a child process that ends with this one
 """
 
 import os
@@ -17,8 +23,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote, urlencode
 
-from app.embedded.child import spawned
-from app.embedded.place import Place, private_directory, take
+from app.embedded.child import child_process
+from app.embedded.data_directory import DataDirectory, acquire, private_directory
 from app.errors import Fatal
 from app.state_dir import state_dir
 
@@ -39,53 +45,55 @@ _CONFIGURATION = {
     "full_page_writes": "on",
     "synchronous_commit": "on",
 }
-_NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}  # may lie in memory
+_NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"}  # the directory may be in memory
 
 
 class EmbeddedPostgres:
-    """A running server. Nobody but its user and root can enter the directory of its socket, so it asks for no password."""
+    """A running server. Only its user and root can enter the directory of its socket, so it asks for no password."""
 
-    def __init__(self, place: Place, process: subprocess.Popen[bytes], url: str, resources: ExitStack) -> None:
+    def __init__(
+        self, directory: DataDirectory, process: subprocess.Popen[bytes], url: str, resources: ExitStack
+    ) -> None:
         self.url = url
         """postgresql://datastorage@/datastorage?host=<directory of the socket>&port=5432"""
-        self.log = place.log
+        self.log = directory.log
         self._process = process
         self._resources = resources
 
     @classmethod
     def start(cls, data_dir: Path | None = None, *, tcp_port: int | None = None, durable: bool = True) -> Self:
-        """Take the data up, or make it the first time, and return when the server takes connections.
+        """Start a server on the data, which is created at the first start. Returns when the server accepts connections.
 
-        `tcp_port` adds that port on 127.0.0.1, where nobody gets in before the role was given a password. Without
-        `durable`, a crash of the machine loses the data. Raises Fatal, saying what to do. To be called from the main
-        thread: the server dies with the thread that started it.
+        `tcp_port` adds that port on 127.0.0.1, which nobody can use before the role has a password. Without `durable`, a
+        crash of the machine loses the data. Fatal says what to do. Call it from the main thread: the server ends with the
+        thread that started it.
         """
         assert threading.current_thread() is threading.main_thread()
-        directory = state_dir(data_dir)
+        path = state_dir(data_dir)
         with ExitStack() as resources:
             try:
-                place = take(directory, resources)
-                if not place.data.exists():
-                    _initialise(place)
+                directory = acquire(path, resources)
+                if not directory.data.exists():
+                    _initialise(directory)
                 port = tcp_port or _PORT
-                socket = _socket(place, port, resources)
+                socket = _socket(directory, port, resources)
                 options = _CONFIGURATION | ({} if durable else _NOT_DURABLE)
                 options |= {"port": str(port), "listen_addresses": "127.0.0.1" if tcp_port else ""}
-                process = resources.enter_context(_postmaster(place, socket, options))
+                process = resources.enter_context(_postmaster(directory, socket, options))
             except OSError as error:
-                raise Fatal(f"The embedded Postgres cannot use {directory}: {error}") from error
-            return cls(place, process, _url(socket.parent, port), resources.pop_all())
+                raise Fatal(f"The embedded Postgres cannot use {path}: {error}") from error
+            return cls(directory, process, _url(socket.parent, port), resources.pop_all())
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def wait(self) -> None:
-        """Return when the server has ended, for whatever reason."""
+        """Wait until the server has ended, for whatever reason."""
         self._process.wait()
 
     def stop(self) -> None:
-        """End every session, write everything to the data files, and return when the server is gone."""
+        """Stop the server: sessions end, all data is written to the data files. Returns when it has ended."""
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -96,7 +104,7 @@ class EmbeddedPostgres:
 
 
 def running_url(data_dir: Path | None = None) -> str | None:
-    """The URL of a server that another process runs on the data, if its socket is where it usually is; else None."""
+    """The URL of a server that another process runs on the data; None if its socket is not in its usual place."""
     socket = state_dir(data_dir) / "socket" / f".s.PGSQL.{_PORT}"
     return _url(socket.parent, _PORT) if socket.exists() else None
 
@@ -106,58 +114,58 @@ def _url(directory: Path, port: int) -> str:
     return f"postgresql://{_NAME}@/{_NAME}?{query}"
 
 
-def _initialise(place: Place) -> None:
-    """Make the data directory and the database in it. A crash leaves `postgres.new`, which the next start removes."""
-    new = place.directory / "postgres.new"
+def _initialise(directory: DataDirectory) -> None:
+    """Create the data and the database in it. A crash leaves `postgres.new`, which the next start removes."""
+    new = directory.path / "postgres.new"
     shutil.rmtree(new, ignore_errors=True)
-    private_directory(new, place.account)
-    # The collation that Postgres brings itself: code points, the same on every system.
+    private_directory(new, directory.account)
+    # The built-in collation: by code points, the same on every system.
     _run(
-        place,
+        directory,
         *("initdb", "--pgdata", str(new), "--username", _NAME, "--encoding", "UTF8", "--locale", "C"),
         *("--locale-provider", "builtin", "--builtin-locale", "C.UTF-8", "--data-checksums"),
         *("--auth-local", "trust", "--auth-host", "scram-sha-256", "--no-instructions"),
     )
     create = f"CREATE DATABASE {_NAME}\n".encode()
-    _run(place, "postgres", "--single", "-D", str(new), "-c", "exit_on_error=on", "template1", statements=create)
-    new.rename(place.data)
+    _run(directory, "postgres", "--single", "-D", str(new), "-c", "exit_on_error=on", "template1", statements=create)
+    new.rename(directory.data)
 
 
-def _run(place: Place, program: str, *arguments: str, statements: bytes = b"") -> None:
-    with spawned(place, program, *arguments, stdin=subprocess.PIPE) as (process, said):
+def _run(directory: DataDirectory, program: str, *arguments: str, statements: bytes = b"") -> None:
+    with child_process(directory, program, *arguments, stdin=subprocess.PIPE) as (process, log_tail):
         process.communicate(statements)
         if process.returncode:
-            raise Fatal(f"The embedded Postgres could not be set up; {program} says:\n{said()}")
+            raise Fatal(f"The embedded Postgres could not be set up; {program} reports:\n{log_tail()}")
 
 
-def _socket(place: Place, port: int, resources: ExitStack) -> Path:
-    """Where the server will listen: in an empty directory beside the data, or a temporary one if that path is too long."""
-    directory, name = place.directory / "socket", f".s.PGSQL.{port}"
-    if len(os.fsencode(directory / name)) > _SOCKET_PATH_BYTES_MAX:
-        directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="datastorage-"))) / "socket"
-        directory.parent.chmod(0o755)
-    shutil.rmtree(directory, ignore_errors=True)
-    private_directory(directory, place.account)
-    return directory / name
+def _socket(directory: DataDirectory, port: int, resources: ExitStack) -> Path:
+    """Path of the server's socket, in an empty directory beside the data, or in a temporary one if that path is too long."""
+    parent, name = directory.path / "socket", f".s.PGSQL.{port}"
+    if len(os.fsencode(parent / name)) > _SOCKET_PATH_BYTES_MAX:
+        parent = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="datastorage-"))) / "socket"
+        parent.parent.chmod(0o755)
+    shutil.rmtree(parent, ignore_errors=True)
+    private_directory(parent, directory.account)
+    return parent / name
 
 
 @contextmanager
-def _postmaster(place: Place, socket: Path, options: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """The server, from taking connections to its end."""
+def _postmaster(directory: DataDirectory, socket: Path, options: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A running server. Yields when it accepts connections, and stops it on exit."""
     quoted = str(socket.parent).replace('"', '""')
     options = options | {"unix_socket_directories": f'"{quoted}"'}
     settings = [argument for name, value in options.items() for argument in ("-c", f"{name}={value}")]
-    with spawned(place, "postgres", "-D", str(place.data), *settings) as (process, said):
+    with child_process(directory, "postgres", "-D", str(directory.data), *settings) as (process, log_tail):
         deadline = time.monotonic() + _START_SECONDS
-        while not (socket.exists() and _is_ready(place.data / "postmaster.pid")):
+        while not (socket.exists() and _is_ready(directory.data / "postmaster.pid")):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise Fatal(f"The embedded Postgres did not start; the end of {place.log}:\n{said()}")
+                raise Fatal(f"The embedded Postgres did not start; the end of {directory.log}:\n{log_tail()}")
             time.sleep(_POLL_SECONDS)
         yield process
 
 
 def _is_ready(pid_file: Path) -> bool:
-    """Whether the server says that it takes connections. The file is this server's, as it is written before the socket is."""
+    """Whether the pid file says that the server accepts connections. It is of this server: it is written before the socket."""
     try:
         lines = pid_file.read_text("utf-8").splitlines()
     except FileNotFoundError:

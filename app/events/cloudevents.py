@@ -1,7 +1,7 @@
-"""CloudEvents 1.0 as another envelope: what each attribute means in ADR-034 (docs/cloudevents.md has the table).
+"""CloudEvents 1.0 as another envelope: which ADR-034 member each attribute becomes (docs/cloudevents.md has the table).
 
-Out comes an item as a controller would have posted it, which then takes the same checks as every other. The `cloudevents`
-package does not parse here: it reads numbers as doubles, which would alter payloads (docs/decisions/0009).
+The result is an item as a controller would post it; it goes through the same checks as every other item. The `cloudevents`
+package is not used: it parses numbers as doubles, which would alter payloads (docs/decisions/0009).
 """
 
 import re
@@ -17,8 +17,8 @@ from typing_extensions import TypedDict
 from app.errors import BadRequest
 from app.events.canonical import kind_of
 from app.events.catalog import Catalog
-from app.events.envelope import Category, DateTime, Filled, Name50, Name100, Name255, Outcome, uuid
-from app.events.explain import bad_fields, explain, renamed
+from app.events.envelope import Category, DateTime, Filled, Name50, Name100, Name255, Outcome, parse_uuid
+from app.events.explain import bad_fields, explain, rename_pointers
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -48,8 +48,8 @@ class CloudEvent(TypedDict):
     data: Annotated[dict[str, Any], Field(description="the payload, event_data")]
 
 
-_CHECK = TypeAdapter(CloudEvent).validator.validate_python
-_ATTRIBUTES = {
+_VALIDATE = TypeAdapter(CloudEvent).validator.validate_python
+_ATTRIBUTE_OF_MEMBER = {
     "event_id": "id",
     "event_type": "type",
     "event_timestamp": "time",
@@ -63,38 +63,38 @@ _ATTRIBUTES = {
     "actor_id": "authid",
     "event_data": "data",
 }
-"""Member of the ADR-034 envelope, and the attribute it comes from."""
-_PLACE = re.compile(r"((?:/\d+)?)/(\w+)(.*)", re.DOTALL)
+"""By member of the ADR-034 envelope: the attribute that it comes from."""
+_POINTER = re.compile(r"((?:/\d+)?)/(\w+)(.*)", re.DOTALL)
 
 
-class CloudEvents:
-    """How one request's events are read: in structured mode, or with `headers` in binary mode."""
+class CloudEventReader:
+    """Converts the CloudEvents of one request: in structured mode, or with `headers` in binary mode."""
 
     def __init__(self, catalog: Catalog, headers: Headers | None = None) -> None:
         self._catalog = catalog
         self._headers = headers
 
     def item(self, value: Any, pointer: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """The item at `pointer`, and what is wrong with it that the ADR-034 envelope would not notice, by pointer."""
+        """The ADR-034 item at `pointer`, and by pointer the faults of the CloudEvent that the ADR-034 checks would not find."""
         faults: dict[str, str] = {}
         if self._headers is not None:
-            event = _attributes(self._headers, faults) | {"data": value}
+            event = _attributes_of_headers(self._headers, faults) | {"data": value}
         elif isinstance(value, dict):
-            event = {name: one for name, one in value.items() if one is not None}
+            event = {name: attribute for name, attribute in value.items() if attribute is not None}
         else:
             raise bad_fields({pointer: f"expected a CloudEvent, which is an object, got {kind_of(value)}"})
         if "data_base64" in event:
             faults["/data_base64"] = "expected the payload as a JSON object in data"
         try:
-            _CHECK(event)
+            _VALIDATE(event)
         except ValidationError as error:
             faults = explain(error, "") | faults
-        item = {member: event[name] for member, name in _ATTRIBUTES.items() if name in event}
+        item = {member: event[name] for member, name in _ATTRIBUTE_OF_MEMBER.items() if name in event}
         self._complete(item, event, faults)
-        return item, {pointer + place: message for place, message in faults.items()}
+        return item, {pointer + path: message for path, message in faults.items()}
 
     def _complete(self, item: dict[str, Any], event: dict[str, Any], faults: dict[str, str]) -> None:
-        """What is not simply an attribute under another name."""
+        """Set the members that are not simply an attribute under another name."""
         item["version"] = _ENVELOPE_VERSION
         source, kind, payload = event.get("source"), event.get("type"), event.get("data")
         for member in ("event_id", "parent_event_id"):
@@ -113,16 +113,16 @@ class CloudEvents:
             if kind in self._catalog.typed and isinstance(payload, dict) and "event_type" not in payload:
                 item["event_data"] = {"event_type": kind} | payload
 
-    def renamed(self, error: BadRequest) -> BadRequest:
-        """`error` with the places of the item named as the client has sent them."""
-        return renamed(error, self._place)
+    def with_pointers_as_sent(self, error: BadRequest) -> BadRequest:
+        """`error` with pointers into the CloudEvent that the client sent, or names of its headers."""
+        return rename_pointers(error, self._pointer_as_sent)
 
-    def _place(self, pointer: str) -> str:
-        found = _PLACE.fullmatch(pointer)
-        if found is None:
+    def _pointer_as_sent(self, pointer: str) -> str:
+        match = _POINTER.fullmatch(pointer)
+        if match is None:
             return pointer
-        index, member, rest = found.groups()
-        attribute = _ATTRIBUTES.get(member, member)
+        index, member, rest = match.groups()
+        attribute = _ATTRIBUTE_OF_MEMBER.get(member, member)
         if self._headers is None:
             return f"{index}/{attribute}{rest}"
         return str(rest) if attribute == "data" else f"ce-{attribute}"
@@ -133,27 +133,27 @@ def is_binary(headers: Headers) -> bool:
     return any(name == b"ce-specversion" for name, _ in headers)
 
 
-def _attributes(headers: Headers, faults: dict[str, str]) -> dict[str, Any]:
-    """The attributes in headers: perhaps quoted, and percent-encoded UTF-8 (CloudEvents' HTTP binding, 3.1.3.2)."""
-    found = {}
+def _attributes_of_headers(headers: Headers, faults: dict[str, str]) -> dict[str, Any]:
+    """The attributes in headers: percent-encoded UTF-8, possibly quoted (CloudEvents' HTTP binding, section 3.1.3.2)."""
+    attributes = {}
     for header, value in headers:
         if header.startswith(b"ce-"):
             name = header[3:].decode("latin-1")
             quoted = len(value) > 1 and value[:1] == value[-1:] == b'"'
             raw = re.sub(rb"\\(.)", rb"\1", value[1:-1]) if quoted else value
             try:
-                found[name] = unquote_to_bytes(raw).decode()
+                attributes[name] = unquote_to_bytes(raw).decode()
             except UnicodeDecodeError:
                 faults[f"/{name}"] = "expected percent-encoded UTF-8"
             else:
-                if "\0" in found[name]:
+                if "\0" in attributes[name]:
                     faults[f"/{name}"] = "expected text without NUL characters"
-    return found
+    return attributes
 
 
 def _event_id(source: Any, text: Any) -> Any:
-    """The id itself where it is a UUID, else one that everybody computes alike: ids are unique within their source."""
+    """`text` itself if it is a UUID, else a UUIDv5 of source and id, which together are unique (CloudEvents 1.0)."""
     with suppress(BadRequest, TypeError):
-        uuid(text, "")
+        parse_uuid(text, "")
         return text
     return str(uuid5(NAMESPACE_URL, f"{source}#{text}"))

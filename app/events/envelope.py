@@ -1,4 +1,4 @@
-"""The ADR-034 envelope: what a client posts, checked against every limit of the columns that will hold it."""
+"""The ADR-034 envelope: the members of a posted event, checked against the limits of the columns that store them."""
 
 import re
 from datetime import UTC, date, datetime, timedelta
@@ -85,7 +85,7 @@ AGE_MAX = timedelta(days=7)
 
 
 def check_envelope(item: Any, pointer: str) -> PostedEvent:
-    """`item` as a PostedEvent, or BadRequest that names each bad member. `pointer` is the item's place in the body."""
+    """`item` as a PostedEvent; BadRequest names each wrong member. `pointer` is the item's place in the body."""
     try:
         return _VALIDATE(item)  # type: ignore[no-any-return]  # the adapter's validator is untyped
     except ValidationError as error:
@@ -96,8 +96,8 @@ def _undecodable(pointer: str, message: str) -> InvalidRequest:
     return InvalidRequest(f"{pointer}: {message}", field_errors={pointer: message})
 
 
-def timestamp(text: str, pointer: str) -> datetime:
-    """RFC 3339 with zone as UTC, truncated to microseconds."""
+def parse_timestamp(text: str, pointer: str) -> datetime:
+    """An RFC 3339 date-time with zone as a UTC time, truncated to microseconds. BadRequest, or InvalidRequest for second 60."""
     match = _RFC3339.fullmatch(text)
     if match is None:
         raise bad_fields(
@@ -106,43 +106,43 @@ def timestamp(text: str, pointer: str) -> datetime:
     if match[1]:
         raise _undecodable(pointer, f"expected a second of 00 to 59, got {text[:60]!r}")
     try:
-        moment = datetime.fromisoformat(text)
-        return moment if text.endswith("Z") else moment.astimezone(UTC)
+        time = datetime.fromisoformat(text)
+        return time if text.endswith("Z") else time.astimezone(UTC)
     except (ValueError, OverflowError):
         raise bad_fields({pointer: f"expected a date and time that exist, got {text[:60]!r}"}) from None
 
 
-def day(text: str, pointer: str) -> date:
+def parse_date(text: str, pointer: str) -> date:
     """The UTC date of an RFC 3339 date-time."""
-    found = timestamp(text, pointer).date()
-    if found in (date.min, date.max):  # the driver writes these as the infinities, and another date would be hashed
+    day = parse_timestamp(text, pointer).date()
+    if day in (date.min, date.max):  # the driver writes these as the infinities, which would be hashed as another date
         raise bad_fields({pointer: f"expected a date within 0001-01-02 and 9999-12-30, got {text[:60]!r}"})
-    return found
+    return day
 
 
-def out_of_window(moment: datetime, now: datetime, pointer: str) -> BadRequest | None:
-    """The refusal of an event that is too old or too far ahead, or None."""
-    if moment > now + AHEAD_MAX:
+def time_window_error(time: datetime, now: datetime, pointer: str) -> BadRequest | None:
+    """The error for an event that is too old or too far in the future, or None."""
+    if time > now + AHEAD_MAX:
         expected = "at most 60 minutes in the future"
-    elif moment < now - AGE_MAX:
+    elif time < now - AGE_MAX:
         expected = "at most 7 days in the past"
     else:
         return None
     return bad_fields(
         {
-            pointer: f"expected a time {expected} of the service's clock ({now:%Y-%m-%dT%H:%M:%SZ}), got {moment.isoformat()}"
+            pointer: f"expected a time {expected} of the service's clock ({now:%Y-%m-%dT%H:%M:%SZ}), got {time.isoformat()}"
         }
     )
 
 
-def uuid(text: str, pointer: str) -> UUID:
+def parse_uuid(text: str, pointer: str) -> UUID:
     """`text` as a UUID; InvalidRequest for anything but its hyphenated hexadecimal form."""
     if _UUID.fullmatch(text) is None:
         raise _undecodable(pointer, f"expected a UUID, got {text[:60]!r}")
     return pgproto.UUID(text)
 
 
-def address(text: str, pointer: str) -> bytes:
+def parse_address(text: str, pointer: str) -> bytes:
     """The packed bytes of an IP address without mask or zone."""
     try:
         return ip_packed(text)

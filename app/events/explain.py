@@ -1,4 +1,4 @@
-"""What pydantic found, in words for the person who has to mend the request."""
+"""Errors of pydantic as messages for the person who has to correct the request, each with its JSON pointer."""
 
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -9,10 +9,10 @@ from pydantic import ValidationError
 from app.errors import BadRequest, InvalidRequest
 
 FIELDS_MAX = 20
-_SHOWN_MAX = 60
+_EXCERPT_MAX = 60
 _STEP_MAX = 100
 
-# Pydantic's error types, and what was expected. The names in braces come from the error's context.
+# Pydantic's error types, and what was expected. The names in braces are keys of the error's context.
 _EXPECTED = {
     "string_type": "a string",
     "string_sub_type": "a string",
@@ -31,38 +31,38 @@ _EXPECTED = {
     "too_short": "at least {min_length} items",
     "too_long": "at most {max_length} items",
 }
-# Errors of our own leaves. Their message says all; one kind has a problem type of its own.
+# Error types of our own value types. Their message is complete; UNDECODABLE is answered with a problem type of its own.
 MALFORMED = "malformed"
 UNDECODABLE = "undecodable"
 
 
 def explain(error: ValidationError, pointer: str) -> dict[str, str]:
-    """Messages by RFC 6901 pointer, `pointer` in front; the first twenty."""
-    found: dict[str, str] = {}
+    """The first twenty messages, by RFC 6901 pointer. `pointer` is the place of the checked value in the body."""
+    messages: dict[str, str] = {}
     for one in error.errors(include_url=False, include_input=True)[:FIELDS_MAX]:
-        place = "".join(f"/{escape(part)}" for part in one["loc"])
-        found.setdefault(pointer + place, _message(one))
-    return found
+        path = "".join(f"/{escape(part)}" for part in one["loc"])
+        messages.setdefault(pointer + path, _message(one))
+    return messages
 
 
-def plain(fields: Mapping[str, str]) -> dict[str, str]:
-    """`fields` by the plain names of the root's members, where the reference has no pointers."""
-    return {pointer.removeprefix("/"): said for pointer, said in fields.items()}
+def by_member_name(fields: Mapping[str, str]) -> dict[str, str]:
+    """`fields` by the names of the root's members, on routes where the reference does not use pointers."""
+    return {pointer.removeprefix("/"): message for pointer, message in fields.items()}
 
 
-def refusal(error: ValidationError, pointer: str) -> BadRequest:
-    """The answer to a payload that does not fit its type: InvalidRequest if it fits but for what no decoder takes."""
+def payload_error(error: ValidationError, pointer: str) -> BadRequest:
+    """The error for a payload that does not fit its type: InvalidRequest if every fault is a value that cannot be decoded."""
     kinds = {one["type"] for one in error.errors(include_url=False, include_input=False)}
-    return _named(InvalidRequest if kinds == {UNDECODABLE} else BadRequest, explain(error, pointer))
+    return _error_for(InvalidRequest if kinds == {UNDECODABLE} else BadRequest, explain(error, pointer))
 
 
 class Faults:
-    """All that is wrong with a request, in one reading: each check runs in a `with` of its own, which keeps what it raises."""
+    """All faults of one request. Each check runs in a `with` of its own, which collects the fields of the BadRequest it raises."""
 
     def __init__(self) -> None:
         self.fields: dict[str, str] = {}
         self._kind: type[BadRequest] = InvalidRequest
-        """What a schema refuses stands before what no decoder takes, as if all of the body was checked by its schema first."""
+        """BadRequest if any fault is one of the schema, as if the whole body was checked by its schema before it is decoded."""
 
     def __enter__(self) -> None:
         return None
@@ -78,46 +78,46 @@ class Faults:
 
     @property
     def full(self) -> bool:
-        """Whether as many were found as an answer names."""
+        """Whether there are as many faults as an answer names."""
         return len(self.fields) >= FIELDS_MAX
 
     def error(self) -> BadRequest:
-        """One answer for all of them."""
-        return _named(self._kind, dict(islice(self.fields.items(), FIELDS_MAX)))
+        """One error that names all faults."""
+        return _error_for(self._kind, dict(islice(self.fields.items(), FIELDS_MAX)))
 
 
-def renamed(error: BadRequest, name: Callable[[str], str]) -> BadRequest:
-    """`error` with each pointer as `name` gives it."""
+def rename_pointers(error: BadRequest, rename: Callable[[str], str]) -> BadRequest:
+    """`error` with `rename` applied to each pointer."""
     if "field_errors" not in error.extra:
         return error
     fields = cast("dict[str, str]", error.extra["field_errors"])
-    return _named(type(error), {name(pointer): message for pointer, message in fields.items()})
+    return _error_for(type(error), {rename(pointer): message for pointer, message in fields.items()})
 
 
 def bad_fields(fields: dict[str, str]) -> BadRequest:
-    """The answer that names each offending field by its JSON pointer."""
-    return _named(BadRequest, fields)
+    """The error that names each wrong field by its JSON pointer."""
+    return _error_for(BadRequest, fields)
 
 
-def _named(kind: type[BadRequest], fields: dict[str, str]) -> BadRequest:
+def _error_for(kind: type[BadRequest], fields: dict[str, str]) -> BadRequest:
     detail = "; ".join(f"{pointer or 'body'}: {message}" for pointer, message in fields.items())
     return kind(detail, field_errors=fields)
 
 
 def escape(part: object) -> str:
-    """One step of a JSON pointer."""
+    """One step of a JSON pointer, escaped and cut to a length that fits into a message."""
     text = str(part) if len(str(part)) <= _STEP_MAX else str(part)[:_STEP_MAX] + "…"
     return text.replace("~", "~0").replace("/", "~1")
 
 
-def shown(value: Any) -> str:
-    """A value of the request as a message names it."""
+def excerpt(value: Any) -> str:
+    """A value of the request in a message: the start of a scalar, or only the type of an object or array."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "an array"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value) if isinstance(value, str) else str(value)
-    return text if len(text) <= _SHOWN_MAX else text[:_SHOWN_MAX] + "…"
+    return text if len(text) <= _EXCERPT_MAX else text[:_EXCERPT_MAX] + "…"
 
 
 def _message(one: Any) -> str:
@@ -129,6 +129,6 @@ def _message(one: Any) -> str:
         return str(one["msg"])
     expected = _EXPECTED.get(one["type"])
     if expected is None:
-        return f"{one['msg']}, got {shown(one['input'])}"
-    came = f"{len(one['input'])}" if one["type"].startswith("string_too") else shown(one["input"])
-    return f"expected {expected.format_map(one.get('ctx', {}))}, got {came}"
+        return f"{one['msg']}, got {excerpt(one['input'])}"
+    actual = f"{len(one['input'])}" if one["type"].startswith("string_too") else excerpt(one["input"])
+    return f"expected {expected.format_map(one.get('ctx', {}))}, got {actual}"

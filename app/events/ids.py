@@ -1,4 +1,4 @@
-"""Ids of events: drawn at random for a plain single event, computed for whatever may be sent again (design section 6)."""
+"""Ids of events: random for a single event, derived for a request that can be sent again (docs/design.md, section 6)."""
 
 import hashlib
 from datetime import UTC, datetime, timedelta
@@ -12,16 +12,16 @@ _MILLISECOND = timedelta(milliseconds=1)
 _48_BITS = (1 << 48) - 1
 
 
-def drawn(now_ms: int, random: bytes) -> UUID:
+def random_event_id(now_ms: int, random: bytes) -> UUID:
     """UUIDv7 of `now_ms` (Unix milliseconds) and ten random bytes."""
     return _assemble(now_ms, random, version=7)
 
 
-def computed(event_timestamp: datetime, caller: str, source: tuple[str, str], index: int) -> UUID:
-    """The id of item `index` of a request that may be sent again: the same in any replica, at any time, for the same caller.
+def derived_event_id(event_timestamp: datetime, caller: str, source: tuple[str, str], index: int) -> UUID:
+    """UUIDv8 of item `index` of a request that can be sent again: the same in any replica, at any time, for the same caller.
 
-    `source` is ("body", hex SHA-256 of the canonical form of the whole body) or ("key", the Idempotency-Key). The seed is an
-    array, so that no two of them are equal by being cut elsewhere. This never changes.
+    `source` is ("body", hex SHA-256 of the canonical form of the whole body) or ("key", the Idempotency-Key). The seed is
+    the hash of a JSON array, so that texts that are split differently give different seeds. This never changes.
     """
     seed = hashlib.sha256(orjson.dumps([1, caller, *source, index])).digest()
     return _assemble((event_timestamp - _EPOCH) // _MILLISECOND, seed, version=8)

@@ -1,6 +1,7 @@
-"""What stands in the place of an erased payload: its type, and its schema's required members with values that say nothing.
+"""What replaces an erased payload: its type, and the required members of its schema with values that reveal nothing.
 
-Typed clients fail a whole page for one payload that they cannot decode, so an erased one has to be of its type still.
+The replacement is still valid by the schema of its type, since a typed client that cannot decode one payload fails for the
+whole page.
 """
 
 import re
@@ -18,8 +19,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 Schema = dict[str, Any]
 
 
-def neutral(catalog: Catalog, payload: dict[str, Any]) -> dict[str, Any]:
-    """The payload that replaces `payload`. Of the free-form generation, and of types that nobody knows, nothing is left."""
+def neutral_payload(catalog: Catalog, payload: dict[str, Any]) -> dict[str, Any]:
+    """The payload that replaces `payload`. Of a free-form payload, and of one of an unknown type, at most the type is left."""
     name = payload.get("event_type")
     if not isinstance(name, str):
         return {}
@@ -30,20 +31,20 @@ def neutral(catalog: Catalog, payload: dict[str, Any]) -> dict[str, Any]:
         schema = json_schema(known.payload)
     else:
         return {"event_type": name}
-    made = _object(schema, schema.get("$defs", {})) if "properties" in schema else {}
-    return made | {"event_type": name}
+    members = _object(schema, schema.get("$defs", {})) if "properties" in schema else {}
+    return members | {"event_type": name}
 
 
 @lru_cache(256)
 def neutral_words(event_type: Any) -> frozenset[str]:
-    """Every text that can stand in what replaced a payload of this type, now or by an earlier schema."""
+    """Every text that a replacement of a payload of this type can contain, by the present schema or an earlier one."""
     known = EVENT_TYPES.get(event_type) if isinstance(event_type, str) else None
     schema = json_schema(known.payload) if known is not None and known.payload is not None else {}
     return frozenset({ERASED, _HASH, *_BY_FORMAT.values(), event_type, *_enumerated(schema)})
 
 
 def is_neutral(value: Any, words: frozenset[str]) -> bool:
-    """Whether nothing in `value` can be told by anybody: no text but `words`, no number but a few bounds, short names."""
+    """Whether `value` reveals nothing: its only texts are `words`, its only numbers 0 and 1, and its keys are short names."""
     if isinstance(value, dict):
         return all(_NAME.fullmatch(key) and is_neutral(member, words) for key, member in value.items())
     if isinstance(value, list):
@@ -67,7 +68,7 @@ def _value(schema: Schema, definitions: Schema) -> Any:
     if "$ref" in schema:
         return _value(definitions.get(schema["$ref"].rpartition("/")[2], {}), definitions)
     if "anyOf" in schema:
-        return _value(schema["anyOf"][0], definitions)  # the other one is null
+        return _value(schema["anyOf"][0], definitions)  # the other alternative is null
     if "enum" in schema or "const" in schema:
         return schema["enum"][0] if "enum" in schema else schema["const"]
     match schema.get("type"):

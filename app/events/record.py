@@ -1,7 +1,7 @@
-"""The hash of an event: its record, version 1, and the commitment to what can be erased (design section 4). Never changes.
+"""The hash of an event: its record, version 1, and the commitment to what can be erased (docs/design.md, section 4).
 
-A row is a mapping by column name; columns that it does not name are NULL. The write path and verification hash the
-same way: they differ only in where the row comes from.
+Never changes. A row is a mapping by column name; columns that it does not have are NULL. The write path and verification
+use the same functions, and differ only in the origin of the row.
 """
 
 import socket
@@ -19,14 +19,14 @@ _UTC = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 
 
 class Row(Protocol):
-    """A dict on the write path, an asyncpg.Record when read back."""
+    """A dict on the write path, an asyncpg.Record when read from Postgres."""
 
     def __getitem__(self, name: str, /) -> Any: ...
     def get(self, name: str, /) -> Any: ...
 
 
-def committed(row: Row, *, stored: bool = False) -> bytes:
-    """The JCS of the committed object. `stored`: event_data and event_metadata are jsonb's text, not canonical JSON yet."""
+def committed_jcs(row: Row, *, stored: bool = False) -> bytes:
+    """The JCS of the committed object. If `stored`, event_data and event_metadata are jsonb's text, else canonical JSON."""
     get = row.get
     event_data, event_metadata = get("event_data"), get("event_metadata")
     if stored:
@@ -45,31 +45,31 @@ def committed(row: Row, *, stored: bool = False) -> bytes:
 
 
 def commitment(salt: bytes, committed: bytes) -> bytes:
-    """What the record keeps of the committed object, also after its erasure."""
+    """The salted hash of the committed object, which stays in the record after that object is erased."""
     return sha256(salt + committed).digest()
 
 
 def commitment_of(row: Row, *, stored: bool = True) -> bytes:
-    """The commitment of a row of the log: the one that erasure left in it, else the one that its salt and content give.
+    """The commitment of a row of the log: the stored one if the row is erased, else computed from its salt and content.
 
-    Salt and commitment are bytes, or hex digits as exports have them. Without its salt a row is not the one that was written;
-    an empty salt gives the hash that it has now. ValueError for digits that are none.
+    Salt and commitment are bytes, or hex digits as in exports. A row without salt was changed after it was written; its
+    commitment is computed with an empty salt. ValueError for text that is not hexadecimal.
     """
-    erased = _raw(row.get("payload_commitment"))
+    erased = _bytes_or_none(row.get("payload_commitment"))
     if erased is not None:
         return erased
-    return commitment(_raw(row.get("payload_salt")) or b"", committed(row, stored=stored))
+    return commitment(_bytes_or_none(row.get("payload_salt")) or b"", committed_jcs(row, stored=stored))
 
 
 def stored_hash(row: Row, log: str, *, stored: bool = True) -> str:
-    """The leaf hash, in hex, of the record that a row of the log named `log` has now."""
+    """The leaf hash, in hex, of the record that is computed from a row of the log named `log`."""
     return leaf_hash(record(row, log, commitment_of(row, stored=stored))).hex()
 
 
 def record(row: Row, log: str, commitment: bytes) -> dict[str, Any]:
     """The record of `row` in the log named `log`, members in JCS order.
 
-    The flush sets log_index, chain_index and previous_event_hash (None for the first of a chain) in it afterwards.
+    The flush sets its log_index, chain_index and previous_event_hash (None for the first of a chain) later.
     """
     get = row.get
     parent_event_id, parent_event_date = get("parent_event_id"), get("parent_event_date")
@@ -105,7 +105,7 @@ def record(row: Row, log: str, commitment: bytes) -> dict[str, Any]:
 
 
 def leaf_hash(record: dict[str, Any]) -> bytes:
-    """The RFC 6962 leaf hash: link of the chain and leaf of the log in one."""
+    """The RFC 6962 leaf hash: it is the event's leaf in the log and the link of the next event in its chain."""
     return sha256(b"\0" + orjson.dumps(record)).digest()
 
 
@@ -114,11 +114,11 @@ def ip_packed(text: str) -> bytes:
     try:
         return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
     except OSError:
-        raise ValueError(f"{text!r} is no IP address") from None
+        raise ValueError(f"{text!r} is not an IP address") from None
 
 
 def ip_text(packed: bytes) -> str:
-    """Our own text of an address: dotted for IPv4, RFC 5952 with hex groups only for IPv6, mapped IPv4 too."""
+    """The canonical text of an address: dotted for IPv4; RFC 5952 with hex groups only for IPv6, also for mapped IPv4."""
     if len(packed) == 4:
         return "{}.{}.{}.{}".format(*packed)
     groups = [f"{group:x}" for group in struct.unpack(">8H", packed)]
@@ -130,15 +130,15 @@ def ip_text(packed: bytes) -> str:
 
 
 def address_text(address: Any) -> str | None:
-    """An address as the record has it, from our own text or from what asyncpg returns."""
-    # Text is our own already. The subclass that asyncpg gives for an address with a mask is not one that we write, and
-    # its packed bytes would hide the mask.
+    """An address as it is in the record, from the canonical text or from asyncpg's value."""
+    # Text is canonical already. For an address with a mask, which we never write, asyncpg returns a subclass whose packed
+    # bytes do not contain the mask.
     if address is None or type(address) is str:
         return address
     return ip_text(address.packed) if type(address) in (IPv4Address, IPv6Address) else str(address)
 
 
-def _raw(value: bytes | str | None) -> bytes | None:
+def _bytes_or_none(value: bytes | str | None) -> bytes | None:
     return bytes.fromhex(value) if isinstance(value, str) else value
 
 
@@ -146,10 +146,10 @@ def _canonical(text: str | bytes | None) -> bytes | None:
     return None if text is None else canonical(loads(text))
 
 
-def _time(moment: datetime) -> str:
-    # asyncpg gives `infinity`, which only SQL can write, without a zone.
-    if moment.tzinfo is not UTC and moment.tzinfo is not None:
-        moment = moment.astimezone(UTC)
-    # A quarter of isoformat's time; orjson leaves out microseconds that are zero.
-    text = orjson.dumps(moment, option=_UTC).decode()
-    return text[1:-1] if moment.microsecond else text[1:-2] + ".000000Z"
+def _time(time: datetime) -> str:
+    # asyncpg returns `infinity`, which only SQL can write, without a zone.
+    if time.tzinfo is not UTC and time.tzinfo is not None:
+        time = time.astimezone(UTC)
+    # Takes a quarter of isoformat's time. orjson omits microseconds that are zero.
+    text = orjson.dumps(time, option=_UTC).decode()
+    return text[1:-1] if time.microsecond else text[1:-2] + ".000000Z"

@@ -1,4 +1,7 @@
-"""The platform's older hash, under which rows stand that others wrote by SQL (contract section 10). For verification only."""
+"""The hash of the platform's earlier service, which rows inserted by SQL have (docs/contract.md, section 10).
+
+For verification only: the write path never computes it.
+"""
 
 import hashlib
 import hmac
@@ -12,12 +15,12 @@ import orjson
 from app.events.canonical import loads
 from app.events.record import Row
 
-UNKEYED = frozenset({"", "sha256-unkeyed"})
-KEYED = "hmac-sha256"
+UNKEYED_ALGORITHMS = frozenset({"", "sha256-unkeyed"})
+KEYED_ALGORITHM = "hmac-sha256"
 
-_SHORT = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
-_LONG = {chr(code): f"\\u{code:04x}" for code in (*range(0x20), *map(ord, "<>&"), 0x2028, 0x2029)}
-_ESCAPES = str.maketrans(_LONG | _SHORT)
+_SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\b": "\\b", "\f": "\\f"}
+_UNICODE_ESCAPES = {chr(code): f"\\u{code:04x}" for code in (*range(0x20), *map(ord, "<>&"), 0x2028, 0x2029)}
+_ESCAPES = str.maketrans(_UNICODE_ESCAPES | _SHORT_ESCAPES)
 _OMITTED_WHEN_EMPTY = (
     *("resource_type", "resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "actor_id", "actor_type", "actor_ip"),
@@ -27,27 +30,30 @@ _OMITTED_WHEN_EMPTY = (
 def reference_hash(row: Row, previous: str, key: bytes | None = None) -> str:
     """SHA-256 of the previous hash's hex text and the reference's JSON of `row`; HMAC-SHA-256 with `key`.
 
-    actor_ip and event_data are Postgres's text. ValueError for a payload that the reference itself cannot have written.
+    actor_ip and event_data are Postgres's text. ValueError for a payload that the reference cannot have written.
     """
     message = (previous + reference_json(row)).encode()
     return hashlib.sha256(message).hexdigest() if key is None else hmac.new(key, message, "sha256").hexdigest()
 
 
-def recomputed(row: Row, previous: str, hmac_key: bytes | None) -> str | None:
-    """The hash that `row` has by its own hash_algorithm; None if that is unknown, or its key is not here. ValueError as above."""
+def recompute_hash(row: Row, previous: str, hmac_key: bytes | None) -> str | None:
+    """The hash of `row` by its own hash_algorithm; None if that is unknown or needs a key that is not configured.
+
+    ValueError as `reference_hash`.
+    """
     algorithm = row["hash_algorithm"]
-    if algorithm in UNKEYED:
+    if algorithm in UNKEYED_ALGORITHMS:
         return reference_hash(row, previous)
-    return reference_hash(row, previous, hmac_key) if algorithm == KEYED and hmac_key is not None else None
+    return reference_hash(row, previous, hmac_key) if algorithm == KEYED_ALGORITHM and hmac_key is not None else None
 
 
 def reference_json(row: Row) -> str:
-    """The text that is hashed: the members of a query answer in their order, with what may change later held fixed."""
+    """The text that is hashed: the members of a query's answer in their order; those that can change later have fixed values."""
     get = row.get
     parent_event_id = get("parent_event_id")
     members: dict[str, Any] = {
         "event_id": str(get("event_id")),
-        "event_timestamp": moment(get("event_timestamp")),
+        "event_timestamp": rfc3339(get("event_timestamp")),
         "event_date": None,
         "event_type": get("event_type"),
         "version": get("event_version"),
@@ -70,12 +76,12 @@ def reference_json(row: Row) -> str:
     try:
         event_data = _payload(loads(get("event_data")))
     except (RecursionError, OverflowError) as error:
-        raise ValueError("event_data is nested too deeply, or holds a number that is no double") from error
+        raise ValueError("event_data is nested too deeply, or contains a number that is not a double") from error
     return f'{{{",".join(f"{_scalar(k)}:{_scalar(v)}" for k, v in members.items())},"event_data":{event_data}}}'
 
 
-def moment(time: datetime) -> str:
-    """RFC 3339 of a UTC time, as many fraction digits as are needed."""
+def rfc3339(time: datetime) -> str:
+    """RFC 3339 text of a UTC time, without needless zeros at the end of the fraction."""
     text = time.isoformat(timespec="microseconds")[:26]
     return text.rstrip("0").rstrip(".") + "Z"
 
@@ -85,7 +91,7 @@ def _midnight(day: date | None) -> str | None:
 
 
 def _payload(value: Any) -> str:
-    """Keys in the order of their UTF-8 bytes, which is that of their code points; every number a double."""
+    """JSON with keys in the order of their UTF-8 bytes, which is that of their code points; every number is a double."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{_scalar(key)}:{_payload(value[key])}" for key in sorted(value)) + "}"
     if isinstance(value, list):
@@ -100,7 +106,7 @@ def _scalar(value: Any) -> str:
 
 
 def _number(value: float) -> str:
-    """Go's shortest form: plain digits, but for very small and very large numbers."""
+    """Go's shortest form: plain digits, except for very small and very large numbers."""
     if not math.isfinite(value):
         raise OverflowError
     digits = Decimal(repr(value))

@@ -20,7 +20,7 @@ from cryptography.x509 import load_pem_x509_certificate
 from app.errors import Fatal
 from app.events.canonical import canonical, loads
 from app.events.record import stored_hash
-from app.events.reference import UNKEYED, reference_hash
+from app.events.reference import UNKEYED_ALGORITHMS, reference_hash
 from app.export.file import COMMITTED, MalformedRecord, RecordReader
 from app.export.manifest import ExportPosition, Manifest, open_envelope
 from app.tlog import merkle, note
@@ -41,7 +41,7 @@ class Verdict:
     parts: list[Manifest] = field(default_factory=list)
     """Manifests that could be read."""
     whole_bytes: int = 0
-    """Size of the file up to and including its last readable manifest."""
+    """Size of the file up to and including its last sorted_json manifest."""
     checkpoint_result: str = ""
     """The result of comparing the events with the log's checkpoint, in words."""
 
@@ -225,7 +225,7 @@ class _Checker:
         if not event["event_hash"]:
             self._counts["unhashed"] += 1
             return
-        if event["hash_algorithm"] not in UNKEYED or event["redacted"]:
+        if event["hash_algorithm"] not in UNKEYED_ALGORITHMS or event["redacted"]:
             self._counts["unverifiable"] += 1
         elif _reference_hash(event) == event["event_hash"]:
             self._counts["recomputed"] += 1

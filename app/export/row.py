@@ -5,9 +5,9 @@ from typing import Any
 
 import orjson
 
-from app.events.canonical import canonical, loads, readable
+from app.events.canonical import canonical, loads, sorted_json
 from app.events.record import Row, commitment_of, ip_packed, ip_text, stored_hash
-from app.events.reference import recomputed
+from app.events.reference import recompute_hash
 from app.export import redact
 from app.export.file import JSON_MEMBERS, MEMBERS
 from app.export.manifest import ExportPosition
@@ -31,7 +31,7 @@ def exported_event(row: Row, *, redacted: bool) -> dict[str, Any]:
         return event
     for name in _JSON:
         if event[name] is not None:
-            event[name] = orjson.Fragment(readable(event[name]))
+            event[name] = orjson.Fragment(sorted_json(event[name]))
     return event
 
 
@@ -57,7 +57,7 @@ def has_own_hash(row: Row, log: str, hmac_key: bytes | None) -> bool:
 
 def _has_reference_hash(row: Row, hmac_key: bytes | None) -> bool:
     try:
-        return recomputed(row, row["previous_event_hash"] or "", hmac_key) in {None, row["event_hash"]}
+        return recompute_hash(row, row["previous_event_hash"] or "", hmac_key) in {None, row["event_hash"]}
     except ValueError:
         return False  # the reference cannot have written it
 

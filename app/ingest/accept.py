@@ -14,9 +14,9 @@ from app.errors import BadRequest
 from app.events import ids
 from app.events.canonical import canonical, depth_of
 from app.events.catalog import Catalog, EventType
-from app.events.envelope import PostedEvent, address, check_envelope, day, timestamp, uuid
+from app.events.envelope import PostedEvent, check_envelope, parse_address, parse_date, parse_timestamp, parse_uuid
 from app.events.explain import Faults, bad_fields
-from app.events.record import commitment, committed, ip_text, record
+from app.events.record import commitment, committed_jcs, ip_text, record
 
 RETENTION_DAYS = 2555
 PAYLOAD_BYTES_MAX = 256 * 1024
@@ -86,7 +86,7 @@ def _draft(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int
     # First: it bounds what the check of the shape may have to tell.
     text = _payload_text(payload, pointer, plain=plain, depth=depth)
     event_type = catalog.check_payload(posted["event_type"], payload, pointer + "/event_data")
-    moment = timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
+    moment = parse_timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
     event_id, parent_id = posted.get("event_id"), posted.get("parent_event_id")
     parent_date, actor_ip = posted.get("parent_event_date"), posted.get("actor_ip")
     checked = Draft(
@@ -94,10 +94,10 @@ def _draft(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int
         pointer,
         text,
         moment,
-        None if event_id is None else uuid(event_id, pointer + "/event_id"),
-        None if parent_id is None else uuid(parent_id, pointer + "/parent_event_id"),
-        None if parent_date is None else day(parent_date, pointer + "/parent_event_date"),
-        None if actor_ip is None else ip_text(address(actor_ip, pointer + "/actor_ip")),
+        None if event_id is None else parse_uuid(event_id, pointer + "/event_id"),
+        None if parent_id is None else parse_uuid(parent_id, pointer + "/parent_event_id"),
+        None if parent_date is None else parse_date(parent_date, pointer + "/parent_event_date"),
+        None if actor_ip is None else ip_text(parse_address(actor_ip, pointer + "/actor_ip")),
     )
     if event_id is not None:
         checked.digest = hashlib.sha256(canonical(item, plain=plain)).digest()
@@ -135,11 +135,11 @@ def _faults(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: in
 
 
 _DECODED: dict[str, Callable[[str, str], object]] = {
-    "event_timestamp": timestamp,
-    "parent_event_date": day,
-    "actor_ip": address,
-    "event_id": uuid,
-    "parent_event_id": uuid,
+    "event_timestamp": parse_timestamp,
+    "parent_event_date": parse_date,
+    "actor_ip": parse_address,
+    "event_id": parse_uuid,
+    "parent_event_id": parse_uuid,
 }
 
 
@@ -199,7 +199,7 @@ def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> 
         "recorded_at": acceptance.now,
         "payload_salt": salt,
     }
-    hashed = record(row, acceptance.log, commitment(salt, committed(row)))
+    hashed = record(row, acceptance.log, commitment(salt, committed_jcs(row)))
     hashed["trace_id"], hashed["span_id"] = acceptance.trace_id, acceptance.span_id
     return Event(event_id, correlation_id, tuple(row.values()), hashed, item.digest, len(item.payload))
 
@@ -216,9 +216,9 @@ _EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
 
 def computed_ids(drafts: Sequence[Draft], caller: str, source: tuple[str, str]) -> list[UUID]:
     """The client's own id where it sent one, else the id computed from `source`: the Idempotency-Key or the whole body."""
-    return [item.event_id or ids.computed(item.timestamp, caller, source, i) for i, item in enumerate(drafts)]
+    return [item.event_id or ids.derived_event_id(item.timestamp, caller, source, i) for i, item in enumerate(drafts)]
 
 
 def single_id(item: Draft) -> UUID:
     """The client's own id, or a UUIDv7 of now."""
-    return item.event_id or ids.drawn(time_ns() // 1_000_000, os.urandom(10))
+    return item.event_id or ids.random_event_id(time_ns() // 1_000_000, os.urandom(10))

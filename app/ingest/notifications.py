@@ -13,8 +13,8 @@ from typing_extensions import TypedDict
 
 from app.db import fetch
 from app.errors import BadRequest, Conflict, DatabaseFailed
-from app.events.envelope import DateTime, Name255, timestamp
-from app.events.explain import bad_fields, explain, plain
+from app.events.envelope import DateTime, Name255, parse_timestamp
+from app.events.explain import bad_fields, by_member_name, explain
 from app.ingest.submission import Claim, key_reused
 from app.sql import load
 
@@ -70,8 +70,8 @@ def shaped(value: Any) -> tuple[PostedNotification, datetime]:
     try:
         posted: PostedNotification = _VALIDATE(value)
     except ValidationError as error:
-        raise bad_fields(plain(explain(error, ""))) from None
-    return posted, timestamp(posted["sent_at"], "sent_at")
+        raise bad_fields(by_member_name(explain(error, ""))) from None
+    return posted, parse_timestamp(posted["sent_at"], "sent_at")
 
 
 def checked(posted: PostedNotification, sent_at: datetime, now: datetime) -> Notification:

@@ -20,11 +20,11 @@ from app.ingest.submission import Submission
 from app.ingest.writer import Writer
 
 ACTOR = "datastorage-service"
-_CATALOG = Catalog(own=True)
+_CATALOG = Catalog(allow_self_events=True)
 
 
 def self_event(log_name: str, payload: dict[str, Any], *, about: UUID | None = None, actor_id: str = ACTOR) -> Event:
-    """The event that `payload`, one of app/events/catalog/own.py with its event_type, tells.
+    """The event that `payload`, one of app/events/catalog/self_events.py with its event_type, tells.
 
     Events about the same thing share a chain: `about` is its id. `actor_id` names who wanted it, if not the service itself.
     """
@@ -45,7 +45,7 @@ def self_event(log_name: str, payload: dict[str, Any], *, about: UUID | None = N
     }
     document = parse(orjson.dumps(item))
     drafted = draft(_CATALOG, document.value, "", plain=document.plain, depth=document.depth)
-    event_id = ids.drawn(time_ns() // 1_000_000, os.urandom(10))
+    event_id = ids.random_event_id(time_ns() // 1_000_000, os.urandom(10))
     return fix([drafted], [event_id], Acceptance(now, {}, log_name))[0]
 
 

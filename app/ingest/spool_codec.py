@@ -6,7 +6,7 @@ from uuid import UUID
 
 import orjson
 
-from app.events.record import commitment, committed, record
+from app.events.record import commitment, committed_jcs, record
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
 
 _DATES = ("event_date", "parent_event_date")
@@ -53,7 +53,7 @@ def _event(row: dict[str, Any], log: str) -> Event:
     for names, read in ((_DATES, date.fromisoformat), (_TIMES, datetime.fromisoformat), (_IDS, UUID)):
         for name in names:
             row[name] = row[name] and read(row[name])
-    hashed = record(row, log, commitment(row["payload_salt"], committed(row)))
+    hashed = record(row, log, commitment(row["payload_salt"], committed_jcs(row)))
     columns = tuple(row[name] for name in ACCEPTED_COLUMNS)
     size = len(row["event_data"])
     return Event(row["event_id"], row["correlation_id"], columns, hashed, digest and bytes.fromhex(digest), size)

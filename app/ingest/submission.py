@@ -8,7 +8,7 @@ from uuid import UUID
 
 from app import tracing
 from app.errors import AuditError, BadRequest, Conflict, KeyReused
-from app.events.envelope import out_of_window
+from app.events.envelope import time_window_error
 from app.events.explain import bad_fields
 from app.ingest.accept import Acceptance, Draft, Event, fix
 
@@ -116,7 +116,7 @@ def _collapse(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[Sequence[Dr
 
 def _refusal(item: Draft, acceptance: Acceptance) -> BadRequest | None:
     """Why the rules of time and parent refuse `item`, or None."""
-    if refused := out_of_window(item.timestamp, acceptance.now, item.pointer + "/event_timestamp"):
+    if refused := time_window_error(item.timestamp, acceptance.now, item.pointer + "/event_timestamp"):
         return refused
     if item.parent_id is not None and item.parent_id not in acceptance.parents:
         pointer = item.pointer + "/parent_event_id"

@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, Select, Text, bindparam, cast, func, literal_
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection, on_every_connection
-from app.events.canonical import readable
+from app.events.canonical import sorted_json
 from app.events.record import Row
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
@@ -186,5 +186,5 @@ def _event(row: Row) -> dict[str, Any]:
         "legal_hold_reason": row["legal_hold_reason"] or "",
         "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
         "legal_hold_placed_at": rfc3339(row["hold_placed_at"] or ""),
-        "event_data": orjson.Fragment(readable(row["payload"])),
+        "event_data": orjson.Fragment(sorted_json(row["payload"])),
     }

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import fetch
 from app.errors import AuditError
-from app.events.canonical import canonical, loads, readable
+from app.events.canonical import canonical, loads, sorted_json
 from app.events.record import Row
 from app.go_duration import duration_text, parse_duration
 from app.query.shapes import shape_fault
@@ -227,7 +227,7 @@ def _non_empty(members: dict[str, str]) -> dict[str, str]:
 
 
 def _json(value: Any) -> str:
-    return readable(canonical(value)).decode()
+    return sorted_json(canonical(value)).decode()
 
 
 def _go_duration(name: str, text: str) -> str:

@@ -15,7 +15,7 @@ from app.db import Connection, connect
 from app.errors import AuditError, Conflict
 from app.events.canonical import canonical, loads
 from app.events.catalog import Catalog
-from app.events.neutral import neutral
+from app.events.neutral import neutral_payload
 from app.events.record import commitment_of
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
@@ -89,7 +89,7 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
 async def _erase(store: Store, catalog: Catalog, wanted: tuple[UUID, Erasure], rows: Sequence[asyncpg.Record]) -> None:
     erasure_id, erasure = wanted
     ids = [row["event_id"] for row in rows]
-    payloads = [canonical(neutral(catalog, loads(row["event_data"]))) for row in rows]
+    payloads = [canonical(neutral_payload(catalog, loads(row["event_data"]))) for row in rows]
     commitments = [commitment_of(row) for row in rows]
     payload: dict[str, Any] = {
         "event_type": "datastorage.event.erased",

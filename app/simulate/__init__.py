@@ -1,4 +1,14 @@
-"""`datastorage simulate`: remediations are played, their events posted, and looked for. A client: it knows HTTP only."""
+"""`datastorage simulate`: makes remediations, posts their events, and queries the service for them. A client: HTTP only.
+
+In: the options of the command. Out: requests to a running service, a table on stdout, an exit code. Guaranteed: the same seed
+makes the same events, apart from their times and the prefix of their correlation ids.
+
+orchestrator.py  which events a remediation has: those of the RemediationOrchestrator, phase by phase
+controllers.py   the events of the other controllers in it
+remediation.py   one remediation while its events are made
+client.py        posts the events, queries them again, counts
+output.py        progress line and table
+"""
 
 import argparse
 
@@ -14,17 +24,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code: 1 when something was refused, something acknowledged is missing, or nobody answers."""
+    """Returns the exit code: 1 if an event was refused, an acknowledged one is missing, or no service answers."""
     import asyncio  # noqa: PLC0415 -- every command reads these arguments, only this one needs a client
     from datetime import timedelta  # noqa: PLC0415
 
-    from app.simulate.play import Plan, play  # noqa: PLC0415
+    from app.simulate.client import Options, run_simulation  # noqa: PLC0415
 
-    plan = Plan(
+    options = Options(
         *(arguments.remediations, arguments.seed, arguments.url, arguments.emitters, arguments.token),
         *(timedelta(hours=min(24.0, max(0.0, arguments.hours))), not arguments.post_only),
     )
-    return asyncio.run(play(plan))
+    return asyncio.run(run_simulation(options))
 
 
 def _positive(text: str) -> int:

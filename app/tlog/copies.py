@@ -79,5 +79,5 @@ def newest_note_in(path: Path) -> str | None:
 
 
 def _failed(where: str, error: Exception) -> None:
-    metrics.OUTSIDE_FAILURES.labels(where=where).inc()
+    metrics.CHECKPOINT_COPY_FAILURES.labels(where=where).inc()
     log.warning("a checkpoint could not be kept outside the database", extra={"where": where, "error": repr(error)})

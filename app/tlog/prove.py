@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection, on_every_connection
 from app.errors import Conflict, NotFound, Unavailable
-from app.events.record import commitment_of, committed, record
+from app.events.record import commitment_of, committed_jcs, record
 from app.tlog import merkle
 from app.tlog.proof import Proof
 from app.tlog.tiles import SQL, range_roots
@@ -96,5 +96,5 @@ async def _published(connection: Connection) -> tuple[int, str]:
 
 def _record(row: asyncpg.Record, log_name: str) -> tuple[bytes, bytes | None]:
     """The record's JCS, and the committed object's unless it was erased."""
-    hidden = committed(row, stored=True) if row["payload_commitment"] is None else None
+    hidden = committed_jcs(row, stored=True) if row["payload_commitment"] is None else None
     return orjson.dumps(record(row, log_name, commitment_of(row))), hidden

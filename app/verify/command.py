@@ -16,6 +16,7 @@ import asyncpg
 from app.db import CONNECTION_ERRORS, Connection
 from app.errors import DatabaseAway, Fatal
 from app.settings import Settings
+from app.terminal import one_line
 from app.tlog.copies import newest_note_in
 from app.tlog.keys import signing_key
 from app.tlog.note import MalformedNote, Note, PublicKey
@@ -139,7 +140,7 @@ def __tell(defects: Iterable[Defect], count: int) -> None:
     for defect in defects:
         about = {"correlation": defect.correlation_id, "event": defect.event_id, "position": defect.position}
         where = ", ".join(f"{name} {value}" for name, value in about.items() if value not in {None, ""})
-        _tell(_plain(f"{defect.message} ({where})" if where else defect.message))
+        _tell(one_line(f"{defect.message} ({where})" if where else defect.message))
     if count > DEFECTS_MAX:
         _tell(f"... and {count - DEFECTS_MAX:,} more defects")
 
@@ -156,7 +157,7 @@ def _summary(report: Report) -> Iterable[str]:
 
 def _chain_summary(correlation_id: str, found: ChainReport) -> Iterable[str]:
     chain = found.sealed
-    yield _plain(f"{correlation_id}: {chain.verified:,} of {chain.total:,} events are as logged")
+    yield one_line(f"{correlation_id}: {chain.verified:,} of {chain.total:,} events are as logged")
     if found.purged_total or chain.erased_total:
         yield f"purged: {found.purged_total:,} events, erased: {chain.erased_total:,} events, as events of the log say"
     yield from _unsealed_summary(found.unsealed.total, found.unsealed.verified)
@@ -165,11 +166,6 @@ def _chain_summary(correlation_id: str, found: ChainReport) -> Iterable[str]:
 def _unsealed_summary(total: int, verified: int) -> Iterable[str]:
     if total:
         yield f"unsealed rows, which are no part of the log: {verified:,} of {total:,} have the hash that they say"
-
-
-def _plain(text: str) -> str:
-    """One line, and nothing in it that a terminal would obey: ids come from whoever posted the event."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _tell(text: str) -> None:

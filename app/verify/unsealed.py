@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from app.db import Connection
-from app.events.reference import KEYED, recomputed
+from app.events.reference import KEYED_ALGORITHM, recompute_hash
 from app.verify.row import Defects, defect_of
 from app.verify.snapshot import FETCH_TIMEOUT_SECONDS, SQL, portions, unhurried
 
@@ -43,12 +43,14 @@ def _take(found: Unsealed, row: asyncpg.Record, hmac_key: bytes | None, *, begun
     if begun and not previous:
         defects.add(defect_of(row, "removed", "only the first event may have no previous hash"))
     try:
-        expected = recomputed(row, previous, hmac_key)
+        expected = recompute_hash(row, previous, hmac_key)
     except ValueError as error:
         defects.add(defect_of(row, "unverifiable", str(error)))
         return
     if expected is None:
-        reason = "needs a key that is not configured" if algorithm == KEYED else "is none that this service knows"
+        reason = (
+            "needs a key that is not configured" if algorithm == KEYED_ALGORITHM else "is none that this service knows"
+        )
         found.unknown = f"hash_algorithm {algorithm!r} {reason}"
         defects.add(defect_of(row, "unverifiable", found.unknown))
     elif expected == row["event_hash"]:

@@ -1,4 +1,4 @@
-"""Events that are right, nearly right or odd, made from the catalog that the service serves: what is taken comes back equal.
+"""Events that are right, nearly right or odd, made from the catalog that the service serves: what is accepted is read back equal.
 
 Long form: `make fuzz`.
 """
@@ -105,16 +105,16 @@ def events(draw: Any, types: list[tuple[str, Json]], freeform: list[str]) -> Jso
             if draw(st.booleans())
             else st.sampled_from(MEMBERS[name])
         )
-    moment = datetime.now(UTC) - timedelta(seconds=draw(st.integers(-600, 86_400)))
+    time = datetime.now(UTC) - timedelta(seconds=draw(st.integers(-600, 86_400)))
     fraction = draw(st.sampled_from(["", ".5", ".123456", ".1234569999"]))
-    event["event_timestamp"] = f"{moment:%Y-%m-%dT%H:%M:%S}{fraction}{draw(st.sampled_from(OFFSETS))}"
+    event["event_timestamp"] = f"{time:%Y-%m-%dT%H:%M:%S}{fraction}{draw(st.sampled_from(OFFSETS))}"
     if draw(st.integers(0, 19)) == 0:
         del event[draw(st.sampled_from(sorted(event)))]
     return event
 
 
 def change(draw: Any, node: Json) -> None:
-    """Replace, add or take away one member somewhere in `node`."""
+    """Replace, add or remove one member somewhere in `node`."""
     while True:
         below = [v for v in (node.values() if isinstance(node, dict) else node) if isinstance(v, (dict, list)) and v]
         if not below or draw(st.booleans()):
@@ -150,12 +150,12 @@ def exact(value: Json) -> Json:
     return value
 
 
-def moment(stamp: str) -> datetime:
+def time_of(stamp: str) -> datetime:
     return datetime.fromisoformat(stamp).astimezone(UTC)
 
 
 def expected(event: Json) -> Json:
-    """What is read back, by the contract's sections 6.3, 9 and 29. Empty members are left out there."""
+    """What is read back, by docs/contract.md, sections 6.3, 9 and 29. Empty members are left out there."""
     get = event.get
     given = {
         **{name: get(name) for name in ("namespace", "error_code", "error_message", "duration_ms")},
@@ -175,7 +175,7 @@ def expected(event: Json) -> Json:
     days = get("retention_days")
     return {name: exact(value) for name, value in given.items() if value not in (None, "", 0)} | {
         "event_data": exact(event["event_data"]),
-        "event_timestamp": moment(event["event_timestamp"]),
+        "event_timestamp": time_of(event["event_timestamp"]),
         "actor_ip": ip_address(event["actor_ip"]).packed if "actor_ip" in event else None,
         "retention_days": exact(days if days is not None and days > 0 else 2555),
         "is_sensitive": bool(get("is_sensitive")),
@@ -193,7 +193,7 @@ def read_back(stored: Json) -> Json:
     }
     return {name: exact(value) for name, value in stored.items() if name in names} | {
         "event_data": exact(stored["event_data"]),
-        "event_timestamp": moment(stored["event_timestamp"]),
+        "event_timestamp": time_of(stored["event_timestamp"]),
         "actor_ip": ip_address(stored["actor_ip"]).packed if "actor_ip" in stored else None,
         "retention_days": exact(stored["retention_days"]),
         "is_sensitive": stored["is_sensitive"],
@@ -205,11 +205,11 @@ def read_back(stored: Json) -> Json:
 def _parent_date(event: Json) -> Any:
     """Of an event without parent; one that has a parent gets the parent's date."""
     date = event.get("parent_event_date")
-    return moment(date).date() if date and not event.get("parent_event_id") else None
+    return time_of(date).date() if date and not event.get("parent_event_id") else None
 
 
 class Accepted:
-    """Events that were taken, compared with what is read back, a page at a time."""
+    """Events that were accepted, compared with what is read back, a page at a time."""
 
     def __init__(self, client: httpx.Client) -> None:
         self._client = client

@@ -2,8 +2,8 @@
 
 import asyncpg
 
-from app.events.canonical import canonical, canonical_exact, loads, parse, readable
-from app.events.record import committed, ip_packed, ip_text, leaf_hash, record
+from app.events.canonical import canonical, canonical_exact, loads, parse, sorted_json
+from app.events.record import committed_jcs, ip_packed, ip_text, leaf_hash, record
 from tests.payloads import payloads
 
 
@@ -18,14 +18,14 @@ async def test_jsonb_keeps_the_canonical_form(connection: "asyncpg.Connection[as
     for (stored,), body in zip(rows, sent, strict=True):
         value = loads(stored)
         assert canonical(value) == canonical_exact(value) == body
-        assert canonical(loads(readable(stored))) == body
+        assert canonical(loads(sorted_json(stored))) == body
 
 
 async def test_numbers_that_only_sql_can_write(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     """A row that others wrote by SQL, with a number beyond our limits, cannot be read or changes its value."""
     for token in ("1e400", "-1.5e-400", "1e100000", "5e-324", "123456789012345678901234567890e10", "1.50", "-0.0"):
         stored = await connection.fetchval("SELECT ('{\"n\": ' || $1::text || '}')::jsonb", token)
-        for form in (canonical(loads(stored)), readable(stored)):
+        for form in (canonical(loads(stored)), sorted_json(stored)):
             same = await connection.fetchval("SELECT $1::jsonb = $2::jsonb", form.decode(), stored)
             assert same, token
 
@@ -34,7 +34,7 @@ async def test_deep_payload_that_only_sql_can_write(connection: "asyncpg.Connect
     """A row that others wrote by SQL, nested deeper than any parser's stack, stops verification or a query."""
     text = "[" * 3000 + "]" * 3000
     stored = await connection.fetchval("SELECT $1::jsonb", text)
-    assert canonical(loads(stored)) == readable(stored) == text.encode()
+    assert canonical(loads(stored)) == sorted_json(stored) == text.encode()
 
 
 async def test_addresses_come_back(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
@@ -42,9 +42,9 @@ async def test_addresses_come_back(connection: "asyncpg.Connection[asyncpg.Recor
     for text in ("10.0.0.1", "2001:db8::1", "::ffff:10.0.0.1", "::1.2.3.4", "::", "2001:0:0:1::1"):
         ours = ip_text(ip_packed(text))
         stored = await connection.fetchval("SELECT $1::text::inet", text)
-        assert committed({"actor_ip": stored}) == committed({"actor_ip": ours})
+        assert committed_jcs({"actor_ip": stored}) == committed_jcs({"actor_ip": ours})
         masked = await connection.fetchval("SELECT set_masklen($1::text::inet, 8)", text)
-        assert committed({"actor_ip": masked}) != committed({"actor_ip": ours})
+        assert committed_jcs({"actor_ip": masked}) != committed_jcs({"actor_ip": ours})
 
 
 async def test_times_that_only_sql_can_write(connection: "asyncpg.Connection[asyncpg.Record]") -> None:

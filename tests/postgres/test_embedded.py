@@ -102,7 +102,7 @@ async def execute(url: str, *statements: str) -> object:
 
 
 async def test_first_start(empty: Path) -> None:
-    """A fresh machine gets no database, or one that sorts, encodes or keeps data differently than we rely on."""
+    """A fresh machine gets no database, or one that sorts, encodes or stores data otherwise than we rely on."""
     with EmbeddedPostgres.start(empty / "a b" / "state") as postgres:
         names = "'data_checksums', 'fsync', 'full_page_writes', 'synchronous_commit', 'server_encoding'"
         settings = f"SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name IN ({names})"
@@ -111,7 +111,7 @@ async def test_first_start(empty: Path) -> None:
 
 
 async def test_second_start_keeps_what_was_written(directory: Path) -> None:
-    """What was committed is gone after a restart, or a restart takes seconds."""
+    """Committed data is lost after a restart, or a restart takes seconds."""
     with EmbeddedPostgres.start(directory) as postgres:
         await execute(postgres.url, "CREATE TABLE kept AS SELECT 7 AS n")
     begin = time.monotonic()
@@ -154,8 +154,8 @@ def test_start_waits_for_a_leftover_server(directory: Path) -> None:
             assert started(process)[0] != leftover
 
 
-def test_second_owner_is_told(directory: Path) -> None:
-    """Two services on one data directory are not told clearly, or the second disturbs the first."""
+def test_second_owner_is_refused(directory: Path) -> None:
+    """The second service on a data directory gets no clear error, or disturbs the first."""
     with owner(directory) as process:
         pid, _ = started(process)
         with pytest.raises(
@@ -179,7 +179,7 @@ async def test_server_that_is_not_ours_is_respected(directory: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{pid}\n{data}\n1700000000\n5432\n\n\n    12345    678\nready   \n", "", "?"])
 def test_stale_pid_file(directory: Path, content: str) -> None:
-    """A pid file that a crash left behind keeps Postgres from starting, for its number is another process by now."""
+    """A pid file that a crash left behind prevents the start of Postgres, because its number is another process by now."""
     data = directory / "postgres"
     as_owner = {"user": data.stat().st_uid} if os.geteuid() == 0 else {}
     with subprocess.Popen(["sleep", "60"], **as_owner) as other:  # type: ignore[call-overload]  # keywords by name
@@ -193,7 +193,7 @@ def test_stale_pid_file(directory: Path, content: str) -> None:
 
 
 def test_interrupted_first_start(empty: Path) -> None:
-    """Half a data directory, which an interrupted first start left, is taken for a whole one."""
+    """Half a data directory, which an interrupted first start left, is used as a whole one."""
     (empty / "postgres.new").mkdir()
     (empty / "postgres.new/PG_VERSION").write_text("18\n")
     EmbeddedPostgres.start(empty, durable=False).stop()
@@ -244,7 +244,7 @@ def test_long_path(directory: Path) -> None:
 
 
 def test_failed_start_says_why(directory: Path) -> None:
-    """When Postgres does not start, the message does not hold what Postgres says about it."""
+    """When Postgres does not start, the message does not contain what Postgres reports."""
     with (directory / "postgres/postgresql.conf").open("a") as configuration:
         configuration.write("nonsense = 1\n")
     with pytest.raises(Fatal, match='unrecognized configuration parameter "nonsense"'):

@@ -10,9 +10,9 @@ from pydantic import SecretStr
 
 from app import db
 from app.events.canonical import loads
-from app.events.catalog import OWN, TYPED, Catalog
+from app.events.catalog import PAYLOAD_CHECKS, SELF_EVENT_TYPES, Catalog
 from app.events.catalog.examples import example
-from app.events.neutral import neutral
+from app.events.neutral import neutral_payload
 from app.events.record import leaf_hash, record
 from app.query.filter import EventQuery
 from app.query.page import page
@@ -31,12 +31,12 @@ async def erased(url: str, *, dry_run: bool = False, **which: Any) -> erase.Eras
     return await erase.erase(Settings(database_url=SecretStr(url)), CATALOG, erasure, dry_run=dry_run)
 
 
-@pytest.mark.parametrize("name", sorted(TYPED))
+@pytest.mark.parametrize("name", sorted(PAYLOAD_CHECKS))
 def test_neutral_payloads_are_of_their_type(name: str) -> None:
     """A typed client fails the whole page, since an erased payload lacks a member; or something of it is left."""
     payload = example(name)
-    left = neutral(Catalog(own=True), payload)
-    Catalog(own=True).check_payload(name, left, "")
+    left = neutral_payload(Catalog(allow_self_events=True), payload)
+    Catalog(allow_self_events=True).check_payload(name, left, "")
     assert left["event_type"] == name
     kept = {text for text in _texts(left) if text in set(_texts(payload))} - {name}
     words = {"0" * 64, "00000000-0000-0000-0000-000000000000"}
@@ -60,8 +60,8 @@ def _enumerated(name: str) -> str:
 
 def test_free_form_leaves_nothing() -> None:
     """A payload without a type keeps what it said."""
-    assert neutral(CATALOG, {"decided_by": "ada"}) == {}
-    assert neutral(CATALOG, {"event_type": "nobody.knows", "who": "ada"}) == {"event_type": "nobody.knows"}
+    assert neutral_payload(CATALOG, {"decided_by": "ada"}) == {}
+    assert neutral_payload(CATALOG, {"event_type": "nobody.knows", "who": "ada"}) == {"event_type": "nobody.knows"}
 
 
 @pytest.mark.parametrize("by", ["event", "actor", "correlation"])
@@ -147,5 +147,5 @@ async def test_evidence_is_not_erased(database_url: str, connection: Any) -> Non
     first = await erased(database_url, event_ids=ids)
     assert (await erased(database_url, correlation_id=f"datastorage:event:{first.erasure_id}")).events == []
     assert await connection.fetchval("SELECT count(payload_commitment) FROM audit_events") == 1
-    assert {"datastorage.event.erased"} < OWN
+    assert {"datastorage.event.erased"} < SELF_EVENT_TYPES
     assert isinstance(first.erasure_id, UUID)

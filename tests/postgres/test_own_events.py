@@ -8,7 +8,7 @@ from pydantic import SecretStr
 
 from app import db
 from app.errors import BadRequest
-from app.events.catalog import OWN
+from app.events.catalog import SELF_EVENT_TYPES
 from app.events.catalog.examples import example
 from app.ingest.self_events import self_event, write_self_event
 from app.ingest.store import Store
@@ -26,16 +26,18 @@ async def test_own_events_are_written_and_left_out(database_url: str, connection
     writer = Writer(Store(settings, LOG), settings)
     writer.start()
     about = uuid4()
-    for name in sorted(OWN):
+    for name in sorted(SELF_EVENT_TYPES):
         await write_self_event(writer, self_event(LOG, example(name), about=about, actor_id="ada"), 5_000)
     await writer.close()
     rows = await connection.fetch("SELECT event_type, correlation_id, log_index FROM audit_events ORDER BY log_index")
-    assert [row["event_type"] for row in rows] == sorted(OWN)
-    assert {row["correlation_id"] for row in rows} == {f"datastorage:{n.split('.')[1]}:{about}" for n in OWN}
+    assert [row["event_type"] for row in rows] == sorted(SELF_EVENT_TYPES)
+    assert {row["correlation_id"] for row in rows} == {
+        f"datastorage:{n.split('.')[1]}:{about}" for n in SELF_EVENT_TYPES
+    }
     engine = db.create_engine(settings)
     assert (await page(engine, EventQuery())).total == 0
-    assert (await page(engine, EventQuery(include="self"))).total == len(OWN)
-    assert (await page(engine, EventQuery(event_category="security"))).total == len(OWN)
+    assert (await page(engine, EventQuery(include="self"))).total == len(SELF_EVENT_TYPES)
+    assert (await page(engine, EventQuery(event_category="security"))).total == len(SELF_EVENT_TYPES)
     await engine.dispose()
 
 

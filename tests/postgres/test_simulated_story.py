@@ -8,7 +8,7 @@ import httpx
 import pytest
 import yaml
 
-from app.simulate.lives import lives
+from app.simulate.orchestrator import simulate_remediations
 from tests.services import Service
 
 BATCH = "/api/v1/audit/events/batch"
@@ -51,7 +51,7 @@ def client(service: Callable[..., Service]) -> Iterator[httpx.Client]:
 
 
 def played() -> dict[str, list[dict[str, Any]]]:
-    return {life[0]["correlation_id"]: life for life in lives(SEED, PLAYED, datetime.now(UTC), "sim")}
+    return {life[0]["correlation_id"]: life for life in simulate_remediations(SEED, PLAYED, datetime.now(UTC), "sim")}
 
 
 def is_assessed(life: list[dict[str, Any]]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncpg
 
 from app import schema
-from app.embedded import place
+from app.embedded import data_directory
 from tests.services import free_port
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
@@ -36,8 +36,12 @@ def binaries(version: int) -> Path:
     """Debian's 15, or the 18 that the project brings."""
     if version == 15:
         return DEBIAN
-    package = place._package()
-    return place._copied(package) if os.geteuid() == 0 else package / f"pginstall{place.MAJOR}/bin"
+    package = data_directory.package_directory()
+    return (
+        data_directory.copied_binaries(package)
+        if os.geteuid() == 0
+        else package / f"pginstall{data_directory.MAJOR}/bin"
+    )
 
 
 class Postgres:

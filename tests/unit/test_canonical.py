@@ -9,7 +9,7 @@ import pytest
 import rfc8785
 
 from app.errors import BadRequest
-from app.events.canonical import canonical, canonical_exact, depth_of, items, kind_of, loads, parse, readable
+from app.events.canonical import canonical, canonical_exact, depth_of, kind_of, loads, parse, parse_items, sorted_json
 from tests.payloads import payloads
 
 NESTED = b"[" * 200 + b"]" * 200
@@ -88,14 +88,14 @@ def test_items_equal_parse(beyond: list[tuple[Any, str]]) -> None:
     """An event of a large batch is stored otherwise than the same event sent alone."""
     body = ("[" + " ,\n".join(text for _, text in beyond) + "]").encode()
     alone = (parse(text.encode()) for _, text in beyond)
-    for item, document in zip(items(body), alone, strict=True):
+    for item, document in zip(parse_items(body), alone, strict=True):
         assert (repr(item.value), item.plain, item.depth) == (repr(document.value), document.plain, document.depth)
 
 
 @pytest.mark.parametrize("body", [b"[]", b" [ ] ", b"[1]", b'[[],{"a":1} ]\n', b'["]",","]'])
 def test_items_of_small_arrays(body: bytes) -> None:
     """Blanks, an empty array or brackets in strings confuse the reading of a batch."""
-    assert [item.value for item in items(body)] == orjson.loads(body)
+    assert [item.value for item in parse_items(body)] == orjson.loads(body)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +136,10 @@ def test_items_of_small_arrays(body: bytes) -> None:
     ],
 )
 def test_form_of_a_number(token: str, form: str) -> None:
-    """A number has another canonical form than the design says: hashes that were made no longer verify."""
+    """A number has another canonical form than docs/design.md requires: earlier hashes no longer verify."""
     document = parse(token.encode())
     assert canonical(document.value, plain=document.plain).decode() == form
-    (item,) = items(f"[{token}]".encode())
+    (item,) = parse_items(f"[{token}]".encode())
     assert canonical(item.value, plain=item.plain).decode() == canonical(loads(token)).decode() == form
 
 
@@ -147,7 +147,7 @@ def test_form_of_a_number(token: str, form: str) -> None:
     "token", ["1" * 101, "9.9e309", "1e309", "1e-309", "1e999999999999999999", "-1e-99999", "5e-324"]
 )
 def test_number_beyond_the_limits(token: str) -> None:
-    """A number that would be stored at any length is accepted, or the refusal does not say where it stands."""
+    """A number that would be stored at any length is accepted, or the refusal does not name its place."""
     for read in (parse, _last_item):
         with pytest.raises(BadRequest) as refused:
             read(b'[{"a/b":[0,%s]}]' % token.encode())
@@ -157,7 +157,7 @@ def test_number_beyond_the_limits(token: str) -> None:
 
 
 def _last_item(body: bytes) -> Any:
-    return list(items(body))[-1]
+    return list(parse_items(body))[-1]
 
 
 REFUSED: list[tuple[bytes, str]] = [
@@ -186,7 +186,7 @@ REFUSED: list[tuple[bytes, str]] = [
     (b'[{"a":1,}]', "line 1 column"),
     (b"[{1:2}]", "line 1 column 3"),
     (b"[undefined]", "line 1 column 2"),
-    (b'["NaN",NaN]', "line 1 column 8: NaN is no JSON number"),
+    (b'["NaN",NaN]', "line 1 column 8: NaN is not a JSON number"),
     (b"[Infinity]", "line 1 column 2: Infinity"),
     (b"[-Infinityx]", "line 1 column 2: -Infinity"),
     (b'["\\ud800"]', "/0: expected text without lone surrogates"),
@@ -203,7 +203,7 @@ REFUSED: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize(("body", "words"), REFUSED, ids=lambda case: repr(case)[:30])
 def test_refused(body: bytes, words: str) -> None:
-    """What is no JSON that can be kept is accepted, or refused without saying what is wrong and where."""
+    """Text that is not JSON, or cannot be stored, is accepted, or refused without naming the fault and its place."""
     with pytest.raises(BadRequest) as refused:
         parse(body)
     assert words in refused.value.detail
@@ -217,7 +217,7 @@ def test_refused(body: bytes, words: str) -> None:
 def test_refused_as_items(body: bytes, words: str) -> None:
     """A large batch is refused with another answer than a small one."""
     with pytest.raises(BadRequest) as refused:
-        list(items(body))
+        list(parse_items(body))
     assert words in refused.value.detail
 
 
@@ -225,9 +225,9 @@ def test_refused_as_items(body: bytes, words: str) -> None:
     ("body", "kind"), [(b"{}", "an object"), (b'"a"', "a string"), (b"1", "a number"), (b"null", "null")]
 )
 def test_items_of_no_array(body: bytes, kind: str) -> None:
-    """The answer to a batch that is no array does not say so."""
+    """The answer to a batch that is not an array does not name that fault."""
     with pytest.raises(BadRequest, match=f"expected a JSON array, got {kind}"):
-        next(items(body))
+        next(parse_items(body))
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_items_of_no_array(body: bytes, kind: str) -> None:
     ],
     ids=lambda body: repr(body[:20]),
 )
-@pytest.mark.parametrize("read", [parse, lambda body: list(items(b"[" + body + b"]"))], ids=["parse", "items"])
+@pytest.mark.parametrize("read", [parse, lambda body: list(parse_items(b"[" + body + b"]"))], ids=["parse", "items"])
 def test_adversarial_bodies_cost_little(read: Callable[[bytes], Any], body: bytes) -> None:
     """One megabyte holds the service up, or makes it fail otherwise than with a 400."""
     detail = ""
@@ -283,7 +283,7 @@ def test_agrees_with_orjson_on_broken_bodies(ordinary: list[tuple[Any, str]]) ->
         with pytest.raises(BadRequest):
             parse(bytes(body))
         with pytest.raises(BadRequest):
-            list(items(b"[%s]" % body))
+            list(parse_items(b"[%s]" % body))
 
 
 def test_depth() -> None:
@@ -307,7 +307,7 @@ def test_canonical_refuses_what_is_no_json() -> None:
         with pytest.raises(TypeError):
             canonical(value)
     for number in (float("nan"), float("inf"), Decimal("NaN")):
-        with pytest.raises(ValueError, match="no JSON number"):
+        with pytest.raises(ValueError, match="not a JSON number"):
             canonical([number])
 
 
@@ -317,7 +317,7 @@ def test_stored_rows_have_no_limits() -> None:
     for text in (long, "1" + "0" * 20_000, deep):
         value = loads(text)
         assert canonical(value).decode() == text.replace("1.50", "1.5")
-        assert readable(text).decode() == text.replace("1.50", "1.5")
+        assert sorted_json(text).decode() == text.replace("1.50", "1.5")
 
 
 @pytest.mark.parametrize(
@@ -331,12 +331,12 @@ def test_stored_rows_have_no_limits() -> None:
     ],
 )
 def test_readable(text: str, answer: str) -> None:
-    """A query answers with other keys' order or other numbers than the contract and the row say."""
-    assert readable(text) == readable(text.encode()) == answer.encode()
+    """A query answers with keys in another order than the contract's, or with other numbers than the row's."""
+    assert sorted_json(text) == sorted_json(text.encode()) == answer.encode()
 
 
 def test_readable_alters_no_number(beyond: list[tuple[Any, str]]) -> None:
     """A query answers another number than the one that is stored."""
     for _, text in beyond:
         stored = canonical(loads(text))
-        assert _exact_value(readable(stored)) == _exact_value(text)
+        assert _exact_value(sorted_json(stored)) == _exact_value(text)

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from app.events.record import commitment, committed, leaf_hash, record
+from app.events.record import commitment, committed_jcs, leaf_hash, record
 from app.verify import row as rows_module
 from app.verify.chain import Chain
 from app.verify.row import Kind
@@ -41,7 +41,7 @@ def sealed(length: int) -> list[Row]:
 
 
 def hash_of(row: Row) -> str:
-    return leaf_hash(record(row, LOG, commitment(row["payload_salt"], committed(row, stored=True)))).hex()
+    return leaf_hash(record(row, LOG, commitment(row["payload_salt"], committed_jcs(row, stored=True)))).hex()
 
 
 def check(rows: list[Row], head: tuple[int, str] | None) -> tuple[Chain, list[tuple[Kind, int | None]]]:

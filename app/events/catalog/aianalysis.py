@@ -1,11 +1,11 @@
-"""Events of the AIAnalysis controller, which has the agent investigate and decides whether a person must approve."""
+"""Events of the AIAnalysis controller, which lets the agent investigate and decides whether a person must approve."""
 
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import Int32, Integer
 from app.events.catalog.shared import ErrorDetails
+from app.events.catalog.value_types import Int32, Integer
 from app.events.envelope import Category
 
 CATEGORY: Category = "analysis"

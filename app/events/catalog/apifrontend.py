@@ -4,7 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import Integer
+from app.events.catalog.value_types import Integer
 from app.events.envelope import Category
 
 CATEGORY: Category = "apifrontend"

@@ -1,4 +1,4 @@
-"""Events of the auth webhook about its own work of entering workflows in the catalog."""
+"""Events of the auth webhook about its own work: entering workflows in the catalog."""
 
 from typing import Literal, NotRequired
 

@@ -1,13 +1,13 @@
-"""Events of the data storage service itself: its catalog of workflows and action types, and its own defence.
+"""Events of the data storage service itself: its catalog of workflows and action types, and its access control.
 
-The platform's present release sends none of the catalog events; clients may, and older data holds them.
+The platform's present release sends none of the catalog events; clients may, and older data contains them.
 """
 
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import DateTime, Integer, Uuid
+from app.events.catalog.value_types import DateTime, Integer, Uuid
 from app.events.envelope import Category
 
 CATEGORY = None

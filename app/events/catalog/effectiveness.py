@@ -1,10 +1,10 @@
-"""Events of the effectiveness monitor, which looks after a remediation whether it helped."""
+"""Events of the effectiveness monitor, which checks after a remediation whether it helped."""
 
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import DateTime, Int32
+from app.events.catalog.value_types import DateTime, Int32
 from app.events.envelope import Category
 
 CATEGORY: Category = "effectiveness"

@@ -1,7 +1,7 @@
-"""An example payload for every typed name, derived from its class: the same one for the same name, always valid.
+"""An example payload for every typed name, derived from its class: always valid, and the same each time.
 
-All of them tell one story: the pods of `payments-api` crash since their memory limit is too low, and a workflow raises it.
-A member's name chooses its value, so a new class needs nothing here unless it uses a word that no other one has.
+All examples belong to one scenario: the pods of `payments-api` crash because their memory limit is too low, and a workflow
+raises it. The name of a member selects its value, so a new class needs an entry here only for names that no other class has.
 """
 
 from copy import deepcopy
@@ -18,36 +18,36 @@ Schema = dict[str, Any]
 
 
 def example(name: str, *, full: bool = True) -> dict[str, Any]:
-    """A payload of the type `name`: with all members that it may have, or only with those that it must have."""
+    """A payload of the type `name`: with all members, or only with the required ones."""
     schema = json_schema(EVENT_TYPES[name].payload)
-    payload = _Draft(name, schema.get("$defs", {}), full).object(schema)
-    return payload | {key: value for key, value in _OWN.get(name, {}).items() if key in payload}
+    payload = _ExampleBuilder(name, schema.get("$defs", {}), full).object(schema)
+    return payload | {key: value for key, value in _BY_EVENT_TYPE.get(name, {}).items() if key in payload}
 
 
 def freeform_example(name: str) -> dict[str, Any]:
-    """A payload of the free-form event `name`, with every key that was seen. A key with a dot is one of an object."""
+    """A payload of the free-form event `name`, with every key that was seen. `a.b` is the key `b` of the object `a`."""
     payload: dict[str, Any] = {}
     for path in FREEFORM[name]:
         within, _, key = path.rpartition(".")
         node = payload.setdefault(within, {}) if within else payload
         if any(other.startswith(path + ".") for other in FREEFORM[name]):
             continue
-        node[key] = deepcopy(_LISTS.get(key) or _MAPS.get(key)) or _leaf(key, _likely(key), within)
+        node[key] = deepcopy(_LISTS.get(key) or _MAPS.get(key)) or _scalar(key, _guessed_schema(key), within)
     return payload
 
 
-def _likely(key: str) -> Schema:
-    """The type that a key without one sounds like."""
+def _guessed_schema(key: str) -> Schema:
+    """A schema for a key of a free-form event, guessed from its name."""
     if key in _TEXTS:
         return {"type": "string"}
-    for kind, ends in _SOUNDS.items():
+    for kind, ends in _TYPE_BY_SUFFIX.items():
         if key.endswith(ends) or key.startswith(("is_", "has_", "will_")):
             return {"type": kind}
-    return {"type": "string", "format": "date-time"} if key.endswith(_SOUNDS_LIKE_A_TIME) else {"type": "string"}
+    return {"type": "string", "format": "date-time"} if key.endswith(_TIME_SUFFIXES) else {"type": "string"}
 
 
 class Untitled(GenerateJsonSchema):
-    """Without a title for each member, which only repeats its name."""
+    """JSON Schema without a title for each member, which would only repeat its name."""
 
     def field_title_should_be_set(self, schema: object) -> bool:
         del schema
@@ -56,12 +56,12 @@ class Untitled(GenerateJsonSchema):
 
 @cache
 def json_schema(payload: Any) -> Schema:
-    """The JSON Schema of a payload class. Shared: not to be changed."""
+    """The JSON Schema of a payload class. The result is shared and must not be changed."""
     return TypeAdapter(payload).json_schema(schema_generator=Untitled)
 
 
-class _Draft:
-    """One example in the making."""
+class _ExampleBuilder:
+    """Builds one example from the JSON Schema of its class."""
 
     def __init__(self, name: str, definitions: dict[str, Schema], full: bool) -> None:
         self.name = name
@@ -69,27 +69,27 @@ class _Draft:
         self.full = full
 
     def object(self, schema: Schema, within: str = "") -> dict[str, Any]:
-        needed = schema.get("required", ())
+        required = schema.get("required", ())
         members = schema["properties"].items()
-        return {key: self.value(key, member, within) for key, member in members if self.full or key in needed}
+        return {key: self.value(key, member, within) for key, member in members if self.full or key in required}
 
     def value(self, key: str, schema: Schema, within: str) -> Any:
         """A value for the member `key` of the object that is the member `within`."""
         if "$ref" in schema:
             return self.value(key, self.definitions[schema["$ref"].rpartition("/")[2]], within)
         if "anyOf" in schema:
-            return self.value(key, schema["anyOf"][0], within)  # the other one is null
+            return self.value(key, schema["anyOf"][0], within)  # the other alternative is null
         if "enum" in schema or "const" in schema:
             return self.choice(key, schema.get("enum") or [schema["const"]])
         if "properties" in schema:
             return self.object(schema, key)
         if schema.get("type") == "array":
-            listed = _LISTS.get(key) if schema["items"] == {"type": "string"} else None
-            return deepcopy(listed) or [self.value(key, schema["items"], within)]
-        return _leaf(key, schema, within)
+            texts = _LISTS.get(key) if schema["items"] == {"type": "string"} else None
+            return deepcopy(texts) or [self.value(key, schema["items"], within)]
+        return _scalar(key, schema, within)
 
     def choice(self, key: str, options: list[Any]) -> Any:
-        """The option that the type's name speaks of, else the first."""
+        """The option that occurs in the name of the event type, else the first."""
         if key == "event_type":
             return self.name
         words = self.name.split(".")
@@ -98,31 +98,31 @@ class _Draft:
         )
 
 
-def _leaf(key: str, schema: Schema, within: str) -> Any:
+def _scalar(key: str, schema: Schema, within: str) -> Any:
     kind = schema.get("type")
     if kind == "object":
         named = deepcopy(_MAPS.get(key, {}))
         values = schema["additionalProperties"]
         return {k: [v] for k, v in named.items()} if values is not True and "items" in values else named
     if kind == "boolean":
-        return key not in _NO
+        return key not in _FALSE_MEMBERS
     if kind == "integer":
         return next((n for end, n in _INTEGERS.items() if key.endswith(end)), 3)
     if kind == "number":
         return next((n for end, n in _NUMBERS.items() if key.endswith(end)), 0.87)
     if kind is None:
-        return deepcopy(_ANYTHING.get(key))
+        return deepcopy(_UNTYPED.get(key))
     if schema.get("format") == "uuid":
-        return _A_WORKFLOW
+        return _WORKFLOW_ID
     if schema.get("format") == "date-time":
         return _TIMES.get(key, "2026-01-31T12:00:00Z")
     return _TEXTS.get(f"{within}.{key}") or _TEXTS.get(key) or key.replace("_", " ")
 
 
-# Values by the names of members; a name may stand behind that of the object it is in.
+# Values, each with the members that have it: `member`, or `object.member` for a member of that object only.
 
-_A_WORKFLOW = "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a72"
-_WORDS = {
+_WORKFLOW_ID = "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a72"
+_TEXTS_WITH_NAMES = {
     # names of things in the cluster
     "payments": "namespace affected_resource_namespace root_owner_namespace target_namespace",
     "payments-api": "resource_name affected_resource_name root_owner_name target_name name component",
@@ -144,7 +144,7 @@ _WORDS = {
     "secrets": "resource",
     # ids
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a71": "event_id",
-    _A_WORKFLOW: "workflow_id workflowId selected_workflow_id",
+    _WORKFLOW_ID: "workflow_id workflowId selected_workflow_id",
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a73": "session_id mcp_session_id",
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a74": "task_id a2a_task_id",
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a75": "user_uid",
@@ -208,7 +208,7 @@ _WORDS = {
     "Containers are killed since they use more memory than their limit allows.": "whenToUse when_to_use",
     "The memory use grows without end, as with a leak.": "whenNotToUse when_not_to_use",
     "The node has memory to spare.": "preconditions",
-    # what models said
+    # answers of models
     "example-model-1": "model model_name",
     "The container payments-api was killed eleven times within ten minutes.": "analysis_preview prompt_preview "
     "tool_result_preview accumulated_messages",
@@ -254,7 +254,7 @@ _WORDS = {
     "1m0s": "operator_reconcile_delay",
     "2026-01-31.2": "config_version",
 }
-_TEXTS = {key: text for text, keys in _WORDS.items() for key in keys.split()}
+_TEXTS = {key: text for text, keys in _TEXTS_WITH_NAMES.items() for key in keys.split()}
 
 _LISTS = {
     "causalChain": ["the limit was lowered", "the container was killed", "the pod crashed in a loop"],
@@ -294,7 +294,7 @@ _MAPS: dict[str, dict[str, Any]] = {
     "tool_arguments": {"kind": "Deployment", "name": "payments-api", "namespace": "payments"},
 }
 
-_ANYTHING = {
+_UNTYPED = {
     "default": "512Mi",
     "detectedLabels": {"gitOpsManaged": True},
     "engineConfig": {"timeout": "10m"},
@@ -312,7 +312,7 @@ _TIMES = {
     "prometheus_check_after": "2026-01-31T12:05:00Z",
 }
 
-# By the end of a name; the first that fits.
+# By the end of a name; the first that matches.
 _INTEGERS = {
     "duration_ms": 1250,
     "_ms": 48000,
@@ -363,7 +363,7 @@ _NUMBERS = {
 }
 
 # Everything else is true.
-_NO = {
+_FALSE_MEMBERS = {
     *("auto_approved", "cdiManaged", "crash_loops", "degraded", "degraded_mode", "helmManaged", "is_crd"),
     *("is_final_attempt", "is_valid", "liveMigratable", "needsHumanReview", "needs_human_review", "networkIsolated"),
     *("oom_killed", "previously_existed", "reasoningRedacted", "reasoning_redacted", "resourceQuotaConstrained"),
@@ -371,7 +371,7 @@ _NO = {
 }
 
 # By the end of a name, for the keys of free-form events, which have no types.
-_SOUNDS = {
+_TYPE_BY_SUFFIX = {
     "boolean": ("_required", "_approval", "approved", "degraded", "_mode", "_resolved", "_matched", "_owner_chain"),
     "number": ("score", "confidence", "_delta"),
     "integer": (
@@ -391,10 +391,10 @@ _SOUNDS = {
         "labels_added",
     ),
 }
-_SOUNDS_LIKE_A_TIME = ("_at", "_until", "_timestamp", "_time", "required_by")
+_TIME_SUFFIXES = ("_at", "_until", "_timestamp", "_time", "required_by")
 
-# What the story does not say: values of one type only.
-_OWN: dict[str, dict[str, Any]] = {
+# Values of single event types that differ from those of the common scenario.
+_BY_EVENT_TYPE: dict[str, dict[str, Any]] = {
     "aiagent.auth.denied": {"reason": "may not create incidents"},
     "aiagent.auth.failure": {"reason": "token expired"},
     "aiagent.enrichment.failed": {"reason": "owner_resolution_failed", "detail": "pods is forbidden"},

@@ -1,6 +1,6 @@
-"""The free-form generation of December 2025: names, and the keys that were seen, as documentation.
+"""The free-form generation of December 2025: names, and as documentation the keys that were seen.
 
-Such an event has no event_type in its payload; the outer one must be one of these names. Any object is kept as sent.
+Such an event has no event_type in its payload; the outer one must be one of these names. Any object is stored as sent.
 """
 
 from app.events.envelope import Category

@@ -1,11 +1,11 @@
-"""Events of the gateway, which takes signals from outside and makes remediations of them."""
+"""Events of the gateway, which receives signals and creates remediations from them."""
 
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import Int32
 from app.events.catalog.shared import ErrorDetails
+from app.events.catalog.value_types import Int32
 from app.events.envelope import Category
 
 CATEGORY: Category = "gateway"

@@ -4,8 +4,8 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import DateTime, Int64
 from app.events.catalog.shared import ErrorDetails, TimeoutConfig
+from app.events.catalog.value_types import DateTime, Int64
 from app.events.envelope import Category
 
 CATEGORY: Category = "orchestration"

@@ -1,4 +1,4 @@
-"""What payloads of several producers hold."""
+"""Objects and words that occur in payloads of several producers."""
 
 from typing import Literal, NotRequired
 

@@ -4,8 +4,8 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import Integer, Sha256Hex
 from app.events.catalog.shared import Severity
+from app.events.catalog.value_types import Integer, Sha256Hex
 from app.events.envelope import Category
 
 CATEGORY: Category = "signalprocessing"

@@ -1,11 +1,11 @@
-"""Events of the auth webhook, which writes down who changed the platform's resources by hand."""
+"""Events of the auth webhook, which records who changed the platform's resources by hand."""
 
 from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import DateTime
 from app.events.catalog.shared import TimeoutConfig
+from app.events.catalog.value_types import DateTime
 from app.events.envelope import Category
 
 CATEGORY: Category = "notification"

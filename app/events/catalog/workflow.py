@@ -1,10 +1,10 @@
-"""Events of the workflow catalog's search, by which an agent narrows down what it could do."""
+"""Events of the workflow catalog's search, by which an agent finds the workflows that apply to its case."""
 
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import Confidence, Int32, Int64, Uuid
+from app.events.catalog.value_types import Confidence, Int32, Int64, Uuid
 from app.events.envelope import Category
 
 CATEGORY: Category = "workflow"

@@ -4,8 +4,8 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import DateTime, Integer
 from app.events.catalog.shared import ErrorDetails
+from app.events.catalog.value_types import DateTime, Integer
 from app.events.envelope import Category
 
 CATEGORY: Category = "workflowexecution"

@@ -1,4 +1,4 @@
-"""The directory of an embedded Postgres: who owns it, whom the server runs as, and which binaries it runs."""
+"""The directory of an embedded Postgres: which process owns it, which user the server runs as, and its binaries."""
 
 import fcntl
 import importlib.metadata
@@ -23,17 +23,17 @@ _POLL_SECONDS = 0.005
 
 @dataclass(frozen=True)
 class Account:
-    """Whom Postgres runs as when we are root, which it refuses."""
+    """The user that Postgres runs as if this process is root, since Postgres refuses to run as root."""
 
     uid: int
     gid: int
 
 
 @dataclass(frozen=True)
-class Place:
-    """One data directory that is ours alone, with what is needed to run Postgres on it."""
+class DataDirectory:
+    """A directory that this process alone owns, with what is needed to run Postgres on it."""
 
-    directory: Path
+    path: Path
     account: Account | None
     binaries: Path
     lock: int
@@ -41,26 +41,29 @@ class Place:
 
     @property
     def data(self) -> Path:
-        return self.directory / "postgres"
+        return self.path / "postgres"
 
     @property
     def log(self) -> Path:
-        return self.directory / "postgres.log"
+        return self.path / "postgres.log"
 
 
-def take(directory: Path, resources: ExitStack) -> Place:
-    """Make this process the only owner of `directory`, and wait for a server that outlived its last owner."""
-    package = _package()
+def acquire(directory: Path, resources: ExitStack) -> DataDirectory:
+    """Make this process the only owner of `directory` until `resources` closes. Waits for a server that outlived the last owner.
+
+    Fatal if another process owns it, or Postgres cannot use it.
+    """
+    package = package_directory()
     is_root = os.geteuid() == 0
     if not directory.is_dir():
         directory.mkdir(parents=True)
         directory.chmod(0o755 if is_root else 0o700)
-    account = _account(directory / "postgres") if is_root else None
+    account = _postgres_account(directory / "postgres") if is_root else None
     if account is not None:
         _refuse_unreachable(directory, account)
     _refuse_other_major(directory / "postgres")
     owner = _open_lock(directory / "owner.lock", resources)
-    if not _locked(owner):
+    if not _try_lock(owner):
         other = os.pread(owner, 20, 0).decode("ascii", "replace").strip()
         raise Fatal(
             f"Another DataStorage (process {other or 'unknown'}) runs on {directory}: stop it, or set DATASTORAGE_DATA_DIR "
@@ -69,19 +72,21 @@ def take(directory: Path, resources: ExitStack) -> Place:
     os.ftruncate(owner, 0)
     os.pwrite(owner, str(os.getpid()).encode(), 0)
     lock = _open_lock(directory / "postgres.lock", resources)
-    _wait_for_leftover(lock, directory)
-    return Place(directory, account, _copied(package) if is_root else package / f"pginstall{MAJOR}/bin", lock)
+    _lock_after_leftover(lock, directory)
+    return DataDirectory(
+        directory, account, copied_binaries(package) if is_root else package / f"pginstall{MAJOR}/bin", lock
+    )
 
 
-def _package() -> Path:
-    """Directory of the installed binaries; the package is never imported, since that alone writes files."""
-    found = importlib.util.find_spec(_PACKAGE)
-    if found is None or not found.submodule_search_locations:
+def package_directory() -> Path:
+    """The directory of the installed package. The package is never imported, because its import writes files."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise Fatal(
             "There is no database: set DATASTORAGE_DATABASE_URL, or get the embedded Postgres with "
             "`pip install 'datastorage[embedded]'`."
         )
-    package = Path(found.submodule_search_locations[0])
+    package = Path(spec.submodule_search_locations[0])
     if not (package / f"pginstall{MAJOR}/bin/postgres").exists():
         raise Fatal(
             f"The installed {_PACKAGE} has no Postgres {MAJOR}: run `pip install 'datastorage[embedded]'` once more, or set "
@@ -90,14 +95,14 @@ def _package() -> Path:
     return package
 
 
-def _copied(package: Path) -> Path:
-    """Binaries that every user can run: root's own may lie in a home that others cannot enter."""
+def copied_binaries(package: Path) -> Path:
+    """The directory of a copy of the binaries that every user can run: root's may be in a home that others cannot enter."""
     copy = ROOT_STATE_DIR / "binaries" / importlib.metadata.version(_PACKAGE)
-    # The libraries are found by their place relative to the package, so both are copied side by side.
+    # The binaries find their libraries relative to the package, so both are copied side by side.
     if not copy.exists():
-        for made in (ROOT_STATE_DIR, copy.parent):
-            made.mkdir(parents=True, exist_ok=True)
-            made.chmod(0o755)
+        for parent in (ROOT_STATE_DIR, copy.parent):
+            parent.mkdir(parents=True, exist_ok=True)
+            parent.chmod(0o755)
         with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".", ignore_cleanup_errors=True) as scratch:
             new = Path(scratch) / "new"
             install = Path(_PACKAGE) / f"pginstall{MAJOR}"
@@ -113,8 +118,8 @@ def _copied(package: Path) -> Path:
     return copy / _PACKAGE / f"pginstall{MAJOR}/bin"
 
 
-def _account(data: Path) -> Account:
-    """The owner of the data, if there is any yet."""
+def _postgres_account(data: Path) -> Account:
+    """The owner of the data, or before the first start a user without privileges."""
     if data.exists():
         return Account(data.stat().st_uid, data.stat().st_gid)
     for name in ("postgres", "nobody"):
@@ -138,11 +143,11 @@ def _refuse_unreachable(directory: Path, account: Account) -> None:
 def _refuse_other_major(data: Path) -> None:
     if not data.exists():
         return
-    found = (data / "PG_VERSION").read_text("ascii").strip()
-    if found != str(MAJOR):
+    major = (data / "PG_VERSION").read_text("ascii").strip()
+    if major != str(MAJOR):
         raise Fatal(
-            f"{data} was written by Postgres {found}, and this DataStorage brings Postgres {MAJOR}, which cannot open it. "
-            f"Nothing was changed. Run Postgres {found} on it, `pg_dump` it and load the dump into a new directory, or begin "
+            f"{data} was written by Postgres {major}, and this DataStorage brings Postgres {MAJOR}, which cannot open it. "
+            f"Nothing was changed. Run Postgres {major} on it, `pg_dump` it and load the dump into a new directory, or begin "
             "with an empty one: DATASTORAGE_DATA_DIR names the directory to use."
         )
 
@@ -153,7 +158,7 @@ def _open_lock(path: Path, resources: ExitStack) -> int:
     return descriptor
 
 
-def _locked(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -161,9 +166,9 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-def _wait_for_leftover(lock: int, directory: Path) -> None:
+def _lock_after_leftover(lock: int, directory: Path) -> None:
     deadline = time.monotonic() + _LEFTOVER_SECONDS
-    while not _locked(lock):
+    while not _try_lock(lock):
         if time.monotonic() > deadline:
             raise Fatal(
                 f"A Postgres that a killed DataStorage left behind still runs on {directory / 'postgres'}: end the process "

@@ -1,14 +1,14 @@
-"""Events that this service writes about itself, each under a correlation id of its own: `datastorage:<kind>:<uuid>`.
+"""Self events: events that this service writes about itself, each under a correlation id of its own, `datastorage:<kind>:<uuid>`.
 
-Nobody can post them: verification takes a position for purged, or a row for erased, because one of these says so.
-A multirange is text as Postgres writes an int8multirange, `{[0,5),[7,9)}`, of positions in the log.
+A client cannot post them, because verification accepts a position as purged, or a row as erased, if one of these says so.
+`positions` are positions in the log, as text of a Postgres int8multirange: `{[0,5),[7,9)}`.
 """
 
 from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.leaves import Count, DateTime, Sha256Hex, Uuid
+from app.events.catalog.value_types import Count, DateTime, Sha256Hex, Uuid
 
 CATEGORY = "security"
 

@@ -1,4 +1,4 @@
-"""What the user sees: a line that moves, and a table."""
+"""Terminal output of the simulator: a progress line on stderr, and a table."""
 
 import asyncio
 import sys
@@ -12,7 +12,7 @@ _FILE_SECONDS = 2.0
 
 @asynccontextmanager
 async def progress(line: Callable[[], str]) -> AsyncIterator[None]:
-    """Show `line()` on stderr while the body runs: in place on a terminal, else a new line every two seconds."""
+    """Write `line()` to stderr while the body runs: in place on a terminal, else as a new line every two seconds."""
     terminal = sys.stderr.isatty()
     before, after = ("\r", "\x1b[K") if terminal else ("", "\n")
 
@@ -22,16 +22,16 @@ async def progress(line: Callable[[], str]) -> AsyncIterator[None]:
             sys.stderr.write(before + line() + after)
             sys.stderr.flush()
 
-    shown = asyncio.create_task(repeat())
+    task = asyncio.create_task(repeat())
     try:
         yield
     finally:
-        shown.cancel()
+        task.cancel()
         sys.stderr.write(before + line() + after + "\n" * terminal)
 
 
 def table(columns: Mapping[str, Counter[str]]) -> str:
-    """A row per event type that stands in any column, and the totals."""
+    """A row for each event type that any column counts, and the totals."""
     names = sorted(set().union(*columns.values()))
     rows = [
         ["event type", *columns],

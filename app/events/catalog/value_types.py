@@ -1,7 +1,7 @@
-"""Types of the values that payloads are made of: checked, never converted.
+"""Types of the scalar values in payloads: checked, never converted.
 
-A number with or without fraction is a plain float: strict pydantic takes ints, doubles and the Decimals that stand for
-numbers which no double holds, and no booleans.
+A number with or without fraction is a plain float: strict pydantic accepts ints, doubles and the Decimals that represent
+numbers which no double does, but no booleans.
 """
 
 from typing import Annotated, Any
@@ -16,34 +16,34 @@ from app.events.explain import MALFORMED, UNDECODABLE
 _INT64_MAX = 2**63 - 1
 
 
-def date_time(text: str) -> str:
-    return _as_in_the_envelope(envelope.timestamp, text)
+def date_time_text(text: str) -> str:
+    return _checked_as_in_envelope(envelope.parse_timestamp, text)
 
 
-def uuid(text: str) -> str:
-    return _as_in_the_envelope(envelope.uuid, text)
+def uuid_text(text: str) -> str:
+    return _checked_as_in_envelope(envelope.parse_uuid, text)
 
 
-def _as_in_the_envelope(check: Any, text: str) -> str:
-    """`text` if the envelope would take it. The error's type says which problem type answers it."""
+def _checked_as_in_envelope(check: Any, text: str) -> str:
+    """`text` if the envelope accepts it. The error's type decides which problem type answers it."""
     try:
         check(text, "")
     except BadRequest as error:
         kind = UNDECODABLE if isinstance(error, InvalidRequest) else MALFORMED
-        message = error.detail.partition(": ")[2]  # the place in front is for pydantic to find
+        message = error.detail.partition(": ")[2]  # pydantic adds the pointer that stands in front
         raise PydanticCustomError(kind, "{message}", {"message": message}) from None
     return text
 
 
 Integer = Annotated[int, Field(ge=-_INT64_MAX - 1, le=_INT64_MAX)]
-"""A number without fraction. Readers written in Go hold it in 64 bits, so no wider one is taken."""
+"""A number without fraction. Readers written in Go have 64 bits for it, so a wider one is refused."""
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1, json_schema_extra={"format": "int32"})]
 Int64 = Annotated[Integer, Field(json_schema_extra={"format": "int64"})]
 Count = Annotated[int, Field(ge=0, le=_INT64_MAX)]
 Ordinal = Annotated[int, Field(ge=1, le=_INT64_MAX)]
 Confidence = Annotated[float, Field(ge=0, le=1)]
 """How sure a model or a search was, from 0 to 1."""
-DateTime = Annotated[envelope.DateTime, AfterValidator(date_time)]
+DateTime = Annotated[envelope.DateTime, AfterValidator(date_time_text)]
 """RFC 3339 with zone."""
-Uuid = Annotated[envelope.Uuid, AfterValidator(uuid)]
+Uuid = Annotated[envelope.Uuid, AfterValidator(uuid_text)]
 Sha256Hex = Annotated[str, Field(pattern=r"^[a-f0-9]{64}$")]
