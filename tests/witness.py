@@ -9,7 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.tlog import merkle
-from app.tlog.note import COSIGNATURE, Checkpoint, Note, PublicKey, cosigned, signature_line, verified
+from app.tlog.note import (
+    COSIGNATURE,
+    Checkpoint,
+    Note,
+    PublicKey,
+    cosigned_message,
+    signature_line,
+    verified_checkpoint,
+)
 from tests.listening import listening
 
 
@@ -33,7 +41,7 @@ class FakeWitness:
             return self.answer
         head, _, note = body.partition("\n\n")
         first, *proof = head.split("\n")
-        old, checkpoint = int(first.removeprefix("old ")), verified(note, [self._log_key])
+        old, checkpoint = int(first.removeprefix("old ")), verified_checkpoint(note, [self._log_key])
         if old != self.seen.size:
             return 409, f"{self.seen.size}\n"
         hashes = [base64.b64decode(line) for line in proof]
@@ -41,7 +49,7 @@ class FakeWitness:
             return 422, "bad proof"
         self.seen = checkpoint
         seconds = int(time.time())
-        signed = seconds.to_bytes(8) + self._private.sign(cosigned(Note.parse(note).text, seconds))
+        signed = seconds.to_bytes(8) + self._private.sign(cosigned_message(Note.parse(note).text, seconds))
         return 200, signature_line(self.key.name, self.key.id + signed)
 
 

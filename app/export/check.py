@@ -24,7 +24,9 @@ from app.events.reference import UNKEYED, reference_hash
 from app.export.file import COMMITTED, MalformedRecord, Records
 from app.export.manifest import ExportPosition, Manifest, opened
 from app.tlog import merkle, note
+from app.tlog.keys import read_key_text, read_public_keys
 from app.tlog.note import PublicKey
+from app.verify.chain import link_fault
 
 PROBLEMS_MAX = 1000
 _PAGE = b'{"events":['
@@ -62,12 +64,11 @@ def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> Verdict:
 def check_files(paths: Sequence[Path], key: str) -> Verdict:
     """The same for files, and for a page of format=json. `key` is a key, or a file that holds one. Fatal if one cannot be read."""
     try:
-        text = Path(key).read_text("utf-8") if Path(key).is_file() else key
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("rb")) for path in paths]
             if files[0].peek(len(_PAGE)).startswith(_PAGE):
-                return check_page(files[0].read(), text)
-            return check(files, [PublicKey.parse(line) for line in text.split()])
+                return check_page(files[0].read(), read_key_text(key))
+            return check(files, read_public_keys(key))
     except (OSError, ValueError) as error:
         raise Fatal(f"Cannot verify: {error}") from None
 
@@ -100,7 +101,7 @@ class _Check:
         self._keys = keys
         self._found = Verdict()
         self._chains: dict[str, tuple[int, str]] = {}
-        """Where each correlation's chain has come to: index and hash."""
+        """Of each correlation's chain the next index, and the hash of the event before it, which is "" if there is none."""
         self._position = -1
         self._bytes = 0
         self._leaves = bytearray()
@@ -199,17 +200,21 @@ class _Check:
 
     def _link(self, event: dict[str, Any], where: str) -> None:
         """To the event before it in its chain, if that is in the file: purged and filtered ones are not."""
-        correlation, index = event["correlation_id"], event["chain_index"]
-        before = self._chains.get(correlation)
-        if before is not None and index <= before[0]:
-            self._found.problem(f"{where}: reordered: position {index} of its chain stands behind {before[0]}")
-        elif before is not None and index == before[0] + 1 and event["previous_event_hash"] != before[1]:
+        correlation, index, previous = event["correlation_id"], event["chain_index"], event["previous_event_hash"] or ""
+        next_index, last_hash = self._chains.get(correlation, (0, ""))
+        fault = link_fault(index, previous, next_index, (last_hash,))
+        if fault == "no position":
+            self._found.problem(f"{where}: edited: chain_index is {index}, which is not a position in the chain")
+            return
+        if fault == "duplicate":
+            self._found.problem(f"{where}: reordered: position {index} of its chain stands behind {next_index - 1}")
+        elif fault == "broken" and next_index:
             self._found.problem(f"{where}: edited: the previous hash is not that of the event before")
-        elif (index == 0) != (not event["previous_event_hash"]):
+        elif (index == 0) != (not previous):
             self._found.problem(f"{where}: edited: only the first event of a chain has no previous hash")
-        elif index and (before is None or index > before[0] + 1):
+        elif fault == "gap":
             self._part["gaps"] += 1
-        self._chains[correlation] = index, event["event_hash"] or ""
+        self._chains[correlation] = index + 1, event["event_hash"] or ""
 
     def _unsealed(self, event: dict[str, Any], where: str) -> None:
         self._part["unsealed"] += 1
@@ -249,7 +254,7 @@ class _Check:
         size = 0
         for text in signed:
             try:
-                checkpoint = note.verified(text, self._keys)
+                checkpoint = note.verified_checkpoint(text, self._keys)
             except (note.MalformedNote, note.Unverified) as error:
                 found.problem(f"the checkpoint in the manifest: {error}")
                 continue

@@ -14,7 +14,7 @@ Connection = asyncpg.Connection
 
 
 async def a_round(verifier: Verifier, connection: Connection) -> None:
-    while await verifier.step(connection):
+    while await verifier.verify_next(connection):
         pass
 
 
@@ -35,7 +35,7 @@ async def owner(connection: Connection) -> Connection:
 async def test_honest_log(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
     """The verifier accuses an honest log, or does not come to its end."""
     verifier = Verifier(LOG, (), 3)
-    assert await verifier.begin(owner)
+    assert await verifier.try_lock(owner)
     for _ in range(2):
         await a_round(verifier, owner)
         await seal(owner, "rr-0", {}, {})
@@ -77,7 +77,7 @@ async def test_rewritten_and_rolled_back(owner: Connection) -> None:
             for r in await owner.fetch("SELECT leaves FROM log_flushes WHERE first_index >= 0 ORDER BY first_index")
         ]
     )
-    assert verifier._seen == (20, merkle.root(merkle.hashes(leaves)))
+    assert verifier._last_round == (20, merkle.root(merkle.hashes(leaves)))
     await owner.execute(
         "DELETE FROM audit_events WHERE log_index >= 15; DELETE FROM log_flushes WHERE first_index >= 15"
     )
@@ -97,9 +97,9 @@ async def test_one_at_a_time(connection: Connection, database_url: str) -> None:
     """Two replicas walk the log at the same time."""
     from tests import databases
 
-    assert await Verifier(LOG, (), 7).begin(connection)
+    assert await Verifier(LOG, (), 7).try_lock(connection)
     async with databases.connected(database_url) as other:
-        assert not await Verifier(LOG, (), 7).begin(other)
+        assert not await Verifier(LOG, (), 7).try_lock(other)
 
 
 @pytest.mark.damaged

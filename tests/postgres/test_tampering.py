@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.tlog import merkle, note
 from app.verify import command
 from app.verify.correlation import verify_chain
-from app.verify.database import Report, TrustAnchors, one_by_one, verify_database
+from app.verify.database import DatabaseReport, TrustAnchors, sequential_runner, verify_database
 from tests import databases
 from tests.sealed import LOG, insert, plain_row, seal, sealed_hash
 from tests.services import ROOT
@@ -66,9 +66,9 @@ async def sign(connection: Connection, key: Ed25519PrivateKey = KEY) -> str:
     return signed
 
 
-async def verified(connection: Connection, checkpoint: str | None = None) -> Report:
+async def verified(connection: Connection, checkpoint: str | None = None) -> DatabaseReport:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await verify_database(connection, one_by_one(connection), TrustAnchors([PUBLIC], checkpoint))
+        return await verify_database(connection, sequential_runner(connection), TrustAnchors([PUBLIC], checkpoint))
 
 
 async def found(connection: Connection, checkpoint: str | None = None) -> set[str]:
@@ -355,7 +355,7 @@ async def test_erased(owner: Connection) -> None:
         changing = owner.transaction()
         await changing.start()
         await owner.execute(f"UPDATE audit_events SET {change} WHERE log_index = 7")
-        report = await verify_database(owner, one_by_one(owner), TrustAnchors())
+        report = await verify_database(owner, sequential_runner(owner), TrustAnchors())
         assert {defect.kind for defect in report.defects.listed} == {"edited"}, change
         await changing.rollback()
 
@@ -399,13 +399,15 @@ async def test_command(owner: Connection, database_url: str, tmp_path: Path, mon
     "more",
     [
         {"key": "nonsense"},
+        {"key": sys.executable},  # a file, and not a text
         {"checkpoint": Path("/nowhere")},
         {"checkpoint": Path("/dev/null")},
         {"url": "postgresql://nobody@127.0.0.1:9/none"},
     ],
 )
-def test_not_looked_at(more: dict[str, Any], database_url: str) -> None:
+def test_not_looked_at(more: dict[str, Any], database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What could not be looked at counts as clean, or as damaged."""
     settings = Settings(database_url=SecretStr(more.get("url", database_url)))
     arguments = {"correlation": "rr-0", "checkpoint": None, "key": None, "processes": 1} | more
     assert command.run(argparse.Namespace(**arguments), lambda: settings) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -14,7 +14,7 @@ from app.db import create_engine
 from app.events.reference import reference_hash
 from app.settings import Settings
 from app.verify.correlation import ChainReport, verify_chain
-from app.verify.database import TrustAnchors, one_by_one, verify_database
+from app.verify.database import TrustAnchors, sequential_runner, verify_database
 from app.verify.snapshot import snapshot
 from tests.sealed import LOG, insert, plain_row, seal
 
@@ -40,7 +40,7 @@ async def report_of(connection: Connection, correlation_id: str, key: bytes | No
 
 async def log_defects(connection: Connection) -> list[str]:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        report = await verify_database(connection, one_by_one(connection), TrustAnchors())
+        report = await verify_database(connection, sequential_runner(connection), TrustAnchors())
     return [defect.kind for defect in report.defects.listed]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from app.events.record import commitment, committed, leaf_hash, record
 from app.verify import row as rows_module
-from app.verify.chain import Chain
+from app.verify.chain import Chain, gap_defect
 from app.verify.row import Kind
 
 LOG = "example.test/datastorage"
@@ -48,13 +48,13 @@ def check(rows: list[Row], head: tuple[int, str] | None) -> tuple[Chain, list[tu
     """The chain, and of each defect its kind and the log_index of its row."""
     one = Chain(LOG)
     for row in rows:
-        one.take(row, row["event_hash"])
-    end = one.finish(head)
-    for gap, behind in one.gaps:  # nothing was purged
-        if behind is None:
-            end = gap.defect(None)
+        one.check(row, row["event_hash"])
+    end = one.check_head(head)
+    for gap, following in one.gaps:  # nothing was purged
+        if following is None:
+            end = gap_defect(gap, None)
         else:
-            one.defects.add(gap.defect(behind))
+            one.defects.add(gap_defect(gap, following))
     places = {row["event_id"]: row["log_index"] for row in rows}
     found: list[tuple[Kind, int | None]] = [(d.kind, places[d.event_id]) for d in one.defects.listed if d.event_id]
     return one, found if end is None else [*found, (end.kind, None)]
