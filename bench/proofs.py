@@ -1,4 +1,4 @@
-"""A log of many leaves without rows around two events, and how long the proof of each takes."""
+"""How long the proof of an event takes: of the first and the last one of a log, with many leaves without rows between them."""
 
 import asyncio
 import itertools

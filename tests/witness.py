@@ -30,7 +30,7 @@ class FakeWitness:
         self.key = PublicKey("witness.example/w1", self._private.public_key().public_bytes_raw(), COSIGNATURE)
         self.seen = Checkpoint(log_key.name, 0, merkle.EMPTY_ROOT)
         self.answer: tuple[int, str] | None = None
-        """What to say instead of doing its work."""
+        """Status and body of every answer, if it is to be no real witness."""
         self.requests = 0
         self.url = ""
 
@@ -55,7 +55,7 @@ class FakeWitness:
 
 @contextmanager
 def serving(witness: FakeWitness) -> Iterator[FakeWitness]:
-    """The witness behind HTTP on loopback; its url is set."""
+    """The witness as an HTTP server on loopback; its url is set."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

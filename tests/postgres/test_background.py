@@ -1,4 +1,4 @@
-"""The verifier in the background: it walks the log again and again, keeps what it finds, and forgets what is no more."""
+"""The background verifier: it verifies the log again and again, stores its findings, and deletes those that are over."""
 
 import logging
 
@@ -46,7 +46,7 @@ async def test_honest_log(owner: Connection, caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.damaged
 async def test_findings(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
-    """A defect is not told, is told in every round, or is still shown after it was put right."""
+    """A defect is not reported, is reported in every round, or is still shown after it was repaired."""
     verifier = Verifier(LOG, (), 7)
     saved = await owner.fetch("SELECT * FROM audit_events WHERE log_index = 3")
     await owner.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 8")
@@ -68,7 +68,7 @@ async def test_findings(owner: Connection, caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.damaged
 async def test_rewritten_and_rolled_back(owner: Connection) -> None:
-    """Between two rounds the log is rewritten consistently, or cut, and the process that saw it before says nothing."""
+    """Between two rounds the log is rewritten consistently, or cut, and the process that saw it before reports nothing."""
     verifier = Verifier(LOG, (), 7)
     await a_round(verifier, owner)
     leaves = b"".join(
@@ -94,7 +94,7 @@ async def test_rewritten_and_rolled_back(owner: Connection) -> None:
 
 
 async def test_one_at_a_time(connection: Connection, database_url: str) -> None:
-    """Two replicas walk the log at the same time."""
+    """Two replicas verify the log at the same time."""
     from tests import databases
 
     assert await Verifier(LOG, (), 7).try_lock(connection)
@@ -104,7 +104,7 @@ async def test_one_at_a_time(connection: Connection, database_url: str) -> None:
 
 @pytest.mark.damaged
 async def test_lost_flushes(owner: Connection) -> None:
-    """Flushes that are gone with their rows leave no trace, or end the walk."""
+    """Flushes that were deleted with their rows go unnoticed, or end the round."""
     await owner.execute(
         "DELETE FROM log_flushes WHERE first_index = 5; DELETE FROM audit_events WHERE log_index BETWEEN 5 AND 9"
     )

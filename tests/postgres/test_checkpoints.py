@@ -1,4 +1,4 @@
-"""Tiles and checkpoints on a real Postgres: what is kept is the tree, and what is signed never contradicts itself."""
+"""Tiles and checkpoints on a real Postgres: the tiles are the tree, and signed checkpoints never contradict each other."""
 
 import asyncio
 import random
@@ -42,7 +42,7 @@ def new_key(name: str = LOG_NAME) -> SigningKey:
     return SigningKey(private, PublicKey(name, private.public_key().public_bytes_raw()))
 
 
-def parts(signer: Signer | None, *, heartbeat_seconds: float = 0, file: Path | None = None) -> CheckpointWorker:
+def worker(signer: Signer | None, *, heartbeat_seconds: float = 0, file: Path | None = None) -> CheckpointWorker:
     return CheckpointWorker(signer, Witnesses([]), CheckpointCopies(file, None), Alarms(), heartbeat_seconds)
 
 
@@ -51,7 +51,7 @@ async def no_heartbeat(*_: object) -> None:
 
 
 async def one_round(connection: Connection, signer: Signer) -> None:
-    await parts(signer).run_round(connection, no_heartbeat)
+    await worker(signer).run_round(connection, no_heartbeat)
 
 
 async def notes(connection: Connection) -> list[str]:
@@ -64,7 +64,7 @@ def key() -> SigningKey:
 
 
 async def test_tiles_are_the_tree(connection: Connection) -> None:
-    """A tile or a root is not what RFC 6962 says of the leaves, at some size or with some sizes of flushes."""
+    """A tile or a root is not the one of RFC 6962 over the leaves, at some size or with some sizes of flushes."""
     chance = random.Random(7)
     written: list[bytes] = []
     for _ in range(40):
@@ -106,7 +106,7 @@ async def test_a_log_of_three_levels(connection: Connection) -> None:
 
 
 async def test_two_replicas_sign_one_history(database_url: str, key: SigningKey) -> None:
-    """Replicas that keep tiles and sign at the same time double a tile, or sign two logs that contradict each other."""
+    """Replicas that extend tiles and sign at the same time write a tile twice, or sign two logs that contradict each other."""
     async with (
         databases.connected(database_url) as writer,
         databases.connected(database_url) as one,
@@ -128,7 +128,7 @@ async def test_two_replicas_sign_one_history(database_url: str, key: SigningKey)
 
 
 async def rewrite(connection: Connection, first_leaf: bytes) -> None:
-    """Everything in the database as it would be had the log begun with another event; tiles are then kept anew."""
+    """Everything in the database as it would be had the log begun with another event; the tiles are then made again."""
     await connection.execute(
         "UPDATE log_flushes SET leaves = $1 || substring(leaves FROM 33) WHERE first_index = 0", first_leaf
     )
@@ -168,12 +168,12 @@ async def test_a_changed_last_leaf_is_not_signed(connection: Connection, key: Si
 
 @pytest.mark.parametrize("who", ["the same process", "a new process", "a new process with a file"])
 async def test_a_shorter_log_is_not_signed(connection: Connection, key: SigningKey, tmp_path: Path, who: str) -> None:
-    """A log that was cut, or a restored backup, is signed again: by whoever still knows the longer one."""
+    """A log that was cut, or a restored backup, is signed by a process that still knows the longer one."""
     file = tmp_path / "checkpoints"
     await write(connection, leaves(5))
     await write(connection, leaves(5, 5))
     signer = Signer(key)
-    await parts(signer, file=file).run_round(connection, no_heartbeat)
+    await worker(signer, file=file).run_round(connection, no_heartbeat)
     await connection.execute("DELETE FROM log_flushes WHERE first_index = 5")
     if who != "a new process":  # then the database knows nothing of the longer log either, as after a restore
         await connection.execute("DELETE FROM log_checkpoints; UPDATE log_signers SET note = NULL")
@@ -187,7 +187,7 @@ async def test_a_shorter_log_is_not_signed(connection: Connection, key: SigningK
 
 
 async def test_stored_checkpoints_must_be_signed(connection: Connection, key: SigningKey) -> None:
-    """A checkpoint that was put into the database without the key decides what is signed next."""
+    """A checkpoint that was inserted into the database without the key decides what is signed next."""
     await write(connection, leaves(3))
     await one_round(connection, Signer(key))
     await write(connection, leaves(3, 3))
@@ -223,7 +223,7 @@ async def test_a_crash_leaves_nothing_half_signed(database_url: str, connection:
     await write(connection, leaves(700))
     async with connection.transaction():
         await extend_tiles(connection)
-    # The first crash: tiles are kept, nothing was signed. The second: signed, not committed.
+    # The first crash: tiles are stored, nothing was signed. The second: signed, not committed.
     async with databases.connected(database_url) as crashing:
         transaction = crashing.transaction()
         await transaction.start()
@@ -243,7 +243,7 @@ async def test_a_crash_before_publishing_is_made_up_for(
     await Signer(key).sign(connection)
     published = "SELECT count(*) FROM log_checkpoints WHERE published_at IS NOT NULL"
     assert await connection.fetchval(published) == 0
-    await parts(Signer(key), file=tmp_path / "file").run_round(connection, no_heartbeat)
+    await worker(Signer(key), file=tmp_path / "file").run_round(connection, no_heartbeat)
     assert await connection.fetchval(published) == 1
     assert newest_note_in(tmp_path / "file") == (await notes(connection))[0]
 
@@ -272,23 +272,23 @@ async def test_one_checkpoint_of_each_hour_is_kept(connection: Connection, key: 
     assert not {1, 4} & set(sizes)
 
 
-async def test_silence_is_told_once(database_url: str, connection: Connection) -> None:
+async def test_silence_is_recorded_once(database_url: str, connection: Connection) -> None:
     """An hour without an event proves nothing, or each replica writes a heartbeat, or one is written although events come."""
-    told: list[int] = []
+    heartbeats: list[int] = []
 
     async def heartbeat(size: int, _: object) -> None:
-        told.append(size)
+        heartbeats.append(size)
         await write(connection_of_writer, leaves(1, size))
 
     async with databases.connected(database_url) as connection_of_writer:
         await write(connection, leaves(4))
-        silent = parts(None, heartbeat_seconds=3_600)
+        silent = worker(None, heartbeat_seconds=3_600)
         await silent.run_round(connection, heartbeat)
-        assert told == []
+        assert heartbeats == []
         await connection.execute("UPDATE log_flushes SET flushed_at = flushed_at - interval '1 hour 1 second'")
         for _ in range(3):
             await silent.run_round(connection, heartbeat)
-        assert told == [4]
+        assert heartbeats == [4]
 
 
 def test_the_file_survives_a_torn_note(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Witnesses: their cosignatures are kept and served, and one that knows another log raises the alarm."""
+"""Witnesses: their cosignatures are stored and served, and one that has seen another log raises the alarm."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -41,11 +41,11 @@ def alarms(alarm: str) -> float:
 
 
 async def test_cosignatures_are_served(connection: Connection, witness: FakeWitness) -> None:
-    """A checkpoint is served without what the witness signed, or the witness gets a proof that it cannot take."""
-    parts = with_witness(witness)
+    """A checkpoint is served without what the witness signed, or the witness gets a proof that it cannot accept."""
+    worker = with_witness(witness)
     for size in (1, 300, 1):
         await write(connection, leaves(size))
-        await parts.run_round(connection, no_heartbeat)
+        await worker.run_round(connection, no_heartbeat)
         note = await served(connection)
         assert note.is_signed_by(KEY.public)
         assert note.is_signed_by(witness.key)
@@ -54,7 +54,7 @@ async def test_cosignatures_are_served(connection: Connection, witness: FakeWitn
 
 
 async def test_a_new_process_knows_how_far_the_witness_is(connection: Connection, witness: FakeWitness) -> None:
-    """After each restart the witness is asked twice, or not understood when it says how far it is."""
+    """After each restart the witness is asked twice, or its answer with the size that it has seen is not understood."""
     await write(connection, leaves(5))
     await with_witness(witness).run_round(connection, no_heartbeat)
     await write(connection, leaves(5, 5))
@@ -84,7 +84,7 @@ async def test_a_witness_that_is_ahead_raises_the_alarm(connection: Connection, 
 
 
 async def test_a_witness_of_another_history_raises_the_alarm(connection: Connection, witness: FakeWitness) -> None:
-    """A backup was restored, the log has grown beyond what the witness saw, and nobody is told."""
+    """A backup was restored, the log has grown beyond what the witness saw, and no alarm is raised."""
     await write(connection, leaves(5))
     await with_witness(witness).run_round(connection, no_heartbeat)
     await connection.execute("DELETE FROM log_flushes WHERE first_index = 0; DELETE FROM log_checkpoints")
@@ -101,13 +101,13 @@ async def test_a_witness_of_another_history_raises_the_alarm(connection: Connect
 async def test_a_witness_that_fails_stops_nothing(
     connection: Connection, witness: FakeWitness, answer: tuple[int, str]
 ) -> None:
-    """A witness that is away or talks nonsense keeps checkpoints from being served, or its nonsense is served."""
+    """A witness that is away or sends nonsense prevents checkpoints from being served, or its nonsense is served."""
     witness.answer = answer
     await write(connection, leaves(5))
     with serving(FakeWitness(KEY.public)) as other:
-        parts = with_witness(witness, other)
+        worker = with_witness(witness, other)
         other.key, asked = PublicKey("other.example", other.key.public, other.key.algorithm), other.key
-        await parts.run_round(connection, no_heartbeat)
+        await worker.run_round(connection, no_heartbeat)
     note = await served(connection)
     assert len(note.signatures) == 1
     assert note.is_signed_by(KEY.public)

@@ -54,7 +54,7 @@ def test_a_bad_key_is_refused(vkey: str) -> None:
 
 
 def test_a_checkpoint_is_verified_by_its_own_key_only() -> None:
-    """Somebody else's key speaks for this log, or a checkpoint's size or root can be changed behind its signature."""
+    """Somebody else's key speaks for this log, or a checkpoint's size or root can be changed under its signature."""
     note = sign(CHECKPOINT, KEY)
     assert verified_checkpoint(note, [PUBLIC]) == CHECKPOINT
     stranger = PublicKey(ORIGIN, Ed25519PrivateKey.generate().public_key().public_bytes_raw())
@@ -70,7 +70,7 @@ def test_a_checkpoint_is_verified_by_its_own_key_only() -> None:
 
 
 def test_a_cosignature_is_over_time_and_text() -> None:
-    """A witness's signature is taken for another time or checkpoint, or refused."""
+    """A witness's signature passes for another time or checkpoint, or is refused."""
     witness = PublicKey("witness.example", PUBLIC.public, COSIGNATURE)
     text, seconds = str(CHECKPOINT), 1_790_000_000
     signature = seconds.to_bytes(8) + KEY.sign(cosigned_message(text, seconds))
