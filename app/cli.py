@@ -222,7 +222,7 @@ def _embedded_checkpoint_key(settings: "Settings") -> dict[str, Path]:
     if configured or not note.is_key_name(settings.log_name or "drawn"):
         return {}
     path = state_dir(settings.data_dir) / "checkpoint.pem"
-    keys.make_once(path)
+    keys.create_key_file(path)
     return {"checkpoint_key_file": path}
 
 
@@ -407,13 +407,13 @@ def _settings_with_running_database() -> "Settings":
 def _verify_proof(arguments: argparse.Namespace) -> None:
     import orjson
 
-    from app.tlog.note import MalformedNote, PublicKey, Unverified
-    from app.tlog.proof import verify_file
+    from app.tlog.keys import read_public_keys
+    from app.tlog.note import MalformedNote, Unverified
+    from app.tlog.proof import verify_proof_file
 
+    keys = read_public_keys(arguments.key)
     try:
-        text = Path(arguments.key).read_text("utf-8") if Path(arguments.key).is_file() else arguments.key
-        keys = [PublicKey.parse(line) for line in text.splitlines() if line.strip()]
-        proved = verify_file(arguments.file.read_bytes(), keys)
+        proved = verify_proof_file(arguments.file.read_bytes(), keys)
     except (OSError, MalformedNote, Unverified) as error:
         raise Fatal(f"Not proved: {error}.") from None
     checkpoint, record = proved.checkpoint, proved.record

@@ -54,8 +54,8 @@ from app.retention import claims
 from app.settings import Settings
 from app.state_dir import state_dir
 from app.tlog import prove
-from app.tlog import worker as checkpoint_worker
 from app.tlog.keys import signing_key
+from app.tlog.worker import CheckpointWorker
 from app.verify.worker import verify_forever
 
 _RETRY_SECONDS = 0.25
@@ -178,7 +178,7 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
         app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
         app.state.signing_key = signing_key(settings, log_name)
-        checkpoints = checkpoint_worker.parts(settings, app.state.signing_key) if settings.tlog else None
+        checkpoints = CheckpointWorker.create(settings, app.state.signing_key) if settings.tlog else None
     except Exception as error:  # whatever it is, a service that cannot start says so and ends
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
@@ -203,7 +203,7 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
 
 
 def _workers(
-    app: FastAPI, writer: Writer, checkpoints: checkpoint_worker.Parts | None
+    app: FastAPI, writer: Writer, checkpoints: CheckpointWorker | None
 ) -> dict[str, Coroutine[Any, Any, None]]:
     """What goes on beside the requests, for as long as the process runs."""
     settings: Settings = app.state.settings
@@ -222,7 +222,7 @@ def _workers(
         "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
     }
     if checkpoints is not None:
-        work["checkpoints"] = checkpoint_worker.keep(settings, checkpoints, heartbeat)
+        work["checkpoints"] = checkpoints.run(settings, heartbeat)
     if settings.verifier_events_per_second:
         work["verifier"] = verify_forever(settings, log_name, key.all_public if key else ())
     if spool is not None:

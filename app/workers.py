@@ -1,4 +1,4 @@
-"""Background workers: the loop that each of them runs in, and the connection that some of them reuse."""
+"""Background workers: the loop in which each of them runs, and the connection that some of them reuse."""
 
 import asyncio
 import logging
@@ -21,37 +21,53 @@ log = logging.getLogger(__name__)
 
 
 async def run_forever(
-    name: str, do_round: Round, *, pause_seconds: float, failure: str, retry_seconds: float | None = None
+    name: str,
+    do_round: Round,
+    *,
+    pause_seconds: float,
+    failure: str,
+    retry_seconds: float | None = None,
+    uncounted: tuple[type[Exception], ...] = (),
 ) -> NoReturn:
     """Do a round, wait, and repeat, for as long as the process runs.
 
-    A round that raises is counted in the worker's metric under `name`, logged as `failure`, and repeated after
-    `retry_seconds`, or after `pause_seconds` if that is None.
+    A round that raises is counted in the worker's metric under `name`, unless the error is one of `uncounted`, logged as
+    `failure`, and repeated after `retry_seconds`, or after `pause_seconds` if that is None.
     """
     while True:
         try:
             pause = await do_round()
-        except Exception as error:  # top of a loop that must survive every failure
-            WORKER_FAILURES.labels(worker=name).inc()
+        except Exception as error:  # top of a loop that has to outlive every failure
+            if not isinstance(error, uncounted):
+                WORKER_FAILURES.labels(worker=name).inc()
             log.warning(failure, extra={"error": repr(error)}, exc_info=not isinstance(error, _WITHOUT_TRACEBACK))
             pause = retry_seconds
         await asyncio.sleep(pause_seconds if pause is None else pause)
 
 
 class WorkerConnection:
-    """A connection that a worker reuses from round to round. After a failure the next round opens a new one."""
+    """A connection that a worker reuses from round to round. After a failure the next round gets a new one."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        on_connect: Callable[[Connection], Awaitable[None]] | None = None,
+    ) -> None:
+        """`on_connect` is awaited with each new connection, before its first use."""
         self._connect = connect
+        self._on_connect = on_connect
         self._connection: Connection | None = None
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
-        """The connection, opened if necessary. An exception while it is used closes it."""
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await self._connect()
-        connection = self._connection
+        """The connection, opened if there is none. What is raised while it is used ends it."""
+        connection, is_new = self._connection, False
+        if connection is None or connection.is_closed():
+            connection, is_new = await self._connect(), True
+            self._connection = connection
         try:
+            if is_new and self._on_connect is not None:
+                await self._on_connect(connection)
             yield connection
         except BaseException:
             # `close` would wait for the cancellation of a query, which an unreachable server never confirms.

@@ -73,7 +73,7 @@ def _both(options: argparse.Namespace) -> Iterator[tuple[Running, Running]]:
             git = ("git", "-C", str(ROOT), "worktree")
             subprocess.run([*git, "add", "--quiet", "--detach", str(tree), options.base], check=True)
             stack.callback(subprocess.run, [*git, "remove", "--force", str(tree)], check=True)
-        keys.make_once(directory / "checkpoint.pem")
+        keys.create_key_file(directory / "checkpoint.pem")
         postgres = stack.enter_context(EmbeddedPostgres.start(directory / "data"))
         create_databases(postgres.url, "ours", "base")
         ours: dict[str, object] = dict(one.split("=", 1) for one in options.setting)

@@ -1,4 +1,4 @@
-"""A log of many leaves without rows around two events, and how long the proof of each takes."""
+"""How long the proof of an event takes: of the first and the last one of a log, with many leaves without rows between them."""
 
 import asyncio
 import itertools
@@ -22,7 +22,7 @@ _PROOFS = 1_000
 
 def measure(postgres: EmbeddedPostgres, directory: Path, leaves: int) -> tuple[float, dict[str, Load]]:
     """Seconds until the whole log was signed, and the loads of asking for the proofs of the first and the last event."""
-    keys.make_once(directory / "checkpoint.pem")
+    keys.create_key_file(directory / "checkpoint.pem")
     create_databases(postgres.url, "proving")
     url = database_url(postgres.url, "proving")
     with service(database_url=url, migrate=True, checkpoint_key_file=directory / "checkpoint.pem") as server:

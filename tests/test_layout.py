@@ -33,13 +33,14 @@ MAY_IMPORT = {
     "db": "events settings errors sql",  # events: the binary form of an address
     "workers": "db errors metrics",
     "presence": "db workers settings errors",
-    "tlog": "events db sql settings errors metrics",
-    "verify": "events tlog db sql settings errors metrics terminal",
+    "tlog": "events workers db sql settings errors metrics",
+    "verify": "events tlog workers db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
     "ingest": "events schema db sql settings errors metrics tracing",
     "retention": "events ingest schema db sql settings errors metrics",  # holds and runs are events too
     "query": "events go_duration db sql tables errors",
-    "export": "events query tlog db sql tables errors",
+    # verify: rows in portions of one snapshot, and the check of a chain's link
+    "export": "events query verify tlog db sql tables errors",
     "api": "auth events ingest tlog verify query export retention go_duration db logs settings errors metrics tracing",
     "main": "api auth events ingest tlog verify query export retention schema presence db settings state_dir errors",
     "connection": "",

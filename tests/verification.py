@@ -3,7 +3,7 @@
 import asyncpg
 
 from app.verify.correlation import verify_chain
-from app.verify.database import TrustAnchors, one_by_one, verify_database
+from app.verify.database import TrustAnchors, sequential_runner, verify_database
 
 SUMS = """
 SELECT (SELECT count(*) FROM audit_events WHERE log_index IS NOT NULL) AS rows,
@@ -22,7 +22,7 @@ async def verify_everything(connection: "asyncpg.Connection[asyncpg.Record]") ->
         # Counted by Postgres alone, so that a verification that sees nothing does not pass.
         sums = dict(await connection.fetchrow(SUMS) or {})
         assert len(set(sums.values())) == 1, sums
-        report = await verify_database(connection, one_by_one(connection), TrustAnchors())
+        report = await verify_database(connection, sequential_runner(connection), TrustAnchors())
         assert report.defects.listed == [], report.defects.listed[:5]
         assert (report.events.verified, report.size) == (sums["rows"], sums["next"]), report
         for row in await connection.fetch("SELECT correlation_id FROM chain_heads"):

@@ -9,7 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.tlog import merkle
-from app.tlog.note import COSIGNATURE, Checkpoint, Note, PublicKey, cosigned, signature_line, verified
+from app.tlog.note import (
+    COSIGNATURE,
+    Checkpoint,
+    Note,
+    PublicKey,
+    cosigned_message,
+    signature_line,
+    verified_checkpoint,
+)
 from tests.listening import listening
 
 
@@ -22,7 +30,7 @@ class FakeWitness:
         self.key = PublicKey("witness.example/w1", self._private.public_key().public_bytes_raw(), COSIGNATURE)
         self.seen = Checkpoint(log_key.name, 0, merkle.EMPTY_ROOT)
         self.answer: tuple[int, str] | None = None
-        """What to say instead of doing its work."""
+        """Status and body of every answer, if it is to be no real witness."""
         self.requests = 0
         self.url = ""
 
@@ -33,7 +41,7 @@ class FakeWitness:
             return self.answer
         head, _, note = body.partition("\n\n")
         first, *proof = head.split("\n")
-        old, checkpoint = int(first.removeprefix("old ")), verified(note, [self._log_key])
+        old, checkpoint = int(first.removeprefix("old ")), verified_checkpoint(note, [self._log_key])
         if old != self.seen.size:
             return 409, f"{self.seen.size}\n"
         hashes = [base64.b64decode(line) for line in proof]
@@ -41,13 +49,13 @@ class FakeWitness:
             return 422, "bad proof"
         self.seen = checkpoint
         seconds = int(time.time())
-        signed = seconds.to_bytes(8) + self._private.sign(cosigned(Note.parse(note).text, seconds))
+        signed = seconds.to_bytes(8) + self._private.sign(cosigned_message(Note.parse(note).text, seconds))
         return 200, signature_line(self.key.name, self.key.id + signed)
 
 
 @contextmanager
 def serving(witness: FakeWitness) -> Iterator[FakeWitness]:
-    """The witness behind HTTP on loopback; its url is set."""
+    """The witness as an HTTP server on loopback; its url is set."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

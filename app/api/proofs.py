@@ -11,9 +11,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from app.api.deadline import in_time
 from app.events.explain import bad_fields
-from app.tlog.note import encoded
-from app.tlog.proof import open_document
-from app.tlog.prove import consistency, prove
+from app.tlog.note import encoded_base64
+from app.tlog.proof import document_with_opening
+from app.tlog.prove import prove_consistency, prove_event
 
 router = APIRouter(tags=["log"])
 
@@ -39,9 +39,9 @@ async def event_proof(
         parsed = UUID(event_id)
     except ValueError:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"}) from None
-    found = await in_time(request, prove(state.engine, parsed, state.log_name))
+    found = await in_time(request, prove_event(state.engine, parsed, state.log_name))
     if open:
-        document = open_document(found.proof, found.salt, found.committed)
+        document = document_with_opening(found.proof, found.salt, found.committed)
         return Response(document, media_type="application/json")
     return PlainTextResponse(str(found.proof))
 
@@ -53,13 +53,13 @@ async def consistency_proof(
     to: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
     """Prove that nothing was changed since the log had `from` leaves; `to` is by default the newest checkpoint's size."""
-    found = await in_time(request, consistency(request.app.state.engine, from_, to))
+    found = await in_time(request, prove_consistency(request.app.state.engine, from_, to))
     if isinstance(found, int):
         raise bad_fields({"to": f"expected from <= to <= {found}, the size of the newest checkpoint"})
     document = {
         "from": found.old,
         "to": found.new,
-        "proof": [encoded(one) for one in found.hashes],
+        "proof": [encoded_base64(one) for one in found.hashes],
         "checkpoint": found.checkpoint,
     }
     return Response(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")

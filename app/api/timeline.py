@@ -251,7 +251,7 @@ async def _verification(request: Request, correlation_id: str) -> dict[str, Any]
     told = verified(correlation_id, report)
     verdict = {name: told[name] for name in ("is_valid", "total_events", "verified_events")}
     rest = {name: told[name] for name in ("verification_time", "message")}
-    return {"verification": verdict | {"position": report.sealed.end} | rest}
+    return {"verification": verdict | {"position": report.sealed.next_index} | rest}
 
 
 def _last_verdict(found: Timeline) -> dict[str, Any]:

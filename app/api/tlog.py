@@ -20,7 +20,7 @@ _MINUTES = "public, max-age=300"
 async def checkpoint(request: Request) -> Response:
     """The newest signed checkpoint of the log, with the cosignatures of witnesses."""
     _refuse_closed(request)
-    rows = await in_time(request, fetch(request.app.state.engine, SQL["published"]))
+    rows = await in_time(request, fetch(request.app.state.engine, SQL["published_checkpoint"]))
     if not rows:
         raise no_checkpoint(request)
     return PlainTextResponse(rows[0]["note"], headers={"Cache-Control": _SHORTLY})

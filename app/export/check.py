@@ -24,7 +24,9 @@ from app.events.reference import UNKEYED_ALGORITHMS, reference_hash
 from app.export.file import COMMITTED, MalformedRecord, RecordReader
 from app.export.manifest import ExportPosition, Manifest, open_envelope
 from app.tlog import merkle, note
+from app.tlog.keys import read_key_text, read_public_keys
 from app.tlog.note import PublicKey
+from app.verify.chain import link_fault
 
 PROBLEMS_MAX = 1000
 _PAGE = b'{"events":['
@@ -62,12 +64,11 @@ def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> Verdict:
 def check_files(paths: Sequence[Path], key: str) -> Verdict:
     """`check` or `check_page` for the files at `paths`. `key` is a key, or a file with one. Fatal if a file or the key cannot be read."""
     try:
-        text = Path(key).read_text("utf-8") if Path(key).is_file() else key
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("rb")) for path in paths]
             if files[0].peek(len(_PAGE)).startswith(_PAGE):
-                return check_page(files[0].read(), text)
-            return check(files, [PublicKey.parse(line) for line in text.split()])
+                return check_page(files[0].read(), read_key_text(key))
+            return check(files, read_public_keys(key))
     except (OSError, ValueError) as error:
         raise Fatal(f"Cannot verify: {error}") from None
 
@@ -105,7 +106,7 @@ class _Checker:
         self._keys = keys
         self._verdict = Verdict()
         self._chains: dict[str, tuple[int, str]] = {}
-        """Of each correlation, chain position and hash of its last event so far."""
+        """Of each correlation's chain the next index, and the hash of the event before it, which is "" if there is none."""
         self._position = -1
         self._bytes = 0
         self._leaves = bytearray()
@@ -206,17 +207,21 @@ class _Checker:
 
     def _link(self, event: dict[str, Any], where: str) -> None:
         """Compare its link with the hash of the event before it in its chain, unless that was purged or filtered out."""
-        correlation, index = event["correlation_id"], event["chain_index"]
-        before = self._chains.get(correlation)
-        if before is not None and index <= before[0]:
-            self._verdict.add_problem(f"{where}: reordered: position {index} of its chain comes after {before[0]}")
-        elif before is not None and index == before[0] + 1 and event["previous_event_hash"] != before[1]:
+        correlation, index, previous = event["correlation_id"], event["chain_index"], event["previous_event_hash"] or ""
+        next_index, last_hash = self._chains.get(correlation, (0, ""))
+        fault = link_fault(index, previous, next_index, (last_hash,))
+        if fault == "no position":
+            self._verdict.add_problem(f"{where}: edited: chain_index is {index}, which is not a position in the chain")
+            return
+        if fault == "duplicate":
+            self._verdict.add_problem(f"{where}: reordered: position {index} of its chain comes after {next_index - 1}")
+        elif fault == "broken" and next_index:
             self._verdict.add_problem(f"{where}: edited: the previous hash is not that of the event before it")
-        elif (index == 0) != (not event["previous_event_hash"]):
+        elif (index == 0) != (not previous):
             self._verdict.add_problem(f"{where}: edited: only the first event of a chain has no previous hash")
-        elif index and (before is None or index > before[0] + 1):
+        elif fault == "gap":
             self._counts["gaps"] += 1
-        self._chains[correlation] = index, event["event_hash"] or ""
+        self._chains[correlation] = index + 1, event["event_hash"] or ""
 
     def _check_unsealed(self, event: dict[str, Any], where: str) -> None:
         self._counts["unsealed"] += 1
@@ -258,7 +263,7 @@ class _Checker:
         size = 0
         for text in checkpoints:
             try:
-                checkpoint = note.verified(text, self._keys)
+                checkpoint = note.verified_checkpoint(text, self._keys)
             except (note.MalformedNote, note.Unverified) as error:
                 verdict.add_problem(f"the checkpoint in the manifest: {error}")
                 continue

@@ -34,11 +34,10 @@ from app.export.manifest import ExportPosition
 from app.query.compiled import Statement, compile_statement
 from app.query.filter import CONDITIONS, OFFSET_MAX, EventQuery
 from app.tables import audit_events
+from app.verify.snapshot import portions
 
 PAGE_MAX = 10_000
 _ROWS_AT_ONCE = 128
-_BYTES_AT_ONCE = 4 * 1024**2
-_FETCH_TIMEOUT_SECONDS = 600.0
 
 _e = audit_events.c
 
@@ -109,14 +108,10 @@ async def page_links(connection: Connection, query: ExportQuery) -> list[asyncpg
     return await connection.fetch(statement.text, *statement.bind(arguments))
 
 
-async def _portions(connection: Connection, statement: Statement, arguments: Mapping[str, object]) -> Portions:
-    """Rows of a statement. Each portion is as large as the widest row of the last one allows."""
-    cursor = await connection.cursor(statement.text, *(arguments[name] for name in statement.parameters))
-    portion = _ROWS_AT_ONCE // 8
-    while rows := await cursor.fetch(portion, timeout=_FETCH_TIMEOUT_SECONDS):
-        yield rows
-        widest = max(len(row["event_data"]) for row in rows)
-        portion = max(1, min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (widest + 1)))
+def _portions(connection: Connection, statement: Statement, arguments: Mapping[str, object]) -> Portions:
+    """Rows of a statement in portions that fit into memory."""
+    values = (arguments[name] for name in statement.parameters)
+    return portions(connection, statement.text, *values, widest="event_data", rows_max=_ROWS_AT_ONCE)
 
 
 # Statements. A time or date that Python cannot represent is read as infinity, which no event of the log has.

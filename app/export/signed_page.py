@@ -120,7 +120,12 @@ class SignedPage:
 
 
 class _Links:
-    """The events to which those of a page link, on the page or before it."""
+    """What the events of a page link to, on the page or before it.
+
+    This is not the link check of app/verify/chain.py, which reads one chain in order, counts its gaps and leaves it open whether
+    they are purges: a page has events of many chains in any order, so the event before each is looked up, and the answer is yes
+    or no.
+    """
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._stored: dict[tuple[str, int], list[str]] = defaultdict(list)

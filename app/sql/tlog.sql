@@ -1,13 +1,15 @@
--- name: try_keeper
--- One process at a time keeps the tiles; the lock ends with its transaction.
+-- The log's tree and its checkpoints.
+
+-- name: try_lock_tiles
+-- One process at a time extends the tiles; the lock ends with its transaction.
 SELECT pg_try_advisory_xact_lock(hashtextextended('datastorage.tiles', 0))
 
--- name: try_publisher
--- One process at a time shows checkpoints to witnesses.
+-- name: try_lock_publishing
+-- One process at a time shows checkpoints to witnesses; the lock ends with its transaction.
 SELECT pg_try_advisory_xact_lock(hashtextextended('datastorage.publisher', 0))
 
 -- name: log_end
--- How many leaves the log has, and since when and for how long nothing was written to it.
+-- How many leaves the log has, when the last flush was written, and how many seconds ago that was.
 SELECT first_index + count AS size, flushed_at, extract(epoch FROM now() - flushed_at)::float8 AS silent_seconds
 FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
 
@@ -21,74 +23,97 @@ WHERE log_id = 0 AND first_index + count > $1 AND first_index < $2 AND first_ind
     (SELECT max(first_index) FROM log_flushes WHERE log_id = 0 AND first_index <= $1), $1)
 ORDER BY first_index
 
+-- name: leaves_at
+-- The leaf hash at each of some positions, where the log has one.
+SELECT position, substr(f.leaves, ((position - f.first_index) * 32 + 1)::int, 32) AS leaf
+FROM unnest($1::bigint[]) AS position
+CROSS JOIN LATERAL (
+    SELECT first_index, count, leaves FROM log_flushes
+    WHERE log_id = 0 AND first_index <= position ORDER BY first_index DESC LIMIT 1
+) f
+WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
+
+-- name: position_of_leaf
+-- The position of leaf $1 between positions $2 and $3; no row if it is not there.
+SELECT first_index + (position($1::bytea in leaves) - 1) / 32 AS position FROM log_flushes
+WHERE log_id = 0 AND first_index + count > $2 AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
+
 -- name: tiles
--- Tiles of the higher levels, by pairs of level and index.
+-- Tiles of the levels above 0, by pairs of level and index.
 SELECT level, index, hashes FROM log_tiles
 WHERE log_id = 0 AND (level, index) IN (SELECT * FROM unnest($1::smallint[], $2::bigint[]))
 
--- name: tile_end
--- How many hashes a higher level has.
+-- name: level_size
+-- How many hashes a level above 0 has.
 SELECT index * 256 + octet_length(hashes) / 32 FROM log_tiles WHERE log_id = 0 AND level = $1 ORDER BY index DESC LIMIT 1
 
 -- name: append_to_tile
--- Put $4 behind the $3 hashes that a tile has; no row comes back when it has another number of them.
+-- Append $4 to a tile that has $3 hashes; no row is returned if it has another number of them.
 INSERT INTO log_tiles AS t (log_id, level, index, hashes)
 SELECT 0, $1, $2, $4 WHERE $3 = 0 OR EXISTS (SELECT FROM log_tiles WHERE log_id = 0 AND level = $1 AND index = $2)
 ON CONFLICT (log_id, level, index) DO UPDATE SET hashes = t.hashes || excluded.hashes WHERE octet_length(t.hashes) = 32 * $3
 RETURNING 1
 
 -- name: lock_signer
--- One signer at a time, and what was signed last as far as the database knows.
+-- One signer at a time, and the last signed checkpoint that the database knows.
 SELECT note FROM log_signers WHERE log_id = 0 FOR UPDATE
 
--- name: newest_note
+-- name: newest_checkpoint
 -- The largest checkpoint that is stored.
 SELECT note FROM log_checkpoints WHERE log_id = 0 ORDER BY size DESC LIMIT 1
 
--- name: remember_signed
--- What was signed last.
+-- name: record_signed
+-- The last signed checkpoint is $1.
 INSERT INTO log_signers (log_id, note) VALUES (0, $1) ON CONFLICT (log_id) DO UPDATE SET note = excluded.note
 
 -- name: store_checkpoint
--- Keep a checkpoint that was just signed. Of those of one hour the last stays, and whichever is still the newest published.
-WITH forgotten AS (
+-- Store a checkpoint that was just signed. Of those of one hour the last one stays, and the newest published one always.
+WITH superseded AS (
     DELETE FROM log_checkpoints c
     WHERE c.log_id = 0 AND date_trunc('hour', c.signed_at) = date_trunc('hour', now())
         AND c.size < (SELECT max(size) FROM log_checkpoints WHERE log_id = 0 AND published_at IS NOT NULL)
 )
 INSERT INTO log_checkpoints (log_id, size, note) VALUES (0, $1, $2)
 
--- name: unpublished
--- The newest checkpoint, if no witness was asked yet. Older ones are not worth their time.
+-- name: unpublished_checkpoint
+-- The newest checkpoint, if it is not published yet. Older ones are not published any more.
 SELECT size, note FROM (
     SELECT size, note, published_at FROM log_checkpoints WHERE log_id = 0 ORDER BY size DESC LIMIT 1
 ) newest WHERE published_at IS NULL
 
--- name: publish
--- Show a checkpoint to everybody, with what witnesses signed.
+-- name: publish_checkpoint
+-- Publish the checkpoint of size $1 with the witnesses' cosignatures.
 UPDATE log_checkpoints SET cosignatures = $2, published_at = now() WHERE log_id = 0 AND size = $1
 
--- name: published
+-- name: published_checkpoint
 -- The checkpoint that is served.
 SELECT size, note || cosignatures AS note FROM log_checkpoints
 WHERE log_id = 0 AND published_at IS NOT NULL ORDER BY size DESC LIMIT 1
 
--- name: cosignatures
--- What witnesses signed last, to know how far each of them has come.
+-- name: last_cosignatures
+-- The newest cosignatures: they show which size of the log each witness has seen.
 SELECT size, cosignatures FROM log_checkpoints WHERE log_id = 0 AND cosignatures <> '' ORDER BY size DESC LIMIT 1
 
--- name: sealed_row
--- The event that has an id, as far as its record and its commitment go.
-SELECT event_id, event_version,
-    CASE WHEN event_timestamp >= '0001-01-02Z' AND event_timestamp < '9999-12-31Z'
-        THEN event_timestamp ELSE 'infinity' END AS event_timestamp,
-    CASE WHEN recorded_at >= '0001-01-02Z' AND recorded_at < '9999-12-31Z'
-        THEN recorded_at ELSE 'infinity' END AS recorded_at,
-    event_type, event_category, event_action, event_outcome, actor_type, actor_id, actor_ip, resource_type, resource_id,
-    resource_name, correlation_id, parent_event_id,
-    CASE WHEN parent_event_date <= '0001-01-01' OR parent_event_date >= '9999-12-31'
-        THEN 'infinity' ELSE parent_event_date END AS parent_event_date,
-    trace_id, span_id, namespace, cluster_id, event_data::text, event_metadata::text, severity, duration_ms, error_code,
-    error_message, is_sensitive, previous_event_hash, log_index, chain_index, payload_salt, payload_commitment
+-- name: event_by_id
+-- The event with an id. If there are several rows, the sealed one.
+SELECT {hashed_columns}
 FROM audit_events WHERE event_id = $1
 ORDER BY log_index NULLS LAST LIMIT 1
+
+-- name: chain_rows
+-- Sealed rows of some correlations, each chain in order.
+SELECT {hashed_columns}
+FROM audit_events
+WHERE correlation_id = ANY($1) AND (log_index IS NOT NULL OR chain_index IS NOT NULL)
+ORDER BY correlation_id, chain_index NULLS LAST, log_index
+
+-- name: correlations_of_types
+-- Correlations that have sealed events of some types.
+SELECT DISTINCT correlation_id FROM audit_events WHERE event_type = ANY($1) AND log_index IS NOT NULL
+
+-- name: count_positions_with_rows
+-- How many positions from $1 up to, not including, $2 have rows: of the purged positions $3, and of the others.
+WITH purged AS MATERIALIZED (SELECT $3::text::int8multirange AS positions)
+SELECT count(DISTINCT log_index) FILTER (WHERE positions @> log_index) AS purged,
+    count(DISTINCT log_index) FILTER (WHERE NOT positions @> log_index) AS others
+FROM audit_events, purged WHERE log_index >= $1 AND log_index < $2

@@ -1,48 +1,16 @@
--- A time or date that Python cannot hold comes out as infinity, which no event has: the row shows as edited.
--- jsonb comes as its text: the pool's connections would turn it into Python's numbers, which lose digits.
-
--- name: unhurried
--- Sorting one chain may take longer than other statements may; all of it is bounded by what each fetch may take.
+-- name: long_statement_timeout
+-- Sorting one chain may need longer than other statements. Each fetch has a timeout of its own.
 SET LOCAL statement_timeout = '10min'
 
--- name: sealed_rows
--- Chains of correlations in the order of their positions: what the record and the commitment need, and event_hash.
-SELECT event_id, event_version,
-    CASE WHEN event_timestamp >= '0001-01-02Z' AND event_timestamp < '9999-12-31Z'
-        THEN event_timestamp ELSE 'infinity' END AS event_timestamp,
-    CASE WHEN event_date > '0001-01-01' AND event_date < '9999-12-31' THEN event_date ELSE 'infinity' END AS event_date,
-    CASE WHEN recorded_at >= '0001-01-02Z' AND recorded_at < '9999-12-31Z'
-        THEN recorded_at ELSE 'infinity' END AS recorded_at,
-    event_type, event_category, event_action, event_outcome, actor_type, actor_id, actor_ip, resource_type, resource_id,
-    resource_name, correlation_id, parent_event_id,
-    CASE WHEN parent_event_date <= '0001-01-01' OR parent_event_date >= '9999-12-31'
-        THEN 'infinity' ELSE parent_event_date END AS parent_event_date,
-    trace_id, span_id, namespace, cluster_id, event_data::text, event_metadata::text, severity, duration_ms, error_code,
-    error_message, is_sensitive, event_hash, previous_event_hash, log_id, log_index, chain_index, payload_salt, payload_commitment
-FROM audit_events
-WHERE correlation_id = ANY($1) AND (log_index IS NOT NULL OR chain_index IS NOT NULL)
-ORDER BY correlation_id, chain_index NULLS LAST, log_index
-
--- name: logged_rows
--- As sealed_rows, a part of the log.
-SELECT event_id, event_version,
-    CASE WHEN event_timestamp >= '0001-01-02Z' AND event_timestamp < '9999-12-31Z'
-        THEN event_timestamp ELSE 'infinity' END AS event_timestamp,
-    CASE WHEN event_date > '0001-01-01' AND event_date < '9999-12-31' THEN event_date ELSE 'infinity' END AS event_date,
-    CASE WHEN recorded_at >= '0001-01-02Z' AND recorded_at < '9999-12-31Z'
-        THEN recorded_at ELSE 'infinity' END AS recorded_at,
-    event_type, event_category, event_action, event_outcome, actor_type, actor_id, actor_ip, resource_type, resource_id,
-    resource_name, correlation_id, parent_event_id,
-    CASE WHEN parent_event_date <= '0001-01-01' OR parent_event_date >= '9999-12-31'
-        THEN 'infinity' ELSE parent_event_date END AS parent_event_date,
-    trace_id, span_id, namespace, cluster_id, event_data::text, event_metadata::text, severity, duration_ms, error_code,
-    error_message, is_sensitive, event_hash, previous_event_hash, log_id, log_index, chain_index, payload_salt, payload_commitment
+-- name: log_rows
+-- Rows of a part of the log, in order.
+SELECT {hashed_columns}
 FROM audit_events
 WHERE log_index >= $1 AND log_index < $2
 ORDER BY log_index
 
 -- name: unsealed_rows
--- Rows of one correlation that others inserted and hashed, and whether any row of it has the hash that they link to.
+-- Hashed unsealed rows of one correlation, and whether any row of it has the hash that they link to.
 SELECT e.event_id, e.event_version,
     CASE WHEN e.event_timestamp >= '0001-01-02Z' AND e.event_timestamp < '9999-12-31Z'
         THEN e.event_timestamp ELSE 'infinity' END AS event_timestamp,
@@ -58,66 +26,40 @@ FROM audit_events e LEFT JOIN (
 WHERE e.correlation_id = $1 AND e.log_index IS NULL AND e.chain_index IS NULL AND e.event_hash IS NOT NULL
 ORDER BY e.event_timestamp, e.event_id
 
--- name: unhashed_count
--- Rows of one correlation that nothing can be said about.
+-- name: count_unhashed
+-- Unsealed rows of one correlation that have no hash, so that nothing of them can be verified.
 SELECT count(*) FROM audit_events
 WHERE correlation_id = $1 AND log_index IS NULL AND chain_index IS NULL AND event_hash IS NULL
 
--- name: head
--- The end that one chain must have.
+-- name: chain_head
+-- Length and last hash that one chain must have.
 SELECT length, hash FROM chain_heads WHERE correlation_id = $1
 
--- name: flushes
+-- name: all_flushes
 -- The log from its beginning.
 SELECT first_index, count, leaves FROM log_flushes WHERE log_id = 0 ORDER BY first_index
 
--- name: flushes_of
--- The flushes that hold a part of the log.
+-- name: flushes_between
+-- The flushes that have leaves from position $1 up to, not including, $2.
 SELECT first_index, count, leaves FROM log_flushes
 WHERE log_id = 0 AND first_index < $2
     AND first_index >= (SELECT coalesce(max(first_index), $1) FROM log_flushes WHERE log_id = 0 AND first_index <= $1)
 ORDER BY first_index
 
--- name: leaves_at
--- The leaves at some positions.
-SELECT position, substr(f.leaves, ((position - f.first_index) * 32 + 1)::int, 32) AS leaf
-FROM unnest($1::bigint[]) AS position
-CROSS JOIN LATERAL (
-    SELECT first_index, count, leaves FROM log_flushes
-    WHERE log_id = 0 AND first_index <= position ORDER BY first_index DESC LIMIT 1
-) f
-WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
-
--- name: leaf_positions
--- Where in the log a leaf stands: nowhere, or in one place.
-SELECT first_index + (position($1::bytea in leaves) - 1) / 32 AS position FROM log_flushes
-WHERE log_id = 0 AND first_index + count > $2 AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
-
 -- name: log_name
--- Part of every hash.
+-- The log's name, which is part of every hash.
 SELECT name FROM logs WHERE log_id = 0
 
 -- name: log_extent
--- The log's name, and how many events its flushes say that it has.
+-- The log's name, and its size by its last flush.
 SELECT (SELECT name FROM logs WHERE log_id = 0) AS name,
     (
         SELECT greatest(0, first_index + least(count, octet_length(leaves) / 32))
         FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
     ) AS log_end
 
--- name: present
--- How many positions of a part of the log have rows: of those that were purged, and of the others.
-WITH purged AS MATERIALIZED (SELECT $3::text::int8multirange AS positions)
-SELECT count(DISTINCT log_index) FILTER (WHERE positions @> log_index) AS purged,
-    count(DISTINCT log_index) FILTER (WHERE NOT positions @> log_index) AS kept
-FROM audit_events, purged WHERE log_index >= $1 AND log_index < $2
-
--- name: own_correlations
--- Where the service's own events of some types stand.
-SELECT DISTINCT correlation_id FROM audit_events WHERE event_type = ANY($1) AND log_index IS NOT NULL
-
--- name: links
--- What links the chains of some correlations, and the ends that they must have. A head without rows has a row here too.
+-- name: chain_links
+-- The links of the chains of some correlations, and their heads. A head without rows has a row here too.
 SELECT correlation_id, chain_index, log_index, event_hash, previous_event_hash, event_id, event_timestamp, length, hash
 FROM (
     SELECT correlation_id, chain_index, log_index, event_hash, previous_event_hash, event_id,
@@ -132,92 +74,78 @@ FROM (
 ) h USING (correlation_id)
 ORDER BY correlation_id, chain_index NULLS LAST, log_index
 
--- name: log_parts
--- Flushes that cut the log into parts of about so many events. Counted by leaves, since a damaged flush may claim any position.
+-- name: log_part_starts
+-- Positions that cut the log into parts of about $1 events. Counted by leaves, since a damaged flush may claim any position.
 SELECT min(first_index) AS first FROM (
     SELECT first_index, sum(octet_length(leaves) / 32) OVER (ORDER BY first_index) / $1 AS part
     FROM log_flushes WHERE log_id = 0 AND first_index >= 0
 ) numbered GROUP BY part ORDER BY first
 
--- name: chain_parts
--- Correlations that cut the chains into parts of about so many.
+-- name: chain_part_starts
+-- Correlations that cut the chains into parts of about $1 chains.
 SELECT correlation_id FROM (
     SELECT correlation_id, row_number() OVER (ORDER BY correlation_id) AS number FROM chain_heads
 ) numbered WHERE number % $1 = 0 ORDER BY correlation_id
 
 -- name: unsealed_correlations
--- Those that have rows which others inserted and hashed.
+-- Correlations that have hashed unsealed rows.
 SELECT DISTINCT correlation_id FROM audit_events
 WHERE log_index IS NULL AND chain_index IS NULL AND event_hash IS NOT NULL
 
--- name: tiles_at
--- Tiles of the higher levels, by pairs of level and index.
-SELECT level, index, hashes FROM log_tiles
-WHERE log_id = 0 AND (level, index) IN (SELECT * FROM unnest($1::smallint[], $2::bigint[]))
-
--- name: checkpoints
--- What was signed, as far as the database keeps it.
+-- name: stored_checkpoints
+-- The signed checkpoints that the database has; the signer's last one without a size.
 SELECT size, note FROM log_checkpoints WHERE log_id = 0
 UNION SELECT NULL, note FROM log_signers WHERE log_id = 0 AND note IS NOT NULL
 ORDER BY size
 
+-- name: checkpoints_within
+-- The stored checkpoints of sizes above $1 up to $2.
+SELECT size, note FROM log_checkpoints WHERE log_id = 0 AND size > $1 AND size <= $2 ORDER BY size
+
 -- name: export_snapshot
--- The moment that this transaction sees, for other connections.
+-- This transaction's snapshot, for other connections.
 SELECT pg_export_snapshot()
 
--- name: try_verifier
--- One process at a time walks the log in the background; the lock ends with its connection.
+-- name: try_lock_verifier
+-- One process at a time verifies the log in the background; the lock ends with its connection.
 SELECT pg_try_advisory_lock(hashtextextended('datastorage.verifier', 0))
 
--- name: verifier
--- How far the background verifier has come.
+-- name: verifier_state
+-- The next position to verify, the end of the last round, and the number of this round.
 SELECT position, completed_end, round FROM verifier WHERE log_id = 0
 
--- name: verifier_at
--- The background verifier has come to position $1.
+-- name: set_verifier_position
+-- The next position to verify is $1.
 INSERT INTO verifier (log_id, position) VALUES (0, $1)
 ON CONFLICT (log_id) DO UPDATE SET position = excluded.position, looked_at = now()
 
--- name: verifier_round
--- A round has ended at position $1, and the next begins. What was not found again is no more.
+-- name: end_verifier_round
+-- A round has ended at position $1, and the next one begins. Findings that the ended round did not find again are deleted.
 WITH ended AS (
     UPDATE verifier SET position = 0, completed_end = $1, completed_at = now(), round = round + 1, looked_at = now()
     WHERE log_id = 0 RETURNING round
 )
 DELETE FROM verifier_findings f USING ended WHERE f.log_id = 0 AND f.round < ended.round - 1
 
--- name: keep_finding
--- Keep what was found; true when it was not known.
+-- name: store_finding
+-- Store a finding; true if it is new.
 INSERT INTO verifier_findings (log_id, position, kind, message, correlation_id, round) VALUES (0, $1, $2, $3, $4, $5)
 ON CONFLICT (log_id, position, kind, message) DO UPDATE SET round = excluded.round
 RETURNING xmax = 0 AS is_new
 
--- name: findings
+-- name: count_findings
 -- How many findings there are of each kind.
 SELECT kind, count(*) AS count FROM verifier_findings WHERE log_id = 0 GROUP BY kind
 
--- name: strange_heads
--- Events of a part of the log that the heads of their chains know nothing of, or know otherwise.
+-- name: head_mismatches
+-- Events of a part of the log that do not fit the heads of their chains: no head, a head that is too short, or another last hash.
 SELECT e.log_index, e.correlation_id, e.chain_index, h.length FROM audit_events e LEFT JOIN chain_heads h USING (correlation_id)
 WHERE e.log_index >= $1 AND e.log_index < $2 AND (
     h.length IS NULL OR h.length <= e.chain_index OR (h.length = e.chain_index + 1 AND h.hash <> e.event_hash)
 )
 ORDER BY e.log_index LIMIT 100
 
--- name: whose
--- Whose events had these hashes: the event behind each, or the head of its chain, tells.
+-- name: correlations_of_hashes
+-- The correlations of missing events by their hashes, which the next event or the head of the chain still has.
 SELECT previous_event_hash AS hash, correlation_id FROM audit_events WHERE previous_event_hash = ANY($1)
 UNION ALL SELECT hash, correlation_id FROM chain_heads WHERE hash = ANY($1)
-
--- name: checkpoints_within
--- What was signed for sizes of a part of the log.
-SELECT size, note FROM log_checkpoints WHERE log_id = 0 AND size > $1 AND size <= $2 ORDER BY size
-
--- name: leaves_within
--- Leaves of a part of the log, flush by flush.
-SELECT substr(leaves, (greatest(first_index, $1) - first_index)::int * 32 + 1,
-    (least(first_index + count, $2) - greatest(first_index, $1))::int * 32) AS leaves
-FROM log_flushes
-WHERE log_id = 0 AND first_index < $2 AND first_index + count > $1
-    AND first_index >= (SELECT coalesce(max(first_index), $1) FROM log_flushes WHERE log_id = 0 AND first_index <= $1)
-ORDER BY first_index

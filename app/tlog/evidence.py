@@ -1,4 +1,4 @@
-"""What the log itself says was purged or erased: the service's own events, each of them verified before it is believed."""
+"""What the log itself says was purged or erased, read from self events that are each verified before they count."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -9,9 +9,8 @@ import orjson
 from app.db import Connection
 from app.events.positions import Positions, Range
 from app.events.record import Row, stored_hash
-from app.sql import load
+from app.tlog.tiles import SQL
 
-SQL = load("verify")
 PURGED, RESTORED, ERASED = "datastorage.retention.purged", "datastorage.retention.restored", "datastorage.event.erased"
 _CHAINS_AT_ONCE = 500
 
@@ -24,47 +23,54 @@ class Evidence:
     erased: Positions = field(default_factory=Positions)
 
     def within(self, first: int, end: int) -> "Evidence":
-        """What is said of one part of the log."""
+        """The evidence about positions from `first` up to, not including, `end`."""
         return Evidence(Positions(self.purged.within(first, end)), Positions(self.erased.within(first, end)))
 
 
-NONE = Evidence()
+NO_EVIDENCE = Evidence()
 
 
 async def read_evidence(connection: Connection, log: str) -> Evidence:
-    """What the events of the log say, as far as they are the ones that were logged. `connection` is in a snapshot."""
-    own = await connection.fetch(SQL["own_correlations"], [PURGED, RESTORED, ERASED])
+    """The evidence in the log named `log`. Self events that are not as they were logged count for nothing.
+
+    `connection` is in a snapshot.
+    """
+    found = await connection.fetch(SQL["correlations_of_types"], [PURGED, RESTORED, ERASED])
+    correlation_ids = [row["correlation_id"] for row in found]
     rows: list[Row] = []
-    for start in range(0, len(own), _CHAINS_AT_ONCE):
-        named = [row["correlation_id"] for row in own[start : start + _CHAINS_AT_ONCE]]
-        rows += await connection.fetch(SQL["sealed_rows"], named)
+    for start in range(0, len(correlation_ids), _CHAINS_AT_ONCE):
+        rows += await connection.fetch(SQL["chain_rows"], correlation_ids[start : start + _CHAINS_AT_ONCE])
     leaves = await leaves_at(connection, [row["log_index"] for row in rows])
-    return evidence(row for row in rows if _is_as_logged(row, leaves.get(row["log_index"]), log))
+    return evidence_in(row for row in rows if _is_as_logged(row, leaves.get(row["log_index"]), log))
 
 
-def evidence(rows: Iterable[Row]) -> Evidence:
-    """What own events say, which were verified. None of them speaks of what was written after it."""
+def evidence_in(rows: Iterable[Row]) -> Evidence:
+    """The evidence in verified self events. None of them can speak of positions after its own."""
     purged: dict[str, list[Range]] = defaultdict(list)
     restored: dict[str, list[Range]] = defaultdict(list)
     erased: list[Range] = []
     for row in rows:
         payload = orjson.loads(row["event_data"])
-        kind, said = (
-            payload.get("event_type"),
-            Positions.parse(payload.get("positions", "")).within(0, row["log_index"]),
-        )
+        kind = payload.get("event_type")
+        ranges = Positions.parse(payload.get("positions", "")).within(0, row["log_index"])
         if kind == PURGED:
-            purged[payload["operation_id"]] += said
+            purged[payload["operation_id"]] += ranges
         elif kind == RESTORED:
-            restored[payload["operation_id"]] += said
+            restored[payload["operation_id"]] += ranges
         elif kind == ERASED:
-            erased += said
-    gone = [
-        left
+            erased += ranges
+    not_restored = [
+        remaining
         for operation, ranges in purged.items()
-        for left in Positions(ranges).without(Positions(restored[operation])).ranges
+        for remaining in Positions(ranges).without(Positions(restored[operation])).ranges
     ]
-    return Evidence(Positions(gone), Positions(erased))
+    return Evidence(Positions(not_restored), Positions(erased))
+
+
+async def leaves_at(connection: Connection, positions: list[int]) -> dict[int, str]:
+    """The leaf hashes of the log at these positions, in hex, where it has any."""
+    rows = await connection.fetch(SQL["leaves_at"], positions)
+    return {row["position"]: row["leaf"].hex() for row in rows}
 
 
 def _is_as_logged(row: Row, leaf: str | None, log: str) -> bool:
@@ -73,9 +79,3 @@ def _is_as_logged(row: Row, leaf: str | None, log: str) -> bool:
     if is_erased or row["log_id"] != 0 or row["event_date"] != row["event_timestamp"].date():
         return False
     return leaf is not None and stored_hash(row, log) == leaf and leaf == str(row["event_hash"])
-
-
-async def leaves_at(connection: Connection, positions: list[int]) -> dict[int, str]:
-    """The leaves of the log at these positions, where it has any."""
-    rows = await connection.fetch(SQL["leaves_at"], positions)
-    return {row["position"]: row["leaf"].hex() for row in rows}

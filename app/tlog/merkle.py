@@ -1,7 +1,7 @@
 """The Merkle tree of RFC 6962 and RFC 9162 over leaf hashes. Pure: hashes in, hashes out.
 
-A node is named by (level, index): it stands over the leaves from index * 2^level on, 2^level of them. Proofs are planned as
-ranges of leaves first, so that whoever stores nodes knows what to read before anything is computed.
+A node is named by (level, index): it is the root over the 2^level leaves from index * 2^level on. A proof is first planned as
+ranges of leaves, so that the caller knows which stored nodes to read before anything is computed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,19 +26,19 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 
 def hashes(joined: bytes) -> list[bytes]:
-    """The hashes that `joined` holds one after another, as the log's flushes and tiles do."""
+    """The 32-byte hashes that are concatenated in `joined`, as in the log's flushes and tiles."""
     return [joined[start : start + HASH_BYTES] for start in range(0, len(joined), HASH_BYTES)]
 
 
 class Frontier:
-    """The tree so far, as leaves come in their order: memory for one node of each level, whatever its size."""
+    """The right edge of a growing tree: the roots of its complete subtrees, at most one for each level."""
 
     def __init__(self) -> None:
         self.size = 0
         self._complete: list[bytes] = []  # roots of the complete subtrees, the largest first
 
     def append(self, leaf: bytes) -> None:
-        """Take the next leaf's hash."""
+        """Append the hash of the next leaf."""
         complete, size = self._complete, self.size
         while size & 1:
             leaf = node_hash(complete.pop(), leaf)
@@ -47,13 +47,13 @@ class Frontier:
         self.size += 1
 
     def extend(self, leaves: Iterable[bytes]) -> None:
-        """Take the hashes of the next leaves."""
+        """Append the hashes of the next leaves."""
         for leaf in leaves:
             self.append(leaf)
 
     def root(self) -> bytes:
-        """The root of the tree of all leaves taken."""
-        return _folded(self._complete)
+        """The root over all appended leaves."""
+        return _root_over_subtrees(self._complete)
 
 
 def root(leaves: Iterable[bytes]) -> bytes:
@@ -64,20 +64,23 @@ def root(leaves: Iterable[bytes]) -> bytes:
 
 
 def complete_root(joined: bytes) -> bytes:
-    """The root over 1, 2, 4, 8 … hashes that stand one after another; five times as fast as root()."""
+    """The root over 1, 2, 4, 8 … concatenated hashes; five times as fast as root()."""
     while len(joined) > HASH_BYTES:
         pairs = range(0, len(joined), 2 * HASH_BYTES)
-        joined = b"".join([sha256(b"\1" + joined[place : place + 2 * HASH_BYTES]).digest() for place in pairs])
+        joined = b"".join([sha256(b"\1" + joined[start : start + 2 * HASH_BYTES]).digest() for start in pairs])
     return joined
 
 
 def inclusion_ranges(index: int, size: int) -> list[Range]:
-    """The subtrees whose roots are the inclusion proof of leaf `index` in the tree of `size` leaves, lowest first."""
+    """The subtrees whose roots are the inclusion proof of leaf `index` in the tree of `size` leaves, lowest first.
+
+    ValueError when the tree has no such leaf.
+    """
     if not 0 <= index < size:
         raise ValueError(f"there is no leaf {index} in a tree of {size}")
     first, last, ranges = 0, size, []
     while last - first > 1:
-        middle = first + _left(last - first)
+        middle = first + _left_subtree_size(last - first)
         if index < middle:
             ranges.append((middle, last))
             last = middle
@@ -88,14 +91,17 @@ def inclusion_ranges(index: int, size: int) -> list[Range]:
 
 
 def consistency_ranges(old: int, new: int) -> list[Range]:
-    """The subtrees whose roots prove that the tree of `old` leaves is a prefix of the one of `new`, lowest first."""
+    """The subtrees whose roots prove that the tree of `old` leaves is a prefix of the one of `new`, lowest first.
+
+    ValueError when `old` is larger than `new`.
+    """
     if not 0 <= old <= new:
         raise ValueError(f"a tree of {old} leaves is no prefix of one of {new}")
     if old == 0:
         return []
     first, last, ranges = 0, new, []
     while last != old:
-        middle = first + _left(last - first)
+        middle = first + _left_subtree_size(last - first)
         if old <= middle:
             ranges.append((middle, last))
             last = middle
@@ -108,7 +114,7 @@ def consistency_ranges(old: int, new: int) -> list[Range]:
 
 
 def nodes(leaves: Range) -> Iterator[Node]:
-    """The complete subtrees that a range of a proof, or the whole tree, consists of, the largest first."""
+    """The complete subtrees that make up a range of a proof, or the whole tree, the largest first."""
     first, last = leaves
     while first < last:
         level = (last - first).bit_length() - 1
@@ -116,31 +122,37 @@ def nodes(leaves: Range) -> Iterator[Node]:
         first += 1 << level
 
 
-def range_root(leaves: Range, known: Mapping[Node, bytes]) -> bytes:
-    """The root over a range, from the hashes of its nodes()."""
-    return _folded([known[node] for node in nodes(leaves)])
+def range_root(leaves: Range, roots: Mapping[Node, bytes]) -> bytes:
+    """The root over a range, from the roots of its nodes()."""
+    return _root_over_subtrees([roots[node] for node in nodes(leaves)])
 
 
 def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes], expected_root: bytes) -> bool:
-    """Whether `proof` shows that the tree of `size` leaves with this root has `leaf` at `index` (RFC 9162, 2.1.3.2)."""
+    """Whether `proof` shows that the tree of `size` leaves with this root has `leaf` at `index`.
+
+    The algorithm of RFC 9162, 2.1.3.2, with its names: fn is the node's index on its level, sn the last one there.
+    """
     if not 0 <= index < size:
         return False
-    place, last, found = index, size - 1, leaf
+    fn, sn, computed = index, size - 1, leaf
     for sibling in proof:
-        if last == 0:
+        if sn == 0:
             return False
-        if place & 1 or place == last:
-            found = node_hash(sibling, found)
-            while not place & 1 and place:
-                place, last = place >> 1, last >> 1
+        if fn & 1 or fn == sn:
+            computed = node_hash(sibling, computed)
+            while not fn & 1 and fn:
+                fn, sn = fn >> 1, sn >> 1
         else:
-            found = node_hash(found, sibling)
-        place, last = place >> 1, last >> 1
-    return last == 0 and found == expected_root
+            computed = node_hash(computed, sibling)
+        fn, sn = fn >> 1, sn >> 1
+    return sn == 0 and computed == expected_root
 
 
 def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]) -> bool:
-    """Whether `proof` shows that the tree of `old` leaves is a prefix of the tree of `new` (RFC 9162, 2.1.4.2)."""
+    """Whether `proof` shows that the tree of `old` leaves is a prefix of the tree of `new`.
+
+    The algorithm of RFC 9162, 2.1.4.2, with its fn and sn as above.
+    """
     if not 0 <= old <= new:
         return False
     if old in (0, new):
@@ -148,33 +160,33 @@ def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, pro
     path = [old_root, *proof] if old & (old - 1) == 0 else list(proof)
     if not path:
         return False
-    place, last = old - 1, new - 1
-    while place & 1:
-        place, last = place >> 1, last >> 1
-    was = now = path[0]
+    fn, sn = old - 1, new - 1
+    while fn & 1:
+        fn, sn = fn >> 1, sn >> 1
+    old_computed = new_computed = path[0]
     for sibling in path[1:]:
-        if last == 0:
+        if sn == 0:
             return False
-        if place & 1 or place == last:
-            was, now = node_hash(sibling, was), node_hash(sibling, now)
-            while not place & 1 and place:
-                place, last = place >> 1, last >> 1
+        if fn & 1 or fn == sn:
+            old_computed, new_computed = node_hash(sibling, old_computed), node_hash(sibling, new_computed)
+            while not fn & 1 and fn:
+                fn, sn = fn >> 1, sn >> 1
         else:
-            now = node_hash(now, sibling)
-        place, last = place >> 1, last >> 1
-    return last == 0 and was == old_root and now == new_root
+            new_computed = node_hash(new_computed, sibling)
+        fn, sn = fn >> 1, sn >> 1
+    return sn == 0 and old_computed == old_root and new_computed == new_root
 
 
-def _left(size: int) -> int:
-    """How many of `size` leaves, two or more, stand in the left subtree: the largest power of two below."""
+def _left_subtree_size(size: int) -> int:
+    """How many of `size` leaves, two or more, are in the left subtree: the largest power of two below `size`."""
     return 1 << ((size - 1).bit_length() - 1)
 
 
-def _folded(complete: Sequence[bytes]) -> bytes:
-    """The root over neighbouring subtrees, the largest first."""
-    if not complete:
+def _root_over_subtrees(roots: Sequence[bytes]) -> bytes:
+    """The root over neighbouring complete subtrees, the largest first."""
+    if not roots:
         return EMPTY_ROOT
-    found = complete[-1]
-    for left in complete[-2::-1]:
-        found = node_hash(left, found)
-    return found
+    root = roots[-1]
+    for left in roots[-2::-1]:
+        root = node_hash(left, root)
+    return root

@@ -1,4 +1,4 @@
-"""Proof of one event, and of the log's growth, from what is stored."""
+"""Proofs from the database: that one event is in the log, and that the log has only grown."""
 
 from dataclasses import dataclass
 from uuid import UUID
@@ -20,8 +20,8 @@ class NotSignedYet(Unavailable):
 
 
 @dataclass(frozen=True, slots=True)
-class OpenedProof:
-    """A proof with what the record's commitment hides; both None once that was erased."""
+class EventProof:
+    """The proof of an event, and what opens its record's commitment; both None once they were erased."""
 
     proof: Proof
     salt: bytes | None
@@ -30,7 +30,7 @@ class OpenedProof:
 
 @dataclass(frozen=True, slots=True)
 class Consistency:
-    """How the log grew from one size to another, and the checkpoint that is served."""
+    """The proof that the log of `old` leaves is a prefix of the log of `new`, and the published checkpoint."""
 
     old: int
     new: int
@@ -38,63 +38,63 @@ class Consistency:
     checkpoint: str
 
 
-async def prove(engine: AsyncEngine, event_id: UUID, log_name: str) -> OpenedProof:
-    """The proof of an event against the published checkpoint.
+async def prove_event(engine: AsyncEngine, event_id: UUID, log_name: str) -> EventProof:
+    """The proof that the log of the published checkpoint has an event.
 
     Raises NotFound when there is no such event in the log or no checkpoint, NotSignedYet, and Conflict when the row is not
-    the one that was logged: a proof of it would convince nobody.
+    the one that was logged: a proof of it would not verify.
     """
     async with driver_connection(engine) as connection:
-        size, note = await _published(connection)
-        row = await connection.fetchrow(SQL["sealed_row"], event_id)
+        size, note = await _published_checkpoint(connection)
+        row = await connection.fetchrow(SQL["event_by_id"], event_id)
         if row is None:
             raise NotFound(f"There is no event {event_id}.")
         index = row["log_index"]
         if index is None:
-            raise NotFound(f"Event {event_id} was inserted by SQL and has no place in the log.")
+            raise NotFound(f"Event {event_id} was inserted by SQL and has no position in the log.")
         if index >= size:
             raise NotSignedYet
-        content, hidden = _record(row, log_name)
+        content, committed_object = _record_and_committed(row, log_name)
         ranges = merkle.inclusion_ranges(index, size) if index >= 0 else []
         leaf, *hashes = await range_roots(connection, [(index, index + 1), *ranges])
     if leaf != merkle.leaf_hash(content):
         raise Conflict(f"Event {event_id} is not as it was logged, so it cannot be proved: run `datastorage verify`.")
-    return OpenedProof(Proof(content, index, tuple(hashes), note), row["payload_salt"], hidden)
+    return EventProof(Proof(content, index, tuple(hashes), note), row["payload_salt"], committed_object)
 
 
 async def warm(engine: AsyncEngine) -> None:
-    """Run each statement once on every connection of the pool: the first plan over many partitions is slow."""
+    """Run each statement once on every connection of the pool: planning it first over many partitions is slow."""
 
     async def run_each(connection: Connection) -> None:
-        await connection.fetchrow(SQL["published"])
-        await connection.fetchrow(SQL["sealed_row"], UUID(int=0))
+        await connection.fetchrow(SQL["published_checkpoint"])
+        await connection.fetchrow(SQL["event_by_id"], UUID(int=0))
         await connection.fetch(SQL["leaves"], 0, 0)
         await connection.fetch(SQL["tiles"], [1], [0])
 
     await on_every_connection(engine, run_each)
 
 
-async def consistency(engine: AsyncEngine, old: int, new: int | None) -> Consistency | int:
-    """The proof that the log of `old` leaves is a prefix of that of `new`, by default of the published checkpoint's.
+async def prove_consistency(engine: AsyncEngine, old: int, new: int | None) -> Consistency | int:
+    """The proof that the log of `old` leaves is a prefix of the log of `new`, by default of the published checkpoint's.
 
-    Only sizes within that checkpoint can be asked for; else its size is returned.
+    If a size is larger than the published checkpoint's, that size is returned instead. NotFound when there is no checkpoint.
     """
     async with driver_connection(engine) as connection:
-        size, note = await _published(connection)
+        size, note = await _published_checkpoint(connection)
         new = size if new is None else new
         if not old <= new <= size:
             return size
         return Consistency(old, new, await range_roots(connection, merkle.consistency_ranges(old, new)), note)
 
 
-async def _published(connection: Connection) -> tuple[int, str]:
-    row = await connection.fetchrow(SQL["published"])
+async def _published_checkpoint(connection: Connection) -> tuple[int, str]:
+    row = await connection.fetchrow(SQL["published_checkpoint"])
     if row is None:
         raise NotFound("No checkpoint was signed yet, so nothing can be proved: /tlog/key says whether there is a key.")
     return row["size"], row["note"]
 
 
-def _record(row: asyncpg.Record, log_name: str) -> tuple[bytes, bytes | None]:
-    """The record's JCS, and the committed object's unless it was erased."""
-    hidden = committed_jcs(row, stored=True) if row["payload_commitment"] is None else None
-    return orjson.dumps(record(row, log_name, commitment_of(row))), hidden
+def _record_and_committed(row: asyncpg.Record, log_name: str) -> tuple[bytes, bytes | None]:
+    """The record in JCS, and the committed object in JCS unless it was erased."""
+    committed_object = committed_jcs(row, stored=True) if row["payload_commitment"] is None else None
+    return orjson.dumps(record(row, log_name, commitment_of(row))), committed_object

@@ -1,7 +1,7 @@
-"""Signs checkpoints of the log, and refuses to sign one that an earlier one is no prefix of.
+"""Signs checkpoints of the log, and refuses when an earlier checkpoint is not a prefix of the log.
 
-What was signed earlier is remembered in three places: the database, this process, and the file that checkpoints are appended
-to. The last two are beyond the reach of whoever can write the database.
+Earlier checkpoints are known from three places: the database, this process, and the file of copies. The last two are beyond the
+reach of anybody who can write to the database.
 """
 
 import logging
@@ -12,8 +12,8 @@ from app.db import Connection
 from app.errors import AuditError
 from app.tlog import merkle
 from app.tlog.keys import SigningKey
-from app.tlog.note import Checkpoint, MalformedNote, Note, Unverified, sign, verified
-from app.tlog.tiles import SQL, Incomplete, kept_end, log_end, range_roots
+from app.tlog.note import Checkpoint, MalformedNote, Note, Unverified, sign, verified_checkpoint
+from app.tlog.tiles import SQL, Incomplete, log_size, range_roots, tiled_size
 
 log = logging.getLogger(__name__)
 
@@ -27,59 +27,59 @@ class SigningRefused(AuditError):
 
 
 class Signer:
-    """The key, and the last checkpoint that this process has seen signed."""
+    """Who signs: the log's key, with the last signed checkpoint that this process has seen."""
 
-    def __init__(self, key: SigningKey, outside: Callable[[], str | None] = lambda: None) -> None:
-        """`outside` reads the newest checkpoint that was kept out of the database's reach."""
+    def __init__(self, key: SigningKey, newest_copy: Callable[[], str | None] = lambda: None) -> None:
+        """`newest_copy` reads the newest checkpoint that was copied outside the database, as a note."""
         self.key = key
-        self._outside = outside
-        self._seen: Checkpoint | None = None
+        self._newest_copy = newest_copy
+        self._last_signed: Checkpoint | None = None
 
     async def sign(self, connection: Connection) -> Checkpoint | None:
-        """Sign and store the log as it is; None when that was done already. Raises SigningRefused or Incomplete.
+        """Sign and store a checkpoint of the log; None when its newest one is signed already.
 
-        The row lock makes this one signer at a time. A crash before the transaction's end leaves no signature behind: the
-        note is shown to nobody earlier.
+        Raises SigningRefused or Incomplete. A row lock allows one signer at a time. A crash before the transaction's end leaves
+        no signature: the note is not shown to anybody before.
         """
         async with connection.transaction():
-            notes = [await connection.fetchval(SQL[name]) for name in ("lock_signer", "newest_note")]
-            if self._seen is None:
-                notes.append(self._outside())
-            known = {self._trusted(note) for note in notes if note is not None}
-            if self._seen is not None:
-                known.add(self._seen)
-            signed = await self._sign_next(connection, known)
-        self._seen = signed or max(known, key=lambda one: one.size, default=None)
-        metrics.CHECKPOINT_SIZE.set(0 if self._seen is None else self._seen.size)
+            notes = [await connection.fetchval(SQL[name]) for name in ("lock_signer", "newest_checkpoint")]
+            if self._last_signed is None:
+                notes.append(self._newest_copy())
+            earlier = {self._verified(note) for note in notes if note is not None}
+            if self._last_signed is not None:
+                earlier.add(self._last_signed)
+            signed = await self._sign_next(connection, earlier)
+        self._last_signed = signed or max(earlier, key=lambda one: one.size, default=None)
+        metrics.CHECKPOINT_SIZE.set(0 if self._last_signed is None else self._last_signed.size)
         return signed
 
-    async def _sign_next(self, connection: Connection, known: set[Checkpoint]) -> Checkpoint | None:
-        size, signed_size = await kept_end(connection), max((one.size for one in known), default=0)
+    async def _sign_next(self, connection: Connection, earlier: set[Checkpoint]) -> Checkpoint | None:
+        size, signed_size = await tiled_size(connection), max((one.size for one in earlier), default=0)
         if size < signed_size:
-            if (leaves := await log_end(connection)) < signed_size:
+            if (leaves := await log_size(connection)) < signed_size:
                 raise SigningRefused(
                     "rolled_back", f"the log has {leaves} leaves, but a checkpoint of {signed_size} was signed"
                 )
-            return None  # another process makes lost tiles again
-        if size == signed_size and len(known) < 2 and self._seen is not None:
+            return None  # tiles were lost, and another process makes them again
+        if size == signed_size and len(earlier) < 2 and self._last_signed is not None:
             return None
-        root = await _root_behind(connection, size, known)
+        root = await _consistent_root(connection, size, earlier)
         if size == signed_size:
             return None
         checkpoint = Checkpoint(self.key.public.name, size, root)
         note = sign(checkpoint, self.key.private)
-        await connection.execute(SQL["remember_signed"], note)
+        await connection.execute(SQL["record_signed"], note)
         await connection.execute(SQL["store_checkpoint"], size, note)
         return checkpoint
 
-    def _trusted(self, note: str) -> Checkpoint:
+    def _verified(self, note: str) -> Checkpoint:
+        """The checkpoint of a stored note; SigningRefused when no key of this log signed it."""
         try:
-            return verified(note, self.key.all_public)
+            return verified_checkpoint(note, self.key.all_public)
         except MalformedNote:
-            raise SigningRefused("forged_checkpoint", "a stored checkpoint is none") from None
+            raise SigningRefused("forged_checkpoint", "a stored checkpoint is malformed") from None
         except Unverified:
-            ids = {(key.name, key.id) for key in self.key.all_public}
-            if any((name, signature[:4]) in ids for name, signature in Note.parse(note).signatures):
+            if any(Note.parse(note).names_key(key) for key in self.key.all_public):
                 raise SigningRefused("forged_checkpoint", "a stored checkpoint has a wrong signature") from None
         raise SigningRefused(
             "wrong_key",
@@ -88,9 +88,9 @@ class Signer:
         )
 
 
-async def _root_behind(connection: Connection, size: int, known: set[Checkpoint]) -> bytes:
-    """The log's root, once every known checkpoint is proved to be a prefix of it."""
-    plans = {one: merkle.consistency_ranges(one.size, size) for one in known}
+async def _consistent_root(connection: Connection, size: int, earlier: set[Checkpoint]) -> bytes:
+    """The log's root, once every earlier checkpoint is proved to be a prefix of it; SigningRefused if one is not."""
+    plans = {one: merkle.consistency_ranges(one.size, size) for one in earlier}
     ranges = {(0, size), *(leaves for plan in plans.values() for leaves in plan)}
     roots = dict(zip(ranges, await range_roots(connection, list(ranges)), strict=True))
     root = roots[0, size]
@@ -101,21 +101,21 @@ async def _root_behind(connection: Connection, size: int, known: set[Checkpoint]
 
 
 class Alarms:
-    """Tells of a refusal once when it begins, and when it ends."""
+    """Reports once that signing is refused, and once that it works again."""
 
     def __init__(self) -> None:
-        self._now = ""
+        self._current = ""
 
-    def raised(self, error: SigningRefused | Incomplete) -> None:
-        """Count and log, unless it was just done for the same reason."""
+    def report(self, error: SigningRefused | Incomplete) -> None:
+        """Count and log the error, unless the last round had the same alarm."""
         alarm = error.alarm if isinstance(error, SigningRefused) else "incomplete"
-        if alarm != self._now:
+        if alarm != self._current:
             metrics.LOG_ALARMS.labels(alarm=alarm).inc()
             log.error("no checkpoint is signed", extra={"alarm": alarm, "reason": error.detail})
-        self._now = alarm
+        self._current = alarm
 
-    def over(self) -> None:
-        """All is well."""
-        if self._now:
-            log.warning("checkpoints are signed again", extra={"alarm": self._now})
-        self._now = ""
+    def clear(self) -> None:
+        """Signing works; log it if it did not before."""
+        if self._current:
+            log.warning("checkpoints are signed again", extra={"alarm": self._current})
+        self._current = ""

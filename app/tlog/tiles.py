@@ -1,6 +1,6 @@
-"""The log's tree in tiles of 256 hashes (C2SP tlog-tiles): level 0 stands in the flushes, one process keeps the higher levels.
+"""The log's tree in tiles of 256 hashes (C2SP tlog-tiles): level 0 is the leaves of the flushes; log_tiles has the levels above.
 
-A tile of level L holds roots over 256^L leaves each. Tiles only grow, and everything in them can be made again.
+Each hash in a tile of level L is the root over 256^L leaves. Tiles only grow, and can be made again from the leaves.
 """
 
 import re
@@ -20,12 +20,12 @@ WIDTH = 256
 _WIDTH_BITS = 8
 _LEVEL_MAX = 5
 _TILES_AT_ONCE = 64
-_TILES_IN_ROUND = 1_024
+_TILES_PER_TRANSACTION = 1_024
 _PATH = re.compile(r"([0-5])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 
 
 class Incomplete(AuditError):
-    """Hashes of the log are missing in log_flushes or log_tiles: run `datastorage verify`, it says where."""
+    """Hashes of the log are missing in log_flushes or log_tiles: `datastorage verify` shows where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +38,16 @@ class Tile:
 
     @property
     def path(self) -> str:
-        """As C2SP tlog-tiles spells it, behind `tile/`: 1/x001/234.p/5."""
+        """Its path in C2SP tlog-tiles, after `tile/`: 1/x001/234.p/5."""
         digits = f"{self.index:03}"
         digits = digits.zfill(-(-len(digits) // 3) * 3)
-        groups = [digits[place : place + 3] for place in range(0, len(digits), 3)]
+        groups = [digits[start : start + 3] for start in range(0, len(digits), 3)]
         partial = f".p/{self.width}" if self.width < WIDTH else ""
         return f"{self.level}/{'/'.join([f'x{group}' for group in groups[:-1]] + groups[-1:])}{partial}"
 
     @classmethod
     def parse(cls, path: str) -> Self | None:
-        """The tile at a path; None for what is no path of a tile."""
+        """The tile at a path; None for any other text, also for another spelling of the path."""
         match = _PATH.fullmatch(path)
         if match is None or len(match[2]) > 25:
             return None
@@ -55,8 +55,8 @@ class Tile:
         return tile if tile.path == path else None
 
 
-async def log_end(connection: Connection) -> int:
-    """How many leaves the log has."""
+async def log_size(connection: Connection) -> int:
+    """How many leaves the log has. Raises Incomplete when it has no flush, not even the empty first one."""
     row = await connection.fetchrow(SQL["log_end"])
     if row is None:
         raise Incomplete
@@ -64,76 +64,79 @@ async def log_end(connection: Connection) -> int:
     return size
 
 
-async def kept_end(connection: Connection) -> int:
-    """How many leaves a tree may have for which every tile is kept already; no more than the log has."""
-    full_tiles: int = await connection.fetchval(SQL["tile_end"], 1) or 0
-    return min(await log_end(connection), (full_tiles + 1) * WIDTH - 1)
+async def tiled_size(connection: Connection) -> int:
+    """The largest size, up to the log's, whose tree can be computed from the stored tiles."""
+    full_tiles: int = await connection.fetchval(SQL["level_size"], 1) or 0
+    return min(await log_size(connection), (full_tiles + 1) * WIDTH - 1)
 
 
 async def read_tile(connection: Connection, tile: Tile) -> bytes | None:
-    """The hashes of a tile; None when the log has not come so far, or its tiles were not kept."""
+    """The hashes of a tile, concatenated; None when the log is not that large yet, or the tile is not stored yet."""
     if tile.level == 0:
         first = tile.index * WIDTH
-        if first + tile.width > await log_end(connection):
+        if first + tile.width > await log_size(connection):
             return None
-        return await _leaves(connection, first, first + tile.width)
-    hashes = (await _higher(connection, {(tile.level, tile.index)})).get((tile.level, tile.index), b"")
+        return await _read_leaves(connection, first, first + tile.width)
+    hashes = (await _read_tiles(connection, {(tile.level, tile.index)})).get((tile.level, tile.index), b"")
     return hashes[: tile.width * HASH_BYTES] if len(hashes) >= tile.width * HASH_BYTES else None
 
 
 async def range_roots(connection: Connection, ranges: Sequence[Range]) -> list[bytes]:
-    """The roots over ranges that merkle.py plans, whole trees among them. Raises Incomplete when a hash is missing."""
+    """The roots over ranges that merkle.py plans, or over whole trees. Raises Incomplete when a hash is missing."""
     wanted = {node for leaves in ranges for node in merkle.nodes(leaves)}
-    known: dict[Node, bytes] = {}
+    roots: dict[Node, bytes] = {}
+    # Nodes within a tile of level 0 are computed from the leaves, one query for each tile; all others from stored tiles.
     low = sorted(node for node in wanted if node[0] < _WIDTH_BITS)
     for tile in sorted({(index << level) // WIDTH for level, index in low}):
         in_tile = [node for node in low if (node[1] << node[0]) // WIDTH == tile]
         first = min(index << level for level, index in in_tile)
-        last = max((index + 1) << level for level, index in in_tile)
-        hashes = await _leaves(connection, first, last)
-        known |= {node: _root_in(hashes, node[0], (node[1] << node[0]) - first) for node in in_tile}
-    high = wanted - known.keys()
-    tiles = await _higher(connection, {_tile_of(node) for node in high}) if high else {}
+        end = max((index + 1) << level for level, index in in_tile)
+        hashes = await _read_leaves(connection, first, end)
+        roots |= {node: _subtree_root(hashes, node[0], (node[1] << node[0]) - first) for node in in_tile}
+    high = wanted - roots.keys()
+    tiles = await _read_tiles(connection, {_tile_of(node) for node in high}) if high else {}
     for node in high:
         level, index = node
-        within = level % _WIDTH_BITS
-        known[node] = _root_in(tiles.get(_tile_of(node), b""), within, (index << within) % WIDTH)
-    return [merkle.range_root(leaves, known) for leaves in ranges]
+        level_in_tile = level % _WIDTH_BITS
+        roots[node] = _subtree_root(tiles.get(_tile_of(node), b""), level_in_tile, (index << level_in_tile) % WIDTH)
+    return [merkle.range_root(leaves, roots) for leaves in ranges]
 
 
-async def extend(connection: Connection) -> bool:
-    """Add what the log has grown by to the higher levels; True when there is more to do.
+async def extend_tiles(connection: Connection) -> bool:
+    """Add the log's new leaves to the levels above 0; True when there are more of them than fit into one transaction.
 
-    In the transaction that holds the keeper's lock. Raises Incomplete when leaves are missing or tiles are not as they were left.
+    The caller's transaction holds the lock of try_lock_tiles. Raises Incomplete when leaves are missing or tiles were changed.
     """
-    below, more = await log_end(connection), False
+    size_below, more = await log_size(connection), False
     for level in range(1, _LEVEL_MAX + 1):
-        have: int = await connection.fetchval(SQL["tile_end"], level) or 0
-        end = min(below // WIDTH, have + _TILES_IN_ROUND)
-        more |= end < below // WIDTH
-        if have < end:
-            await _append(connection, level, have, [one async for one in _tile_roots(connection, level - 1, have, end)])
-        below = max(have, end)
-        if below < WIDTH:
+        size: int = await connection.fetchval(SQL["level_size"], level) or 0
+        end = min(size_below // WIDTH, size + _TILES_PER_TRANSACTION)
+        more |= end < size_below // WIDTH
+        if size < end:
+            roots = [root async for root in _full_tile_roots(connection, level - 1, size, end)]
+            await _append_hashes(connection, level, size, roots)
+        size_below = max(size, end)
+        if size_below < WIDTH:
             break
     return more
 
 
-async def _tile_roots(connection: Connection, level: int, first: int, last: int) -> AsyncIterator[bytes]:
-    """The roots of full tiles, read some at a time."""
+async def _full_tile_roots(connection: Connection, level: int, first: int, last: int) -> AsyncIterator[bytes]:
+    """The roots of full tiles of one level, read some at a time."""
     for start in range(first, last, _TILES_AT_ONCE):
         end = min(last, start + _TILES_AT_ONCE)
         if level == 0:
-            hashes = await _leaves(connection, start * WIDTH, end * WIDTH)
+            hashes = await _read_leaves(connection, start * WIDTH, end * WIDTH)
         else:
-            tiles = await _higher(connection, [(level, index) for index in range(start, end)])
+            tiles = await _read_tiles(connection, [(level, index) for index in range(start, end)])
             hashes = b"".join(tiles.get((level, index), b"") for index in range(start, end))
         for index in range(end - start):
-            yield _root_in(hashes, _WIDTH_BITS, index * WIDTH)
-            await sleep(0)  # others have their turn between two tiles
+            yield _subtree_root(hashes, _WIDTH_BITS, index * WIDTH)
+            await sleep(0)  # other tasks may run between two tiles
 
 
-async def _append(connection: Connection, level: int, first: int, hashes: list[bytes]) -> None:
+async def _append_hashes(connection: Connection, level: int, first: int, hashes: list[bytes]) -> None:
+    """Append hashes, which begin at index `first` of the level, to its tiles."""
     while hashes:
         index, filled = divmod(first, WIDTH)
         part, hashes = hashes[: WIDTH - filled], hashes[WIDTH - filled :]
@@ -143,31 +146,34 @@ async def _append(connection: Connection, level: int, first: int, hashes: list[b
 
 
 def _tile_of(node: Node) -> tuple[int, int]:
-    level, within = divmod(node[0], _WIDTH_BITS)
-    return level, (node[1] << within) // WIDTH
+    """Level and index of the tile that a node can be computed from."""
+    level, level_in_tile = divmod(node[0], _WIDTH_BITS)
+    return level, (node[1] << level_in_tile) // WIDTH
 
 
-def _root_in(hashes: bytes, level: int, first: int) -> bytes:
-    """The root over 2^level hashes of a tile, from the one at `first` on."""
+def _subtree_root(hashes: bytes, level: int, first: int) -> bytes:
+    """The root over 2^level of the concatenated hashes, from the one at `first` on. Raises Incomplete when one is missing."""
     part = hashes[first * HASH_BYTES : (first + (1 << level)) * HASH_BYTES]
     if len(part) != HASH_BYTES << level:
         raise Incomplete
     return merkle.complete_root(part)
 
 
-async def _leaves(connection: Connection, first: int, last: int) -> bytes:
-    parts, place = [], first
-    for row in await connection.fetch(SQL["leaves"], first, last):
-        if row["first"] != place or len(row["leaves"]) % HASH_BYTES:
+async def _read_leaves(connection: Connection, first: int, end: int) -> bytes:
+    """The leaf hashes from position `first` up to, not including, `end`, concatenated. Raises Incomplete when one is missing."""
+    parts, position = [], first
+    for row in await connection.fetch(SQL["leaves"], first, end):
+        if row["first"] != position or len(row["leaves"]) % HASH_BYTES:
             raise Incomplete
         parts.append(row["leaves"])
-        place += len(row["leaves"]) // HASH_BYTES
-    if place != last:
+        position += len(row["leaves"]) // HASH_BYTES
+    if position != end:
         raise Incomplete
     return b"".join(parts)
 
 
-async def _higher(connection: Connection, tiles: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+async def _read_tiles(connection: Connection, tiles: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    """Stored tiles, as hashes by level and index; without those that are not stored."""
     wanted = list(tiles)
     rows = await connection.fetch(SQL["tiles"], [level for level, _ in wanted], [index for _, index in wanted])
     return {(row["level"], row["index"]): row["hashes"] for row in rows}

@@ -1,6 +1,6 @@
-"""The worker behind /tlog/: once a second it keeps the tiles, signs what was written, and shows it to witnesses and others.
+"""The checkpoint worker: once a second it extends the tiles, signs a checkpoint, has witnesses cosign it, and publishes it.
 
-Every replica runs it; locks in Postgres let one at a time do each step. The writer knows nothing of it.
+Every replica runs it; locks in Postgres let one at a time do each step. The writer does not depend on it.
 """
 
 import asyncio
@@ -9,139 +9,136 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NoReturn, Self
 
 import asyncpg
 
-from app import db, metrics
-from app.db import Connection
+from app.db import Connection, connect
 from app.settings import Settings
 from app.tlog import merkle
 from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
 from app.tlog.signer import Alarms, Signer, SigningRefused
-from app.tlog.tiles import SQL, Incomplete, extend, range_roots
+from app.tlog.tiles import SQL, Incomplete, extend_tiles, range_roots
 from app.tlog.witness import Witness, Witnesses
+from app.workers import WorkerConnection, run_forever
 
-ROUND_SECONDS = 1.0
-_TRANSACTION_IDLE_MAX = "15s"  # longer than witnesses or a heartbeat take
+_ROUND_SECONDS = 1.0
+_TRANSACTION_IDLE_MAX = "15s"  # longer than witnesses or a heartbeat need
 
 Heartbeat = Callable[[int, datetime], Awaitable[None]]
-"""Writes the event that says: the log has so many leaves since then, and the service lives."""
+"""Writes the self event that the log has had this size since that time, which shows that the service is alive."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What the rounds are made of."""
+class CheckpointWorker:
+    """What the rounds need. Without a signer they extend the tiles and write heartbeats only."""
 
     signer: Signer | None
     witnesses: Witnesses
-    outside: CheckpointCopies
+    copies: CheckpointCopies
     alarms: Alarms
     heartbeat_seconds: float
+    """How long the log may be silent; 0 for no heartbeats."""
 
-
-def parts(settings: Settings, key: SigningKey | None) -> Parts:
-    """What the settings ask for. Fatal when a witness is no witness."""
-    if key is None:
-        log.warning(
-            "no checkpoints are signed, so nothing of the log can be proved to others: set DATASTORAGE_CHECKPOINT_KEY_FILE "
-            "to the PEM of an Ed25519 key (`openssl genpkey -algorithm ed25519`)"
+    @classmethod
+    def create(cls, settings: Settings, key: SigningKey | None) -> Self:
+        """The worker that the settings describe. Fatal when a configured witness is not valid."""
+        if key is None:
+            log.warning(
+                "no checkpoints are signed, so nothing of the log can be proved to others: set "
+                "DATASTORAGE_CHECKPOINT_KEY_FILE to the PEM of an Ed25519 key (`openssl genpkey -algorithm ed25519`)"
+            )
+        else:
+            log.info("checkpoints are signed", extra={"key": str(key.public)})
+        copies = CheckpointCopies(settings.checkpoint_file, settings.checkpoint_url)
+        return cls(
+            None if key is None else Signer(key, copies.newest_note),
+            Witnesses([Witness.parse(text) for text in settings.witnesses]),
+            copies,
+            Alarms(),
+            settings.heartbeat_interval_s,
         )
-    else:
-        log.info("checkpoints are signed", extra={"key": str(key.public)})
-    outside = CheckpointCopies(settings.checkpoint_file, settings.checkpoint_url)
-    return Parts(
-        None if key is None else Signer(key, outside.newest),
-        Witnesses([Witness.parse(text) for text in settings.witnesses]),
-        outside,
-        Alarms(),
-        settings.heartbeat_interval_s,
-    )
 
+    async def run(self, settings: Settings, heartbeat: Heartbeat) -> NoReturn:
+        """A round each second for as long as the process runs, on a connection of its own."""
 
-async def keep(settings: Settings, made: Parts, heartbeat: Heartbeat) -> None:
-    """A round each second for ever, on a connection of its own."""
-    connection: Connection | None = None
-    while True:
-        try:
-            if connection is None or connection.is_closed():
-                # A frozen process must not keep the others from signing.
-                connection = await db.connect(
-                    settings, lock_timeout="3s", idle_in_transaction_session_timeout=_TRANSACTION_IDLE_MAX
-                )
-                await recall(connection, made)
-            await run(connection, made, heartbeat)
-        except (SigningRefused, Incomplete) as error:
-            made.alarms.raised(error)
-        except Exception as error:  # noqa: BLE001 - top of a loop that has to outlive every failure
-            metrics.WORKER_FAILURES.labels(worker="checkpoint").inc()
-            log.warning("a round of checkpoints failed", extra={"error": repr(error)})
-            if connection is not None:
-                connection.terminate()
-        await asyncio.sleep(ROUND_SECONDS)
+        async def open_connection() -> Connection:
+            # The timeout ends the transaction of a process that hangs, so that others can sign.
+            return await connect(settings, lock_timeout="3s", idle_in_transaction_session_timeout=_TRANSACTION_IDLE_MAX)
 
+        connection = WorkerConnection(open_connection, self.restore_witness_sizes)
 
-async def recall(connection: Connection, made: Parts) -> None:
-    """How far the witnesses came before this process began."""
-    row = await connection.fetchrow(SQL["cosignatures"])
-    if row is not None and made.witnesses:
-        with suppress(ValueError):  # damaged: then each witness says it
-            made.witnesses.remember(row["size"], row["cosignatures"])
+        async def do_round() -> None:
+            async with connection.use() as usable:
+                try:
+                    await self.run_round(usable, heartbeat)
+                except (SigningRefused, Incomplete) as error:
+                    self.alarms.report(error)
 
+        await run_forever(
+            "checkpoint", do_round, pause_seconds=_ROUND_SECONDS, failure="a round of the checkpoint worker failed"
+        )
 
-async def run(connection: Connection, made: Parts, heartbeat: Heartbeat) -> None:
-    """One round."""
-    await _beat(connection, made.heartbeat_seconds, heartbeat)
-    while await _extend(connection):
-        pass
-    if made.signer is not None:
-        await made.signer.sign(connection)
-        await _publish(connection, made)
-        await made.outside.send_again()
-        made.alarms.over()
+    async def restore_witness_sizes(self, connection: Connection) -> None:
+        """Read from the stored cosignatures which size each witness has seen before this process began."""
+        row = await connection.fetchrow(SQL["last_cosignatures"])
+        if row is not None and self.witnesses:
+            with suppress(ValueError):  # malformed: then each witness answers with its size
+                self.witnesses.restore_sizes(row["size"], row["cosignatures"])
 
+    async def run_round(self, connection: Connection, heartbeat: Heartbeat) -> None:
+        """One round. Raises SigningRefused or Incomplete."""
+        await self._write_heartbeat(connection, heartbeat)
+        while await _extend_tiles(connection):
+            pass
+        if self.signer is not None:
+            await self.signer.sign(connection)
+            await self._publish(connection)
+            await self.copies.retry_post()
+            self.alarms.clear()
 
-async def _extend(connection: Connection) -> bool:
-    """One portion of tiles in one transaction; True when there are more."""
-    async with connection.transaction():
-        return await connection.fetchval(SQL["try_keeper"]) and await extend(connection)
-
-
-async def _publish(connection: Connection, made: Parts) -> None:
-    """Ask the witnesses about the newest checkpoint, then show it to everybody.
-
-    A crash on the way leaves it unpublished, and the next round of any replica begins again.
-    """
-    async with connection.transaction():
-        row = None
-        if await connection.fetchval(SQL["try_publisher"]):
-            row = await connection.fetchrow(SQL["unpublished"])
-        if row is None:
+    async def _write_heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> None:
+        """Call `heartbeat` after an interval in which nothing was written. The lock of the tiles makes it one replica's task."""
+        if await _silent_end(connection, self.heartbeat_seconds) is None:
             return
-        size, note = row["size"], row["note"]
-        in_turn = asyncio.Lock()
+        async with connection.transaction():
+            has_lock = await connection.fetchval(SQL["try_lock_tiles"])
+            if has_lock and (end := await _silent_end(connection, self.heartbeat_seconds)):
+                await heartbeat(end["size"], end["flushed_at"])
 
-        async def prove(old: int) -> Sequence[bytes]:
-            async with in_turn:
-                return await range_roots(connection, merkle.consistency_ranges(old, size))
+    async def _publish(self, connection: Connection) -> None:
+        """Ask the witnesses to cosign the newest checkpoint, then publish and copy it.
 
-        lines = await made.witnesses.cosign(note, size, prove) if made.witnesses else ""
-        await connection.execute(SQL["publish"], size, lines)
-    await made.outside.keep(note + lines)
+        After a crash before the end it is not published, and the next round of any replica tries again.
+        """
+        async with connection.transaction():
+            row = None
+            if await connection.fetchval(SQL["try_lock_publishing"]):
+                row = await connection.fetchrow(SQL["unpublished_checkpoint"])
+            if row is None:
+                return
+            size, note = row["size"], row["note"]
+            one_query = asyncio.Lock()  # witnesses are asked at the same time, on one connection
+
+            async def prove(old: int) -> Sequence[bytes]:
+                async with one_query:
+                    return await range_roots(connection, merkle.consistency_ranges(old, size))
+
+            lines = await self.witnesses.cosign(note, size, prove) if self.witnesses else ""
+            await connection.execute(SQL["publish_checkpoint"], size, lines)
+        await self.copies.add(note + lines)
 
 
-async def _beat(connection: Connection, interval_seconds: float, heartbeat: Heartbeat) -> None:
-    """After an interval in which nothing was written, write that. The keeper's lock makes it one replica's business."""
-    if await _silence(connection, interval_seconds) is None:
-        return
+async def _extend_tiles(connection: Connection) -> bool:
+    """Extend the tiles in one transaction, unless another process does; True when there are more."""
     async with connection.transaction():
-        if await connection.fetchval(SQL["try_keeper"]) and (end := await _silence(connection, interval_seconds)):
-            await heartbeat(end["size"], end["flushed_at"])
+        return await connection.fetchval(SQL["try_lock_tiles"]) and await extend_tiles(connection)
 
 
-async def _silence(connection: Connection, interval_seconds: float) -> asyncpg.Record | None:
-    """The end of the log, if nothing was written for so long."""
+async def _silent_end(connection: Connection, seconds: float) -> asyncpg.Record | None:
+    """The end of the log, if nothing was written to it for `seconds`; None otherwise, or when `seconds` is 0."""
     end = await connection.fetchrow(SQL["log_end"])
-    return end if end is not None and 0 < interval_seconds <= end["silent_seconds"] else None
+    return end if end is not None and 0 < seconds <= end["silent_seconds"] else None

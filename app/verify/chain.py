@@ -1,103 +1,128 @@
-"""One chain held against what its rows say. Pure: rows come in the order of their positions, defects go out."""
+"""One chain: links, gaps and head. Pure: rows come in order, defects go out."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Literal
 
 from app.events.positions import NO_POSITIONS, Positions
 from app.events.record import Row
-from app.verify.row import Defect, Defects, defect_of, faults
+from app.tlog.gaps import Gap
+from app.verify.row import Defect, Defects, defect_of, row_defects
+
+LinkFault = Literal["no position", "duplicate", "gap", "broken"]
+"""The event has no position in its chain; it has the position of another event; events before it are missing; its previous hash
+is not that of the event before."""
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Events that are missing in a chain, and what is known of where they stood in the log."""
+def link_fault(
+    chain_index: int | None, previous_hash: str, next_index: int, last_hashes: Collection[str]
+) -> LinkFault | None:
+    """What is wrong between an event and the one before it in its chain; None if it follows.
 
-    missing: int
-    before: int
-    """The chain's position behind the gap; its length when the end is missing."""
-    low: int
-    """The log's position of the last event before the gap, -1 if none is."""
-    high: int | None
-    """The log's position of the first event behind the gap, None if none is."""
-    last_hash: str
-    """Hash of the last event that is missing."""
+    `next_index` is the chain position that comes next, and `last_hashes` are the hashes of the event before it: the empty text
+    before the first one, several if events share its position.
+    """
+    if chain_index == next_index:
+        return None if previous_hash in last_hashes else "broken"
+    if chain_index is None or chain_index < 0:
+        return "no position"
+    return "gap" if chain_index > next_index else "duplicate"
 
-    def defect(self, row: Row | None, more: str = "") -> Defect:
-        """The gap, when it is not all purged; `row` is the event behind it."""
-        if row is not None:
-            return defect_of(row, "removed", f"{self.missing} event(s) are missing before position {self.before}{more}")
-        what = f"truncated: {self.missing} of {self.before} events are missing at the end of the chain{more}"
-        return Defect("truncated", what)
+
+def gap_defect(gap: Gap, row: Row | None, objection: str = "") -> Defect:
+    """The defect of a gap that is not a purge. `row` is the event after the gap; `objection` is why it is not."""
+    if row is not None:
+        message = f"{gap.missing} event(s) are missing before position {gap.chain_end}{objection}"
+        return defect_of(row, "removed", message)
+    message = f"{gap.missing} of {gap.chain_end} events are missing at the end of the chain{objection}"
+    return Defect("truncated", f"truncated: {message}")
 
 
 @dataclass(slots=True)
 class Chain:
-    """The sealed rows of one correlation, taken in the order of (chain_index, log_index); times are UTC."""
+    """The sealed rows of one correlation, read in the order of (chain_index, log_index); times are UTC."""
 
     log: str
+    """The log's name."""
     erased: Positions = NO_POSITIONS
-    """Positions of the log whose events may be marked as erased."""
+    """Log positions whose events may be marked as erased."""
     total: int = 0
-    """Rows taken."""
+    """Rows read."""
     verified: int = 0
     """Rows that are the ones that were logged."""
     erased_total: int = 0
     """Of those, the ones that were erased since."""
-    end: int = 0
-    """The chain_index that has to come next."""
-    ends: set[str] = field(default_factory=lambda: {""})
-    """Stored hashes at position end - 1: more than one when the position is taken twice."""
-    place: int = -1
-    """The log_index of the last row."""
+    next_index: int = 0
+    """The chain position that comes next."""
+    last_hashes: set[str] = field(default_factory=lambda: {""})
+    """Stored hashes at the position before: more than one when events share it."""
+    last_position: int = -1
+    """The log position of the last row."""
     defects: Defects = field(default_factory=Defects)
     gaps: list[tuple[Gap, Row | None]] = field(default_factory=list)
-    """Where events are missing, with the row behind each; whoever knows what was purged judges them."""
+    """Where events are missing, with the row after each gap. The caller decides which of them are purges."""
 
-    def take(self, row: Row, leaf: str | None) -> None:
-        """Hold the next row against those before it, its own hash, and the log's leaf at its position."""
-        is_behind = self.link(row)
-        found = list(faults(row, leaf, self.log, self.erased))
-        self.verified += not found
-        self.erased_total += not found and row.get("payload_commitment") is not None
-        if found and not is_behind:
-            message = f"the event stands at position {row.get('log_index')} of the log, before the one that it follows"
-            found = [defect_of(row, "reordered", message)]
-        for defect in found:
+    def check(self, row: Row, leaf: str | None) -> None:
+        """Check the next row: its link, its own hash, and the log's leaf at its position."""
+        is_in_log_order = self.check_link(row)
+        defects = list(row_defects(row, leaf, self.log, self.erased))
+        self.verified += not defects
+        self.erased_total += not defects and row.get("payload_commitment") is not None
+        if defects and not is_in_log_order:
+            message = f"the event is at position {row.get('log_index')} of the log, before the one that it follows"
+            defects = [defect_of(row, "reordered", message)]
+        for defect in defects:
             self.defects.add(defect)
 
-    def link(self, row: Row) -> bool:
-        """Hold the next row against those before it only. Whether it stands behind them in the log too."""
+    def check_link(self, row: Row) -> bool:
+        """Check only the link of the next row. True if the row comes after the last one in the log too."""
         self.total += 1
-        index, actual, place = row.get("chain_index"), row.get("event_hash") or "", row.get("log_index")
+        index, position, hash_ = row.get("chain_index"), row.get("log_index"), row.get("event_hash") or ""
         previous = row.get("previous_event_hash") or ""
-        if index is None or index < 0:
-            message = f"chain_index is {index}, which is no position in the chain"
-            self.defects.add(defect_of(row, "edited", message))
-            return True
-        if index < self.end:
-            self.defects.add(defect_of(row, "inserted", f"another event stands at position {index} of the chain too"))
-            if index == self.end - 1:
-                self.ends.add(actual)
+        fault = link_fault(index, previous, self.next_index, self.last_hashes)
+        if fault is not None:
+            self._record_link_fault(fault, row)
+            if fault == "no position":
+                return True
+        if fault == "duplicate":
+            if index == self.next_index - 1:
+                self.last_hashes.add(hash_)
         else:
-            if index > self.end:
-                self.gaps.append((Gap(index - self.end, index, self.place, place, previous), row))
-            elif previous not in self.ends:
-                self.defects.add(defect_of(row, "edited", "the previous hash is not the hash of the event before"))
-            self.end = index + 1
-            self.ends = {actual}
-        is_behind = place is None or place > self.place
-        self.place = self.place if place is None else place
-        return is_behind
+            self.next_index = index + 1
+            self.last_hashes = {hash_}
+        if position is None:
+            return True
+        is_in_log_order: bool = position > self.last_position
+        self.last_position = position
+        return is_in_log_order
 
-    def finish(self, head: tuple[int, str] | None) -> Defect | None:
-        """What the chain's head (length and hash) says against the rows, after the last of them. A missing end is a gap."""
+    def _record_link_fault(self, fault: LinkFault, row: Row) -> None:
+        """Add the defect of a fault, or the gap."""
+        index = row.get("chain_index")
+        if fault == "gap":
+            previous = row.get("previous_event_hash") or ""
+            gap = Gap(index - self.next_index, index, self.last_position, row.get("log_index"), previous)
+            self.gaps.append((gap, row))
+        elif fault == "no position":
+            message = f"chain_index is {index}, which is not a position in the chain"
+            self.defects.add(defect_of(row, "edited", message))
+        elif fault == "duplicate":
+            self.defects.add(defect_of(row, "inserted", f"another event is at position {index} of the chain too"))
+        else:
+            self.defects.add(defect_of(row, "edited", "the previous hash is not the hash of the event before"))
+
+    def check_head(self, head: tuple[int, str] | None) -> Defect | None:
+        """Compare the chain's head (length and last hash) with the rows, after the last one. A missing end is a gap."""
         if head is None:
             return Defect("removed", "removed: the head of this chain is missing") if self.total else None
         length, last_hash = head
-        if self.end < length:
-            self.gaps.append((Gap(length - self.end, length, self.place, None, last_hash), None))
+        if self.next_index < length:
+            gap = Gap(length - self.next_index, length, self.last_position, None, last_hash)
+            self.gaps.append((gap, None))
             return None
-        if self.end > length:
-            return Defect("inserted", f"inserted: the chain has {self.end} events, but its head knows of {length}")
-        if last_hash not in self.ends:
-            return Defect("edited", "edited: the last event is not the one that the head of this chain knows")
+        if self.next_index > length:
+            message = f"the chain has {self.next_index} events, but its head has length {length}"
+            return Defect("inserted", f"inserted: {message}")
+        if last_hash not in self.last_hashes:
+            return Defect("edited", "edited: the head of this chain has the hash of another last event")
         return None

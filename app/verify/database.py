@@ -1,212 +1,209 @@
-"""A whole database verified: the log against its rows, chains against their heads, flushes, tiles and checkpoints.
+"""A whole database: the log against its rows, chains against their heads, flushes, tiles and checkpoints.
 
-The work is cut into parts by position and by correlation, which share nothing but the moment that they look at. Whoever runs
-them, one connection or a process for each core, gets the same result.
+The work is cut into items by position and by correlation, which share nothing but the snapshot. The result is the same whether
+they run on one connection or on a process for each core.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from app.db import Connection
 from app.errors import Fatal
 from app.events.positions import Positions
 from app.tlog.evidence import Evidence, read_evidence
+from app.tlog.gaps import FETCH_TIMEOUT_SECONDS, MissingPositions
 from app.tlog.note import PublicKey
-from app.verify.chain import Chain, Gap
-from app.verify.checkpoints import LogState, checkpoint_defect, checkpoint_of
-from app.verify.log import Walk, walk
-from app.verify.row import DEFECTS_MAX, Defect, Defects, named
-from app.verify.snapshot import FETCH_TIMEOUT_SECONDS, SQL, portions
+from app.verify.chain import Chain, gap_defect
+from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint
+from app.verify.log import LogReport, verify_positions
+from app.verify.row import DEFECTS_MAX, Defect, Defects, mark_reordered
+from app.verify.snapshot import SQL, portions
 from app.verify.tree import Tree, read_tree
-from app.verify.unsealed import Unsealed, verify_unsealed
+from app.verify.unsealed import UnsealedReport, verify_unsealed
 
-_EVENTS_AT_ONCE = 20_000
-_CHAINS_AT_ONCE = 2_000
-_CORRELATIONS_AT_ONCE = 500
-_ROWS_AT_ONCE = 500
-_FIRST, _LAST = -(2**63), 2**63 - 1
+_EVENTS_PER_ITEM = 20_000
+_CHAINS_PER_ITEM = 2_000
+_UNSEALED_CORRELATIONS_PER_ITEM = 500
+_ROWS_MAX = 500
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class WorkItem:
-    """Work for one connection: `work` names one of WORK."""
+    """Work for one connection."""
 
-    work: str
+    task: str
+    """The name of one of TASKS."""
     arguments: tuple[Any, ...]
     weight: int
-    """How many events it is about, for who shows the progress."""
+    """How many positions of the log it is about, to show the progress."""
 
 
 class Runner(Protocol):
-    """Has parts done, in any order, and gives each result with its part."""
+    """Runs work items, in any order, and yields each with its result."""
 
-    def __call__(self, parts: Sequence[WorkItem], /) -> AsyncIterator[tuple[WorkItem, Any]]: ...
+    def __call__(self, items: Sequence[WorkItem], /) -> AsyncIterator[tuple[WorkItem, Any]]: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TrustAnchors:
-    """What the verifier brings along: keys that may have signed, and a checkpoint that was kept elsewhere."""
+    """What the verifier trusts without the database: keys that may have signed, and a checkpoint from outside."""
 
     keys: Sequence[PublicKey] = ()
+    """Without any, signatures are not checked."""
     checkpoint: str | None = None
-    name: str = "the checkpoint"
+    """A note."""
+    checkpoint_name: str = "the checkpoint"
+    """What messages call it."""
 
 
 @dataclass(slots=True)
-class Report:
+class DatabaseReport:
     """What verification found in the whole database."""
 
     log: str
+    """The log's name."""
     size: int
     """How many events the log has."""
-    events: Walk = field(default_factory=Walk)
+    events: LogReport = field(default_factory=LogReport)
     chains: int = 0
+    """How many were verified."""
     checkpoints: int = 0
-    unsealed: Unsealed = field(default_factory=Unsealed)
+    """How many were verified."""
+    unsealed: UnsealedReport = field(default_factory=UnsealedReport)
     defects: Defects = field(default_factory=Defects)
 
 
 async def verify_database(
     connection: Connection, run: Runner, anchors: TrustAnchors, hmac_key: bytes | None = None
-) -> Report:
-    """Verify everything. `connection` is in the snapshot that `run` shows its parts. Raises Fatal when there is no log."""
-    report = await _begun(connection)
+) -> DatabaseReport:
+    """Verify everything. `connection` is in the snapshot that `run` uses for its items. Raises Fatal when there is no log."""
+    report = await _new_report(connection)
     evidence = await read_evidence(connection, report.log)
-    notes = await _notes(connection, anchors)
-    parts = [WorkItem("tree", (_sizes(notes),), 0), *await _log_parts(connection, report, evidence)]
-    async for _, result in run(parts):
+    checkpoints = await _named_checkpoints(connection, anchors)
+    items = [WorkItem("tree", (_sizes(checkpoints),), 0), *await _position_items(connection, report, evidence)]
+    async for _, result in run(items):
         if isinstance(result, Tree):
-            _take_tree(report, result, notes, anchors)
+            _add_tree(report, result, checkpoints, anchors)
         else:
-            _take_walk(report.events, result)
-    _name(report)
-    gone = Missing(evidence.purged, Positions(report.events.missing), frozenset(report.events.missing_leaves))
-    parts = [*await _chain_parts(connection, gone), *await _unsealed_parts(connection, hmac_key)]
-    async for _, result in run(parts):
-        if isinstance(result, Unsealed):
-            _take_unsealed(report, result)
+            _add_positions(report.events, result)
+    _add_missing_events(report)
+    unpurged = Positions(report.events.missing)
+    missing = MissingPositions(evidence.purged, unpurged, frozenset(report.events.missing_leaves))
+    items = [*await _chain_items(connection, missing), *await _unsealed_items(connection, hmac_key)]
+    async for _, result in run(items):
+        if isinstance(result, UnsealedReport):
+            report.unsealed.add(result)
         else:
-            report.chains += result[0]
-            report.defects.extend(result[1])
+            number, defects = result
+            report.chains += number
+            report.defects.extend(defects)
     return report
 
 
-async def verify_checkpoints(connection: Connection, anchors: TrustAnchors) -> Report:
-    """Verify the log's own tables and what was signed, but no row. `connection` is in a snapshot. Raises Fatal as above."""
-    report, notes = await _begun(connection), await _notes(connection, anchors)
-    _take_tree(report, await read_tree(connection, _sizes(notes)), notes, anchors)
+async def verify_checkpoints(connection: Connection, anchors: TrustAnchors) -> DatabaseReport:
+    """Verify the log's own tables and the checkpoints, but no row. `connection` is in a snapshot. Raises Fatal as above."""
+    report, checkpoints = await _new_report(connection), await _named_checkpoints(connection, anchors)
+    _add_tree(report, await read_tree(connection, _sizes(checkpoints)), checkpoints, anchors)
     return report
 
 
-async def _begun(connection: Connection) -> Report:
+async def _new_report(connection: Connection) -> DatabaseReport:
     extent = await connection.fetchrow(SQL["log_extent"], timeout=FETCH_TIMEOUT_SECONDS)
     assert extent is not None
     if extent["name"] is None:
         raise Fatal(
             "The table logs has no row for log 0: put it back, with the name that the events were hashed under."
         )
-    return Report(extent["name"], extent["log_end"] or 0)
+    return DatabaseReport(extent["name"], extent["log_end"] or 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """Positions without a row: those that were purged, and the others with the leaves of the first of them."""
+async def verify_chains(
+    connection: Connection, first: str, end: str | None, missing: MissingPositions
+) -> tuple[int, Defects]:
+    """Verify the links of the chains of correlations from `first` up to, not including, `end`: how many there are, and defects.
 
-    purged: Positions
-    unpurged: Positions
-    leaves: frozenset[str]
-
-    def why(self, gap: Gap) -> str | None:
-        """None when a gap in a chain can have been purged; else what more is to be said of it."""
-        if gap.last_hash in self.leaves:
-            return ""
-        high = 2**62 if gap.high is None else gap.high
-        gone = self.unpurged.count(gap.low + 1, high) + self.purged.count(gap.low + 1, high)
-        return None if gap.missing <= gone else f"; the log misses only {gone} there"
-
-
-async def verify_chains(connection: Connection, first: str, end: str | None, gone: Missing) -> tuple[int, Defects]:
-    """Hold the chains of correlations from `first` up to, not including, `end` against their heads, and say how many they are."""
+    `end` is None for the last correlations. The rows' own hashes are verified by position, not here.
+    """
     number, defects = 0, Defects()
     chain, head, correlation_id = Chain(""), None, None
-    async for rows in portions(connection, "links", "event_hash", first, end, at_once=_ROWS_AT_ONCE):
+    async for rows in portions(connection, SQL["chain_links"], first, end, widest="event_hash", rows_max=_ROWS_MAX):
         for row in rows:
             if row["correlation_id"] != correlation_id:
-                _finish(chain, correlation_id, head, gone, defects)
+                _finish_chain(chain, correlation_id, head, missing, defects)
                 chain, correlation_id = Chain(""), row["correlation_id"]
                 head = None if row["length"] is None else (row["length"], row["hash"])
                 number += 1
             if row["event_id"] is not None:
-                chain.link(row)
-    _finish(chain, correlation_id, head, gone, defects)
+                chain.check_link(row)
+    _finish_chain(chain, correlation_id, head, missing, defects)
     return number, defects
 
 
-def _finish(
+def _finish_chain(
     chain: Chain,
     correlation_id: str | None,
     head: tuple[int, str] | None,
-    gone: Missing,
+    missing: MissingPositions,
     defects: Defects,
 ) -> None:
+    """Check the chain's head and gaps after its last row, and add its defects."""
     if correlation_id is None:
         return
-    end = chain.finish(head)
-    found = [end] if end is not None else []
+    head_defect = chain.check_head(head)
+    of_chain = [head_defect] if head_defect is not None else []
     for gap, row in chain.gaps:
-        if (more := gone.why(gap)) is not None:
-            found.append(gap.defect(row, more))
+        if (objection := missing.purge_objection(gap)) is not None:
+            of_chain.append(gap_defect(gap, row, objection))
     defects.extend(chain.defects)
-    for defect in found:
+    for defect in of_chain:
         defects.add(replace(defect, correlation_id=correlation_id))
 
 
-async def verify_all_unsealed(
+async def _verify_all_unsealed(
     connection: Connection, correlation_ids: Sequence[str], hmac_key: bytes | None
-) -> Unsealed:
-    """The rows that others inserted into some correlations."""
-    found = Unsealed()
+) -> UnsealedReport:
+    report = UnsealedReport()
     for correlation_id in correlation_ids:
-        one = await verify_unsealed(connection, correlation_id, hmac_key)
-        found.total += one.total
-        found.verified += one.verified
-        found.unhashed += one.unhashed
-        found.defects.extend(one.defects)
-    return found
+        report.add(await verify_unsealed(connection, correlation_id, hmac_key))
+    return report
 
 
-async def walk_fast(connection: Connection, log: str, first: int, end: int, evidence: Evidence) -> Walk:
-    """As walk(), in larger portions, for a process that does nothing else."""
-    return await walk(connection, log, first, end, evidence, rows_at_once=_ROWS_AT_ONCE)
+async def _verify_many_positions(
+    connection: Connection, log: str, first: int, end: int, evidence: Evidence
+) -> LogReport:
+    """verify_positions() in larger portions, for a process that answers no requests."""
+    return await verify_positions(connection, log, first, end, evidence, rows_max=_ROWS_MAX)
 
 
-WORK: dict[str, Callable[..., Any]] = {
+TASKS: dict[str, Callable[..., Any]] = {
     "tree": read_tree,
-    "walk": walk_fast,
+    "positions": _verify_many_positions,
     "chains": verify_chains,
-    "unsealed": verify_all_unsealed,
+    "unsealed": _verify_all_unsealed,
 }
+"""By the names that cross the border to another process. Each takes a connection and the arguments of its work item."""
 
 
-def one_by_one(connection: Connection) -> Runner:
-    """Has parts done on one connection."""
+def sequential_runner(connection: Connection) -> Runner:
+    """Runs work items one after another on one connection."""
 
-    async def run(parts: Sequence[WorkItem], /) -> AsyncIterator[tuple[WorkItem, Any]]:
-        for part in parts:
-            yield part, await WORK[part.work](connection, *part.arguments)
+    async def run(items: Sequence[WorkItem], /) -> AsyncIterator[tuple[WorkItem, Any]]:
+        for item in items:
+            yield item, await TASKS[item.task](connection, *item.arguments)
 
     return run
 
 
-async def _log_parts(connection: Connection, report: Report, evidence: Evidence) -> list[WorkItem]:
-    """Positions from end to end: those before and behind the log are none, which makes every row there a defect."""
-    rows = await connection.fetch(SQL["log_parts"], _EVENTS_AT_ONCE, timeout=FETCH_TIMEOUT_SECONDS)
-    edges = [_FIRST, *(row["first"] for row in rows if row["first"] < report.size), report.size, _LAST]
+async def _position_items(connection: Connection, report: DatabaseReport, evidence: Evidence) -> list[WorkItem]:
+    """Items for all positions that a row can have. Those before and after the log have no leaves: every row there is a defect."""
+    rows = await connection.fetch(SQL["log_part_starts"], _EVENTS_PER_ITEM, timeout=FETCH_TIMEOUT_SECONDS)
+    edges = [_LOWEST, *(row["first"] for row in rows if row["first"] < report.size), report.size, _HIGHEST]
     return [
         WorkItem(
-            "walk",
+            "positions",
             (report.log, first, end, evidence.within(first, end)),
             end - first if 0 <= first < report.size else 0,
         )
@@ -214,53 +211,70 @@ async def _log_parts(connection: Connection, report: Report, evidence: Evidence)
     ]
 
 
-async def _chain_parts(connection: Connection, gone: Missing) -> list[WorkItem]:
-    rows = await connection.fetch(SQL["chain_parts"], _CHAINS_AT_ONCE, timeout=FETCH_TIMEOUT_SECONDS)
+async def _chain_items(connection: Connection, missing: MissingPositions) -> list[WorkItem]:
+    rows = await connection.fetch(SQL["chain_part_starts"], _CHAINS_PER_ITEM, timeout=FETCH_TIMEOUT_SECONDS)
     edges = ["", *(row["correlation_id"] for row in rows), None]
-    return [WorkItem("chains", (first, end, gone), 0) for first, end in pairwise(edges)]
+    return [WorkItem("chains", (first, end, missing), 0) for first, end in pairwise(edges)]
 
 
-async def _unsealed_parts(connection: Connection, hmac_key: bytes | None) -> list[WorkItem]:
+async def _unsealed_items(connection: Connection, hmac_key: bytes | None) -> list[WorkItem]:
     rows = await connection.fetch(SQL["unsealed_correlations"], timeout=FETCH_TIMEOUT_SECONDS)
-    named_so = [row["correlation_id"] for row in rows]
-    steps = range(0, len(named_so), _CORRELATIONS_AT_ONCE)
-    return [WorkItem("unsealed", (named_so[s : s + _CORRELATIONS_AT_ONCE], hmac_key), 0) for s in steps]
+    correlation_ids = [row["correlation_id"] for row in rows]
+    step = _UNSEALED_CORRELATIONS_PER_ITEM
+    starts = range(0, len(correlation_ids), step)
+    return [WorkItem("unsealed", (correlation_ids[start : start + step], hmac_key), 0) for start in starts]
 
 
-Noted = tuple[str, str, int | None]
-"""What a checkpoint is called, its note, and the size that the database has it under."""
+class _NamedCheckpoint(NamedTuple):
+    """A checkpoint to verify."""
+
+    name: str
+    """What messages call it."""
+    note: str
+    stored_size: int | None
+    """The size in the database's column; None if it has none."""
 
 
-async def _notes(connection: Connection, anchors: TrustAnchors) -> list[Noted]:
-    rows = await connection.fetch(SQL["checkpoints"], timeout=FETCH_TIMEOUT_SECONDS)
-    notes: list[Noted] = [
-        (
+async def _named_checkpoints(connection: Connection, anchors: TrustAnchors) -> list[_NamedCheckpoint]:
+    """The checkpoints of the database, then the one from outside."""
+    rows = await connection.fetch(SQL["stored_checkpoints"], timeout=FETCH_TIMEOUT_SECONDS)
+    stored = [
+        _NamedCheckpoint(
             f"the stored checkpoint at {row['size']}" if row["size"] is not None else "the last signed checkpoint",
             row["note"],
             row["size"],
         )
         for row in rows
     ]
-    return notes if anchors.checkpoint is None else [*notes, (anchors.name, anchors.checkpoint, None)]
+    if anchors.checkpoint is None:
+        return stored
+    return [*stored, _NamedCheckpoint(anchors.checkpoint_name, anchors.checkpoint, None)]
 
 
-def _sizes(notes: Sequence[Noted]) -> frozenset[int]:
-    return frozenset(said.size for _, note, _ in notes if (said := checkpoint_of(note)) is not None)
+def _sizes(checkpoints: Sequence[_NamedCheckpoint]) -> frozenset[int]:
+    parsed = [parse_checkpoint(one.note) for one in checkpoints]
+    return frozenset(checkpoint.size for checkpoint in parsed if checkpoint is not None)
 
 
-def _take_tree(report: Report, tree: Tree, notes: Sequence[Noted], anchors: TrustAnchors) -> None:
+def _add_tree(
+    report: DatabaseReport, tree: Tree, checkpoints: Sequence[_NamedCheckpoint], anchors: TrustAnchors
+) -> None:
+    """Add the defects of the log's own tables, and those of the checkpoints compared with the tree's roots."""
     report.defects.extend(tree.defects)
-    report.checkpoints = len(notes)
-    there = LogState(report.log, report.size, tree.roots)
-    for what, note, size in notes:
-        defect = checkpoint_defect(what, note, anchors.keys, there)
-        if defect is None and size is not None and (said := checkpoint_of(note)) is not None and said.size != size:
-            defect = Defect("forged checkpoint", f"forged checkpoint: {what} says that the log has {said.size} events")
+    report.checkpoints = len(checkpoints)
+    state = LogState(report.log, report.size, tree.roots)
+    for name, note, stored_size in checkpoints:
+        defect = checkpoint_defect(name, note, anchors.keys, state)
+        signed = parse_checkpoint(note)
+        if defect is None and stored_size is not None and signed is not None and signed.size != stored_size:
+            message = f"{name} was signed for {signed.size} events"
+            defect = Defect("forged checkpoint", f"forged checkpoint: {message}")
         if defect is not None:
             report.defects.add(defect)
 
 
-def _take_walk(events: Walk, part: Walk) -> None:
+def _add_positions(events: LogReport, part: LogReport) -> None:
+    """Add the report of one part of the log."""
     events.total += part.total
     events.verified += part.verified
     events.erased += part.erased
@@ -271,10 +285,10 @@ def _take_walk(events: Walk, part: Walk) -> None:
         events.missing_leaves |= part.missing_leaves
 
 
-def _name(report: Report) -> None:
-    """Call events reordered that stand at another's position, and missing ones at the log's end truncated."""
+def _add_missing_events(report: DatabaseReport) -> None:
+    """Mark reordered events, then add a defect for each range of missing ones: truncated at the log's end, else removed."""
     events = report.events
-    defects = named(events.defects.listed, events.missing_leaves)
+    defects = mark_reordered(events.defects.listed, events.missing_leaves)
     moved = [
         events.missing_leaves[d.actual_hash]
         for d in defects
@@ -289,11 +303,4 @@ def _name(report: Report) -> None:
             message = f"truncated: the last {end - first} event(s) of the log are missing, from position {first} on"
             report.defects.add(Defect("truncated", message, position=first))
         else:
-            report.defects.add(Defect("removed", f"removed: no event stands at {where} of the log", position=first))
-
-
-def _take_unsealed(report: Report, found: Unsealed) -> None:
-    report.unsealed.total += found.total
-    report.unsealed.verified += found.verified
-    report.unsealed.unhashed += found.unhashed
-    report.unsealed.defects.extend(found.defects)
+            report.defects.add(Defect("removed", f"removed: no event is at {where} of the log", position=first))

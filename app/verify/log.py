@@ -1,89 +1,97 @@
-"""A part of the log held against the rows that stand at its positions."""
+"""A part of the log against the rows at its positions."""
 
 from dataclasses import dataclass, field
 
 from app.db import Connection
 from app.events.positions import Positions
 from app.tlog.evidence import Evidence
-from app.verify.row import DEFECTS_MAX, Defects, defect_of, faults
-from app.verify.snapshot import FETCH_TIMEOUT_SECONDS, SQL, portions, unhurried
+from app.tlog.gaps import FETCH_TIMEOUT_SECONDS
+from app.tlog.merkle import HASH_BYTES
+from app.verify.row import DEFECTS_MAX, Defects, defect_of, row_defects
+from app.verify.snapshot import SQL, cooperatively, portions
 
-LEAF_BYTES = 32
-_ROWS_AT_ONCE = 64
+_ROWS_MAX = 64
+_HEX_DIGITS = 2 * HASH_BYTES
 
 
 @dataclass(slots=True)
-class Walk:
+class LogReport:
     """What verification found in a part of the log."""
 
     total: int = 0
-    """Rows looked at."""
+    """Rows read."""
     verified: int = 0
+    """Rows that are the ones that were logged."""
     erased: int = 0
+    """Of those, the ones that were erased since."""
     purged: int = 0
+    """Positions whose rows were purged, as the log says."""
     missing: list[tuple[int, int]] = field(default_factory=list)
-    """Positions without a row, which nobody purged, as ranges."""
+    """Positions without a row that were not purged, as ranges."""
     missing_leaves: dict[str, int] = field(default_factory=dict)
-    """Of the first of those, their leaves."""
+    """The first of those, by their leaf hashes."""
     defects: Defects = field(default_factory=Defects)
 
 
-async def walk(
-    connection: Connection, log: str, first: int, end: int, evidence: Evidence, *, rows_at_once: int = _ROWS_AT_ONCE
-) -> Walk:
-    """Hold the rows at positions from `first` up to, not including, `end` against the leaves that the log has there."""
-    found = Walk()
-    leaves = await _leaves(connection, first, end)
-    waiting = iter(leaves.items())
-    position, leaf = next(waiting, (end, ""))
+async def verify_positions(
+    connection: Connection, log: str, first: int, end: int, evidence: Evidence, *, rows_max: int = _ROWS_MAX
+) -> LogReport:
+    """Compare the rows at positions from `first` up to, not including, `end` with the leaves that the log has there.
+
+    `connection` is in a snapshot.
+    """
+    report = LogReport()
+    leaves = await _read_leaves(connection, first, end)
+    # Leaves and rows are merged: both come in the order of their positions.
+    remaining = iter(leaves.items())
+    position, leaf = next(remaining, (end, ""))
     last = None
-    async for rows in portions(connection, "logged_rows", "event_data", first, end, at_once=rows_at_once):
-        async for row in unhurried(rows):
+    async for rows in portions(connection, SQL["log_rows"], first, end, widest="event_data", rows_max=rows_max):
+        async for row in cooperatively(rows):
             index = row["log_index"]
             while position < index:
-                _miss(found, position, leaf, evidence.purged)
-                position, leaf = next(waiting, (end, ""))
-            found.total += 1
+                _add_missing(report, position, leaf, evidence.purged)
+                position, leaf = next(remaining, (end, ""))
+            report.total += 1
             if index == last:
-                found.defects.add(
-                    defect_of(row, "inserted", f"another event stands at position {index} of the log too")
-                )
+                report.defects.add(defect_of(row, "inserted", f"another event is at position {index} of the log too"))
                 continue
-            defects = list(faults(row, leaf if index == position else None, log, evidence.erased))
+            defects = list(row_defects(row, leaf if index == position else None, log, evidence.erased))
             for defect in defects:
-                found.defects.add(defect)
-            found.verified += not defects
-            found.erased += not defects and row["payload_commitment"] is not None
+                report.defects.add(defect)
+            report.verified += not defects
+            report.erased += not defects and row["payload_commitment"] is not None
             last = index
             if index == position:
-                position, leaf = next(waiting, (end, ""))
+                position, leaf = next(remaining, (end, ""))
     while position < end:
-        _miss(found, position, leaf, evidence.purged)
-        position, leaf = next(waiting, (end, ""))
-    return found
+        _add_missing(report, position, leaf, evidence.purged)
+        position, leaf = next(remaining, (end, ""))
+    return report
 
 
-async def _leaves(connection: Connection, first: int, end: int) -> dict[int, str]:
-    """The leaves of a part of the log by position, in order. Where two flushes hold a position, the first one counts."""
+async def _read_leaves(connection: Connection, first: int, end: int) -> dict[int, str]:
+    """The leaf hashes of a part of the log in hex, by position and in order. Of two flushes with one position the first counts."""
     leaves: dict[int, str] = {}
-    rows = await connection.fetch(SQL["flushes_of"], first, end, timeout=FETCH_TIMEOUT_SECONDS)
-    for flush in rows:
-        start, joined = flush["first_index"], flush["leaves"].hex()
-        low = max(first, start)
-        high = min(end, start + min(flush["count"], len(joined) // (2 * LEAF_BYTES)))
+    flushes = await connection.fetch(SQL["flushes_between"], first, end, timeout=FETCH_TIMEOUT_SECONDS)
+    for flush in flushes:
+        flush_first, joined = flush["first_index"], flush["leaves"].hex()
+        low = max(first, flush_first)
+        high = min(end, flush_first + min(flush["count"], len(joined) // _HEX_DIGITS))
         for position in range(low, high):
-            place = (position - start) * 2 * LEAF_BYTES
-            leaves.setdefault(position, joined[place : place + 2 * LEAF_BYTES])
+            start = (position - flush_first) * _HEX_DIGITS
+            leaves.setdefault(position, joined[start : start + _HEX_DIGITS])
     return leaves
 
 
-def _miss(found: Walk, position: int, leaf: str, purged: Positions) -> None:
+def _add_missing(report: LogReport, position: int, leaf: str, purged: Positions) -> None:
+    """Count a position without a row as purged or as missing."""
     if position in purged:
-        found.purged += 1
+        report.purged += 1
         return
-    if found.missing and found.missing[-1][1] == position:
-        found.missing[-1] = found.missing[-1][0], position + 1
+    if report.missing and report.missing[-1][1] == position:
+        report.missing[-1] = report.missing[-1][0], position + 1
     else:
-        found.missing.append((position, position + 1))
-    if len(found.missing_leaves) < DEFECTS_MAX:
-        found.missing_leaves[leaf] = position
+        report.missing.append((position, position + 1))
+    if len(report.missing_leaves) < DEFECTS_MAX:
+        report.missing_leaves[leaf] = position

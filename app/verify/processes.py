@@ -1,4 +1,4 @@
-"""Parts of a verification on all cores: a process for each, with a connection of its own that sees the same snapshot."""
+"""Work items on all cores: a process for each core, with a connection of its own that sees the same snapshot."""
 
 import asyncio
 import os
@@ -17,15 +17,15 @@ import asyncpg
 from app.db import CONNECTION_ERRORS, Connection, connect
 from app.errors import DatabaseAway, Fatal
 from app.settings import Settings
-from app.verify.database import WORK, Runner, WorkItem
+from app.verify.database import TASKS, Runner, WorkItem
 
 _STATEMENT_TIMEOUT_MS = 3_600_000
-_WAITING_FOR_EACH = 2
+_QUEUED_PER_PROCESS = 2
 
 
 @dataclass
-class _Worker:
-    """What a process keeps from part to part."""
+class _ProcessState:
+    """What a process of the pool has for all its work items."""
 
     settings: Settings
     snapshot: str
@@ -33,78 +33,82 @@ class _Worker:
     connection: Connection | None = None
 
 
-_worker: list[_Worker] = []
-"""One, in a process that works."""
+_process_state: list[_ProcessState] = []
+"""Has one element in a process of the pool, none elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerPool:
-    """The processes, and the CPU time that each of them has used since its start."""
+    """The pool's runner, and the CPU seconds that each process has used since its start, by process id."""
 
     run: Runner
     cpu_seconds: dict[int, float]
 
 
 async def snapshot_connection(settings: Settings) -> Connection:
-    """A connection that will look at one snapshot_connection. DatabaseAway when none can be had."""
+    """A connection for one long snapshot. DatabaseAway when Postgres cannot be reached."""
     patient = settings.model_copy(update={"statement_timeout_ms": _STATEMENT_TIMEOUT_MS})
     return await connect(patient, idle_in_transaction_session_timeout="0")
 
 
 @contextmanager
 def worker_pool(settings: Settings, snapshot: str, processes: int) -> Iterator[WorkerPool]:
-    """Processes that do parts in the exported `snapshot`. They are gone when this ends."""
+    """Processes that run work items in the exported `snapshot`. They have ended when the context ends."""
     pool = ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_begin, initargs=(settings, snapshot)
+        processes, mp_context=get_context("spawn"), initializer=_start_process, initargs=(settings, snapshot)
     )
-    seconds: dict[int, float] = {}
+    cpu_seconds: dict[int, float] = {}
     try:
-        yield WorkerPool(lambda parts: _run(pool, seconds, parts, processes * _WAITING_FOR_EACH), seconds)
+        yield WorkerPool(lambda items: _run(pool, cpu_seconds, items, processes * _QUEUED_PER_PROCESS), cpu_seconds)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 async def _run(
-    pool: ProcessPoolExecutor, seconds: dict[int, float], parts: Sequence[WorkItem], ahead: int
+    pool: ProcessPoolExecutor, cpu_seconds: dict[int, float], items: Sequence[WorkItem], queued_max: int
 ) -> AsyncIterator[tuple[WorkItem, Any]]:
-    """Only a few parts wait inside the pool, so that what they need is not copied for all of them at once."""
-    loop, waiting, left = asyncio.get_running_loop(), set[asyncio.Future[Any]](), iter(parts)
+    """Only a few items are in the pool at a time, so that not all their arguments are copied at once."""
+    loop, waiting, remaining = asyncio.get_running_loop(), set[asyncio.Future[Any]](), iter(items)
     try:
         while True:
-            while len(waiting) < ahead and (part := next(left, None)) is not None:
-                waiting.add(loop.run_in_executor(pool, _do, part))
+            while len(waiting) < queued_max and (item := next(remaining, None)) is not None:
+                waiting.add(loop.run_in_executor(pool, _run_item, item))
             if not waiting:
                 return
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             for future in done:
-                part, result, pid, seconds[pid] = await future
-                yield part, result
+                item, result, pid, cpu_seconds[pid] = await future
+                yield item, result
     except BrokenProcessPool:
-        raise Fatal("A process of the verification has ended, perhaps for want of memory.") from None
+        raise Fatal("A process of the verification has ended, perhaps for lack of memory.") from None
     finally:
         for future in waiting:
             future.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def _begin(settings: Settings, snapshot: str) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
-    _worker.append(_Worker(settings, snapshot, asyncio.new_event_loop()))
+# In a process of the pool.
 
 
-def _do(part: WorkItem) -> tuple[WorkItem, Any, int, float]:
-    [worker] = _worker
+def _start_process(settings: Settings, snapshot: str) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends the others
+    _process_state.append(_ProcessState(settings, snapshot, asyncio.new_event_loop()))
+
+
+def _run_item(item: WorkItem) -> tuple[WorkItem, Any, int, float]:
+    """The item without its arguments, its result, and this process's id and CPU seconds."""
+    [state] = _process_state
     try:
-        result = worker.loop.run_until_complete(_done(worker, part))
+        result = state.loop.run_until_complete(_run_on_connection(state, item))
     except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-        raise Fatal(f"The database could not be read to the end: {error!r}") from None  # the driver's do not travel
-    return WorkItem(part.work, (), part.weight), result, os.getpid(), process_time()
+        raise Fatal(f"The database could not be read to the end: {error!r}") from None  # the driver's cannot be pickled
+    return WorkItem(item.task, (), item.weight), result, os.getpid(), process_time()
 
 
-async def _done(worker: _Worker, part: WorkItem) -> Any:
-    if worker.connection is None:
-        worker.connection = await snapshot_connection(worker.settings)
-        quoted = await worker.connection.fetchval("SELECT quote_literal($1)", worker.snapshot)
-        await worker.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        await worker.connection.execute("SET TRANSACTION SNAPSHOT " + quoted)
-    return await WORK[part.work](worker.connection, *part.arguments)
+async def _run_on_connection(state: _ProcessState, item: WorkItem) -> Any:
+    if state.connection is None:
+        state.connection = await snapshot_connection(state.settings)
+        quoted = await state.connection.fetchval("SELECT quote_literal($1)", state.snapshot)
+        await state.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        await state.connection.execute("SET TRANSACTION SNAPSHOT " + quoted)
+    return await TASKS[item.task](state.connection, *item.arguments)

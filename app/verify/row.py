@@ -1,4 +1,4 @@
-"""One row held against its own hash and against the log's leaf. Pure: what is wrong comes out, named."""
+"""One row against its own hash and the log's leaf, and what a defect is. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +13,7 @@ from app.events.positions import Positions
 from app.events.record import Row, stored_hash
 
 DEFECTS_MAX = 10_000
+_EMPTIED = ("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt")
 
 # fmt: off
 Kind = Literal[
@@ -23,26 +24,26 @@ Kind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """One thing that is wrong. Both hashes are empty when it is not the event's own hash that is wrong."""
+    """One thing that is wrong. expected_hash and actual_hash are empty when it is not the event's own hash."""
 
     kind: Kind
     message: str
     event_id: UUID | None = None
-    """None when no one event is at fault."""
+    """None when it is not about one event."""
     event_timestamp: datetime | None = None
     previous_hash: str = ""
     expected_hash: str = ""
     actual_hash: str = ""
     correlation_id: str = ""
     position: int | None = None
-    """Where in the log; None when it is no position that is at fault."""
+    """The log position; None when it is not about one."""
     leaf: str = ""
-    """What the log has at that position."""
+    """The log's leaf hash at that position."""
 
 
 @dataclass(slots=True)
 class Defects:
-    """The first `DEFECTS_MAX` of them, so that a log of any length fits into memory, and how many there are."""
+    """The first DEFECTS_MAX defects, so that those of a log of any length fit into memory, and how many there are."""
 
     listed: list[Defect] = field(default_factory=list)
     count: int = 0
@@ -53,7 +54,7 @@ class Defects:
             self.listed.append(defect)
 
     def extend(self, others: "Defects") -> None:
-        """Take what was found elsewhere."""
+        """Add the defects of another part of the work."""
         for defect in others.listed:
             self.add(defect)
         self.count += others.count - len(others.listed)
@@ -82,8 +83,11 @@ def defect_of(  # noqa: PLR0917 -- the last three are hashes, in the order of th
     )
 
 
-def faults(row: Row, leaf: str | None, log: str, erased: Positions) -> Iterator[Defect]:
-    """What is wrong with a sealed row by itself; nothing when it is the one that was logged as `leaf`."""
+def row_defects(row: Row, leaf: str | None, log: str, erased: Positions) -> Iterator[Defect]:
+    """What is wrong with a sealed row by itself; nothing when it is the one that was logged as `leaf`.
+
+    `leaf` is None where the log has no leaf; `erased` are the positions that the log says were erased.
+    """
     # These columns are not in the record.
     if row.get("event_date") != row.get("event_timestamp").date():
         yield defect_of(row, "edited", "event_date is not the UTC date of event_timestamp")
@@ -93,7 +97,7 @@ def faults(row: Row, leaf: str | None, log: str, erased: Positions) -> Iterator[
     if is_erased and row.get("log_index") not in erased:
         yield defect_of(row, "edited", "the event is marked as erased, but no event of the log says so")
         return
-    if is_erased and not _says_nothing(row):
+    if is_erased and not _is_neutral(row):
         yield defect_of(row, "edited", "something was written into an event that was erased")
     expected, actual = stored_hash(row, log), row.get("event_hash") or ""
     if expected == actual == leaf:
@@ -109,30 +113,30 @@ def faults(row: Row, leaf: str | None, log: str, erased: Positions) -> Iterator[
         yield defect_of(row, "edited", message, leaf, actual, leaf)
 
 
-def _says_nothing(row: Row) -> bool:
-    """Whether an erased row has what erasure leaves in the columns that no hash covers any more."""
-    kept = [row.get(name) for name in ("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt")]
-    if row.get("actor_id") != ERASED or row.get("resource_id") != ERASED or kept != [None] * len(kept):
+def _is_neutral(row: Row) -> bool:
+    """Whether an erased row has only what erasure leaves in the columns that no hash covers any more."""
+    emptied = [row.get(name) for name in _EMPTIED]
+    if row.get("actor_id") != ERASED or row.get("resource_id") != ERASED or emptied != [None] * len(emptied):
         return False
     payload = orjson.loads(row.get("event_data"))
     return isinstance(payload, dict) and is_neutral(payload, neutral_words(payload.get("event_type")))
 
 
-def named(defects: Iterable[Defect], missing: Mapping[str, int] | None = None) -> list[Defect]:
-    """The defects, where an event that only stands at another's position is called reordered.
+def mark_reordered(defects: Iterable[Defect], missing_leaves: Mapping[str, int] | None = None) -> list[Defect]:
+    """The defects, those of an event that is only at another event's position replaced by "reordered".
 
-    `missing` has the leaves of positions at which no event stands.
+    `missing_leaves` has the log positions without a row, by their leaf hashes.
     """
-    found = list(defects)
-    places: dict[str, int | None] = {d.leaf: d.position for d in found if d.leaf} | dict(missing or {})
-    return [_reordered(d, places[d.actual_hash]) if _is_elsewhere(d, places) else d for d in found]
+    listed = list(defects)
+    positions: dict[str, int | None] = {d.leaf: d.position for d in listed if d.leaf} | dict(missing_leaves or {})
+    return [_reordered(d, positions[d.actual_hash]) if _is_elsewhere(d, positions) else d for d in listed]
 
 
-def _is_elsewhere(defect: Defect, places: Mapping[str, int | None]) -> bool:
-    place = places.get(defect.actual_hash)
-    return defect.actual_hash != "" and place is not None and place != defect.position
+def _is_elsewhere(defect: Defect, positions: Mapping[str, int | None]) -> bool:
+    logged_at = positions.get(defect.actual_hash)
+    return defect.actual_hash != "" and logged_at is not None and logged_at != defect.position
 
 
-def _reordered(defect: Defect, place: int | None) -> Defect:
-    message = f"reordered: the event of position {place} of the log stands at position {defect.position}"
+def _reordered(defect: Defect, logged_at: int | None) -> Defect:
+    message = f"reordered: the event of position {logged_at} of the log is at position {defect.position}"
     return replace(defect, kind="reordered", message=message)

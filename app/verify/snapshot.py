@@ -1,4 +1,4 @@
-"""Reading for verification: in one snapshot, so that a concurrent write is no defect; in portions, so that size has no limit."""
+"""Reading for verification and export: in one snapshot, whatever is written meanwhile; in portions that fit into memory."""
 
 from asyncio import sleep
 from collections.abc import AsyncIterator, Sequence
@@ -10,42 +10,44 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection
 from app.sql import load
+from app.tlog.gaps import FETCH_TIMEOUT_SECONDS
 
 SQL = load("verify")
-FETCH_TIMEOUT_SECONDS = 600.0
-_ROWS_AT_ONCE = 64
-_BYTES_AT_ONCE = 4 * 1024**2
+_FIRST_ROWS = 8
+_ROWS_MAX = 64
+_BYTES_MAX = 4 * 1024**2
 _SLICE_SECONDS = 0.005
 
 
 @asynccontextmanager
 async def snapshot(engine: AsyncEngine) -> AsyncIterator[Connection]:
-    """A connection that sees one moment, whatever is written meanwhile. DatabaseAway or DatabaseFailed when it breaks."""
+    """A connection that sees one snapshot of the database. DatabaseAway or DatabaseFailed when it breaks."""
     async with (
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        await connection.execute(SQL["unhurried"])
+        await connection.execute(SQL["long_statement_timeout"])
         yield connection
 
 
 async def portions(
-    connection: Connection, statement: str, widest: str, *arguments: object, at_once: int = _ROWS_AT_ONCE
-) -> AsyncIterator[Sequence[asyncpg.Record]]:
-    """Rows of a statement in portions that fit into memory.
+    connection: Connection, statement: str, *arguments: object, widest: str, rows_max: int = _ROWS_MAX
+) -> AsyncIterator[list[asyncpg.Record]]:
+    """The rows of a statement (its text) in portions of at most `rows_max` rows and about 4 MiB.
 
-    `widest` names the column that makes a row large. Each portion is as large as the widest row of the last one allows.
+    They come through a cursor of the server. `widest` names the column that makes a row large: each portion has as many rows as
+    the widest one of the last portion allows.
     """
-    cursor = await connection.cursor(SQL[statement], *arguments)
-    portion = _ROWS_AT_ONCE // 8
-    while rows := await cursor.fetch(portion, timeout=FETCH_TIMEOUT_SECONDS):
+    cursor = await connection.cursor(statement, *arguments)
+    count = max(1, min(_FIRST_ROWS, rows_max // 8))  # few, as long as it is not known how wide they are
+    while rows := await cursor.fetch(count, timeout=FETCH_TIMEOUT_SECONDS):
         yield rows
         width = max(len(row[widest] or "") for row in rows)
-        portion = max(1, min(at_once, _BYTES_AT_ONCE // (width + 1)))
+        count = max(1, min(rows_max, _BYTES_MAX // (width + 1)))
 
 
-async def unhurried(rows: Sequence[asyncpg.Record]) -> AsyncIterator[asyncpg.Record]:
-    """The rows one by one, with turns for other requests between."""
+async def cooperatively(rows: Sequence[asyncpg.Record]) -> AsyncIterator[asyncpg.Record]:
+    """The rows one by one; other requests get a turn every few milliseconds."""
     slice_end = perf_counter() + _SLICE_SECONDS
     for row in rows:
         yield row

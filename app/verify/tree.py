@@ -1,76 +1,80 @@
-"""The log's own tables held against each other: flushes without gap, tiles made of leaves, and the roots that were signed."""
+"""The log's own tables: flushes follow each other, tiles are made of the leaves; and the roots at the sizes of checkpoints."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from app.db import Connection
-from app.tlog.merkle import EMPTY_ROOT, Frontier, hashes, root
-from app.verify.log import LEAF_BYTES
+from app.tlog.gaps import FETCH_TIMEOUT_SECONDS
+from app.tlog.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, hashes, root
+from app.tlog.tiles import SQL as TLOG_SQL
+from app.tlog.tiles import WIDTH
 from app.verify.row import Defect, Defects, Kind
-from app.verify.snapshot import FETCH_TIMEOUT_SECONDS, SQL, portions
-
-_WIDTH = 256
+from app.verify.snapshot import SQL, portions
 
 
 @dataclass(slots=True)
 class Tree:
-    """The tree over the leaves that the flushes hold, as far as none is missing."""
+    """The tree over the leaves of the flushes, up to the first damage."""
 
     frontier: Frontier = field(default_factory=Frontier)
     roots: dict[int, bytes] = field(default_factory=dict)
-    """Of the sizes that were asked for."""
+    """By size, of the requested sizes."""
     end: int | None = None
     """Where the next flush has to begin; None before the first."""
     is_whole: bool = True
+    """Whether no flush so far is damaged."""
     defects: Defects = field(default_factory=Defects)
 
 
 async def read_tree(connection: Connection, sizes: Collection[int]) -> Tree:
-    """Read the whole log, say what is wrong with its flushes and tiles, and give its roots at `sizes`."""
-    tree, tiles = Tree(roots={0: EMPTY_ROOT}), _Tiles(connection)
-    async for flushes in portions(connection, "flushes", "leaves"):
+    """Read the whole log, check its flushes and tiles, and compute its roots at `sizes`. `connection` is in a snapshot."""
+    tree, tiles = Tree(roots={0: EMPTY_ROOT}), _RecomputedTiles(connection)
+    async for flushes in portions(connection, SQL["all_flushes"], widest="leaves"):
         for flush in flushes:
-            for leaf in _taken(tree, flush["first_index"], flush["count"], flush["leaves"]):
+            for leaf in _next_leaves(tree, flush["first_index"], flush["count"], flush["leaves"]):
                 tree.frontier.append(leaf)
                 tiles.append(leaf)
                 if tree.frontier.size in sizes:
                     tree.roots[tree.frontier.size] = tree.frontier.root()
         await tiles.compare(tree.defects)
     if tree.end is None:
-        tree.defects.add(Defect("removed", "removed: the log has no beginning"))
+        tree.defects.add(Defect("removed", "removed: the log has no first flush"))
     await tiles.finish(tree.defects)
     return tree
 
 
-def _taken(tree: Tree, first: int, count: int, leaves: bytes) -> list[bytes]:
-    """The leaves of the next flush that are new; none any more once some are missing, since no root can be had then."""
+def _next_leaves(tree: Tree, first: int, count: int, leaves: bytes) -> list[bytes]:
+    """Check the next flush. Its leaves, or none from the first damaged flush on, since no root can be computed then."""
     end = tree.end
-    if end is None and first == -1:  # stands before the first flush and holds no event
+    if end is None and first == -1:  # the flush before the first one has no event
         tree.end = 0
         return []
     if end is None or first > end:
-        _broken(tree, "removed", f"flushes between positions {end or 0} and {first} of the log are missing")
+        _add_damage(tree, "removed", f"flushes between positions {end or 0} and {first} of the log are missing")
     elif first < end:
-        _broken(tree, "inserted", f"positions {first} to {end - 1} of the log are held by two flushes")
-    if len(leaves) != count * LEAF_BYTES:
-        _broken(tree, "edited", f"the flush at {first} has {len(leaves)} bytes of leaves for {count} events")
+        _add_damage(tree, "inserted", f"positions {first} to {end - 1} of the log are in two flushes")
+    if len(leaves) != count * HASH_BYTES:
+        _add_damage(tree, "edited", f"the flush at {first} has {len(leaves)} bytes of leaves for {count} events")
     tree.end = max(end or 0, first + count)
     return hashes(leaves) if tree.is_whole else []
 
 
-def _broken(tree: Tree, kind: Kind, message: str) -> None:
+def _add_damage(tree: Tree, kind: Kind, message: str) -> None:
     tree.is_whole = False
     tree.defects.add(Defect(kind, f"{kind}: {message}"))
 
 
-class _Tiles:
-    """The higher levels of the tree, made anew and held against those that are kept."""
+class _RecomputedTiles:
+    """The tiles of the levels above 0, computed from the leaves and compared with the stored ones."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._levels: list[list[bytes]] = [[]]
+        """The hashes of the last tile of each level, which is not full."""
         self._counts = [0]
-        self._made: list[tuple[int, int, bytes]] = []
+        """How many full tiles each level has."""
+        self._not_compared: list[tuple[int, int, bytes]] = []
+        """Level, index and hashes of tiles."""
 
     def append(self, leaf: bytes) -> None:
         self._add(0, leaf)
@@ -81,29 +85,29 @@ class _Tiles:
             self._counts.append(0)
         nodes = self._levels[level]
         nodes.append(node)
-        if len(nodes) == _WIDTH:
+        if len(nodes) == WIDTH:
             if level:
-                self._made.append((level, self._counts[level], b"".join(nodes)))
+                self._not_compared.append((level, self._counts[level], b"".join(nodes)))
             self._counts[level] += 1
             self._levels[level] = []
             self._add(level + 1, root(nodes))
 
     async def finish(self, defects: Defects) -> None:
-        """Compare the tiles that are not full, too."""
+        """Compare the last tile of each level too."""
         for level, nodes in enumerate(self._levels):
             if level and nodes:
-                self._made.append((level, self._counts[level], b"".join(nodes)))
+                self._not_compared.append((level, self._counts[level], b"".join(nodes)))
         await self.compare(defects)
 
     async def compare(self, defects: Defects) -> None:
-        """Hold what was made since the last time against what is stored. A tile may be behind: it is made after its leaves."""
-        if not self._made:
+        """Compare the tiles that are complete since the last call. A stored one may be shorter: it is extended after its leaves."""
+        if not self._not_compared:
             return
-        made = {(level, index): joined for level, index, joined in self._made}
-        self._made = []
-        arguments = [level for level, _ in made], [index for _, index in made]
-        for row in await self._connection.fetch(SQL["tiles_at"], *arguments, timeout=FETCH_TIMEOUT_SECONDS):
-            level, index, kept = row["level"], row["index"], row["hashes"]
-            if not made[level, index].startswith(kept):
+        computed = {(level, index): joined for level, index, joined in self._not_compared}
+        self._not_compared = []
+        arguments = [level for level, _ in computed], [index for _, index in computed]
+        for row in await self._connection.fetch(TLOG_SQL["tiles"], *arguments, timeout=FETCH_TIMEOUT_SECONDS):
+            level, index, stored = row["level"], row["index"], row["hashes"]
+            if not computed[level, index].startswith(stored):
                 message = f"edited: tile {level}/{index} of the log's tree is not made of the log's leaves"
                 defects.add(Defect("edited", message))

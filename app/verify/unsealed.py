@@ -6,41 +6,54 @@ import asyncpg
 
 from app.db import Connection
 from app.events.reference import KEYED_ALGORITHM, recompute_hash
+from app.tlog.gaps import FETCH_TIMEOUT_SECONDS
 from app.verify.row import Defects, defect_of
-from app.verify.snapshot import FETCH_TIMEOUT_SECONDS, SQL, portions, unhurried
+from app.verify.snapshot import SQL, cooperatively, portions
 
 
 @dataclass(slots=True)
-class Unsealed:
-    """What verification found about the rows of one correlation that others inserted."""
+class UnsealedReport:
+    """What verification found in unsealed rows."""
 
     total: int = 0
-    """Those that have a hash."""
+    """Rows that have a hash."""
     verified: int = 0
+    """Rows whose hash is right."""
     unhashed: int = 0
+    """Rows that have no hash."""
     unknown: str = ""
-    """Why the last of those that could not be hashed could not."""
+    """Why the last of the rows that could not be hashed could not."""
     defects: Defects = field(default_factory=Defects)
 
-
-async def verify_unsealed(connection: Connection, correlation_id: str, hmac_key: bytes | None = None) -> Unsealed:
-    """Verify the rows of one correlation that have no place in the log. `connection` is in a snapshot."""
-    found, begun = Unsealed(), False
-    async for rows in portions(connection, "unsealed_rows", "event_data", correlation_id):
-        async for row in unhurried(rows):
-            _take(found, row, hmac_key, begun=begun)
-            begun = begun or not row["previous_event_hash"]
-    found.unhashed = await connection.fetchval(SQL["unhashed_count"], correlation_id, timeout=FETCH_TIMEOUT_SECONDS)
-    return found
+    def add(self, other: "UnsealedReport") -> None:
+        """Add the report of another part of the work."""
+        self.total += other.total
+        self.verified += other.verified
+        self.unhashed += other.unhashed
+        self.defects.extend(other.defects)
 
 
-def _take(found: Unsealed, row: asyncpg.Record, hmac_key: bytes | None, *, begun: bool) -> None:
-    """Such a row links to any row of its correlation that has a hash; only the first of them may link to none."""
-    found.total += 1
-    previous, algorithm, defects = row["previous_event_hash"] or "", row["hash_algorithm"], found.defects
+async def verify_unsealed(connection: Connection, correlation_id: str, hmac_key: bytes | None = None) -> UnsealedReport:
+    """Verify the unsealed rows of one correlation. `connection` is in a snapshot."""
+    report, has_first = UnsealedReport(), False
+    async for rows in portions(connection, SQL["unsealed_rows"], correlation_id, widest="event_data"):
+        async for row in cooperatively(rows):
+            _check_row(report, row, hmac_key, has_first=has_first)
+            has_first = has_first or not row["previous_event_hash"]
+    report.unhashed = await connection.fetchval(SQL["count_unhashed"], correlation_id, timeout=FETCH_TIMEOUT_SECONDS)
+    return report
+
+
+def _check_row(report: UnsealedReport, row: asyncpg.Record, hmac_key: bytes | None, *, has_first: bool) -> None:
+    """Check link and hash. An unsealed row links to any hashed row of its correlation; one row only may link to none.
+
+    `has_first`: a row before this one links to none.
+    """
+    report.total += 1
+    previous, algorithm, defects = row["previous_event_hash"] or "", row["hash_algorithm"], report.defects
     if previous and not row["linked"]:
         defects.add(defect_of(row, "removed", "no event has the previous hash of this one"))
-    if begun and not previous:
+    if has_first and not previous:
         defects.add(defect_of(row, "removed", "only the first event may have no previous hash"))
     try:
         expected = recompute_hash(row, previous, hmac_key)
@@ -49,12 +62,12 @@ def _take(found: Unsealed, row: asyncpg.Record, hmac_key: bytes | None, *, begun
         return
     if expected is None:
         reason = (
-            "needs a key that is not configured" if algorithm == KEYED_ALGORITHM else "is none that this service knows"
+            "needs a key that is not configured" if algorithm == KEYED_ALGORITHM else "is not known to this service"
         )
-        found.unknown = f"hash_algorithm {algorithm!r} {reason}"
-        defects.add(defect_of(row, "unverifiable", found.unknown))
+        report.unknown = f"hash_algorithm {algorithm!r} {reason}"
+        defects.add(defect_of(row, "unverifiable", report.unknown))
     elif expected == row["event_hash"]:
-        found.verified += 1
+        report.verified += 1
     else:
         message = "the event does not have the hash that was stored with it"
         defects.add(defect_of(row, "edited", message, expected, row["event_hash"]))

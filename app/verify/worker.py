@@ -1,12 +1,12 @@
-"""The verifier in the service: walks the log for ever at a bounded rate, and says what it finds. It writes nothing but that.
+"""The background verifier: verifies the log again and again at a bounded rate. It writes its position and its findings only.
 
 Every replica runs it; a lock in Postgres lets one at a time work. No finding ever stops the service.
 """
 
-import asyncio
 import logging
 from collections import Counter
 from time import monotonic
+from typing import NoReturn
 
 import asyncpg
 
@@ -14,16 +14,18 @@ from app import metrics
 from app.db import CONNECTION_ERRORS, Connection, connect
 from app.errors import DatabaseAway
 from app.settings import Settings
-from app.tlog.evidence import NONE, read_evidence
-from app.tlog.merkle import Frontier, hashes
+from app.tlog.evidence import NO_EVIDENCE, read_evidence
+from app.tlog.merkle import HASH_BYTES, Frontier, hashes
 from app.tlog.note import PublicKey
+from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect
-from app.verify.log import LEAF_BYTES, Walk, walk
-from app.verify.row import Defect, named
+from app.verify.log import LogReport, verify_positions
+from app.verify.row import Defect, mark_reordered
 from app.verify.snapshot import SQL
+from app.workers import WorkerConnection, run_forever
 
-_PORTION_EVENTS_MAX = 500
-_PORTIONS_PER_SECOND = 2
+_PART_EVENTS_MAX = 500
+_PARTS_PER_SECOND = 2
 _RETRY_SECONDS = 10.0
 _IDLE_SECONDS = 5.0
 _FINDINGS_MAX = 100
@@ -32,98 +34,109 @@ _STATEMENT_TIMEOUT_MS = 600_000
 log = logging.getLogger(__name__)
 
 
-async def verify_forever(settings: Settings, log_name: str, keys: tuple[PublicKey, ...] = ()) -> None:
-    """Verify the log again and again, for as long as the process runs, whenever no other replica does."""
+async def verify_forever(settings: Settings, log_name: str, keys: tuple[PublicKey, ...] = ()) -> NoReturn:
+    """Verify the log again and again for as long as the process runs, whenever no other replica does."""
     rate = settings.verifier_events_per_second
-    verifier = Verifier(log_name, keys, min(_PORTION_EVENTS_MAX, max(1, rate // _PORTIONS_PER_SECOND)))
-    connection: Connection | None = None
-    while True:
-        pause = _RETRY_SECONDS
-        try:
-            if connection is None or connection.is_closed():
-                connection = await connect(settings.model_copy(update={"statement_timeout_ms": _STATEMENT_TIMEOUT_MS}))
-                verifier.is_alone = False
+    verifier = Verifier(log_name, keys, min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND)))
+
+    async def open_connection() -> Connection:
+        opened = await connect(settings.model_copy(update={"statement_timeout_ms": _STATEMENT_TIMEOUT_MS}))
+        verifier.has_lock = False
+        return opened
+
+    connection = WorkerConnection(open_connection)
+
+    async def do_round() -> float:
+        async with connection.use() as usable:
             started = monotonic()
-            if verifier.is_alone or await verifier.begin(connection):
-                seen = await verifier.step(connection)
-                pause = max(0.0, seen / rate - (monotonic() - started)) if seen else _IDLE_SECONDS
-        except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-            log.warning("the log could not be verified", extra={"error": repr(error)})
-            if connection is not None:
-                connection.terminate()
-        except Exception:  # top of a loop that has to outlive every damage
-            metrics.WORKER_FAILURES.labels(worker="verifier").inc()
-            log.exception("the log could not be verified")
-            if connection is not None:
-                connection.terminate()
-        await asyncio.sleep(pause)
+            if not verifier.has_lock and not await verifier.try_lock(usable):
+                return _RETRY_SECONDS
+            verified = await verifier.verify_next(usable)
+            return max(0.0, verified / rate - (monotonic() - started)) if verified else _IDLE_SECONDS
+
+    await run_forever(
+        "verifier",
+        do_round,
+        pause_seconds=_RETRY_SECONDS,
+        failure="the log could not be verified",
+        uncounted=(
+            DatabaseAway,
+            *CONNECTION_ERRORS,
+            asyncpg.PostgresError,
+        ),  # Postgres is away, not the verifier broken
+    )
 
 
 class Verifier:
-    """Where it stands. The tree so far lives in this process only: after a start it is built by the next whole round."""
+    """The state of the verification of one log.
 
-    def __init__(self, log_name: str, keys: tuple[PublicKey, ...], portion: int) -> None:
+    The tree so far is in this process only: after a start it is complete at the end of the next whole round.
+    """
+
+    def __init__(self, log_name: str, keys: tuple[PublicKey, ...], part_events: int) -> None:
         self._log = log_name
         self._keys = keys
-        self._portion = portion
-        self._evidence = NONE
+        self._part_events = part_events
+        self._evidence = NO_EVIDENCE
         self._frontier = Frontier()
-        self._seen: tuple[int, bytes] | None = None
-        """Size and root of the log at the end of the last round: what no writer of the database can change."""
-        self.is_alone = False
-        """Whether the lock is held."""
+        self._last_round: tuple[int, bytes] | None = None
+        """Size and root of the log at the end of the last round, which nobody who writes to the database can change."""
+        self.has_lock = False
+        """Whether this process is the one that verifies."""
 
-    async def begin(self, connection: Connection) -> bool:
-        """Take the lock; False while another replica holds it."""
-        self.is_alone = await connection.fetchval(SQL["try_verifier"])
-        return self.is_alone
+    async def try_lock(self, connection: Connection) -> bool:
+        """Lock the verification; False while another replica has the lock. The lock ends with the connection."""
+        self.has_lock = await connection.fetchval(SQL["try_lock_verifier"])
+        return self.has_lock
 
-    async def step(self, connection: Connection) -> int:
-        """Verify the next part of the log, keep what was found, and say how many positions that were; 0 at the log's end."""
+    async def verify_next(self, connection: Connection) -> int:
+        """Verify the next part of the log and store the findings. How many positions that were; 0 at the end of a round."""
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            state = await connection.fetchrow(SQL["verifier"])
+            state = await connection.fetchrow(SQL["verifier_state"])
             first: int = 0 if state is None else state["position"]
             extent = await connection.fetchrow(SQL["log_extent"])
             size: int = 0 if extent is None else extent["log_end"] or 0
-            end = min(first + self._portion, size)
-            defects = [] if first >= size else await self._look(connection, first, end, size)
-            if self._seen is not None and size < self._seen[0]:
-                message = f"rolled back: the log has {size} events; {self._seen[0]} were verified before"
+            end = min(first + self._part_events, size)
+            defects = [] if first >= size else await self._verify_part(connection, first, end, size)
+            if self._last_round is not None and size < self._last_round[0]:
+                message = f"rolled back: the log has {size} events; {self._last_round[0]} were verified before"
                 defects.append(Defect("rolled back", message, position=size))
-                self._seen = None
-        await self._keep(connection, defects, 1 if state is None else state["round"])
+                self._last_round = None
+        await _store_findings(connection, defects, 1 if state is None else state["round"])
         if first >= size:
             await self._end_round(connection, size)
             return 0
-        await connection.execute(SQL["verifier_at"], end)
+        await connection.execute(SQL["set_verifier_position"], end)
         metrics.VERIFIER_POSITION.set(end)
         metrics.VERIFIED_EVENTS.inc(end - first)
         return end - first
 
-    async def _look(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
+    async def _verify_part(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
+        """The defects of positions from `first` up to, not including, `end`: of rows, heads, flushes and checkpoints."""
         if first == 0:
-            self._evidence = NONE
-        found = await walk(connection, self._log, first, end, self._evidence)
-        if found.missing or found.defects.count:  # only then what was purged and erased meanwhile is worth reading
+            self._evidence = NO_EVIDENCE
+        report = await verify_positions(connection, self._log, first, end, self._evidence)
+        if report.missing or report.defects.count:  # only then is it worth reading what was purged and erased meanwhile
             self._evidence = await read_evidence(connection, self._log)
-            found = await walk(connection, self._log, first, end, self._evidence)
-        defects = named(found.defects.listed, found.missing_leaves)
-        if found.missing:
-            defects += await _missing(connection, found)
-        for row in await connection.fetch(SQL["strange_heads"], first, end):
+            report = await verify_positions(connection, self._log, first, end, self._evidence)
+        defects = mark_reordered(report.defects.listed, report.missing_leaves)
+        if report.missing:
+            defects += await _missing_event_defects(connection, report)
+        for row in await connection.fetch(SQL["head_mismatches"], first, end):
             message = f"edited: the head of the chain is not the one that event {row['chain_index']} of it left"
             defects.append(Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"]))
-        return defects + await self._look_at_tree(connection, first, end, size)
+        return defects + await self._verify_tree(connection, first, end, size)
 
-    async def _look_at_tree(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
+    async def _verify_tree(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
+        """The defects of flushes and checkpoints, and whether the log still begins with the one of the last round."""
         if first == 0:
             self._frontier = Frontier()
         if self._frontier.size != first:
-            return []  # begun in the middle of a round, or a flush is missing
+            return []  # this process began in the middle of a round, or a flush is missing
         notes = {row["size"]: row["note"] for row in await connection.fetch(SQL["checkpoints_within"], first, end)}
-        leaves = b"".join([row["leaves"] for row in await connection.fetch(SQL["leaves_within"], first, end)])
+        leaves = b"".join([row["leaves"] for row in await connection.fetch(TLOG_SQL["leaves"], first, end)])
         defects = []
-        if len(leaves) != (end - first) * LEAF_BYTES:
+        if len(leaves) != (end - first) * HASH_BYTES:
             message = (
                 f"removed: flushes between positions {first} and {end} of the log are missing, or have lost leaves"
             )
@@ -132,48 +145,51 @@ class Verifier:
             self._frontier.append(leaf)
             at = self._frontier.size
             if at in notes:
-                there = LogState(self._log, size, {at: self._frontier.root()})
-                defect = checkpoint_defect(f"the stored checkpoint at {at}", notes[at], self._keys, there)
+                state = LogState(self._log, size, {at: self._frontier.root()})
+                defect = checkpoint_defect(f"the stored checkpoint at {at}", notes[at], self._keys, state)
                 defects += [] if defect is None else [defect]
-            if self._seen is not None and at == self._seen[0] and self._frontier.root() != self._seen[1]:
-                defects.append(Defect("edited", REWRITTEN.format(size=at, what="the last round"), position=at))
+            last = self._last_round
+            if last is not None and at == last[0] and self._frontier.root() != last[1]:
+                defects.append(Defect("edited", REWRITTEN.format(size=at, name="the last round"), position=at))
         return defects
-
-    async def _keep(self, connection: Connection, defects: list[Defect], number: int) -> None:
-        for defect in defects[:_FINDINGS_MAX]:
-            position = -1 if defect.position is None else defect.position
-            about = position, defect.kind, defect.message, defect.correlation_id
-            if await connection.fetchval(SQL["keep_finding"], *about, number):
-                metrics.VERIFIER_DEFECTS.labels(kind=defect.kind).inc()
-                extra = {"kind": defect.kind, "position": position, "correlation_id": defect.correlation_id}
-                log.critical(defect.message, extra=extra | {"event_id": str(defect.event_id or "")})
-        if len(defects) > _FINDINGS_MAX:
-            log.critical(
-                "more defects were found than are listed; run `datastorage verify`", extra={"count": len(defects)}
-            )
-        if defects:
-            await _show_findings(connection)
 
     async def _end_round(self, connection: Connection, size: int) -> None:
         if self._frontier.size == size:
-            self._seen = size, self._frontier.root()
-        await connection.execute(SQL["verifier_round"], size)
-        await _show_findings(connection)
+            self._last_round = size, self._frontier.root()
+        await connection.execute(SQL["end_verifier_round"], size)
+        await _export_finding_counts(connection)
         metrics.VERIFIER_ROUNDS.inc()
 
 
-async def _show_findings(connection: Connection) -> None:
-    counted = Counter({row["kind"]: row["count"] for row in await connection.fetch(SQL["findings"])})
+async def _store_findings(connection: Connection, defects: list[Defect], round_number: int) -> None:
+    """Store the defects; count and log those that were not found before."""
+    for defect in defects[:_FINDINGS_MAX]:
+        position = -1 if defect.position is None else defect.position
+        finding = position, defect.kind, defect.message, defect.correlation_id
+        if await connection.fetchval(SQL["store_finding"], *finding, round_number):
+            metrics.VERIFIER_DEFECTS.labels(kind=defect.kind).inc()
+            extra = {"kind": defect.kind, "position": position, "correlation_id": defect.correlation_id}
+            log.critical(defect.message, extra=extra | {"event_id": str(defect.event_id or "")})
+    if len(defects) > _FINDINGS_MAX:
+        log.critical("more defects were found than are listed; run `datastorage verify`", extra={"count": len(defects)})
+    if defects:
+        await _export_finding_counts(connection)
+
+
+async def _export_finding_counts(connection: Connection) -> None:
+    counts = Counter({row["kind"]: row["count"] for row in await connection.fetch(SQL["count_findings"])})
     for kind in metrics.DEFECT_KINDS:
-        metrics.VERIFIER_FINDINGS.labels(kind=kind).set(counted[kind])
+        metrics.VERIFIER_FINDINGS.labels(kind=kind).set(counts[kind])
 
 
-async def _missing(connection: Connection, found: Walk) -> list[Defect]:
-    """A defect for each run of missing positions, and one for each event of which it is known whose it was."""
-    told: list[Defect] = []
-    leaves = dict(list(found.missing_leaves.items())[:_FINDINGS_MAX])
-    owners = {row["hash"]: row["correlation_id"] for row in await connection.fetch(SQL["whose"], list(leaves))}
+async def _missing_event_defects(connection: Connection, report: LogReport) -> list[Defect]:
+    """A defect for each of the first missing events, with its correlation if the next event or the chain's head names it."""
+    leaves = dict(list(report.missing_leaves.items())[:_FINDINGS_MAX])
+    rows = await connection.fetch(SQL["correlations_of_hashes"], list(leaves))
+    correlation_ids = {row["hash"]: row["correlation_id"] for row in rows}
+    defects = []
     for leaf, position in leaves.items():
-        message = f"removed: no event stands at position {position} of the log"
-        told.append(Defect("removed", message, correlation_id=owners.get(leaf, ""), position=position, leaf=leaf))
-    return told
+        message = f"removed: no event is at position {position} of the log"
+        correlation_id = correlation_ids.get(leaf, "")
+        defects.append(Defect("removed", message, correlation_id=correlation_id, position=position, leaf=leaf))
+    return defects

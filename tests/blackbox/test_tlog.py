@@ -97,7 +97,7 @@ def test_the_checkpoint_is_signed_over_the_tiles(service: Start, key_file: Path)
 
 
 def test_other_tiles_are_not_found(service: Start) -> None:
-    """A tile has two addresses, or one that is not there yet is answered with something that caches keep."""
+    """A tile has two addresses, or one that does not exist yet gets an answer that caches store."""
     one = service()
     post_many(one, 5)
     for path in ("0/001", "0/000.p/6", "0/000.p/0", "0/000.p/256", "0/0", "00/000", "6/000", "0/x000/000", "0/-1", "x"):
@@ -211,7 +211,7 @@ def test_a_closed_log_shows_nothing(service: Start, key_file: Path) -> None:
         assert httpx.get(f"{one.url}/tlog/{path}").status_code == 404
 
 
-def test_checkpoints_are_kept_outside(service: Start, key_file: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_copied_outside(service: Start, key_file: Path, tmp_path: Path) -> None:
     """The file that would show a rolled-back database stays empty."""
     file = tmp_path / "checkpoints"
     one = service(checkpoint_key_file=key_file, checkpoint_file=file)
@@ -220,8 +220,8 @@ def test_checkpoints_are_kept_outside(service: Start, key_file: Path, tmp_path: 
     until(lambda: (file.exists() and file.read_text() == f"{note}\n") or None)
 
 
-def test_silence_is_told(service: Start) -> None:
-    """A log in which nothing happened for an hour cannot be told from one whose end was cut off."""
+def test_silence_is_recorded(service: Start) -> None:
+    """A log in which nothing happened for an hour looks like one whose end was cut off."""
     one = service(heartbeat_interval_s=1)
     beat = until(lambda: httpx.get(f"{one.url}{EVENTS}?event_type=datastorage.log.heartbeat").json()["data"] or None)[
         -1

@@ -108,7 +108,7 @@ def test_longest_correlation(client: httpx.Client) -> None:
 
 
 def test_content_type(client: httpx.Client) -> None:
-    """A body that is not said to be JSON is taken for it, or a client that names the charset is refused."""
+    """A body whose Content-Type is not JSON is read as JSON, or a client that names the charset is refused."""
     body = b'{"correlation_id": "rr-1"}'
     for headers in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/jsonx"}):
         answer = client.post(VERIFY, content=body, headers=headers)

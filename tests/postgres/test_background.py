@@ -1,4 +1,4 @@
-"""The verifier in the background: it walks the log again and again, keeps what it finds, and forgets what is no more."""
+"""The background verifier: it verifies the log again and again, stores its findings, and deletes those that are over."""
 
 import logging
 
@@ -14,7 +14,7 @@ Connection = asyncpg.Connection
 
 
 async def a_round(verifier: Verifier, connection: Connection) -> None:
-    while await verifier.step(connection):
+    while await verifier.verify_next(connection):
         pass
 
 
@@ -35,7 +35,7 @@ async def owner(connection: Connection) -> Connection:
 async def test_honest_log(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
     """The verifier accuses an honest log, or does not come to its end."""
     verifier = Verifier(LOG, (), 3)
-    assert await verifier.begin(owner)
+    assert await verifier.try_lock(owner)
     for _ in range(2):
         await a_round(verifier, owner)
         await seal(owner, "rr-0", {}, {})
@@ -46,7 +46,7 @@ async def test_honest_log(owner: Connection, caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.damaged
 async def test_findings(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
-    """A defect is not told, is told in every round, or is still shown after it was put right."""
+    """A defect is not reported, is reported in every round, or is still shown after it was repaired."""
     verifier = Verifier(LOG, (), 7)
     saved = await owner.fetch("SELECT * FROM audit_events WHERE log_index = 3")
     await owner.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 8")
@@ -68,7 +68,7 @@ async def test_findings(owner: Connection, caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.damaged
 async def test_rewritten_and_rolled_back(owner: Connection) -> None:
-    """Between two rounds the log is rewritten consistently, or cut, and the process that saw it before says nothing."""
+    """Between two rounds the log is rewritten consistently, or cut, and the process that saw it before reports nothing."""
     verifier = Verifier(LOG, (), 7)
     await a_round(verifier, owner)
     leaves = b"".join(
@@ -77,7 +77,7 @@ async def test_rewritten_and_rolled_back(owner: Connection) -> None:
             for r in await owner.fetch("SELECT leaves FROM log_flushes WHERE first_index >= 0 ORDER BY first_index")
         ]
     )
-    assert verifier._seen == (20, merkle.root(merkle.hashes(leaves)))
+    assert verifier._last_round == (20, merkle.root(merkle.hashes(leaves)))
     await owner.execute(
         "DELETE FROM audit_events WHERE log_index >= 15; DELETE FROM log_flushes WHERE first_index >= 15"
     )
@@ -94,17 +94,17 @@ async def test_rewritten_and_rolled_back(owner: Connection) -> None:
 
 
 async def test_one_at_a_time(connection: Connection, database_url: str) -> None:
-    """Two replicas walk the log at the same time."""
+    """Two replicas verify the log at the same time."""
     from tests import databases
 
-    assert await Verifier(LOG, (), 7).begin(connection)
+    assert await Verifier(LOG, (), 7).try_lock(connection)
     async with databases.connected(database_url) as other:
-        assert not await Verifier(LOG, (), 7).begin(other)
+        assert not await Verifier(LOG, (), 7).try_lock(other)
 
 
 @pytest.mark.damaged
 async def test_lost_flushes(owner: Connection) -> None:
-    """Flushes that are gone with their rows leave no trace, or end the walk."""
+    """Flushes that were deleted with their rows go unnoticed, or end the round."""
     await owner.execute(
         "DELETE FROM log_flushes WHERE first_index = 5; DELETE FROM audit_events WHERE log_index BETWEEN 5 AND 9"
     )

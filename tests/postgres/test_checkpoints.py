@@ -1,4 +1,4 @@
-"""Tiles and checkpoints on a real Postgres: what is kept is the tree, and what is signed never contradicts itself."""
+"""Tiles and checkpoints on a real Postgres: the tiles are the tree, and signed checkpoints never contradict each other."""
 
 import asyncio
 import random
@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from app.tlog import merkle, worker
-from app.tlog.copies import CheckpointCopies, append, newest_note_in
+from app.tlog import merkle
+from app.tlog.copies import CheckpointCopies, append_note, newest_note_in
 from app.tlog.keys import SigningKey
-from app.tlog.note import Checkpoint, PublicKey, sign, verified
+from app.tlog.note import Checkpoint, PublicKey, sign, verified_checkpoint
 from app.tlog.signer import Alarms, Signer, SigningRefused
-from app.tlog.tiles import Incomplete, Tile, extend, range_roots, read_tile
+from app.tlog.tiles import Incomplete, Tile, extend_tiles, range_roots, read_tile
 from app.tlog.witness import Witnesses
+from app.tlog.worker import CheckpointWorker
 from tests import databases
 from tests.conftest import LOG_NAME
 
@@ -41,8 +42,8 @@ def new_key(name: str = LOG_NAME) -> SigningKey:
     return SigningKey(private, PublicKey(name, private.public_key().public_bytes_raw()))
 
 
-def parts(signer: Signer | None, *, heartbeat_seconds: float = 0, file: Path | None = None) -> worker.Parts:
-    return worker.Parts(signer, Witnesses([]), CheckpointCopies(file, None), Alarms(), heartbeat_seconds)
+def worker(signer: Signer | None, *, heartbeat_seconds: float = 0, file: Path | None = None) -> CheckpointWorker:
+    return CheckpointWorker(signer, Witnesses([]), CheckpointCopies(file, None), Alarms(), heartbeat_seconds)
 
 
 async def no_heartbeat(*_: object) -> None:
@@ -50,7 +51,7 @@ async def no_heartbeat(*_: object) -> None:
 
 
 async def one_round(connection: Connection, signer: Signer) -> None:
-    await worker.run(connection, parts(signer), no_heartbeat)
+    await worker(signer).run_round(connection, no_heartbeat)
 
 
 async def notes(connection: Connection) -> list[str]:
@@ -63,7 +64,7 @@ def key() -> SigningKey:
 
 
 async def test_tiles_are_the_tree(connection: Connection) -> None:
-    """A tile or a root is not what RFC 6962 says of the leaves, at some size or with some sizes of flushes."""
+    """A tile or a root is not the one of RFC 6962 over the leaves, at some size or with some sizes of flushes."""
     chance = random.Random(7)
     written: list[bytes] = []
     for _ in range(40):
@@ -71,7 +72,7 @@ async def test_tiles_are_the_tree(connection: Connection) -> None:
         await write(connection, part)
         written += part
         async with connection.transaction():
-            assert not await extend(connection)
+            assert not await extend_tiles(connection)
     size = len(written)
     level_1 = [merkle.root(written[start : start + 256]) for start in range(0, size // 256 * 256, 256)]
     for index in range(size // 256):
@@ -92,7 +93,7 @@ async def test_a_log_of_three_levels(connection: Connection) -> None:
     for start in range(0, len(written), 10_000):
         await write(connection, written[start : start + 10_000])
     async with connection.transaction():
-        assert not await extend(connection)
+        assert not await extend_tiles(connection)
     expected = [merkle.root(written), merkle.root(written[:65_536])]
     assert await range_roots(connection, [(0, 70_000), (0, 65_536)]) == expected
     assert await read_tile(connection, Tile(2, 0, 1)) == merkle.root(written[:65_536])
@@ -100,12 +101,12 @@ async def test_a_log_of_three_levels(connection: Connection) -> None:
     with pytest.raises(Incomplete):
         await range_roots(connection, [(0, 70_000)])
     async with connection.transaction():
-        await extend(connection)
+        await extend_tiles(connection)
     assert await range_roots(connection, [(0, 70_000), (0, 65_536)]) == expected
 
 
 async def test_two_replicas_sign_one_history(database_url: str, key: SigningKey) -> None:
-    """Replicas that keep tiles and sign at the same time double a tile, or sign two logs that contradict each other."""
+    """Replicas that extend tiles and sign at the same time write a tile twice, or sign two logs that contradict each other."""
     async with (
         databases.connected(database_url) as writer,
         databases.connected(database_url) as one,
@@ -120,14 +121,14 @@ async def test_two_replicas_sign_one_history(database_url: str, key: SigningKey)
                 write(writer, part), one_round(one, signers[number % 2]), one_round(two, signers[1 - number % 2])
             )
         await one_round(one, signers[0])
-        stored = [verified(note, [key.public]) for note in await notes(one)]
+        stored = [verified_checkpoint(note, [key.public]) for note in await notes(one)]
         assert stored[-1] == Checkpoint(LOG_NAME, len(written), merkle.root(written))
         assert all(found.root == merkle.root(written[: found.size]) for found in stored)
         assert await one.fetchval("SELECT note FROM log_signers") == (await notes(one))[-1]
 
 
 async def rewrite(connection: Connection, first_leaf: bytes) -> None:
-    """Everything in the database as it would be had the log begun with another event; tiles are then kept anew."""
+    """Everything in the database as it would be had the log begun with another event; the tiles are then made again."""
     await connection.execute(
         "UPDATE log_flushes SET leaves = $1 || substring(leaves FROM 33) WHERE first_index = 0", first_leaf
     )
@@ -148,7 +149,7 @@ async def test_a_rewritten_log_is_not_signed(connection: Connection, key: Signin
     assert await notes(connection) == before
     await rewrite(connection, leaves(1)[0])
     await one_round(connection, signer)
-    assert verified((await notes(connection))[-1], [key.public]).size == 1_002
+    assert verified_checkpoint((await notes(connection))[-1], [key.public]).size == 1_002
 
 
 async def test_a_changed_last_leaf_is_not_signed(connection: Connection, key: SigningKey) -> None:
@@ -167,12 +168,12 @@ async def test_a_changed_last_leaf_is_not_signed(connection: Connection, key: Si
 
 @pytest.mark.parametrize("who", ["the same process", "a new process", "a new process with a file"])
 async def test_a_shorter_log_is_not_signed(connection: Connection, key: SigningKey, tmp_path: Path, who: str) -> None:
-    """A log that was cut, or a restored backup, is signed again: by whoever still knows the longer one."""
+    """A log that was cut, or a restored backup, is signed by a process that still knows the longer one."""
     file = tmp_path / "checkpoints"
     await write(connection, leaves(5))
     await write(connection, leaves(5, 5))
     signer = Signer(key)
-    await worker.run(connection, parts(signer, file=file), no_heartbeat)
+    await worker(signer, file=file).run_round(connection, no_heartbeat)
     await connection.execute("DELETE FROM log_flushes WHERE first_index = 5")
     if who != "a new process":  # then the database knows nothing of the longer log either, as after a restore
         await connection.execute("DELETE FROM log_checkpoints; UPDATE log_signers SET note = NULL")
@@ -186,7 +187,7 @@ async def test_a_shorter_log_is_not_signed(connection: Connection, key: SigningK
 
 
 async def test_stored_checkpoints_must_be_signed(connection: Connection, key: SigningKey) -> None:
-    """A checkpoint that was put into the database without the key decides what is signed next."""
+    """A checkpoint that was inserted into the database without the key decides what is signed next."""
     await write(connection, leaves(3))
     await one_round(connection, Signer(key))
     await write(connection, leaves(3, 3))
@@ -214,15 +215,15 @@ async def test_another_key_is_refused_until_the_earlier_is_named(connection: Con
         await one_round(connection, Signer(other))
     assert refused.value.alarm == "wrong_key"
     await one_round(connection, Signer(SigningKey(other.private, other.public, (key.public,))))
-    assert verified((await notes(connection))[-1], [other.public]).size == 6
+    assert verified_checkpoint((await notes(connection))[-1], [other.public]).size == 6
 
 
 async def test_a_crash_leaves_nothing_half_signed(database_url: str, connection: Connection, key: SigningKey) -> None:
     """A process that ends between tiles and checkpoint, or before the checkpoint's commit, stops or forks the log."""
     await write(connection, leaves(700))
     async with connection.transaction():
-        await extend(connection)
-    # The first crash: tiles are kept, nothing was signed. The second: signed, not committed.
+        await extend_tiles(connection)
+    # The first crash: tiles are stored, nothing was signed. The second: signed, not committed.
     async with databases.connected(database_url) as crashing:
         transaction = crashing.transaction()
         await transaction.start()
@@ -230,7 +231,7 @@ async def test_a_crash_leaves_nothing_half_signed(database_url: str, connection:
         crashing.terminate()
     await write(connection, leaves(700, 700))
     await one_round(connection, Signer(key))
-    stored = [verified(note, [key.public]) for note in await notes(connection)]
+    stored = [verified_checkpoint(note, [key.public]) for note in await notes(connection)]
     assert stored == [Checkpoint(LOG_NAME, 1_400, merkle.root(leaves(1_400)))]
 
 
@@ -242,7 +243,7 @@ async def test_a_crash_before_publishing_is_made_up_for(
     await Signer(key).sign(connection)
     published = "SELECT count(*) FROM log_checkpoints WHERE published_at IS NOT NULL"
     assert await connection.fetchval(published) == 0
-    await worker.run(connection, parts(Signer(key), file=tmp_path / "file"), no_heartbeat)
+    await worker(Signer(key), file=tmp_path / "file").run_round(connection, no_heartbeat)
     assert await connection.fetchval(published) == 1
     assert newest_note_in(tmp_path / "file") == (await notes(connection))[0]
 
@@ -265,29 +266,29 @@ async def test_one_checkpoint_of_each_hour_is_kept(connection: Connection, key: 
         await one_round(connection, signer)
         if number == 2:
             await connection.execute("UPDATE log_checkpoints SET signed_at = signed_at - interval '1 hour'")
-    sizes = [verified(note, [key.public]).size for note in await notes(connection)]
+    sizes = [verified_checkpoint(note, [key.public]).size for note in await notes(connection)]
     assert sizes[-1] == 6
     assert 3 in sizes
     assert not {1, 4} & set(sizes)
 
 
-async def test_silence_is_told_once(database_url: str, connection: Connection) -> None:
+async def test_silence_is_recorded_once(database_url: str, connection: Connection) -> None:
     """An hour without an event proves nothing, or each replica writes a heartbeat, or one is written although events come."""
-    told: list[int] = []
+    heartbeats: list[int] = []
 
     async def heartbeat(size: int, _: object) -> None:
-        told.append(size)
+        heartbeats.append(size)
         await write(connection_of_writer, leaves(1, size))
 
     async with databases.connected(database_url) as connection_of_writer:
         await write(connection, leaves(4))
-        silent = parts(None, heartbeat_seconds=3_600)
-        await worker.run(connection, silent, heartbeat)
-        assert told == []
+        silent = worker(None, heartbeat_seconds=3_600)
+        await silent.run_round(connection, heartbeat)
+        assert heartbeats == []
         await connection.execute("UPDATE log_flushes SET flushed_at = flushed_at - interval '1 hour 1 second'")
         for _ in range(3):
-            await worker.run(connection, silent, heartbeat)
-        assert told == [4]
+            await silent.run_round(connection, heartbeat)
+        assert heartbeats == [4]
 
 
 def test_the_file_survives_a_torn_note(tmp_path: Path) -> None:
@@ -295,14 +296,14 @@ def test_the_file_survives_a_torn_note(tmp_path: Path) -> None:
     file, key = tmp_path / "checkpoints", new_key()
     made = [checkpoint_note(key, size) for size in (1, 2, 3)]
     assert newest_note_in(file) is None
-    append(file, made[0])
-    append(file, made[1])
+    append_note(file, made[0])
+    append_note(file, made[1])
     assert newest_note_in(file) == made[1]
     whole = file.read_bytes()
     for torn in range(1, len(made[2].encode())):
         file.write_bytes(whole + made[2].encode()[:torn])
         assert newest_note_in(file) == made[1]
-        append(file, made[2])
+        append_note(file, made[2])
         assert newest_note_in(file) == made[2]
 
 

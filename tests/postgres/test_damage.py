@@ -1,4 +1,4 @@
-"""Damage done to the rows by SQL: the service goes on writing and answering, and verification says what is wrong."""
+"""Damage done to the rows by SQL: the service goes on writing and answering, and verification finds what is wrong."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -49,7 +49,7 @@ async def found_by_query(client: httpx.AsyncClient, correlation_id: str) -> int:
 
 
 async def works_on(client: httpx.AsyncClient, correlation_id: str, expected: int) -> dict[str, Any]:
-    """The service takes one more event of the correlation and returns `expected`; what verification then says."""
+    """The service accepts one more event of the correlation and returns `expected`; the answer of verification after that."""
     await post(client, correlation_id)
     assert await found_by_query(client, correlation_id) == expected
     assert (await client.get("/readyz")).status_code == 200
@@ -59,7 +59,7 @@ async def works_on(client: httpx.AsyncClient, correlation_id: str, expected: int
 
 
 async def test_unsealed_rows(client: httpx.AsyncClient, connection: Connection) -> None:
-    """Rows of other programs, strange ones too, stop the service, hide from it, or spoil the chain that they stand beside."""
+    """Rows of other programs, strange ones too, stop the service, hide from it, or spoil the chain of the same correlation."""
     await post(client, "rr-1", 2)
     for event_data, event_hash in [("{}", None), ('{"event_type": null}', None), ("[1]", "short"), ("null", "ab" * 40)]:
         await connection.execute(INSERT, "test.foreign", "no such category", "rr-1", event_data, event_hash)
@@ -108,7 +108,7 @@ async def test_overwritten_end_of_a_chain(client: httpx.AsyncClient, connection:
 
 
 async def test_deleted_rows(client: httpx.AsyncClient, connection: Connection) -> None:
-    """Deleted events go unnoticed, or nothing can be written behind them."""
+    """Deleted events go unnoticed, or nothing can be written after them."""
     for correlation_id, condition, left in (
         ("rr-1", "chain_index = 1", 3),
         ("rr-2", "chain_index = 0", 3),

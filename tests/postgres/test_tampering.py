@@ -21,7 +21,7 @@ from app.settings import Settings
 from app.tlog import merkle, note
 from app.verify import command
 from app.verify.correlation import verify_chain
-from app.verify.database import Report, TrustAnchors, one_by_one, verify_database
+from app.verify.database import DatabaseReport, TrustAnchors, sequential_runner, verify_database
 from tests import databases
 from tests.sealed import LOG, insert, plain_row, seal, sealed_hash
 from tests.services import ROOT
@@ -66,9 +66,9 @@ async def sign(connection: Connection, key: Ed25519PrivateKey = KEY) -> str:
     return signed
 
 
-async def verified(connection: Connection, checkpoint: str | None = None) -> Report:
+async def verified(connection: Connection, checkpoint: str | None = None) -> DatabaseReport:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await verify_database(connection, one_by_one(connection), TrustAnchors([PUBLIC], checkpoint))
+        return await verify_database(connection, sequential_runner(connection), TrustAnchors([PUBLIC], checkpoint))
 
 
 async def found(connection: Connection, checkpoint: str | None = None) -> set[str]:
@@ -117,7 +117,7 @@ async def rewrite(connection: Connection, *, key: Ed25519PrivateKey | None) -> N
 
 
 async def own(connection: Connection, kind: str, positions: str, **members: object) -> UUID:
-    """An event of the service's own, which says that something was done at these positions."""
+    """A self event, which records that something was done at these positions."""
     payload = {"event_type": kind, "positions": positions} | members
     name = f"datastorage:{kind.split('.')[1]}:{uuid4()}"
     [event_id] = await seal(connection, name, {"event_type": kind, "event_data": orjson.dumps(payload).decode()})
@@ -195,7 +195,7 @@ async def test_tampering(owner: Connection, act: str, kinds: set[str]) -> None:
 
 
 async def test_inserted_event(owner: Connection) -> None:
-    """A row that the log knows nothing of goes unnoticed: behind the log, or at a position that is taken."""
+    """A row that was never logged goes unnoticed: after the log's end, or at the position of another event."""
     for position in (7, 300):
         row = plain_row("rr-0", event_version="1.0", is_sensitive=False, log_id=0, log_index=position, chain_index=150)
         row |= {"payload_salt": bytes(16), "previous_event_hash": "", "recorded_at": row["event_timestamp"]}
@@ -206,7 +206,7 @@ async def test_inserted_event(owner: Connection) -> None:
 
 
 async def test_cut_log(owner: Connection) -> None:
-    """The end of everything is cut off, rows, flushes, heads and checkpoints: only a signature still knows of it."""
+    """The end of everything is cut off, rows, flushes, heads and checkpoints: only a signature outside still shows it."""
     newest, at_290 = await sign(owner), None
     for table, column in (("audit_events", "log_index"), ("log_flushes", "first_index"), ("log_checkpoints", "size")):
         await owner.execute(f"DELETE FROM {table} WHERE {column} >= 290")
@@ -230,13 +230,13 @@ async def test_consistent_rewrite(owner: Connection) -> None:
     await rewrite(owner, key=OTHER_KEY)
     assert await found(owner) == {"wrong key"}
     await owner.execute("DELETE FROM log_checkpoints; UPDATE log_signers SET note = NULL")
-    assert await found(owner) == set()  # from inside the database nothing can be told any more
+    assert await found(owner) == set()  # nothing in the database shows it any more
     report = await verified(owner, outside)
     assert [(d.kind, "rewritten" in d.message) for d in report.defects.listed] == [("edited", True)]
 
 
 async def test_removed_and_rewritten(owner: Connection) -> None:
-    """An event is taken out and all that follow move up by one, consistently, and the service then signs it in good faith."""
+    """An event is deleted and all that follow move up by one, consistently, and the service then signs it in good faith."""
     outside = await sign(owner)
     await owner.execute("DELETE FROM audit_events WHERE log_index = 7")
     await rewrite(owner, key=None)
@@ -277,7 +277,7 @@ async def test_signature_of_another_text(owner: Connection) -> None:
 
 
 async def test_purged(owner: Connection) -> None:
-    """What the log says was purged is called tampered with, or a row that is missing beside it is not."""
+    """A purge that the log records is reported as tampering, or another missing row beside it is not reported."""
     await purge(owner, "{[0,10),[20,21)}")
     report = await verified(owner)
     assert (report.defects.listed, report.events.purged) == ([], 11)
@@ -304,7 +304,7 @@ async def test_purged_chain(owner: Connection) -> None:
 
 
 async def test_restored_purge(owner: Connection) -> None:
-    """A purge that was taken back still excuses rows that are missing there."""
+    """A purge that was undone still excuses rows that are missing there."""
     await own(owner, "datastorage.retention.purged", "{[0,20)}", operation_id="one")
     await own(owner, "datastorage.retention.restored", "{[10,20)}", operation_id="one")
     await owner.execute("DELETE FROM audit_events WHERE log_index < 10")
@@ -339,7 +339,7 @@ async def test_purge_of_the_future(owner: Connection) -> None:
 
 
 async def test_erased(owner: Connection) -> None:
-    """An erased event is called edited although the log says that it was erased, or an edited one erased."""
+    """An erased event is reported as edited although the log records the erasure, or an edited one as erased."""
     await own(owner, "datastorage.event.erased", "{[7,8)}")
     await erase(owner, 7)
     report = await verified(owner)
@@ -355,7 +355,7 @@ async def test_erased(owner: Connection) -> None:
         changing = owner.transaction()
         await changing.start()
         await owner.execute(f"UPDATE audit_events SET {change} WHERE log_index = 7")
-        report = await verify_database(owner, one_by_one(owner), TrustAnchors())
+        report = await verify_database(owner, sequential_runner(owner), TrustAnchors())
         assert {defect.kind for defect in report.defects.listed} == {"edited"}, change
         await changing.rollback()
 
@@ -368,7 +368,7 @@ async def test_erased_without_an_event(owner: Connection) -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, database_url: str, *arguments: object) -> tuple[int, str]:
-    """`datastorage verify` as a user calls it: its exit code and what it says."""
+    """`datastorage verify` as a user calls it: its exit code and its output."""
     monkeypatch.setenv("DATASTORAGE_DATABASE_URL", database_url)
     done = subprocess.run(
         [sys.executable, "-m", "app", "verify", *map(str, arguments)],
@@ -382,30 +382,32 @@ def run(monkeypatch: pytest.MonkeyPatch, database_url: str, *arguments: object) 
 
 
 async def test_command(owner: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command says nothing of a defect, or a script cannot tell clean from damaged from not looked at."""
+    """The command does not print a defect, or its exit code does not show whether it is clean, damaged or was not verified."""
     outside = tmp_path / "checkpoint"
     outside.write_text(await sign(owner))
     known = ("--key", PUBLIC, "--checkpoint", outside)
     assert run(monkeypatch, database_url, *known)[0] == 0
     await purge(owner, "{[4,5)}")
     await owner.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 7")
-    code, said = run(monkeypatch, database_url, *known)
-    assert (code, "edited: " in said, "position 7" in said, "purged: 1 events" in said) == (1, True, True, True)
-    code, said = run(monkeypatch, database_url, "rr-1", *known)
-    assert (code, "150 of 150 events are as logged" in said) == (0, True)
+    code, output = run(monkeypatch, database_url, *known)
+    assert (code, "edited: " in output, "position 7" in output, "purged: 1 events" in output) == (1, True, True, True)
+    code, output = run(monkeypatch, database_url, "rr-1", *known)
+    assert (code, "150 of 150 events are as logged" in output) == (0, True)
 
 
 @pytest.mark.parametrize(
     "more",
     [
         {"key": "nonsense"},
+        {"key": sys.executable},  # a file, and not a text
         {"checkpoint": Path("/nowhere")},
         {"checkpoint": Path("/dev/null")},
         {"url": "postgresql://nobody@127.0.0.1:9/none"},
     ],
 )
-def test_not_looked_at(more: dict[str, Any], database_url: str) -> None:
-    """What could not be looked at counts as clean, or as damaged."""
+def test_not_verified(more: dict[str, Any], database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What could not be verified counts as clean, or as damaged."""
     settings = Settings(database_url=SecretStr(more.get("url", database_url)))
     arguments = {"correlation": "rr-0", "checkpoint": None, "key": None, "processes": 1} | more
     assert command.run(argparse.Namespace(**arguments), lambda: settings) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

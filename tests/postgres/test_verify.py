@@ -1,4 +1,4 @@
-"""Verification of what stands in a real Postgres. The rows are made here, by the published rules and with other people's JCS."""
+"""Verification in a real Postgres. The rows are made here, by the published rules and with other people's JCS."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from app.db import create_engine
 from app.events.reference import reference_hash
 from app.settings import Settings
 from app.verify.correlation import ChainReport, verify_chain
-from app.verify.database import TrustAnchors, one_by_one, verify_database
+from app.verify.database import TrustAnchors, sequential_runner, verify_database
 from app.verify.snapshot import snapshot
 from tests.sealed import LOG, insert, plain_row, seal
 
@@ -40,7 +40,7 @@ async def report_of(connection: Connection, correlation_id: str, key: bytes | No
 
 async def log_defects(connection: Connection) -> list[str]:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        report = await verify_database(connection, one_by_one(connection), TrustAnchors())
+        report = await verify_database(connection, sequential_runner(connection), TrustAnchors())
     return [defect.kind for defect in report.defects.listed]
 
 
@@ -57,7 +57,7 @@ async def superuser(connection: Connection) -> Connection:
 
 
 async def test_chain_by_the_published_rules(connection: Connection) -> None:
-    """Rows that somebody else hashed by the design's words do not verify: the record is not what is published."""
+    """Rows that somebody else hashed by the published rules do not verify: the record is not what is published."""
     late = datetime.now(UTC) - timedelta(days=6)
     await seal(connection, "rr-1", {}, {"event_timestamp": late, "event_date": late.date()})
     await seal(connection, "rr-2", {})
@@ -139,8 +139,8 @@ async def test_rows_of_the_reference(connection: Connection) -> None:
     assert (report.unsealed.defects.count, report.is_sealed) == (0, False)
 
 
-async def test_row_of_the_reference_behind_ours(connection: Connection) -> None:
-    """A row that the reference appended to a chain of ours looks as if it hung in the air."""
+async def test_row_of_the_reference_after_ours(connection: Connection) -> None:
+    """A row that the reference appended to a chain of ours looks as if the row before it were missing."""
     await seal(connection, "rr-1", {}, {})
     for previous in await connection.fetch("SELECT event_hash FROM audit_events"):
         await insert_reference(connection, "rr-1", previous["event_hash"])
@@ -161,7 +161,7 @@ async def test_edited_row_of_the_reference(connection: Connection) -> None:
 
 
 async def test_row_of_the_reference_without_the_one_before(connection: Connection) -> None:
-    """Of rows that the reference wrote, one was deleted, or one was put in as if it were the first, and nobody notices."""
+    """Of rows that the reference wrote, one was deleted, or one was inserted as if it were the first, and nobody notices."""
     await insert_reference(connection, "cut", "ab" * 32)
     await insert_reference(connection, "two")
     await insert_reference(connection, "two")

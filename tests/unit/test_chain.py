@@ -1,4 +1,4 @@
-"""What one chain's rows say about each other, by rows that were never in a database."""
+"""The verification of one chain, with rows that were never in a database."""
 
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 from app.events.record import commitment, committed_jcs, leaf_hash, record
 from app.verify import row as rows_module
-from app.verify.chain import Chain
+from app.verify.chain import Chain, gap_defect
 from app.verify.row import Kind
 
 LOG = "example.test/datastorage"
@@ -48,13 +48,13 @@ def check(rows: list[Row], head: tuple[int, str] | None) -> tuple[Chain, list[tu
     """The chain, and of each defect its kind and the log_index of its row."""
     one = Chain(LOG)
     for row in rows:
-        one.take(row, row["event_hash"])
-    end = one.finish(head)
-    for gap, behind in one.gaps:  # nothing was purged
-        if behind is None:
-            end = gap.defect(None)
+        one.check(row, row["event_hash"])
+    end = one.check_head(head)
+    for gap, following in one.gaps:  # nothing was purged
+        if following is None:
+            end = gap_defect(gap, None)
         else:
-            one.defects.add(gap.defect(behind))
+            one.defects.add(gap_defect(gap, following))
     places = {row["event_id"]: row["log_index"] for row in rows}
     found: list[tuple[Kind, int | None]] = [(d.kind, places[d.event_id]) for d in one.defects.listed if d.event_id]
     return one, found if end is None else [*found, (end.kind, None)]
@@ -141,13 +141,13 @@ def test_missing_head() -> None:
     assert check(sealed(2), None)[1] == [("removed", None)]
 
 
-def test_event_behind_the_head() -> None:
-    """An event that was put behind the end of the chain goes unnoticed."""
+def test_event_after_the_head() -> None:
+    """An event that was inserted after the end of the chain goes unnoticed."""
     rows = sealed(3)
     assert check(rows, head_of(rows[:2]))[1] == [("inserted", None)]
 
 
-def test_position_taken_twice() -> None:
+def test_duplicate_position() -> None:
     """A second event at one position goes unnoticed, or the honest ones around it are blamed for it."""
     rows = sealed(4)
     second = rows[1] | {"event_id": UUID(int=9), "log_index": 90}
@@ -158,7 +158,7 @@ def test_position_taken_twice() -> None:
 
 @pytest.mark.parametrize("index", [None, -5])
 def test_no_position(index: int | None) -> None:
-    """A row whose position was taken away ends the verification, or goes unnoticed."""
+    """A row whose position was deleted ends the verification, or goes unnoticed."""
     rows = sealed(3)
     last = rows[2] | {"chain_index": index}
     assert ("edited", 42) in check([*rows[:2], last], head_of(rows))[1]
@@ -172,7 +172,7 @@ def test_no_hash() -> None:
 
 
 def test_defects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chain of which every event is damaged takes all memory."""
+    """A chain of which every event is damaged uses up the memory."""
     monkeypatch.setattr(rows_module, "DEFECTS_MAX", 3)
     one, _ = check([row | {"actor_id": "somebody"} for row in sealed(5)], None)
     assert len(one.defects.listed) == 3

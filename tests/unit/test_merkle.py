@@ -126,7 +126,7 @@ def test_roots_are_those_of_transparency_dev() -> None:
 
 @pytest.mark.parametrize(("leaf", "size", "proof"), INCLUSION)
 def test_inclusion_proofs_are_those_of_transparency_dev(leaf: int, size: int, proof: list[str]) -> None:
-    """Nobody else's tools take the inclusion proofs that are made here, or theirs are refused."""
+    """Nobody else's tools accept the inclusion proofs that are made here, or theirs are refused."""
     hashes = [merkle.leaf_hash(content) for content in CONTENTS[:size]]
     made = roots_of(merkle.inclusion_ranges(leaf - 1, size), hashes)
     assert hexed(made) == proof
@@ -144,7 +144,7 @@ def test_consistency_proofs_are_those_of_transparency_dev(old: int, new: int, pr
 
 @given(st.integers(1, 200), st.data())
 def test_every_leaf_is_proved_and_no_other(size: int, data: st.DataObject) -> None:
-    """A right inclusion proof is refused, or one of another leaf, place, size, root or length is taken."""
+    """A right inclusion proof is refused, or one of another leaf, index, size, root or length is accepted."""
     hashes = leaves(size)
     index = data.draw(st.integers(0, size - 1))
     proof, root = roots_of(merkle.inclusion_ranges(index, size), hashes), merkle.root(hashes)

@@ -11,10 +11,10 @@ from app.tlog.note import (
     Note,
     PublicKey,
     Unverified,
-    cosigned,
+    cosigned_message,
     sign,
     signature_line,
-    verified,
+    verified_checkpoint,
 )
 
 # golang.org/x/mod v0.43.0, sumdb/note/example_test.go (BSD-3-Clause).
@@ -54,26 +54,26 @@ def test_a_bad_key_is_refused(vkey: str) -> None:
 
 
 def test_a_checkpoint_is_verified_by_its_own_key_only() -> None:
-    """Somebody else's key speaks for this log, or a checkpoint's size or root can be changed behind its signature."""
+    """Somebody else's key speaks for this log, or a checkpoint's size or root can be changed under its signature."""
     note = sign(CHECKPOINT, KEY)
-    assert verified(note, [PUBLIC]) == CHECKPOINT
+    assert verified_checkpoint(note, [PUBLIC]) == CHECKPOINT
     stranger = PublicKey(ORIGIN, Ed25519PrivateKey.generate().public_key().public_bytes_raw())
     other_log = PublicKey("other.example", PUBLIC.public)
     witness = PublicKey(ORIGIN, PUBLIC.public, COSIGNATURE)
     for keys in ([], [stranger], [other_log], [witness]):
         with pytest.raises(Unverified):
-            verified(note, keys)
+            verified_checkpoint(note, keys)
     with pytest.raises(Unverified):
-        verified(note.replace("\n7\n", "\n8\n"), [PUBLIC])
+        verified_checkpoint(note.replace("\n7\n", "\n8\n"), [PUBLIC])
     with pytest.raises(Unverified):
-        verified(note.replace(ORIGIN, "other.example"), [PUBLIC, other_log])
+        verified_checkpoint(note.replace(ORIGIN, "other.example"), [PUBLIC, other_log])
 
 
 def test_a_cosignature_is_over_time_and_text() -> None:
-    """A witness's signature is taken for another time or checkpoint, or refused."""
+    """A witness's signature passes for another time or checkpoint, or is refused."""
     witness = PublicKey("witness.example", PUBLIC.public, COSIGNATURE)
     text, seconds = str(CHECKPOINT), 1_790_000_000
-    signature = seconds.to_bytes(8) + KEY.sign(cosigned(text, seconds))
+    signature = seconds.to_bytes(8) + KEY.sign(cosigned_message(text, seconds))
     note = Note.parse(sign(CHECKPOINT, KEY) + signature_line(witness.name, witness.id + signature))
     assert note.is_signed_by(witness)
     assert note.is_signed_by(PUBLIC)
@@ -95,4 +95,4 @@ def test_a_cosignature_is_over_time_and_text() -> None:
 def test_what_is_no_checkpoint_is_malformed(note: str) -> None:
     """Something that other tools read differently, or not at all, passes for a checkpoint."""
     with pytest.raises(MalformedNote):
-        verified(note, [PUBLIC])
+        verified_checkpoint(note, [PUBLIC])

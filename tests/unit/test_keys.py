@@ -1,0 +1,61 @@
+"""Public keys from a text or a file, as the three commands that verify something take them with --key."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from app.errors import Fatal
+from app.tlog.keys import read_public_keys
+from app.tlog.note import PublicKey
+from tests.services import ROOT
+
+KEYS = [PublicKey("log.example", Ed25519PrivateKey.generate().public_key().public_bytes_raw()) for _ in range(3)]
+
+
+def write(directory: Path, content: bytes) -> str:
+    (directory / "key").write_bytes(content)
+    return str(directory / "key")
+
+
+def test_a_text_or_a_file(tmp_path: Path) -> None:
+    """A key is taken in one form only, or of the keys that a log had only the first one counts."""
+    assert read_public_keys(str(KEYS[0])) == KEYS[:1]
+    assert read_public_keys(f" {KEYS[0]}\n") == KEYS[:1]
+    text = "".join(f"{key}\n" for key in KEYS)
+    assert read_public_keys(text) == KEYS  # longer than a file's name can be
+    assert read_public_keys(write(tmp_path, text.encode())) == KEYS
+    assert read_public_keys(write(tmp_path, text.replace("\n", "\r\n\n").encode())) == KEYS
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00key", b"", b" \n", b"nonsense", f"{KEYS[0]}\nnonsense\n".encode()])
+def test_what_is_no_key_is_refused(tmp_path: Path, content: bytes) -> None:
+    """A file that cannot be read ends in a traceback, or one without a key in a verification without a key."""
+    with pytest.raises(Fatal):
+        read_public_keys(write(tmp_path, content))
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "/nowhere/log.key", f"{KEYS[0]} nonsense", "x" * 5000, "a\0b"])
+def test_a_text_that_is_no_key_is_refused(text: str) -> None:
+    """A typing error in a key or in the name of its file passes."""
+    with pytest.raises(Fatal):
+        read_public_keys(text)
+
+
+@pytest.mark.parametrize("command", ["verify-proof", "verify-export"])
+def test_one_line_says_what_is_wrong(tmp_path: Path, command: str) -> None:
+    """Somebody who names the wrong file as key gets a traceback."""
+    key = write(tmp_path, b"\xff\xfe\x00key")
+    (tmp_path / "file").write_text("c2sp.org/tlog-proof@v1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "app", command, str(tmp_path / "file"), "--key", key],
+        env={"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+    assert f"Cannot read the key in {key}" in done.stderr
