@@ -147,9 +147,9 @@ def _spool_list(arguments: argparse.Namespace) -> None:
     from app.ingest.drain import entries
 
     for one in entries(arguments.directory):
-        kept = datetime.fromtimestamp(one.kept_at, UTC).isoformat(timespec="seconds")
+        kept = datetime.fromtimestamp(one.spooled_at, UTC).isoformat(timespec="seconds")
         state = f"quarantined: {one.reason}" if one.reason else "waiting"
-        print(f"{one.position:>8}  {kept}  {one.what:>14}  {one.size:>9} bytes  {state}")
+        print(f"{one.position:>8}  {kept}  {one.content:>14}  {one.size:>9} bytes  {state}")
 
 
 def _spool_export(arguments: argparse.Namespace) -> None:
@@ -270,7 +270,7 @@ def _retention(arguments: argparse.Namespace) -> None:
         for one in asyncio.run(purge.plan(settings, now)):
             found = one.contents
             way = "  goes as a whole" if one.whole else ""
-            print(f"{one.month.first:%Y-%m}  {found.total}  {found.due}  {found.held}  {found.young}{way}")
+            print(f"{one.month.first:%Y-%m}  {found.total}  {found.due}  {found.held}  {found.not_due}{way}")
         return
     try:
         done = asyncio.run(purge.run(settings, now))

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from app import schema
 from app.db import connect_writer
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, computed_ids, draft, fix
+from app.ingest.accept import Acceptance, accept, check_item, computed_ids
 from app.ingest.link import link
 from app.ingest.store import COPY_COLUMNS
 from app.settings import Settings
@@ -30,9 +30,9 @@ def rows(number: int) -> list[tuple[Any, ...]]:
     made: list[tuple[Any, ...]] = []
     tail = (-1, 1)
     while len(made) < number:
-        drafts = [draft(CATALOG, event("copy"), f"/{i}", plain=True, depth=3) for i in range(ROWS_AT_ONCE)]
+        drafts = [check_item(CATALOG, event("copy"), f"/{i}", plain=True, depth=3) for i in range(ROWS_AT_ONCE)]
         ids = computed_ids(drafts, "", ("body", hashlib.sha256(os.urandom(16)).hexdigest()))
-        flush = link(fix(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), tail, {})
+        flush = link(accept(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), tail, {})
         tail = (flush.first_index, len(flush.rows))
         made += [(*row, None, None, 0, "sha256-rfc6962") for row in flush.rows]
     return made

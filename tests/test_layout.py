@@ -35,8 +35,8 @@ MAY_IMPORT = {
     "tlog": "events db sql settings errors metrics",
     "verify": "events tlog db sql settings errors metrics",
     # schema: a spool is replayed into the log of the database that is there
-    "ingest": "events schema db sql settings errors metrics tracing",
-    "retention": "events ingest schema db sql settings errors metrics",  # holds and runs are events too
+    "ingest": "events schema db workers sql settings errors metrics tracing",
+    "retention": "events ingest schema db workers sql settings errors",  # holds and runs are events too
     "query": "events go_duration db sql tables errors",
     "export": "events query tlog db sql tables errors",
     "api": "auth events ingest tlog verify query export retention go_duration db logs settings errors metrics tracing",

@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, draft, fix, single_id
+from app.ingest.accept import Acceptance, accept, check_item, single_id
 from app.ingest.store import Store
 from app.ingest.submission import Submission
 from app.ingest.writer import Writer
@@ -35,10 +35,10 @@ async def write(url: str, *items: dict[str, Any]) -> list[UUID]:
             "correlation_id": "rr-1",
             "event_data": {"event_type": "orchestrator.lifecycle.started", "rr_name": "rr", "namespace": "payments"},
         } | members
-        drafted = draft(Catalog(), item, "", plain=False, depth=3)
+        drafted = check_item(Catalog(), item, "", plain=False, depth=3)
         parents = {drafted.parent_id: now.date()} if drafted.parent_id else {}
-        event = fix([drafted], [single_id(drafted)], Acceptance(now, parents, LOG))[0]
-        submission = Submission([event], {}, known=event.digest is not None)
+        event = accept([drafted], [single_id(drafted)], Acceptance(now, parents, LOG))[0]
+        submission = Submission([event], {}, may_exist=event.digest is not None)
         await writer.submit(submission, asyncio.get_running_loop().time() + 30)
         written.append(event.id)
     await writer.close()

@@ -22,7 +22,7 @@ from app.errors import NotFound, Unavailable
 from app.ingest.store import SQL as INGEST
 from app.retention import holds, purge, removal
 from app.retention.holds import SQL, HoldOrder, Selector
-from app.retention.logged import acting
+from app.retention.logged import action_store
 from app.retention.policy import Month, Terms
 from app.retention.removal import RetentionSession
 from app.settings import Settings
@@ -145,15 +145,15 @@ class Case:
 
     async def purge_rows(self) -> int:
         connection = await db.connect(self.settings, statement_timeout="0", lock_timeout="10s")
-        async with acting(self.settings, LOG) as store:
+        async with action_store(self.settings, LOG) as store:
             keeper = RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62)
-            deleted = await purge._pass(keeper, uuid4(), self.month, behind=-1)
+            deleted = await purge._pass(keeper, uuid4(), self.month, after=-1)
         await connection.close()
         return deleted
 
     async def purge_month(self) -> bool:
         connection = await db.connect(self.settings, statement_timeout="0", lock_timeout="10s")
-        async with acting(self.settings, LOG) as store:
+        async with action_store(self.settings, LOG) as store:
             removed = await removal.remove(RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62), self.month)
         await connection.close()
         return removed
@@ -168,7 +168,7 @@ HOLD_GATES = {SQL["hold_rows"], INGEST["flush"], "COMMIT"} | (
 ROW_GATES = {SQL["due_events"], INGEST["flush"], SQL["purge"], "COMMIT"} | (
     {INGEST["tail_and_last"]} if FULL else set()
 )
-MONTH_GATES = {INGEST["flush"], "COMMIT", SQL["drop_month"]} | ({SQL["month_is_as_it_was"]} if FULL else set())
+MONTH_GATES = {INGEST["flush"], "COMMIT", SQL["drop_month"]} | ({SQL["month_unchanged"]} if FULL else set())
 STEPS = {"rows": (7, 5), "month": (7, 5)} if FULL else {"rows": (5, 4), "month": (5, 4)}
 
 

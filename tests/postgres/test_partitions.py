@@ -131,7 +131,7 @@ async def test_keep_ahead(connection: asyncpg.Connection, database_url: str, mon
     days = iter((datetime(2031, 12, 5, tzinfo=UTC), None, datetime(2032, 3, 31, tzinfo=UTC)))
     failed = WORKER_FAILURES.labels(worker="partitions")
     before = failed._value.get()
-    worker = asyncio.create_task(partitions.keep_ahead(database_url, lambda: next(days)))  # type: ignore[arg-type,return-value]
+    worker = asyncio.create_task(partitions.create_ahead_forever(database_url, lambda: next(days)))  # type: ignore[arg-type,return-value]
     try:
         async with asyncio.timeout(10):
             while "audit_events_2032_06" not in (made := await names(connection)):  # noqa: ASYNC110 - the worker tells nobody

@@ -1,6 +1,5 @@
 """Retention on a real Postgres: what is over goes, in whole months or in batches; what is held stays; nothing goes unsaid."""
 
-import itertools
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,7 +12,8 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import Conflict, Fatal
-from app.retention import holds, multirange, purge, removal
+from app.events.positions import Positions
+from app.retention import holds, purge, removal
 from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from tests.postgres import log
@@ -115,7 +115,7 @@ async def test_batches_where_something_stays(
     said = await told(connection, "purged")
     assert {one["operation_id"] for one in said} == {str(done.run_id)}
     assert {one["partition"] for one in said} == {None}
-    assert sum(one["event_count"] for one in said) == sum(multirange.count(one["positions"]) for one in said) == 8
+    assert sum(one["event_count"] for one in said) == sum(Positions.parse(one["positions"]).size for one in said) == 8
     positions = await connection.fetchval("SELECT purged_positions(NULL)::text")
     assert positions == "{[0,5),[6,9)}"
     assert (await purge.run(settings_of(database_url), NOW)).rows_deleted == 0
@@ -326,15 +326,3 @@ async def test_one_run_at_a_time(database_url: str, connection: Connection) -> N
     await connection.execute("SELECT pg_advisory_lock(hashtextextended('datastorage.retention', 0))")
     with pytest.raises(Fatal, match="Another retention run"):
         await purge.run(settings_of(database_url), NOW)
-
-
-def test_multiranges() -> None:
-    """Positions are told that were not purged, or the other way round."""
-    for numbers in itertools.chain.from_iterable(itertools.combinations(range(7), size) for size in range(8)):
-        text = multirange.of(numbers)
-        assert multirange.count(text) == len(numbers)
-        assert "".join(multirange.portions(text)) == text
-    assert multirange.of([3, 1, 2, 7]) == "{[1,4),[7,8)}"
-    many = multirange.of(range(0, 10_000, 2))
-    portions = list(multirange.portions(many))
-    assert [multirange.count(portion) for portion in portions] == [2000, 2000, 1000]

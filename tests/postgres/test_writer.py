@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from app.errors import BadRequest, Conflict, DatabaseAway
 from app.events.canonical import canonical
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, computed_ids, draft, single_id
-from app.ingest.store import LostRace, MonthAway, Store, _claim_columns
+from app.ingest.accept import Acceptance, check_item, computed_ids, single_id
+from app.ingest.store import LostRace, MonthDetached, Store, _claim_columns
 from app.ingest.submission import prepare
 from app.ingest.writer import Writer
 from app.settings import Settings
@@ -50,11 +50,11 @@ class Replica:
         self.writer = writer
 
     async def post(self, posted: dict[str, Any]) -> UUID:
-        one = draft(CATALOG, posted, "", plain=False, depth=3)
+        one = check_item(CATALOG, posted, "", plain=False, depth=3)
         return (await self._submit([one], [single_id(one)], 5_000))[0]
 
     async def batch(self, *posted: dict[str, Any]) -> list[UUID]:
-        drafts = [draft(CATALOG, p, f"/{i}", plain=False, depth=3) for i, p in enumerate(posted)]
+        drafts = [check_item(CATALOG, p, f"/{i}", plain=False, depth=3) for i, p in enumerate(posted)]
         digest = hashlib.sha256(canonical(list(posted))).hexdigest()
         return await self._submit(drafts, computed_ids(drafts, "", ("body", digest)), 30_000)
 
@@ -165,13 +165,13 @@ async def test_id_twice_in_one_batch(database_url: str, connection: Any) -> None
 async def test_resend_is_recognised_before_the_window(database_url: str, connection: Any) -> None:
     """A resend is refused because its time has run out since it was accepted."""
     posted = item(event_id=str(uuid4()))
-    drafted = draft(CATALOG, posted, "", plain=False, depth=3)
+    drafted = check_item(CATALOG, posted, "", plain=False, depth=3)
     async with replica(database_url) as one:
         await one.post(posted)
         later = Acceptance(datetime.now(UTC) + timedelta(days=8), {}, LOG)
         resent = await prepare([drafted], [single_id(drafted)], later)
         await one.writer.submit(resent, deadline(5_000))
-        fresh = draft(CATALOG, item(event_id=str(uuid4())), "", plain=False, depth=3)
+        fresh = check_item(CATALOG, item(event_id=str(uuid4())), "", plain=False, depth=3)
         refused = await prepare([fresh], [single_id(fresh)], later)
         with pytest.raises(BadRequest, match="7 days"):
             await one.writer.submit(refused, deadline(5_000))
@@ -193,7 +193,7 @@ async def test_stalled_between_snapshot_and_insert(database_url: str, connection
     """A replica that read the log's end, then stalled, writes behind an end that is no longer the end."""
     settings = Settings(database_url=SecretStr(database_url))
     stalled = Store(settings, LOG)
-    drafted = draft(CATALOG, item("rr-1", event_action="stalled"), "", plain=False, depth=3)
+    drafted = check_item(CATALOG, item("rr-1", event_action="stalled"), "", plain=False, depth=3)
     submission = await prepare([drafted], [single_id(drafted)], Acceptance(datetime.now(UTC), {}, LOG))
     postgres = await stalled.connection()
     flush = await stalled._link(postgres, submission.events)
@@ -202,7 +202,7 @@ async def test_stalled_between_snapshot_and_insert(database_url: str, connection
     with pytest.raises((LostRace, asyncpg.UniqueViolationError)):
         await stalled._send(postgres, flush, _claim_columns(flush.events, []))
     assert await count(connection) == 1
-    stalled.lost()
+    stalled.race_lost()
     await stalled.commit(submission.events, [], asyncio.get_running_loop().time() + 5)
     await stalled.close()
     assert await connection.fetchval("SELECT max(chain_index) FROM audit_events") == 1
@@ -330,7 +330,7 @@ async def test_month_that_is_being_removed_refuses_only_its_own(database_url: st
         late, current = one.post(item(event_timestamp=other)), one.post(item())
         answers = await asyncio.gather(late, current, return_exceptions=True)
     await connection.execute(f"DROP TABLE {month}")
-    assert isinstance(answers[1], MonthAway)
+    assert isinstance(answers[1], MonthDetached)
     assert (other[:7] == now.isoformat()[:7]) or not isinstance(answers[0], BaseException)
 
 

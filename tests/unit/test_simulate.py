@@ -9,7 +9,7 @@ import pytest
 from app.events.catalog import Catalog
 from app.events.catalog.freeform import FREEFORM
 from app.events.envelope import out_of_window
-from app.ingest.accept import draft
+from app.ingest.accept import check_item
 from app.simulate.lives import GLOBAL_TIMEOUT_SECONDS, lives
 
 CATALOG = Catalog()
@@ -47,7 +47,7 @@ def test_every_event_would_be_accepted() -> None:
     events = [event for life in played() for event in life]
     assert len(events) > 200 * 3
     for event in events:
-        checked = draft(CATALOG, event, "", plain=False, depth=3)
+        checked = check_item(CATALOG, event, "", plain=False, depth=3)
         assert out_of_window(checked.timestamp, NOW, "") is None
 
 

@@ -12,9 +12,9 @@ import pytest
 from pydantic import SecretStr
 
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, draft, fix, single_id
+from app.ingest.accept import Acceptance, accept, check_item, single_id
 from app.ingest.spool import Spool, SpoolFailed, SpoolFull
-from app.ingest.spool_codec import keep, revive
+from app.ingest.spool_codec import decode, encode
 from app.ingest.store import Store
 from app.ingest.submission import Submission, prepare
 from app.ingest.writer import Writer
@@ -33,23 +33,23 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 
 async def submission(**members: Any) -> Submission:
-    one = draft(CATALOG, make_event(**members), "", plain=False, depth=4)
+    one = check_item(CATALOG, make_event(**members), "", plain=False, depth=4)
     return await prepare([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG))
 
 
 async def fail_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One append that meets an I/O error after it has written its row."""
-    transact = spool._transact
+    transact = spool._file._transact
 
     def failing(work: Any) -> Any:
         transact(work)
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(spool, "_transact", failing)
+    monkeypatch.setattr(spool._file, "_transact", failing)
     refused = await submission()
     await spool.append([refused])
     assert isinstance(refused.done.exception(), SpoolFailed)
-    monkeypatch.setattr(spool, "_transact", transact)
+    monkeypatch.setattr(spool._file, "_transact", transact)
 
 
 async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,15 +99,15 @@ async def test_disk_that_says_nothing_has_no_room(spool: Spool, monkeypatch: pyt
     refused = await submission()
     await spool.append([refused])
     assert isinstance(refused.done.exception(), SpoolFull)
-    assert not spool.has_room
+    assert not spool.can_append
 
 
 async def test_trace_of_the_caller_outlives_the_spool() -> None:
     """An event that waited for Postgres has lost the trace in which it was sent, or one of an older spool cannot be read."""
-    one = draft(CATALOG, make_event(), "", plain=False, depth=4)
-    [event] = fix([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG, None, "a" * 32, "b" * 16))
-    [revived] = revive(keep([event]), LOG)
-    assert revived == event
-    older = orjson.loads(keep([event]))
+    one = check_item(CATALOG, make_event(), "", plain=False, depth=4)
+    [event] = accept([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG, None, "a" * 32, "b" * 16))
+    [decoded] = decode(encode([event]), LOG)
+    assert decoded == event
+    older = orjson.loads(encode([event]))
     del older[0]["trace_id"], older[0]["span_id"]
-    assert revive(orjson.dumps(older), LOG)[0].record["trace_id"] is None
+    assert decode(orjson.dumps(older), LOG)[0].record["trace_id"] is None
