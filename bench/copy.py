@@ -1,4 +1,4 @@
-"""Raw COPY of the rows that the service would write: what Python and Postgres can do at best."""
+"""Raw COPY of the rows that the service would write: the upper bound of what Python and Postgres can do."""
 
 import asyncio
 import hashlib
@@ -22,7 +22,7 @@ from bench.bodies import event
 
 CATALOG = Catalog()
 ROWS_AT_ONCE = 700
-"""As many as wait behind a flush when eight connections send batches of 100."""
+"""As many as wait during a flush when eight connections send batches of 100."""
 
 
 def rows(number: int) -> list[tuple[Any, ...]]:

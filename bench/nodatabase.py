@@ -1,4 +1,4 @@
-"""The same server without a database: it parses, validates, links and hashes all the same, and sends nothing."""
+"""The same server without a database: it parses, validates, links and hashes as usual, and sends nothing."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from app.settings import Settings, load
 
 
 class NoStore(Store):
-    """Commits nowhere, after the time of one turn of the event loop."""
+    """Commits nowhere, after one turn of the event loop."""
 
     def __init__(self, settings: Settings, log_name: str) -> None:
         super().__init__(settings, log_name)
@@ -41,7 +41,7 @@ async def _find_database(_: FastAPI) -> str:
 
 
 async def _nothing(*_: object) -> None:
-    """Neither to warm, nor to watch, nor to make ahead."""
+    """Replaces a worker that would use the database."""
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ class Writer:
                 await self._write(now)
         except DatabaseAway:
             self._away = self.spool is not None
-            # All of them in one append, in the order of their arrival.
+            # In one append, in the order of arrival: events of one correlation may be in both parts.
             later = [s for s in submissions if not s.done.done()]
         except Exception as error:  # the top of the loop: one failed flush must not end the writer
             log.exception("a flush failed unexpectedly")

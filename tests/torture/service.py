@@ -1,6 +1,6 @@
-"""`datastorage serve` with what the harness has to reach inside of it: its clock, its spool's thread, its spool's reserve.
+"""`datastorage serve` with hooks for the harness: its clock, its spool's thread, its spool's reserve.
 
-Each is asked for by an environment variable; without them the service is what it is.
+Each is asked for by an environment variable; without them the service is unchanged.
 """
 
 import os
@@ -33,7 +33,7 @@ class JumpingTime:
 
 
 class _JumpingSeconds:
-    """In place of the spool's module `time`."""
+    """In place of the module `time` in the spool."""
 
     @staticmethod
     def time() -> float:

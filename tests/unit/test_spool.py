@@ -1,4 +1,4 @@
-"""The spool when its disk fails, and when it is well again."""
+"""The spool when its disk fails, and when it works again."""
 
 import asyncio
 import sqlite3
@@ -56,8 +56,8 @@ async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.M
     """A disk that failed once costs every event until Postgres is back, or what it refused is replayed."""
     settings = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nothing"))
     writer = Writer(Store(settings, LOG), settings, spool)
-    kept = await submission()
-    await spool.append([kept])
+    earlier = await submission()
+    await spool.append([earlier])
     await fail_once(spool, monkeypatch)
     early = await submission()
     await spool.append([early])
@@ -67,12 +67,12 @@ async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.M
     await spool.append([later])
     assert later.done.result()
     waiting = await spool.next(100, 1 << 20, LOG)
-    assert [one.events[0].id for one in waiting] == [kept.events[0].id, later.events[0].id]
+    assert [one.events[0].id for one in waiting] == [earlier.events[0].id, later.events[0].id]
     assert (spool.depth.requests, spool.depth.events) == (2, 2)
 
 
 async def test_nothing_is_read_before_it_is_mended(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replay takes what an unfinished transaction has left, and stores events that were refused."""
+    """Replay reads what an unfinished transaction has left, and stores events that were refused."""
     await fail_once(spool, monkeypatch)
     with pytest.raises(SpoolFailed):
         await spool.next(100, 1 << 20, LOG)
@@ -89,7 +89,7 @@ async def test_counted_once_when_mended_during_replay(spool: Spool, monkeypatch:
     assert (spool.waits(["rr-1"]), spool.waits(["rr-2"])) == (False, True)
 
 
-async def test_disk_that_says_nothing_has_no_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disk_without_an_answer_is_full(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spool whose directory is gone ends the writer, and every request waits for ever."""
 
     def gone(_: Path) -> Any:
@@ -102,7 +102,7 @@ async def test_disk_that_says_nothing_has_no_room(spool: Spool, monkeypatch: pyt
     assert not spool.can_append
 
 
-async def test_trace_of_the_caller_outlives_the_spool() -> None:
+async def test_trace_of_the_caller_survives_the_spool() -> None:
     """An event that waited for Postgres has lost the trace in which it was sent, or one of an older spool cannot be read."""
     one = check_item(CATALOG, make_event(), "", plain=False, depth=4)
     [event] = accept([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG, None, "a" * 32, "b" * 16))
