@@ -51,7 +51,7 @@ class Acceptance(NamedTuple):
     """Dates of the parents that were found; None where the client sent none and Postgres was away."""
     log_name: str
     person: str | None = None
-    """The person who posts: the actor of every event, whatever the body says. None when a service account posts."""
+    """The person who posts: the actor of every event, whatever the body says. None if the body names the actor."""
     trace_id: str | None = None
     span_id: str | None = None
     """Of the caller, from its traceparent header."""

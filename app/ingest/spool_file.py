@@ -96,7 +96,7 @@ class Depth:
 class SpoolFile:
     """The file of one spool. Methods and constructor run on the spool's thread and raise sqlite3.Error or OSError.
 
-    Only `broken` and `refused_tokens` are also written by the event loop's thread, never while reopen() runs.
+    The event loop's thread uses only `broken`, and `refused_tokens` under the lock of `Spool`, so never while reopen() runs.
     """
 
     def __init__(self, directory: Path) -> None:

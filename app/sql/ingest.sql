@@ -107,7 +107,7 @@ SELECT ensure_partitions($1, $2)
 SELECT event_id, event_date FROM audit_events WHERE event_id = ANY($1::uuid[])
 
 -- name: continue_after_damage
--- Rows of the log were removed or changed: appends an empty flush after every position that flushes, rows and heads know of.
+-- Rows of the log were removed or changed: appends a flush without leaves, so that the next position is one that no row has used.
 INSERT INTO log_flushes (log_id, first_index, count, leaves)
 SELECT 0, GREATEST(
     (SELECT max(first_index) + 1 FROM log_flushes WHERE log_id = 0),
