@@ -150,9 +150,9 @@ def _spool_list(arguments: argparse.Namespace) -> None:
     from app.ingest.drain import entries
 
     for one in entries(arguments.directory):
-        spooled_at = datetime.fromtimestamp(one.kept_at, UTC).isoformat(timespec="seconds")
+        spooled_at = datetime.fromtimestamp(one.spooled_at, UTC).isoformat(timespec="seconds")
         state = f"quarantined: {one.reason}" if one.reason else "waiting"
-        print(f"{one.position:>8}  {spooled_at}  {one.what:>14}  {one.size:>9} bytes  {state}")
+        print(f"{one.position:>8}  {spooled_at}  {one.content:>14}  {one.size:>9} bytes  {state}")
 
 
 def _spool_export(arguments: argparse.Namespace) -> None:
@@ -273,7 +273,7 @@ def _retention(arguments: argparse.Namespace) -> None:
         for one in asyncio.run(purge.plan(settings, now)):
             rows = one.contents
             note = "  goes as a whole" if one.whole else ""
-            print(f"{one.month.first:%Y-%m}  {rows.total}  {rows.due}  {rows.held}  {rows.young}{note}")
+            print(f"{one.month.first:%Y-%m}  {rows.total}  {rows.due}  {rows.held}  {rows.not_due}{note}")
         return
     try:
         done = asyncio.run(purge.run(settings, now))

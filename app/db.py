@@ -1,4 +1,4 @@
-"""Connections to Postgres: the writer's own, the pool for reading, and what an error says about whose fault it is."""
+"""Connections to Postgres: the writer's own and the pool for reads; and the kind of failure that an error of the driver means."""
 
 import asyncio
 import functools
@@ -27,9 +27,9 @@ else:
     Connection = asyncpg.Connection  # generic for type checkers only
 
 _GRACE_SECONDS = 5.0
-_URL = (
-    "Invalid configuration: the database's URL is none: expected postgresql://user:password@host/database?sslmode=verify-full, "
-    "with %-codes for what has a meaning in URLs."
+_INVALID_URL = (
+    "Invalid configuration: the database's URL is not valid: expected postgresql://user:password@host/database?sslmode=verify-full, "
+    "with percent-encoding for characters that have a meaning in URLs."
 )
 _SERVER_SETTINGS = {
     "application_name": "datastorage",
@@ -38,8 +38,8 @@ _SERVER_SETTINGS = {
     "datestyle": "ISO",
 }
 
-# What can be raised when the server or the way to it fails, rather than a statement. The driver's internal error is what it
-# says of a connection whose server has just ended it.
+# Raised when the server or the network fails, rather than a statement. The driver raises its internal error on a connection
+# that the server has just ended.
 CONNECTION_ERRORS = (
     *(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError),
     asyncpg.PostgresConnectionError,
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class FailureKind(Enum):
-    """Whose fault a failed flush is, by SQLSTATE (design section 6)."""
+    """Why a flush failed, by SQLSTATE (docs/design.md, section 6)."""
 
     REQUEST = auto()
     RESEND = auto()
@@ -63,7 +63,7 @@ class FailureKind(Enum):
 
 
 def failure_kind(error: Exception) -> FailureKind:
-    """What to do about an error of a flush."""
+    """The kind of an error that a flush met, which decides what happens to the flush."""
     if isinstance(error, CONNECTION_ERRORS):
         return FailureKind.AWAY
     if not isinstance(error, asyncpg.PostgresError):
@@ -87,25 +87,25 @@ def failure_kind(error: Exception) -> FailureKind:
 
 
 async def connect(settings: Settings, **server_settings: str) -> Connection:
-    """One connection; DatabaseAway when none can be had."""
+    """One connection. Raises DatabaseAway when none can be opened, and Fatal for a URL that is not valid."""
     assert settings.database_url is not None
     try:
         return await asyncpg.connect(
             settings.database_url.get_secret_value(),
             timeout=settings.connect_timeout_ms / 1000,
-            command_timeout=settings.statement_timeout_ms / 1000 + _GRACE_SECONDS,  # for a server that says nothing
+            command_timeout=settings.statement_timeout_ms / 1000 + _GRACE_SECONDS,  # for a server that does not answer
             server_settings=_SERVER_SETTINGS
             | {"statement_timeout": str(settings.statement_timeout_ms)}
             | server_settings,
         )
-    except ValueError:  # whose text may show the password
-        raise Fatal(_URL) from None
+    except ValueError:  # its text may contain the password
+        raise Fatal(_INVALID_URL) from None
     except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
         raise DatabaseAway from error
 
 
 async def connect_writer(settings: Settings) -> Connection:
-    """The writer's connection. A frozen process must not hold the log, hence the timeouts; plans never change, hence generic."""
+    """The writer's connection. Its timeouts end it when this process freezes in a flush; its statements need one generic plan."""
     connection = await connect(
         settings,
         plan_cache_mode="force_generic_plan",
@@ -129,14 +129,14 @@ def _jsonb(text: bytes) -> bytes:
 
 @functools.lru_cache(4096)
 def _inet(text: str) -> bytes:
-    """Postgres's binary form. asyncpg's own goes through ipaddress, which took an eighth of a batch's time."""
+    """The binary form of an inet. asyncpg's own encoder uses ipaddress, which took an eighth of a batch's time."""
     packed = ip_packed(text)
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET + 1  # PGSQL_AF_INET6 is AF_INET + 1 everywhere
     return bytes((family, len(packed) * 8, 0, len(packed))) + packed
 
 
 def create_engine(settings: Settings) -> AsyncEngine:
-    """The pool for reading."""
+    """The pool of connections for reads."""
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda: connect(settings),
@@ -149,7 +149,7 @@ def create_engine(settings: Settings) -> AsyncEngine:
 
 
 def _refuse_closed(connection: DBAPIConnection, *_: object) -> None:
-    """The pool puts another one in place of a connection that was lost while it lay there."""
+    """Makes the pool replace a connection that was lost while it was idle."""
     assert connection.driver_connection is not None
     if connection.driver_connection.is_closed():
         raise DisconnectionError
@@ -157,9 +157,9 @@ def _refuse_closed(connection: DBAPIConnection, *_: object) -> None:
 
 @asynccontextmanager
 async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
-    """A connection of the pool as the driver's own, which costs a read a third of what it costs through the engine.
+    """The driver's connection under one of the pool: a read costs a third of what it costs through the engine.
 
-    DatabaseAway or DatabaseFailed when something goes wrong on it.
+    What goes wrong on it is raised as DatabaseAway or DatabaseFailed.
     """
     try:
         async with engine.connect() as pooled:
@@ -168,7 +168,7 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
             try:
                 yield connection
             except CONNECTION_ERRORS:
-                connection.terminate()  # the way to the server may be broken without either end knowing
+                connection.terminate()  # the network may be broken without either end knowing
                 raise
     except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
         raise DatabaseAway from error
@@ -177,7 +177,7 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
 
 
 async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list[asyncpg.Record]:
-    """Rows of a fixed statement, on a connection of the pool."""
+    """The rows of a fixed statement, run on a connection of the pool. Raises DatabaseAway or DatabaseFailed."""
     async with driver_connection(engine) as connection:
         return await connection.fetch(statement, *arguments)
 
@@ -193,7 +193,7 @@ async def on_every_connection(engine: AsyncEngine, work: Callable[[Connection], 
 
 
 async def refuse_unsafe(connection: Connection) -> None:
-    """Fatal when the server acknowledges what it may lose."""
+    """Raise Fatal when the server's settings let it lose a commit that it has acknowledged."""
     off: Sequence[asyncpg.Record] = await connection.fetch(load("ingest")["durability"])
     if off:
         raise Fatal(

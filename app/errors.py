@@ -1,23 +1,30 @@
-"""The exception tree. Each class is one problem type of the HTTP contract; the docstring is the default detail.
+"""The exception tree. Each class is one problem type of the HTTP contract; its docstring's first line is the default detail.
 
 AuditError
-├── BadRequest            400  the request is at fault: nothing was written
-│   ├── InvalidRequest         … JSON or a payload value that no decoder takes
-│   ├── BatchTooLarge          … more events than one batch may hold
-│   └── …
-├── AccessRefused                    nobody is let in without an answer that says so
+├── BadRequest            400  the request does not fit the API; nothing was written
+│   ├── InvalidRequest    400  the body, or a value of its payload, cannot be decoded
+│   ├── BatchTooLarge     400  more events than one batch may have
+│   └── …                 400  single rules of the API, defined beside their routes
+├── AccessRefused              the caller is not let in
 │   ├── Unauthorized      401
 │   ├── Forbidden         403
-│   └── ReviewFailed      500  whoever decides could not be asked
-├── NotFound, Conflict    404, 409
-│   └── KeyBusy              … the first request with this Idempotency-Key is still running
-├── KeyReused             422
+│   └── ReviewFailed      500  the identity provider could not be asked
+├── NotFound              404
+├── Conflict              409  the id belongs to another event
+│   └── KeyBusy           409  the first request with this Idempotency-Key is still running
 ├── TooLarge              413
-├── Unavailable           503  come back after `retry_after_seconds`
-│   ├── DatabaseAway
-│   └── InboxFull
-├── DatabaseFailed        500
-└── Fatal                  -   the service says why and exits
+├── QueryTooLong          414
+├── KeyReused             422  the Idempotency-Key was sent before with another body
+├── RateLimited           429
+├── HeadTooLarge          431
+├── Unavailable           503  send the request again after `retry_after_seconds`
+│   ├── DatabaseAway      503  Postgres cannot be reached
+│   ├── InboxFull         503
+│   └── …                 503  SpoolFull, SpoolFailed, MonthDetached, HoldChanged: defined where they are raised
+├── DatabaseFailed        500  Postgres answered with an error
+└── Fatal                   -  the service, or a command, ends with this message
+
+app/ingest/store.py adds what one flush can end in: RowRefused (400, Postgres refuses a value), LostRace, PossibleResend.
 """
 
 from typing import ClassVar
@@ -31,6 +38,11 @@ class AuditError(Exception):
     status: ClassVar[int] = 500
     slug: ClassVar[str] = ""
     title: ClassVar[str] = "Internal Server Error"
+    label: ClassVar[str] = "AuditError"
+    """Value of the metrics' label `reason`: the name of the class, unless the class sets another one."""
+
+    def __init_subclass__(cls) -> None:
+        cls.label = vars(cls).get("label", cls.__name__)
 
     def __init__(self, detail: str | None = None, *, slug: str | None = None, **extra: object) -> None:
         self.detail = detail or (type(self).__doc__ or "").partition("\n")[0]
@@ -48,7 +60,7 @@ class BadRequest(AuditError):
 
 
 class InvalidRequest(BadRequest):
-    """The body is no JSON that this service can keep."""
+    """The body is not JSON that this service can store."""
 
     slug = "invalid_request"
     title = "Invalid Request"
@@ -62,7 +74,7 @@ class BatchTooLarge(BadRequest):
 
 
 class AccessRefused(AuditError):
-    """The caller is not let in. The log says why."""
+    """The caller is not let in; the service's log says why."""
 
 
 class Unauthorized(AccessRefused):
@@ -84,7 +96,7 @@ class ReviewFailed(AccessRefused):
 
 
 class RateLimited(AuditError):
-    """Too many requests of one caller; wait as long as Retry-After says."""
+    """Too many requests from one caller; wait as long as Retry-After says."""
 
     status = 429
     slug = "rate-limit-exceeded"
@@ -96,7 +108,7 @@ class RateLimited(AuditError):
 
 
 class HeadTooLarge(AuditError):
-    """The request's headers are larger than this service takes."""
+    """The request's headers are larger than this service accepts."""
 
     status = 431
     slug = "request-headers-too-large"
@@ -104,7 +116,7 @@ class HeadTooLarge(AuditError):
 
 
 class QueryTooLong(AuditError):
-    """The request's path and query are longer than this service takes."""
+    """The request's path and query are longer than this service accepts."""
 
     status = 414
     slug = "query-too-long"
@@ -120,7 +132,7 @@ class NotFound(AuditError):
 
 
 class Conflict(AuditError):
-    """The id is taken by another event."""
+    """The id belongs to another event."""
 
     status = 409
     slug = "conflict"
@@ -143,7 +155,7 @@ class KeyBusy(Conflict):
 
 
 class TooLarge(AuditError):
-    """The body is larger than this route takes."""
+    """The body is larger than this route accepts."""
 
     status = 413
     slug = "request-too-large"
@@ -151,7 +163,7 @@ class TooLarge(AuditError):
 
 
 class Unavailable(AuditError):
-    """The service cannot take this now; send it again shortly."""
+    """The service cannot accept this now; send it again shortly."""
 
     status = 503
     slug = "service-unavailable"

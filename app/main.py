@@ -44,7 +44,7 @@ from app.events.catalog import Catalog
 from app.events.custom import custom_types
 from app.export.certificate import ExportSigner
 from app.ingest import partitions, self_events
-from app.ingest.notification_spool import NotificationSpool, replay_forever
+from app.ingest.notification_replay import replay_forever
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
@@ -190,7 +190,7 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     writer.start()
     app.state.log_name = log_name
     if app.state.spool is not None:
-        presence.can_spool = lambda: app.state.spool.has_room
+        presence.can_spool = lambda: app.state.spool.can_append
     for name, work in _workers(app, writer, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
     gc.collect()
@@ -218,15 +218,15 @@ def _workers(
 
     work = {
         "presence": app.state.presence.watch(settings, writer.on_presence),
-        "claims": claims.forget_expired(app.state.engine),
-        "partitions": partitions.keep_ahead(url, lambda: datetime.now(UTC)),
+        "claims": claims.delete_expired_forever(app.state.engine),
+        "partitions": partitions.create_ahead_forever(url, lambda: datetime.now(UTC)),
     }
     if checkpoints is not None:
         work["checkpoints"] = checkpoints.run(settings, heartbeat)
     if settings.verifier_events_per_second:
         work["verifier"] = verify_forever(settings, log_name, key.all_public if key else ())
     if spool is not None:
-        work["notifications"] = replay_forever(app.state.engine, NotificationSpool(spool))
+        work["notifications"] = replay_forever(app.state.engine, spool)
     return work
 
 

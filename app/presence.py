@@ -1,4 +1,4 @@
-"""Whether this process can accept an event now: what the readiness probe answers, and who watches the database for it."""
+"""Whether this process can accept an event now: the state behind the readiness probe, and the watch on the database."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -16,22 +16,22 @@ _TIMEOUT_SECONDS = 2.0
 
 
 class Presence:
-    """State of the process and of its database, as the probes show it."""
+    """State of the process and of its database, as the probes report it."""
 
     def __init__(self) -> None:
         self.waiting_for = ""
-        """Why the database was not seen yet."""
+        """Why the database has not been used yet: the last error of the start."""
         self.started = False
-        """Whether the schema was seen, so that events can be accepted, if only to disk."""
+        """Whether the schema was checked once, so that events can be accepted, if only into the spool."""
         self.can_spool: Callable[[], bool] = lambda: False
         self.database_up = False
         self.shutting_down = False
         self.fatal: Fatal | None = None
-        """Why the process ends itself."""
+        """Why the process ends itself, if it does."""
 
     @property
     def not_ready(self) -> str | None:
-        """Why the service cannot accept an event, in the contract's words; None when it can."""
+        """The contract's word for why the service cannot accept an event; None when it can."""
         if self.shutting_down:
             return "shutting_down"
         return None if self.database_up or (self.started and self.can_spool()) else "database_unreachable"

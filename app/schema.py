@@ -1,6 +1,6 @@
-"""The schema's revision: bring the schema up, and refuse to serve on one that does not fit.
+"""The schema's revision: migrate the schema, and refuse to serve on one that this service does not support.
 
-The role that migrates owns the tables. The service may use another one; migrations/sql/roles.sql makes it.
+The role that migrates owns the tables. The service may use another role, which migrations/sql/roles.sql creates.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ from app.sql import load
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0005_pre_verify"  # the last file of migrations/versions; a constant, since start-up need not load Alembic
+HEAD = "0005_pre_verify"  # the last file of migrations/versions; a constant, so that start-up does not load Alembic
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 _SQL = load("schema")
@@ -23,10 +23,10 @@ _MIGRATE = "run `datastorage migrate`, or start with `datastorage serve --migrat
 
 
 async def upgrade(database_url: str, log_name: str | None = None) -> None:
-    """Bring the schema to HEAD; nothing happens when it is there already. Replicas that start together take turns.
+    """Migrate the schema to HEAD, unless it is there already. Replicas that start together take turns.
 
     `log_name` is used by the first migration only; None draws a name. Raises Fatal when the schema is newer than HEAD,
-    or when Postgres refuses a migration, of which nothing is left then.
+    or when Postgres refuses a migration; that migration is rolled back.
     """
     connection = await asyncpg.connect(database_url)
     try:
@@ -40,7 +40,7 @@ async def upgrade(database_url: str, log_name: str | None = None) -> None:
 
 
 async def check(connection: asyncpg.Connection, log_name: str | None) -> str:
-    """The log's name. Raises Fatal, saying what to do, when schema or name are not what this service expects."""
+    """The log's name. Raises Fatal, with what to do about it, when the schema or the name is not what this service expects."""
     stored = await _revision(connection)
     if stored is None:
         raise Fatal(f"The database has no schema yet: {_MIGRATE}.")
@@ -62,13 +62,13 @@ async def check(connection: asyncpg.Connection, log_name: str | None) -> str:
 
 
 async def unguarded(connection: asyncpg.Connection) -> str | None:
-    """What the connection's role can do against the events, in words; None when it cannot."""
-    guards = await connection.fetchrow(_SQL["guards"])
-    if guards is None or not guards["owns"]:
+    """What the connection's role could do to the events, as text for the log; None when it can do nothing."""
+    role = await connection.fetchrow(_SQL["role_owns_events"])
+    if role is None or not role["owns"]:
         return None
     return (
-        f"the role {guards['role']} owns the tables or is a superuser: whoever has its password can drop them, disable their "
-        "triggers, and delete or erase events without a word in the log. Verification finds it; migrations/sql/roles.sql makes "
+        f"the role {role['role']} owns the tables or is a superuser: whoever has its password can drop them, disable their "
+        "triggers, and delete or erase events without a trace in the log. Verification finds it; migrations/sql/roles.sql makes "
         "a role that cannot."
     )
 
@@ -91,7 +91,7 @@ def _older(stored: str) -> Fatal:
 
 
 async def _migrate(connection: asyncpg.Connection, log_name: str | None) -> None:
-    # Alembic takes half a second to load, and start-up mostly has no use for it.
+    # Alembic takes half a second to load, and most starts do not need it.
     from alembic import command  # noqa: PLC0415
     from alembic.config import Config  # noqa: PLC0415
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
@@ -114,5 +114,5 @@ async def _migrate(connection: asyncpg.Connection, log_name: str | None) -> None
             await alembic_connection.run_sync(run)
     except (asyncpg.PostgresError, DBAPIError) as error:
         raise Fatal(
-            f"The schema could not be brought to {HEAD}, and is as it was: {getattr(error, 'orig', error)}"
+            f"The schema could not be brought to {HEAD}, and is unchanged: {getattr(error, 'orig', error)}"
         ) from error

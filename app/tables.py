@@ -1,4 +1,4 @@
-"""SQLAlchemy Core tables, for queries. The schema itself is made by the SQL files of migrations/; a test compares the two."""
+"""SQLAlchemy Core tables, for queries. The SQL files of migrations/ create the schema itself; a test compares the two."""
 
 from sqlalchemy import (
     ARRAY,
@@ -20,7 +20,7 @@ from sqlalchemy.dialects.postgresql import INET, JSONB
 
 metadata = MetaData()
 
-# One row for each event. Columns from log_id on are ours: NULL there marks an unsealed row, one that others inserted by SQL.
+# One row for each event. The columns from log_id on are this service's: NULL there marks an unsealed row, inserted by SQL.
 audit_events = Table(
     "audit_events",
     metadata,
@@ -76,7 +76,7 @@ logs = Table(
     Column("name", Text, nullable=False, unique=True),
 )
 
-# One row for each flush; `leaves` holds `count` leaf hashes of 32 bytes, one after another. Rows are kept for ever.
+# One row for each flush; `leaves` has `count` leaf hashes of 32 bytes, one after another. Rows are never removed.
 log_flushes = Table(
     "log_flushes",
     metadata,
@@ -97,7 +97,7 @@ log_tiles = Table(
     Column("hashes", LargeBinary, nullable=False),
 )
 
-# Signed notes: the newest, and the last one of each hour.
+# Signed checkpoints: the newest, and the last one of each hour.
 log_checkpoints = Table(
     "log_checkpoints",
     metadata,
@@ -109,7 +109,7 @@ log_checkpoints = Table(
     Column("published_at", DateTime(timezone=True)),
 )
 
-# Whoever signs the next checkpoint locks this row, which holds the last one.
+# The replica that signs the next checkpoint locks this row, which has the last one.
 log_signers = Table(
     "log_signers",
     metadata,
@@ -126,7 +126,7 @@ chain_heads = Table(
     Column("hash", Text, nullable=False),
 )
 
-# What a client promised to mean by an id or a key; expires_at is NULL for those that never expire.
+# What was claimed under an id or an Idempotency-Key: the digest of the first body. expires_at is NULL where it never expires.
 claims = Table(
     "claims",
     metadata,
@@ -170,7 +170,7 @@ audit_retention_policies = Table(
     Column("ceiling_days", Integer),
 )
 
-# What may not be purged or erased: one selector each. A released hold stays as history.
+# Legal holds, with one selector each. A released hold stays as history.
 holds = Table(
     "holds",
     metadata,
@@ -210,7 +210,7 @@ retention_operations = Table(
     Column("created_at", DateTime(timezone=True), nullable=False),
 )
 
-# How far the background verifier has come, and what it found.
+# The progress of the background verifier, and its findings.
 verifier = Table(
     "verifier",
     metadata,

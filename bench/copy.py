@@ -1,4 +1,4 @@
-"""Raw COPY of the rows that the service would write: what Python and Postgres can do at best."""
+"""Raw COPY of the rows that the service would write: the upper bound of what Python and Postgres can do."""
 
 import asyncio
 import hashlib
@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from app import schema
 from app.db import connect_writer
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, computed_ids, draft, fix
+from app.ingest.accept import Acceptance, accept, check_item, computed_ids
 from app.ingest.link import link
 from app.ingest.store import COPY_COLUMNS
 from app.settings import Settings
@@ -22,7 +22,7 @@ from bench.bodies import event
 
 CATALOG = Catalog()
 ROWS_AT_ONCE = 700
-"""As many as wait behind a flush when eight connections send batches of 100."""
+"""As many as wait during a flush when eight connections send batches of 100."""
 
 
 def rows(number: int) -> list[tuple[Any, ...]]:
@@ -30,9 +30,9 @@ def rows(number: int) -> list[tuple[Any, ...]]:
     made: list[tuple[Any, ...]] = []
     tail = (-1, 1)
     while len(made) < number:
-        drafts = [draft(CATALOG, event("copy"), f"/{i}", plain=True, depth=3) for i in range(ROWS_AT_ONCE)]
+        drafts = [check_item(CATALOG, event("copy"), f"/{i}", plain=True, depth=3) for i in range(ROWS_AT_ONCE)]
         ids = computed_ids(drafts, "", ("body", hashlib.sha256(os.urandom(16)).hexdigest()))
-        flush = link(fix(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), tail, {})
+        flush = link(accept(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), tail, {})
         tail = (flush.first_index, len(flush.rows))
         made += [(*row, None, None, 0, "sha256-rfc6962") for row in flush.rows]
     return made

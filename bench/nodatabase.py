@@ -1,4 +1,4 @@
-"""The same server without a database: it parses, validates, links and hashes all the same, and sends nothing."""
+"""The same server without a database: it parses, validates, links and hashes as usual, and sends nothing."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from app.settings import Settings, load
 
 
 class NoStore(Store):
-    """Commits nowhere, after the time of one turn of the event loop."""
+    """Commits nowhere, after one turn of the event loop."""
 
     def __init__(self, settings: Settings, log_name: str) -> None:
         super().__init__(settings, log_name)
         self._end = (-1, 1)
-        self._known: dict[str, Head] = {}
+        self._heads_by_correlation: dict[str, Head] = {}
 
     async def commit(
-        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: FlushAction | None = None
+        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, action: FlushAction | None = None
     ) -> None:
-        del claims, deadline, act
-        flush = link(events, self._end, self._known)
+        del claims, deadline, action
+        flush = link(events, self._end, self._heads_by_correlation)
         await asyncio.sleep(0)
         self._end = (flush.first_index, len(flush.rows))
-        self._known |= flush.heads
+        self._heads_by_correlation |= flush.heads
 
     async def close(self) -> None:
         """There is nothing to close."""
@@ -41,7 +41,7 @@ async def _find_database(_: FastAPI) -> str:
 
 
 async def _nothing(*_: object) -> None:
-    """Neither to warm, nor to watch, nor to make ahead."""
+    """Replaces a worker that would use the database."""
 
 
 if __name__ == "__main__":
@@ -49,6 +49,6 @@ if __name__ == "__main__":
         patch.object(main, "Store", NoStore),
         patch.object(main, "_find_database", _find_database),
         patch.object(Presence, "watch", _nothing),
-        patch.object(partitions, "keep_ahead", _nothing),
+        patch.object(partitions, "create_ahead_forever", _nothing),
     ):
         serve.serve(load(database_url="postgresql://nobody@127.0.0.1:1/nothing"), Presence())

@@ -11,7 +11,7 @@ from bench.client import drive, prepared
 from bench.processes import service
 
 SECONDS = 8
-# The innermost frame that one of these parts knows decides.
+# The innermost frame that belongs to one of these parts decides.
 PARTS = {
     "envelope and payload checks": ("check_payload", "check_envelope", "events/envelope", "events/catalog"),
     "JSON in, canonical form out": ("canonical",),

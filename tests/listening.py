@@ -1,4 +1,4 @@
-"""Fakes of services that the service asks: HTTP on loopback, in this process."""
+"""Fakes of the services that DataStorage calls: HTTP on loopback, in this process."""
 
 import threading
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from http.server import ThreadingHTTPServer
 
 @contextmanager
 def listening(server: ThreadingHTTPServer) -> Iterator[str]:
-    """The URL under which `server` answers, until the block ends."""
+    """The URL at which `server` answers until the block ends."""
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

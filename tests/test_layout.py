@@ -36,8 +36,8 @@ MAY_IMPORT = {
     "tlog": "events workers db sql settings errors metrics",
     "verify": "events tlog workers db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
-    "ingest": "events schema db sql settings errors metrics tracing",
-    "retention": "events ingest schema db sql settings errors metrics",  # holds and runs are events too
+    "ingest": "events schema db workers sql settings errors metrics tracing",
+    "retention": "events ingest schema db workers sql settings errors",  # holds and runs are events too
     "query": "events go_duration db sql tables errors",
     # verify: rows in portions of one snapshot, and the check of a chain's link
     "export": "events query verify tlog db sql tables errors",

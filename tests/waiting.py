@@ -1,4 +1,4 @@
-"""Waiting for what another process will do."""
+"""Waiting for the effect of another process."""
 
 import time
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from typing import TypeVar
 _PATIENCE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.05
 
-_Found = TypeVar("_Found")
+_Result = TypeVar("_Result")
 
 
-def until(look: Callable[[], _Found | None]) -> _Found:
-    """What `look` finds at last; fails when it finds nothing for a long time."""
+def until(poll: Callable[[], _Result | None]) -> _Result:
+    """The first result of `poll` that is not None; fails if there is none for a long time."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while (found := look()) is None:
-        assert time.monotonic() < deadline, "what was waited for did not happen"
+    while (result := poll()) is None:
+        assert time.monotonic() < deadline, "the expected effect did not happen"
         time.sleep(_PAUSE_SECONDS)
-    return found
+    return result

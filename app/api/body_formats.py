@@ -11,7 +11,7 @@ from app.events.canonical import Document
 from app.events.catalog import Catalog
 from app.events.cloudevents import CloudEventReader
 from app.events.explain import Faults, bad_fields
-from app.ingest.accept import Draft, draft
+from app.ingest.accept import Draft, check_item
 
 SINGLE_PATH = "/api/v1/audit/events"
 BATCH_PATH = "/api/v1/audit/events/batch"
@@ -34,7 +34,7 @@ class Envelope:
     def draft(self, value: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
         """The draft of one item. Its faults have the names of ADR-034 until they are `renamed`."""
         if self._cloud is None:
-            return draft(self._catalog, value, pointer, plain=plain, depth=depth)
+            return check_item(self._catalog, value, pointer, plain=plain, depth=depth)
         item, unfit = self._cloud.item(value, pointer)
         faults = Faults()
         with faults:
@@ -42,7 +42,7 @@ class Envelope:
                 raise bad_fields(unfit)
         with faults:
             # One level more: in binary mode the body is the payload alone.
-            drafted = draft(self._catalog, item, pointer, plain=plain, depth=depth + 1)
+            drafted = check_item(self._catalog, item, pointer, plain=plain, depth=depth + 1)
             if not unfit:
                 return drafted
         raise faults.error()

@@ -21,7 +21,6 @@ from app.api.paging import behind, page_answer, standing
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields, by_member_name
-from app.ingest.notification_spool import NotificationSpool
 from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, shaped, write
 from app.ingest.submission import Claim
 from app.query.cursor import NumberedCursor
@@ -112,9 +111,9 @@ async def _write(request: Request, notification: Notification, claim: Claim | No
     state = request.app.state
     if state.writer is None:  # the database was never seen
         raise DatabaseAway
-    spool = None if state.spool is None else NotificationSpool(state.spool)
+    spool = state.spool
     with state.writer.running(claim):
-        if spool is not None and await spool.waits(notification, claim):
+        if spool is not None and await spool.has_notification(notification, claim):
             return None
         try:
             if not state.writer.away:
@@ -124,7 +123,7 @@ async def _write(request: Request, notification: Notification, claim: Claim | No
             if spool is None:
                 raise DatabaseAway from None
         assert spool is not None, "without a spool the writer is never away"
-        await spool.append(notification, claim)
+        await spool.append_notification(notification, claim)
     return None
 
 

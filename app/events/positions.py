@@ -1,10 +1,12 @@
-"""Sets of positions in the log. Pure."""
+"""Sets of positions in the log, and their text: that of Postgres's int8multirange, `{[0,5),[7,9)}`. Pure."""
 
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
+RANGES_MAX = 2_000
+"""Ranges in one self event, so that its payload stays well below its limit."""
 _RANGE = re.compile(r"\[(-?\d{1,19}),(-?\d{1,19})\)")
 
 Range = tuple[int, int]
@@ -12,7 +14,7 @@ Range = tuple[int, int]
 
 
 class Positions:
-    """A set of positions, as ranges that neither touch nor overlap."""
+    """A set of positions, as ranges in order that neither touch nor overlap."""
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         self.ranges: list[Range] = []
@@ -26,43 +28,58 @@ class Positions:
 
     @classmethod
     def parse(cls, multirange: str) -> "Positions":
-        """Those of an int8multirange's text; nothing where there is none."""
+        """The positions of an int8multirange's text; none if the text has no range."""
         return cls((int(first), int(end)) for first, end in _RANGE.findall(multirange))
+
+    @classmethod
+    def of(cls, positions: Iterable[int]) -> "Positions":
+        """The set of single positions, in any order."""
+        return cls((position, position + 1) for position in positions)
 
     def __contains__(self, position: object) -> bool:
         if not isinstance(position, int):
             return False
-        place = bisect_right(self._firsts, position) - 1
-        return place >= 0 and position < self.ranges[place][1]
+        at = bisect_right(self._firsts, position) - 1
+        return at >= 0 and position < self.ranges[at][1]
 
     def __bool__(self) -> bool:
         return bool(self.ranges)
 
+    @property
+    def size(self) -> int:
+        """How many positions there are."""
+        return self._counts[-1]
+
+    def portions(self) -> Iterator["Positions"]:
+        """The set in portions of at most RANGES_MAX ranges; an empty set is one portion."""
+        for start in range(0, max(1, len(self.ranges)), RANGES_MAX):
+            yield Positions(self.ranges[start : start + RANGES_MAX])
+
     def within(self, first: int, end: int) -> Iterator[Range]:
-        """The parts that lie in one range."""
-        for place in range(max(0, bisect_right(self._firsts, first) - 1), bisect_left(self._firsts, end)):
-            low, high = self.ranges[place]
+        """The parts of the set that lie in one range."""
+        for at in range(max(0, bisect_right(self._firsts, first) - 1), bisect_left(self._firsts, end)):
+            low, high = self.ranges[at]
             if max(low, first) < min(high, end):
                 yield max(low, first), min(high, end)
 
     def without(self, others: "Positions") -> "Positions":
-        """Those that are not among `others`."""
-        left = []
+        """The positions that are not among `others`."""
+        remaining = []
         for first, end in self.ranges:
-            place = first
+            at = first
             for low, high in others.within(first, end):
-                left.append((place, low))
-                place = high
-            left.append((place, end))
-        return Positions(left)
+                remaining.append((at, low))
+                at = high
+            remaining.append((at, end))
+        return Positions(remaining)
 
     def count(self, first: int, end: int) -> int:
-        """How many lie in one range. It is asked for every gap, of what may be a hundred thousand ranges."""
+        """How many positions lie in one range. Verification asks this for every gap of what may be 100,000 ranges."""
         return max(0, self._below(end) - self._below(first))
 
     def _below(self, position: int) -> int:
-        place = bisect_left(self._firsts, position)
-        return self._counts[place] - (max(0, self.ranges[place - 1][1] - position) if place else 0)
+        at = bisect_left(self._firsts, position)
+        return self._counts[at] - (max(0, self.ranges[at - 1][1] - position) if at else 0)
 
     def __str__(self) -> str:
         return "{" + ",".join(f"[{first},{end})" for first, end in self.ranges) + "}"

@@ -1,4 +1,7 @@
-"""From a posted item to an event that can be written: checks, defaults, id, times, salt and commitment, each fixed once."""
+"""From a posted item to an event that can be written. Two steps, whose results never change afterwards:
+
+check_item() checks what needs neither the database nor the clock; accept() fixes defaults, id, times, salt and commitment.
+"""
 
 import hashlib
 import os
@@ -25,11 +28,12 @@ PAYLOAD_DEPTH_MAX = 10
 
 @dataclass(slots=True)
 class Draft:
-    """One item of a request, checked as far as it can be without the database and the clock."""
+    """One item of a request, checked as far as that needs neither the database nor the clock."""
 
     posted: PostedEvent
     pointer: str
     payload: bytes
+    """In canonical form."""
     timestamp: datetime
     event_id: UUID | None
     parent_id: UUID | None
@@ -40,22 +44,22 @@ class Draft:
 
 
 class Acceptance(NamedTuple):
-    """What is the same for every event of one request."""
+    """What all events of one request share."""
 
     now: datetime
     parents: Mapping[UUID, date | None]
-    """Dates of the parents that are known."""
-    log: str
+    """Dates of the parents that were found; None where the client sent none and Postgres was away."""
+    log_name: str
     person: str | None = None
-    """The person who posts, who is the actor whatever the body says."""
+    """The person who posts: the actor of every event, whatever the body says. None if the body names the actor."""
     trace_id: str | None = None
     span_id: str | None = None
-    """Of the caller, as its traceparent header names them."""
+    """Of the caller, from its traceparent header."""
 
 
 @dataclass(slots=True)
 class Event:
-    """One accepted event: `row` holds the columns fixed at acceptance (store.ACCEPTED_COLUMNS), `record` what is hashed."""
+    """One accepted event: `row` has the columns fixed at acceptance (ACCEPTED_COLUMNS), `record` the members that are hashed."""
 
     id: UUID
     correlation_id: str
@@ -69,44 +73,44 @@ class Event:
         return self.row[_EVENT_DATE]  # type: ignore[no-any-return]  # a row's values are Any
 
 
-def draft(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
-    """Check one item at `pointer` of the body. `plain` is its parse's, `depth` an upper bound of the item's nesting.
+def check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
+    """The draft of one item, which is at `pointer` (RFC 6901) of the body. Raises BadRequest, naming every fault of the item.
 
-    BadRequest names everything that is wrong with the item.
+    `plain` is that of the parsed document, `depth` an upper bound of the item's nesting.
     """
     try:
-        return _draft(catalog, item, pointer, plain=plain, depth=depth)
+        return _check_item(catalog, item, pointer, plain=plain, depth=depth)
     except BadRequest:
         raise _faults(catalog, item, pointer, plain=plain, depth=depth) from None
 
 
-def _draft(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
+def _check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
     posted = check_envelope(item, pointer)
     payload = posted["event_data"]
-    # First: it bounds what the check of the shape may have to tell.
+    # First: it bounds the length of what the check of the payload may have to report.
     text = _payload_text(payload, pointer, plain=plain, depth=depth)
     event_type = catalog.check_payload(posted["event_type"], payload, pointer + "/event_data")
-    moment = parse_timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
+    event_timestamp = parse_timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
     event_id, parent_id = posted.get("event_id"), posted.get("parent_event_id")
     parent_date, actor_ip = posted.get("parent_event_date"), posted.get("actor_ip")
-    checked = Draft(
+    draft = Draft(
         posted,
         pointer,
         text,
-        moment,
+        event_timestamp,
         None if event_id is None else parse_uuid(event_id, pointer + "/event_id"),
         None if parent_id is None else parse_uuid(parent_id, pointer + "/parent_event_id"),
         None if parent_date is None else parse_date(parent_date, pointer + "/parent_event_date"),
         None if actor_ip is None else ip_text(parse_address(actor_ip, pointer + "/actor_ip")),
     )
     if event_id is not None:
-        checked.digest = hashlib.sha256(canonical(item, plain=plain)).digest()
-    _count(event_type, posted)
-    return checked
+        draft.digest = hashlib.sha256(canonical(item, plain=plain)).digest()
+    _count_deviations(event_type, posted)
+    return draft
 
 
-def _count(event_type: EventType | None, posted: PostedEvent) -> None:
-    """What is accepted although it is not as the catalog has it."""
+def _count_deviations(event_type: EventType | None, posted: PostedEvent) -> None:
+    """Count what is accepted although the catalog has it differently."""
     if event_type is None:
         metrics.UNKNOWN_EVENT_TYPES.inc()
         return
@@ -117,7 +121,7 @@ def _count(event_type: EventType | None, posted: PostedEvent) -> None:
 
 
 def _faults(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> BadRequest:
-    """Every check once more, each whatever the others say, on a path where time does not matter."""
+    """The faults that all checks find, each run whatever the others found. Only for items that one check has refused."""
     faults = Faults()
     with faults:
         check_envelope(item, pointer)
@@ -154,17 +158,17 @@ def _payload_text(payload: dict[str, Any], pointer: str, *, plain: bool, depth: 
     raise bad_fields({pointer + "/event_data": message})
 
 
-def fix(drafts: Sequence[Draft], event_ids: Sequence[UUID], acceptance: Acceptance) -> list[Event]:
-    """The events of `drafts`, which get these ids, now as recorded_at and fresh salts. Nothing is drawn again later."""
+def accept(drafts: Sequence[Draft], event_ids: Sequence[UUID], acceptance: Acceptance) -> list[Event]:
+    """The events of `drafts`, with these ids, `acceptance.now` as recorded_at, and new salts. All of it stays, whatever follows."""
     salts = os.urandom(16 * len(drafts))
     return [
-        _event(item, event_id, salts[16 * i : 16 * i + 16], acceptance)
-        for i, (item, event_id) in enumerate(zip(drafts, event_ids, strict=True))
+        _event(draft, event_id, salts[16 * i : 16 * i + 16], acceptance)
+        for i, (draft, event_id) in enumerate(zip(drafts, event_ids, strict=True))
     ]
 
 
-def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> Event:
-    posted = item.posted
+def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> Event:
+    posted = draft.posted
     get = posted.get
     category, correlation_id = posted["event_category"], posted["correlation_id"]
     retention_days = posted.get("retention_days") or RETENTION_DAYS
@@ -173,35 +177,35 @@ def _event(item: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> 
     row: dict[str, Any] = {
         "event_id": event_id,
         "event_version": posted["version"],
-        "event_timestamp": item.timestamp,
-        "event_date": item.timestamp.date(),
+        "event_timestamp": draft.timestamp,
+        "event_date": draft.timestamp.date(),
         "event_type": posted["event_type"],
         "event_category": category,
         "event_action": posted["event_action"],
         "event_outcome": posted["event_outcome"],
         "actor_type": actor_type,
         "actor_id": actor_id,
-        "actor_ip": item.actor_ip,
+        "actor_ip": draft.actor_ip,
         "resource_type": get("resource_type", category),
         "resource_id": get("resource_id", correlation_id),
         "correlation_id": correlation_id,
-        "parent_event_id": item.parent_id,
-        "parent_event_date": item.parent_date if item.parent_id is None else acceptance.parents.get(item.parent_id),
+        "parent_event_id": draft.parent_id,
+        "parent_event_date": draft.parent_date if draft.parent_id is None else acceptance.parents.get(draft.parent_id),
         "namespace": get("namespace"),
         "cluster_id": get("cluster_id", get("cluster_name")),
         "severity": get("severity", "info"),
         "duration_ms": get("duration_ms") or None,
         "error_code": get("error_code"),
         "error_message": get("error_message"),
-        "event_data": item.payload,
+        "event_data": draft.payload,
         "retention_days": retention_days if retention_days > 0 else RETENTION_DAYS,
         "is_sensitive": get("is_sensitive") or False,
         "recorded_at": acceptance.now,
         "payload_salt": salt,
     }
-    hashed = record(row, acceptance.log, commitment(salt, committed_jcs(row)))
+    hashed = record(row, acceptance.log_name, commitment(salt, committed_jcs(row)))
     hashed["trace_id"], hashed["span_id"] = acceptance.trace_id, acceptance.span_id
-    return Event(event_id, correlation_id, tuple(row.values()), hashed, item.digest, len(item.payload))
+    return Event(event_id, correlation_id, tuple(row.values()), hashed, draft.digest, len(draft.payload))
 
 
 ACCEPTED_COLUMNS = (
@@ -210,15 +214,17 @@ ACCEPTED_COLUMNS = (
     *("parent_event_id", "parent_event_date", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "event_data", "retention_days", "is_sensitive", "recorded_at", "payload_salt"),
 )
-"""Columns of Event.row, in its order. trace_id and span_id stand in Event.record only, with which they are written."""
+"""Columns of Event.row, in its order. trace_id and span_id are in Event.record only; they are written from there."""
 _EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
 
 
 def computed_ids(drafts: Sequence[Draft], caller: str, source: tuple[str, str]) -> list[UUID]:
-    """The client's own id where it sent one, else the id computed from `source`: the Idempotency-Key or the whole body."""
-    return [item.event_id or ids.derived_event_id(item.timestamp, caller, source, i) for i, item in enumerate(drafts)]
+    """For each draft the client's own id, or the id computed from `source`: the Idempotency-Key or the digest of the body."""
+    return [
+        draft.event_id or ids.derived_event_id(draft.timestamp, caller, source, i) for i, draft in enumerate(drafts)
+    ]
 
 
-def single_id(item: Draft) -> UUID:
-    """The client's own id, or a UUIDv7 of now."""
-    return item.event_id or ids.random_event_id(time_ns() // 1_000_000, os.urandom(10))
+def single_id(draft: Draft) -> UUID:
+    """The client's own id, or a random UUIDv7 of the current time."""
+    return draft.event_id or ids.random_event_id(time_ns() // 1_000_000, os.urandom(10))

@@ -1,4 +1,4 @@
-"""Which holds new events fall under. Pure: the store says when what is known here is still true."""
+"""The legal holds that new events fall under. Pure: the store knows whether the holds in here are still the active ones."""
 
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -9,13 +9,13 @@ import asyncpg
 
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
 
-_ACTOR, _KIND, _RESOURCE, _TIMESTAMP = (
+_ACTOR_ID, _RESOURCE_TYPE, _RESOURCE_ID, _TIMESTAMP = (
     ACCEPTED_COLUMNS.index(name) for name in ("actor_id", "resource_type", "resource_id", "event_timestamp")
 )
 
 
 class HoldMark(NamedTuple):
-    """What a held row says of its hold."""
+    """What the row of a held event shows of its hold."""
 
     reason: str
     placed_by: str
@@ -23,7 +23,7 @@ class HoldMark(NamedTuple):
 
 
 class HoldIndex:
-    """The active holds, each found by its selector. Empty and false for nearly everybody."""
+    """The active holds by selector. False when there are none, as on nearly every installation."""
 
     def __init__(self, rows: Sequence[asyncpg.Record] = ()) -> None:
         self._exact: dict[Any, HoldMark] = {}
@@ -42,16 +42,16 @@ class HoldIndex:
     def __bool__(self) -> bool:
         return bool(self._exact or self._times)
 
-    def marks(self, events: Sequence[Event]) -> list[tuple[UUID, date, str, str, str, datetime]]:
-        """Of the events that are held: their keys, and what their rows have to say."""
-        found = ((event, self._mark(event)) for event in events)
-        return [(event.id, event.date, event.correlation_id, *mark) for event, mark in found if mark is not None]
+    def held_rows(self, events: Sequence[Event]) -> list[tuple[UUID, date, str, str, str, datetime]]:
+        """For each event that is held: event_id, event_date, correlation_id, and the three columns of its mark."""
+        marks = ((event, self._mark(event)) for event in events)
+        return [(event.id, event.date, event.correlation_id, *mark) for event, mark in marks if mark is not None]
 
     def _mark(self, event: Event) -> HoldMark | None:
         row, exact = event.row, self._exact
         return (
             exact.get(("correlation", event.correlation_id))
-            or exact.get(("actor", row[_ACTOR]))
-            or exact.get(("resource", row[_KIND], row[_RESOURCE]))
+            or exact.get(("actor", row[_ACTOR_ID]))
+            or exact.get(("resource", row[_RESOURCE_TYPE], row[_RESOURCE_ID]))
             or next((mark for start, end, mark in self._times if start <= row[_TIMESTAMP] <= end), None)
         )

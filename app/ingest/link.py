@@ -1,4 +1,7 @@
-"""Positions and links of one flush. Pure: what is won or lost is the store's affair."""
+"""Positions and links of one flush. Pure: store.py commits it, or loses the race for these positions.
+
+`link` is the only place where `previous_event_hash` is set. app/verify/chain.py checks it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +17,7 @@ class Head(NamedTuple):
     length: int
     hash: str
     stored: int | None
-    """The length that its row in chain_heads has; None without a row. Another than `length` only after damage by SQL."""
+    """The length in its row of chain_heads; None without a row. It differs from `length` only after damage by SQL."""
 
 
 NO_HEAD = Head(0, "", None)
@@ -22,29 +25,34 @@ NO_HEAD = Head(0, "", None)
 
 @dataclass(slots=True)
 class Flush:
-    """One flush, ready to be sent: `first_index` is won or lost as a whole."""
+    """One flush, ready to be sent. It is committed at `first_index`, or not at all."""
 
     previous_first: int
+    """The first_index of the flush before it."""
     first_index: int
     events: Sequence[Event]
     rows: list[tuple[Any, ...]] = field(default_factory=list)
     """Columns fixed at acceptance, then log_index, chain_index, previous_event_hash, event_hash."""
     leaves: bytes = b""
+    """Leaf hashes of 32 bytes, one after another."""
     expected: dict[str, int | None] = field(default_factory=dict)
     """Length that each chain's head must have in the table before this flush; None for no head."""
     heads: dict[str, Head] = field(default_factory=dict)
     """End of each chain after this flush."""
 
 
-def link(events: Sequence[Event], tail: tuple[int, int], known: dict[str, Head]) -> Flush:
-    """Give `events` their places behind `tail` (first_index and count of the last flush). A chain not in `known` is new."""
+def link(events: Sequence[Event], tail: tuple[int, int], heads: dict[str, Head]) -> Flush:
+    """Give `events` the positions after `tail` (first_index and count of the last flush), and link each into its chain.
+
+    A chain that is not in `heads` is new. The positions are written into each event's record, which is hashed then.
+    """
     flush = Flush(tail[0], tail[0] + tail[1], events)
     leaves = []
     for log_index, event in enumerate(events, flush.first_index):
         correlation_id = event.correlation_id
         head = flush.heads.get(correlation_id)
         if head is None:
-            head = known.get(correlation_id, NO_HEAD)
+            head = heads.get(correlation_id, NO_HEAD)
             flush.expected[correlation_id] = head.stored
         record = event.record
         record["log_index"] = log_index

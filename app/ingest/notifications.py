@@ -1,6 +1,6 @@
-"""Notifications: what was sent to whom about a remediation. Checked, then written in one statement of their own.
+"""Notifications: which message was sent to whom about a remediation. Checked, then written in one statement of their own.
 
-They are no events: they stand in no chain and in no log. A notification_id is taken once for ever.
+They are not events: they are in no chain and not in the log. Each notification_id is stored once, for ever.
 """
 
 from dataclasses import astuple, dataclass
@@ -48,7 +48,7 @@ class PostedNotification(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """One notification that may be written. Empty texts are unknown ones."""
+    """One checked notification. An empty text counts as unknown."""
 
     remediation_id: str
     notification_id: str
@@ -66,7 +66,7 @@ _VALIDATE = TypeAdapter(PostedNotification).validator.validate_python
 
 
 def shaped(value: Any) -> tuple[PostedNotification, datetime]:
-    """`value`, if it has the shape of a notification, and its sent_at. BadRequest names each bad member by its plain name."""
+    """`value` as a notification, and its sent_at, if it has that shape. BadRequest names each bad member by its plain name."""
     try:
         posted: PostedNotification = _VALIDATE(value)
     except ValidationError as error:
@@ -75,7 +75,7 @@ def shaped(value: Any) -> tuple[PostedNotification, datetime]:
 
 
 def checked(posted: PostedNotification, sent_at: datetime, now: datetime) -> Notification:
-    """A notification that may be stored. BadRequest, as the reference's model has it, else."""
+    """The notification to store. Raises BadRequest with the members of the reference's validation error."""
     faults = {
         name: "expected a text that is not blank"
         for name in ("remediation_id", "notification_id")
@@ -89,7 +89,7 @@ def checked(posted: PostedNotification, sent_at: datetime, now: datetime) -> Not
             f"got {posted['sent_at']}"
         )
     if faults:
-        detail = "; ".join(f"{name}: {said}" for name, said in faults.items())
+        detail = "; ".join(f"{name}: {message}" for name, message in faults.items())
         raise BadRequest(detail, resource=RESOURCE, field_errors=faults, instance=INSTANCE)
     return Notification(
         posted["remediation_id"],
@@ -106,41 +106,41 @@ def checked(posted: PostedNotification, sent_at: datetime, now: datetime) -> Not
 
 
 class Stored(NamedTuple):
-    """What Postgres adds to a notification."""
+    """What Postgres adds to a notification when it is written."""
 
     id: int
     created_at: datetime
 
 
 async def write(engine: AsyncEngine, notification: Notification, claim: Claim | None = None) -> Stored:
-    """What is stored, once it is committed; for a claim that was made before, what was stored then.
+    """Write a notification and return when it is committed. A resend under a claim gets what was stored the first time.
 
-    Raises Conflict when the notification_id is taken, KeyReused when the claim's key was sent with another body.
+    Raises Conflict when the notification_id is stored already, KeyReused when the key was sent with another body.
     """
-    if claim is not None and (stored := await _promised(engine, claim)) is not None:
+    if claim is not None and (stored := await _stored_under(engine, claim)) is not None:
         return stored
-    promise = (None,) * 4 if claim is None else claim
+    claim_columns = (None,) * 4 if claim is None else claim
     try:
-        rows = await fetch(engine, _SQL["notification"], *astuple(notification), *promise)
+        rows = await fetch(engine, _SQL["notification"], *astuple(notification), *claim_columns)
     except DatabaseFailed as error:
         if claim is None or getattr(error.__cause__, "sqlstate", "") != UNIQUE_VIOLATION:
             raise
         rows = []  # another replica was faster with the same key
     if rows:
         return _stored(rows[0])
-    if claim is not None and (stored := await _promised(engine, claim)) is not None:
+    if claim is not None and (stored := await _stored_under(engine, claim)) is not None:
         return stored
-    raise taken(notification)
+    raise id_conflict(notification)
 
 
 async def is_stored(engine: AsyncEngine, notification: Notification) -> bool:
-    """Whether what is stored under its id is this notification, equal in every member."""
+    """Whether the notification stored under its id equals this one in every member."""
     rows = await fetch(engine, _SQL["stored_notification"], notification.notification_id)
     return bool(rows) and tuple(rows[0]) == astuple(notification)
 
 
-def taken(notification: Notification) -> Conflict:
-    """The refusal of a notification_id that is taken."""
+def id_conflict(notification: Notification) -> Conflict:
+    """The refusal of a notification_id that is stored already."""
     return Conflict(
         f"notification_id: there is a notification {notification.notification_id!r} already, and each is stored once",
         resource=RESOURCE,
@@ -150,7 +150,7 @@ def taken(notification: Notification) -> Conflict:
     )
 
 
-async def _promised(engine: AsyncEngine, claim: Claim) -> Stored | None:
+async def _stored_under(engine: AsyncEngine, claim: Claim) -> Stored | None:
     rows = await fetch(engine, _SQL["notification_claim"], claim.scope, claim.key)
     if not rows:
         return None

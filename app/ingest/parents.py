@@ -20,29 +20,31 @@ SQL = load("ingest")
 async def find(
     engine: AsyncEngine, writer: Writer, drafts: Sequence[Draft], deadline: float
 ) -> dict[UUID, date | None]:
-    """The parents of `drafts`: in Postgres, whatever their correlation, then among the events that wait to be written.
+    """Dates of the parents of `drafts`, by id: from Postgres, then from the events that wait to be written.
 
-    With Postgres away, what waits nowhere is taken as sent, and counted. Without a spool: DatabaseAway.
+    A parent that is found nowhere is not in the result. While Postgres is away it gets the date that the client sent, and is
+    counted as unchecked; without a spool, DatabaseAway is raised instead. `deadline` is the event loop's clock.
     """
     children = [item for item in drafts if item.parent_id is not None]
     ids = {item.parent_id for item in children if item.parent_id is not None}
     if not ids:
         return {}
-    found: dict[UUID, date | None] = {}
+    dates: dict[UUID, date | None] = {}
     unchecked = writer.away
     if not unchecked:
         try:
             async with asyncio.timeout_at(deadline):
-                found = {r["event_id"]: r["event_date"] for r in await fetch(engine, SQL["parents"], list(ids))}
+                rows = await fetch(engine, SQL["parents"], list(ids))
+            dates = {row["event_id"]: row["event_date"] for row in rows}
         except (DatabaseAway, TimeoutError):
             if writer.spool is None:
                 raise DatabaseAway from None
             unchecked = True
-    if missing := ids - found.keys():
-        found |= await writer.dates(missing)
+    if missing := ids - dates.keys():
+        dates |= await writer.dates(missing)
     if unchecked:
         for item in children:
-            if item.parent_id is not None and item.parent_id not in found:
-                found[item.parent_id] = item.parent_date
+            if item.parent_id is not None and item.parent_id not in dates:
+                dates[item.parent_id] = item.parent_date
                 metrics.PARENTS_UNCHECKED.inc()
-    return found
+    return dates

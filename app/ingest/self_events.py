@@ -1,6 +1,6 @@
-"""Events that the service writes about itself (design section 2): made here, then written as any other.
+"""Self events: events that the service writes about itself (docs/design.md, section 2). Made here, written as any other.
 
-Each stands under a correlation id of its own, `datastorage:<kind>:<uuid>`, never under the one it speaks of.
+Each has a correlation id of its own, `datastorage:<kind>:<uuid>`, never that of the events it is about.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import orjson
 from app.events import ids
 from app.events.canonical import parse
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, Event, draft, fix
+from app.ingest.accept import Acceptance, Event, accept, check_item
 from app.ingest.submission import Submission
 from app.ingest.writer import Writer
 
@@ -24,9 +24,9 @@ _CATALOG = Catalog(allow_self_events=True)
 
 
 def self_event(log_name: str, payload: dict[str, Any], *, about: UUID | None = None, actor_id: str = ACTOR) -> Event:
-    """The event that `payload`, one of app/events/catalog/self_events.py with its event_type, tells.
+    """The event with `payload`: one of app/events/catalog/self_events.py, with its event_type. Raises BadRequest if it is not valid.
 
-    Events about the same thing share a chain: `about` is its id. `actor_id` names who wanted it, if not the service itself.
+    Events with the same `about` share a chain. `actor_id` is who ordered what the event records, if not the service itself.
     """
     event_type: str = payload["event_type"]
     _, kind, action = event_type.split(".")
@@ -44,12 +44,12 @@ def self_event(log_name: str, payload: dict[str, Any], *, about: UUID | None = N
         "event_data": payload,
     }
     document = parse(orjson.dumps(item))
-    drafted = draft(_CATALOG, document.value, "", plain=document.plain, depth=document.depth)
+    draft = check_item(_CATALOG, document.value, "", plain=document.plain, depth=document.depth)
     event_id = ids.random_event_id(time_ns() // 1_000_000, os.urandom(10))
-    return fix([drafted], [event_id], Acceptance(now, {}, log_name))[0]
+    return accept([draft], [event_id], Acceptance(now, {}, log_name))[0]
 
 
 async def write_self_event(writer: Writer, event: Event, deadline_ms: int) -> None:
-    """Have the writer of this process store `event`, in order with everybody's. Raises what Writer.submit() raises."""
+    """Have this process's writer store `event`, in order with all others. Raises what Writer.submit() raises."""
     deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
-    await writer.submit(Submission([event], {}, known=False), deadline)
+    await writer.submit(Submission([event], {}, may_exist=False), deadline)

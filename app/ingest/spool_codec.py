@@ -1,4 +1,7 @@
-"""An accepted event as the spool keeps it: the columns fixed at acceptance as one JSON object, and back, without loss."""
+"""Events and notifications as the spool stores them, as JSON, and back without loss.
+
+An event is stored as the columns fixed at acceptance, so that replay writes what was acknowledged: id, times, salt and all.
+"""
 
 from datetime import date, datetime
 from typing import Any
@@ -8,36 +11,48 @@ import orjson
 
 from app.events.record import commitment, committed_jcs, record
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
+from app.ingest.notifications import Notification
 
 _DATES = ("event_date", "parent_event_date")
 _TIMES = ("event_timestamp", "recorded_at")
 _IDS = ("event_id", "parent_event_id")
+_NOT_READABLE = ("payload_salt", "digest")
 
 
-def keep(events: list[Event]) -> bytes:
-    """The events of one request."""
+def encode(events: list[Event]) -> bytes:
+    """The events of one request as a JSON array."""
     return orjson.dumps([_members(event) for event in events])
 
 
-def revive(kept: bytes, log: str) -> list[Event]:
-    """The same events, ready to be linked into the log named `log`."""
-    return [_event(members, log) for members in orjson.loads(kept)]
+def decode(body: bytes, log_name: str) -> list[Event]:
+    """The events that encode() was given, ready to be linked into the log of this name."""
+    return [_event(members, log_name) for members in orjson.loads(body)]
 
 
-def shown(kept: bytes) -> list[dict[str, Any]]:
-    """The events as an operator reads them: without salt, the payload as JSON."""
-    return [_shown(members) for members in orjson.loads(kept)]
+def readable(body: bytes) -> list[dict[str, Any]]:
+    """The events of encode() for an operator: without salt and digest, with the payload as JSON."""
+    return [_readable(members) for members in orjson.loads(body)]
 
 
-def _shown(members: dict[str, Any]) -> dict[str, Any]:
-    left_out = {"payload_salt", "digest"}
-    kept = {name: value for name, value in members.items() if name not in left_out and value is not None}
-    return kept | {"event_data": orjson.Fragment(members["event_data"].encode())}
+def encode_notification(notification: Notification) -> bytes:
+    """One notification as a JSON object."""
+    return orjson.dumps(notification)
+
+
+def decode_notification(body: bytes) -> Notification:
+    """The notification that encode_notification() was given."""
+    members = orjson.loads(body)
+    return Notification(**members | {"sent_at": datetime.fromisoformat(members["sent_at"])})
+
+
+def _readable(members: dict[str, Any]) -> dict[str, Any]:
+    shown = {name: value for name, value in members.items() if name not in _NOT_READABLE and value is not None}
+    return shown | {"event_data": orjson.Fragment(members["event_data"].encode())}
 
 
 def _members(event: Event) -> dict[str, Any]:
     row = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
-    # As a text within the text: no reader of JSON gets to touch the payload's numbers.
+    # As a string within the JSON, so that no JSON reader changes the payload's numbers.
     row["event_data"] = row["event_data"].decode()
     row["payload_salt"] = row["payload_salt"].hex()
     for name in _IDS:
@@ -46,14 +61,14 @@ def _members(event: Event) -> dict[str, Any]:
     return row | traced | {"digest": event.digest and event.digest.hex()}
 
 
-def _event(row: dict[str, Any], log: str) -> Event:
+def _event(row: dict[str, Any], log_name: str) -> Event:
     digest = row.pop("digest")
     row["event_data"] = row["event_data"].encode()
     row["payload_salt"] = bytes.fromhex(row["payload_salt"])
-    for names, read in ((_DATES, date.fromisoformat), (_TIMES, datetime.fromisoformat), (_IDS, UUID)):
+    for names, parse in ((_DATES, date.fromisoformat), (_TIMES, datetime.fromisoformat), (_IDS, UUID)):
         for name in names:
-            row[name] = row[name] and read(row[name])
-    hashed = record(row, log, commitment(row["payload_salt"], committed_jcs(row)))
+            row[name] = row[name] and parse(row[name])
+    hashed = record(row, log_name, commitment(row["payload_salt"], committed_jcs(row)))
     columns = tuple(row[name] for name in ACCEPTED_COLUMNS)
     size = len(row["event_data"])
     return Event(row["event_id"], row["correlation_id"], columns, hashed, digest and bytes.fromhex(digest), size)

@@ -1,7 +1,12 @@
-"""One flush, one transaction: compare-and-set on the log, rows, chain heads, claims. The writer is its only user.
+"""One flush, one transaction: compare-and-set on the end of the log, rows, chain heads, claims.
 
-The one rule (design section 5): the end of the log is read before everything else that a flush relies on, and all of it is
-forgotten after a lost race. So a won compare-and-set proves that every cached head was true, and every hold.
+The rule (docs/design.md, section 5): the end of the log is read before everything else that a flush relies on, and all of it
+is dropped after a lost race. So a won compare-and-set proves that every cached head and every cached hold was current.
+
+When Postgres goes away in the middle of a flush, commit() cannot know whether COMMIT happened. It reconnects and compares the
+leaves in the log at the flush's first position: its own leaves mean that it was committed, others that the race was lost, and
+with none it sends the same flush again. After the deadline it raises DatabaseAway; the writer then spools the requests, and
+replay looks every id up before it writes.
 """
 
 import asyncio
@@ -37,7 +42,7 @@ COPY_COLUMNS = (
 _CONSTANTS = (0, "sha256-rfc6962")
 _COPY_ROWS_MIN = 50
 _HEADS_MAX = 50_000
-_CAREFUL_FLUSHES = 100
+_CAUTIOUS_FLUSHES = 100
 _CLOSE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.02
 _MEMBERS = {"event_version": "version"}
@@ -45,65 +50,72 @@ _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
 
 Claimed = tuple[Claim, list[UUID]]
-"""What was promised under an Idempotency-Key, and the ids in its answer."""
+"""The claim of an Idempotency-Key, and the event ids in the answer to its request."""
 _T = TypeVar("_T")
 FlushAction = Callable[[Connection, Flush], Awaitable[None]]
-"""What belongs to a flush beside its rows: done in its transaction, when the compare-and-set is won. An AuditError undoes all.
+"""More work in the transaction of a flush, run after the compare-and-set is won. An AuditError rolls everything back.
 
-Whatever it reads is true until the commit: nobody else can write to the log meanwhile. A store whose act has changed a hold
-does not know of it, and must not be used again.
+Nobody else can write to the log until the commit, so what it reads stays true. A store does not see that its own action has
+changed a hold: it must not be used again.
 """
 
 log = logging.getLogger(__name__)
 
 
 class LostRace(AuditError):
-    """Another replica wrote to the log first: everything known of it is forgotten, begin again."""
+    """Another replica wrote to the log first: call race_lost() and flush again."""
 
 
 class PossibleResend(AuditError):
-    """An id of this flush is stored already: look it up, then send the rest."""
+    """An id of this flush is stored already: look the ids up, then send the rest."""
 
 
 class RowRefused(AuditError):
     """Postgres refuses the content of a row; alone in its flush, the request is at fault."""
 
+    label = "Refused"
     status = 400
     slug = "validation-error"
     title = "Validation Error"
 
 
-class MonthAway(Unavailable):
-    """The month of this event is just being removed by a retention run; send it again shortly."""
+class MonthDetached(Unavailable):
+    """A retention run is removing the month of this event; send it again shortly."""
+
+    label = "MonthAway"
 
 
 class Store:
-    """The writer's own connection, and what it knows of the end of the log and of the chains."""
+    """The writer's own connection, and its cache of the end of the log, of chain heads and of holds."""
 
     def __init__(self, settings: Settings, log_name: str) -> None:
         self.log_name = log_name
         self._settings = settings
         self._connection: Connection | None = None
         self._tail: tuple[int, int] | None = None
+        """first_index and count of the last flush in the log; None if it has to be read."""
         self._heads: dict[str, Head] = {}
         self._holds = HoldIndex()
-        self._holds_version: tuple[int | None, int | None] = None, None  # where in the log they last changed
+        self._holds_version: tuple[int | None, int | None] = None, None
+        """Positions at which a hold was last placed and last released."""
         self._next_index_seen = 0
-        self._careful = 0  # flushes that read heads first: after a start, and after a lost race
-        self._contended = 0  # flushes that take turns with the other replicas
+        self._flushes_reading_heads = 0
+        """Flushes that still read unknown heads before they are sent: after a start, and after a lost race."""
+        self._flushes_locking_log = 0
+        """Flushes that still lock the log for themselves first, so that replicas take turns: after a lost race."""
         self.patience_seconds = math.inf
-        """How long a flush is tried again after the connection was lost, within its deadline. Short where there is a spool."""
+        """How long a flush is repeated after the connection was lost, within its deadline. Short where there is a spool."""
 
     async def commit(
-        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, act: FlushAction | None = None
+        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, action: FlushAction | None = None
     ) -> None:
-        """Write `events` behind the log, what was promised of them, and `act`, whole or not at all; returns when it is durable.
+        """Append `events` to the log with their claims, and run `action`: all or nothing. Returns when it is durable.
 
-        Raises LostRace, PossibleResend, RowRefused, MonthAway, DatabaseFailed, or DatabaseAway. Whatever else goes wrong is
-        repeated here until `deadline` (the event loop's clock). An outcome that is unknown is resolved by looking at the log.
+        Raises LostRace, PossibleResend, RowRefused, MonthDetached, DatabaseFailed, or DatabaseAway. A flush that fails for
+        another reason is repeated here until `deadline` (the event loop's clock). An unknown outcome is looked up in the log.
         """
         uncertain: Flush | None = None
-        promises = _claim_columns(events, claims)
+        claim_columns = _claim_columns(events, claims)
         for repeat in count():
             flush = uncertain
             try:
@@ -114,7 +126,7 @@ class Store:
                     raise LostRace
                 flush = flush or await self._link(connection, events)
                 with tracing.span("transaction", first_index=flush.first_index, events=len(flush.rows)):
-                    await self._send(connection, flush, promises, act)
+                    await self._send(connection, flush, claim_columns, action)
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
                 kind = failure_kind(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
@@ -126,24 +138,24 @@ class Store:
                 else:
                     await self._rollback()
                     if kind is FailureKind.BUSY:
-                        await self._end_frozen()
-                    # What was sent before may be what this attempt collides with: then the log says whose it is.
+                        await self._end_stalled_sessions()
+                    # This attempt may have collided with its own earlier one: then the next look at the log decides.
                     if uncertain is None:
-                        await self._clear_up(kind, error, events)
+                        await self._handle_failure(kind, error, events)
                 await _pause(repeat, deadline, error)
             else:
-                self._remember(flush)
+                self._cache(flush)
                 return
 
     async def connection(self) -> Connection:
-        """The writer's connection, opened when there is none. Raises DatabaseAway."""
+        """The writer's connection, opened if there is none. Raises DatabaseAway."""
         if self._connection is None or self._connection.is_closed():
-            self._forget()
+            self._drop_cache()
             self._connection = await connect_writer(self._settings)
         return self._connection
 
     async def _reconnect(self, deadline: float) -> Connection:
-        """As connection(), but patient: what was sent may be stored, and only Postgres knows."""
+        """As connection(), but repeated until `deadline`: a flush of unknown outcome may be stored, and only Postgres knows."""
         while True:
             try:
                 return await self.connection()
@@ -152,35 +164,37 @@ class Store:
                     raise
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _end_frozen(self) -> None:
-        """End the session of a replica that holds the log and does not go on; its events are still its own to send."""
+    async def _end_stalled_sessions(self) -> None:
+        """End the session of a replica that has locked the log and stalls in its flush, which it can send again later."""
         try:
             connection = await self.connection()
-            for row in await connection.fetch(SQL["end_frozen"]):
-                log.warning("ended a session that held the log and waited for its client", extra={"pid": row["pid"]})
+            for row in await connection.fetch(SQL["end_stalled_sessions"]):
+                log.warning(
+                    "ended a session that had locked the log and waited for its client", extra={"pid": row["pid"]}
+                )
         except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError) as error:
-            log.warning("frozen sessions could not be looked for", extra={"error": repr(error)})
+            log.warning("stalled sessions could not be ended", extra={"error": repr(error)})
 
     def disconnect(self) -> None:
-        """Drop the connection at once; the server ends what it was doing."""
+        """Close the connection at once; the server rolls back what it has not committed."""
         if self._connection is not None:
             self._connection.terminate()
         self._connection = None
-        self._forget()
+        self._drop_cache()
 
-    async def stored(self, events: Sequence[Event], deadline: float) -> dict[UUID, bool]:
-        """Of the ids of `events`, those that are stored: True when the content is the same, False when it is another's.
+    async def find_stored(self, events: Sequence[Event], deadline: float) -> dict[UUID, bool]:
+        """Those of the ids of `events` that are stored: True where the content is the same, False where it differs.
 
-        Ids that the service computed are equal by construction. An id that a client chose is claimed with its body's digest.
-        Repeated as commit() is; raises DatabaseAway or DatabaseFailed.
+        An id that the service computed has the same content by construction. For an id that a client chose, the digest in its
+        claim is compared. Repeated until `deadline`; raises DatabaseAway or DatabaseFailed.
         """
 
-        async def look_up(connection: Connection) -> dict[UUID, bool]:
-            return await self._look_up(connection, events)
+        async def find(connection: Connection) -> dict[UUID, bool]:
+            return await self._find_stored(connection, events)
 
-        return await self._patiently(look_up, deadline)
+        return await self._read_with_repeats(find, deadline)
 
-    async def _patiently(self, read: Callable[[Connection], Awaitable[_T]], deadline: float) -> _T:
+    async def _read_with_repeats(self, read: Callable[[Connection], Awaitable[_T]], deadline: float) -> _T:
         for repeat in count():
             try:
                 return await read(await self.connection())
@@ -193,62 +207,65 @@ class Store:
                 await _pause(repeat, deadline, error)
         raise AssertionError  # count() never ends
 
-    async def _look_up(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, bool]:
+    async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, bool]:
         ids = [event.id for event in events]
-        chosen = {str(event.id): event.digest for event in events if event.digest is not None}
-        rows = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
-        claims = await connection.fetch(SQL["claims"], list(chosen)) if chosen else []
+        chosen = [str(event.id) for event in events if event.digest is not None]
+        stored = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
+        claims = await connection.fetch(SQL["event_claims"], chosen) if chosen else []
         digests = {row["event_id"]: row["body_digest"] for row in claims}
-        rows |= {row["event_id"] for row in claims if row["purged"]}
-        if void := [str(event_id) for event_id in digests.keys() - rows]:
-            await connection.execute(SQL["void_claims"], void)
-        return {e.id: e.digest is None or digests.get(e.id) == e.digest for e in events if e.id in rows}
+        stored |= {row["event_id"] for row in claims if row["purged"]}
+        if void := [str(event_id) for event_id in digests.keys() - stored]:
+            await connection.execute(SQL["delete_void_claims"], void)
+        return {e.id: e.digest is None or digests.get(e.id) == e.digest for e in events if e.id in stored}
 
-    async def claims(self, claims: Sequence[Claim], deadline: float) -> dict[tuple[str, str], bytes]:
-        """The digests of the bodies that came first under the keys of `claims`, where any did. Raises as stored() does."""
+    async def find_claims(self, claims: Sequence[Claim], deadline: float) -> dict[tuple[str, str], bytes]:
+        """The digest of the first body under each (scope, key) of `claims` that was sent before. Raises as find_stored()."""
         if not claims:
             return {}
         arguments = [c.scope for c in claims], [c.key for c in claims]
 
-        async def look_up(connection: Connection) -> dict[tuple[str, str], bytes]:
+        async def find(connection: Connection) -> dict[tuple[str, str], bytes]:
             rows = await connection.fetch(SQL["key_claims"], *arguments)
             return {(row["scope"], row["key"]): row["body_digest"] for row in rows}
 
-        return await self._patiently(look_up, deadline)
+        return await self._read_with_repeats(find, deadline)
 
     async def difference(self, event: Event, deadline: float) -> str:
-        """In which members `event` differs from the one that is stored under its id, in words for its sender."""
+        """The members in which `event` differs from the one stored under its id, as text for its sender."""
 
-        async def look_up(connection: Connection) -> asyncpg.Record | None:
+        async def find(connection: Connection) -> asyncpg.Record | None:
             return await connection.fetchrow(SQL["stored_event"], event.id)
 
-        row = await self._patiently(look_up, deadline)
+        row = await self._read_with_repeats(find, deadline)
         if row is None:
             return ""
-        own = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
+        sent = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
         stored = {**row, "event_data": canonical(loads(row["event_data"]))}
-        names = [_MEMBERS.get(name, name) for name, value in stored.items() if value != own[name]]
+        names = [_MEMBERS.get(name, name) for name, value in stored.items() if value != sent[name]]
         return f", which differs in {', '.join(names)}" if names else ", which differs only in what is not stored"
 
     async def close(self) -> None:
-        """End the connection, in good order if the server answers."""
+        """Close the connection, in good order if the server answers."""
         if self._connection is not None:
             with suppress(*CONNECTION_ERRORS, asyncpg.PostgresError):
                 await self._connection.close(timeout=_CLOSE_SECONDS)
 
     async def _link(self, connection: Connection, events: Sequence[Event]) -> Flush:
-        """Places for `events`. A chain that is not known is taken as new, unless recent flushes say that this is unwise."""
-        if self._contended:
+        """Positions and links for `events`. A chain whose head is not cached counts as new; after a start or a lost race it is read.
+
+        A wrong guess costs one attempt: the flush finds it (FailureKind.STALE_HEADS) and the next one reads the heads.
+        """
+        if self._flushes_locking_log:
             await connection.execute("BEGIN")
             await connection.execute(SQL["lock_log"])
             self._tail = None
             self._heads.clear()
         if self._tail is None:
             self._tail = await self._read_tail(connection)
-        if self._careful or self._contended:
+        if self._flushes_reading_heads or self._flushes_locking_log:
             unknown = {event.correlation_id for event in events} - self._heads.keys()
             if unknown:
-                self._learn(await connection.fetch(SQL["chain_heads"], list(unknown)))
+                self._cache_heads(await connection.fetch(SQL["chain_heads"], list(unknown)))
         return link(events, self._tail, self._heads)
 
     async def _read_tail(self, connection: Connection) -> tuple[int, int]:
@@ -259,14 +276,14 @@ class Store:
             or row["count"] < 1
             or row["first_index"] + row["count"] < self._next_index_seen
         ):
-            row = await self._mended_tail(connection)
+            row = await self._checked_tail(connection)
         if self._holds_version != (version := (row["placed"], row["released"])):
             self._holds = HoldIndex(await connection.fetch(SQL["active_holds"]))
             self._holds_version = version
         return row["first_index"], row["count"]
 
-    async def _mended_tail(self, connection: Connection) -> asyncpg.Record:
-        """The end of a log that is not as it was left, or was not looked at yet: behind every position that a row has."""
+    async def _checked_tail(self, connection: Connection) -> asyncpg.Record:
+        """The end of a log that this process has not read yet, or that is not as it left it: after the position of every row."""
         row = await connection.fetchrow(SQL["tail_and_last"])
         next_index = 0 if row is None else row["first_index"] + row["count"]
         if row is not None and next_index < self._next_index_seen:
@@ -277,26 +294,31 @@ class Store:
         if row is not None and row["count"] > 0 and (row["last"] is None or row["last"] < next_index):
             return row
         _alarm(
-            "damaged", "rows of log_flushes are missing or changed; the log goes on behind every position that is known"
+            "damaged",
+            "rows of log_flushes are missing or changed; the log continues after every position that is known",
         )
-        await connection.execute(SQL["seed"])
+        await connection.execute(SQL["continue_after_damage"])
         row = await connection.fetchrow(SQL["tail"])
         assert row is not None
         return row
 
     async def _send(
-        self, connection: Connection, flush: Flush, promises: tuple[list[Any], ...], act: FlushAction | None = None
+        self,
+        connection: Connection,
+        flush: Flush,
+        claim_columns: tuple[list[Any], ...],
+        action: FlushAction | None = None,
     ) -> None:
         """A crash before COMMIT leaves no trace; after it the flush is found by its leaves at its first_index."""
         parameters = (
             *(flush.previous_first, flush.first_index, len(flush.rows), flush.leaves),
             *_head_columns(flush),
-            *promises,
+            *claim_columns,
         )
         rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
         traces = [(event.record["trace_id"], event.record["span_id"]) for event in flush.events]
-        held = self._holds.marks(flush.events) if self._holds else []
-        if (copied or held or act) and not connection.is_in_transaction():
+        held = self._holds.held_rows(flush.events) if self._holds else []
+        if (copied or held or action) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
         won = await connection.fetchval(
             SQL["flush"], *parameters, rows, *(zip(*traces, strict=True) if rows else ([], []))
@@ -309,18 +331,18 @@ class Store:
             records = [row + trace + _CONSTANTS for row, trace in zip(copied, traces, strict=True)]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
         if held:
-            await connection.execute(SQL["hold_written"], *map(list, zip(*held, strict=True)))
-        if act is not None:
+            await connection.execute(SQL["mark_held"], *map(list, zip(*held, strict=True)))
+        if action is not None:
             try:
-                await act(connection, flush)
+                await action(connection, flush)
             except AuditError:
                 await self._rollback()
                 raise
         if connection.is_in_transaction():
             await connection.execute("COMMIT")
 
-    async def _clear_up(self, kind: FailureKind, error: Exception, events: Sequence[Event]) -> None:
-        """Make the next attempt a better one, or raise what the writer has to decide."""
+    async def _handle_failure(self, kind: FailureKind, error: Exception, events: Sequence[Event]) -> None:
+        """Remove the cause, so that the next attempt can succeed, or raise what the writer has to decide."""
         match kind:
             case FailureKind.LOST_RACE:
                 raise LostRace
@@ -330,7 +352,7 @@ class Store:
                 raise RowRefused(_refusal(error)) from error
             case FailureKind.STALE_HEADS:
                 self._heads.clear()
-                self._careful = _CAREFUL_FLUSHES
+                self._flushes_reading_heads = _CAUTIOUS_FLUSHES
             case FailureKind.MISSING_PARTITION:
                 await self._make_partitions(events)
             case FailureKind.BUSY:
@@ -347,12 +369,12 @@ class Store:
             await partitions.ensure(connection, min(dates), max(dates) + timedelta(days=1))
         except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             if getattr(error, "sqlstate", "") == "55000":
-                raise MonthAway from error
+                raise MonthDetached from error
             if failure_kind(error) not in {FailureKind.BUSY, FailureKind.AWAY}:
-                raise DatabaseFailed from error  # else the next attempt comes here again
+                raise DatabaseFailed from error  # else the next attempt fails in the same way and comes here again
 
     async def _is_written(self, connection: Connection, flush: Flush) -> bool | None:
-        """Whether a flush of unknown outcome was committed; None while nothing stands at its place."""
+        """Whether a flush of unknown outcome was committed; None while the log has nothing at its position."""
         leaves = await connection.fetchval(SQL["leaves"], flush.first_index)
         return None if leaves is None else leaves == flush.leaves
 
@@ -365,29 +387,29 @@ class Store:
         except (*CONNECTION_ERRORS, asyncpg.PostgresError):
             self.disconnect()
 
-    def lost(self) -> None:
-        """Forget what a lost race has made doubtful, and take turns for a while."""
-        self._forget()
-        self._contended = _CAREFUL_FLUSHES
+    def race_lost(self) -> None:
+        """After LostRace: read everything again, and take turns with the other replicas for a while."""
+        self._drop_cache()
+        self._flushes_locking_log = _CAUTIOUS_FLUSHES
 
-    def _forget(self) -> None:
+    def _drop_cache(self) -> None:
         self._tail = None
         self._heads.clear()
-        self._careful = _CAREFUL_FLUSHES
+        self._flushes_reading_heads = _CAUTIOUS_FLUSHES
 
-    def _learn(self, rows: Sequence[asyncpg.Record]) -> None:
+    def _cache_heads(self, rows: Sequence[asyncpg.Record]) -> None:
         for row in rows:
             length = row["length"]
             if not 0 < length <= _LENGTH_MAX:
-                _alarm("damaged", f"a chain's head has the length {length}; the chain begins anew")
+                _alarm("damaged", f"a chain's head has the length {length}; the chain starts again at 0")
                 length = 0
             self._heads[row["correlation_id"]] = Head(length, row["hash"], row["length"])
 
-    def _remember(self, flush: Flush) -> None:
+    def _cache(self, flush: Flush) -> None:
         self._tail = (flush.first_index, len(flush.rows))
         self._next_index_seen = flush.first_index + len(flush.rows)
-        self._careful = max(0, self._careful - 1)
-        self._contended = max(0, self._contended - 1)
+        self._flushes_reading_heads = max(0, self._flushes_reading_heads - 1)
+        self._flushes_locking_log = max(0, self._flushes_locking_log - 1)
         heads = self._heads
         for correlation_id, head in flush.heads.items():
             heads.pop(correlation_id, None)  # so that the dict stays in order of use
@@ -397,7 +419,7 @@ class Store:
 
 
 async def _pause(repeat: int, deadline: float, error: Exception) -> None:
-    """Before what failed is tried again: not at all the first time, longer each further time. DatabaseAway past `deadline`."""
+    """Wait before a repeat: not at all the first time, longer each further time. Raises DatabaseAway after `deadline`."""
     if asyncio.get_running_loop().time() > deadline:
         raise DatabaseAway from error
     if repeat:
@@ -405,16 +427,18 @@ async def _pause(repeat: int, deadline: float, error: Exception) -> None:
 
 
 def _head_columns(flush: Flush) -> tuple[list[Any], ...]:
-    begun = [c for c, stored in flush.expected.items() if stored is None]
-    grown = [c for c, stored in flush.expected.items() if stored is not None]
+    """Columns of the new chains (correlation_id, length, hash) and of the others (with the expected length before length)."""
+    new = [c for c, stored in flush.expected.items() if stored is None]
+    old = [c for c, stored in flush.expected.items() if stored is not None]
     heads = flush.heads
     return (
-        *(begun, [heads[c].length for c in begun], [heads[c].hash for c in begun]),
-        *(grown, [flush.expected[c] for c in grown], [heads[c].length for c in grown], [heads[c].hash for c in grown]),
+        *(new, [heads[c].length for c in new], [heads[c].hash for c in new]),
+        *(old, [flush.expected[c] for c in old], [heads[c].length for c in old], [heads[c].hash for c in old]),
     )
 
 
 def _claim_columns(events: Sequence[Event], claims: Sequence[Claimed]) -> tuple[list[Any], ...]:
+    """Columns scope, key, body_digest, event_ids, expires_at: of the ids that clients chose, and of Idempotency-Keys."""
     rows: list[tuple[Any, ...]] = [
         ("event", str(event.id), event.digest, f"{{{event.id}}}", None) for event in events if event.digest is not None
     ]
@@ -424,7 +448,7 @@ def _claim_columns(events: Sequence[Event], claims: Sequence[Claimed]) -> tuple[
 
 
 def _refusal(error: Exception) -> str:
-    """Postgres's words for a value, without row contents."""
+    """Postgres's message about a value, without the rest of the row."""
     assert isinstance(error, asyncpg.PostgresError)
     where = f" in {error.column_name}" if error.column_name else ""
     return f"Postgres cannot store a value of this event{where}: {error.message}"

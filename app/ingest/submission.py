@@ -1,4 +1,4 @@
-"""What one request wants written: whole or not at all."""
+"""What one request asks to write: whole or not at all."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from app import tracing
 from app.errors import AuditError, BadRequest, Conflict, KeyReused
 from app.events.envelope import time_window_error
 from app.events.explain import bad_fields
-from app.ingest.accept import Acceptance, Draft, Event, fix
+from app.ingest.accept import Acceptance, Draft, Event, accept
 
 _SLICE = 500
 
@@ -27,16 +27,16 @@ class Claim(NamedTuple):
 
 
 class Submission:
-    """The events of one request, and the future that says when all of them are stored, or safe in the spool (then True)."""
+    """The events of one request, and the future of its outcome: False when all are committed, True when all are spooled."""
 
-    __slots__ = ("arrived", "claim", "done", "events", "known", "link", "lookup_done", "refusals", "size")
+    __slots__ = ("arrived", "claim", "done", "events", "link", "lookup_done", "may_exist", "refusals", "size")
 
     def __init__(
         self,
         events: Sequence[Event],
         refusals: Mapping[UUID, BadRequest],
         *,
-        known: bool,
+        may_exist: bool,
         claim: Claim | None = None,
     ) -> None:
         self.events = events
@@ -44,11 +44,11 @@ class Submission:
         self.claim = claim
         self.arrived = asyncio.get_running_loop().time()
         self.refusals = refusals
-        """Why the rules of time and parent refuse an event. Only what is not stored already is refused."""
-        self.known = known
-        """Its ids may be stored already: computed from the body, or chosen by the client."""
+        """Events that the rules of time and parent refuse, and why. It counts only for those that are not stored already."""
+        self.may_exist = may_exist
+        """Its ids may be stored already: they were computed from the body, or chosen by the client."""
         self.lookup_done = not refusals and claim is None and not any(event.digest for event in events)
-        """Whether nothing has to be looked up before it is sent."""
+        """Nothing has to be looked up in Postgres before it is sent; a resend shows itself by a unique violation."""
         self.size = sum(event.size for event in events)
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -64,7 +64,7 @@ class Submission:
 def conflict(event_id: UUID, difference: str = "") -> Conflict:
     """The refusal of an id under which other content is stored."""
     return Conflict(
-        f"event_id {event_id} is taken by an event with other content{difference}: send the event that was sent first, "
+        f"event_id {event_id} belongs to an event with other content{difference}: send the event that was sent first, "
         "or a new id",
         resource="audit_event",
         field="event_id",
@@ -80,33 +80,34 @@ def key_reused() -> KeyReused:
 async def prepare(
     drafts: Sequence[Draft], ids: Sequence[UUID], acceptance: Acceptance, claim: Claim | None = None
 ) -> Submission:
-    """The submission of one request's drafts. Raises Conflict, or the refusal of an event that cannot be a resend.
+    """The submission of one request's drafts, with these ids.
 
-    Of an id that stands twice, equal items are one. Yields to the event loop between slices of a large batch.
+    Equal items under one id are one event; different ones raise Conflict. A single event that cannot be a resend raises
+    BadRequest when the rules of time or parent refuse it. Yields to the event loop between slices of a large batch.
     """
-    unique, unique_ids = _collapse(drafts, ids)
-    known = claim is not None or len(drafts) > 1 or drafts[0].event_id is not None or drafts[0].pointer != ""
+    unique, unique_ids = _without_duplicates(drafts, ids)
+    may_exist = claim is not None or len(drafts) > 1 or drafts[0].event_id is not None or drafts[0].pointer != ""
     refusals = {}
-    for item, event_id in zip(unique, unique_ids, strict=True):
-        if refused := _refusal(item, acceptance):
-            if not known:
-                raise refused
-            refusals[event_id] = refused
-    events = fix(unique[:_SLICE], unique_ids[:_SLICE], acceptance)
+    for draft, event_id in zip(unique, unique_ids, strict=True):
+        if refusal := _refusal(draft, acceptance):
+            if not may_exist:
+                raise refusal
+            refusals[event_id] = refusal
+    events = accept(unique[:_SLICE], unique_ids[:_SLICE], acceptance)
     for start in range(_SLICE, len(unique), _SLICE):
         await asyncio.sleep(0)
-        events += fix(unique[start : start + _SLICE], unique_ids[start : start + _SLICE], acceptance)
-    return Submission(events, refusals, known=known, claim=claim)
+        events += accept(unique[start : start + _SLICE], unique_ids[start : start + _SLICE], acceptance)
+    return Submission(events, refusals, may_exist=may_exist, claim=claim)
 
 
-def _collapse(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[Sequence[Draft], Sequence[UUID]]:
+def _without_duplicates(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[Sequence[Draft], Sequence[UUID]]:
     if len(set(ids)) == len(ids):
         return drafts, ids
     first: dict[UUID, Draft] = {}
-    for item, event_id in zip(drafts, ids, strict=True):
-        if first.setdefault(event_id, item).digest != item.digest:
+    for draft, event_id in zip(drafts, ids, strict=True):
+        if first.setdefault(event_id, draft).digest != draft.digest:
             raise Conflict(
-                f"{item.pointer}/event_id: {event_id} stands twice in this request, with different content",
+                f"{draft.pointer}/event_id: {event_id} is used twice in this request, with different content",
                 resource="audit_event",
                 field="event_id",
                 value=str(event_id),
@@ -114,13 +115,13 @@ def _collapse(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[Sequence[Dr
     return list(first.values()), list(first)
 
 
-def _refusal(item: Draft, acceptance: Acceptance) -> BadRequest | None:
-    """Why the rules of time and parent refuse `item`, or None."""
-    if refused := time_window_error(item.timestamp, acceptance.now, item.pointer + "/event_timestamp"):
-        return refused
-    if item.parent_id is not None and item.parent_id not in acceptance.parents:
-        pointer = item.pointer + "/parent_event_id"
+def _refusal(draft: Draft, acceptance: Acceptance) -> BadRequest | None:
+    """Why the rules of time and parent refuse `draft`, or None."""
+    if refusal := time_window_error(draft.timestamp, acceptance.now, draft.pointer + "/event_timestamp"):
+        return refusal
+    if draft.parent_id is not None and draft.parent_id not in acceptance.parents:
+        pointer = draft.pointer + "/parent_event_id"
         return bad_fields(
-            {pointer: f"expected the id of a stored event, but there is no parent {item.parent_id}: send it first"}
+            {pointer: f"expected the id of a stored event, but there is no parent {draft.parent_id}: send it first"}
         )
     return None

@@ -1,7 +1,11 @@
-"""The one writer of this process: inbox → flush → commit, else spool → receipts; and back from the spool, in order.
+"""The one writer of this process: inbox → flush → commit, or else → spool; and from the spool to Postgres, in order.
 
-While a flush runs, requests gather in the inbox; the next flush takes them, always whole requests. Nobody waits on a timer.
-A request is answered when its flush has committed. Resends are recognised here, event by event.
+While a flush runs, requests gather in the inbox; the next flush is made of them, always of whole requests, without waiting for
+more. A request is answered when its flush is committed or when it is spooled. Resends are recognised here, event by event.
+
+When Postgres goes away in the middle of a flush, store.py finds out whether it was committed, for as long as the deadline
+allows. After that the requests of the flush are spooled, marked as ones that may be stored already, so that replay looks their
+ids up before it writes them. Until Postgres answers again, what arrives is spooled at once.
 """
 
 import asyncio
@@ -16,8 +20,9 @@ from uuid import UUID
 from app import metrics, tracing
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
-from app.ingest.spool import Spool, SpooledRequest, SpoolFailed
-from app.ingest.store import Claimed, LostRace, MonthAway, PossibleResend, RowRefused, Store
+from app.ingest.spool import Spool, SpoolFailed
+from app.ingest.spool_file import SpooledRequest
+from app.ingest.store import Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store
 from app.ingest.submission import Claim, Submission, conflict, key_reused
 from app.settings import Settings
 
@@ -28,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Writer:
-    """Owns the inbox, the spool, and the only task that talks to the store."""
+    """Owns the inbox, the spool, and the only task that uses the store."""
 
     def __init__(self, store: Store, settings: Settings, spool: Spool | None = None) -> None:
         self.store = store
@@ -37,28 +42,29 @@ class Writer:
         if spool is not None:
             store.patience_seconds = settings.away_patience_ms / 1000
         self._inbox: deque[Submission] = deque()
-        self._taken: list[Submission] = []
+        self._in_flush: list[Submission] = []
         self._events_waiting = 0
         self._bytes_waiting = 0
         self._claims_running: set[tuple[str, str]] = set()
         self._arrived = asyncio.Event()
         self._closing = False
         self._away = False
-        """Postgres did not take the last flush: what comes goes to the spool until `on_presence`."""
-        self._spool_fails = False
+        """Postgres was away at the last flush: what arrives is spooled until `on_presence`."""
+        self._spool_failed = False
         """Replay waits for `on_presence`, which mends the spool."""
         self._committed_at = 0.0
-        self._overdue_tasks: set[asyncio.Task[None]] = set()
+        """When the last flush was committed, on the event loop's clock."""
+        self._spooling_tasks: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="writer")
 
     async def submit(self, submission: Submission, deadline: float) -> bool:
-        """Return when every event of `submission` is stored (False), or safe in the spool (True).
+        """Return when every event of `submission` is committed (False), or on disk in the spool (True).
 
-        Raises InboxFull, Conflict, KeyBusy, KeyReused, BadRequest, SpoolFull, SpoolFailed, or, without a spool, DatabaseAway
-        at `deadline` (the event loop's clock): then the outcome is unknown.
+        Raises InboxFull, Conflict, KeyBusy, KeyReused, BadRequest, RowRefused, MonthDetached, DatabaseFailed, SpoolFull,
+        SpoolFailed, or, without a spool, DatabaseAway at `deadline` (the event loop's clock): then the outcome is unknown.
         """
         events, size = len(submission.events), submission.size
         if self._closing or not self._fits(events, size):
@@ -69,11 +75,11 @@ class Writer:
             self._bytes_waiting += size
             metrics.ACCEPTED.inc(events)
             self._arrived.set()
-            timer = asyncio.get_running_loop().call_at(deadline, self._overdue, submission)
+            timer = asyncio.get_running_loop().call_at(deadline, self._on_deadline, submission)
             try:
                 return await submission.done
             except AuditError as error:
-                metrics.REFUSED.labels(type(error).__name__).inc(events)
+                metrics.REFUSED.labels(error.label).inc(events)
                 raise
             finally:
                 timer.cancel()
@@ -81,7 +87,7 @@ class Writer:
                 self._bytes_waiting -= size
 
     def _fits(self, events: int, size: int) -> bool:
-        """Whatever is alone fits: one batch may be larger than all that may wait beside others."""
+        """Whether a request fits into the inbox. A request alone always fits: one batch may be larger than the limits."""
         return self._events_waiting == 0 or (
             self._events_waiting + events <= self._settings.inbox_events_max
             and self._bytes_waiting + size <= self._settings.inbox_bytes_max
@@ -89,7 +95,7 @@ class Writer:
 
     @contextmanager
     def running(self, claim: Claim | None) -> Iterator[None]:
-        """Of requests with the same Idempotency-Key, one at a time."""
+        """Admits one request at a time for each Idempotency-Key. Raises KeyBusy for a second one."""
         if claim is None:
             yield
             return
@@ -102,8 +108,8 @@ class Writer:
         finally:
             self._claims_running.discard(name)
 
-    def _overdue(self, submission: Submission) -> None:
-        """Its time is over. If nothing was committed since it came, Postgres stalls, and the spool takes it.
+    def _on_deadline(self, submission: Submission) -> None:
+        """Fail `submission`, or spool it if it is in a flush or nothing was committed since it arrived: then Postgres stalls.
 
         Its outcome may be unknown then; replay looks every id up.
         """
@@ -111,47 +117,47 @@ class Writer:
             return
         if self.spool is None:
             submission.fail(DatabaseAway())
-        elif submission not in self._taken and self._committed_at > submission.arrived:
+        elif submission not in self._in_flush and self._committed_at > submission.arrived:
             submission.fail(InboxFull())
         else:
-            submission.known = True
+            submission.may_exist = True
             task = asyncio.create_task(self.spool.append([submission]))
-            self._overdue_tasks.add(task)
-            task.add_done_callback(self._overdue_tasks.discard)
+            self._spooling_tasks.add(task)
+            task.add_done_callback(self._spooling_tasks.discard)
 
     async def dates(self, ids: set[UUID]) -> dict[UUID, date]:
         """Dates of those of `ids` that wait to be written, for events that name them as their parent."""
-        waiting = (e for s in (*self._taken, *self._inbox) if s.known for e in s.events if e.id in ids)
-        found = {event.id: event.date for event in waiting}
-        return found if self.spool is None else await self.spool.dates(ids) | found
+        waiting = (e for s in (*self._in_flush, *self._inbox) if s.may_exist for e in s.events if e.id in ids)
+        dates = {event.id: event.date for event in waiting}
+        return dates if self.spool is None else await self.spool.dates(ids) | dates
 
     @property
     def away(self) -> bool:
-        """Whether Postgres did not take the last flush."""
+        """Whether Postgres was away at the last flush."""
         return self._away
 
-    async def on_presence(self, there: bool) -> None:
-        """Mend a spool that has failed. When Postgres is `there`, try it with what waits in the spool and with what comes."""
+    async def on_presence(self, database_up: bool) -> None:
+        """Mend a spool that has failed. If Postgres answers, replay what is spooled and write what arrives to Postgres again."""
         if self.spool is not None:
             await self.spool.mend()
-        if not there:
+        if not database_up:
             return
-        self._away = self._spool_fails = False
+        self._away = self._spool_failed = False
         if self._replay_is_due:
             self._arrived.set()
 
     @property
     def _replay_is_due(self) -> bool:
         waits = self.spool is not None and self.spool.depth.requests > 0
-        return waits and not (self._away or self._spool_fails or self._closing)
+        return waits and not (self._away or self._spool_failed or self._closing)
 
     async def close(self) -> None:
-        """Write what waits, or spool it, then end."""
+        """Write or spool what waits in the inbox, then end."""
         self._closing = True
         self._arrived.set()
         if self._task is not None:
             await self._task
-        await asyncio.gather(*self._overdue_tasks)
+        await asyncio.gather(*self._spooling_tasks)
         await self.store.close()
 
     async def _run(self) -> None:
@@ -160,97 +166,96 @@ class Writer:
             if self.spool is not None and self._replay_is_due:
                 await self._replay(self.spool)
             if self._inbox:
-                taken = self._taken = self._take()
+                submissions = self._in_flush = self._next_flush()
                 metrics.INBOX_EVENTS.set(self._events_waiting)
                 try:
-                    await self._write_or_spool(taken)
+                    await self._write_or_spool(submissions)
                 except Exception:  # the top of the loop: without it nothing would be written any more
-                    log.exception("what Postgres did not take could not be spooled")
-                    _fail(taken, SpoolFailed())
-                self._taken = []
+                    log.exception("requests could not be spooled")
+                    _fail(submissions, SpoolFailed())
+                self._in_flush = []
             elif not (self._closing or self._replay_is_due):
                 await self._arrived.wait()
 
-    async def _write_or_spool(self, taken: list[Submission]) -> None:
-        """Commit what can be committed; what has to wait behind spooled events, or for Postgres, goes to the spool."""
-        now, behind = (taken, []) if self.spool is None else self._sorted(self.spool, taken)
+    async def _write_or_spool(self, submissions: list[Submission]) -> None:
+        """Commit what can be committed; spool what has to be written after spooled events, or cannot be written now."""
+        now, later = (submissions, []) if self.spool is None else self._divide(self.spool, submissions)
         try:
             if now:
                 await self._write(now)
         except DatabaseAway:
             self._away = self.spool is not None
-            # Together, so that their order stays: what waits behind the spool came among what could not be written.
-            behind = [s for s in taken if not s.done.done()]
+            # In one append, in the order of arrival: events of one correlation may be in both parts.
+            later = [s for s in submissions if not s.done.done()]
         except Exception as error:  # the top of the loop: one failed flush must not end the writer
             log.exception("a flush failed unexpectedly")
             self.store.disconnect()
             _fail(now, error if isinstance(error, AuditError) else DatabaseFailed())
         if self.spool is None:
-            _fail(behind, DatabaseAway())
-        elif behind := [s for s in behind if not s.done.done()]:
-            for submission in behind:
-                submission.known = (
-                    submission.known or submission in now
-                )  # its flush may have been committed all the same
-            await self.spool.append(behind)
+            _fail(later, DatabaseAway())
+        elif later := [s for s in later if not s.done.done()]:
+            for submission in later:
+                # Its flush may have been committed all the same.
+                submission.may_exist = submission.may_exist or submission in now
+            await self.spool.append(later)
 
-    def _sorted(self, spool: Spool, taken: list[Submission]) -> tuple[list[Submission], list[Submission]]:
-        """(what may be written now, what has to go to the spool): whole requests, in order for each correlation."""
+    def _divide(self, spool: Spool, submissions: list[Submission]) -> tuple[list[Submission], list[Submission]]:
+        """(what may be written now, what has to be spooled): whole requests, in order for each correlation."""
         if self._away:
-            return [], taken
+            return [], submissions
         if not spool.depth.requests:
-            return taken, []
+            return submissions, []
         now: list[Submission] = []
-        behind: list[Submission] = []
+        later: list[Submission] = []
         waiting: set[str] = set()
-        for submission in taken:
+        for submission in submissions:
             correlations = {event.correlation_id for event in submission.events}
             if spool.waits(correlations) or correlations & waiting:
                 waiting |= correlations
-                behind.append(submission)
+                later.append(submission)
             else:
                 now.append(submission)
-        return now, behind
+        return now, later
 
     async def _replay(self, spool: Spool) -> None:
-        """Write one portion of the spool, in order. What Postgres refuses for its content goes to the quarantine."""
+        """Write one portion of the spool, in order. What Postgres refuses for its content is quarantined."""
         try:
             settings = self._settings
-            kept = await spool.next(settings.flush_events_max, settings.flush_bytes_max, self.store.log_name)
-            for portion in _distinct(kept):
+            requests = await spool.next(settings.flush_events_max, settings.flush_bytes_max, self.store.log_name)
+            for portion in _without_repeated_ids(requests):
                 await self._replay_requests(spool, portion)
         except DatabaseAway:
             self._away = True
         except SpoolFailed:
-            self._spool_fails = True
+            self._spool_failed = True
         except Exception:  # the top of the loop, as above
             log.exception("replay failed unexpectedly")
             self.store.disconnect()
             self._away = True
 
-    async def _replay_requests(self, spool: Spool, kept: list[SpooledRequest]) -> None:
-        whole = [Submission(one.events, {}, known=True, claim=one.claim) for one in kept]
-        await self._write(whole)
+    async def _replay_requests(self, spool: Spool, requests: list[SpooledRequest]) -> None:
+        submissions = [Submission(request.events, {}, may_exist=True, claim=request.claim) for request in requests]
+        await self._write(submissions)
         stored = []
-        for one, submission in zip(kept, whole, strict=True):
+        for request, submission in zip(requests, submissions, strict=True):
             error = submission.done.exception()
             if error is None:
-                stored.append(one)
+                stored.append(request)
             elif isinstance(error, AuditError) and error.status < 500:
-                await self._replay_singly(spool, one, error)
+                await self._replay_events(spool, request, error)
             else:
                 raise DatabaseAway from error
         await spool.remove(stored)
-        metrics.REPLAYED.inc(sum(len(one.events) for one in stored))
+        metrics.REPLAYED.inc(sum(len(request.events) for request in stored))
         metrics.DLQ_DRAIN.inc()
 
-    async def _replay_singly(self, spool: Spool, kept: SpooledRequest, error: AuditError) -> None:
-        """Acknowledgement outranks atomicity: of a request that conflicts, only what conflicts stays out."""
-        refused, reason = kept.events, error.detail
-        if len(kept.events) > 1 and not isinstance(error, KeyReused):
+    async def _replay_events(self, spool: Spool, request: SpooledRequest, error: AuditError) -> None:
+        """Write the events of a refused request one by one: it was acknowledged, so only what Postgres refuses stays out."""
+        refused, reason = request.events, error.detail
+        if len(request.events) > 1 and not isinstance(error, KeyReused):
             refused = []
-            for event in kept.events:
-                submission = Submission([event], {}, known=True)
+            for event in request.events:
+                submission = Submission([event], {}, may_exist=True)
                 await self._write([submission])
                 failed = submission.done.exception()
                 if isinstance(failed, AuditError) and failed.status >= 500:
@@ -259,14 +264,14 @@ class Writer:
                     refused.append(event)
                     reason = str(failed)
         if refused:
-            await spool.quarantine(kept, refused, reason)
+            await spool.quarantine(request, refused, reason)
         else:
-            await spool.remove([kept])
-        metrics.REPLAYED.inc(len(kept.events) - len(refused))
+            await spool.remove([request])
+        metrics.REPLAYED.inc(len(request.events) - len(refused))
 
-    def _take(self) -> list[Submission]:
-        """The next flush: whole requests, up to the limits; a larger request alone; no id twice."""
-        taken: list[Submission] = []
+    def _next_flush(self) -> list[Submission]:
+        """Remove the next flush from the inbox: whole requests, up to the limits; a larger request alone; no id twice."""
+        submissions: list[Submission] = []
         events = size = 0
         ids: set[UUID] = set()
         while self._inbox:
@@ -276,22 +281,22 @@ class Writer:
                 continue
             events += len(first.events)
             size += first.size
-            if taken and (events > self._settings.flush_events_max or size > self._settings.flush_bytes_max):
+            if submissions and (events > self._settings.flush_events_max or size > self._settings.flush_bytes_max):
                 break
-            if first.known:
-                own = {event.id for event in first.events}
-                if own & ids:
+            if first.may_exist:
+                first_ids = {event.id for event in first.events}
+                if first_ids & ids:
                     break
-                ids |= own
-            taken.append(self._inbox.popleft())
-        return taken
+                ids |= first_ids
+            submissions.append(self._inbox.popleft())
+        return submissions
 
     async def _write(self, submissions: list[Submission]) -> None:
         with tracing.span("flush", links=(s.link for s in submissions), requests=len(submissions)):
             await self._write_flush(submissions)
 
     async def _write_flush(self, submissions: list[Submission]) -> None:
-        """Commit `submissions`, each whole or not at all, and finish or fail them. Raises DatabaseAway for all that are not."""
+        """Commit `submissions`, each whole or not at all, and finish or fail each. Raises DatabaseAway for all that are undecided."""
         started = perf_counter()
         deadline = self._deadline(submissions)
         stored: dict[UUID, bool] = {}
@@ -299,35 +304,35 @@ class Writer:
         repeats = 0
         while waiting := [s for s in waiting if not s.done.done()]:
             try:
-                waiting = await self._settle(waiting, stored, deadline)
+                waiting = await self._look_up(waiting, stored, deadline)
                 events = [e for s in waiting for e in s.events if e.id not in stored]
                 claims = [(s.claim, [e.id for e in s.events]) for s in waiting if s.claim is not None]
                 if events:
                     await self._commit(events, claims, deadline)
             except LostRace:
-                self.store.lost()
+                self.store.race_lost()
                 stored.clear()
-                _doubt(waiting)
+                _require_lookup(waiting)
             except PossibleResend:
-                _doubt(waiting)
+                _require_lookup(waiting)
                 repeats += 1
-                if repeats > _RESEND_REPEATS_MAX or not any(s.known for s in waiting):
+                if repeats > _RESEND_REPEATS_MAX or not any(s.may_exist for s in waiting):
                     await self._isolate(waiting, RowRefused("Postgres holds another row with the id of this event"))
                     return
-            except (RowRefused, MonthAway) as refused:
-                await self._isolate(waiting, refused)
+            except (RowRefused, MonthDetached) as refusal:
+                await self._isolate(waiting, refusal)
                 return
             except DatabaseFailed as error:
                 _fail(waiting, error)
                 return
             else:
                 self._committed_at = asyncio.get_running_loop().time()
-                _observe(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
+                _count(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
                 _finish(waiting)
                 return
 
     async def _commit(self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float) -> None:
-        """No server that has stopped answering holds the writer beyond the deadline; what was sent has an unknown outcome."""
+        """Commit a flush. With a spool, a server that stops answering is away at the deadline; the outcome is unknown then."""
         if self.spool is None:
             await self.store.commit(events, claims, deadline)
             return
@@ -338,16 +343,16 @@ class Writer:
             self.store.disconnect()
             raise DatabaseAway from None
 
-    async def _settle(
+    async def _look_up(
         self, submissions: list[Submission], stored: dict[UUID, bool], deadline: float
     ) -> list[Submission]:
-        """Look up the ids that may be stored, add what is found to `stored`, and return what is still to be written."""
-        unsure = [s for s in submissions if not s.lookup_done]
-        if not unsure:
+        """Look up ids and claims that may be stored, add the ids to `stored`, and return what is still to be written."""
+        pending = [s for s in submissions if not s.lookup_done]
+        if not pending:
             return submissions
-        stored |= await self.store.stored([event for s in unsure for event in s.events], deadline)
-        digests = await self.store.claims([s.claim for s in unsure if s.claim is not None], deadline)
-        for submission in unsure:
+        stored |= await self.store.find_stored([event for s in pending for event in s.events], deadline)
+        digests = await self.store.find_claims([s.claim for s in pending if s.claim is not None], deadline)
+        for submission in pending:
             submission.lookup_done = True
             claim = submission.claim
             if claim is not None and digests.get((claim.scope, claim.key), claim.digest) != claim.digest:
@@ -356,26 +361,26 @@ class Writer:
         for submission in submissions:
             if other := next((e for e in submission.events if stored.get(e.id) is False), None):
                 submission.fail(conflict(other.id, await self.store.difference(other, deadline)))
-        return [s for s in submissions if _still_wanted(s, stored)]
+        return [s for s in submissions if _is_to_write(s, stored)]
 
-    async def _isolate(self, submissions: list[Submission], refused: RowRefused | MonthAway) -> None:
-        """Halve the flush until the request that Postgres refuses stands alone."""
+    async def _isolate(self, submissions: list[Submission], refusal: RowRefused | MonthDetached) -> None:
+        """Halve the flush until the request that Postgres refuses is alone, and fail that one."""
         if len(submissions) == 1:
-            submissions[0].fail(refused)
+            submissions[0].fail(refusal)
             return
         middle = len(submissions) // 2
         for half in (submissions[:middle], submissions[middle:]):
             await self._write(half)
 
     def _deadline(self, submissions: Sequence[Submission]) -> float:
-        """The store repeats as long as any request of the flush may still be waiting."""
+        """Until when the store repeats: as long as any request of the flush may still be waiting."""
         single = all(len(s.events) == 1 for s in submissions)
         limit_ms = self._settings.single_deadline_ms if single else self._settings.batch_deadline_ms
         return asyncio.get_running_loop().time() + limit_ms / 1000
 
 
-def _still_wanted(submission: Submission, stored: Mapping[UUID, bool]) -> bool:
-    """Whether something of `submission` is still to be written; else it has its answer now."""
+def _is_to_write(submission: Submission, stored: Mapping[UUID, bool]) -> bool:
+    """Whether an event of `submission` is still to be written; if not, finish it as a resend, or fail it."""
     if all(stored.get(event.id) for event in submission.events):
         if not submission.done.done():
             metrics.RESENDS.inc(len(submission.events))
@@ -385,15 +390,15 @@ def _still_wanted(submission: Submission, stored: Mapping[UUID, bool]) -> bool:
     return not submission.done.done()
 
 
-def _doubt(submissions: Sequence[Submission]) -> None:
-    """Ids that may be stored have to be looked up again."""
+def _require_lookup(submissions: Sequence[Submission]) -> None:
+    """Have the ids that may be stored looked up before the next attempt."""
     for submission in submissions:
-        submission.lookup_done = not submission.known
+        submission.lookup_done = not submission.may_exist
 
 
 def _finish(submissions: Sequence[Submission]) -> None:
     for submission in submissions:
-        if submission.done.done():  # from the spool, where its copy will end as a resend
+        if submission.done.done():  # spooled at its deadline; the spooled copy will end as a resend
             metrics.ACCEPTED.inc(len(submission.events))
         submission.finish()
 
@@ -403,7 +408,7 @@ def _fail(submissions: Sequence[Submission], error: AuditError) -> None:
         submission.fail(error)
 
 
-def _observe(written: int, resent: int, seconds: float) -> None:
+def _count(written: int, resent: int, seconds: float) -> None:
     metrics.RESENDS.inc(resent)
     if written:
         metrics.EVENTS_COMMITTED.inc(written)
@@ -411,16 +416,16 @@ def _observe(written: int, resent: int, seconds: float) -> None:
         metrics.FLUSH_DURATION.observe(seconds)
 
 
-def _distinct(kept: list[SpooledRequest]) -> Iterator[list[SpooledRequest]]:
-    """Portions of `kept` in which no id stands twice."""
+def _without_repeated_ids(requests: list[SpooledRequest]) -> Iterator[list[SpooledRequest]]:
+    """Portions of `requests`, in order, each without an id that occurs twice in it."""
     portion: list[SpooledRequest] = []
     ids: set[UUID] = set()
-    for one in kept:
-        own = {event.id for event in one.events}
-        if own & ids:
+    for request in requests:
+        request_ids = {event.id for event in request.events}
+        if request_ids & ids:
             yield portion
             portion, ids = [], set()
-        portion.append(one)
-        ids |= own
+        portion.append(request)
+        ids |= request_ids
     if portion:
         yield portion

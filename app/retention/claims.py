@@ -1,26 +1,20 @@
-"""Promises under Idempotency-Keys that are over are forgotten. Ids that clients chose are kept for ever."""
-
-import asyncio
-import logging
+"""Deletes the claims of Idempotency-Keys that have expired. Claims of event ids never expire."""
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import fetch
-from app.metrics import WORKER_FAILURES
 from app.sql import load
+from app.workers import run_forever
 
 ROUND_SECONDS = 3600.0
 
 _SQL = load("retention")
-_log = logging.getLogger(__name__)
 
 
-async def forget_expired(engine: AsyncEngine) -> None:
-    """Now and every hour for ever; a bounded number each time, so that no transaction lasts."""
-    while True:
-        try:
-            await fetch(engine, _SQL["forget_expired_claims"])
-        except Exception as error:  # noqa: BLE001 - top of a loop that has to outlive every failure
-            WORKER_FAILURES.labels(worker="claims").inc()
-            _log.warning("expired keys could not be forgotten", extra={"error": repr(error)})
-        await asyncio.sleep(ROUND_SECONDS)
+async def delete_expired_forever(engine: AsyncEngine) -> None:
+    """Now and every hour; a bounded number each time, so that no transaction is long."""
+
+    async def do_round() -> None:
+        await fetch(engine, _SQL["delete_expired_claims"])
+
+    await run_forever("claims", do_round, pause_seconds=ROUND_SECONDS, failure="expired claims could not be deleted")

@@ -1,6 +1,6 @@
-"""Erasure on request: what events say of people goes; their records, their places in the log and every proof stay.
+"""Erasure on request: the personal content of events is removed; their records, their positions in the log and every proof stay.
 
-The rows are changed in one transaction of the log with the event that names them, and never while one of them is held.
+The rows are changed in one transaction of the log with the self event that names them, and never while one of them is held.
 """
 
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ from app.errors import AuditError, Conflict
 from app.events.canonical import canonical, loads
 from app.events.catalog import Catalog
 from app.events.neutral import neutral_payload
+from app.events.positions import Positions
 from app.events.record import commitment_of
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
-from app.retention import multirange
-from app.retention.logged import acting, commit
+from app.retention.logged import action_store, commit_action
 from app.settings import Settings
 from app.sql import load
 
@@ -40,7 +40,7 @@ class EventsChanged(AuditError):
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """Whose events, and why: exactly one of the first three is set."""
+    """Whose events to erase, and why: exactly one of the last three is set."""
 
     reason: str
     by: str
@@ -51,7 +51,7 @@ class Erasure:
 
 @dataclass(slots=True)
 class Erased:
-    """What was done, or would be: ids of events, and of rows that others inserted by SQL, which have no proof to keep."""
+    """What was erased, or would be: event ids. Those of unsealed rows are only listed, since such rows have no proof to protect."""
 
     erasure_id: UUID
     events: list[UUID] = field(default_factory=list)
@@ -59,10 +59,13 @@ class Erased:
 
 
 async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_run: bool) -> Erased:
-    """Erase what `erasure` names, unless it is erased already. Held, and nothing is done, if any of it is held."""
+    """Erase what `erasure` selects, in batches, except what is erased already.
+
+    Raises Held, before anything is erased, if any of it is held; after some batches only if a hold is placed meanwhile.
+    """
     if settings.retention_url is not None:
         settings = settings.model_copy(update={"database_url": settings.retention_url})
-    done = Erased(uuid4())
+    erased = Erased(uuid4())
     connection = await connect(settings, statement_timeout="0")
     try:
         log_name = await schema.check(connection, settings.log_name)
@@ -72,22 +75,23 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
             raise Held(
                 f"Nothing was erased, since events of {', '.join(held[:10])} are under legal hold: release it first."
             )
-        done.unsealed = [row["event_id"] for row in rows if row["log_index"] is None]
+        erased.unsealed = [row["event_id"] for row in rows if row["log_index"] is None]
         sealed = [row for row in rows if row["log_index"] is not None]
-        async with acting(settings, log_name) as store:
+        async with action_store(settings, log_name) as store:
             for start in range(0, len(sealed), BATCH_ROWS):
                 batch = [row["event_id"] for row in sealed[start : start + BATCH_ROWS]]
                 if not dry_run:
-                    whole = await connection.fetch(SQL["to_erase"], batch, timeout=_SLOW_SECONDS)
-                    await _erase(store, catalog, (done.erasure_id, erasure), whole)
-                done.events += batch
+                    full_rows = await connection.fetch(SQL["to_erase"], batch, timeout=_SLOW_SECONDS)
+                    await _erase(store, catalog, erased.erasure_id, erasure, full_rows)
+                erased.events += batch
     finally:
         await connection.close()
-    return done
+    return erased
 
 
-async def _erase(store: Store, catalog: Catalog, wanted: tuple[UUID, Erasure], rows: Sequence[asyncpg.Record]) -> None:
-    erasure_id, erasure = wanted
+async def _erase(
+    store: Store, catalog: Catalog, erasure_id: UUID, erasure: Erasure, rows: Sequence[asyncpg.Record]
+) -> None:
     ids = [row["event_id"] for row in rows]
     payloads = [canonical(neutral_payload(catalog, loads(row["event_data"]))) for row in rows]
     commitments = [commitment_of(row) for row in rows]
@@ -95,18 +99,18 @@ async def _erase(store: Store, catalog: Catalog, wanted: tuple[UUID, Erasure], r
         "event_type": "datastorage.event.erased",
         "erasure_id": str(erasure_id),
         "event_ids": [str(event_id) for event_id in ids],
-        "positions": multirange.of(row["log_index"] for row in rows),
+        "positions": str(Positions.of(row["log_index"] for row in rows)),
         "erased_by": erasure.by,
         "reason": erasure.reason,
     }
 
-    async def act(connection: Connection, flush: Flush) -> None:
+    async def erase_rows(connection: Connection, flush: Flush) -> None:
         del flush
         try:
-            erased = await connection.fetch(SQL["erase"], ids, payloads, commitments)
+            updated = await connection.fetch(SQL["erase"], ids, payloads, commitments)
         except asyncpg.ForeignKeyViolationError as error:
             raise Held from error
-        if len(erased) != len(rows):
+        if len(updated) != len(rows):
             raise EventsChanged
 
-    await commit(store, [self_event(store.log_name, payload, about=erasure_id)], act)
+    await commit_action(store, [self_event(store.log_name, payload, about=erasure_id)], erase_rows)

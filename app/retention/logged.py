@@ -1,6 +1,7 @@
-"""Events of the service's own and what they tell of, in one transaction of the log, on a connection of its own.
+"""Logged actions: a change of rows and the self events that record it, in one transaction of the log.
 
-The process's writer and the other replicas lose the race to it as to any replica, and so learn of it before they write again.
+They use a store with a connection of its own. For the writer of this process and of other replicas it is one more replica: they
+lose the race to it, and so read the holds again before they write.
 """
 
 import asyncio
@@ -19,12 +20,12 @@ DEADLINE_SECONDS = 30.0
 
 
 class Busy(Unavailable):
-    """Another session holds what this needs; send the request again shortly."""
+    """Another session has locked what this needs; send the request again shortly."""
 
 
 @asynccontextmanager
-async def acting(settings: Settings, log_name: str) -> AsyncIterator[Store]:
-    """A store for one act. What goes wrong on its connection is DatabaseAway, Busy or DatabaseFailed."""
+async def action_store(settings: Settings, log_name: str) -> AsyncIterator[Store]:
+    """A store for one action. Errors of its connection are raised as DatabaseAway, Busy or DatabaseFailed."""
     store = Store(settings, log_name)
     try:
         yield store
@@ -40,13 +41,16 @@ async def acting(settings: Settings, log_name: str) -> AsyncIterator[Store]:
         await store.close()
 
 
-async def commit(store: Store, events: Sequence[Event], act: FlushAction) -> None:
-    """Write `events` and do `act`, together or not at all, however often the race for the log is lost."""
+async def commit_action(store: Store, events: Sequence[Event], action: FlushAction) -> None:
+    """Write `events` and run `action`, together or not at all. Repeated while the race for the log is lost.
+
+    Raises what `action` raises, what Store.commit() raises, and DatabaseAway after 30 seconds.
+    """
     deadline = asyncio.get_running_loop().time() + DEADLINE_SECONDS
     while True:
         try:
-            return await store.commit(events, [], deadline, act)
+            return await store.commit(events, [], deadline, action)
         except LostRace:
-            store.lost()  # from now on it takes its turn, so that the next attempts cannot all be lost
+            store.race_lost()  # from now on it locks the log first, so that the next attempts cannot all be lost
             if asyncio.get_running_loop().time() > deadline:
                 raise DatabaseAway from None

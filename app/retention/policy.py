@@ -1,6 +1,6 @@
-"""How long an event is kept: days = min(ceiling, max(floor, the event's own, its category's)), counted from event_timestamp.
+"""How long an event stays: days = min(ceiling, max(floor, the event's own, its category's)), counted from event_timestamp.
 
-A category's days, and bounds of its own if it has any, stand in audit_retention_policies. The sum itself is SQL's: `is_over`.
+A category's days, and its own bounds if it has any, are in audit_retention_policies. The SQL function `is_over` computes this.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What one run goes by: the moment at which it decides, and the bounds where a category has none."""
+    """What one run decides by: its time, and the bounds for categories without their own."""
 
-    moment: datetime
+    now: datetime
     floor_days: int
     ceiling_days: int
 
     @classmethod
-    def of(cls, settings: Settings, moment: datetime) -> "Terms":
-        return cls(moment, settings.retention_floor_days, settings.retention_ceiling_days)
+    def of(cls, settings: Settings, now: datetime) -> "Terms":
+        return cls(now, settings.retention_floor_days, settings.retention_ceiling_days)
 
     def columns(self) -> tuple[datetime, int, int]:
-        return self.moment, self.floor_days, self.ceiling_days
+        return self.now, self.floor_days, self.ceiling_days
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +39,21 @@ class Month:
 
     @property
     def end(self) -> date:
-        """The first day of the next one."""
+        """The first day of the next month."""
         return (self.first + timedelta(days=32)).replace(day=1)
 
 
 @dataclass(frozen=True, slots=True)
 class MonthContents:
-    """What a month holds: rows in all, unsealed ones, held ones, ones that are kept for longer; positions of the sealed ones."""
+    """How many rows a month has: in all, unsealed, held, and not due yet although nothing holds them."""
 
     total: int
     unsealed: int
     held: int
-    young: int
+    not_due: int
     positions: str
+    """Those of the sealed rows, as the text of an int8multirange."""
 
     @property
     def due(self) -> int:
-        return self.total - self.held - self.young
+        return self.total - self.held - self.not_due

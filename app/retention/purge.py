@@ -1,6 +1,6 @@
-"""A retention run: what is over and not held goes, whole months where nothing else is in them, else in bounded batches.
+"""A retention run: what is due and not held is purged, whole months where nothing else is in them, otherwise in bounded batches.
 
-Every purge is told in the log, in the transaction that deletes the rows or, for a month, before it is detached.
+Every purge has self events in the log: for a batch in the transaction that deletes its rows, for a month before it is detached.
 """
 
 import logging
@@ -15,9 +15,9 @@ import asyncpg
 from app import schema
 from app.db import Connection, connect
 from app.errors import AuditError, Fatal
+from app.events.positions import Positions
 from app.ingest.link import Flush
-from app.retention import multirange
-from app.retention.logged import acting, commit
+from app.retention.logged import action_store, commit_action
 from app.retention.policy import Month, MonthContents, Terms
 from app.retention.removal import SLOW_SECONDS, RetentionSession, contents, purge_events, remove, resume
 from app.settings import Settings
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class RowsChanged(AuditError):
-    """Some of the rows to be purged are held, or gone, by now."""
+    """Some of the rows to be purged were held or deleted meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +43,8 @@ class Plan:
 
     @property
     def whole(self) -> bool:
-        """Whether the month goes as one."""
-        return self.contents.total > 0 and not self.contents.held and not self.contents.young
+        """Whether the whole month is purged."""
+        return self.contents.total > 0 and not self.contents.held and not self.contents.not_due
 
 
 @dataclass(slots=True)
@@ -57,6 +57,7 @@ class RetentionRun:
     dropped: list[str] = field(default_factory=list)
     restored: list[str] = field(default_factory=list)
     months: list[Month] = field(default_factory=list)
+    """Those with due rows."""
 
     def columns(self) -> tuple[int, int, list[str], date | None, date | None]:
         first = min((month.first for month in self.months), default=None)
@@ -64,49 +65,49 @@ class RetentionRun:
         return self.rows_scanned, self.rows_deleted, self.dropped, first, end
 
 
-async def plan(settings: Settings, moment: datetime) -> list[Plan]:
-    """What a run at `moment` would do. Changes nothing, and waits for nobody."""
-    async with _session(settings, moment) as session:
+async def plan(settings: Settings, now: datetime) -> list[Plan]:
+    """What a run at `now` would do. Changes nothing, and waits for nobody."""
+    async with _session(settings, now) as session:
         return [Plan(month, await contents(session, month)) for month in await _months(session.connection)]
 
 
-async def run(settings: Settings, moment: datetime) -> RetentionRun:
-    """Purge what is over at `moment`, after what an interrupted run has left. Recorded in retention_operations.
+async def run(settings: Settings, now: datetime) -> RetentionRun:
+    """Finish what an interrupted run has left, then purge what is due at `now`. Recorded in retention_operations.
 
-    Fatal when another run is under way, or something keeps a month from being detached.
+    Raises Fatal when another run is under way, or when another session keeps a month from being detached.
     """
-    async with _session(settings, moment) as session:
+    async with _session(settings, now) as session:
         if not await session.connection.fetchval(SQL["lock_retention"]):
             raise Fatal("Another retention run is under way; wait until it has ended.")
-        done = RetentionRun(uuid4())
-        await session.connection.execute(SQL["begin_run"], done.run_id)
+        result = RetentionRun(uuid4())
+        await session.connection.execute(SQL["begin_run"], result.run_id)
         try:
-            await _work(session, done)
+            await _purge_months(session, result)
         except Exception as error:
-            await _record(session, done, "failed", getattr(error, "detail", None) or repr(error))
+            await _record(session, result, "failed", getattr(error, "detail", None) or repr(error))
             raise
-        await _record(session, done, "completed", None)
-        return done
+        await _record(session, result, "completed", None)
+        return result
 
 
-async def _record(session: RetentionSession, done: RetentionRun, status: str, message: str | None) -> None:
+async def _record(session: RetentionSession, result: RetentionRun, status: str, message: str | None) -> None:
     try:
-        await session.connection.execute(SQL["end_run"], done.run_id, status, message, *done.columns())
+        await session.connection.execute(SQL["end_run"], result.run_id, status, message, *result.columns())
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        log.exception("a retention run could not be recorded", extra={"run_id": str(done.run_id)})
+        log.exception("a retention run could not be recorded", extra={"run_id": str(result.run_id)})
 
 
 @asynccontextmanager
-async def _session(settings: Settings, moment: datetime) -> AsyncIterator[RetentionSession]:
-    """Both connections are of the role that DATASTORAGE_RETENTION_URL names, else of the service's."""
+async def _session(settings: Settings, now: datetime) -> AsyncIterator[RetentionSession]:
+    """Both connections use the role of DATASTORAGE_RETENTION_URL if it is set, else the service's role."""
     if settings.retention_url is not None:
         settings = settings.model_copy(update={"database_url": settings.retention_url})
     connection = await connect(settings, statement_timeout="0", lock_timeout="10s")
     try:
         log_name = await schema.check(connection, settings.log_name)
-        async with acting(settings, log_name) as store:
+        async with action_store(settings, log_name) as store:
             end = await connection.fetchval(SQL["log_end"]) or 0
-            yield RetentionSession(store, connection, Terms.of(settings, moment), end)
+            yield RetentionSession(store, connection, Terms.of(settings, now), end)
     finally:
         await connection.close()
 
@@ -115,72 +116,73 @@ async def _months(connection: Connection) -> list[Month]:
     return [Month(**row) for row in await connection.fetch(SQL["months"])]
 
 
-async def _work(session: RetentionSession, done: RetentionRun) -> None:
+async def _purge_months(session: RetentionSession, result: RetentionRun) -> None:
     for month in await _months(session.connection):
-        if (gone := await resume(session, month)) is not None:
-            (done.dropped if gone else done.restored).append(month.name)
+        if (dropped := await resume(session, month)) is not None:
+            (result.dropped if dropped else result.restored).append(month.name)
     for month in await _months(session.connection):
         if not month.attached:
             continue
-        found = await contents(session, month)
-        done.rows_scanned += found.total
-        if not found.due:
+        rows = await contents(session, month)
+        result.rows_scanned += rows.total
+        if not rows.due:
             continue
-        done.months.append(month)
-        if Plan(month, found).whole and month.end <= session.terms.moment.date() and await remove(session, month):
-            done.dropped.append(month.name)
-            done.rows_deleted += found.total
+        result.months.append(month)
+        if Plan(month, rows).whole and month.end <= session.terms.now.date() and await remove(session, month):
+            result.dropped.append(month.name)
+            result.rows_deleted += rows.total
         else:
-            done.rows_deleted += await _purge_rows(session, done.run_id, month)
+            result.rows_deleted += await _purge_rows(session, result.run_id, month)
 
 
 async def _purge_rows(session: RetentionSession, run_id: UUID, month: Month) -> int:
-    """The rows of a month that are over, batch by batch; parents after their children, which takes several passes."""
+    """Purge the due rows of a month in batches. Parents can go only after their children, which takes several passes."""
     deleted = 0
     for _ in range(_PASSES_MAX):
-        in_pass = await _pass(session, run_id, month, behind=-1) + await _pass(session, run_id, month, behind=None)
+        in_pass = await _pass(session, run_id, month, after=-1) + await _pass(session, run_id, month, after=None)
         deleted += in_pass
         if not in_pass:
             break
     return deleted
 
 
-async def _pass(session: RetentionSession, run_id: UUID, month: Month, behind: int | None) -> int:
-    """Sealed rows in the order of the log, or unsealed ones with `behind` None."""
+async def _pass(session: RetentionSession, run_id: UUID, month: Month, after: int | None) -> int:
+    """Purge sealed rows in the order of the log, from the position after `after`; or unsealed ones if that is None."""
     deleted = 0
     while True:
-        arguments = month.name, *session.terms.columns(), behind, BATCH_ROWS
+        arguments = month.name, *session.terms.columns(), after, BATCH_ROWS
         due = await session.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
         rows = [row for row in due if row["log_index"] is None or row["log_index"] < session.end]
         if not rows:
             return deleted
-        gone = await _purge(session, run_id, rows)
-        deleted += gone
-        if behind is not None:
-            behind = rows[-1]["log_index"]
-        elif not gone:
+        purged = await _purge(session, run_id, rows)
+        deleted += purged
+        if after is not None:
+            after = rows[-1]["log_index"]
+        elif not purged:
             return deleted
 
 
 async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg.Record]) -> int:
-    """Delete `rows` and tell of it, together; 0 if one of them is held by now, which the next pass leaves out."""
-    positions = multirange.of(row["log_index"] for row in rows if row["log_index"] is not None)
-    carried = await session.connection.fetchval(SQL["joined"], [r["purged"] for r in rows if r["purged"] is not None])
+    """Delete `rows` and write their purge events, together. 0 if one of them is held by now; the next pass leaves that one out."""
+    positions = Positions.of(row["log_index"] for row in rows if row["log_index"] is not None)
+    named = [row["purged"] for row in rows if row["purged"] is not None]
+    repeated = Positions.parse(await session.connection.fetchval(SQL["union_of_positions"], named))
     unsealed = sum(row["log_index"] is None for row in rows)
     keys = [[row[name] for row in rows] for name in ("event_id", "event_date", "correlation_id")]
 
-    async def act(connection: Connection, flush: Flush) -> None:
+    async def delete(connection: Connection, flush: Flush) -> None:
         del flush
         try:
-            gone = await connection.fetchval(SQL["purge"], *keys)
-        except asyncpg.ForeignKeyViolationError as error:  # held, or a parent, since the statement began
+            deleted = await connection.fetchval(SQL["purge"], *keys)
+        except asyncpg.ForeignKeyViolationError as error:  # held, or a parent, since the rows were read
             raise RowsChanged from error
-        if gone != len(rows):
+        if deleted != len(rows):
             raise RowsChanged
 
     try:
-        events = list(purge_events(session, run_id, positions, carried, unsealed=unsealed, month=None))
-        await commit(session.store, events, act)
+        events = list(purge_events(session, run_id, positions, repeated, unsealed=unsealed, month=None))
+        await commit_action(session.store, events, delete)
     except RowsChanged:
         return 0
     return len(rows)

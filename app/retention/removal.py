@@ -1,12 +1,12 @@
-"""A whole month leaves the table: its purge is told in the log, it is detached, looked at again, and dropped.
+"""The removal of a whole month: its purge is written to the log, then its table is detached, checked, and dropped.
 
-DETACH CONCURRENTLY, which keeps nobody from reading or writing, cannot be part of a transaction. So each step is one of its
-own, and what a crash between two of them leaves is finished by the next run:
+DETACH CONCURRENTLY lets others read and write meanwhile, but cannot run in a transaction. So each step is a transaction of its
+own, and the next run finishes what a crash between two steps has left:
 
-1. the purge event is committed, which says that the month's positions are gone; the month is attached still;
-2. the month is detached, in two steps of Postgres's own; nobody reads it any more;
-3. in one transaction it is locked, looked at again, and dropped. If something in it has to stay after all, it is attached again
-   together with an event that takes the purge back.
+1. the purge events are committed: the log says that the month's positions are gone, while the month is still attached;
+2. the month is detached, in two transactions of Postgres's own; nobody reads it any more;
+3. in one transaction the table is locked, checked once more, and dropped. If something in it has to stay, it is attached again
+   in one transaction with an event that reverts the purge.
 """
 
 import logging
@@ -19,12 +19,12 @@ import asyncpg
 
 from app.db import Connection
 from app.errors import AuditError, Fatal
+from app.events.positions import Positions
 from app.ingest.accept import Event
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
-from app.retention import multirange
-from app.retention.logged import commit
+from app.retention.logged import commit_action
 from app.retention.policy import Month, MonthContents, Terms
 from app.sql import load
 
@@ -33,21 +33,22 @@ SLOW_SECONDS = 3600.0
 _NAME = re.compile(r"audit_events_\d{4}_\d{2}", re.ASCII)
 _log = logging.getLogger(__name__)
 _DETACHING = "Detaching of {} did not finish ({}): another session keeps the table in use. Run it again later."
+_REASON_RESTORED = "something in it is held, or is not due yet, or was written after its purge was recorded"
 
 
 class MonthChanged(AuditError):
-    """Something was written to the month, or held, since it was read: it is looked at again."""
+    """An event of the month was written or held since its contents were read."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionSession:
-    """What a run works with: a store for what it tells the log, a connection for all that is slow, and its terms."""
+    """What a run works with: a store for what it writes to the log, a connection for slow statements, and its terms."""
 
     store: Store
     connection: Connection
     terms: Terms
     end: int
-    """Where the log ended when the run began: it does not purge what it tells itself."""
+    """End of the log when the run began: a run does not purge the events that it writes itself."""
 
 
 async def contents(session: RetentionSession, month: Month) -> MonthContents:
@@ -59,92 +60,98 @@ async def contents(session: RetentionSession, month: Month) -> MonthContents:
 
 
 async def remove(session: RetentionSession, month: Month) -> bool:
-    """Purge a month of which nothing is held or young. False if something was, by the time it was told."""
-    if not await _tell(session, month):
-        return False
-    return await _finish(session, month)
+    """Purge a whole month. False, with nothing lost, if some of it was held or written before its purge was committed."""
+    return await _write_purge(session, month) and await _detach_and_drop(session, month)
 
 
 async def resume(session: RetentionSession, month: Month) -> bool | None:
-    """Finish what an interrupted run began: True if the month is gone, False if it was put back, None if there was nothing."""
-    whole = month.attached and not month.detaching
-    standing = await _standing(session, month)
-    if whole and standing == "{}":
+    """Finish what an interrupted run began: True if the month was dropped, False if it was restored, None if there was nothing."""
+    intact = month.attached and not month.detaching
+    still_stored = await _still_stored(session, month)
+    if intact and still_stored == "{}":
         return None
-    if not await session.connection.fetch(SQL["operations_of"], month.name):
+    if not await session.connection.fetch(SQL["purges_of_month"], month.name):
         _log.error(
-            "a month was detached, and no purge tells of it: attach it again by hand", extra={"month": month.name}
+            "a month is detached, and the log has no purge of it: attach it again by hand", extra={"month": month.name}
         )
         return None
-    found = await contents(session, month)
-    if whole and (found.held or found.young or found.positions != standing):
-        await _restore(session, month)  # what is due of it goes row by row
+    rows = await contents(session, month)
+    if intact and (rows.held or rows.not_due or rows.positions != still_stored):
+        await _restore(session, month)  # its due rows are purged in batches
         return False
-    return await _finish(session, month)
+    return await _detach_and_drop(session, month)
 
 
-async def _standing(session: RetentionSession, month: Month) -> str:
+async def _still_stored(session: RetentionSession, month: Month) -> str:
+    """Positions that purge events name and that the month still has, as the text of an int8multirange."""
     arguments = month.name, *session.terms.columns()
-    return str(await session.connection.fetchval(SQL["standing"], *arguments, timeout=SLOW_SECONDS))
+    return str(await session.connection.fetchval(SQL["still_stored"], *arguments, timeout=SLOW_SECONDS))
 
 
-async def _tell(session: RetentionSession, month: Month) -> bool:
-    """Step 1. Its conditions hold at the moment of the commit, since nobody else writes to the log meanwhile."""
+async def _write_purge(session: RetentionSession, month: Month) -> bool:
+    """Step 1. Its conditions are true at the commit, since nobody else can write to the log meanwhile."""
     connection, terms = session.connection, session.terms
     next_index = await connection.fetchval(SQL["log_end"]) or 0
     version = await connection.fetchrow(SQL["holds_version"])
     assert version is not None
-    found = await contents(session, month)
-    if found.held or found.young:
+    rows = await contents(session, month)
+    if rows.held or rows.not_due:
         return False
-    carried = await connection.fetchval(SQL["carried"], month.name, *terms.columns(), timeout=SLOW_SECONDS)
+    arguments = month.name, *terms.columns()
+    named = await connection.fetchval(SQL["purged_positions_in_month"], *arguments, timeout=SLOW_SECONDS)
     operation = uuid4()
 
-    async def act(connection: Connection, flush: Flush) -> None:
+    async def check_unchanged(connection: Connection, flush: Flush) -> None:
         del flush
-        if not await connection.fetchval(SQL["month_is_as_it_was"], month.first, month.end, next_index, *version):
+        if not await connection.fetchval(SQL["month_unchanged"], month.first, month.end, next_index, *version):
             raise MonthChanged
 
-    events = list(purge_events(session, operation, found.positions, carried, unsealed=found.unsealed, month=month.name))
+    positions, repeated = Positions.parse(rows.positions), Positions.parse(named)
+    events = list(purge_events(session, operation, positions, repeated, unsealed=rows.unsealed, month=month.name))
     try:
-        await commit(session.store, events, act)
+        await commit_action(session.store, events, check_unchanged)
     except MonthChanged:
         return False
     return True
 
 
 def purge_events(
-    session: RetentionSession, operation: UUID, positions: str, carried: str, *, unsealed: int, month: str | None
+    session: RetentionSession,
+    operation: UUID,
+    positions: Positions,
+    repeated: Positions,
+    *,
+    unsealed: int,
+    month: str | None,
 ) -> Iterator[Event]:
-    """What is told of a purge: the positions that it removes, and those that the purge events among them had named."""
-    told = [(portion, multirange.count(portion)) for portion in multirange.portions(positions)]
-    told += [(portion, 0) for portion in multirange.portions(carried) if portion != "{}"]
-    for number, (portion, count) in enumerate(told):
+    """The self events of a purge. They name the purged positions, and repeat those that purge events among them named."""
+    portions = [(portion, portion.size) for portion in positions.portions()]
+    portions += [(portion, 0) for portion in repeated.portions() if portion]
+    for number, (portion, count) in enumerate(portions):
         payload = {
             "event_type": "datastorage.retention.purged",
             "operation_id": str(operation),
-            "positions": portion,
+            "positions": str(portion),
             "event_count": count,
             "unsealed_count": 0 if number else unsealed,
             "partition": month,
-            "cutoff": session.terms.moment.isoformat(),
+            "cutoff": session.terms.now.isoformat(),
         }
         yield self_event(session.store.log_name, payload, about=operation)
 
 
-async def _finish(session: RetentionSession, month: Month) -> bool:
-    """Steps 2 and 3."""
+async def _detach_and_drop(session: RetentionSession, month: Month) -> bool:
+    """Steps 2 and 3. Whether the month was dropped; if not, it is attached again."""
     await _detach(session.connection, month)
-    gone = await session.connection.fetchval(
-        SQL["drop_month"], month.name, *session.terms.columns(), timeout=SLOW_SECONDS
-    )
-    if not gone:
+    arguments = month.name, *session.terms.columns()
+    dropped = await session.connection.fetchval(SQL["drop_month"], *arguments, timeout=SLOW_SECONDS)
+    if not dropped:
         await _restore(session, month, detached=True)
-    return bool(gone)
+    return bool(dropped)
 
 
 async def _detach(connection: Connection, month: Month) -> None:
-    """Whatever state it is in: attached, half detached, detached."""
+    """Detach a month that is attached, half detached, or detached already."""
     assert _NAME.fullmatch(month.name)
     for row in await connection.fetch(SQL["months"]):
         if row["name"] == month.name and row["attached"]:
@@ -156,11 +163,11 @@ async def _detach(connection: Connection, month: Month) -> None:
 
 
 async def _restore(session: RetentionSession, month: Month, *, detached: bool = False) -> None:
-    """Take back what was told of the month, and attach it if need be, in one transaction."""
-    standing = await _standing(session, month)
-    operations = await session.connection.fetch(SQL["operations_of"], month.name)
+    """Revert the purge of a month in the log, and attach the month if it is detached, in one transaction."""
+    still_stored = Positions.parse(await _still_stored(session, month))
+    purges = await session.connection.fetch(SQL["purges_of_month"], month.name)
 
-    async def act(connection: Connection, flush: Flush) -> None:
+    async def attach(connection: Connection, flush: Flush) -> None:
         del flush
         if detached:
             await connection.fetchval(SQL["attach_month"], month.name)
@@ -171,13 +178,13 @@ async def _restore(session: RetentionSession, month: Month, *, detached: bool = 
             {
                 "event_type": "datastorage.retention.restored",
                 "operation_id": row["operation_id"],
-                "positions": portion,
+                "positions": str(portion),
                 "partition": month.name,
-                "reason": "something in it is held, or kept for longer, or was written after it was told to be gone",
+                "reason": _REASON_RESTORED,
             },
             about=UUID(row["operation_id"]),
         )
-        for row in operations
-        for portion in multirange.portions(standing)
+        for row in purges
+        for portion in still_stored.portions()
     ]
-    await commit(session.store, events, act)
+    await commit_action(session.store, events, attach)

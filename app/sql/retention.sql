@@ -1,72 +1,69 @@
--- name: ensure_partitions
--- Makes the monthly partitions missing between two days and answers how many; the function runs with its owner's rights.
-SELECT ensure_partitions($1, $2)
-
--- name: forget_expired_claims
--- Promises that are over, a bounded number at a time; ids that clients sent are kept for ever.
+-- name: delete_expired_claims
+-- Deletes expired claims of Idempotency-Keys, a bounded number at a time. Claims of event ids never expire.
 DELETE FROM claims WHERE (scope, key) IN (
     SELECT scope, key FROM claims WHERE expires_at < now() AND scope <> 'event' LIMIT 10000)
 
 -- name: lock_holds
--- Those who place and release holds take turns, since each marks rows in several steps. Ends with the connection.
+-- Holds are placed and released one at a time, since each marks rows in several steps. The lock ends with the connection.
 SELECT pg_advisory_lock(hashtextextended('datastorage.holds', 0))
 
 -- name: active_hold
--- The active hold that has exactly this selector.
+-- The active hold with exactly this selector.
 SELECT hold_id FROM holds
 WHERE released_at IS NULL AND (correlation_id, actor_id, resource_type, resource_id, time_from, time_to)
     IS NOT DISTINCT FROM ($1::text, $2::text, $3::text, $4::text, $5::timestamptz, $6::timestamptz)
 
 -- name: hold
--- One hold, whether it was released or not.
+-- One hold, active or released.
 SELECT * FROM holds WHERE hold_id = $1
 
 -- name: hold_rows
--- Marks the rows that a hold covers, in one part of the log. A correlation's hold is shown before any other. Answers how many are
--- held now: a row that a purge has deleted while this waited for it was not marked, and is not counted.
+-- Marks the rows that a hold covers in one part of the log; the mark of a correlation's hold replaces any other. Returns how many
+-- are marked now: a row that a purge has deleted while this statement waited for it is not marked, and not counted.
 WITH covered AS MATERIALIZED (
     SELECT k.*, e.legal_hold IS TRUE AND ($1 IS NULL OR e.legal_hold_placed_at IS NOT DISTINCT FROM $11) AS marked
     FROM events_under($1, $2, $3, $4, $5, $6, $7, $8) k JOIN audit_events e USING (event_id, event_date, correlation_id)
-), fresh AS (
+), newly_marked AS (
     UPDATE audit_events e
     SET legal_hold = true, legal_hold_reason = $9, legal_hold_placed_by = $10, legal_hold_placed_at = $11
     FROM covered c
     WHERE e.event_id = c.event_id AND e.event_date = c.event_date AND e.correlation_id = c.correlation_id AND NOT c.marked
     RETURNING 1
 )
-SELECT (SELECT count(*) FROM fresh) + (SELECT count(*) FROM covered WHERE marked)
+SELECT (SELECT count(*) FROM newly_marked) + (SELECT count(*) FROM covered WHERE marked)
 
 -- name: place_hold
--- The record of a hold, beside the event that tells of it.
+-- The row of a hold, in one transaction with the event that records it.
 INSERT INTO holds (correlation_id, actor_id, resource_type, resource_id, time_from, time_to, reason, placed_by, placed_at,
     hold_id, placed_index)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 
 -- name: end_hold
--- Ends a hold, beside the event that tells of it.
+-- Releases a hold, in one transaction with the event that records it.
 UPDATE holds SET release_reason = $2, released_by = $3, released_at = $4, released_index = $5
 WHERE hold_id = $1 AND released_at IS NULL
 
--- name: unhurried
--- For what reads or changes many rows without keeping anybody from the log.
+-- name: long_statement_timeout
+-- For statements that read or change many rows while nobody has to wait for them.
 SET LOCAL statement_timeout = '10min'
 
 -- name: log_end
--- The position that the next event would take.
+-- The position of the next event.
 SELECT first_index + count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
 
 -- name: authorize_release
--- Lets this transaction drop what no other hold of the log covers.
+-- Allows this transaction to unmark rows that no other hold covers.
 SET LOCAL kubernaut.legal_hold_release = 'authorized'
 
 -- name: release_correlation
--- Frees the held rows of a correlation, whoever held them; what another hold covers shows that one. Answers how many are free.
+-- Unmarks the held rows of a correlation, also those marked by SQL alone; rows under another hold get its mark. Returns how many
+-- are no longer held.
 WITH held AS MATERIALIZED (
     SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at
     FROM audit_events e
     LEFT JOIN holds h ON h.hold_id = hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp)
     WHERE e.correlation_id = $1 AND e.legal_hold
-), freed AS (
+), unmarked AS (
     UPDATE audit_events e
     SET legal_hold = h.placed_at IS NOT NULL,
         legal_hold_reason = coalesce(h.reason, concat(e.legal_hold_reason, ' [Released: ', $2::text, ']')),
@@ -76,16 +73,16 @@ WITH held AS MATERIALIZED (
     WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
     RETURNING e.legal_hold
 )
-SELECT count(*) FROM freed WHERE NOT legal_hold
+SELECT count(*) FROM unmarked WHERE NOT legal_hold
 
 -- name: release_marked
--- As release_correlation, for the rows that show one hold of another selector.
+-- As release_correlation, for the rows with the mark of one hold of another selector.
 WITH held AS MATERIALIZED (
     SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at
     FROM audit_events e
     LEFT JOIN holds h ON h.hold_id = hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp)
     WHERE e.legal_hold AND e.legal_hold_placed_at = $1 AND e.legal_hold_placed_by = $3
-), freed AS (
+), unmarked AS (
     UPDATE audit_events e
     SET legal_hold = h.placed_at IS NOT NULL,
         legal_hold_reason = coalesce(h.reason, concat(e.legal_hold_reason, ' [Released: ', $2::text, ']')),
@@ -95,19 +92,20 @@ WITH held AS MATERIALIZED (
     WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
     RETURNING e.legal_hold
 )
-SELECT count(*) FROM freed WHERE NOT legal_hold
+SELECT count(*) FROM unmarked WHERE NOT legal_hold
 
 -- name: marked_count
--- How many rows show one hold.
+-- How many rows have the mark of one hold.
 SELECT count(*) FROM audit_events WHERE legal_hold AND legal_hold_placed_at = $1 AND legal_hold_placed_by = $2
 
 -- name: holds
--- Active holds with how many rows show them, and what SQL alone has held by its correlation. Newest first.
+-- Active holds, or all of them, with how many rows have their mark; and, by correlation, rows that are held by SQL alone.
+-- Newest first.
 WITH marks AS (
     SELECT correlation_id, legal_hold_placed_by AS placed_by, legal_hold_placed_at AS placed_at, legal_hold_reason AS reason,
         count(*) AS events
     FROM audit_events WHERE legal_hold GROUP BY 1, 2, 3, 4
-), known AS (
+), counted AS (
     SELECT h.hold_id, sum(m.events) AS events
     FROM holds h LEFT JOIN marks m ON m.placed_at = h.placed_at AND m.placed_by = h.placed_by AND m.reason = h.reason
         AND (h.correlation_id IS NULL OR h.correlation_id = m.correlation_id)
@@ -116,7 +114,7 @@ WITH marks AS (
 ), listed AS (
     SELECT h.hold_id, h.correlation_id, h.actor_id, h.resource_type, h.resource_id, h.time_from, h.time_to, k.events,
         h.placed_by, h.placed_at, h.reason, h.release_reason, h.released_by, h.released_at
-    FROM known k JOIN holds h USING (hold_id)
+    FROM counted k JOIN holds h USING (hold_id)
     UNION ALL
     SELECT NULL, m.correlation_id, NULL, NULL, NULL, NULL, NULL, m.events, m.placed_by, m.placed_at, m.reason, NULL, NULL, NULL
     FROM marks m
@@ -133,7 +131,7 @@ SELECT hold_id, correlation_id, actor_id, resource_type, resource_id, timezone('
 FROM listed ORDER BY listed.placed_at DESC NULLS LAST, correlation_id
 
 -- name: lock_retention
--- One retention run at a time. Ends with the connection.
+-- One retention run at a time. The lock ends with the connection.
 SELECT pg_try_advisory_lock(hashtextextended('datastorage.retention', 0))
 
 -- name: months
@@ -144,7 +142,7 @@ WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace AND c.
 ORDER BY c.relname
 
 -- name: month_contents
--- What one month holds.
+-- What one month contains. The function calls `young` what is not due yet.
 SELECT total, unsealed, held, young, positions::text FROM month_contents($1::text::regclass, $2, $3, $4)
 
 -- name: due_events
@@ -152,34 +150,34 @@ SELECT total, unsealed, held, young, positions::text FROM month_contents($1::tex
 SELECT * FROM due_events($1::text::regclass, $2, $3, $4, $5, $6)
 
 -- name: holds_version
--- Where in the log the holds last changed.
+-- The positions at which holds last changed.
 SELECT max(placed_index) AS placed, max(released_index) AS released FROM holds
 
 -- name: purge
--- Deletes what the event beside it names, but for what is held by now.
-WITH gone AS (
+-- Deletes the rows that the purge event of this transaction names, except rows that are held by now. Returns how many.
+WITH deleted AS (
     DELETE FROM audit_events e USING unnest($1::uuid[], $2::date[], $3::text[]) k(event_id, event_date, correlation_id)
     WHERE e.event_id = k.event_id AND e.event_date = k.event_date AND e.correlation_id = k.correlation_id
         AND e.legal_hold IS NOT TRUE
         AND hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp) IS NULL
     RETURNING e.event_id
-), kept AS (
+), claims_marked AS (
     UPDATE claims SET answer = '{"purged": true}'
-    FROM gone WHERE scope = 'event' AND key = gone.event_id::text
+    FROM deleted WHERE scope = 'event' AND key = deleted.event_id::text
 )
-SELECT count(*) FROM gone
+SELECT count(*) FROM deleted
 
--- name: standing
--- What stands in a month, attached or not, although purges say that it is gone.
+-- name: still_stored
+-- Positions that are still stored in a month, attached or not, although purge events name them.
 SELECT (positions * purged_positions($1))::text FROM month_contents($1::text::regclass, $2, $3, $4)
 
--- name: carried
--- What the purge events in a month name, so that the one that removes them can repeat it.
+-- name: purged_positions_in_month
+-- The positions that the purge events in a month name, so that the event of their own purge can repeat them.
 SELECT coalesce(range_agg((purged)::int8multirange), '{}')::text
 FROM due_events($1::text::regclass, $2, $3, $4, -1, 2147483647) WHERE purged IS NOT NULL
 
--- name: operations_of
--- The removals of one month that were not taken back.
+-- name: purges_of_month
+-- The purges of one whole month that were not reverted.
 SELECT DISTINCT event_data->>'operation_id' AS operation_id FROM audit_events p
 WHERE event_type = 'datastorage.retention.purged' AND event_data->>'partition' = $1 AND log_index IS NOT NULL
     AND NOT EXISTS (
@@ -188,38 +186,38 @@ WHERE event_type = 'datastorage.retention.purged' AND event_data->>'partition' =
     )
 
 -- name: begin_run
--- The record of a run.
+-- The row of a run that begins.
 INSERT INTO retention_operations (run_id) VALUES ($1)
 
 -- name: end_run
--- What a run did.
+-- The result of a run.
 UPDATE retention_operations
 SET status = $2, error_message = $3, rows_scanned = $4, rows_deleted = $5, partitions_dropped = $6, period_start = $7,
     period_end = $8, operation_end = now(),
     operation_duration_ms = (extract(epoch FROM now() - operation_start) * 1000)::bigint
 WHERE run_id = $1
 
--- name: month_is_as_it_was
--- Whether nothing of a month was held or written since its contents were read.
+-- name: month_unchanged
+-- Whether no event of a month was held or written since its contents were read.
 SELECT NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND legal_hold)
     AND NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index >= $3)
     AND (max(placed_index), max(released_index)) IS NOT DISTINCT FROM ($4::bigint, $5::bigint)
 FROM holds
 
 -- name: drop_month
--- Drops a detached month unless something in it has to stay; answers whether it is gone.
+-- Drops a detached month unless something in it has to stay. Returns whether it was dropped.
 SELECT drop_month($1, $2, $3, $4)
 
 -- name: attach_month
--- Puts a detached month back.
+-- Attaches a detached month again.
 SELECT attach_month($1)
 
--- name: joined
+-- name: union_of_positions
 -- Several multiranges in one.
 SELECT coalesce(range_agg(m::int8multirange), '{}')::text FROM unnest($1::text[]) AS m
 
 -- name: erasable
--- The events that an erasure names and that are not erased yet, but for the evidence of purges and erasures; and which are held.
+-- The events that an erasure names and that are not erased yet, except the evidence of purges and erasures; and whether each is held.
 SELECT event_id, correlation_id, log_index, legal_hold IS TRUE
     OR hold_of(correlation_id, actor_id, resource_type, resource_id, event_timestamp) IS NOT NULL AS held
 FROM audit_events
@@ -228,12 +226,12 @@ WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND p
 ORDER BY log_index
 
 -- name: to_erase
--- What the commitments of some events cover.
+-- What the commitments of these events cover.
 SELECT event_id, log_index, actor_id, actor_ip, resource_id, resource_name, error_message, event_data::text,
     event_metadata::text, payload_salt
 FROM audit_events WHERE event_id = ANY($1::uuid[]) AND log_index IS NOT NULL AND payload_commitment IS NULL
 ORDER BY log_index
 
 -- name: erase
--- Erases events; answers which.
+-- Erases events. Returns their ids.
 SELECT erase_events($1, $2, $3)

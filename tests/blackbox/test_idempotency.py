@@ -1,4 +1,4 @@
-"""Idempotency-Key and event_id: the same answer again, whoever asks, and nothing stored twice."""
+"""Idempotency-Key and event_id: the same answer again, from any replica, and nothing stored twice."""
 
 import asyncio
 from collections.abc import Callable
@@ -50,7 +50,7 @@ async def test_another_body_under_a_key(service: Callable[..., Service], connect
 
 
 async def test_key_whose_first_request_still_runs(service: Callable[..., Service], database_url: str) -> None:
-    """A second request under a key is written beside the first, or waits without a word."""
+    """A second request under a key is written beside the first, or waits without an answer."""
     async with proxy(database_url) as between:
         url = (await asyncio.to_thread(lambda: service(database_url=between.url))).url
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
@@ -73,7 +73,7 @@ async def test_key_whose_first_request_still_runs(service: Callable[..., Service
 
 
 async def test_conflict_names_the_difference(service: Callable[..., Service]) -> None:
-    """A client whose id is taken cannot find out what it sent differently."""
+    """A client whose id belongs to another event cannot find out what it sent differently."""
     url = (await asyncio.to_thread(service)).url
     async with httpx.AsyncClient(base_url=url, timeout=30) as client:
         event = make_event(event_id=str(uuid4()))

@@ -1,4 +1,4 @@
-"""Legal holds over HTTP and by SQL, as the platform's own tests use them (contract section 13), and what they lack there."""
+"""Legal holds over HTTP and by SQL, as the platform's own tests use them (docs/contract.md, section 13), and what they lack there."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -73,7 +73,7 @@ async def refuses_delete(connection: Connection, correlation_id: str) -> None:
 
 
 async def test_place_list_release(client: httpx.Client, connection: Connection) -> None:
-    """The answers of a hold's life are not the contract's, or it is no record of the log."""
+    """The answers about a hold are not the contract's, or the log does not record it."""
     post(client, "rr-1", 3)
     placed = place(client, correlation_id="rr-1")
     assert list(placed) == [
@@ -81,7 +81,7 @@ async def test_place_list_release(client: httpx.Client, connection: Connection) 
     ]
     assert (placed["events_affected"], placed["reason"]) == (3, "litigation")
     assert placed["placed_by"]
-    # Nine digits there; here as Postgres writes it, zeros at its end cut.
+    # Nine digits there; here as Postgres writes it, without trailing zeros.
     assert listed(client) == [placed | {"placed_at": placed["placed_at"].rstrip("0Z").rstrip(".") + "Z"}]
     assert held(client, "rr-1") == [True] * 3
     await refuses_delete(connection, "rr-1")
@@ -128,7 +128,7 @@ async def test_place_list_release(client: httpx.Client, connection: Connection) 
     ],
 )  # fmt: skip
 def test_refused(client: httpx.Client, body: Any, slug: str, named: str) -> None:
-    """A hold that says too little, or two things at once, is placed; or its sender is not told what is wrong."""
+    """A hold without a selector, or with two, is placed; or the answer does not say what is wrong."""
     answer = client.post(HOLD, json=body)
     assert answer.status_code == 400
     assert answer.headers["content-type"] == "application/problem+json"
@@ -137,7 +137,7 @@ def test_refused(client: httpx.Client, body: Any, slug: str, named: str) -> None
 
 
 def test_unknown_is_404(client: httpx.Client) -> None:
-    """Somebody believes that a mistyped correlation is held, or a release of nothing leaves an event."""
+    """A hold of a mistyped correlation is answered as placed, or a release of nothing writes an event."""
     answer = client.post(HOLD, json={"correlation_id": "rr-typo", "reason": "r"})
     assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (404, "not-found")
     assert release(client, "rr-typo").status_code == 404
@@ -149,7 +149,7 @@ def test_unknown_is_404(client: httpx.Client) -> None:
 
 
 def test_again_overwrites(client: httpx.Client) -> None:
-    """A second hold of a correlation stands beside the first, or keeps its reason; the first is no history."""
+    """A second hold of a correlation exists beside the first, or has its reason; or the first is not in the history."""
     post(client, "rr-1", 2)
     first = place(client, correlation_id="rr-1")
     post(client, "rr-1")
@@ -200,8 +200,8 @@ async def test_later_events_are_held(client: httpx.Client, connection: Connectio
     await connection.execute(BESIDE_THE_SERVICE)
     with pytest.raises(asyncpg.ForeignKeyViolationError, match=r"^Cannot delete audit event with legal hold"):
         await connection.execute("DELETE FROM audit_events WHERE log_index IS NULL")
-    own = name == "time"  # the event of the release itself falls under it
-    assert release_by_id(client, placed["hold_id"]).json()["events_released"] == 2 + later + own
+    covers_release = name == "time"  # the self event of the release falls under it
+    assert release_by_id(client, placed["hold_id"]).json()["events_released"] == 2 + later + covers_release
     assert not any(held(client, "rr-1"))
     assert await connection.execute("DELETE FROM audit_events WHERE log_index IS NULL") == "DELETE 1"
     post(client, "rr-1", **members)
@@ -209,7 +209,7 @@ async def test_later_events_are_held(client: httpx.Client, connection: Connectio
 
 
 async def test_other_hold_keeps(client: httpx.Client, connection: Connection) -> None:
-    """The release of one hold frees what another one covers."""
+    """The release of one hold unmarks what another one covers."""
     post(client, "rr-1", 2, actor_id="ada")
     wide = place(client, actor_id="ada", reason="wide")
     place(client, correlation_id="rr-1", reason="narrow")
@@ -233,7 +233,7 @@ FREEING = (
 
 
 async def test_session_variable_alone(client: httpx.Client, connection: Connection) -> None:
-    """Who can set a session variable frees what the log holds; or ends the hold's record, or rewrites it, without an event."""
+    """With a session variable, SQL can unmark what a hold covers; or end or change the hold's record without a self event."""
     post(client, "rr-1", 2)
     place(client, correlation_id="rr-1")
     for statement in FREEING:
@@ -269,7 +269,7 @@ async def test_held_by_sql_alone(client: httpx.Client, connection: Connection) -
 
 
 async def test_wide_hold_leaves_sql_holds(client: httpx.Client, connection: Connection) -> None:
-    """The end of a wide hold frees rows that SQL had held before it."""
+    """The release of a wide hold unmarks rows that SQL had held before it."""
     post(client, "rr-1", 2, actor_id="ada")
     await connection.execute(BY_SQL, "rr-1", "by hand")
     post(client, "rr-1", 1, actor_id="ada")
@@ -296,7 +296,7 @@ def test_hold_is_seen_by_the_other_replica(service: Callable[..., Service]) -> N
 
 
 def test_methods_and_paths(client: httpx.Client) -> None:
-    """A known path answers another method in another way than the rest of the API."""
+    """A known path answers an unknown method in another way than the rest of the API."""
     answer = client.put(HOLD, json={})
     assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET, POST")
     assert client.get(f"{HOLD}/rr-1").headers["allow"] == "DELETE"

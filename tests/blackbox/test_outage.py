@@ -1,4 +1,4 @@
-"""Postgres goes away and comes back: what is answered meanwhile, and what is there afterwards."""
+"""Postgres goes away and comes back: what is answered meanwhile, and what is stored afterwards."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ EVENTS, BATCH = "/api/v1/audit/events", "/api/v1/audit/events/batch"
 
 
 class Outage:
-    """A service whose way to Postgres can be cut."""
+    """A service whose connection to Postgres can be cut."""
 
     def __init__(self, between: Proxy, running: Service, client: httpx.AsyncClient) -> None:
         self.between, self.running, self.client = between, running, client
@@ -40,7 +40,7 @@ class Outage:
         return await self.client.post(EVENTS, json=make_event(**members))
 
     async def actions(self, correlation_id: str) -> list[str]:
-        """What Postgres has, in the order of the chain."""
+        """What Postgres has stored, in the order of the chain."""
         found = await self.client.get(EVENTS, params={"correlation_id": correlation_id, "limit": 1000})
         return [event["event_action"] for event in found.json()["data"]]
 
@@ -49,7 +49,7 @@ class Outage:
         return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
     async def balance(self) -> float:
-        """What was accepted, less what became of it."""
+        """Events that were accepted, less those that another counter accounts for."""
         ends = ("events_committed_total", "resends_total", "spool_events", "spool_quarantined_events")
         text = (await self.client.get("/metrics")).text
         refused = sum(
@@ -125,7 +125,7 @@ async def test_order_is_kept(outage: Outage) -> None:
 
 
 async def test_resend_after_an_outage(outage: Outage) -> None:
-    """A client that resends what it was told is accepted stores it twice."""
+    """A client that resends what was answered 202 stores it twice."""
     batch = [make_event(correlation_id="rr-1") for _ in range(3)]
     event = make_event(correlation_id="rr-1", event_id=str(uuid4()))
     keyed = make_event(correlation_id="rr-1")
@@ -147,7 +147,7 @@ async def test_resend_after_an_outage(outage: Outage) -> None:
 async def test_conflict_found_at_replay_is_quarantined(
     outage: Outage, service: Callable[..., Service], database_url: str
 ) -> None:
-    """An acknowledged event that conflicts stops the replay, or takes what came with it along."""
+    """An acknowledged event that conflicts stops the replay, or the rest of its batch is not stored."""
     other = await asyncio.to_thread(service, database_url=database_url)
     event_id = str(uuid4())
     async with httpx.AsyncClient(base_url=other.url, timeout=30) as elsewhere:
@@ -210,7 +210,7 @@ async def test_killed_in_an_outage(database_url: str, tmp_path: Any) -> None:
 
 
 async def test_spool_of_a_pod_that_never_comes_back(database_url: str, tmp_path: Any) -> None:
-    """The events on a dead pod's volume cannot be looked at, or cannot be saved."""
+    """The events on a dead pod's volume cannot be listed, or cannot be replayed."""
     spool = tmp_path / "spool"
     async with proxy(database_url) as between:
         settings = {"database_url": between.url, "unsafe_database": True, "spool_dir": spool}
@@ -238,8 +238,8 @@ def run(act: str, directory: Path, database_url: str) -> str:
 
 
 async def test_shutdown_in_an_outage(database_url: str, connection: Any, tmp_path: Any) -> None:
-    """What is in flight when the service is told to stop is lost, or it does not stop, since Postgres does not answer."""
-    # A worker waits for its turn, so that it has a query to cancel.
+    """Requests in flight are lost when the service is stopped, or it does not stop, since Postgres does not answer."""
+    # A worker waits for a lock, so that it has a query to cancel.
     await connection.execute("SELECT pg_advisory_lock(audit_event_lock_id('datastorage:partitions'))")
     async with proxy(database_url) as between:
         settings = {"database_url": between.url, "unsafe_database": True, "spool_dir": tmp_path / "spool"}
@@ -263,7 +263,7 @@ async def test_shutdown_in_an_outage(database_url: str, connection: Any, tmp_pat
 
 
 async def test_start_without_postgres(database_url: str, tmp_path: Any) -> None:
-    """A service that starts before its database dies, or does not say what it waits for, or is slow to see it."""
+    """A service that starts before its database exits, or does not log what it waits for, or is slow to see the database."""
     async with proxy(database_url) as between:
         await between.refuse(True)
         settings = {"database_url": between.url, "unsafe_database": True}
@@ -313,7 +313,7 @@ def test_one_process_for_each_spool(service: Callable[..., Service], database_ur
 
 
 async def test_full_spool_refuses(service: Callable[..., Service], database_url: str) -> None:
-    """A spool without room acknowledges what it cannot keep, or is said to be ready."""
+    """A full spool acknowledges what it cannot store, or the service reports that it is ready."""
     async with started(service, database_url, spool_bytes_max=1 << 20) as outage:
         await outage.begin()
         statuses = []
@@ -330,7 +330,7 @@ async def test_full_spool_refuses(service: Callable[..., Service], database_url:
 async def test_postgres_that_stops_answering(
     service: Callable[..., Service], database_url: str, connection: Any
 ) -> None:
-    """A server that takes statements and never answers holds up every request to its deadline, for ever."""
+    """A server that receives statements and never answers delays every request to its deadline, for ever."""
     async with started(service, database_url, single_deadline_ms=700) as outage:
         await outage.post()
         outage.between.silent = True
@@ -346,7 +346,7 @@ async def test_postgres_that_stops_answering(
 
 
 async def test_room_for_batches(service: Callable[..., Service], database_url: str) -> None:
-    """Large batches gather in memory without bound while Postgres does not answer, or keep all others out."""
+    """Large batches gather in memory without bound while Postgres does not answer, or shut out all others."""
     batch = [make_event(error_message="x" * 3_000) for _ in range(220)]
     async with started(service, database_url, inbox_bytes_max=1 << 20, batch_deadline_ms=2_000) as outage:
         outage.between.silent = True

@@ -1,4 +1,4 @@
-"""Two replicas on one database under load: what was acknowledged is there, once, and in its place."""
+"""Two replicas on one database under load: what was acknowledged is stored once, at its position."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ def skewed(chance: random.Random) -> str:
 
 
 async def write(clients: list[httpx.AsyncClient], number: int) -> list[str]:
-    """Post until the time is over, mostly single events, some batches; return the ids that were acknowledged."""
+    """Post until the time is over, mostly single events, some batches. Returns the acknowledged ids."""
     chance = random.Random(number)
     acknowledged: list[str] = []
     end = monotonic() + SECONDS
@@ -46,7 +46,7 @@ async def write(clients: list[httpx.AsyncClient], number: int) -> list[str]:
 
 
 async def test_two_replicas_under_load(service: Callable[..., Service], connection: Any) -> None:
-    """Replicas on one database lose, double or misplace events. That every chain and the log verify is checked behind it."""
+    """Replicas on one database lose, double or misplace events. Every chain and the log are verified after the test."""
     replicas = [service(), service()]
     limits = httpx.Limits(max_connections=WRITERS)
     async with (

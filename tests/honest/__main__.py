@@ -1,4 +1,4 @@
-"""`python -m tests.honest --hours 24`: honest traffic raises no alarm. Says what happened; exit code 1 if something was wrong."""
+"""`python -m tests.honest --hours 24`: honest traffic raises no alarm. Prints what happened; exit code 1 if something was wrong."""
 
 import argparse
 import asyncio
@@ -13,9 +13,9 @@ hours = parser.parse_args().hours
 with databases.server() as server:
     url = asyncio.run(databases.create(server))
     try:
-        told = run(url, hours)
+        outcome = run(url, hours)
     finally:
         asyncio.run(databases.drop(server, url))
-sys.stdout.write("\n".join([told.said, str(told.acts), *told.alarms, ""]))
-missing = {"purged", "erased"} - {word for word in ("purged", "erased") if told.number(f"{word}: ([0-9,]+)")}
-sys.exit(bool(told.alarms or missing))
+sys.stdout.write("\n".join([outcome.verification, str(outcome.acts), *outcome.alarms, ""]))
+missing = {"purged", "erased"} - {word for word in ("purged", "erased") if outcome.number(f"{word}: ([0-9,]+)")}
+sys.exit(bool(outcome.alarms or missing))

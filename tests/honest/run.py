@@ -1,7 +1,7 @@
-"""Honest traffic raises no alarm: remediations of some hours, told at 50 events a second of their time, as fast as they can be sent.
+"""Honest traffic raises no alarm: remediations of some hours, with 50 events for each second of their time, sent as fast as possible.
 
-Beside them everything runs that changes or removes rows, each by its command or its route: holds, purges, erasure, exports. The
-verifier in the background never rests. At the end all is verified, and nothing may be wrong.
+Meanwhile everything runs that changes or removes rows, each by its command or its route: holds, purges, erasure, exports. The
+background verifier never pauses. At the end everything is verified, and nothing may be wrong.
 """
 
 import itertools
@@ -28,26 +28,27 @@ EVENTS_PER_SECOND = 50
 EVENTS_PER_LIFE = 9.7
 VERIFIER_EVENTS_PER_SECOND = 20_000
 PAUSE_SECONDS = 0.5
-ROUNDS_BETWEEN_WORDS = 10
+ROUNDS_BETWEEN_REPORTS = 10
 QUIET_SECONDS = 600
 METRIC = re.compile(r"^(datastorage_[a-z_]+)(\{.*\})? (\S+)$", re.MULTILINE)
 
 
 @dataclass
-class Told:
-    """What happened beside the traffic, and the last word of the verification."""
+class Outcome:
+    """What was done during the traffic, and the result of the verification."""
 
     acts: dict[str, int] = field(default_factory=dict)
-    said: str = ""
+    verification: str = ""
+    """Output of `datastorage verify`."""
     alarms: list[str] = field(default_factory=list)
 
     def number(self, pattern: str) -> int:
-        """A number that the verification said."""
-        found = re.search(pattern, self.said)
+        """A number in the output of the verification."""
+        found = re.search(pattern, self.verification)
         return int(found[1].replace(",", "")) if found else 0
 
 
-def run(database_url: str, hours: float) -> Told:
+def run(database_url: str, hours: float) -> Outcome:
     """Play `hours` on an empty database."""
     with tempfile.TemporaryDirectory(prefix="datastorage-honest-") as name:
         directory = Path(name)
@@ -60,7 +61,7 @@ def run(database_url: str, hours: float) -> Told:
             "checkpoint_key_file": directory / "key.pem",
             "checkpoint_file": directory / "checkpoints",
             "verifier_events_per_second": VERIFIER_EVENTS_PER_SECOND,
-            "retention_floor_days": 1,  # what was told late by more than a day is over
+            "retention_floor_days": 1,  # events that arrive more than a day late are due
             "retention_ceiling_days": 1,
         }
         service = services.spawn(settings, directory / "service")
@@ -77,35 +78,34 @@ class _Play:
         self._directory = directory
         self._env = {n: v for n, v in os.environ.items() if not n.startswith("DATASTORAGE_")}
         self._env |= {f"DATASTORAGE_{n.upper()}": str(v) for n, v in settings.items()} | {"PYTHONPATH": str(ROOT)}
-        self._told = Told()
+        self._outcome = Outcome()
 
-    def play(self, hours: float) -> Told:
+    def play(self, hours: float) -> Outcome:
         lives = max(1, round(hours * 3600 * EVENTS_PER_SECOND / EVENTS_PER_LIFE))
         posting = self._start("simulate", "--post-only", "--remediations", lives, "--hours", hours, "--url", self._url)
         for turn in itertools.count():
             self._round(turn)
-            if not turn % ROUNDS_BETWEEN_WORDS:
-                self._say(hours)
+            if not turn % ROUNDS_BETWEEN_REPORTS:
+                self._print_progress(hours)
             if posting.poll() is not None:
                 break
             time.sleep(PAUSE_SECONDS)
-        said, _ = posting.communicate()
-        assert posting.returncode == 0, said
+        output, _ = posting.communicate()
+        assert posting.returncode == 0, output
         self._round(-1)
         self._wait_for_a_whole_round()
-        self._told.said = self._command(
+        self._outcome.verification = self._command(
             "verify", "--key", self._get("/tlog/key").decode().strip(), "--checkpoint", self._directory / "checkpoints"
         )
-        self._told.alarms = self._alarms()
-        return self._told
+        self._outcome.alarms = self._alarms()
+        return self._outcome
 
-    def _say(self, hours: float) -> None:
-        """How far it is, for whoever waits."""
-        events, all_of_them = self._metrics()["datastorage_events_committed_total"], hours * 3600 * EVENTS_PER_SECOND
-        sys.stderr.write(f"{events:,.0f} of about {all_of_them:,.0f} events told, {self._told.acts}\n")
+    def _print_progress(self, hours: float) -> None:
+        committed, expected = self._metrics()["datastorage_events_committed_total"], hours * 3600 * EVENTS_PER_SECOND
+        sys.stderr.write(f"{committed:,.0f} of about {expected:,.0f} events, {self._outcome.acts}\n")
 
     def _round(self, turn: int) -> None:
-        """One of each act, on the correlations that were told of last."""
+        """One action of each kind, on the correlations with the latest events."""
         answer = json.loads(self._get("/api/v1/audit/correlations?limit=20"))
         names = [
             one["correlation_id"] for one in answer["data"] if not one["correlation_id"].startswith("datastorage:")
@@ -125,20 +125,20 @@ class _Play:
         headers = {"Content-Type": "application/json", "X-User-ID": "ada"}
         try:
             with urlopen(Request(self._url + path, data, headers, method=method), timeout=60):
-                self._told.acts[name] = self._told.acts.get(name, 0) + 1
+                self._outcome.acts[name] = self._outcome.acts.get(name, 0) + 1
         except HTTPError as error:
-            said = error.read().decode()
-            if error.code not in {404, 503}:  # not there, or busy
-                raise AssertionError(method, path, error.code, said) from None
+            answer = error.read().decode()
+            if error.code not in {404, 503}:  # no such hold, or busy
+                raise AssertionError(method, path, error.code, answer) from None
 
     def _command(self, *arguments: object) -> str:
         done = self._start(*arguments)
-        said, _ = done.communicate(timeout=3600)
-        busy = done.returncode == 1 and ("hold" in said or "Another" in said or "again" in said)
-        assert done.returncode == 0 or (busy and arguments[0] != "verify"), f"{arguments}: {done.returncode}\n{said}"
+        output, _ = done.communicate(timeout=3600)
+        busy = done.returncode == 1 and ("hold" in output or "Another" in output or "again" in output)
+        assert done.returncode == 0 or (busy and arguments[0] != "verify"), f"{arguments}: {done.returncode}\n{output}"
         if done.returncode == 0:
-            self._told.acts[str(arguments[0])] = self._told.acts.get(str(arguments[0]), 0) + 1
-        return said
+            self._outcome.acts[str(arguments[0])] = self._outcome.acts.get(str(arguments[0]), 0) + 1
+        return output
 
     def _start(self, *arguments: object) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "app", *map(str, arguments)]
@@ -154,11 +154,11 @@ class _Play:
         return {n + (labels or ""): float(v) for n, labels, v in METRIC.findall(self._get("/metrics").decode())}
 
     def _wait_for_a_whole_round(self) -> None:
-        """The round that is under way may have passed what was done last; the next one has not."""
+        """The verifier's current round may have passed the last changes already; the next one has not."""
         rounds = self._metrics()["datastorage_verifier_rounds_total"]
         deadline = time.monotonic() + QUIET_SECONDS + 3600
         while self._metrics()["datastorage_verifier_rounds_total"] < rounds + 2:
-            assert time.monotonic() < deadline, "the verifier in the background does not come round"
+            assert time.monotonic() < deadline, "the background verifier does not finish a round"
             time.sleep(0.5)
 
     def _alarms(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Events written as the writer writes them, whatever their time, for tests of what becomes of them later."""
+"""Events of any time, written through the writer, for tests of what happens to them later."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import SecretStr
 
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, draft, fix, single_id
+from app.ingest.accept import Acceptance, accept, check_item, single_id
 from app.ingest.store import Store
 from app.ingest.submission import Submission
 from app.ingest.writer import Writer
@@ -18,7 +18,7 @@ LOG = "test.example/datastorage"
 
 
 async def write(url: str, *items: dict[str, Any]) -> list[UUID]:
-    """Write one event after another: the members that each has beside the usual ones. Answers their ids."""
+    """Write one event after another; `items` are the members that differ from the usual ones. Returns their ids."""
     settings = Settings(database_url=SecretStr(url))
     writer = Writer(Store(settings, LOG), settings)
     writer.start()
@@ -35,10 +35,10 @@ async def write(url: str, *items: dict[str, Any]) -> list[UUID]:
             "correlation_id": "rr-1",
             "event_data": {"event_type": "orchestrator.lifecycle.started", "rr_name": "rr", "namespace": "payments"},
         } | members
-        drafted = draft(Catalog(), item, "", plain=False, depth=3)
-        parents = {drafted.parent_id: now.date()} if drafted.parent_id else {}
-        event = fix([drafted], [single_id(drafted)], Acceptance(now, parents, LOG))[0]
-        submission = Submission([event], {}, known=event.digest is not None)
+        draft = check_item(Catalog(), item, "", plain=False, depth=3)
+        parents = {draft.parent_id: now.date()} if draft.parent_id else {}
+        event = accept([draft], [single_id(draft)], Acceptance(now, parents, LOG))[0]
+        submission = Submission([event], {}, may_exist=event.digest is not None)
         await writer.submit(submission, asyncio.get_running_loop().time() + 30)
         written.append(event.id)
     await writer.close()

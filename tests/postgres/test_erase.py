@@ -1,4 +1,4 @@
-"""Erasure on a real Postgres: what was said of people is gone, the record stays, and what is held is not touched."""
+"""Erasure on a real Postgres: personal content is removed, the record stays, and what is held is not touched."""
 
 from typing import Any
 from uuid import UUID, uuid4
@@ -22,7 +22,7 @@ from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from tests.postgres.log import LOG, write
 
-pytestmark = pytest.mark.damaged  # the verification that every test ends with knows nothing of erasure
+pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know erasures
 CATALOG = Catalog()
 
 
@@ -33,14 +33,14 @@ async def erased(url: str, *, dry_run: bool = False, **which: Any) -> erase.Eras
 
 @pytest.mark.parametrize("name", sorted(PAYLOAD_CHECKS))
 def test_neutral_payloads_are_of_their_type(name: str) -> None:
-    """A typed client fails the whole page, since an erased payload lacks a member; or something of it is left."""
+    """A typed client fails the whole page, since an erased payload lacks a member; or some content is left."""
     payload = example(name)
     left = neutral_payload(Catalog(allow_self_events=True), payload)
     Catalog(allow_self_events=True).check_payload(name, left, "")
     assert left["event_type"] == name
-    kept = {text for text in _texts(left) if text in set(_texts(payload))} - {name}
+    unchanged = {text for text in _texts(left) if text in set(_texts(payload))} - {name}
     words = {"0" * 64, "00000000-0000-0000-0000-000000000000"}
-    assert all(text in _enumerated(name) for text in kept - words), kept
+    assert all(text in _enumerated(name) for text in unchanged - words), unchanged
 
 
 def _texts(value: Any) -> list[str]:
@@ -59,14 +59,14 @@ def _enumerated(name: str) -> str:
 
 
 def test_free_form_leaves_nothing() -> None:
-    """A payload without a type keeps what it said."""
+    """A payload without a type keeps its content."""
     assert neutral_payload(CATALOG, {"decided_by": "ada"}) == {}
     assert neutral_payload(CATALOG, {"event_type": "nobody.knows", "who": "ada"}) == {"event_type": "nobody.knows"}
 
 
 @pytest.mark.parametrize("by", ["event", "actor", "correlation"])
 async def test_erased_is_gone_and_proven(database_url: str, connection: Any, by: str) -> None:
-    """A person's data is still there after its erasure, or the event's hash can no longer be computed, or nobody is told."""
+    """A person's data is still there after its erasure, or the event's hash can no longer be computed, or no event records it."""
     people = {"actor_id": "ada", "actor_ip": "10.0.0.9", "resource_id": "ada's pod", "error_message": "ada did it"}
     ids = await write(database_url, {"correlation_id": "rr-ada"} | people, {"correlation_id": "rr-ada"} | people)
     (other,) = await write(database_url, {"correlation_id": "rr-other"})
@@ -93,8 +93,8 @@ async def test_erased_is_gone_and_proven(database_url: str, connection: Any, by:
         }
         assert leaf_hash(record(row, LOG, row["payload_commitment"])).hex() == row["event_hash"] == event_hash
     assert (rows[2]["event_id"], rows[2]["payload_commitment"]) == (other, None)
-    told = loads(rows[3]["payload"])
-    assert told == {
+    self_event = loads(rows[3]["payload"])
+    assert self_event == {
         "event_type": "datastorage.event.erased",
         "erasure_id": str(done.erasure_id),
         "event_ids": [str(event_id) for event_id in ids],
@@ -112,7 +112,7 @@ async def test_erased_is_gone_and_proven(database_url: str, connection: Any, by:
 
 @pytest.mark.parametrize("by", ["sql", "correlation", "actor"])
 async def test_held_is_not_erased(database_url: str, connection: Any, by: str) -> None:
-    """Evidence under legal hold is erased, or half of an erasure is done before its hold is seen."""
+    """Evidence under legal hold is erased, or half of an erasure is done before the hold is found."""
     await write(
         database_url, {"correlation_id": "rr-1", "actor_id": "ada"}, {"correlation_id": "rr-2", "actor_id": "ada"}
     )
@@ -130,7 +130,7 @@ async def test_held_is_not_erased(database_url: str, connection: Any, by: str) -
 
 
 async def test_unsealed_and_unknown(database_url: str, connection: Any) -> None:
-    """Rows without a proof are said to be erased, or an unknown id fails the rest."""
+    """Rows without a proof are reported as erased, or an unknown id fails the rest."""
     await connection.execute(
         "INSERT INTO audit_events (event_date, event_timestamp, event_type, event_category, event_action, event_outcome,"
         " actor_type, actor_id, resource_type, resource_id, correlation_id, event_data) VALUES"

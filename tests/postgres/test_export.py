@@ -26,7 +26,7 @@ from app.export.check import Verdict, check
 from app.export.parts import Export, ResumeToken
 from app.export.select import ExportQuery
 from app.export.signed_page import SignedPage
-from app.ingest.accept import Acceptance, computed_ids, draft
+from app.ingest.accept import Acceptance, check_item, computed_ids
 from app.ingest.store import Store
 from app.ingest.submission import prepare
 from app.ingest.writer import Writer
@@ -63,7 +63,7 @@ async def post(database_url: str) -> AsyncIterator[Post]:
 
     async def post(*items: dict[str, Any]) -> None:
         documents = [parse(orjson.dumps(item)) for item in items]
-        drafts = [draft(CATALOG, d.value, f"/{i}", plain=d.plain, depth=d.depth) for i, d in enumerate(documents)]
+        drafts = [check_item(CATALOG, d.value, f"/{i}", plain=d.plain, depth=d.depth) for i, d in enumerate(documents)]
         ids = computed_ids(drafts, "", ("body", hashlib.sha256(canonical(list(items))).hexdigest()))
         submission = await prepare(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
         await writer.submit(submission, asyncio.get_running_loop().time() + 30)

@@ -1,7 +1,7 @@
-"""A hold and a purge at the same time, in every order in which the statements of the two sessions can come.
+"""A hold and a purge at the same time, in every possible order of the statements of the two sessions.
 
-Each session stops before every statement that reads or changes what the other one does too, until the schedule lets it go. A
-session that waits for a lock of the other one lets that one go on, as it would in life. When a schedule is used up, both run free.
+Each session stops before every statement that reads or changes what the other one also uses, until the schedule continues it.
+While a session waits for a lock of the other one, the other one continues. After the end of a schedule, neither stops any more.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ from app.errors import NotFound, Unavailable
 from app.ingest.store import SQL as INGEST
 from app.retention import holds, purge, removal
 from app.retention.holds import SQL, HoldOrder, Selector
-from app.retention.logged import acting
+from app.retention.logged import action_store
 from app.retention.policy import Month, Terms
 from app.retention.removal import RetentionSession
 from app.settings import Settings
 from tests.postgres import log
 from tests.postgres.log import LOG
 
-pytestmark = pytest.mark.damaged  # the verification that every test ends with knows nothing of purges
+pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know purges
 NOW = datetime.now(UTC)
 SESSION: ContextVar[str] = ContextVar("session", default="")
 INSIDE: ContextVar[bool] = ContextVar("inside", default=False)
@@ -37,7 +37,7 @@ Connection = Any
 
 
 class Stage:
-    """The two sessions, and which of them may go on."""
+    """The two sessions, and which of them may continue."""
 
     def __init__(self, gates: dict[str, set[str]], control: Connection) -> None:
         self.gates = gates
@@ -57,7 +57,7 @@ class Stage:
             await self.waiting[name]
 
     async def settled(self, name: str) -> bool:
-        """Once the session stands at a gate, has ended, or waits for a lock: whether it can be let go."""
+        """Wait until the session stops at a gate, ends, or waits for a lock. Whether it is at a gate."""
         while name not in self.waiting and not self.tasks[name].done():
             if await self.control.fetchval(LOCKED):
                 return False
@@ -119,13 +119,13 @@ def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def orders(first: int, second: int) -> Iterator[str]:
-    """Every order of so many statements of the hold (h) and of the purge (p)."""
+    """Every order of `first` statements of the hold (h) and `second` statements of the purge (p)."""
     for places in combinations(range(first + second), first):
         yield "".join("h" if place in places else "p" for place in range(first + second))
 
 
 class Case:
-    """One event that is over, in a month of its own, and the two who want it."""
+    """One event that is due, in a month of its own, and the hold and the purge that compete for it."""
 
     def __init__(self, url: str, number: int) -> None:
         self.settings = Settings(database_url=SecretStr(url))
@@ -145,22 +145,22 @@ class Case:
 
     async def purge_rows(self) -> int:
         connection = await db.connect(self.settings, statement_timeout="0", lock_timeout="10s")
-        async with acting(self.settings, LOG) as store:
-            keeper = RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62)
-            deleted = await purge._pass(keeper, uuid4(), self.month, behind=-1)
+        async with action_store(self.settings, LOG) as store:
+            session = RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62)
+            deleted = await purge._pass(session, uuid4(), self.month, after=-1)
         await connection.close()
         return deleted
 
     async def purge_month(self) -> bool:
         connection = await db.connect(self.settings, statement_timeout="0", lock_timeout="10s")
-        async with acting(self.settings, LOG) as store:
+        async with action_store(self.settings, LOG) as store:
             removed = await removal.remove(RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62), self.month)
         await connection.close()
         return removed
 
 
-# Each with how often a session passes them when it meets nobody. What stands between two gates reads nothing that the other
-# session writes, or is the end of the log, whose change the flush finds. RACE_ORDERS=full has a gate for that too.
+# The statements before which each session stops; STEPS is how often that is when it runs alone. A statement between two gates reads
+# nothing that the other session writes, except the end of the log, whose change the flush detects. RACE_ORDERS=full stops there, too.
 FULL = os.environ.get("RACE_ORDERS") == "full"
 HOLD_GATES = {SQL["hold_rows"], INGEST["flush"], "COMMIT"} | (
     {SQL["log_end"], INGEST["tail_and_last"]} if FULL else set()
@@ -168,13 +168,13 @@ HOLD_GATES = {SQL["hold_rows"], INGEST["flush"], "COMMIT"} | (
 ROW_GATES = {SQL["due_events"], INGEST["flush"], SQL["purge"], "COMMIT"} | (
     {INGEST["tail_and_last"]} if FULL else set()
 )
-MONTH_GATES = {INGEST["flush"], "COMMIT", SQL["drop_month"]} | ({SQL["month_is_as_it_was"]} if FULL else set())
+MONTH_GATES = {INGEST["flush"], "COMMIT", SQL["drop_month"]} | ({SQL["month_unchanged"]} if FULL else set())
 STEPS = {"rows": (7, 5), "month": (7, 5)} if FULL else {"rows": (5, 4), "month": (5, 4)}
 
 
 @pytest.mark.parametrize("kind", ["rows", "month"])
 async def test_no_held_event_is_ever_gone(database_url: str, connection: Connection, kind: str) -> None:
-    """An event that a hold covers was purged, or one is gone that no purge tells of, or is told gone and is there."""
+    """An event that a hold covers was purged, or one is gone without a purge, or a purge names one that is still stored."""
     outcomes = {"held": 0, "purged": 0}
     for number, schedule in zip(count(), orders(*STEPS[kind]), strict=False):
         case = Case(database_url, number)
@@ -185,13 +185,13 @@ async def test_no_held_event_is_ever_gone(database_url: str, connection: Connect
         answers = await stage.play({"h": case.hold, "p": work}, schedule)
         STAGE.clear()
         found = await connection.fetchrow(
-            "SELECT legal_hold, log_index <@ purged_positions(NULL) AS told FROM audit_events WHERE event_id = $1",
+            "SELECT legal_hold, log_index <@ purged_positions(NULL) AS purged FROM audit_events WHERE event_id = $1",
             event_id,
         )
         assert not isinstance(answers["p"], BaseException), (schedule, answers)
         if isinstance(answers["h"], holds.Placed):
             assert found is not None, schedule
-            assert (found["legal_hold"], found["told"]) == (True, False), (schedule, answers)
+            assert (found["legal_hold"], found["purged"]) == (True, False), (schedule, answers)
             assert answers["h"].events == 1, schedule
             assert not answers["p"], schedule
             outcomes["held"] += 1
@@ -205,7 +205,7 @@ async def test_no_held_event_is_ever_gone(database_url: str, connection: Connect
 
 
 async def _clear(connection: Connection, case: Case) -> None:
-    """Away with the month, so that the next case does not plan over hundreds of them."""
+    """Drop the month, so that the next case does not plan over hundreds of them."""
     async with connection.transaction():
         await connection.execute("SET LOCAL session_replication_role = replica")
         await connection.execute(f"DROP TABLE IF EXISTS {case.month.name}")
@@ -213,7 +213,7 @@ async def _clear(connection: Connection, case: Case) -> None:
 
 
 async def test_retention_waits_for_a_hold_that_is_being_placed(database_url: str, connection: Connection) -> None:
-    """The harness lets nobody wait, so that the test above tries no order at all."""
+    """The harness makes no session wait, so that the test above tries no order at all."""
     case = Case(database_url, 0)
     event_id = await case.event()
     stage = Stage({"h": HOLD_GATES, "p": ROW_GATES}, connection)

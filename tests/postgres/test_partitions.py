@@ -1,4 +1,4 @@
-"""Every day that an event can have belongs to a partition, at any time, and making one stops nobody."""
+"""Every day that an event can have belongs to a partition, at any time, and creating one stops nobody."""
 
 import asyncio
 from datetime import UTC, date, datetime
@@ -21,8 +21,8 @@ async def names(connection: asyncpg.Connection) -> list[str]:
     return [name for (name,) in await connection.fetch(PARTITIONS)]
 
 
-async def test_migration_makes_a_year(connection: asyncpg.Connection) -> None:
-    """A fresh database has no room for events of the last nine months or the next three."""
+async def test_migration_creates_a_year(connection: asyncpg.Connection) -> None:
+    """A fresh database has no partition for events of the last nine months or the next three."""
     expected = await connection.fetch(
         "SELECT to_char(month, '\"audit_events_\"YYYY_MM') FROM (SELECT date_trunc('month', now() AT TIME ZONE 'UTC') this) now, "
         "generate_series(this - interval '9 months', this + interval '3 months', '1 month') month"
@@ -31,7 +31,7 @@ async def test_migration_makes_a_year(connection: asyncpg.Connection) -> None:
 
 
 async def test_bounds(connection: asyncpg.Connection) -> None:
-    """A month's first or last day has no partition, or the wrong one, or the session's date style turns days and months round."""
+    """A month's first or last day has no partition, or the wrong one, or the session's date style swaps days and months."""
     await connection.execute("SET datestyle = 'SQL, DMY'; SET timezone = 'Pacific/Auckland'")
     assert await partitions.ensure(connection, date(2031, 12, 31), date(2032, 2, 1)) == 3
     assert await partitions.ensure(connection, date(2031, 12, 1), date(2032, 2, 29)) == 0
@@ -44,7 +44,7 @@ async def test_bounds(connection: asyncpg.Connection) -> None:
 
 
 async def test_new_partition_is_like_the_others(connection: asyncpg.Connection) -> None:
-    """Indexes, triggers, defaults or storage of a partition made later differ from those the migration made."""
+    """Indexes, triggers, defaults or storage of a partition that is created later differ from the migration's."""
     await partitions.ensure(connection, date(2031, 12, 1), date(2031, 12, 1))
     facts = """
         SELECT ARRAY(SELECT replace(pg_get_indexdef(indexrelid), $1, '') FROM pg_index WHERE indrelid = $1::text::regclass ORDER BY 1),
@@ -64,7 +64,7 @@ async def test_new_partition_is_like_the_others(connection: asyncpg.Connection) 
 
 
 async def test_two_at_once(connection: asyncpg.Connection, database_url: str) -> None:
-    """Two replicas that need the same partition fail each other."""
+    """Two replicas that need the same partition make each other fail."""
     others = [await asyncpg.connect(database_url) for _ in range(3)]
     made = await asyncio.gather(
         *(partitions.ensure(c, date(2031, 1, 1), date(2031, 6, 1)) for c in (connection, *others))
@@ -75,7 +75,7 @@ async def test_two_at_once(connection: asyncpg.Connection, database_url: str) ->
 
 
 async def test_readers_and_writers_go_on(connection: asyncpg.Connection, database_url: str) -> None:
-    """Making a partition waits for those who read and write, or makes everybody wait behind it."""
+    """Creating a partition waits for readers and writers, or makes all others wait for it."""
     maker, later = await asyncpg.connect(database_url), await asyncpg.connect(database_url)
     await later.execute("SET lock_timeout = '1s'")
     async with connection.transaction(), maker.transaction():
@@ -88,7 +88,7 @@ async def test_readers_and_writers_go_on(connection: asyncpg.Connection, databas
 
 
 async def test_detached_month_is_named(connection: asyncpg.Connection) -> None:
-    """A month between DETACH and DROP is made anew, or nobody is told what is in the way."""
+    """A month between DETACH and DROP is created again, or the error does not name what is in the way."""
     await partitions.ensure(connection, date(2031, 1, 1), date(2031, 1, 1))
     await connection.execute("ALTER TABLE audit_events DETACH PARTITION audit_events_2031_01")
     with pytest.raises(
@@ -98,13 +98,13 @@ async def test_detached_month_is_named(connection: asyncpg.Connection) -> None:
 
 
 async def test_range_is_bounded(connection: asyncpg.Connection) -> None:
-    """One wrong date makes thousands of tables."""
+    """One wrong date creates thousands of tables."""
     with pytest.raises(asyncpg.InvalidParameterValueError):
         await partitions.ensure(connection, date(2026, 1, 1), date(9999, 1, 1))
 
 
 async def test_service_role(connection: asyncpg.Connection) -> None:
-    """A service that does not own the tables cannot write, make a partition, or read what it made; or anybody can make one."""
+    """A service that does not own the tables cannot write, create a partition, or read it; or anybody can create one."""
     if not await connection.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
         pytest.skip("only a superuser can make roles and act as them")
     await connection.execute("BEGIN")
@@ -113,7 +113,7 @@ async def test_service_role(connection: asyncpg.Connection) -> None:
         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO ds_service_test; "
         "GRANT EXECUTE ON FUNCTION ensure_partitions(date, date) TO ds_service_test; SET LOCAL ROLE ds_service_test"
     )
-    # A temporary table of the caller's must not stand in for the real one.
+    # A temporary table of the caller must not be used in place of the real one.
     await connection.execute("RESET ROLE; CREATE TEMP TABLE audit_events_2031_01 (); SET LOCAL ROLE ds_service_test")
     assert await partitions.ensure(connection, date(2031, 1, 1), date(2031, 1, 1)) == 1
     await connection.execute(INSERT, date(2031, 1, 15))
@@ -124,17 +124,17 @@ async def test_service_role(connection: asyncpg.Connection) -> None:
     await connection.execute("ROLLBACK")
 
 
-async def test_keep_ahead(connection: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_create_ahead(connection: asyncpg.Connection, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has run for years has no partition for a late event or for the next months, or a failure ends the worker."""
     monkeypatch.setattr(partitions, "ROUND_SECONDS", 0.01)
     monkeypatch.setattr(partitions, "RETRY_SECONDS", 0.01)
     days = iter((datetime(2031, 12, 5, tzinfo=UTC), None, datetime(2032, 3, 31, tzinfo=UTC)))
     failed = WORKER_FAILURES.labels(worker="partitions")
     before = failed._value.get()
-    worker = asyncio.create_task(partitions.keep_ahead(database_url, lambda: next(days)))  # type: ignore[arg-type,return-value]
+    worker = asyncio.create_task(partitions.create_ahead_forever(database_url, lambda: next(days)))  # type: ignore[arg-type,return-value]
     try:
         async with asyncio.timeout(10):
-            while "audit_events_2032_06" not in (made := await names(connection)):  # noqa: ASYNC110 - the worker tells nobody
+            while "audit_events_2032_06" not in (made := await names(connection)):  # noqa: ASYNC110 - the worker sets no event
                 await asyncio.sleep(0.02)
     finally:
         worker.cancel()

@@ -1,6 +1,5 @@
-"""Retention on a real Postgres: what is over goes, in whole months or in batches; what is held stays; nothing goes unsaid."""
+"""Retention on a real Postgres: what is due is purged, by month or in batches, and recorded; what is held stays."""
 
-import itertools
 import random
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -13,13 +12,14 @@ import pytest
 from pydantic import SecretStr
 
 from app.errors import Conflict, Fatal
-from app.retention import holds, multirange, purge, removal
+from app.events.positions import Positions
+from app.retention import holds, purge, removal
 from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from tests.postgres import log
 from tests.postgres.log import LOG
 
-pytestmark = pytest.mark.damaged  # the verification that every test ends with knows nothing of purges
+pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know purges
 NOW = datetime.now(UTC)
 MONTH_AGO = (NOW.replace(day=1) - timedelta(days=60)).replace(day=10)
 Connection = Any
@@ -39,7 +39,7 @@ async def stored(connection: Connection) -> set[UUID]:
     return {row["event_id"] for row in rows}
 
 
-async def told(connection: Connection, kind: str) -> list[dict[str, Any]]:
+async def self_events(connection: Connection, kind: str) -> list[dict[str, Any]]:
     rows = await connection.fetch(
         "SELECT event_data::text FROM audit_events WHERE event_type = $1 ORDER BY log_index",
         f"datastorage.retention.{kind}",
@@ -58,7 +58,7 @@ THE_MONTH = f"audit_events_{MONTH_AGO:%Y_%m}"
 
 
 async def test_days_are_the_formula(connection: Connection) -> None:
-    """An event goes too early or stays too long: days = min(ceiling, max(floor, event, category))."""
+    """An event is purged too early or too late: days = min(ceiling, max(floor, event, category))."""
     pick = random.Random(12)
     values = (None, 1, 30, 90, 400, 2555)
     for _ in range(400):
@@ -76,19 +76,19 @@ async def test_days_are_the_formula(connection: Connection) -> None:
             assert found is over, (event, category, own_floor, own_ceiling, floor, ceiling)
 
 
-async def test_whole_month_goes(database_url: str, connection: Connection) -> None:
-    """A month of which nothing is held or young stays, or goes without word, or takes other months with it."""
-    gone = await write(database_url, *({"retention_days": 10} for _ in range(3)))
-    kept = await write(database_url, {"event_timestamp": NOW.isoformat(), "retention_days": 10})
+async def test_whole_month_is_purged(database_url: str, connection: Connection) -> None:
+    """A month of which everything is due stays, or is purged without a record, or other months are purged with it."""
+    due = await write(database_url, *({"retention_days": 10} for _ in range(3)))
+    not_due = await write(database_url, {"event_timestamp": NOW.isoformat(), "retention_days": 10})
     before = await months(connection)
     plan = {one.month.name: one for one in await purge.plan(settings_of(database_url), NOW)}
     assert (plan[THE_MONTH].whole, plan[THE_MONTH].contents.due) == (True, 3)
-    assert await stored(connection) == {*gone, *kept}
+    assert await stored(connection) == {*due, *not_due}
     done = await purge.run(settings_of(database_url), NOW)
-    assert await stored(connection) == set(kept)
+    assert await stored(connection) == set(not_due)
     assert await months(connection) == [name for name in before if name != THE_MONTH]
-    (said,) = await told(connection, "purged")
-    assert (said["positions"], said["event_count"], said["partition"]) == ("{[0,3)}", 3, THE_MONTH)
+    (purged,) = await self_events(connection, "purged")
+    assert (purged["positions"], purged["event_count"], purged["partition"]) == ("{[0,3)}", 3, THE_MONTH)
     run = await connection.fetchrow("SELECT * FROM retention_operations")
     assert (run["run_id"], run["status"], run["rows_deleted"], run["partitions_dropped"]) == (
         *(done.run_id, "completed", 3),
@@ -100,34 +100,36 @@ async def test_whole_month_goes(database_url: str, connection: Connection) -> No
 async def test_batches_where_something_stays(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One young event keeps the rest of its month, or goes with it; parents fail the run; a batch goes without word."""
+    """One event that is not due keeps its month, or is purged with it; parents fail the run; a batch is not recorded."""
     monkeypatch.setattr(purge, "BATCH_ROWS", 2)
     await write(database_url, *({"retention_days": 10, "correlation_id": f"rr-{i}"} for i in range(5)))
-    (young,) = await write(database_url, {"retention_days": 2555})
+    (not_due,) = await write(database_url, {"retention_days": 2555})
     (parent,) = await write(database_url, {"retention_days": 10})
     (child,) = await write(database_url, {"retention_days": 10, "parent_event_id": str(parent)})
     await write(database_url, {"retention_days": 10, "parent_event_id": str(child)})
     (kept_parent,) = await write(database_url, {"retention_days": 10})
     (orphan,) = await write(database_url, {"retention_days": 2555, "parent_event_id": str(kept_parent)})
     done = await purge.run(settings_of(database_url), NOW)
-    assert await stored(connection) == {young, kept_parent, orphan}
+    assert await stored(connection) == {not_due, kept_parent, orphan}
     assert (done.rows_deleted, done.dropped) == (8, [])
-    said = await told(connection, "purged")
-    assert {one["operation_id"] for one in said} == {str(done.run_id)}
-    assert {one["partition"] for one in said} == {None}
-    assert sum(one["event_count"] for one in said) == sum(multirange.count(one["positions"]) for one in said) == 8
+    purges = await self_events(connection, "purged")
+    assert {one["operation_id"] for one in purges} == {str(done.run_id)}
+    assert {one["partition"] for one in purges} == {None}
+    assert (
+        sum(one["event_count"] for one in purges) == sum(Positions.parse(one["positions"]).size for one in purges) == 8
+    )
     positions = await connection.fetchval("SELECT purged_positions(NULL)::text")
     assert positions == "{[0,5),[6,9)}"
     assert (await purge.run(settings_of(database_url), NOW)).rows_deleted == 0
 
 
-async def test_unsealed_rows_go_too(database_url: str, connection: Connection) -> None:
-    """Rows that others inserted by SQL stay for ever, or are not counted apart."""
+async def test_unsealed_rows_are_purged_too(database_url: str, connection: Connection) -> None:
+    """Rows that others inserted by SQL stay for ever, or are not counted separately."""
     await write(database_url, {"retention_days": 10}, {"retention_days": 2555})
     await connection.execute(INSERT.format(days=10, correlation="rr-sql"), MONTH_AGO)
     await connection.execute(INSERT.format(days=2555, correlation="rr-sql"), MONTH_AGO)
     assert (await purge.run(settings_of(database_url), NOW)).rows_deleted == 2
-    assert sorted((one["event_count"], one["unsealed_count"]) for one in await told(connection, "purged")) == [
+    assert sorted((one["event_count"], one["unsealed_count"]) for one in await self_events(connection, "purged")) == [
         (0, 1),
         (1, 0),
     ]
@@ -143,11 +145,11 @@ VALUES (($1::timestamptz AT TIME ZONE 'UTC')::date, $1, 't', 'c', 'a', 'success'
 @pytest.mark.parametrize("by", ["sql", "correlation", "actor", "time"])
 @pytest.mark.parametrize("whole", [True, False])
 async def test_held_events_stay(database_url: str, connection: Connection, by: str, whole: bool) -> None:
-    """Retention takes what is held."""
+    """Retention purges what is held."""
     settings = settings_of(database_url)
     held = await write(database_url, {"retention_days": 10, "correlation_id": "rr-held", "actor_id": "ada"})
     if not whole:
-        await write(database_url, {"retention_days": 2555, "correlation_id": "rr-young"})
+        await write(database_url, {"retention_days": 2555, "correlation_id": "rr-not-due"})
     if by == "sql":
         await connection.execute("UPDATE audit_events SET legal_hold = true WHERE correlation_id = 'rr-held'")
     else:
@@ -157,7 +159,7 @@ async def test_held_events_stay(database_url: str, connection: Connection, by: s
             "time": Selector(time_from=MONTH_AGO - DAYS, time_to=MONTH_AGO + DAYS),
         }[by]
         await holds.place(settings, LOG, selector, HoldOrder("eve", "why"))
-        if by != "time":  # a row that nobody has marked
+        if by != "time":  # a row without a mark
             await connection.execute(INSERT.format(days=1, correlation="rr-held"), MONTH_AGO)
             held.append(await connection.fetchval("SELECT event_id FROM audit_events WHERE log_index IS NULL"))
     await purge.run(settings, NOW)
@@ -165,7 +167,7 @@ async def test_held_events_stay(database_url: str, connection: Connection, by: s
 
 
 async def test_purged_purges_are_repeated(database_url: str, connection: Connection) -> None:
-    """What was purged is forgotten once the event that told of it is purged as well, and shows as removed."""
+    """Purged events look removed once the self event that recorded their purge is purged as well."""
     settings = settings_of(database_url)
     await write(database_url, *({"retention_days": 10} for _ in range(3)))
     await purge.run(settings, NOW)
@@ -178,7 +180,7 @@ async def test_purged_purges_are_repeated(database_url: str, connection: Connect
 
 
 async def test_claim_outlives_the_row(database_url: str) -> None:
-    """An id that a client chose is taken anew once its event was purged."""
+    """An id that a client chose is accepted again once its event was purged."""
     posted: dict[str, Any] = {"retention_days": 10, "event_id": str(uuid4())}
     await write(database_url, posted)
     await write(database_url, posted | {"event_id": str(uuid4()), "retention_days": 2555})
@@ -250,7 +252,7 @@ def connection_url(connection: Connection) -> str:
 async def test_next_run_finishes(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, crash: str
 ) -> None:
-    """A month stays half removed for ever after a crash, in whatever step, or is told to be gone twice."""
+    """A month stays half removed for ever after a crash, in whatever step, or its purge is recorded twice."""
     URLS["now"] = database_url
     settings = settings_of(database_url)
     await write(database_url, *({"retention_days": 10} for _ in range(3)))
@@ -262,8 +264,8 @@ async def test_next_run_finishes(
     done = await purge.run(settings, NOW)
     assert done.dropped == [THE_MONTH]
     assert THE_MONTH not in await months(connection)
-    assert len(await told(connection, "purged")) == 1
-    assert await told(connection, "restored") == []
+    assert len(await self_events(connection, "purged")) == 1
+    assert await self_events(connection, "restored") == []
     runs = await connection.fetch("SELECT status FROM retention_operations ORDER BY id")
     assert [run["status"] for run in runs] == ["failed", "completed"]
 
@@ -273,7 +275,7 @@ async def test_next_run_finishes(
 async def test_month_is_put_back(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, crash: str, how: str
 ) -> None:
-    """Something that was held, or is to be kept for longer, between the two halves of a removal is lost; or its log lies."""
+    """What was held, or became not due, between two steps of a removal is lost; or the log says that it is purged."""
     URLS["now"] = database_url
     settings = settings_of(database_url)
     ids = await write(database_url, *({"retention_days": 10} for _ in range(3)))
@@ -290,9 +292,9 @@ async def test_month_is_put_back(
     done = await purge.run(settings, NOW)
     assert done.restored == [THE_MONTH]
     assert ids[1] in await stored(connection)
-    (purged, *later), (restored,) = await told(connection, "purged"), await told(connection, "restored")
+    (purged, *later), (restored,) = await self_events(connection, "purged"), await self_events(connection, "restored")
     assert (restored["operation_id"], restored["positions"]) == (purged["operation_id"], "{[0,3)}")
-    # What is due all the same went row by row.
+    # The rows that are due all the same are purged in batches.
     assert len(await stored(connection)) == (1 if how == "sql" else 3)
     assert [one["positions"] for one in later] == (["{[0,1),[2,3)}"] if how == "sql" else [])
     await connection.execute("SELECT ensure_partitions($1, $1)", MONTH_AGO.date())
@@ -301,7 +303,7 @@ async def test_month_is_put_back(
 
 
 async def test_late_event_in_a_new_month_of_that_name(database_url: str, connection: Connection) -> None:
-    """A month that was made anew after its removal is taken for the rest of it, and what came late is dropped."""
+    """A month that was created again after its removal is treated as the rest of it, and late events are dropped."""
     settings = settings_of(database_url)
     await write(database_url, {"retention_days": 10})
     assert (await purge.run(settings, NOW)).dropped == [THE_MONTH]
@@ -326,15 +328,3 @@ async def test_one_run_at_a_time(database_url: str, connection: Connection) -> N
     await connection.execute("SELECT pg_advisory_lock(hashtextextended('datastorage.retention', 0))")
     with pytest.raises(Fatal, match="Another retention run"):
         await purge.run(settings_of(database_url), NOW)
-
-
-def test_multiranges() -> None:
-    """Positions are told that were not purged, or the other way round."""
-    for numbers in itertools.chain.from_iterable(itertools.combinations(range(7), size) for size in range(8)):
-        text = multirange.of(numbers)
-        assert multirange.count(text) == len(numbers)
-        assert "".join(multirange.portions(text)) == text
-    assert multirange.of([3, 1, 2, 7]) == "{[1,4),[7,8)}"
-    many = multirange.of(range(0, 10_000, 2))
-    portions = list(multirange.portions(many))
-    assert [multirange.count(portion) for portion in portions] == [2000, 2000, 1000]

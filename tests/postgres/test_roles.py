@@ -1,4 +1,4 @@
-"""The roles of migrations/sql/roles.sql: the service's can serve and nothing else; retention's purges and erases."""
+"""The roles of migrations/sql/roles.sql: the service's role can serve and nothing else; retention's can purge and erase."""
 
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ ROLES = ("datastorage_service", "datastorage_retention", "datastorage_owner")
 
 @pytest.fixture
 async def roles(database_url: str, connection: Any) -> AsyncIterator[Callable[[str], str]]:
-    """The database's URL as one of the roles. They belong to the whole server, hence their end."""
+    """The database's URL with one of the roles. Roles belong to the whole server, so they are dropped at the end."""
     if not await connection.fetchval("SELECT rolsuper FROM pg_roles WHERE rolname = current_user"):
         pytest.skip("only a superuser can make roles and act as them")
     await connection.execute(SCRIPT)
@@ -63,7 +63,7 @@ FORBIDDEN = (
 async def test_service_role_serves(
     roles: Callable[[str], str], service: Callable[..., Service], connection: Any
 ) -> None:
-    """The service does not work with a role that owns nothing, or says that it is not guarded."""
+    """The service does not work with a role that owns nothing, or logs that it is not guarded."""
     one = service(database_url=roles("datastorage_service"))
     with httpx.Client(base_url=one.url, timeout=30) as client:
         _use(client)
@@ -84,7 +84,7 @@ def _use(client: httpx.Client) -> None:
 
 
 async def test_service_role_can_do_no_harm(roles: Callable[[str], str]) -> None:
-    """Whoever has the service's password can change or remove an event, or what guards it."""
+    """Somebody with the service's password can change or remove an event, or what guards it."""
     connection = await asyncpg.connect(roles("datastorage_service"))
     assert await connection.fetchval("SELECT current_user") == "datastorage_service"
     assert await schema.unguarded(connection) is None
@@ -114,8 +114,8 @@ async def test_retention_role(roles: Callable[[str], str], database_url: str, co
     assert await connection.fetchval("SELECT count(payload_commitment) FROM audit_events") == 1
 
 
-async def test_single_role_is_told(database_url: str, service: Callable[..., Service], connection: Any) -> None:
-    """An installation with one role for everything does not work, or nobody says what it does not guard."""
+async def test_single_role_is_reported(database_url: str, service: Callable[..., Service], connection: Any) -> None:
+    """An installation with one role for everything does not work, or the log does not say what it does not guard."""
     assert "disable their triggers" in (await schema.unguarded(connection) or "")
     one = service(database_url=database_url)
     assert "not guarded" in one.log.read_text()

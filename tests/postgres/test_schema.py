@@ -18,7 +18,7 @@ import app.sql
 from app import schema, tables
 from app.errors import Fatal
 
-# Contract section 25, and ours from recorded_at on: name, type, whether NULL is refused, default.
+# docs/contract.md, section 25, and ours from recorded_at on: name, type, whether NULL is refused, default.
 COLUMNS = """
 event_id                uuid                      required  gen_random_uuid()
 event_version           character varying(10)     required  '1.0'::character varying
@@ -106,7 +106,7 @@ async def test_columns_are_the_contracts(connection: asyncpg.Connection) -> None
 
 @pytest.mark.parametrize("table", tables.metadata.tables.values(), ids=str)
 async def test_tables_are_the_schemas(connection: asyncpg.Connection, table: Table) -> None:
-    """A query built from app/tables.py names a column that is not there, or takes it for another type."""
+    """A query built from app/tables.py names a column that does not exist, or assumes another type."""
     dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # untyped there
     ours = [
         (c.name, c.type.compile(dialect).lower().replace("varchar", "character varying"), not c.nullable)
@@ -173,7 +173,7 @@ ALLOWED = {
 @pytest.mark.parametrize("sealed", [False, True])
 @pytest.mark.parametrize("statement", ALLOWED.values(), ids=ALLOWED)
 async def test_allowed(connection: asyncpg.Connection, row: object, statement: str, sealed: bool) -> None:
-    """The platform's own tests and tools cannot do what they do by SQL, to rows of theirs or of ours."""
+    """The platform's own tests and tools can no longer do what they do by SQL, to their rows or to ours."""
     if sealed and statement == ALLOWED["uncommitted columns"]:
         pytest.skip("guarded on sealed rows")
     if sealed:
@@ -192,7 +192,7 @@ IMMUTABLE = (
 
 @pytest.mark.parametrize(("column", "value"), IMMUTABLE)
 async def test_immutable(connection: asyncpg.Connection, row: object, column: str, value: str) -> None:
-    """What an event says can be changed by a plain UPDATE."""
+    """The content of an event can be changed by a plain UPDATE."""
     with pytest.raises(asyncpg.CheckViolationError) as refused:
         await connection.execute(f"UPDATE audit_events SET {column} = {value} WHERE event_id = $1", row)
     assert str(refused.value) == f"AU-9: {column} of audit event {row} cannot be modified"
@@ -225,7 +225,7 @@ async def test_sealed_row_is_immutable(connection: asyncpg.Connection, row: obje
         if variable and column != "payload_commitment":
             changing += ", payload_commitment = NULL"
         if variable and column == "payload_commitment":
-            break  # what erasure itself does, as the owner
+            break  # as erasure itself does, as the owner
         with pytest.raises(
             asyncpg.CheckViolationError, match=f"AU-9: {column} of audit event {row} cannot be modified"
         ):
@@ -271,7 +271,7 @@ async def test_parent_stays(connection: asyncpg.Connection, row: object) -> None
 
 
 async def test_event_date(connection: asyncpg.Connection) -> None:
-    """An INSERT without event_date passes, or one with another day of the month is not put right."""
+    """An INSERT without event_date passes, or one with another day of the month is not corrected."""
     with pytest.raises(asyncpg.CheckViolationError, match="no partition"):
         await connection.execute(INSERT.replace("(now() AT TIME ZONE 'UTC')::date", "NULL"))
     other_day = INSERT.replace(
@@ -332,7 +332,7 @@ async def test_statement_fits(connection: asyncpg.Connection, statement: str) ->
 
 
 async def test_migrations() -> None:
-    """Start-up takes a schema for current that is not, since HEAD was not moved with the last migration."""
+    """Start-up accepts an old schema as current, since HEAD was not changed with the last migration."""
     config = Config()
     config.set_main_option("script_location", str(schema.MIGRATIONS))
     script = ScriptDirectory.from_config(config)

@@ -1,4 +1,4 @@
-"""The write path on a real Postgres, with the sequences of design section 6 that went wrong on paper."""
+"""The write path on a real Postgres, with the sequences of docs/design.md, section 6, that a wrong design would fail."""
 
 import asyncio
 import hashlib
@@ -15,8 +15,8 @@ from pydantic import SecretStr
 from app.errors import BadRequest, Conflict, DatabaseAway
 from app.events.canonical import canonical
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, computed_ids, draft, single_id
-from app.ingest.store import LostRace, MonthAway, Store, _claim_columns
+from app.ingest.accept import Acceptance, check_item, computed_ids, single_id
+from app.ingest.store import LostRace, MonthDetached, Store, _claim_columns
 from app.ingest.submission import prepare
 from app.ingest.writer import Writer
 from app.settings import Settings
@@ -50,11 +50,11 @@ class Replica:
         self.writer = writer
 
     async def post(self, posted: dict[str, Any]) -> UUID:
-        one = draft(CATALOG, posted, "", plain=False, depth=3)
+        one = check_item(CATALOG, posted, "", plain=False, depth=3)
         return (await self._submit([one], [single_id(one)], 5_000))[0]
 
     async def batch(self, *posted: dict[str, Any]) -> list[UUID]:
-        drafts = [draft(CATALOG, p, f"/{i}", plain=False, depth=3) for i, p in enumerate(posted)]
+        drafts = [check_item(CATALOG, p, f"/{i}", plain=False, depth=3) for i, p in enumerate(posted)]
         digest = hashlib.sha256(canonical(list(posted))).hexdigest()
         return await self._submit(drafts, computed_ids(drafts, "", ("body", digest)), 30_000)
 
@@ -86,7 +86,7 @@ async def test_positions_follow_each_other(database_url: str, connection: Any) -
 
 
 async def test_large_flush_goes_by_copy(database_url: str, connection: Any) -> None:
-    """A flush that is sent by COPY does not come out as one that is sent in the statement."""
+    """A flush that is sent by COPY is stored differently from one that is sent in the statement."""
     async with replica(database_url) as one:
         ids = await one.batch(*(item(f"rr-{i % 7}", actor_ip="10.0.0.1", duration_ms=i) for i in range(300)))
     rows = await connection.fetch("SELECT event_id, host(actor_ip) AS ip FROM audit_events ORDER BY log_index")
@@ -102,7 +102,7 @@ async def test_batch_sent_again_is_one_batch(database_url: str, connection: Any)
     assert await count(connection) == 5
 
 
-async def test_equal_batches_at_the_same_moment_are_one(database_url: str, connection: Any) -> None:
+async def test_equal_batches_at_the_same_time_are_one(database_url: str, connection: Any) -> None:
     """Two equal batches in one inbox collide in the flush, or are stored twice."""
     posted = [item(f"rr-{i}") for i in range(5)]
     async with replica(database_url) as one, replica(database_url) as other:
@@ -134,7 +134,7 @@ async def test_id_sent_again_with_another_date_and_correlation(database_url: str
 
 
 async def test_same_content_in_another_key_order_is_a_resend(database_url: str, connection: Any) -> None:
-    """Go writes map keys in random order: a resend is taken for another event."""
+    """Go writes map keys in random order: a resend is refused as another event."""
     posted = item(event_id=str(uuid4()))
     async with replica(database_url) as one:
         assert await one.post(posted) == await one.post(dict(reversed(posted.items())))
@@ -165,13 +165,13 @@ async def test_id_twice_in_one_batch(database_url: str, connection: Any) -> None
 async def test_resend_is_recognised_before_the_window(database_url: str, connection: Any) -> None:
     """A resend is refused because its time has run out since it was accepted."""
     posted = item(event_id=str(uuid4()))
-    drafted = draft(CATALOG, posted, "", plain=False, depth=3)
+    drafted = check_item(CATALOG, posted, "", plain=False, depth=3)
     async with replica(database_url) as one:
         await one.post(posted)
         later = Acceptance(datetime.now(UTC) + timedelta(days=8), {}, LOG)
         resent = await prepare([drafted], [single_id(drafted)], later)
         await one.writer.submit(resent, deadline(5_000))
-        fresh = draft(CATALOG, item(event_id=str(uuid4())), "", plain=False, depth=3)
+        fresh = check_item(CATALOG, item(event_id=str(uuid4())), "", plain=False, depth=3)
         refused = await prepare([fresh], [single_id(fresh)], later)
         with pytest.raises(BadRequest, match="7 days"):
             await one.writer.submit(refused, deadline(5_000))
@@ -190,10 +190,10 @@ async def test_claim_counts_only_while_its_row_exists(database_url: str, connect
 
 
 async def test_stalled_between_snapshot_and_insert(database_url: str, connection: Any) -> None:
-    """A replica that read the log's end, then stalled, writes behind an end that is no longer the end."""
+    """A replica that read the log's end, then stalled, writes at positions that another replica has written to."""
     settings = Settings(database_url=SecretStr(database_url))
     stalled = Store(settings, LOG)
-    drafted = draft(CATALOG, item("rr-1", event_action="stalled"), "", plain=False, depth=3)
+    drafted = check_item(CATALOG, item("rr-1", event_action="stalled"), "", plain=False, depth=3)
     submission = await prepare([drafted], [single_id(drafted)], Acceptance(datetime.now(UTC), {}, LOG))
     postgres = await stalled.connection()
     flush = await stalled._link(postgres, submission.events)
@@ -202,7 +202,7 @@ async def test_stalled_between_snapshot_and_insert(database_url: str, connection
     with pytest.raises((LostRace, asyncpg.UniqueViolationError)):
         await stalled._send(postgres, flush, _claim_columns(flush.events, []))
     assert await count(connection) == 1
-    stalled.lost()
+    stalled.race_lost()
     await stalled.commit(submission.events, [], asyncio.get_running_loop().time() + 5)
     await stalled.close()
     assert await connection.fetchval("SELECT max(chain_index) FROM audit_events") == 1
@@ -213,7 +213,7 @@ async def test_stalled_between_snapshot_and_insert(database_url: str, connection
 async def test_unknown_outcome_while_another_replica_writes_on(
     database_url: str, connection: Any, lost: str, size: int
 ) -> None:
-    """A connection that is cut around COMMIT loses an event, or stores it twice; size 0 is a plain single event."""
+    """A connection that is cut during COMMIT loses an event, or stores it twice; size 0 is a plain single event."""
     async with proxy(database_url) as between, replica(between.url) as one, replica(database_url) as other:
         await one.post(item("rr-1"))
         setattr(between, lost, True)
@@ -245,7 +245,7 @@ async def test_missing_partition_is_made(database_url: str, connection: Any) -> 
     assert await count(connection) == 1
 
 
-async def test_postgres_away_is_said_at_once() -> None:
+async def test_postgres_away_is_reported_at_once() -> None:
     """Without a server, a request waits for its deadline, or is acknowledged."""
     nowhere = "postgresql://nobody@127.0.0.1:1/nothing"
     async with replica(nowhere) as one:
@@ -254,8 +254,8 @@ async def test_postgres_away_is_said_at_once() -> None:
 
 
 @pytest.mark.damaged
-async def test_emptied_log_is_seeded_anew(database_url: str, connection: Any) -> None:
-    """Emptying log_flushes stops the service, or makes positions that exist already."""
+async def test_emptied_log_is_continued(database_url: str, connection: Any) -> None:
+    """Emptying log_flushes stops the service, or positions are used a second time."""
     async with replica(database_url) as one:
         await one.batch(*(item(f"rr-{i}") for i in range(5)))
         await connection.execute("DELETE FROM log_flushes")
@@ -285,7 +285,7 @@ async def test_emptied_log_is_seeded_anew(database_url: str, connection: Any) ->
     ],
 )
 async def test_damage_to_log_and_heads_stops_nobody(database_url: str, connection: Any, damage: str) -> None:
-    """What somebody did to the log by SQL keeps the service from writing, or has it give positions out again."""
+    """Damage to the log by SQL stops the service from writing, or makes it use positions again."""
     async with replica(database_url) as one:
         await one.batch(*(item(f"rr-{i}") for i in range(5)))
     await connection.execute(damage)
@@ -321,7 +321,7 @@ async def test_month_behind_a_lock_is_waited_for(database_url: str, connection: 
 
 
 async def test_month_that_is_being_removed_refuses_only_its_own(database_url: str, connection: Any) -> None:
-    """A retention run that stands half done refuses events of every month, or says that the client is at fault."""
+    """A half done retention run makes the service refuse events of every month, or answer that the client is at fault."""
     now = datetime.now(UTC)
     month = now.strftime("audit_events_%Y_%m")
     other = (now - timedelta(days=6)).isoformat()
@@ -330,7 +330,7 @@ async def test_month_that_is_being_removed_refuses_only_its_own(database_url: st
         late, current = one.post(item(event_timestamp=other)), one.post(item())
         answers = await asyncio.gather(late, current, return_exceptions=True)
     await connection.execute(f"DROP TABLE {month}")
-    assert isinstance(answers[1], MonthAway)
+    assert isinstance(answers[1], MonthDetached)
     assert (other[:7] == now.isoformat()[:7]) or not isinstance(answers[0], BaseException)
 
 
@@ -347,7 +347,7 @@ async def test_large_batch_against_many_small_flushes(database_url: str) -> None
 
 
 async def test_frozen_replica_is_ended(database_url: str, connection: Any) -> None:
-    """A replica that is stopped while it holds the log stops all others."""
+    """A replica that is stopped while it has locked the log stops all others."""
     frozen = await asyncpg.connect(database_url, server_settings={"application_name": "datastorage"})
     await frozen.execute("BEGIN")
     await frozen.execute("INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, 0, 1, '')")

@@ -24,15 +24,15 @@ def main() -> int:
     report = Report()
     kinds = [KINDS[name] for name in arguments.kind or KINDS]
     try:
-        asyncio.run(_until_told(torture(report, kinds, arguments)))
+        asyncio.run(_until_signalled(torture(report, kinds, arguments)))
     except asyncio.CancelledError:
         print("interrupted", file=sys.stderr)
     print(report.table())
     return 0 if report.is_good else 1
 
 
-async def _until_told(work: Coroutine[None, None, None]) -> None:
-    """SIGINT too, which a shell lets its background jobs ignore."""
+async def _until_signalled(work: Coroutine[None, None, None]) -> None:
+    """Run `work` until SIGINT or SIGTERM; a background job of a shell ignores SIGINT unless a handler is set."""
     task = asyncio.current_task()
     assert task is not None
     for sig in (signal.SIGINT, signal.SIGTERM):

@@ -1,4 +1,4 @@
-"""Compares what clients were told with a full read of the database."""
+"""Compares the answers that clients got with a full read of the database."""
 
 import json
 from collections import Counter, defaultdict
@@ -17,7 +17,7 @@ FROM audit_events ORDER BY log_index
 
 @dataclass
 class Verdict:
-    """What one comparison found. Nothing but `acknowledged` may be other than 0 or empty."""
+    """The result of one comparison. Everything except `acknowledged` must be 0 or empty."""
 
     acknowledged: int = 0
     lost: int = 0
@@ -48,7 +48,7 @@ def _compare(ledger: list[Sent], rows: list[asyncpg.Record]) -> Verdict:
         found[row["marker"]].append(row)
     ids = Counter(row["id"] for row in rows)
     for one in (i for i, times in ids.items() if times > 1):
-        verdict.wrong.append(f"the id {one} is there {ids[one]} times")
+        verdict.wrong.append(f"the id {one} is stored {ids[one]} times")
     for sent in ledger:
         _compare_one(sent, found, verdict)
     verdict.wrong += _disorder(ledger, rows)
@@ -56,18 +56,18 @@ def _compare(ledger: list[Sent], rows: list[asyncpg.Record]) -> Verdict:
 
 
 def _compare_one(sent: Sent, found: dict[str, list[asyncpg.Record]], verdict: Verdict) -> None:
-    there = [len(found[marker]) for marker in sent.markers]
+    counts = [len(found[marker]) for marker in sent.markers]
     if sent.acknowledged:
-        verdict.acknowledged += len(there)
-        lost = there.count(0)
+        verdict.acknowledged += len(counts)
+        lost = counts.count(0)
         verdict.lost += lost
         if lost:
-            verdict.wrong.append(f"lost {lost} of {len(there)}: {sent.path} {sent.answers} {sent.markers[0]}")
-    elif len({bool(one) for one in there}) > 1:
-        verdict.wrong.append(f"a batch that nobody acknowledged is there in part: {sent.markers[0]}")
-    if sent.guarded and (doubled := sum(one - 1 for one in there if one > 1)):
+            verdict.wrong.append(f"lost {lost} of {len(counts)}: {sent.path} {sent.answers} {sent.markers[0]}")
+    elif len({bool(one) for one in counts}) > 1:
+        verdict.wrong.append(f"a batch that was not acknowledged is stored in part: {sent.markers[0]}")
+    if sent.guarded and (doubled := sum(one - 1 for one in counts if one > 1)):
         verdict.doubled += doubled
-        verdict.wrong.append(f"doubled {doubled} of {len(there)}: {sent.path} {sent.answers} {sent.markers[0]}")
+        verdict.wrong.append(f"doubled {doubled} of {len(counts)}: {sent.path} {sent.answers} {sent.markers[0]}")
     for status, ids in sent.answers:
         for item, promised in zip(sent.items, ids, strict=True):
             rows = found[item["event_data"]["marker"]]
@@ -78,7 +78,7 @@ def _compare_one(sent: Sent, found: dict[str, list[asyncpg.Record]], verdict: Ve
 
 
 def _disorder(ledger: list[Sent], rows: list[asyncpg.Record]) -> list[str]:
-    """Of requests that a client sent one after the other to one replica, those whose events stand in another order."""
+    """Of requests that a client sent one after the other to one replica, those whose events are stored in another order."""
     places = {row["marker"]: row["chain_index"] for row in rows}
     last: dict[str, int] = {}
     wrong = []

@@ -1,4 +1,4 @@
-"""Clients that post without pause, send again what had no good answer, and remember every answer they got."""
+"""Clients that post without pause, send again what was not acknowledged, and record every answer."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ EVENTS, BATCH = "/api/v1/audit/events", "/api/v1/audit/events/batch"
 IN_FLIGHT_MIN = 16
 _WORKERS = 40
 _ORDERED = 6
-"""Workers that post one request after the other to one replica, each into a correlation of its own."""
+"""Workers that each post one request after the other to one replica, into a correlation of their own."""
 _CORRELATIONS = 30
 _AGAIN_SHARE = 0.06
 _DISCONNECTED = (OSError, EOFError, TimeoutError, ValueError)
@@ -23,13 +23,13 @@ _DISCONNECTED = (OSError, EOFError, TimeoutError, ValueError)
 
 @dataclass(slots=True, eq=False)
 class Sent:
-    """One request of a client, however often it was sent, and what it was told."""
+    """One request of a client, however often it was sent, and its answers."""
 
     path: str
     items: list[dict[str, Any]]
     key: str | None
     guarded: bool
-    """It carries ids or a key, or is a batch: whatever happens, it may be stored once at most."""
+    """It has ids or a key, or is a batch: whatever happens, it may be stored once at most."""
     answers: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
     """Status and ids of each answer that acknowledged it."""
     refusals: list[tuple[int, str]] = field(default_factory=list)
@@ -45,14 +45,14 @@ class Sent:
 
 
 class Load:
-    """`ledger` holds what was sent since it was last emptied."""
+    """`ledger` has what was sent since it was last emptied."""
 
     def __init__(self, urls: Callable[[int], str | None], replicas: int, seed: int) -> None:
         self.ledger: list[Sent] = []
         self.timeout = 4.0
         self.batch_sizes: Sequence[int] = (1, 2, 5, 10, 20, 60)
         self.refusable = False
-        """Whether a refusal for the event's time is no surprise, since a clock was moved."""
+        """Whether a refusal for the event's time is expected, since a clock was changed."""
         self.in_flight = [0] * replicas
         self.statuses: Counter[str] = Counter()
         self.surprises: list[str] = []
@@ -100,7 +100,7 @@ class Load:
         return True
 
     async def full(self, replica: int | None = None) -> int:
-        """Wait until enough requests are in flight, at one replica or at all; the number that are, at this very moment."""
+        """Wait until enough requests are in flight, at one replica or at all; returns how many are, now."""
         for _ in range(300):
             self._raise_failures()
             if (now := self._now(replica)) >= IN_FLIGHT_MIN:
@@ -137,10 +137,10 @@ class Load:
         number = 1 if not kind.startswith("batch") else chance.choice(self.batch_sizes)
         one = correlation or f"c-{self._name}-{chance.randrange(_CORRELATIONS)}"
         items = []
-        for place in range(number):
-            if correlation is None and place % 7 == 6:
+        for at in range(number):
+            if correlation is None and at % 7 == 6:
                 one = f"c-{self._name}-{chance.randrange(_CORRELATIONS)}"
-            event = _event(one, f"{self._name}/{self._count}/{place}", chance)
+            event = _event(one, f"{self._name}/{self._count}/{at}", chance)
             if kind in {"id", "batch-id"}:
                 event["event_id"] = str(uuid4())
             items.append(event)
@@ -158,7 +158,7 @@ class Load:
             except _DISCONNECTED as error:
                 self.statuses[type(error).__name__] += 1
                 if not sent.guarded:
-                    return  # its client cannot know, and would store it twice
+                    return  # its client cannot know the outcome, and a resend would store it twice
                 await asyncio.sleep(0.02)
             else:
                 if self._is_final(sent, status, headers, body) and (
@@ -222,7 +222,7 @@ class Load:
 
 
 class _Connection:
-    """One connection that is kept open, for one request at a time."""
+    """One persistent connection, for one request at a time."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -248,7 +248,7 @@ class _Connection:
 
 
 def _event(correlation_id: str, marker: str, chance: random.Random) -> dict[str, Any]:
-    moment = datetime.now(UTC) - timedelta(seconds=chance.choice((0, 0, 0, 5, 3600, 86400)))
+    event_time = datetime.now(UTC) - timedelta(seconds=chance.choice((0, 0, 0, 5, 3600, 86400)))
     payload = {
         "marker": marker,
         "rr_name": "rr-torture",
@@ -262,7 +262,7 @@ def _event(correlation_id: str, marker: str, chance: random.Random) -> dict[str,
     return {
         "version": "1.0",
         "event_type": "orchestrator.phase.transitioned",
-        "event_timestamp": moment.isoformat(),
+        "event_timestamp": event_time.isoformat(),
         "event_category": "orchestration",
         "event_action": "transitioned",
         "event_outcome": "success",

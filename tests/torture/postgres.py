@@ -1,4 +1,4 @@
-"""A durable Postgres that may be killed, stopped, frozen and started again, as often as one likes."""
+"""A durable Postgres that can be killed, stopped, frozen and started again, any number of times."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ _SETTINGS = {
 
 
 def binaries(version: int) -> Path:
-    """Debian's 15, or the 18 that the project brings."""
+    """The programs of Debian's Postgres 15, or of the embedded 18."""
     if version == 15:
         return DEBIAN
     package = data_directory.package_directory()
@@ -45,7 +45,7 @@ def binaries(version: int) -> Path:
 
 
 class Postgres:
-    """One server on its own data directory and port. Its settings are those that the operator is asked for."""
+    """One server on its own data directory and port, with the settings that operators are asked to use."""
 
     def __init__(self, programs: Path, directory: Path) -> None:
         self.directory = directory
@@ -53,7 +53,7 @@ class Postgres:
         self._programs = programs
         self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
-        self._wanted = False
+        self._should_run = False
 
     @property
     def url(self) -> str:
@@ -70,7 +70,7 @@ class Postgres:
         return f"postgresql://datastorage@127.0.0.1:{self._port}/postgres?sslmode=disable"
 
     async def initialise(self) -> None:
-        """Make the data with two databases: `datastorage` with the schema, `empty` without."""
+        """Create the data directory with two databases: `datastorage` with the schema, `empty` without."""
         _give(self.directory)
         options = ("--username", "datastorage", "--auth", "trust", "--encoding", "UTF8", "--locale", "C.UTF-8")
         made = self._spawn("initdb", "--pgdata", str(self.data), "--wal-segsize", "1", "--no-instructions", *options)
@@ -84,14 +84,14 @@ class Postgres:
         await self.stop()
 
     def copy(self, directory: Path) -> "Postgres":
-        """Another server on a copy of the data of this one, which has to be stopped."""
+        """Another server on a copy of the data of this one, which must be stopped."""
         _give(directory)
         subprocess.run(["cp", "-a", "--reflink=auto", self.data, directory / "data"], check=True)
         return Postgres(self._programs, directory)
 
     async def start(self) -> None:
-        """Return when it takes connections. May be told again: a server that has ended is started anew."""
-        self._wanted = True
+        """Return when it accepts connections. May be called again: a server that has ended is started again."""
+        self._should_run = True
         self._launch()
         async with asyncio.timeout(_START_SECONDS):
             while not await self._answers():
@@ -100,7 +100,7 @@ class Postgres:
 
     def launch(self) -> None:
         """As start(), without waiting."""
-        self._wanted = True
+        self._should_run = True
         self._launch()
 
     def _launch(self) -> None:
@@ -108,7 +108,7 @@ class Postgres:
             return
         settings = _SETTINGS | {"port": str(self._port), "unix_socket_directories": str(self.directory)}
         arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
-        (self.data / "postmaster.pid").unlink(missing_ok=True)  # whoever is named there was ended by us
+        (self.data / "postmaster.pid").unlink(missing_ok=True)  # the process that it names was ended by this class
         self._process = self._spawn("postgres", "-D", str(self.data), *arguments)
 
     async def _answers(self) -> bool:
@@ -142,7 +142,7 @@ class Postgres:
             _signal(children[-1], signal.SIGKILL)
 
     def freeze(self) -> None:
-        """No process of it goes on; every connection stays."""
+        """Stop all of its processes (SIGSTOP); every connection stays open."""
         for pid in self._family():
             _signal(pid, signal.SIGSTOP)
 
@@ -151,7 +151,7 @@ class Postgres:
             _signal(pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End it without ceremony."""
+        """Kill it."""
         if self._process is not None and self._process.poll() is None:
             for pid in self._family():
                 _signal(pid, signal.SIGKILL)
@@ -188,7 +188,7 @@ class Postgres:
 
 
 def _user() -> pwd.struct_passwd | None:
-    """Whom Postgres runs as when we are root, which it refuses."""
+    """The user that Postgres runs as when we are root, which it refuses."""
     if os.geteuid():
         return None
     for name in ("postgres", "nobody"):

@@ -1,4 +1,4 @@
-"""One fault after the other, each judged, and the table of all."""
+"""Injects one fault after the other, judges each, and prints the table of all."""
 
 import argparse
 import asyncio
@@ -15,7 +15,7 @@ from tests.torture.faults import Kind
 from tests.torture.judge import Verdict, judge
 from tests.torture.load import IN_FLIGHT_MIN, Sent
 from tests.torture.postgres import Postgres, binaries
-from tests.torture.world import Needs, NotPossible, Unwell, World, world
+from tests.torture.world import Needs, NotPossible, Unwell, World, running_world
 
 _FAULTS_A_WORLD = 5
 _WORLDS_A_ROUND = 5
@@ -40,7 +40,7 @@ class Line:
 
 
 class Report:
-    """What was found so far."""
+    """The results so far."""
 
     def __init__(self) -> None:
         self.lines: dict[str, Line] = {}
@@ -53,7 +53,7 @@ class Report:
         return not any(line.wrong or line.lost or line.doubled for line in self.lines.values())
 
     def table(self) -> str:
-        """For people, and for a Markdown document."""
+        """A Markdown table, also readable as text."""
         rows: list[tuple[str, ...]] = [("kind", "faults", "acknowledged", "lost", "doubled", "notes")]
         for name, line in self.lines.items():
             notes = [f"skipped: {line.skipped}"] if line.skipped else []
@@ -75,7 +75,7 @@ class Report:
 
 
 async def torture(report: Report, kinds: list[Kind], arguments: argparse.Namespace) -> None:
-    """Rounds over all kinds until there are enough faults; what is possible is the same number of each."""
+    """Rounds over all kinds until there are enough faults; the same number of each kind that is possible here."""
     with tempfile.TemporaryDirectory(prefix="torture-", dir=arguments.directory) as scratch:
         directory = Path(scratch)
         directory.chmod(0o755)
@@ -89,8 +89,8 @@ async def torture(report: Report, kinds: list[Kind], arguments: argparse.Namespa
                 return
             for kind in possible:
                 wanted = -(-arguments.faults // len(possible)) - report.line(kind.name).faults
-                for _ in range(_WORLDS_A_ROUND if kind.each_anew else 1):
-                    several = [kind] * min(wanted, 1 if kind.each_anew else _FAULTS_A_WORLD)
+                for _ in range(_WORLDS_A_ROUND if kind.own_world else 1):
+                    several = [kind] * min(wanted, 1 if kind.own_world else _FAULTS_A_WORLD)
                     seed = f"{arguments.seed}-{rounds}-{kind.name}"
                     stop = arguments.stop_seconds
                     await one_world(report, template, several, seed, directory, stop_seconds=stop)
@@ -125,61 +125,61 @@ async def one_world(
     line = report.line(kinds[0].name)
     whole: list[Sent] = []
     try:
-        async with world(template, needs or kinds[0].needs, chance.getrandbits(32), directory) as there:
-            there.stop_seconds = stop_seconds
-            there.load.batch_sizes = batch_sizes or there.load.batch_sizes
+        async with running_world(template, needs or kinds[0].needs, chance.getrandbits(32), directory) as world:
+            world.stop_seconds = stop_seconds
+            world.load.batch_sizes = batch_sizes or world.load.batch_sizes
             for kind in kinds:
                 line = report.line(kind.name)
-                whole += await _one_fault(line, kind, there, chance)
-            # What a replica that was frozen, or a session that was left, has written since; and what all of it hashes to.
-            verdict = await judge(there.database_url, whole, verify=True)
+                whole += await _one_fault(line, kind, world, chance)
+            # Includes what a frozen replica or an abandoned session has written since; verifies all hashes.
+            verdict = await judge(world.database_url, whole, verify=True)
             line.wrong += [f"at the end: {one}" for one in verdict.wrong]
             for one in verdict.wrong[:5]:
-                _say(f"{line.name}: WRONG at the end: {one}")
+                _print(f"{line.name}: WRONG at the end: {one}")
     except NotPossible as why:
         line.skipped = str(why)
-        _say(f"{line.name}: skipped: {why}")
+        _print(f"{line.name}: skipped: {why}")
     except (Unwell, TimeoutError) as error:
         line.wrong.append(repr(error))
-        _say(f"{line.name}: WRONG {error}")
+        _print(f"{line.name}: WRONG {error}")
 
 
-async def _one_fault(line: Line, kind: Kind, there: World, chance: random.Random) -> list[Sent]:
-    """What was sent around it."""
+async def _one_fault(line: Line, kind: Kind, world: World, chance: random.Random) -> list[Sent]:
+    """Inject one fault and judge it. The requests that were sent around it."""
     started = time.monotonic()
-    there.begin()
+    world.begin()
     await asyncio.sleep(chance.uniform(0.2, 0.8))
-    await kind.inject(there, chance)
-    await there.heal()
+    await kind.inject(world, chance)
+    await world.heal()
     await asyncio.sleep(_AFTERWARDS_SECONDS)
-    answered = await there.load.finish(_SETTLE_SECONDS)
-    await there.drained()
-    verdict = await judge(there.database_url, there.load.ledger, verify=False)
+    answered = await world.load.finish(_SETTLE_SECONDS)
+    await world.drained()
+    verdict = await judge(world.database_url, world.load.ledger, verify=False)
     if not answered:
         verdict.wrong.append("requests stay without an answer")
-    _add(line, there, verdict)
-    _say(
+    _add(line, world, verdict)
+    _print(
         f"{kind.name}: {verdict.acknowledged} acknowledged, {verdict.lost} lost, {verdict.doubled} doubled, "
-        f"{there.in_flight} in flight, {time.monotonic() - started:.1f} s, {dict(there.load.statuses)}"
+        f"{world.in_flight} in flight, {time.monotonic() - started:.1f} s, {dict(world.load.statuses)}"
         + "".join(f"\n  WRONG {one}" for one in verdict.wrong[:5])
     )
-    return there.load.ledger
+    return world.load.ledger
 
 
-def _add(line: Line, there: World, verdict: Verdict) -> None:
-    verdict.wrong += there.load.surprises + there.notes
+def _add(line: Line, world: World, verdict: Verdict) -> None:
+    verdict.wrong += world.load.surprises + world.notes
     if verdict.wrong:
-        verdict.wrong += [f"log: {said}" for replica in there.replicas for said in replica.complaints]
-    if there.in_flight >= IN_FLIGHT_MIN:
+        verdict.wrong += [f"log: {one}" for replica in world.replicas for one in replica.complaints]
+    if world.in_flight >= IN_FLIGHT_MIN:
         line.faults += 1
     else:
         line.not_counted += 1
     line.acknowledged += verdict.acknowledged
     line.lost += verdict.lost
     line.doubled += verdict.doubled
-    line.statuses += there.load.statuses
+    line.statuses += world.load.statuses
     line.wrong += verdict.wrong
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)

@@ -1,6 +1,6 @@
-"""`datastorage serve` with what the harness has to reach inside of it: its clock, its spool's thread, its spool's reserve.
+"""`datastorage serve` with hooks for the harness: its clock, its spool's thread, its spool's reserve.
 
-Each is asked for by an environment variable; without them the service is what it is.
+Each is asked for by an environment variable; without them the service is unchanged.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app import cli, main
 from app.api import post
-from app.ingest import accept, spool
+from app.ingest import accept, spool, spool_file
 
 CLOCK, THREAD, RESERVE = "TORTURE_CLOCK", "TORTURE_SPOOL_THREAD", "TORTURE_SPOOL_RESERVE"
 
@@ -33,7 +33,7 @@ class JumpingTime:
 
 
 class _JumpingSeconds:
-    """In place of the spool's module `time`."""
+    """In place of the module `time` in the spool."""
 
     @staticmethod
     def time() -> float:
@@ -45,17 +45,18 @@ def _patch() -> None:
         for module in (post, main):
             module.datetime = JumpingTime  # type: ignore[attr-defined]
         accept.time_ns = lambda: time.time_ns() + int(_offset_seconds() * 1e9)  # type: ignore[attr-defined]
-        spool.time = _JumpingSeconds  # type: ignore[attr-defined,assignment]
+        for module in (spool, spool_file):
+            module.time = _JumpingSeconds  # type: ignore[attr-defined]
     if RESERVE in os.environ:
         spool.FREE_BYTES_MIN = int(os.environ[RESERVE])
     if THREAD in os.environ:
-        opened = spool.Spool._open
+        opened = spool_file.SpoolFile._open
 
-        def noted(self: spool.Spool) -> object:
+        def noted(self: spool_file.SpoolFile) -> object:
             Path(os.environ[THREAD]).write_text(str(threading.get_native_id()), "ascii")
             return opened(self)
 
-        spool.Spool._open = noted  # type: ignore[method-assign,assignment]
+        spool_file.SpoolFile._open = noted  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

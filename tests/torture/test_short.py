@@ -1,4 +1,4 @@
-"""The short form of the torture: a fault of each cheap kind, under load. `make torture` is the long one."""
+"""The short form of the torture tests: one fault of each cheap kind, under load. `make torture` is the long one."""
 
 import asyncio
 import tempfile
@@ -12,13 +12,13 @@ from tests.torture.postgres import Postgres
 from tests.torture.run import Report, one_world, prepared
 from tests.torture.world import Needs
 
-# Clients whose connections are cut at any moment leave sockets to the garbage collector.
+# Clients whose connections are cut at any time leave sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture(scope="module")
 def directory() -> Iterator[Path]:
-    """On a disk, and open to the user whom Postgres runs as."""
+    """A directory on a disk, accessible to the user that Postgres runs as."""
     with tempfile.TemporaryDirectory(prefix="torture-") as made:
         Path(made).chmod(0o755)
         yield Path(made)
@@ -31,7 +31,7 @@ def template(directory: Path) -> Postgres:
 
 async def _survives(template: Postgres, directory: Path, names: list[str], needs: Needs | None = None) -> None:
     report, missing = Report(), names
-    for attempt in range(3):  # a fault may come to nothing, or find too few requests in flight
+    for attempt in range(3):  # a fault may have no effect, or find too few requests in flight
         kinds = [KINDS[name] for name in missing]
         await one_world(report, template, kinds, f"short-{attempt}", directory, needs=needs, batch_sizes=(1, 2, 5))
         if skipped := [line.skipped for line in report.lines.values() if line.skipped]:
@@ -43,7 +43,7 @@ async def _survives(template: Postgres, directory: Path, names: list[str], needs
 
 
 async def test_processes_and_connections_end(template: Postgres, directory: Path) -> None:
-    """A process or a connection that ends at a bad moment loses what was acknowledged, or stores it twice."""
+    """A process or a connection that ends at a bad time loses what was acknowledged, or stores it twice."""
     names = [
         "service killed while it spools",
         "service killed in replay",

@@ -1,4 +1,4 @@
-"""Where one kind of fault is tried: a Postgres of its own, two replicas with their spools, and clients that never rest."""
+"""The environment of one kind of fault: its own Postgres, two replicas with their spools, and clients that post without pause."""
 
 import asyncio
 import contextlib
@@ -28,12 +28,12 @@ _POLL_SECONDS = 0.02
 
 
 class Unwell(Exception):
-    """What should be well again after a fault is not."""
+    """Something does not work again after a fault."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a kind of fault wants to be different."""
+    """What a kind of fault needs beyond the usual environment."""
 
     proxies: bool = False
     """Replicas reach Postgres through a proxy each."""
@@ -43,7 +43,7 @@ class Needs:
     inside: bool = False
     """Replicas are started by tests.torture.service, which lets the harness reach inside."""
     reserve_bytes: int | None = None
-    """What a spool leaves free on its disk, when other than the service would."""
+    """What a spool leaves free on its disk, if not the service's own value."""
     postgres_only: bool = False
     """The kind starts the replicas itself, on an empty database."""
     settings: dict[str, object] = field(default_factory=dict)
@@ -69,12 +69,12 @@ class Replica:
 
     @property
     def complaints(self) -> list[str]:
-        """What its log says about errors of the service's own, each once."""
-        said: dict[str, None] = {}
+        """Internal errors in the replica's log, each once."""
+        lines: dict[str, None] = {}
         for line in self.log.splitlines():
             if re.search(r"\"level\":\"(error|critical)\"|^Traceback", line):
-                said[re.sub(r"\d{2}:\d{2}:\d{2}[^ \"]*|\d+", "#", line)[:1500]] = None
-        return list(said)[:6]
+                lines[re.sub(r"\d{2}:\d{2}:\d{2}[^ \"]*|\d+", "#", line)[:1500]] = None
+        return list(lines)[:6]
 
     def launch(self, **settings: object) -> None:
         """A new process on a new port."""
@@ -151,7 +151,7 @@ class Disk:
             raise NotPossible(f"no tmpfs can be mounted: {done.stderr.decode().strip()}")
 
     def fill(self, leave_bytes: int = 0) -> None:
-        """Take all that is free, but for so much."""
+        """Fill the disk, except for `leave_bytes`."""
         free = shutil.disk_usage(self.place).free - leave_bytes
         with contextlib.suppress(OSError), (self.place / "ballast").open("ab") as ballast:
             for piece in (1 << 16, 1 << 12):
@@ -168,12 +168,12 @@ class Disk:
 
 
 class NotPossible(Exception):
-    """This machine cannot do that; the message says why."""
+    """This machine cannot run this kind of fault; the message says why."""
 
 
 @dataclass
 class World:
-    """Everything that a fault may touch."""
+    """Everything that a fault may use."""
 
     postgres: Postgres
     replicas: list[Replica]
@@ -185,11 +185,11 @@ class World:
     stop_seconds: float = 2.0
     """How long Postgres stays stopped in the kind that is about just that."""
     in_flight: int = 0
-    """Requests in flight at the moment of the fault, as the fault has noted."""
+    """Requests in flight when the fault was injected."""
     notes: list[str] = field(default_factory=list)
 
     def begin(self) -> None:
-        """The next fault: clients post, and nothing of the last one is counted."""
+        """Begin the next fault: clients post, and the results of the last one are cleared."""
         self.in_flight = 0
         self.notes = []
         self.load.forget()
@@ -208,7 +208,7 @@ class World:
                 raise Unwell(f"a replica does not become ready: {replica.log[-2000:]}") from None
 
     async def heal(self) -> None:
-        """Everything runs and has room again."""
+        """Make everything run, and free all disks."""
         for disk in (self.postgres_disk, *self.spool_disks):
             if disk is not None:
                 disk.empty()
@@ -227,7 +227,7 @@ class World:
         await self.ready()
 
     async def drained(self) -> None:
-        """Wait until no spool holds anything that waits."""
+        """Wait until nothing waits in any spool."""
         for replica in self.replicas:
             try:
                 async with asyncio.timeout(_DRAIN_SECONDS):
@@ -256,11 +256,11 @@ def _last_reason(log: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def world(template: Postgres, needs: Needs, seed: int, directory: Path) -> AsyncIterator[World]:
-    """Two replicas that are ready and a load that has not begun. Raises NotPossible."""
+async def running_world(template: Postgres, needs: Needs, seed: int, directory: Path) -> AsyncIterator[World]:
+    """A world with two ready replicas and a load that has not begun. Raises NotPossible."""
     async with contextlib.AsyncExitStack() as resources:
         place = resources.enter_context(_scratch(directory))
-        resources.push_async_callback(asyncio.sleep, _CLOSE_SECONDS)  # for connections to be closed that were let go
+        resources.push_async_callback(asyncio.sleep, _CLOSE_SECONDS)  # until the connections are closed
         postgres_disk = None
         if needs.postgres_disk_mib:
             postgres_disk = _disk(resources, place / "postgres", needs.postgres_disk_mib)
@@ -283,13 +283,13 @@ async def world(template: Postgres, needs: Needs, seed: int, directory: Path) ->
             replicas.append(replica)
         load = Load(lambda number: replicas[number].url, REPLICAS, seed)
         resources.push_async_callback(load.stop)
-        there = World(postgres, replicas, proxies, load, postgres_disk, spool_disks, database_url)
+        world = World(postgres, replicas, proxies, load, postgres_disk, spool_disks, database_url)
         if not needs.postgres_only:
             for replica in replicas:
                 replica.launch()
-            await there.ready()
+            await world.ready()
         load.start()
-        yield there
+        yield world
 
 
 def _disk(resources: contextlib.AsyncExitStack, place: Path, mib: int) -> Disk:

@@ -9,7 +9,7 @@ import pytest
 from app.events.catalog import Catalog
 from app.events.catalog.freeform import FREEFORM
 from app.events.envelope import time_window_error
-from app.ingest.accept import draft
+from app.ingest.accept import check_item
 from app.simulate.orchestrator import GLOBAL_TIMEOUT_SECONDS, simulate_remediations
 
 CATALOG = Catalog()
@@ -47,7 +47,7 @@ def test_every_event_would_be_accepted() -> None:
     events = [event for remediation in simulated() for event in remediation]
     assert len(events) > 200 * 3
     for event in events:
-        checked = draft(CATALOG, event, "", plain=False, depth=3)
+        checked = check_item(CATALOG, event, "", plain=False, depth=3)
         assert time_window_error(checked.timestamp, NOW, "") is None
 
 

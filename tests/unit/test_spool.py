@@ -1,4 +1,4 @@
-"""The spool when its disk fails, and when it is well again."""
+"""The spool when its disk fails, and when it works again."""
 
 import asyncio
 import sqlite3
@@ -12,9 +12,9 @@ import pytest
 from pydantic import SecretStr
 
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, draft, fix, single_id
+from app.ingest.accept import Acceptance, accept, check_item, single_id
 from app.ingest.spool import Spool, SpoolFailed, SpoolFull
-from app.ingest.spool_codec import keep, revive
+from app.ingest.spool_codec import decode, encode
 from app.ingest.store import Store
 from app.ingest.submission import Submission, prepare
 from app.ingest.writer import Writer
@@ -33,31 +33,31 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 
 async def submission(**members: Any) -> Submission:
-    one = draft(CATALOG, make_event(**members), "", plain=False, depth=4)
+    one = check_item(CATALOG, make_event(**members), "", plain=False, depth=4)
     return await prepare([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG))
 
 
 async def fail_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """One append that meets an I/O error after it has written its row."""
-    transact = spool._transact
+    transact = spool._file._transact
 
     def failing(work: Any) -> Any:
         transact(work)
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(spool, "_transact", failing)
+    monkeypatch.setattr(spool._file, "_transact", failing)
     refused = await submission()
     await spool.append([refused])
     assert isinstance(refused.done.exception(), SpoolFailed)
-    monkeypatch.setattr(spool, "_transact", transact)
+    monkeypatch.setattr(spool._file, "_transact", transact)
 
 
 async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that failed once costs every event until Postgres is back, or what it refused is replayed."""
     settings = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nothing"))
     writer = Writer(Store(settings, LOG), settings, spool)
-    kept = await submission()
-    await spool.append([kept])
+    earlier = await submission()
+    await spool.append([earlier])
     await fail_once(spool, monkeypatch)
     early = await submission()
     await spool.append([early])
@@ -67,12 +67,12 @@ async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.M
     await spool.append([later])
     assert later.done.result()
     waiting = await spool.next(100, 1 << 20, LOG)
-    assert [one.events[0].id for one in waiting] == [kept.events[0].id, later.events[0].id]
+    assert [one.events[0].id for one in waiting] == [earlier.events[0].id, later.events[0].id]
     assert (spool.depth.requests, spool.depth.events) == (2, 2)
 
 
 async def test_nothing_is_read_before_it_is_mended(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replay takes what an unfinished transaction has left, and stores events that were refused."""
+    """Replay reads what an unfinished transaction has left, and stores events that were refused."""
     await fail_once(spool, monkeypatch)
     with pytest.raises(SpoolFailed):
         await spool.next(100, 1 << 20, LOG)
@@ -89,7 +89,7 @@ async def test_counted_once_when_mended_during_replay(spool: Spool, monkeypatch:
     assert (spool.waits(["rr-1"]), spool.waits(["rr-2"])) == (False, True)
 
 
-async def test_disk_that_says_nothing_has_no_room(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disk_without_an_answer_is_full(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spool whose directory is gone ends the writer, and every request waits for ever."""
 
     def gone(_: Path) -> Any:
@@ -99,15 +99,15 @@ async def test_disk_that_says_nothing_has_no_room(spool: Spool, monkeypatch: pyt
     refused = await submission()
     await spool.append([refused])
     assert isinstance(refused.done.exception(), SpoolFull)
-    assert not spool.has_room
+    assert not spool.can_append
 
 
-async def test_trace_of_the_caller_outlives_the_spool() -> None:
+async def test_trace_of_the_caller_survives_the_spool() -> None:
     """An event that waited for Postgres has lost the trace in which it was sent, or one of an older spool cannot be read."""
-    one = draft(CATALOG, make_event(), "", plain=False, depth=4)
-    [event] = fix([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG, None, "a" * 32, "b" * 16))
-    [revived] = revive(keep([event]), LOG)
-    assert revived == event
-    older = orjson.loads(keep([event]))
+    one = check_item(CATALOG, make_event(), "", plain=False, depth=4)
+    [event] = accept([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG, None, "a" * 32, "b" * 16))
+    [decoded] = decode(encode([event]), LOG)
+    assert decoded == event
+    older = orjson.loads(encode([event]))
     del older[0]["trace_id"], older[0]["span_id"]
-    assert revive(orjson.dumps(older), LOG)[0].record["trace_id"] is None
+    assert decode(orjson.dumps(older), LOG)[0].record["trace_id"] is None

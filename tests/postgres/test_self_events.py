@@ -1,4 +1,4 @@
-"""The service's own events: written as any other, and out of the way of those who did not ask for them."""
+"""Self events: written as any other event, and left out of the pages of clients that did not ask for them."""
 
 from typing import Any
 from uuid import uuid4
@@ -20,8 +20,8 @@ from app.settings import Settings
 LOG = "test.example/datastorage"
 
 
-async def test_own_events_are_written_and_left_out(database_url: str, connection: Any) -> None:
-    """An own event is not sealed as others are, shares a chain with what it is about, or shows up in everybody's pages."""
+async def test_self_events_are_written_and_left_out(database_url: str, connection: Any) -> None:
+    """A self event is not sealed as others are, is in the chain of what it is about, or is in the pages of every client."""
     settings = Settings(database_url=SecretStr(database_url))
     writer = Writer(Store(settings, LOG), settings)
     writer.start()
@@ -41,7 +41,7 @@ async def test_own_events_are_written_and_left_out(database_url: str, connection
     await engine.dispose()
 
 
-def test_own_event_is_checked() -> None:
+def test_self_event_is_checked() -> None:
     """The service writes an event about itself that its own catalog refuses."""
     with pytest.raises(BadRequest, match="/event_data/operation_id"):
         self_event(LOG, {"event_type": "datastorage.retention.purged", "positions": "{}", "event_count": 0})

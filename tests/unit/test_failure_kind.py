@@ -1,4 +1,4 @@
-"""Whose fault an error of the driver is."""
+"""The kind of failure that an error of the driver means."""
 
 import asyncpg
 import pytest
