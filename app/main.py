@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -41,7 +42,7 @@ from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
-from app.export.certificate import Pair, pair_in
+from app.export.certificate import ExportSigner
 from app.ingest import partitions, self_events
 from app.ingest.notification_spool import NotificationSpool, replay_forever
 from app.ingest.spool import Spool
@@ -87,8 +88,9 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
     app.state.writer = None
     app.state.spool = None
     app.state.signing_key = None
-    app.state.export_pair = None
-    app.state.export_pair_dir = settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
+    app.state.export_signer = ExportSigner(
+        settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
+    )
     app.state.log_name = ""
     problems.install(app)
     for module in (
@@ -171,7 +173,8 @@ async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
     settings: Settings = app.state.settings
     presence: Presence = app.state.presence
     try:
-        app.state.export_pair = _export_pair(settings)
+        if settings.signer_cert_dir is not None:
+            _load_key_pair(app.state.export_signer, settings.signer_cert_dir)
         app.state.spool = _open_spool(settings)
         log_name = await _find_database(app)
         app.state.signing_key = signing_key(settings, log_name)
@@ -243,12 +246,12 @@ def _open_spool(settings: Settings) -> Spool | None:
         return None
 
 
-def _export_pair(settings: Settings) -> Pair | None:
-    """The pair of tls.crt and tls.key that exports are signed by, if the settings name one."""
+def _load_key_pair(signer: ExportSigner, directory: Path) -> None:
+    """Fatal when the tls.crt and tls.key of `directory`, which the settings name, are not a pair."""
     try:
-        return None if settings.signer_cert_dir is None else pair_in(settings.signer_cert_dir)
+        signer.load()
     except (OSError, ValueError) as error:
-        raise Fatal(f"The pair that signs exports cannot be read from {settings.signer_cert_dir}: {error}") from None
+        raise Fatal(f"The key pair that signs exports cannot be read from {directory}: {error}") from None
 
 
 async def _find_database(app: FastAPI) -> str:

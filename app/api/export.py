@@ -20,7 +20,7 @@ from app.api.parameters import documented, number, sent_parameters
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.envelope import timestamp
 from app.events.explain import bad_fields, explain, plain
-from app.export.certificate import Pair, pair
+from app.export.certificate import ExportKeyPair
 from app.export.parts import Export, Token
 from app.export.select import PAGE_MAX, ExportQuery
 from app.export.signed_page import SignedPage
@@ -36,7 +36,6 @@ _OF_JSON = ("offset", "limit", "include_detached_signature")
 # Each export holds a connection of the pool, in one snapshot, for as long as its client takes.
 _slots = asyncio.Semaphore(2)
 _pages = asyncio.Semaphore(2)
-_making = asyncio.Lock()
 
 PEM = "application/x-pem-file"
 AFTER = {
@@ -135,7 +134,7 @@ async def export_events(request: Request) -> Response:
     export: Export | SignedPage
     if query.format == "json":
         hmac_key = request.app.state.settings.hmac_key
-        export = SignedPage(query, caller_of(request), _log_name(request), await _pair(request), hmac_key)
+        export = SignedPage(query, caller_of(request), _log_name(request), await _key_pair(request), hmac_key)
     else:
         export = Export(query, caller_of(request), _log_name(request), request.app.state.signing_key, token)
     chunks = _chunks(request, export)
@@ -149,7 +148,7 @@ async def export_events(request: Request) -> Response:
 @router.get("/api/v1/audit/export/certificate", response_class=Response, responses={200: {"content": {PEM: {}}}})
 async def get_export_certificate(request: Request) -> Response:
     """The certificate whose key signs format=json, as PEM."""
-    return Response((await _pair(request)).pem, media_type=PEM)
+    return Response((await _key_pair(request)).pem, media_type=PEM)
 
 
 def parse_export(query_string: bytes) -> tuple[ExportQuery, Token | None]:
@@ -265,13 +264,9 @@ def _log_name(request: Request) -> str:
     return str(request.app.state.writer.store.log_name)
 
 
-async def _pair(request: Request) -> Pair:
-    state = request.app.state
-    async with _making:
-        if state.export_pair is None:
-            try:
-                state.export_pair = await asyncio.to_thread(pair, state.export_pair_dir)
-            except (OSError, ValueError) as error:
-                raise BuildFailed(f"The pair that signs exports cannot be read: {error}") from error
-    found: Pair = state.export_pair
-    return found
+async def _key_pair(request: Request) -> ExportKeyPair:
+    try:
+        key_pair: ExportKeyPair = await request.app.state.export_signer.key_pair()
+    except (OSError, ValueError) as error:
+        raise BuildFailed(f"The key pair that signs exports cannot be read: {error}") from error
+    return key_pair

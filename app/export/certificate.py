@@ -1,5 +1,6 @@
-"""The RSA pair that signs a page of `format=json`: the one that is configured, else a self-signed one, made once and kept."""
+"""The RSA key pair that signs pages of `format=json`: the configured one, or a self-signed one that is created once."""
 
+import asyncio
 import logging
 import os
 import shutil
@@ -22,58 +23,80 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A key and the certificate of it."""
+class ExportKeyPair:
+    """A private key and its certificate."""
 
     private: RSAPrivateKey
     certificate: x509.Certificate
 
     @property
     def pem(self) -> bytes:
+        """The certificate as PEM."""
         return self.certificate.public_bytes(Encoding.PEM)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the certificate in pairs of hex digits."""
+        """SHA-256 of the certificate: pairs of hex digits, separated by colons."""
         return self.certificate.fingerprint(SHA256()).hex(":")
 
     def sign(self, digest: bytes) -> bytes:
-        """SHA256withRSA of what has this SHA-256."""
+        """The SHA256withRSA signature (PKCS #1 v1.5) of the message whose SHA-256 is `digest`."""
         return self.private.sign(digest, PKCS1v15(), Prehashed(SHA256()))
 
 
-def pair_in(directory: Path) -> Pair | None:
-    """The pair in `directory`, None if there is none. OSError or ValueError when what is there is no pair."""
-    return _kept(directory) if any((directory / name).exists() for name in (CERTIFICATE, KEY)) else None
+class ExportSigner:
+    """Owns the service's key pair for exports: reads it from `directory`, or creates it there, when it is first needed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._key_pair: ExportKeyPair | None = None
+        self._lock = asyncio.Lock()
+
+    def load(self) -> None:
+        """Read the pair now if the directory has one, so that a bad one is found at start. OSError or ValueError if it is bad."""
+        self._key_pair = stored_key_pair(self._directory)
+
+    async def key_pair(self) -> ExportKeyPair:
+        """The pair, read or created at the first call. OSError or ValueError when the directory's files are not a pair."""
+        async with self._lock:
+            if self._key_pair is None:
+                self._key_pair = await asyncio.to_thread(read_or_create_key_pair, self._directory)
+            return self._key_pair
 
 
-def pair(directory: Path) -> Pair:
-    """The pair in `directory`, made there if there is none. OSError or ValueError when what is there is no pair."""
-    if (found := pair_in(directory)) is not None:
-        return found
-    made = _made()
+def stored_key_pair(directory: Path) -> ExportKeyPair | None:
+    """The pair in `directory`; None if it has neither file. OSError or ValueError when its files are not a pair."""
+    exists = any((directory / name).exists() for name in (CERTIFICATE, KEY))
+    return _read_key_pair(directory) if exists else None
+
+
+def read_or_create_key_pair(directory: Path) -> ExportKeyPair:
+    """The pair in `directory`; created there if it has neither file. OSError or ValueError when its files are not a pair."""
+    if (stored := stored_key_pair(directory)) is not None:
+        return stored
+    created = _create_key_pair()
     try:
-        _keep(directory, made)
+        _write_key_pair(directory, created)
     except OSError as error:
         log.warning(
-            "the pair that signs exports cannot be kept, so the next start makes another",
+            "the key pair that signs exports cannot be stored, so the next start creates another",
             extra={"directory": str(directory), "error": str(error)},
         )
-        return made
-    return _kept(directory)
+        return created
+    return _read_key_pair(directory)
 
 
-def _kept(directory: Path) -> Pair:
+def _read_key_pair(directory: Path) -> ExportKeyPair:
     certificate = x509.load_pem_x509_certificate((directory / CERTIFICATE).read_bytes())
     private = load_pem_private_key((directory / KEY).read_bytes(), None)
     if not isinstance(private, RSAPrivateKey):
-        raise ValueError(f"{directory / KEY} is no RSA key")  # noqa: TRY004 - a file's content is wrong
+        raise ValueError(f"{directory / KEY} is not an RSA key")  # noqa: TRY004 - a file's content is wrong
     if private.public_key() != certificate.public_key():
         raise ValueError(f"{directory / CERTIFICATE} is not the certificate of {directory / KEY}")
-    return Pair(private, certificate)
+    return ExportKeyPair(private, certificate)
 
 
-def _made() -> Pair:
+def _create_key_pair() -> ExportKeyPair:
     private = generate_private_key(65537, 2048)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "datastorage-export")])
     now = datetime.now(UTC)
@@ -83,24 +106,24 @@ def _made() -> Pair:
         .not_valid_after(now + timedelta(days=365 * _YEARS))
         .sign(private, SHA256())
     )
-    return Pair(private, certificate)
+    return ExportKeyPair(private, certificate)
 
 
-def _keep(directory: Path, made: Pair) -> None:
-    """Both files appear at once, so that of several processes the first wins and the others read its pair."""
+def _write_key_pair(directory: Path, key_pair: ExportKeyPair) -> None:
+    """Both files appear at once, by a rename: of several processes the first one wins, and the others read its pair."""
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    incomplete = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         for name, content in (
-            (KEY, made.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
-            (CERTIFICATE, made.pem),
+            (KEY, key_pair.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
+            (CERTIFICATE, key_pair.pem),
         ):
-            descriptor = os.open(half / name, os.O_WRONLY | os.O_CREAT, 0o600)
+            descriptor = os.open(incomplete / name, os.O_WRONLY | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
                 os.fsync(descriptor)
-        half.rename(directory)
+        incomplete.rename(directory)
     except OSError:
-        shutil.rmtree(half, ignore_errors=True)
-        if not (directory / CERTIFICATE).exists():  # else another process was first
+        shutil.rmtree(incomplete, ignore_errors=True)
+        if not (directory / CERTIFICATE).exists():  # otherwise another process was first
             raise

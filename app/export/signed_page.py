@@ -18,7 +18,7 @@ import orjson
 from app.db import Connection
 from app.events.canonical import canonical, loads
 from app.events.record import Row
-from app.export.certificate import Pair
+from app.export.certificate import ExportKeyPair
 from app.export.row import is_own, masked
 from app.export.select import ExportQuery, page, places
 from app.sql import load
@@ -39,7 +39,7 @@ class SignedPage:
     query: ExportQuery
     exported_by: str
     log: str
-    pair: Pair
+    key_pair: ExportKeyPair
     hmac_key: bytes | None = None
     export_id: UUID = field(default_factory=uuid4)
     events: int = 0
@@ -67,14 +67,14 @@ class SignedPage:
         metadata, verification = self._metadata(now), self._verification(now)
         signed = canonical({"export_metadata": metadata, "hash_chain_verification": verification})
         digest.update(before + b"]," + signed[1:])
-        signature = base64.b64encode(self.pair.sign(digest.digest())).decode()
+        signature = base64.b64encode(self.key_pair.sign(digest.digest())).decode()
         answer: dict[str, Any] = {
             "export_metadata": metadata | {"signature": signature},
             "hash_chain_verification": verification,
         }
         if self.query.include_detached_signature:
             answer["detached_signature"] = (
-                f"-----BEGIN SIGNATURE-----\nAlgorithm: {ALGORITHM}\nCertificate-Fingerprint: {self.pair.fingerprint}\n\n"
+                f"-----BEGIN SIGNATURE-----\nAlgorithm: {ALGORITHM}\nCertificate-Fingerprint: {self.key_pair.fingerprint}\n\n"
                 f"{signature}\n-----END SIGNATURE-----\n"
             )
         return b"]," + orjson.dumps(answer)[1:] + b"\n"
@@ -103,7 +103,7 @@ class SignedPage:
             "query_filters": masked(query, query.filters()) | {"offset": query.offset, "limit": query.limit},
             "total_events": self.events,
             "signature_algorithm": ALGORITHM,
-            "certificate_fingerprint": self.pair.fingerprint,
+            "certificate_fingerprint": self.key_pair.fingerprint,
             "exported_by": masked(query, self.exported_by),
         }
 

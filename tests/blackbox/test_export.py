@@ -189,7 +189,7 @@ def test_pair_is_kept(service: Callable[..., Service], tmp_path: Path) -> None:
 def test_pair_that_is_none(service: Callable[..., Service], tmp_path: Path) -> None:
     """The service serves with a pair that it cannot sign by, or exports are signed by one that nobody knows."""
     (tmp_path / "tls.crt").write_text("no certificate")
-    with pytest.raises(AssertionError, match="The pair that signs exports cannot be read"):
+    with pytest.raises(AssertionError, match="The key pair that signs exports cannot be read"):
         service(signer_cert_dir=tmp_path)
 
 

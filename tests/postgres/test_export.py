@@ -21,7 +21,7 @@ from app.events.canonical import canonical, loads, parse
 from app.events.catalog import Catalog
 from app.events.reference import reference_hash
 from app.export import parts
-from app.export.certificate import Pair, pair
+from app.export.certificate import ExportKeyPair, read_or_create_key_pair
 from app.export.check import Verdict, check
 from app.export.parts import Export, Token
 from app.export.select import ExportQuery
@@ -82,7 +82,7 @@ async def export(engine: AsyncEngine, query: ExportQuery = NDJSON, token: Token 
         return b"".join([chunk async for chunk in stream])
 
 
-async def page(engine: AsyncEngine, signing: Pair, **query: Any) -> dict[str, Any]:
+async def page(engine: AsyncEngine, signing: ExportKeyPair, **query: Any) -> dict[str, Any]:
     async with snapshot(engine) as connection:
         stream = SignedPage(ExportQuery(**query), "ada", LOG, signing).stream(connection, nothing)
         found: dict[str, Any] = loads(b"".join([chunk async for chunk in stream]))
@@ -98,8 +98,8 @@ def events_of(file: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def signing(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return pair(tmp_path_factory.mktemp("certificate") / "pair")
+def signing(tmp_path_factory: pytest.TempPathFactory) -> ExportKeyPair:
+    return read_or_create_key_pair(tmp_path_factory.mktemp("certificate") / "pair")
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ async def test_forged_files(engine: AsyncEngine, post: Post) -> None:
 
 
 @pytest.mark.damaged
-async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
     """Rows that were changed in the database leave it as if they were whole, or bring the export down."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(8)))
     ids = [row["event_id"] for row in await superuser.fetch("SELECT event_id FROM audit_events ORDER BY log_index")]
@@ -265,7 +265,9 @@ async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connecti
 
 
 @pytest.mark.damaged
-async def test_erased_and_purged(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+async def test_erased_and_purged(
+    engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair
+) -> None:
     """What was erased or purged by the rules makes the rest of an export look broken."""
     await post(*(make_event(correlation_id=f"rr-{n % 2}") for n in range(10)))
     file = await export(engine)
@@ -286,7 +288,7 @@ async def test_erased_and_purged(engine: AsyncEngine, post: Post, superuser: Con
 
 
 @pytest.mark.damaged
-async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Connection, signing: Pair) -> None:
+async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
     """A page that begins within a chain looks broken, or one whose event before it was changed or removed does not."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(3)))
     first, second = uuid4(), uuid4()
@@ -313,7 +315,7 @@ async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Conne
     assert found["hash_chain_verification"]["tampered_event_ids"] == [str(left[0])]
 
 
-async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connection, signing: Pair) -> None:
+async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connection, signing: ExportKeyPair) -> None:
     """Rows that others wrote by SQL stop an export, are left out of it, or make it look broken."""
     await post(make_event(correlation_id="rr-1"))
     await insert(connection)
