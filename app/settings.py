@@ -242,7 +242,7 @@ class Settings(BaseSettings):
 
     @property
     def auth_modes(self) -> frozenset[str]:
-        return frozenset(listed(self.auth))
+        return frozenset(comma_separated(self.auth))
 
     @property
     def hmac_key(self) -> bytes | None:
@@ -296,8 +296,8 @@ def load(**overrides: Any) -> Settings:
         raise Fatal("Invalid configuration:\n" + "\n".join(lines)) from None
 
 
-def listed(text: str) -> tuple[str, ...]:
-    """What stands between the commas of a setting."""
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The parts of a setting between its commas; empty ones are left out."""
     return tuple(part for one in text.split(",") if (part := one.strip()))
 
 

@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "retention": "events ingest schema db sql settings errors metrics",  # holds and runs are events too
     "query": "events go_duration db sql tables errors",
     "export": "events query tlog db sql tables errors",
-    "api": "auth events ingest tlog verify query export retention go_duration db logs settings errors metrics tracing",
+    # presence: what the probes show
+    "api": "auth events ingest tlog verify query export retention presence go_duration db logs settings errors metrics tracing",
     "main": "api auth events ingest tlog verify query export retention schema presence db settings state_dir errors",
     "connection": "",
     "tls": "config_file watched_file errors metrics",

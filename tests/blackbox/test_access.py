@@ -285,7 +285,7 @@ def test_tokens_are_read_again(service: Callable[..., Service], tmp_path: Path) 
     with httpx.Client(base_url=running.url, timeout=20) as client:
         assert get(client, first) == 200
         path.write_text("- {name: broken")
-        wait_until(lambda: get(client, first) != 200 or "the tokens stay as they were" in running.log.read_text())
+        wait_until(lambda: get(client, first) != 200 or "the last ones stay valid" in running.log.read_text())
         assert get(client, first) == 200
         path.unlink()
         second = write_tokens(path, second="reader")["second"]
