@@ -1,4 +1,4 @@
-"""Identifies callers by the configured sources, asks which verbs they have, and caches the answers for a short time."""
+"""Identifies callers by the configured identity providers, asks which verbs they have, and caches the answers for a short time."""
 
 import hashlib
 import time
@@ -42,12 +42,12 @@ class Authenticator:
         self._kubernetes = _kubernetes(settings) if "kubernetes" in modes else None
 
     async def close(self) -> None:
-        for source in (self._oidc, self._kubernetes):
-            if source is not None:
-                await source.close()
+        for provider in (self._oidc, self._kubernetes):
+            if provider is not None:
+                await provider.close()
 
     async def identify(self, token: str) -> Caller:
-        """The owner of `token`. Unauthorized if it has none; ReviewFailed while the source that knows cannot be asked."""
+        """The owner of `token`. Unauthorized if it has none; ReviewFailed while the provider cannot be asked."""
         digest = hashlib.sha256(token.encode()).digest()
         identity = (self._tokens and self._tokens.find(digest)) or self._identities.get(digest)
         if identity is None:
@@ -57,7 +57,7 @@ class Authenticator:
         return Caller(identity, digest)
 
     async def authorize(self, caller: Caller, verb: str) -> None:
-        """Forbidden unless `caller` has `verb`; ReviewFailed while the source that knows cannot be asked."""
+        """Forbidden unless `caller` has `verb`; ReviewFailed while the provider cannot be asked."""
         identity = caller.identity
         if identity.verbs is not None:
             is_allowed = verb in identity.verbs
@@ -89,7 +89,7 @@ def _token_file(settings: Settings, clock: Clock) -> TokenFile:
     return TokenFile(settings.tokens_file, clock)
 
 
-# The libraries of a source are imported only if it is configured: that costs a third of a second and 20 MB.
+# The libraries of a provider are imported only if it is configured: that costs a third of a second and 20 MB.
 def _oidc(settings: Settings, now: Clock) -> "Oidc":
     from app.auth.oidc import Oidc  # noqa: PLC0415 -- see above
 

@@ -1,4 +1,4 @@
-"""A cache of reviews: what a slow source answered a short time ago."""
+"""A cache of reviews: what a slow identity provider answered a short time ago."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
