@@ -11,7 +11,7 @@ It works under any ASGI server: what the specification calls optional in a scope
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from time import perf_counter
 from urllib.parse import quote
 
@@ -27,11 +27,11 @@ from app.api.body_formats import BATCH_PATH
 from app.api.browser import BrowserHeaders
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
+from app.api.service import Endpoint
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
 from app.logs import AccessLog
 from app.settings import Settings, comma_separated
 
-Endpoint = Callable[[Request], Awaitable[Response]]
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 # W3C trace context: ids of zeros and version ff are invalid, and later versions may have further fields.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")

@@ -22,8 +22,7 @@ from app.api import body_formats, idempotency
 from app.api.access import authorize, caller_name, person_name
 from app.api.body import JSON, Reservation, json_response, read_body
 from app.api.body_formats import BodyFormat
-from app.api.front import Endpoint
-from app.api.service import foundation_of, service_of
+from app.api.service import Endpoint, foundation_of, service_of
 from app.errors import BadRequest, BatchTooLarge, DatabaseFailed
 from app.events import canonical, cloudevents
 from app.events.explain import Faults

@@ -4,12 +4,14 @@
 Service replaces it. Handlers reach it by `service_of`; only what is answered before the start too uses `foundation_of`.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from typing import Self
 
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
+from starlette.responses import Response
 
 from app.api.body import ByteBudget
 from app.auth.authenticator import Authenticator
@@ -21,6 +23,9 @@ from app.ingest.writer import Writer
 from app.presence import Presence
 from app.settings import Settings
 from app.tlog.keys import SigningKey
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+"""A handler. It reaches the service through its request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
