@@ -67,7 +67,7 @@ from app.tlog import worker as checkpoint_worker
 from app.tlog.keys import signing_key
 from app.verify.worker import verify_forever
 
-_ROUTERS = (
+_ROUTE_MODULES = (
     *(post, proofs, events, tlog, eventtypes, verify, export, notifications),
     *(reconstruct, effectiveness, history, timeline, holds, health),
 )
@@ -126,7 +126,7 @@ def create_catalog(settings: Settings) -> Catalog:
 
 
 def _add_routes(app: FastAPI) -> None:
-    for module in _ROUTERS:
+    for module in _ROUTE_MODULES:
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
             route.operation_id = route.name
