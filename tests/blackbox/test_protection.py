@@ -62,10 +62,10 @@ def test_tls(service: Callable[..., Service], tmp_path: Path) -> None:
         authority.write_pair(pair, "second")
         new_key = (pair / "tls.key").read_bytes()
         (pair / "tls.key").write_bytes(old_key)  # only one file has changed yet
-        until(lambda: common_name(port, authority) == "first" and "stays as it was" in running.log.read_text())
+        until(lambda: common_name(port, authority) == "first" and "the last one stays in use" in running.log.read_text())
         (pair / "tls.key").write_bytes(new_key)
         until(lambda: common_name(port, authority) == "second")
-        assert client.post(EVENTS, json=make_event()).status_code == 201  # whoever was connected stays so
+        assert client.post(EVENTS, json=make_event()).status_code == 201  # an open connection stays open
     with httpx.Client() as client:
         assert client.get(f"http://127.0.0.1:{health_port}/readyz").status_code == 200  # never TLS
 
