@@ -62,7 +62,9 @@ def test_tls(service: Callable[..., Service], tmp_path: Path) -> None:
         authority.write_pair(pair, "second")
         new_key = (pair / "tls.key").read_bytes()
         (pair / "tls.key").write_bytes(old_key)  # only one file has changed yet
-        until(lambda: common_name(port, authority) == "first" and "the last one stays in use" in running.log.read_text())
+        until(
+            lambda: common_name(port, authority) == "first" and "the last one stays in use" in running.log.read_text()
+        )
         (pair / "tls.key").write_bytes(new_key)
         until(lambda: common_name(port, authority) == "second")
         assert client.post(EVENTS, json=make_event()).status_code == 201  # an open connection stays open
@@ -77,14 +79,14 @@ def until(holds: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.1)
 
 
-def test_a_missing_certificate_is_told(tmp_path: Path) -> None:
+def test_a_missing_certificate_is_reported(tmp_path: Path) -> None:
     """A service that should use TLS runs without it, or ends with a traceback."""
     done = serve({"TLS_DIR": str(tmp_path), "PORT": str(free_port()), "DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d"})
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "tls.crt" in done.stderr
 
 
-def test_a_url_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_missing_url_is_reported(tmp_path: Path) -> None:
     """A service without a database URL waits for ever, or shows the password."""
     for url in ("notaurl", "postgresql://u:hunter2@127.0.0.1:1/a?sslmode=bogus", "postgresql://u:hunter2@h:p/d"):
         done = serve({"PORT": str(free_port()), "DATABASE_URL": url, "SPOOL_DIR": str(tmp_path / "spool")})
