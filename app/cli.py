@@ -351,13 +351,13 @@ def _settings(arguments: argparse.Namespace) -> None:
 
 
 def _token_create(arguments: argparse.Namespace) -> None:
-    from app.auth.tokens import append, create
+    from app.auth.tokens import append_entry, create_token
 
-    token, line = create(arguments.name, arguments.role, arguments.expires)
+    token, line = create_token(arguments.name, arguments.role, arguments.expires)
     if arguments.file is None:
         print(f"To the file that DATASTORAGE_TOKENS_FILE names, add:\n{line}\nThe token, shown once:", file=sys.stderr)
     else:
-        append(arguments.file, line)
+        append_entry(arguments.file, line)
     print(token)
 
 

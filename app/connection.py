@@ -1,18 +1,18 @@
-"""One connection of the server: uvicorn's, but nobody can send the head of a request without end, or never finish a request."""
+"""One HTTP connection of the server: uvicorn's, with a limit on the size of a request's head and on the time of a request."""
 
 import asyncio
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_READ_SECONDS = 30.0  # the reference's; for a head, and again for a body
+_READ_SECONDS = 30.0  # as in the reference: for the head, and again for the body
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-class Connection(HttpToolsProtocol):
-    """What has arrived of a head is kept in memory until it is complete, so it is bounded in bytes and in time.
+class HttpConnection(HttpToolsProtocol):
+    """Limits the head, which is in memory until it is complete, in bytes, and the head and the body in time.
 
-    A head that arrives at once, as nearly all do, costs one comparison.
+    A head that arrives in one piece, as nearly all do, costs one comparison.
     """
 
     head_bytes_max: ClassVar[int]

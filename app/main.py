@@ -1,4 +1,10 @@
-"""Wiring: builds every part once, top to bottom, and runs the workers while the service lives."""
+"""Wiring: creates every part once, top to bottom, and runs the workers for as long as the service runs.
+
+create_app      the parts that exist before the database has been seen, the routes, access control and the front
+_lifespan       starts in the background, and at the end stops everything in order
+_start          finds the database, creates the writer, and stores the Service that requests use from then on
+_workers        the table of what runs beside the requests
+"""
 
 import asyncio
 import gc
@@ -7,6 +13,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,11 +22,11 @@ from typing import Any
 import asyncpg
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
+from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import ASGIApp
 
 from app import db, schema
 from app.api import (
-    access,
     effectiveness,
     events,
     eventtypes,
@@ -36,8 +43,10 @@ from app.api import (
     tlog,
     verify,
 )
+from app.api.access import AccessControl, check_routes
 from app.api.body import ByteBudget
 from app.api.front import Front
+from app.api.service import Application, Foundation, Service
 from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
@@ -58,20 +67,25 @@ from app.tlog.keys import signing_key
 from app.tlog.worker import CheckpointWorker
 from app.verify.worker import verify_forever
 
+_ROUTE_MODULES = (
+    *(post, proofs, events, tlog, eventtypes, verify, export, notifications),
+    *(reconstruct, effectiveness, history, timeline, holds, health),
+)
 _RETRY_SECONDS = 0.25
-_LETTING_GO_SECONDS = 2.0  # for workers and connections, at the end
-# Events are many objects without cycles: looking for cycles after every 700 of them took a twentieth of a batch's time.
+_STOP_SECONDS = 2.0  # for the workers, and again for the connections
+# Events are many objects without cycles: a search for cycles after every 700 of them used a twentieth of a batch's time.
 _GC_THRESHOLDS = (50_000, 20, 50)
 
 log = logging.getLogger(__name__)
 
 
 def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
-    """The service as one ASGI application; its lifespan finds the database and runs the writer.
+    """The service as one ASGI application. Its lifespan finds the database and runs the writer and the workers.
 
-    Whoever runs it sets `presence.shutting_down` before it stops, and finds in `presence.fatal` why it ended itself.
+    The caller sets `presence.shutting_down` before it stops the service, and reads from `presence.fatal` why the service
+    ended itself.
     """
-    app = FastAPI(
+    app = Application(
         title="DataStorage",
         version=version("datastorage"),
         description="Takes the platform's audit events, keeps them in Postgres, and proves that nothing was changed.",
@@ -80,53 +94,25 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.settings = settings
-    app.state.catalog = create_catalog(settings)
-    app.state.presence = presence or Presence()
-    app.state.engine = db.create_engine(settings)
-    app.state.room = ByteBudget(settings.inbox_bytes_max)
-    app.state.writer = None
-    app.state.spool = None
-    app.state.signing_key = None
-    app.state.export_signer = ExportSigner(
-        settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
+    authenticator = Authenticator(settings)
+    app.service = Foundation(
+        settings=settings,
+        catalog=create_catalog(settings),
+        presence=presence or Presence(),
+        engine=db.create_engine(settings),
+        authenticator=authenticator,
+        byte_budget=ByteBudget(settings.inbox_bytes_max),
+        export_signer=ExportSigner(settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"),
     )
-    app.state.log_name = ""
-    problems.install(app)
-    for module in (
-        post,
-        proofs,
-        events,
-        tlog,
-        eventtypes,
-        verify,
-        export,
-        notifications,
-        reconstruct,
-        effectiveness,
-        history,
-        timeline,
-        holds,
-        health,
-    ):
-        for route in module.router.routes:
-            assert isinstance(route, APIRoute)
-            route.operation_id = route.name
-            app.router.routes.append(route)  # flat, so that a 405 names every method of its path
-    ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
-    extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
-    access.check(app)
-    app.state.door = access.AccessControl(Authenticator(settings), settings)
-    front = Front(app, post.DIRECT, app.state.door, settings)
-    return (
-        health.ExtraPorts(front, extra_ports, settings.health_port if settings.profile else None)
-        if extra_ports
-        else front
-    )
+    problems.install_handlers(app)
+    _add_routes(app)
+    check_routes(app)
+    front = Front(app, post.DIRECT, AccessControl(authenticator, settings), settings)
+    return _with_extra_ports(front, settings)
 
 
 def create_catalog(settings: Settings) -> Catalog:
-    """The event types that a service with these settings knows. Fatal if a file that should register one is no good."""
+    """The event types of a service with these settings. Fatal if a file of DATASTORAGE_EVENT_TYPES_DIR is not valid."""
     directory = settings.event_types_dir
     files: dict[str, bytes] = {}
     try:
@@ -139,28 +125,46 @@ def create_catalog(settings: Settings) -> Catalog:
     return Catalog(custom_types(files), accept_unknown=settings.unknown_event_types == "accept")
 
 
+def _add_routes(app: FastAPI) -> None:
+    for module in _ROUTE_MODULES:
+        for route in module.router.routes:
+            assert isinstance(route, APIRoute)
+            route.operation_id = route.name
+            app.router.routes.append(route)  # flat, so that a 405 names every method of its path
+
+
+def _with_extra_ports(front: Front, settings: Settings) -> ASGIApp:
+    """`front`, with the health and metrics ports around it if they are not the port of the API."""
+    ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
+    extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}
+    if not extra_ports:
+        return front
+    return health.ExtraPorts(front, extra_ports, settings.health_port if settings.profile else None)
+
+
 @asynccontextmanager
-async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Answer from the first moment; take events once the database was seen and fits."""
+async def _lifespan(app: Application) -> AsyncIterator[None]:
+    """Answer requests at once; accept events as soon as the database has been seen and its schema fits."""
+    foundation = app.service
     workers: list[asyncio.Task[None]] = []
     workers.append(asyncio.create_task(_start(app, workers), name="start"))
     try:
         yield
     finally:
-        app.state.presence.shutting_down = True
-        if app.state.writer is not None:
-            await _bounded(app.state.writer.close(), app.state.settings.shutdown_timeout_ms / 1000)
+        foundation.presence.shutting_down = True
+        if isinstance(app.service, Service):
+            await _bounded(app.service.writer.close(), foundation.settings.shutdown_timeout_ms / 1000)
         for worker in workers:
             worker.cancel()
-        await _bounded(asyncio.gather(*workers, return_exceptions=True), _LETTING_GO_SECONDS)
-        await _bounded(app.state.engine.dispose(), _LETTING_GO_SECONDS)
-        await app.state.door.gate.close()
-        if app.state.spool is not None:
-            app.state.spool.close()
+        await _bounded(asyncio.gather(*workers, return_exceptions=True), _STOP_SECONDS)
+        await _bounded(foundation.engine.dispose(), _STOP_SECONDS)
+        await foundation.authenticator.close()
+        if app.service.spool is not None:
+            app.service.spool.close()
 
 
 async def _bounded(ending: Awaitable[object], seconds: float) -> None:
-    """A server that says nothing must not keep the process from ending, as when asyncpg waits for its cancelled query."""
+    """Await `ending` for at most `seconds`: asyncpg waits for a cancelled query, which a silent server never confirms."""
     try:
         async with asyncio.timeout(seconds):
             await ending
@@ -168,70 +172,70 @@ async def _bounded(ending: Awaitable[object], seconds: float) -> None:
         log.warning("the database did not answer while the service ended")
 
 
-async def _start(app: FastAPI, workers: list[asyncio.Task[None]]) -> None:
-    """Wait for Postgres as long as it takes, then start the workers. A schema that does not fit ends the process."""
-    settings: Settings = app.state.settings
-    presence: Presence = app.state.presence
+async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
+    """Wait for Postgres, however long it takes, then start the writer and the workers. A schema that does not fit is Fatal.
+
+    A Fatal error is stored in `presence.fatal`, and the process sends itself SIGTERM.
+    """
+    foundation = app.service
+    settings, presence = foundation.settings, foundation.presence
     try:
         if settings.signer_cert_dir is not None:
-            _load_key_pair(app.state.export_signer, settings.signer_cert_dir)
-        app.state.spool = _open_spool(settings)
-        log_name = await _find_database(app)
-        app.state.signing_key = signing_key(settings, log_name)
-        checkpoints = CheckpointWorker.create(settings, app.state.signing_key) if settings.tlog else None
-    except Exception as error:  # whatever it is, a service that cannot start says so and ends
+            _load_key_pair(foundation.export_signer, settings.signer_cert_dir)
+        app.service = foundation = replace(foundation, spool=_open_spool(settings))
+        log_name = await _find_database(foundation)
+        key = signing_key(settings, log_name)
+        checkpoints = CheckpointWorker.create(settings, key) if settings.tlog else None
+    except Exception as error:  # a service that cannot start logs why and ends, whatever failed
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
             "the service cannot start", extra={"reason": presence.fatal.detail}, exc_info=presence.fatal is not error
         )
         os.kill(os.getpid(), signal.SIGTERM)
         return
-    writer = Writer(Store(settings, log_name), settings, app.state.spool)
+    spool = foundation.spool
+    writer = Writer(Store(settings, log_name), settings, spool)
     writer.start()
-    app.state.log_name = log_name
-    if app.state.spool is not None:
-        presence.can_spool = lambda: app.state.spool.can_append
-    for name, work in _workers(app, writer, checkpoints).items():
+    service = Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
+    if spool is not None:
+        presence.can_spool = lambda: spool.can_append
+    for name, work in _workers(service, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
     gc.collect()
-    gc.freeze()  # what lives as long as the process need not be looked at again
+    gc.freeze()  # what lives as long as the process is not searched again
     gc.set_threshold(*_GC_THRESHOLDS)
-    app.state.writer = writer
+    app.service = service
     presence.database_up = presence.started = True
     presence.waiting_for = ""
     log.info("ready", extra={"log": log_name, "port": settings.port})
 
 
-def _workers(
-    app: FastAPI, writer: Writer, checkpoints: CheckpointWorker | None
-) -> dict[str, Coroutine[Any, Any, None]]:
-    """What goes on beside the requests, for as long as the process runs."""
-    settings: Settings = app.state.settings
-    log_name, spool, key = writer.store.log_name, writer.spool, app.state.signing_key
+def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str, Coroutine[Any, Any, None]]:
+    """The table of workers: what runs beside the requests until the process ends, by name."""
+    settings, writer, key = service.settings, service.writer, service.signing_key
     url = settings.database_url.get_secret_value() if settings.database_url else ""
 
-    async def heartbeat(size: int, since: datetime) -> None:
+    async def write_heartbeat(size: int, since: datetime) -> None:
         payload = {"event_type": "datastorage.log.heartbeat", "tree_size": size, "silent_since": since.isoformat()}
-        await self_events.write_self_event(
-            writer, self_events.self_event(log_name, payload), settings.single_deadline_ms
-        )
+        event = self_events.self_event(service.log_name, payload)
+        await self_events.write_self_event(writer, event, settings.single_deadline_ms)
 
-    work = {
-        "presence": app.state.presence.watch(settings, writer.on_presence),
-        "claims": claims.delete_expired_forever(app.state.engine),
+    workers = {
+        "presence": service.presence.watch(settings, writer.on_presence),
+        "claims": claims.delete_expired_forever(service.engine),
         "partitions": partitions.create_ahead_forever(url, lambda: datetime.now(UTC)),
     }
     if checkpoints is not None:
-        work["checkpoints"] = checkpoints.run(settings, heartbeat)
+        workers["checkpoints"] = checkpoints.run(settings, write_heartbeat)
     if settings.verifier_events_per_second:
-        work["verifier"] = verify_forever(settings, log_name, key.all_public if key else ())
-    if spool is not None:
-        work["notifications"] = replay_forever(app.state.engine, spool)
-    return work
+        workers["verifier"] = verify_forever(settings, service.log_name, key.all_public if key else ())
+    if service.spool is not None:
+        workers["notifications"] = replay_forever(service.engine, service.spool)
+    return workers
 
 
 def _open_spool(settings: Settings) -> Spool | None:
-    """The spool that was asked for, else the one of this port, else none."""
+    """The spool in the configured directory, else in that of this port; None if that is not writable or the spool is off."""
     if not settings.spool:
         return None
     if settings.spool_dir is not None:
@@ -254,27 +258,28 @@ def _load_key_pair(signer: ExportSigner, directory: Path) -> None:
         raise Fatal(f"The key pair that signs exports cannot be read from {directory}: {error}") from None
 
 
-async def _find_database(app: FastAPI) -> str:
-    """The log's name, once a server answers whose schema and settings this service can live with."""
-    said = ""
+async def _find_database(foundation: Foundation) -> str:
+    """Wait for a server whose schema and safety settings this service accepts, and warm the connections. Returns the log's name."""
+    logged = ""
     while True:
         try:
-            log_name = await _check_database(app.state.settings)
-            await page.warm(app.state.engine)
-            await warming.warm(app.state.engine)
-            await prove.warm(app.state.engine)
+            log_name = await _check_database(foundation.settings)
+            await _warm(foundation.engine)
         except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
             if not isinstance(error, DatabaseAway) and db.failure_kind(error) is not db.FailureKind.AWAY:
                 raise
-            app.state.presence.waiting_for = str(error.__cause__ or error)
-            if said != (said := repr(error.__cause__ or error)):
-                log.warning("waiting for Postgres", extra={"error": said})
+            reason = error.__cause__ or error
+            foundation.presence.waiting_for = str(reason)
+            if logged != repr(reason):
+                logged = repr(reason)
+                log.warning("waiting for Postgres", extra={"error": logged})
             await asyncio.sleep(_RETRY_SECONDS)
         else:
             return log_name
 
 
 async def _check_database(settings: Settings) -> str:
+    """The log's name. Migrates first, if the settings ask for it. Fatal when the schema does not fit or the database is unsafe."""
     assert settings.database_url is not None
     if settings.migrate:
         await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
@@ -283,8 +288,15 @@ async def _check_database(settings: Settings) -> str:
         if not settings.unsafe_database:
             await db.refuse_unsafe(connection)
         log_name = await schema.check(connection, settings.log_name)
-        if said := await schema.unguarded(connection):
-            log.warning("not guarded against the service's own role", extra={"reason": said})
+        if reason := await schema.unguarded(connection):
+            log.warning("not guarded against the service's own role", extra={"reason": reason})
         return log_name
     finally:
         await connection.close()
+
+
+async def _warm(engine: AsyncEngine) -> None:
+    """Compile and prepare the statements of queries, so that the first request does not wait for it."""
+    await page.warm(engine)
+    await warming.warm(engine)
+    await prove.warm(engine)

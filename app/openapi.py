@@ -1,4 +1,4 @@
-"""The OpenAPI document: generated from the routes and from the models that the endpoints parse by, so it cannot drift."""
+"""The OpenAPI document, generated from the routes and from the models that parse requests, so that it cannot differ from them."""
 
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ _REF = "#/components/schemas/{model}"
 
 
 def document() -> bytes:
-    """The document of this version, as indented JSON with a newline at its end."""
+    """The document of this version: indented JSON with a newline at its end."""
     front = create_app(Settings())
     assert isinstance(front, Front)
     assert isinstance(front.app, FastAPI)
@@ -32,20 +32,20 @@ def document() -> bytes:
         schemas.pop(name, None)
     for operations in spec["paths"].values():
         for operation in operations.values():
-            _answer_with_problems(operation)
+            _add_problem_response(operation)
     return orjson.dumps(spec, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS) + b"\n"
 
 
 def _schemas(*types: Any) -> dict[str, Any]:
-    """The schemas of TypedDicts and of all that they are made of, by name."""
+    """The schemas of TypedDicts and of everything that they refer to, by name."""
     adapters: list[tuple[Any, Literal["validation"], TypeAdapter[Any]]]
-    adapters = [(one, "validation", TypeAdapter(one)) for one in types]
+    adapters = [(kind, "validation", TypeAdapter(kind)) for kind in types]
     _, schemas = TypeAdapter.json_schemas(adapters, ref_template=_REF, schema_generator=Untitled)
     return dict(schemas["$defs"])
 
 
 def _event_data() -> dict[str, Any]:
-    """The payloads of the typed names, told apart by event_type. What else is taken is told in words (docs/decisions/0011)."""
+    """The payloads of the typed names, distinguished by event_type. A description names the others (docs/decisions/0011)."""
     models = {
         name: _REF.format(model=EVENT_TYPES[name].payload.__name__)
         for name in PAYLOAD_CHECKS
@@ -64,8 +64,8 @@ def _event_data() -> dict[str, Any]:
     }
 
 
-def _answer_with_problems(operation: dict[str, Any]) -> None:
-    """Whatever is not a documented success is a problem document."""
+def _add_problem_response(operation: dict[str, Any]) -> None:
+    """Every response that is not a documented success is a problem document."""
     responses = operation["responses"]
     responses.pop("422", None)
     responses["default"] = {

@@ -1,4 +1,4 @@
-"""Running the service: uvicorn on every port, and a shutdown that refuses nothing it could still answer."""
+"""Serving: uvicorn on every port, and a shutdown that refuses no request that could still be answered."""
 
 import asyncio
 import signal
@@ -8,7 +8,7 @@ from typing import Any
 
 import uvicorn
 
-from app.connection import Connection
+from app.connection import HttpConnection
 from app.errors import Fatal
 from app.main import create_app
 from app.presence import Presence
@@ -20,7 +20,7 @@ _BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
-    """Not ready at once when told to stop, while requests are still taken for the time that routers need to notice."""
+    """When told to stop it is not ready at once, but accepts requests for as long as routers need to notice that."""
 
     def __init__(self, settings: Settings, presence: Presence, tls: Certificate | None) -> None:
         self._presence = presence
@@ -32,7 +32,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 create_app(settings, presence),
                 loop="uvloop",
-                http=type("Connection", (Connection,), {"head_bytes_max": settings.head_bytes_max}),
+                http=type("HttpConnection", (HttpConnection,), {"head_bytes_max": settings.head_bytes_max}),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -49,34 +49,35 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve by TLS on the port of the API only: probes and Prometheus come from inside."""
+        """Serve with TLS on the port of the API only: probes and Prometheus are inside of the cluster."""
         assert sockets is not None
-        secured = [one for one in sockets if self._tls is not None and one.getsockname()[1] == self._port]
-        await super().startup([one for one in sockets if one not in secured])
-        for one in secured:
+        secured = [sock for sock in sockets if self._tls is not None and sock.getsockname()[1] == self._port]
+        await super().startup([sock for sock in sockets if sock not in secured])
+        for sock in secured:
             assert self._tls is not None
             context = self._tls.context()
             server = await asyncio.get_running_loop().create_server(
-                self._connection, sock=one, ssl=context, backlog=_BACKLOG
+                self._connection, sock=sock, ssl=context, backlog=_BACKLOG
             )
             self.servers.append(server)
 
     def _connection(self) -> asyncio.Protocol:
-        config = self.config
-        kind: Any = config.http_protocol_class
-        made: asyncio.Protocol = kind(config=config, server_state=self.server_state, app_state=self.lifespan.state)
-        return made
+        protocol_class: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        again, self._presence.shutting_down = self._presence.shutting_down, True
-        if again or self._presence.fatal or not self._delay_seconds or self._loop is None:
+        is_second_signal, self._presence.shutting_down = self._presence.shutting_down, True
+        if is_second_signal or self._presence.fatal or not self._delay_seconds or self._loop is None:
             super().handle_exit(sig, frame)
         else:
             self._loop.call_soon_threadsafe(self._loop.call_later, self._delay_seconds, super().handle_exit, sig, frame)
 
 
 def serve(settings: Settings, presence: Presence) -> None:
-    """Serve until told to stop. Raises Fatal when the service cannot start or go on."""
+    """Serve until told to stop. Raises Fatal when the service cannot start, or cannot continue."""
     sockets = [
         _listen(settings.host, port)
         for port in dict.fromkeys((settings.port, settings.health_port, settings.metrics_port))
@@ -86,7 +87,7 @@ def serve(settings: Settings, presence: Presence) -> None:
         tls = Certificate(settings.tls_dir, settings.tls_min_version) if settings.tls_dir else None
         Server(settings, presence, tls).run(sockets)
     finally:
-        # Even when a signal, which uvicorn sends again after its shutdown, has ended it.
+        # Also when run() is left by the signal that uvicorn raises again after its shutdown.
         if presence.fatal is not None:
             raise presence.fatal
 
@@ -103,6 +104,6 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def exit_quietly(sig: int, frame: FrameType | None) -> None:
-    """What a signal does outside of serving: unwind, so that an embedded Postgres is stopped in good order."""
+    """The handler of signals outside of serving: unwinds the stack, so that an embedded Postgres is stopped."""
     del frame
     raise SystemExit(0 if sig == signal.SIGTERM else 130)

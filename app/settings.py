@@ -242,7 +242,7 @@ class Settings(BaseSettings):
 
     @property
     def auth_modes(self) -> frozenset[str]:
-        return frozenset(split_list(self.auth))
+        return frozenset(comma_separated(self.auth))
 
     @property
     def hmac_key(self) -> bytes | None:
@@ -296,8 +296,8 @@ def load(**overrides: Any) -> Settings:
         raise Fatal("Invalid configuration:\n" + "\n".join(lines)) from None
 
 
-def split_list(text: str) -> tuple[str, ...]:
-    """The parts of a setting that is a list with commas, without spaces and empty parts."""
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The parts of a setting between its commas; empty ones are left out."""
     return tuple(part for one in text.split(",") if (part := one.strip()))
 
 

@@ -1,4 +1,4 @@
-"""The certificate by which the API is served. A changed pair of files is used from the next connection on."""
+"""The certificate that the API is served with. A changed pair of files is used from the next connection on."""
 
 import logging
 import ssl
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 
 class Certificate:
-    """tls.crt and tls.key of a directory. A pair that is no good, such as one of which only one file has changed yet, leaves
-    the old one in use.
+    """tls.crt and tls.key of a directory. While they are not a pair, for example because only one of them has been replaced
+    yet, the last pair stays in use.
     """
 
     def __init__(self, directory: Path, min_version: str) -> None:
@@ -25,10 +25,10 @@ class Certificate:
         try:
             self._current = WatchedFiles(self._pair, self._load, changed=_log_change, failed=_log_failure)
         except OSError as error:  # ssl.SSLError is one
-            raise Fatal(f"Cannot serve by {' and '.join(map(str, self._pair))}: {error}") from None
+            raise Fatal(f"Cannot serve with {' and '.join(map(str, self._pair))}: {error}") from None
 
     def context(self) -> ssl.SSLContext:
-        """A context whose connections each get the pair as it is when they begin."""
+        """A context in which each connection gets the pair that is valid when it begins."""
         context = self._load()
         context.sni_callback = self._choose
         return context
@@ -50,4 +50,4 @@ def _log_change(_: ssl.SSLContext) -> None:
 
 def _log_failure(error: Exception) -> None:
     metrics.AUTH_FAILURES.labels("tls").inc()
-    log.warning("the certificate stays as it was", extra={"error": str(error)})
+    log.warning("the changed certificate cannot be used, so the last one stays in use", extra={"error": str(error)})

@@ -1,4 +1,4 @@
-"""Spans for OpenTelemetry. Without an endpoint there are none, and next to no cost; the package is an extra, `otel`."""
+"""Spans for OpenTelemetry. Without an endpoint there are none, at next to no cost; the packages are the extra `otel`."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,9 +15,12 @@ _tracer: "Tracer | None" = None
 
 
 def start(endpoint: str) -> "TracerProvider":
-    """Send spans to the OTLP/HTTP collector at `endpoint` from now on. The SDK's own OTEL_* variables apply too."""
+    """Send spans to the OTLP/HTTP collector at `endpoint` from now on. The SDK's own OTEL_* variables apply too.
+
+    Fatal if the extra is not installed.
+    """
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 -- an extra
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 -- an extra, imported only if it is used
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415 -- as above
     except ImportError:
         raise Fatal(
@@ -27,11 +30,11 @@ def start(endpoint: str) -> "TracerProvider":
 
 
 def start_with(processor: "SpanProcessor") -> "TracerProvider":
-    """Hand spans to `processor` from now on."""
+    """Give spans to `processor` from now on."""
     from opentelemetry.sdk.resources import Resource  # noqa: PLC0415 -- as above
     from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415 -- as above
 
-    global _tracer  # noqa: PLW0603 -- one process, one tracer, as OpenTelemetry has it
+    global _tracer  # noqa: PLW0603 -- one tracer per process, as in OpenTelemetry
     provider = TracerProvider(resource=Resource.create({"service.name": "datastorage"}))
     provider.add_span_processor(processor)
     _tracer = provider.get_tracer("datastorage")
@@ -39,15 +42,15 @@ def start_with(processor: "SpanProcessor") -> "TracerProvider":
 
 
 def span(name: str, *, links: Iterable["Link | None"] = (), **attributes: Any) -> AbstractContextManager[Any]:
-    """A span around a block, child of the one that the block stands in."""
+    """A span around a block: a child of the current span, with links to others."""
     if _tracer is None:
         return _OFF
-    known = [link for link in links if link is not None]
-    return _tracer.start_as_current_span(name, links=known, attributes=attributes)
+    existing = [link for link in links if link is not None]
+    return _tracer.start_as_current_span(name, links=existing, attributes=attributes)
 
 
 def request(name: str, trace: tuple[str, str] | None) -> AbstractContextManager[Any]:
-    """The span of a request, child of its caller's if that has named one."""
+    """The span of a request: a child of the caller's span if `trace`, (trace id, span id) of its traceparent, names one."""
     if _tracer is None:
         return _OFF
     from opentelemetry import trace as otel  # noqa: PLC0415 -- as above
@@ -61,7 +64,7 @@ def request(name: str, trace: tuple[str, str] | None) -> AbstractContextManager[
 
 
 def link() -> "Link | None":
-    """To the current span, for the flush that will write what it wants."""
+    """A link to the current span, for the span of the flush that will write the request's events."""
     if _tracer is None:
         return None
     from opentelemetry import trace as otel  # noqa: PLC0415 -- as above
@@ -71,7 +74,7 @@ def link() -> "Link | None":
 
 
 def trace_id() -> str:
-    """Of the current span; empty without one."""
+    """The trace id of the current span as hex digits; empty without one."""
     if _tracer is None:
         return ""
     from opentelemetry import trace as otel  # noqa: PLC0415 -- as above

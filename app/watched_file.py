@@ -1,4 +1,4 @@
-"""What was read from files that an operator may change while the service runs: read again when they have changed."""
+"""A value that is read from files which an operator may change while the service runs. It is read again when they change."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -12,10 +12,11 @@ _CHECK_SECONDS = 1.0
 
 
 class WatchedFiles(Generic[_T]):
-    """What `read` makes of `paths`. At most once a second, when it is asked for, it is checked whether they have changed.
+    """The value that `read` returns for `paths`. Whether they have changed is checked when the value is asked for, at most
+    once a second.
 
-    What `read` raises at the first reading is raised; later the old value stays, and `failed` gets what was raised until the
-    files are good again. `changed` gets each new value.
+    What `read` raises at the first reading is raised to the caller. Later the last value stays, and `failed` is called with
+    the error (OSError or Fatal) at each check, until the files can be read. `changed` is called with each new value.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class WatchedFiles(Generic[_T]):
         self._failed = failed
         self._clock = clock
         self._checked_at = clock()
-        self._signature = self._stat()
+        self._signature = self._current_signature()  # before the reading: a later change is found by the next check
         self._value = read()
 
     def value(self) -> _T:
@@ -45,7 +46,7 @@ class WatchedFiles(Generic[_T]):
     def _check(self) -> None:
         self._checked_at = self._clock()
         try:
-            signature = self._stat()
+            signature = self._current_signature()
             if signature == self._signature:
                 return
             self._value = self._read()
@@ -55,5 +56,6 @@ class WatchedFiles(Generic[_T]):
             self._signature = signature
             self._changed(self._value)
 
-    def _stat(self) -> list[tuple[int, int, int]]:
+    def _current_signature(self) -> list[tuple[int, int, int]]:
+        """Changes whenever one of the files is written or replaced."""
         return [(s.st_ino, s.st_mtime_ns, s.st_size) for s in (path.stat() for path in self._paths)]

@@ -1,4 +1,4 @@
-"""A load client that costs little: prepared requests, connections kept open, one answer awaited at a time on each."""
+"""A load client that costs little: prepared requests, open connections, and on each one request at a time."""
 
 import asyncio
 import itertools
@@ -13,7 +13,7 @@ import uvloop
 
 @dataclass
 class Load:
-    """What one measurement saw. Latencies in seconds."""
+    """The result of one measurement. Latencies in seconds."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
@@ -32,21 +32,21 @@ class Load:
 class _Connection(asyncio.Protocol):
     """Sends the next request as soon as the answer to the last one is complete."""
 
-    def __init__(self, requests: Iterator[bytes], load: Load, ends: float) -> None:
-        self.requests, self.load, self.ends = requests, load, ends
+    def __init__(self, requests: Iterator[bytes], load: Load, end: float) -> None:
+        self.requests, self.load, self.end = requests, load, end
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.buffer = bytearray()
         self.expected = 0
-        """Bytes of the answer that is coming, once its head is here."""
+        """Bytes of the answer that is arriving; 0 until its head is complete."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's has its methods, but not its class
         self._send()
 
     def _send(self) -> None:
         request = next(self.requests, None)
-        self.sent = perf_counter()
-        if request is None or self.sent > self.ends:
+        self.sent_at = perf_counter()
+        if request is None or self.sent_at > self.end:
             self._finish()
         else:
             self.transport.write(request)
@@ -66,7 +66,7 @@ class _Connection(asyncio.Protocol):
         self.buffer.clear()
         self.expected = 0
         if status in (b"201", b"200", b"202"):
-            self.load.latencies.append(perf_counter() - self.sent)
+            self.load.latencies.append(perf_counter() - self.sent_at)
         else:
             self.load.errors[status.decode()] = self.load.errors.get(status.decode(), 0) + 1
         self._send()
@@ -87,17 +87,17 @@ async def _drive(port: int, requests: Iterator[bytes], connections: int, seconds
     load = Load()
     loop = asyncio.get_running_loop()
     started = perf_counter()
-    made = [
+    opened = [
         await loop.create_connection(lambda: _Connection(requests, load, started + seconds), "127.0.0.1", port)
         for _ in range(connections)
     ]
-    await asyncio.gather(*(protocol.done for _, protocol in made))
+    await asyncio.gather(*(protocol.done for _, protocol in opened))
     load.seconds = perf_counter() - started
     return load
 
 
 def drive(port: int, requests: Iterable[bytes], connections: int, seconds: float) -> Load:
-    """Keep `connections` busy for `seconds`, or until `requests` end."""
+    """Send requests on `connections` for `seconds`, or until `requests` end."""
     return uvloop.run(_drive(port, iter(requests), connections, seconds))
 
 
@@ -113,11 +113,11 @@ async def _drive_while_writing(
             due += 1 / writes_per_second
             await asyncio.sleep(max(0.0, due - perf_counter()))
 
-    async def swallow() -> None:
+    async def discard_answers() -> None:
         while await reader.read(1 << 16):
             pass
 
-    writing = [asyncio.create_task(write()), asyncio.create_task(swallow())]
+    writing = [asyncio.create_task(write()), asyncio.create_task(discard_answers())]
     await asyncio.sleep(0.2)
     load = await _drive(port, requests, 1, 60)
     for task in writing:
@@ -141,10 +141,10 @@ async def _drive_beside(port: int, request: bytes, requests: Iterator[bytes], co
 
 
 def drive_beside(port: int, request: bytes, requests: Iterable[bytes], connections: int) -> tuple[Load, Load]:
-    """One `request`, and `requests` on other connections from its first byte on."""
+    """One `request`, and at the same time `requests` on other connections."""
     return uvloop.run(_drive_beside(port, request, iter(requests), connections))
 
 
 def prepared(requests: Iterator[bytes], number: int) -> Iterator[bytes]:
-    """`number` requests made now, so that making them is not measured."""
+    """`number` requests, created now, so that their creation is not measured."""
     return iter(list(itertools.islice(requests, number)))

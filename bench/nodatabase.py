@@ -4,9 +4,8 @@ import asyncio
 from collections.abc import Sequence
 from unittest.mock import patch
 
-from fastapi import FastAPI
-
 from app import main, serve
+from app.api.service import Foundation
 from app.ingest import partitions
 from app.ingest.accept import Event
 from app.ingest.link import Head, link
@@ -36,7 +35,7 @@ class NoStore(Store):
         """There is nothing to close."""
 
 
-async def _find_database(_: FastAPI) -> str:
+async def _find_database(_: Foundation) -> str:
     return "bench.example/nodatabase"
 
 

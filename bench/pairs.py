@@ -1,9 +1,9 @@
-"""Is this checkout slower than another revision, or than itself with other settings? Both serve side by side, in alternating
-pairs; prints ratios with intervals.
+"""Is this checkout slower than another revision, or than itself with other settings? Both run side by side and are
+measured in alternating pairs; prints ratios with intervals.
 
 python -m bench.pairs --base REVISION
 python -m bench.pairs --base-setting tlog=false
-python -m bench.pairs --base-setting auth=none --kubernetes --least 0.9     # what it costs to know who calls, with a warm cache
+python -m bench.pairs --base-setting auth=none --kubernetes --least 0.9     # the cost of authentication with a warm cache
 """
 
 import argparse
@@ -99,7 +99,7 @@ def _rate(server: Running, name: str, options: argparse.Namespace) -> float:
     singles = name == "single at 64"
     requests = bodies.singles("pair") if singles else bodies.batches("pair")
     number = int(seconds * (_SINGLES_PER_SECOND if singles else _BATCHES_PER_SECOND))
-    if options.kubernetes:  # both get it
+    if options.kubernetes:  # both get the header
         header = f"\r\nAuthorization: Bearer {_TOKEN}\r\n".encode()
         requests = (request.replace(b"\r\n", header, 1) for request in requests)
     return drive(server.port, prepared(requests, number), 64 if singles else 16, seconds).rate
@@ -107,8 +107,8 @@ def _rate(server: Running, name: str, options: argparse.Namespace) -> float:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Bootstrap 95 % interval of the median."""
-    chance = random.Random(1)
-    medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(RESAMPLES))
+    generator = random.Random(1)
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(RESAMPLES))
     return medians[RESAMPLES * 25 // 1000], medians[RESAMPLES * 975 // 1000]
 
 

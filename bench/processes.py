@@ -1,4 +1,4 @@
-"""The service and its Postgres as processes, and what the kernel says that they used."""
+"""The service and its Postgres as processes, and the CPU time and memory that they used."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Running:
-    """A service, ready."""
+    """A service that is ready."""
 
     port: int
     pid: int
@@ -57,14 +57,14 @@ def service(*command: str, tree: Path = ROOT, **settings: object) -> Iterator[Ru
                 [sys.executable, "-m", *(command or ("app", "serve"))], cwd=tree, env=env, stdout=log, stderr=log
             )
         try:
-            _wait(process, port, Path(f"{directory}/log"))
+            _wait_until_ready(process, port, Path(f"{directory}/log"))
             yield Running(port, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(60)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
     for _ in range(300):
         with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
             return
@@ -75,7 +75,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
 
 
 def create_databases(server_url: str, *names: str) -> None:
-    """Empty databases beside the server's own."""
+    """Create empty databases on the server."""
     asyncio.run(_create(server_url, names))
 
 
@@ -92,7 +92,7 @@ def database_url(server_url: str, name: str) -> str:
 
 
 def postgres_cpu_seconds(pid: int) -> float:
-    """All processes of the server whose first is `pid`, those included that have ended."""
+    """CPU time of all processes of the server whose main process is `pid`, including those that have ended."""
     return cpu_seconds(pid) + sum(cpu_seconds(child) for child in descendants(pid))
 
 

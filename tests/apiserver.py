@@ -19,11 +19,11 @@ ALL = frozenset({"get", "create", "update"})
 
 @dataclass
 class ApiServer:
-    """What it knows, what it is asked, and how it behaves."""
+    """What it knows, which reviews it got, and how it behaves."""
 
     url: str = ""
     users: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By token: what TokenReview says of the user."""
+    """By token: what TokenReview answers about the user."""
     verbs: dict[str, frozenset[str]] = field(default_factory=dict)
     """By user name: what the user may do."""
     broken: dict[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class ApiServer:
         return {"allowed": attributes["verb"] in self.verbs[spec["user"]]}
 
     def settings(self, directory: Path) -> dict[str, object]:
-        """What a service needs to ask this server."""
+        """The settings of a service that asks this server."""
         (directory / "own-token").write_text("own-token\n")
         return {
             "auth": "kubernetes",
@@ -61,7 +61,7 @@ class ApiServer:
 
 
 def certificate_authority() -> str:
-    """Any file of certificates will do: the fake speaks HTTP."""
+    """Any file of certificates: this server speaks plain HTTP."""
     import certifi
 
     return certifi.where()

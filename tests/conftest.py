@@ -26,7 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def no_process_stays() -> Iterator[None]:
     """One test that fails must not make others fail."""
     yield
-    services.kill_what_still_runs()
+    services.kill_running()
 
 
 @pytest.fixture(scope="session")

@@ -22,23 +22,23 @@ def make_key(kid: str) -> RSAKey:
 
 @dataclass
 class Issuer:
-    """What it signs with, and what it publishes."""
+    """What it signs with and publishes, and how often it was asked."""
 
     url: str = ""
     key: RSAKey = field(default_factory=lambda: make_key("first"))
     down: bool = False
     fetched: int = 0
-    """How often its keys were."""
-    asked: int = 0
-    """How often for its document, too."""
+    """How often its keys were fetched."""
+    requests: int = 0
+    """For its keys and for its discovery document."""
 
     def token(self, sub: str, groups: list[str], key: RSAKey | None = None, **claims: Any) -> str:
-        """A token as it is good now, but for `claims`; None takes one away."""
+        """A token that is valid now, but for `claims`; None removes a claim."""
         now = int(time.time())
         signer = key or self.key
         all_claims = {"iss": self.url, "aud": AUDIENCE, "sub": sub, "groups": groups, "iat": now, "exp": now + 300}
-        kept = {name: value for name, value in (all_claims | claims).items() if value is not None}
-        return jwt.encode({"alg": "RS256", "kid": signer.kid}, kept, signer)
+        present = {name: value for name, value in (all_claims | claims).items() if value is not None}
+        return jwt.encode({"alg": "RS256", "kid": signer.kid}, present, signer)
 
     def settings(self) -> dict[str, object]:
         roles = {name: name for name in ("reader", "writer", "auditor", "admin")}
@@ -53,24 +53,26 @@ class Issuer:
 @contextmanager
 def issuer() -> Iterator[Issuer]:
     """The issuer, until the block ends."""
-    made = Issuer()
-    with listening(ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"issuer": made}))) as made.url:
-        yield made
+    running = Issuer()
+    with listening(
+        ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"issuer": running}))
+    ) as running.url:
+        yield running
 
 
 class _Handler(BaseHTTPRequestHandler):
     issuer: Issuer
 
     def do_GET(self) -> None:
-        one = self.issuer
+        issuer = self.issuer
         answers: dict[str, Any] = {
-            "/.well-known/openid-configuration": {"issuer": one.url, "jwks_uri": f"{one.url}/keys"},
-            "/keys": KeySet([one.key]).as_dict(private=False),
+            "/.well-known/openid-configuration": {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"},
+            "/keys": KeySet([issuer.key]).as_dict(private=False),
         }
-        one.fetched += self.path == "/keys"
-        one.asked += 1
+        issuer.fetched += self.path == "/keys"
+        issuer.requests += 1
         text = json.dumps(answers.get(self.path)).encode()
-        self.send_response(503 if one.down else 200)
+        self.send_response(503 if issuer.down else 200)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

@@ -1,4 +1,4 @@
-"""The service as processes of its own, reached over HTTP only."""
+"""The service as processes of its own, reached only over HTTP."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
     env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
     env |= {
         f"DATASTORAGE_{name.upper()}": str(value)
-        for name, value in (_places(directory) | settings | {"port": port}).items()
+        for name, value in (_default_directories(directory) | settings | {"port": port}).items()
         if value is not None
     }
     with log.open("wb") as output:
@@ -51,8 +51,8 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
     return Service(f"http://127.0.0.1:{port}", process, log)
 
 
-def kill_what_still_runs() -> None:
-    """After a test that failed before it could stop what it spawned."""
+def kill_running() -> None:
+    """Kill what a failed test did not stop."""
     for process in _spawned:
         if process.poll() is None:
             process.kill()
@@ -60,8 +60,8 @@ def kill_what_still_runs() -> None:
     _spawned.clear()
 
 
-def _places(directory: Path) -> dict[str, object]:
-    """Where it would otherwise write into the user's state directory."""
+def _default_directories(directory: Path) -> dict[str, object]:
+    """Instead of those in the user's state directory."""
     return {"spool_dir": directory / "spool", "signer_cert_dir": directory / "certificate"}
 
 
@@ -87,11 +87,11 @@ def is_ready(url: str) -> bool:
 
 
 def stop(services: Sequence[Service]) -> list[int]:
-    """Exit codes of those that still ran, after each was told to stop; one that does not stop is killed."""
-    running = [one for one in services if one.process.poll() is None]
-    for one in running:
-        one.process.send_signal(signal.SIGTERM)
-    return [_exit_code(one) for one in running]
+    """Stop those that still run. Returns their exit codes; one that does not stop in time is killed."""
+    running = [service for service in services if service.process.poll() is None]
+    for service in running:
+        service.process.send_signal(signal.SIGTERM)
+    return [_exit_code(service) for service in running]
 
 
 def _exit_code(service: Service) -> int:

@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "query": "events go_duration db sql tables errors",
     # verify: rows in portions of one snapshot, and the check of a chain's link
     "export": "events query verify tlog db sql tables errors",
-    "api": "auth events ingest tlog verify query export retention go_duration db logs settings errors metrics tracing",
+    # presence: what the probes show
+    "api": "auth events ingest tlog verify query export retention presence go_duration db logs settings errors metrics tracing",
     "main": "api auth events ingest tlog verify query export retention schema presence db settings state_dir errors",
     "connection": "",
     "tls": "config_file watched_file errors metrics",

@@ -1,0 +1,40 @@
+"""HTTP: a request comes in, is parsed and checked, calls one function of a station, and goes out as a response.
+
+The way of a request: the front (id, limits, access control) → the handler (parses the body, or the query string into a
+query) → one function of ingest, query, verify, export, retention or tlog, with what `service_of` gives → JSON. Every error
+on this way is an AuditError, and becomes a problem document. Guaranteed: a guarded path answers only callers with the verb
+`get`; a request that is not valid has changed nothing; a 201 is committed, a 202 is safe on disk; no handler runs a query
+before the database has been seen (503 until then). A new filter of events goes into query/filter.py: the query string and
+the OpenAPI document follow its model.
+
+On the way of every request:
+front.py          what every request and response passes: id, limits, access control, errors, metrics, access log
+access.py         which verb each route requires, who is admitted, what the caller is called, audit of reads
+service.py        the one object with everything that handlers need, and the function that gives it
+browser.py        security headers and CORS
+proxies.py        the client's address, from X-Forwarded-For of trusted proxies
+ratelimit.py      how often one caller may read
+problems.py       errors as problem documents; unknown paths and methods
+body.py           bodies: size, media type, the budget of bytes; JSON responses
+parameters.py     query strings read into models; correlation ids in paths
+paging.py         pagination, the Link to the next page, errors that a cursor causes
+deadline.py       the time that a query may take
+
+Routes:
+post.py           POST of events, single and in batches; body_formats.py: ADR-034 and CloudEventReader;
+                  idempotency.py: the Idempotency-Key header
+events.py         GET of events: a page, and one by id
+eventtypes.py     GET of event types
+timeline.py       GET of correlations: the list, and one with its timeline
+notifications.py  POST and GET of notifications
+holds.py          POST, GET and DELETE of legal holds
+verify.py         POST verify-chain
+proofs.py         GET of inclusion and consistency proofs
+tlog.py           GET of checkpoint, tiles and keys, open to everybody
+export.py         GET of exports, and of the certificate that signs them
+reconstruct.py    POST and GET of a reconstructed RemediationRequest
+effectiveness.py  GET of a remediation's effectiveness
+history.py        GET of the earlier remediations of a resource
+health.py         liveness, readiness, metrics, and ports of their own for them
+profile.py        a profile of the process, on the health port only
+"""

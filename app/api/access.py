@@ -1,7 +1,8 @@
-"""Which right each route needs, who is let in, and who it was. Every refusal is one log record and one count.
+"""Access control: which verb each route requires, who is admitted, and under which name they are recorded.
 
-A request under GUARDED has to show a token, and its caller the verb `get`, before anything else is looked at, its path
-included. A route that writes asks for its own verb with `permit`, once its request has been found to be valid.
+A request under GUARDED must carry a token whose owner has the verb `get`; nothing else of it is looked at before, not even
+whether its path exists. A route that writes checks its own verb with `authorize`, once it has found its request valid.
+Every refusal is one log record and one count.
 """
 
 import logging
@@ -13,8 +14,9 @@ from starlette.routing import Route, compile_path
 from starlette.types import Scope
 
 from app import metrics
+from app.api.service import foundation_of, service_of
 from app.auth.authenticator import Authenticator, Caller
-from app.errors import AccessRefused, AuditError, DatabaseAway, Fatal, RateLimited, Unauthorized
+from app.errors import AccessRefused, AuditError, Fatal, RateLimited, Unauthorized
 from app.ingest.self_events import self_event, write_self_event
 from app.settings import Settings
 
@@ -30,19 +32,19 @@ OPEN = frozenset(
 )
 
 
-class Need(NamedTuple):
-    """What a route asks of its caller beyond `get`."""
+class RouteAccess(NamedTuple):
+    """What a route requires of its caller beyond `get`, and how its requests count."""
 
     verb: str = "get"
     writes: bool = False
-    """It takes something in, so it is never rate limited."""
-    matters: bool = False
-    """Its answer leaves with evidence: it is audited, whoever reads."""
+    """It stores what it is sent, so it is never rate limited."""
+    is_evidence: bool = False
+    """Its answer is evidence that leaves the service: every reader is audited."""
 
 
-_READ, _PROOF = Need(), Need(matters=True)
-_WRITE, _HOLD, _COMPUTE = Need("create", writes=True), Need("update", writes=True), Need("create")
-NEEDS: dict[tuple[str, str], Need] = {
+_READ, _PROOF = RouteAccess(), RouteAccess(is_evidence=True)
+_WRITE, _HOLD, _COMPUTE = RouteAccess("create", writes=True), RouteAccess("update", writes=True), RouteAccess("create")
+ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("POST", "/api/v1/audit/events"): _WRITE,
     ("GET", "/api/v1/audit/events"): _READ,
     ("POST", "/api/v1/audit/events/batch"): _WRITE,
@@ -67,55 +69,63 @@ NEEDS: dict[tuple[str, str], Need] = {
     ("GET", "/api/v1/effectiveness/{correlation_id}"): _READ,
     ("GET", "/api/v1/remediation-history/context"): _READ,
 }
-_WRITES = frozenset(key for key, need in NEEDS.items() if need.writes)
-_MATTERS = [compile_path(path)[0] for (_, path), need in NEEDS.items() if need.matters]
+_WRITE_ROUTES = frozenset(key for key, access in ROUTE_ACCESS.items() if access.writes)
+_EVIDENCE_PATHS = [compile_path(path)[0] for (_, path), access in ROUTE_ACCESS.items() if access.is_evidence]
 ANONYMOUS = "anonymous"
 
 log = logging.getLogger(__name__)
 
 
-def check(app: FastAPI) -> None:
-    """Fatal if a route is neither open nor in the table: nobody has thought about who may call it."""
+def check_routes(app: FastAPI) -> None:
+    """Fatal if a route is neither in OPEN nor in ROUTE_ACCESS: nobody has decided who may call it."""
     for route in app.router.routes:
         assert isinstance(route, Route)
         for method in route.methods or ():
-            known = (method, route.path_format) in NEEDS and route.path.startswith(GUARDED)
-            if route.path_format not in OPEN and not known:
+            is_listed = (method, route.path_format) in ROUTE_ACCESS and route.path.startswith(GUARDED)
+            if route.path_format not in OPEN and not is_listed:
                 raise Fatal(
-                    f"{method} {route.path_format} is not in NEEDS of app/api/access.py: say which verb it needs."
+                    f"{method} {route.path_format} is not in ROUTE_ACCESS of app/api/access.py: add it with its verb."
                 )
 
 
 class AccessControl:
-    """Lets requests in, or raises what they are answered with."""
+    """Admits requests, or raises the error that they are answered with."""
 
-    def __init__(self, gate: Authenticator, settings: Settings) -> None:
-        self.gate = gate
-        self._limit = None if settings.read_rate is None else _read_limit(settings.read_rate)
-        self._audits = settings.audit_reads
+    def __init__(self, authenticator: Authenticator, settings: Settings) -> None:
+        self._authenticator = authenticator
+        self._read_limit = None if settings.read_rate is None else _read_limit(settings.read_rate)
+        self._audits_reads = settings.audit_reads
 
-    async def admit(self, scope: Scope, authorization: bytes | None) -> dict[str, str]:
-        """Find out whose request this is, and whether it may read. Raises AccessRefused or RateLimited; returns headers to add."""
-        caller = None
+    async def admit(self, request: Request, authorization: bytes | None) -> dict[str, str]:
+        """Identify the caller and check that they may read. Returns headers for the response.
+
+        Raises AccessRefused or RateLimited, and for a read that has to be audited also what Writer.submit() raises.
+        """
+        scope, caller = request.scope, None
         try:
-            if not self.gate.is_open:
-                caller = scope["state"]["caller"] = await self.gate.identify(_token(authorization))
+            if not self._authenticator.is_disabled:
+                caller = scope["state"]["caller"] = await self._authenticator.identify(_bearer_token(authorization))
                 scope["state"]["username"] = caller.identity.name
-                await self.gate.permit(caller, "get")
-            if (self._limit is None and not self._audits) or (scope["method"], scope["path"]) in _WRITES:
+                await self._authenticator.authorize(caller, "get")
+            if (self._read_limit is None and not self._audits_reads) or (
+                scope["method"],
+                scope["path"],
+            ) in _WRITE_ROUTES:
                 return {}
-            return await self._admit_reading(scope, caller)
+            return await self._admit_read(request, caller)
         except (AccessRefused, RateLimited) as error:
-            _denied(scope, error, "get")
+            _record_denial(request, error, "get")
             raise
 
-    async def _admit_reading(self, scope: Scope, caller: Caller | None) -> dict[str, str]:
-        added: dict[str, str] = {}
-        if self._limit is not None and scope["method"] != "DELETE":
-            added = await self._limit.take(caller.identity.name if caller else address_of(scope))
-        if self._audits and ((caller and caller.identity.audited) or any(m.match(scope["path"]) for m in _MATTERS)):
-            await _audit(scope, caller)
-        return added
+    async def _admit_read(self, request: Request, caller: Caller | None) -> dict[str, str]:
+        scope, headers = request.scope, dict[str, str]()
+        if self._read_limit is not None and scope["method"] != "DELETE":
+            headers = await self._read_limit.count(caller.identity.name if caller else client_address(scope))
+        if self._audits_reads and (
+            (caller and caller.identity.audited) or any(path.match(scope["path"]) for path in _EVIDENCE_PATHS)
+        ):
+            await _write_read_event(request, caller)
+        return headers
 
 
 def _read_limit(rate: str) -> "ReadLimit":
@@ -124,11 +134,9 @@ def _read_limit(rate: str) -> "ReadLimit":
     return ReadLimit(rate)
 
 
-async def _audit(scope: Scope, caller: Caller | None) -> None:
-    """Write down that somebody reads, before they do: no such read is without its event."""
-    state = scope["app"].state
-    if state.writer is None:
-        raise DatabaseAway
+async def _write_read_event(request: Request, caller: Caller | None) -> None:
+    """Record that somebody reads, before they do: no audited read is answered without its event."""
+    service, scope = service_of(request), request.scope
     name = caller.identity.name if caller else ANONYMOUS
     payload = {
         "event_type": "datastorage.read.audited",
@@ -137,12 +145,12 @@ async def _audit(scope: Scope, caller: Caller | None) -> None:
         "http_path": scope["raw_path"].decode("latin-1"),
         "query_string": scope["query_string"].decode("latin-1"),
     }
-    event = self_event(state.writer.store.log_name, payload, actor_id=name)
-    await write_self_event(state.writer, event, state.settings.single_deadline_ms)
+    event = self_event(service.log_name, payload, actor_id=name)
+    await write_self_event(service.writer, event, service.settings.single_deadline_ms)
 
 
-def _token(authorization: bytes | None) -> str:
-    """The bearer token of an Authorization header. Unauthorized in the words of the contract."""
+def _bearer_token(authorization: bytes | None) -> str:
+    """The bearer token of an Authorization header. Raises Unauthorized in the words of the contract."""
     if not authorization:
         raise Unauthorized("Missing Authorization header")
     if not authorization.startswith(b"Bearer "):
@@ -152,62 +160,60 @@ def _token(authorization: bytes | None) -> str:
     return token
 
 
-async def permit(request: Request) -> None:
-    """AccessRefused unless the caller may do what this route writes. Called once the request has been found valid."""
+async def authorize(request: Request) -> None:
+    """AccessRefused unless the caller has the verb of this route. Called once the request has been found valid."""
     caller: Caller | None = request.scope["state"].get("caller")
     if caller is None:
-        return  # mode none; the front has let in nobody else
-    verb = need(request.scope).verb
+        return  # only with auth=none; otherwise the front admits nobody without a caller
+    verb = _required_verb(request.scope)
     try:
-        await request.app.state.door.gate.permit(caller, verb)
+        await foundation_of(request).authenticator.authorize(caller, verb)
     except AccessRefused as error:
-        _denied(request.scope, error, verb)
+        _record_denial(request, error, verb)
         raise
 
 
-def need(scope: Scope) -> Need:
-    """What the route of this request asks for."""
+def _required_verb(scope: Scope) -> str:
     path = getattr(scope.get("route"), "path_format", scope["path"])
-    return NEEDS[scope["method"], str(path)]
+    return ROUTE_ACCESS[scope["method"], str(path)].verb
 
 
-def caller_of(request: Request) -> str:
-    """Who sent this request, as it is written down; empty where nobody is asked who they are."""
+def caller_name(request: Request) -> str:
+    """The name under which the caller is recorded; empty with auth=none."""
     caller: Caller | None = request.scope["state"].get("caller")
     return "" if caller is None else caller.identity.name
 
 
-def person_of(request: Request) -> str | None:
-    """Who is the actor of what this request posts, whatever its body says; None where the body decides."""
+def person_name(request: Request) -> str | None:
+    """The actor of what this request posts, whatever its body says; None where the body names the actor."""
     caller: Caller | None = request.scope["state"].get("caller")
     return caller.identity.name if caller is not None and caller.identity.person else None
 
 
-def address_of(scope: Scope) -> str:
-    """The address that the request comes from, behind the proxies that are trusted."""
+def client_address(scope: Scope) -> str:
+    """The address that the request comes from: that of the client of trusted proxies, where there are any."""
     client = scope.get("client")
     return client[0] if client else ""
 
 
-def _denied(scope: Scope, error: AuditError, verb: str) -> None:
-    caller: Caller | None = scope["state"].get("caller")
+def _record_denial(request: Request, error: AuditError, verb: str) -> None:
+    scope = request.scope
     kind = {401: "authentication_failed", 403: "authorization_denied", 429: "rate_limited"}.get(
         error.status, "review_failed"
     )
     metrics.DENIALS.labels(kind).inc()
-    settings = scope["app"].state.settings
     log.warning(
         "security_event",
         extra={
             "event_type": kind,
             "reason": error.detail,
-            "user": "" if caller is None else caller.identity.name,
+            "user": caller_name(request),
             "status_code": error.status,
             "method": scope["method"],
             "path": scope["path"],
-            "remote_addr": address_of(scope),
+            "remote_addr": client_address(scope),
             "resource": "services",
-            "resource_name": settings.kubernetes_service,
+            "resource_name": foundation_of(request).settings.kubernetes_service,
             "verb": verb,
             "request_id": scope["state"]["request_id"],
         },

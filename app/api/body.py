@@ -1,9 +1,12 @@
-"""Bodies of requests: their size, their type, and nothing of their content."""
+"""Bodies: the size and type of those of requests, the bytes that all of them may use together, and JSON in responses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import orjson
 from starlette.requests import Request
+from starlette.responses import Response
 
 from app.errors import BadRequest, InboxFull, TooLarge
 
@@ -16,39 +19,39 @@ JSON = "application/json"
 
 
 class ByteBudget:
-    """Bounds the bytes of the bodies that are being taken, each from its first byte until its request is answered."""
+    """Bounds the bytes of all request bodies in memory, each from its first byte until its request is answered."""
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._taken = 0
+        self._bytes_reserved = 0
 
     @contextmanager
-    def taking(self) -> Iterator["Reservation"]:
-        """ByteBudget for one body, to be asked for as it comes."""
-        taking = Reservation(self)
+    def reserve(self) -> Iterator["Reservation"]:
+        """A reservation for one body. It grows as the body arrives, and ends with the block."""
+        reservation = Reservation(self)
         try:
-            yield taking
+            yield reservation
         finally:
-            self._taken -= taking.bytes
+            self._bytes_reserved -= reservation.bytes
 
-    def add(self, size: int, alone: int) -> None:
-        """InboxFull when there is none left. A body that is alone, as `alone` says, may be larger."""
-        self._taken += size
-        if self._taken > self._bytes_max and self._taken > alone:
+    def add(self, size: int, body_bytes: int) -> None:
+        """Reserve `size` bytes more for a body that has `body_bytes` now. InboxFull above the budget, except for a lone body."""
+        self._bytes_reserved += size
+        if self._bytes_reserved > self._bytes_max and self._bytes_reserved > body_bytes:
             raise InboxFull
 
 
 class Reservation:
-    """What one body takes of the room."""
+    """The bytes that one body uses of the budget."""
 
-    def __init__(self, room: ByteBudget) -> None:
-        self._room = room
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
         self.bytes = 0
 
     def add(self, size: int) -> None:
-        """Take `size` bytes more. Raises InboxFull."""
+        """Reserve `size` bytes more. Raises InboxFull."""
         self.bytes += size
-        self._room.add(size, self.bytes)
+        self._budget.add(size, self.bytes)
 
 
 async def read_json_body(request: Request, bytes_max: int) -> bytes:
@@ -59,29 +62,31 @@ async def read_json_body(request: Request, bytes_max: int) -> bytes:
     return body
 
 
-async def read_body(request: Request, bytes_max: int, taking: Reservation | None = None) -> tuple[bytes, str]:
-    """The whole body, and what its Content-Type calls it, without parameters. TooLarge when it grows above `bytes_max`,
-    which the front has held its Content-Length against; InboxFull when there is no room to take.
+async def read_body(request: Request, bytes_max: int, reservation: Reservation | None = None) -> tuple[bytes, str]:
+    """The whole body, and the media type of its Content-Type without parameters.
+
+    TooLarge when it grows above `bytes_max` (the front has checked its Content-Length already); InboxFull when
+    `reservation` cannot grow.
     """
     length = request.headers.get("content-length", "")
-    if taking is not None and length.isdecimal():
-        taking.add(int(length))
-        taking = None
-    body = await _read(request, bytes_max, taking)
+    if reservation is not None and length.isdecimal():
+        reservation.add(int(length))
+        reservation = None
+    body = await _read(request, bytes_max, reservation)
     return body, request.headers.get("content-type", "").partition(";")[0].strip()
 
 
 def wrong_type(media_type: str, expected: str) -> BadRequest:
-    """The refusal of a body by what its Content-Type says."""
+    """The refusal of a body for its Content-Type."""
     return BadRequest(f"Content-Type: expected {expected}, got {media_type[:60] or 'none'}")
 
 
 def too_large(request: Request, bytes_max: int) -> TooLarge:
-    """The refusal of a body by what its Content-Length says."""
+    """The refusal of a body for its Content-Length."""
     return TooLarge(f"The body has {request.headers['content-length']} bytes; this route takes at most {bytes_max}.")
 
 
-async def _read(request: Request, bytes_max: int, taking: Reservation | None) -> bytes:
+async def _read(request: Request, bytes_max: int, reservation: Reservation | None) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -92,8 +97,15 @@ async def _read(request: Request, bytes_max: int, taking: Reservation | None) ->
         size += len(chunk)
         if size > bytes_max:
             raise TooLarge(f"The body has more than the {bytes_max} bytes that this route takes.")
-        if taking is not None:
-            taking.add(len(chunk))
+        if reservation is not None:
+            reservation.add(len(chunk))
         if not message.get("more_body", False):
             return b"".join((*chunks, chunk)) if chunks else chunk
         chunks.append(chunk)
+
+
+def json_response(
+    value: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, options: int = orjson.OPT_APPEND_NEWLINE
+) -> Response:
+    """`value` as JSON with a newline at its end. `options` are orjson's."""
+    return Response(orjson.dumps(value, option=options), status, headers, JSON)

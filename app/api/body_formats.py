@@ -1,10 +1,11 @@
-"""The envelopes in which events may be posted: ADR-034, and CloudEvents in its three modes."""
+"""The formats in which events may be posted: ADR-034, and CloudEventReader in its three content modes."""
 
 from typing import Any
 
 from starlette.requests import Request
 
 from app.api.body import JSON, wrong_type
+from app.api.service import foundation_of
 from app.errors import BadRequest
 from app.events import cloudevents
 from app.events.canonical import Document
@@ -17,62 +18,62 @@ SINGLE_PATH = "/api/v1/audit/events"
 BATCH_PATH = "/api/v1/audit/events/batch"
 
 
-class Envelope:
-    """How the events of one request are read: as ADR-034 has them, or as `cloud` does."""
+class BodyFormat:
+    """Reads the events of one request: as ADR-034 defines them, or as `cloud_events` does if it is not None."""
 
-    def __init__(self, catalog: Catalog, cloud: CloudEventReader | None = None) -> None:
+    def __init__(self, catalog: Catalog, cloud_events: CloudEventReader | None = None) -> None:
         self._catalog = catalog
-        self._cloud = cloud
+        self._cloud_events = cloud_events
 
-    def only(self, document: Document) -> Draft:
-        """The draft of a body that is one event."""
+    def draft_single(self, document: Document) -> Draft:
+        """The draft of a body that is one event. BadRequest with the names that the client has sent."""
         try:
-            return self.draft(document.value, "", plain=document.plain, depth=document.depth)
+            return self.draft_item(document.value, "", plain=document.plain, depth=document.depth)
         except BadRequest as error:
             raise self.renamed(error) from None
 
-    def draft(self, value: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
-        """The draft of one item. Its faults have the names of ADR-034 until they are `renamed`."""
-        if self._cloud is None:
+    def draft_item(self, value: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
+        """The draft of one item. BadRequest has the names of ADR-034 until it is `renamed`."""
+        if self._cloud_events is None:
             return check_item(self._catalog, value, pointer, plain=plain, depth=depth)
-        item, unfit = self._cloud.item(value, pointer)
+        item, bad_attributes = self._cloud_events.item(value, pointer)
         faults = Faults()
         with faults:
-            if unfit:
-                raise bad_fields(unfit)
+            if bad_attributes:
+                raise bad_fields(bad_attributes)
         with faults:
             # One level more: in binary mode the body is the payload alone.
             drafted = check_item(self._catalog, item, pointer, plain=plain, depth=depth + 1)
-            if not unfit:
+            if not bad_attributes:
                 return drafted
         raise faults.error()
 
     def renamed(self, error: BadRequest) -> BadRequest:
-        """`error` with its places named as the client has sent them."""
-        return error if self._cloud is None else self._cloud.with_pointers_as_sent(error)
+        """`error` with the names of members that the client has sent."""
+        return error if self._cloud_events is None else self._cloud_events.with_pointers_as_sent(error)
 
 
-def of_single(request: Request, media_type: str) -> Envelope:
-    """The envelope of a single post; BadRequest for a content type that this route does not take."""
-    catalog, headers = request.app.state.catalog, request.scope["headers"]
+def single_format(request: Request, media_type: str) -> BodyFormat:
+    """The format of a single event; BadRequest for a media type that this route does not accept."""
+    catalog, headers = foundation_of(request).catalog, request.scope["headers"]
     if media_type == JSON:
-        return Envelope(catalog, CloudEventReader(catalog, headers) if cloudevents.is_binary(headers) else None)
+        return BodyFormat(catalog, CloudEventReader(catalog, headers) if cloudevents.is_binary(headers) else None)
     if media_type == cloudevents.STRUCTURED:
-        return Envelope(catalog, CloudEventReader(catalog))
+        return BodyFormat(catalog, CloudEventReader(catalog))
     if media_type == cloudevents.BATCH:
         raise BadRequest(f"Content-Type: {media_type} belongs to POST {BATCH_PATH}")
     raise wrong_type(media_type, f"{JSON} or {cloudevents.STRUCTURED}")
 
 
-def of_batch(request: Request, media_type: str) -> Envelope:
-    """The envelope of each item of a batch; BadRequest for a content type that this route does not take."""
-    catalog = request.app.state.catalog
+def batch_format(request: Request, media_type: str) -> BodyFormat:
+    """The format of each item of a batch; BadRequest for a media type that this route does not accept."""
+    catalog = foundation_of(request).catalog
     if media_type == cloudevents.BATCH:
-        return Envelope(catalog, CloudEventReader(catalog))
+        return BodyFormat(catalog, CloudEventReader(catalog))
     if media_type == cloudevents.STRUCTURED:
         raise BadRequest(f"Content-Type: {media_type} belongs to POST {SINGLE_PATH}")
     if media_type != JSON:
         raise wrong_type(media_type, f"{JSON} or {cloudevents.BATCH}")
     if cloudevents.is_binary(request.scope["headers"]):
         raise BadRequest(f"ce-specversion: a CloudEvent in binary mode belongs to POST {SINGLE_PATH}")
-    return Envelope(catalog)
+    return BodyFormat(catalog)

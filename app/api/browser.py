@@ -1,11 +1,11 @@
-"""What keeps browsers from doing harm with answers: headers on each of them, and which pages may read them (CORS)."""
+"""Protection of browsers: security headers on every response, and CORS (which pages may read responses)."""
 
 from collections.abc import Mapping
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.settings import Settings, split_list
+from app.settings import Settings, comma_separated
 
 Headers = list[tuple[bytes, bytes]]
 _SECURITY: Headers = [
@@ -22,32 +22,37 @@ _PREFLIGHT = {
 }
 
 
-class Browser:
-    """The headers that an installation gives its answers."""
+class BrowserHeaders:
+    """The headers for browsers that this installation adds to its responses."""
 
     def __init__(self, settings: Settings) -> None:
-        origins = {origin.encode() for origin in split_list(settings.cors_origins)}
-        self._any, self._origins = b"*" in origins, origins
-        self._always = [(b"vary", b"Origin"), *_SECURITY]
+        origins = {origin.encode() for origin in comma_separated(settings.cors_origins)}
+        self._allows_any, self._origins = b"*" in origins, origins
+        self._on_every_response = [(b"vary", b"Origin"), *_SECURITY]
         if settings.tls_dir is not None:
-            self._always.append(_HSTS)
+            self._on_every_response.append(_HSTS)
 
-    def headers(self, sent: Mapping[bytes, bytes], answered: Headers) -> Headers:
-        """What is added to an answer that has the headers `answered` of its own, which win."""
-        names = {name for name, _ in answered}
-        added = [header for header in self._always if header[0] not in names]
-        if self._origins and self._allows(origin := sent.get(b"origin", b"")):
-            added += [
+    def headers(self, request_headers: Mapping[bytes, bytes], response_headers: Headers) -> Headers:
+        """The headers to add to a response with `response_headers`, which take precedence."""
+        names = {name for name, _ in response_headers}
+        headers = [header for header in self._on_every_response if header[0] not in names]
+        if self._origins and self._allows(origin := request_headers.get(b"origin", b"")):
+            headers += [
                 (b"access-control-allow-origin", origin),
                 (b"access-control-expose-headers", b"Link, X-Request-ID, RateLimit, RateLimit-Policy, Retry-After"),
             ]
-        return added
+        return headers
 
-    def preflight(self, request: Request, sent: Mapping[bytes, bytes]) -> Response | None:
-        """The answer to a preflight, without a token; an origin that is not allowed finds no header that says so."""
-        if request.method != "OPTIONS" or not (sent.get(b"origin") and sent.get(b"access-control-request-method")):
+    def preflight(self, request: Request, request_headers: Mapping[bytes, bytes]) -> Response | None:
+        """The response to a CORS preflight, which carries no token; without CORS headers if its origin is not allowed.
+
+        None if the request is not a preflight.
+        """
+        if request.method != "OPTIONS" or not (
+            request_headers.get(b"origin") and request_headers.get(b"access-control-request-method")
+        ):
             return None
-        return Response(headers=_PREFLIGHT if self._allows(sent[b"origin"]) else None)
+        return Response(headers=_PREFLIGHT if self._allows(request_headers[b"origin"]) else None)
 
     def _allows(self, origin: bytes) -> bool:
-        return bool(origin) and (self._any or origin in self._origins)
+        return bool(origin) and (self._allows_any or origin in self._origins)

@@ -1,4 +1,4 @@
-"""The time that a query may take."""
+"""The deadline of a query."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -6,14 +6,15 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
+from app.api.service import foundation_of
 from app.errors import DatabaseFailed
 
 _Answer = TypeVar("_Answer")
 
 
-async def in_time(request: Request, answer: Awaitable[_Answer]) -> _Answer:
-    """`answer`, or DatabaseFailed when it takes longer than a query may."""
-    limit_ms = request.app.state.settings.query_deadline_ms
+async def within_deadline(request: Request, answer: Awaitable[_Answer]) -> _Answer:
+    """Await `answer`. DatabaseFailed when it takes longer than the setting query_deadline_ms."""
+    limit_ms = foundation_of(request).settings.query_deadline_ms
     try:
         async with asyncio.timeout(limit_ms / 1000):
             return await answer

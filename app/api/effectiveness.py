@@ -3,14 +3,15 @@
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import parameters
-from app.api.deadline import in_time
+from app.api.body import json_response
+from app.api.deadline import within_deadline
+from app.api.parameters import path_correlation_id
+from app.api.service import service_of
 from app.errors import AuditError, DatabaseFailed
 from app.query.effectiveness import answer, effectiveness
 
@@ -85,12 +86,11 @@ class AssessmentsNotRead(DatabaseFailed):
 )
 async def get_effectiveness(request: Request, correlation_id: str) -> Response:
     """Whether a remediation worked, and what was looked at to say so."""
-    correlation_id = parameters.correlation(correlation_id)
+    correlation_id = path_correlation_id(correlation_id)
     try:
-        found = await in_time(request, effectiveness(request.app.state.engine, correlation_id))
+        found = await within_deadline(request, effectiveness(service_of(request).engine, correlation_id))
     except DatabaseFailed as error:
         raise AssessmentsNotRead from (error.__cause__ or error)
     if not found.total:
         raise NotAssessed(f"There is no effectiveness assessment of {correlation_id}.", instance=request.url.path)
-    body = answer(correlation_id, found, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
-    return Response(orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+    return json_response(answer(correlation_id, found, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))

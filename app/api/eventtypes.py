@@ -1,4 +1,4 @@
-"""GET of event types: which there are, and what one holds."""
+"""GET of event types: the list of them, and one with the schema of its payload."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.service import foundation_of
 from app.events import describe
 
 router = APIRouter(tags=["event types"])
@@ -57,14 +58,14 @@ _PRODUCER = {"name": "producer", "in": "query", "description": "only its types",
 async def list_event_types(request: Request) -> Response:
     """Every event type that this service takes, by name."""
     producer = request.query_params.get("producer") or None
-    return _answer({"event_types": describe.summaries(request.app.state.catalog, producer)})
+    return _response({"event_types": describe.summaries(foundation_of(request).catalog, producer)})
 
 
 @router.get("/api/v1/audit/event-types/{name}", response_class=Response, responses={200: {"model": EventTypeDetails}})
 async def get_event_type(request: Request, name: str) -> Response:
     """One event type, with its schema and an example."""
-    return _answer(describe.details(describe.find(request.app.state.catalog, name)))
+    return _response(describe.details(describe.find(foundation_of(request).catalog, name)))
 
 
-def _answer(body: dict[str, Any]) -> Response:
+def _response(body: dict[str, Any]) -> Response:
     return Response(describe.as_json(body), media_type="application/json")

@@ -1,4 +1,4 @@
-"""GET of an export: a signed page as the reference has it, or all events as a file that carries its manifest."""
+"""GET of an export: a signed page as in the reference, or all events as a file with its manifests."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -8,18 +8,27 @@ from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from app.api.access import caller_of
+from app.api.access import caller_name
 from app.api.body import ClientDisconnected
-from app.api.deadline import in_time
-from app.api.parameters import documented, number, sent_parameters
-from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
+from app.api.deadline import within_deadline
+from app.api.parameters import (
+    Reader,
+    build_query,
+    documented,
+    query_parameters,
+    read_fields,
+    true_or_false,
+    whole_number,
+)
+from app.api.service import Service, foundation_of, service_of
+from app.errors import AuditError, DatabaseFailed, Unavailable
 from app.events.envelope import parse_timestamp
-from app.events.explain import bad_fields, by_member_name, explain
+from app.events.explain import bad_fields
 from app.export.certificate import ExportKeyPair
 from app.export.parts import Export, ResumeToken
 from app.export.select import PAGE_MAX, ExportQuery
@@ -31,11 +40,25 @@ from app.verify.snapshot import snapshot
 STALL_SECONDS = 60.0
 _MEDIA_TYPES = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 _BOOLEANS = frozenset(["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"])
-_OF_JSON = ("offset", "limit", "include_detached_signature")
+_ONLY_JSON = ("offset", "limit", "include_detached_signature")
 
-# Each export holds a connection of the pool, in one snapshot, for as long as its client takes.
-_slots = asyncio.Semaphore(2)
-_pages = asyncio.Semaphore(2)
+
+def _time(name: str, text: str) -> datetime:
+    return parse_timestamp(text, name)
+
+
+_READERS: dict[str, Reader] = {
+    "start_time": _time,
+    "end_time": _time,
+    "limit": whole_number(1, PAGE_MAX),
+    "offset": whole_number(0, OFFSET_MAX),
+    "redact_pii": true_or_false(_BOOLEANS),
+    "include_detached_signature": true_or_false(_BOOLEANS),
+}
+
+# Each export uses a connection of the pool, with one snapshot, until its client has received all of it.
+_file_slots = asyncio.Semaphore(2)
+_page_slots = asyncio.Semaphore(2)
 
 PEM = "application/x-pem-file"
 AFTER = {
@@ -128,21 +151,20 @@ router = APIRouter(tags=["export"])
 )
 async def export_events(request: Request) -> Response:
     """Take events out of the service: as a signed page, or all of them as a file that can be verified by itself."""
-    if request.app.state.writer is None:
-        raise DatabaseAway
+    service = service_of(request)
     query, token = parse_export(request.scope["query_string"])
+    caller = caller_name(request)
     export: Export | SignedPage
     if query.format == "json":
-        hmac_key = request.app.state.settings.hmac_key
-        export = SignedPage(query, caller_of(request), _log_name(request), await _key_pair(request), hmac_key)
+        export = SignedPage(query, caller, service.log_name, await _key_pair(request), service.settings.hmac_key)
     else:
-        export = Export(query, caller_of(request), _log_name(request), request.app.state.signing_key, token)
-    chunks = _chunks(request, export)
+        export = Export(query, caller, service.log_name, service.signing_key, token)
+    chunks = _chunks(service, export)
     try:
-        first = await (in_time(request, anext(chunks)) if query.format == "json" else anext(chunks))
+        first = await (within_deadline(request, anext(chunks)) if query.format == "json" else anext(chunks))
     except DatabaseFailed as error:
         raise QueryFailed from error
-    return Stream(first, chunks, _MEDIA_TYPES[query.format])
+    return ExportResponse(first, chunks, _MEDIA_TYPES[query.format])
 
 
 @router.get("/api/v1/audit/export/certificate", response_class=Response, responses={200: {"content": {PEM: {}}}})
@@ -152,20 +174,14 @@ async def get_export_certificate(request: Request) -> Response:
 
 
 def parse_export(query_string: bytes) -> tuple[ExportQuery, ResumeToken | None]:
-    """What is to be exported, and where it goes on. What is empty says nothing."""
-    sent = {
-        name: value
-        for name, value in sent_parameters(query_string, {*ExportQuery.model_fields, "after"}).items()
-        if value
-    }
-    token = _token(sent.pop("after")) if "after" in sent else None
-    fields = {name: _read(name, value) for name, value in sent.items()}
-    if fields.get("format", "json") != "json" and (odd := [name for name in _OF_JSON if name in sent]):
-        raise bad_fields(dict.fromkeys(odd, "belongs to format=json: the other formats have no pages"))
-    try:
-        query = ExportQuery(**fields)
-    except ValidationError as error:
-        raise bad_fields(by_member_name(explain(error, ""))) from None
+    """The query in a query string, and where a cut export continues. Empty values are ignored."""
+    sent = query_parameters(query_string, {*ExportQuery.model_fields, "after"})
+    after = sent.pop("after", "")
+    token = _token(after) if after else None
+    fields = read_fields(sent, _READERS)
+    if fields.get("format", "json") != "json" and (refused := [name for name in _ONLY_JSON if name in fields]):
+        raise bad_fields(dict.fromkeys(refused, "belongs to format=json: the other formats have no pages"))
+    query = build_query(ExportQuery, fields)
     if token is not None and query.format == "json":
         raise bad_fields({"after": "belongs to ndjson and csv: repeat the parameters of the export that was cut"})
     return query, token
@@ -178,46 +194,31 @@ def _token(text: str) -> ResumeToken:
         raise bad_fields({"after": str(error)}) from None
 
 
-def _read(name: str, value: str) -> Any:
-    if name in {"start_time", "end_time"}:
-        return parse_timestamp(value, name)
-    if name == "limit":
-        return number(name, value, 1, PAGE_MAX)
-    if name == "offset":
-        return number(name, value, 0, OFFSET_MAX)
-    if name in {"redact_pii", "include_detached_signature"}:
-        if value not in _BOOLEANS:
-            raise bad_fields({name: f"expected true or false, got {value[:60]!r}"})
-        return value == "true"
-    return value
-
-
-async def _chunks(request: Request, export: Export | SignedPage) -> AsyncGenerator[bytes]:
-    """The answer piece by piece, and the event that tells of it."""
-    slots = _pages if isinstance(export, SignedPage) else _slots
-    if slots is _slots and slots.locked():
+async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerator[bytes]:
+    """The answer in pieces. The event that records the export is written before the last piece leaves."""
+    slots = _page_slots if isinstance(export, SignedPage) else _file_slots
+    if slots is _file_slots and slots.locked():
         raise Unavailable("Two exports are running already: try again when one of them has ended.")
-    told = False
+    is_recorded = False
 
-    async def tell() -> None:
-        nonlocal told
-        told = True
-        await _tell(request, export)
+    async def record() -> None:
+        nonlocal is_recorded
+        is_recorded = True
+        await _write_export_event(service, export)
 
-    async with slots, snapshot(request.app.state.engine) as connection:
+    async with slots, snapshot(service.engine) as connection:
         try:
-            async with aclosing(export.stream(connection, tell)) as chunks:
+            async with aclosing(export.stream(connection, record)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         finally:
-            if export.events and not told:  # what left before the export was cut has left too
-                await tell()
+            if export.events and not is_recorded:  # the export was cut, but a part of it has left the service
+                await record()
 
 
-async def _tell(request: Request, export: Export | SignedPage) -> None:
-    """Write the event that somebody took a copy, on an installation that records this."""
-    state = request.app.state
-    if not state.settings.audit_exports:
+async def _write_export_event(service: Service, export: Export | SignedPage) -> None:
+    """Record who exported what, if the settings ask for it."""
+    if not service.settings.audit_exports:
         return
     query, by = export.query, export.exported_by
     payload: dict[str, Any] = {
@@ -231,12 +232,12 @@ async def _tell(request: Request, export: Export | SignedPage) -> None:
     }
     positions = {"first_position": export.first_position, "last_position": export.last_position}
     payload |= {name: position for name, position in positions.items() if position is not None}
-    event = self_event(_log_name(request), payload, about=export.export_id, **({"actor_id": by} if by else {}))
-    await write_self_event(state.writer, event, state.settings.single_deadline_ms)
+    event = self_event(service.log_name, payload, about=export.export_id, **({"actor_id": by} if by else {}))
+    await write_self_event(service.writer, event, service.settings.single_deadline_ms)
 
 
-class Stream(StreamingResponse):
-    """Sends what is made as fast as it is taken. What fails on the way breaks the answer off, so that no client takes it for whole."""
+class ExportResponse(StreamingResponse):
+    """Sends chunks as fast as the client receives them. A failure breaks the response off: no client can think it complete."""
 
     def __init__(self, first: bytes, rest: AsyncGenerator[bytes], media_type: str) -> None:
         super().__init__(rest, media_type=media_type)
@@ -246,27 +247,22 @@ class Stream(StreamingResponse):
         request = Request(scope, receive)
         async with aclosing(self._rest):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await _send(send, self._first)
+            await _send_chunk(send, self._first)
             async for chunk in self._rest:
                 if await request.is_disconnected():
                     raise ClientDisconnected
-                await _send(send, chunk)
+                await _send_chunk(send, chunk)
         await send({"type": "http.response.body", "body": b""})
 
 
-async def _send(send: Send, chunk: bytes) -> None:
-    """A client that takes nothing any more must not hold its connection to Postgres."""
+async def _send_chunk(send: Send, chunk: bytes) -> None:
+    """TimeoutError for a client that no longer receives: it must not occupy a connection to Postgres."""
     async with asyncio.timeout(STALL_SECONDS):
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
-def _log_name(request: Request) -> str:
-    return str(request.app.state.writer.store.log_name)
-
-
 async def _key_pair(request: Request) -> ExportKeyPair:
     try:
-        key_pair: ExportKeyPair = await request.app.state.export_signer.key_pair()
+        return await foundation_of(request).export_signer.key_pair()
     except (OSError, ValueError) as error:
         raise BuildFailed(f"The key pair that signs exports cannot be read: {error}") from error
-    return key_pair

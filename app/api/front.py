@@ -1,10 +1,19 @@
-"""In front of the application: who calls, request id, access log, metrics, errors as problems, and the short way for the two POST paths."""
+"""The front: the outermost ASGI application, which every request passes first and every response last.
+
+In this order it gives the request an id, reads the client's address and trace context, answers CORS preflights, refuses
+heads, queries and announced bodies that are too large, and has access control admit the request (app/api/access.py). Then it
+calls the handler: for the two POST paths of events directly, for all others through the framework. Errors become problem
+documents. On the way back it adds headers to the response, and records the request in the metrics and the access log.
+
+It works under any ASGI server: what the specification calls optional in a scope may be absent.
+"""
 
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from time import perf_counter
+from urllib.parse import quote
 
 from fastapi import FastAPI
 from starlette.requests import Request
@@ -15,18 +24,18 @@ from app import metrics, tracing
 from app.api.access import GUARDED, AccessControl
 from app.api.body import ClientDisconnected, too_large
 from app.api.body_formats import BATCH_PATH
-from app.api.browser import Browser
-from app.api.problems import respond
-from app.api.proxies import Proxies
+from app.api.browser import BrowserHeaders
+from app.api.problems import problem_response
+from app.api.proxies import TrustedProxies
+from app.api.service import Endpoint
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
 from app.logs import AccessLog
-from app.settings import Settings, split_list
+from app.settings import Settings, comma_separated
 
-Endpoint = Callable[[Request], Awaitable[Response]]
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
-# W3C trace context; ids of zeros and version ff mean nothing, further fields belong to later versions.
+# W3C trace context: ids of zeros and version ff are invalid, and later versions may have further fields.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
-# Headers by which proxies tell who somebody is. Here only a token does, so nothing behind this line may ever see one.
+# Headers in which proxies name the user. Here only a token does, so nothing after the front may see one of these.
 _IDENTITY = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
@@ -34,21 +43,26 @@ log = logging.getLogger(__name__)
 
 
 class Front:
-    """The outermost ASGI application.
+    """Wraps the framework's application.
 
     `direct` maps (method, path) to endpoints that are called without the framework's middleware, which costs a third of the
     rate of single posts. They are routes of `app` too, so that the OpenAPI document shows them.
     """
 
     def __init__(
-        self, app: FastAPI, direct: dict[tuple[str, str], Endpoint], door: AccessControl, settings: Settings
+        self,
+        app: FastAPI,
+        direct: dict[tuple[str, str], Endpoint],
+        access_control: AccessControl,
+        settings: Settings,
     ) -> None:
         self.app = app
         self._direct = direct
-        self._door = door
+        self._access_control = access_control
         self._settings = settings
-        self._browser = Browser(settings)
-        self._proxies = Proxies(split_list(settings.trusted_proxies))
+        self._browser_headers = BrowserHeaders(settings)
+        networks = comma_separated(settings.trusted_proxies)
+        self._trusted_proxies = TrustedProxies(networks) if networks else None
         self._access_log = AccessLog(enabled=settings.access_log)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,23 +70,27 @@ class Front:
             await self.app(scope, receive, send)
             return
         started = perf_counter()
-        sent = self._look_at(scope)
-        added: list[tuple[bytes, bytes]] = [(b"x-request-id", scope["state"]["request_id"].encode())]
-        status, size = 499, 0  # the client went away before there was an answer
+        request_headers = self._prepare(scope)
+        extra_headers: list[tuple[bytes, bytes]] = [(b"x-request-id", scope["state"]["request_id"].encode())]
+        status, size = 499, 0  # if the client disconnects before it is answered
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                answered = message["headers"]
-                message["headers"] = [*answered, *added, *self._browser.headers(sent, answered)]
+                own_headers = message["headers"]
+                message["headers"] = [
+                    *own_headers,
+                    *extra_headers,
+                    *self._browser_headers.headers(request_headers, own_headers),
+                ]
             else:
                 size += len(message.get("body", b""))
             await send(message)
 
         try:
             with tracing.request(scope["method"], scope["state"].get("trace")) as span:
-                response = await self._answer(Request(scope, receive), sent, added)
+                response = await self._early_response(Request(scope, receive), request_headers, extra_headers)
                 await (response or self.app)(scope, receive, send_with_headers)
                 if span is not None:
                     scope["state"]["trace_id"] = tracing.trace_id()
@@ -81,48 +99,54 @@ class Front:
         except ClientDisconnected:
             pass
         finally:
-            self._write_down(scope, status, size, perf_counter() - started)
+            self._record(scope, status, size, perf_counter() - started)
 
-    def _look_at(self, scope: Scope) -> Mapping[bytes, bytes]:
-        """The request's headers, of repeated ones the first. Sets its id and where it comes from."""
-        sent = dict(reversed(scope["headers"]))
-        if any(name.startswith(_IDENTITY) for name in sent):
+    def _prepare(self, scope: Scope) -> Mapping[bytes, bytes]:
+        """Complete the scope: request id, trace context, client address. Returns the headers, the first of repeated ones."""
+        state = scope.setdefault("state", {})  # optional in ASGI, as are raw_path and client
+        if scope.get("raw_path") is None:
+            scope["raw_path"] = quote(scope["path"]).encode()
+        headers = dict(reversed(scope["headers"]))
+        if any(name.startswith(_IDENTITY) for name in headers):
             scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY)]
-        sent_id = sent.get(b"x-request-id", b"")
-        scope["state"]["request_id"] = sent_id.decode() if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
-        if traced := _TRACEPARENT.fullmatch(sent.get(b"traceparent", b"")):
-            scope["state"]["trace"] = traced[1].decode(), traced[2].decode()
-            scope["state"]["trace_id"] = traced[1].decode()
+        sent_id = headers.get(b"x-request-id", b"")
+        state["request_id"] = sent_id.decode() if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
+        if trace := _TRACEPARENT.fullmatch(headers.get(b"traceparent", b"")):
+            state["trace"] = trace[1].decode(), trace[2].decode()
+            state["trace_id"] = trace[1].decode()
         scope["app"] = self.app
-        if self._proxies and scope["client"]:
-            # The whole list, should it have come in several headers.
+        if self._trusted_proxies is not None and (client := scope.get("client")):
+            # All addresses, also if they came in several headers.
             hops = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for").decode("latin-1")
-            scope["client"] = (self._proxies.origin(scope["client"][0], hops), scope["client"][1])
-        return sent
+            scope["client"] = (self._trusted_proxies.client_address(client[0], hops), client[1])
+        return headers
 
-    async def _answer(
-        self, request: Request, sent: Mapping[bytes, bytes], added: list[tuple[bytes, bytes]]
+    async def _early_response(
+        self, request: Request, request_headers: Mapping[bytes, bytes], extra_headers: list[tuple[bytes, bytes]]
     ) -> Response | None:
-        """What is answered without the application, or None. Appends to `added` what its answer has to carry besides."""
+        """The response if the framework is not needed for it: a preflight, a refusal, or that of a direct endpoint.
+
+        Appends to `extra_headers` those that access control gives.
+        """
         scope = request.scope
         try:
-            if (preflight := self._browser.preflight(request, sent)) is not None:
+            if (preflight := self._browser_headers.preflight(request, request_headers)) is not None:
                 return preflight
             self._check_head(scope)
-            self._refuse_large(request, sent)
+            self._check_content_length(request, request_headers)
             if scope["path"].startswith(GUARDED):
-                fields = await self._door.admit(scope, sent.get(b"authorization"))
-                added += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
+                fields = await self._access_control.admit(request, request_headers.get(b"authorization"))
+                extra_headers += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
             endpoint = self._direct.get((scope["method"], scope["path"]))
             if endpoint is not None:
                 return await endpoint(request)
         except AuditError as error:
-            return respond(request, error)
+            return problem_response(request, error)
         except ClientDisconnected:
             raise
-        except Exception:  # whatever it is, the client gets a problem document and the log says why
+        except Exception:  # the client gets a problem document whatever failed, and the log says why
             log.exception("a request failed unexpectedly")
-            return respond(request, AuditError())
+            return problem_response(request, AuditError())
         return None
 
     def _check_head(self, scope: Scope) -> None:
@@ -132,19 +156,20 @@ class Front:
         if query + sum(len(name) + len(value) for name, value in scope["headers"]) > self._settings.head_bytes_max:
             raise HeadTooLarge
 
-    def _refuse_large(self, request: Request, sent: Mapping[bytes, bytes]) -> None:
+    def _check_content_length(self, request: Request, request_headers: Mapping[bytes, bytes]) -> None:
         if request.scope["method"] not in _WITH_BODY:
             return
-        is_batch, length = request.scope["path"] == BATCH_PATH, sent.get(b"content-length", b"")
+        is_batch, length = request.scope["path"] == BATCH_PATH, request_headers.get(b"content-length", b"")
         bytes_max = self._settings.batch_bytes_max if is_batch else self._settings.body_bytes_max
         if length.isdigit() and int(length) > bytes_max:
             raise too_large(request, bytes_max)
 
     def _route(self, scope: Scope) -> str:
-        direct = (scope["method"], scope["path"]) in self._direct
-        return scope["path"] if direct else getattr(scope.get("route"), "path", "unknown")
+        is_direct = (scope["method"], scope["path"]) in self._direct
+        return scope["path"] if is_direct else getattr(scope.get("route"), "path", "unknown")
 
-    def _write_down(self, scope: Scope, status: int, size: int, seconds: float) -> None:
+    def _record(self, scope: Scope, status: int, size: int, seconds: float) -> None:
+        """One observation in the metrics and one line in the access log."""
         method, route = scope["method"], self._route(scope)
         metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(seconds)
         self._access_log.write(scope, status, size, seconds)

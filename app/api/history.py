@@ -1,17 +1,18 @@
-"""GET of what was done to a resource before."""
+"""GET of the earlier remediations of a resource."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import parameters
-from app.api.deadline import in_time
+from app.api.body import json_response
+from app.api.deadline import within_deadline
+from app.api.parameters import query_parameters
+from app.api.service import service_of
 from app.errors import BadRequest, DatabaseFailed
 from app.events.explain import bad_fields
 from app.go_duration import duration_text, parse_window
@@ -153,9 +154,9 @@ _FILLED = {"type": "string", "minLength": 1}
 _SPAN = {"type": "string", "pattern": r"^([0-9]+d|([0-9]+(\.[0-9]+)?(ns|us|ms|s|m|h))+)?$"}
 _SCHEMAS = {name: _FILLED for name in _REQUIRED if name != "targetNamespace"} | dict.fromkeys(_WINDOWS, _SPAN)
 _PARAMETERS = [
-    {"name": name, "in": "query", "description": said, "schema": _SCHEMAS.get(name, {"type": "string"})}
+    {"name": name, "in": "query", "description": description, "schema": _SCHEMAS.get(name, {"type": "string"})}
     | ({"required": True} if name in _REQUIRED else {})
-    for name, said in (_REQUIRED | _OPTIONAL).items()
+    for name, description in (_REQUIRED | _OPTIONAL).items()
 ]
 
 
@@ -167,26 +168,27 @@ _PARAMETERS = [
 )
 async def get_remediation_history(request: Request) -> Response:
     """What was done to a resource before, and whether it helped."""
-    target, near, far = parse(request.scope["query_string"])
+    target, near, far = parse_query(request.scope["query_string"])
     now = datetime.now(UTC)
-    edges = (now, now - _span(near), now - _span(far))
+    bounds = (now, now - _timedelta(near), now - _timedelta(far))
     try:
-        first, second = await in_time(request, history(request.app.state.engine, target, edges))
+        near_chain, far_chain = await within_deadline(request, history(service_of(request).engine, target, bounds))
     except DatabaseFailed as error:
         raise HistoryNotRead from (error.__cause__ or error)
-    answer = {
-        "targetResource": target.resource,
-        "currentSpecHash": target.spec_hash,
-        "regressionDetected": regression(first, second),
-        "tier1": {"window": duration_text(near), "chain": first},
-        "tier2": {"window": duration_text(far), "chain": _far(second)},
-    }
-    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+    return json_response(
+        {
+            "targetResource": target.resource,
+            "currentSpecHash": target.spec_hash,
+            "regressionDetected": regression(near_chain, far_chain),
+            "tier1": {"window": duration_text(near), "chain": near_chain},
+            "tier2": {"window": duration_text(far), "chain": _far_entries(far_chain)},
+        }
+    )
 
 
-def parse(query_string: bytes) -> tuple[Target, int, int]:
-    """(target, near window, far window), the windows in nanoseconds."""
-    sent = parameters.sent_parameters(query_string, _REQUIRED | _OPTIONAL)
+def parse_query(query_string: bytes) -> tuple[Target, int, int]:
+    """(target, near window, far window) of a query string, the windows in nanoseconds."""
+    sent = query_parameters(query_string, _REQUIRED | _OPTIONAL)
     if absent := [name for name in _REQUIRED if name not in sent]:
         raise bad_fields(dict.fromkeys(absent, "required, but missing"))
     if empty := [name for name in _REQUIRED if not sent[name] and name != "targetNamespace"]:
@@ -216,10 +218,10 @@ def _window(name: str, value: str) -> int:
     return window
 
 
-def _span(nanoseconds: int) -> timedelta:
-    """At most 292 years, as Go's durations have 64 bits: no year that is asked for is before the first."""
+def _timedelta(nanoseconds: int) -> timedelta:
+    """At most 292 years, since Go's durations have 64 bits: subtracted from today, that is a year that Python knows."""
     return timedelta(microseconds=nanoseconds // 1000)
 
 
-def _far(chain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _far_entries(chain: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: entry[name] for name in FAR_MEMBERS if name in entry} for entry in chain]

@@ -1,22 +1,22 @@
-"""POST, GET and DELETE of legal holds (contract section 13), for correlations as the platform knows them, and the other selectors."""
+"""POST, GET and DELETE of legal holds (docs/contract.md, section 13): by correlation as in the reference, and by other selectors."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any, NotRequired
 from uuid import UUID
 
 import asyncpg
-import orjson
 from fastapi import APIRouter
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api import parameters
-from app.api.access import ANONYMOUS, caller_of, permit
-from app.api.body import read_json_body
-from app.api.deadline import in_time
-from app.errors import BadRequest, DatabaseAway
+from app.api.access import ANONYMOUS, authorize, caller_name
+from app.api.body import json_response, read_json_body
+from app.api.deadline import within_deadline
+from app.api.parameters import path_correlation_id, query_parameters
+from app.api.service import service_of
+from app.errors import BadRequest
 from app.events.canonical import parse
 from app.events.catalog.value_types import DateTime, Uuid
 from app.events.envelope import Name100, Name255, parse_timestamp
@@ -24,7 +24,6 @@ from app.events.explain import bad_fields, explain
 from app.query.postgres_time import rfc3339
 from app.retention import holds
 from app.retention.holds import HoldOrder, Selector
-from app.settings import Settings
 
 router = APIRouter(tags=["legal holds"])
 _PATH = "/api/v1/audit/legal-hold"
@@ -61,7 +60,7 @@ class HeldResource(TypedDict):
     id: Annotated[Name255, Field(min_length=1)]
 
 
-HeldTime = TypedDict("HeldTime", {"from": DateTime, "to": DateTime})  # a call, since `from` is a word of the language
+HeldTime = TypedDict("HeldTime", {"from": DateTime, "to": DateTime})  # a call: `from` is a keyword of Python
 HeldTime.__doc__ = "Events whose event_timestamp lies between two moments, both included."
 
 
@@ -137,13 +136,13 @@ class ReleasedHold(TypedDict):
     released_at: datetime
 
 
-def _document(body: Any) -> dict[str, Any]:
+def _request_body(body: Any) -> dict[str, Any]:
     schema = TypeAdapter(body).json_schema()
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without references, which would point nowhere in the document."""
+    """`schema` with its definitions inlined: references would have no target in the OpenAPI document."""
     definitions = schema.pop("$defs", {})
     for name, member in schema["properties"].items():
         if "$ref" in member:
@@ -152,19 +151,19 @@ def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 @router.post(
-    _PATH, response_class=Response, responses={200: {"model": PlacedHold}}, openapi_extra=_document(HoldToPlace)
+    _PATH, response_class=Response, responses={200: {"model": PlacedHold}}, openapi_extra=_request_body(HoldToPlace)
 )
 async def place_hold(request: Request) -> Response:
     """Hold events, those that are there and those to come: they can be neither purged nor erased until it is released."""
-    settings, log_name = _service(request)
-    body: HoldToPlace = await _read(request, HoldToPlace)
-    named = _named(body)
-    await permit(request)
-    selector, by = _selector(body, named), caller_of(request) or ANONYMOUS
+    service = service_of(request)
+    body: HoldToPlace = await _read_body(request, HoldToPlace)
+    selector_name = _selector_name(body)
+    await authorize(request)
+    selector, by = _selector(body, selector_name), caller_name(request) or ANONYMOUS
     if not body["reason"].strip():
         raise MissingReason
-    placed = await holds.place(settings, log_name, selector, HoldOrder(by, body["reason"]))
-    return _answer(
+    placed = await holds.place(service.settings, service.log_name, selector, HoldOrder(by, body["reason"]))
+    return json_response(
         {"hold_id": str(placed.hold_id)}
         | {name: body[name] for name in _SELECTORS if name in body}  # type: ignore[literal-required]
         | {"events_affected": placed.events, "placed_by": by, "placed_at": _nanoseconds(placed.placed_at)}
@@ -189,60 +188,53 @@ async def place_hold(request: Request) -> Response:
 )
 async def list_holds(request: Request) -> Response:
     """Every active hold, newest first, also those that SQL placed."""
-    include = parameters.sent_parameters(request.scope["query_string"], {"include"}).get("include")
+    include = query_parameters(request.scope["query_string"], {"include"}).get("include")
     if include not in {None, "", "released"}:
         raise bad_fields({"include": f"expected released, got {include[:60]!r}"})
-    found = await in_time(request, holds.holds(request.app.state.engine, history=bool(include)))
-    return _answer({"holds": [_listed(row) for row in found], "total": len(found)})
+    rows = await within_deadline(request, holds.holds(service_of(request).engine, history=bool(include)))
+    return json_response({"holds": [_listed_hold(row) for row in rows], "total": len(rows)})
 
 
 @router.delete(
     _PATH + "/{correlation_id:path}",
     response_class=Response,
     responses={200: {"model": ReleasedHold}},
-    openapi_extra=_document(CorrelationToRelease),
+    openapi_extra=_request_body(CorrelationToRelease),
 )
 async def release_correlation_hold(request: Request, correlation_id: str) -> Response:
     """Release what is held of a correlation, by whatever means; events that another hold covers stay held."""
-    settings, log_name = _service(request)
-    correlation_id = parameters.correlation(correlation_id)
-    body: CorrelationToRelease = await _read(request, CorrelationToRelease)
-    await permit(request)
-    order = _release_wish(request, body)
-    released = await holds.release_correlation(settings, log_name, correlation_id, order)
-    return _answer({"correlation_id": correlation_id} | _released(released, order))
+    service = service_of(request)
+    correlation_id = path_correlation_id(correlation_id)
+    body: CorrelationToRelease = await _read_body(request, CorrelationToRelease)
+    await authorize(request)
+    order = _release_order(request, body)
+    released = await holds.release_correlation(service.settings, service.log_name, correlation_id, order)
+    return json_response({"correlation_id": correlation_id} | _released(released, order))
 
 
 @router.delete(
-    _PATH, response_class=Response, responses={200: {"model": ReleasedHold}}, openapi_extra=_document(HoldToRelease)
+    _PATH, response_class=Response, responses={200: {"model": ReleasedHold}}, openapi_extra=_request_body(HoldToRelease)
 )
 async def release_hold(request: Request) -> Response:
     """Release one hold by its id, whatever its selector."""
-    settings, log_name = _service(request)
-    body: HoldToRelease = await _read(request, HoldToRelease)
-    await permit(request)
-    order = _release_wish(request, body)
-    released = await holds.release(settings, log_name, UUID(body["hold_id"]), order)
-    return _answer({"hold_id": body["hold_id"].lower()} | _released(released, order))
+    service = service_of(request)
+    body: HoldToRelease = await _read_body(request, HoldToRelease)
+    await authorize(request)
+    order = _release_order(request, body)
+    released = await holds.release(service.settings, service.log_name, UUID(body["hold_id"]), order)
+    return json_response({"hold_id": body["hold_id"].lower()} | _released(released, order))
 
 
-async def _read(request: Request, kind: Any) -> Any:
-    body = parse(await read_json_body(request, request.app.state.settings.body_bytes_max)).value
+async def _read_body(request: Request, kind: Any) -> Any:
+    body = parse(await read_json_body(request, service_of(request).settings.body_bytes_max)).value
     try:
         return TypeAdapter(kind).validate_python(body, strict=True)
     except ValidationError as error:
         raise bad_fields(explain(error, "")) from None
 
 
-def _service(request: Request) -> tuple[Settings, str]:
-    state = request.app.state
-    if state.writer is None:
-        raise DatabaseAway
-    return state.settings, state.writer.store.log_name
-
-
-def _named(body: HoldToPlace) -> str:
-    """The one selector of a body."""
+def _selector_name(body: HoldToPlace) -> str:
+    """The name of the body's selector. BadRequest unless there is exactly one."""
     named = [name for name in _SELECTORS if name in body]
     if not named:
         raise bad_fields({"/correlation_id": "required, but missing; or actor_id, or resource, or time"})
@@ -251,25 +243,25 @@ def _named(body: HoldToPlace) -> str:
     return named[0]
 
 
-def _selector(body: HoldToPlace, named: str) -> Selector:
-    if named == "correlation_id":
+def _selector(body: HoldToPlace, name: str) -> Selector:
+    if name == "correlation_id":
         if not body["correlation_id"]:
             raise MissingCorrelationId
         return Selector(correlation_id=body["correlation_id"])
-    if named == "actor_id":
+    if name == "actor_id":
         return Selector(actor_id=body["actor_id"])
-    if named == "resource":
+    if name == "resource":
         return Selector(resource_type=body["resource"]["type"], resource_id=body["resource"]["id"])
     start, end = parse_timestamp(body["time"]["from"], "/time/from"), parse_timestamp(body["time"]["to"], "/time/to")
     if start > end:
-        raise bad_fields({"/time/to": "expected a moment that is not before the one in from"})
+        raise bad_fields({"/time/to": "expected a time that is not before the one in from"})
     return Selector(time_from=start, time_to=end)
 
 
-def _release_wish(request: Request, body: CorrelationToRelease) -> HoldOrder:
+def _release_order(request: Request, body: CorrelationToRelease) -> HoldOrder:
     if not body["release_reason"].strip():
         raise MissingReleaseReason
-    return HoldOrder(caller_of(request) or ANONYMOUS, body["release_reason"])
+    return HoldOrder(caller_name(request) or ANONYMOUS, body["release_reason"])
 
 
 def _released(released: holds.Released, order: HoldOrder) -> dict[str, Any]:
@@ -280,11 +272,11 @@ def _released(released: holds.Released, order: HoldOrder) -> dict[str, Any]:
     }
 
 
-def _listed(row: asyncpg.Record) -> dict[str, Any]:
-    """Members that have no value are left out: nothing may be null."""
+def _listed_hold(row: asyncpg.Record) -> dict[str, Any]:
+    """A hold as it is listed. Members without a value are left out: nothing may be null."""
     resource = None if row["resource_id"] is None else {"type": row["resource_type"], "id": row["resource_id"]}
     time = None if row["time_from"] is None else {"from": rfc3339(row["time_from"]), "to": rfc3339(row["time_to"])}
-    told = {
+    members = {
         "hold_id": row["hold_id"] and str(row["hold_id"]),
         "correlation_id": row["correlation_id"],
         "actor_id": row["actor_id"],
@@ -298,12 +290,9 @@ def _listed(row: asyncpg.Record) -> dict[str, Any]:
         "released_by": row["released_by"],
         "released_at": row["released_at"] and rfc3339(row["released_at"]),
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in members.items() if value is not None}
 
 
-def _nanoseconds(moment: datetime) -> str:
-    return f"{moment.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z"
-
-
-def _answer(body: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+def _nanoseconds(time: datetime) -> str:
+    """`time` in RFC 3339 with nine digits, as in the reference."""
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%f}000Z"

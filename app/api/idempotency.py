@@ -1,4 +1,4 @@
-"""The Idempotency-Key header of a POST, after the IETF httpapi draft."""
+"""The Idempotency-Key header of a POST, as in the IETF httpapi draft."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from app.api.service import foundation_of
 from app.errors import BadRequest
 from app.ingest.submission import Claim
 
@@ -18,8 +19,8 @@ PARAMETER: dict[str, Any] = {
 _KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
-def sent_key(request: Request) -> str:
-    """The key, in quotes as the draft has it or bare; empty without one."""
+def key_of(request: Request) -> str:
+    """The key, sent in quotes as the draft has it or without; empty if none was sent."""
     sent = request.headers.get("idempotency-key")
     if sent is None:
         return ""
@@ -30,11 +31,14 @@ def sent_key(request: Request) -> str:
 
 
 def claim_of(request: Request, caller: str, key: str, digest: bytes) -> Claim:
-    """What the key promises from now on: `digest` is that of the body."""
-    lasts = timedelta(days=request.app.state.settings.idempotency_key_days)
-    return Claim(f"POST {request.url.path} {caller}", key, digest, datetime.now(UTC) + lasts)
+    """The claim of `caller` on this key, from now on, for the body with this digest."""
+    lifetime = timedelta(days=foundation_of(request).settings.idempotency_key_days)
+    return Claim(f"POST {request.url.path} {caller}", key, digest, datetime.now(UTC) + lifetime)
 
 
 def id_source(request: Request, key: str) -> tuple[str, str]:
-    """What ids are computed from. With the path: the same key may be used for a single event and for a batch, whose ids must not meet."""
+    """What the ids of events are computed from.
+
+    The path is part of it: one key may be used for a single event and for a batch, which must not get the same ids.
+    """
     return "key", f"{request.url.path} {key}"

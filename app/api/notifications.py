@@ -6,18 +6,19 @@ from hashlib import sha256
 from time import perf_counter
 from typing import Annotated, Any
 
-import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel, Field, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
-from app.api import idempotency, parameters
-from app.api.access import caller_of, permit
-from app.api.body import read_json_body
-from app.api.deadline import in_time
-from app.api.paging import behind, page_answer, standing
+from app.api import idempotency
+from app.api.access import authorize, caller_name
+from app.api.body import json_response, read_json_body
+from app.api.deadline import within_deadline
+from app.api.paging import cursor_errors, page_response, pagination
+from app.api.parameters import cursor, documented, read_query, time_or_age, whole_number
+from app.api.service import foundation_of, service_of
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields, by_member_name
@@ -74,7 +75,7 @@ class Notifications(BaseModel):
 async def post_notification(request: Request) -> Response:
     """Record that somebody was told of a remediation; 201 with the record once it is committed, 202 once it is safe on disk."""
     started = perf_counter()
-    settings = request.app.state.settings
+    settings = foundation_of(request).settings
     body = await read_json_body(request, settings.body_bytes_max)
     try:
         document = parse(body)
@@ -86,12 +87,12 @@ async def post_notification(request: Request) -> Response:
     if not isinstance(document.value, dict):
         raise bad_fields({"": f"expected an object, got {kind_of(document.value)}"})
     posted, sent_at = shaped(document.value)
-    await permit(request)
+    await authorize(request)
     notification = checked(posted, sent_at, datetime.now(UTC))
     claim = None
-    if key := idempotency.sent_key(request):
+    if key := idempotency.key_of(request):
         digest = sha256(canonical(document.value, plain=document.plain)).digest()
-        claim = idempotency.claim_of(request, caller_of(request), key, digest)
+        claim = idempotency.claim_of(request, caller_name(request), key, digest)
     try:
         stored = await _write(request, notification, claim)
     except DatabaseAway as error:
@@ -100,25 +101,26 @@ async def post_notification(request: Request) -> Response:
         metrics.WRITE_DURATION.labels(_TABLE).observe(perf_counter() - started)
     if stored is None:
         message = "Notification accepted: the database is away, and the notification is queued on disk"
-        return _json({"status": "accepted", "message": message}, 202)
+        return json_response({"status": "accepted", "message": message}, 202)
     lag = (datetime.now(UTC) - notification.sent_at).total_seconds()
     metrics.AUDIT_LAG.labels("notification").observe(max(lag, 0.0))
-    return _json(_answer(notification, *stored), 201)
+    return json_response(_stored_notification(notification, *stored), 201)
 
 
 async def _write(request: Request, notification: Notification, claim: Claim | None) -> Stored | None:
-    """None once it is safe in the spool, where its outcome in Postgres may be unknown: replay looks."""
-    state = request.app.state
-    if state.writer is None:  # the database was never seen
-        raise DatabaseAway
-    spool = state.spool
-    with state.writer.running(claim):
+    """Store the notification in Postgres, else in the spool, in order with what waits there.
+
+    None once it is safe in the spool. Whether Postgres has it too may be unknown then; replay finds out.
+    """
+    service = service_of(request)
+    writer, spool = service.writer, service.spool
+    with writer.running(claim):
         if spool is not None and await spool.has_notification(notification, claim):
             return None
         try:
-            if not state.writer.away:
-                async with asyncio.timeout(state.settings.single_deadline_ms / 1000):
-                    return await write(state.engine, notification, claim)
+            if not writer.away:
+                async with asyncio.timeout(service.settings.single_deadline_ms / 1000):
+                    return await write(service.engine, notification, claim)
         except (TimeoutError, DatabaseAway):
             if spool is None:
                 raise DatabaseAway from None
@@ -127,14 +129,10 @@ async def _write(request: Request, notification: Notification, claim: Claim | No
     return None
 
 
-def _json(body: dict[str, Any], status: int) -> Response:
-    return Response(orjson.dumps(body, option=orjson.OPT_APPEND_NEWLINE), status, media_type="application/json")
-
-
-def _answer(notification: Notification, number: int, created_at: datetime) -> dict[str, Any]:
+def _stored_notification(notification: Notification, number: int, created_at: datetime) -> dict[str, Any]:
     """Members in the order of the columns."""
-    one, moment = notification, _zulu(created_at)
-    answer: dict[str, Any] = {
+    one, created = notification, _rfc3339(created_at)
+    members: dict[str, Any] = {
         "id": number,
         "remediation_id": one.remediation_id,
         "notification_id": one.notification_id,
@@ -142,15 +140,15 @@ def _answer(notification: Notification, number: int, created_at: datetime) -> di
         "channel": one.channel,
         "message_summary": one.message_summary,
         "status": one.status,
-        "sent_at": _zulu(one.sent_at),
+        "sent_at": _rfc3339(one.sent_at),
     }
-    answer |= {name: said for name in ("delivery_status", "error_message") if (said := getattr(one, name))}
-    return answer | {"escalation_level": one.escalation_level, "created_at": moment, "updated_at": moment}
+    members |= {name: text for name in ("delivery_status", "error_message") if (text := getattr(one, name))}
+    return members | {"escalation_level": one.escalation_level, "created_at": created, "updated_at": created}
 
 
-def _zulu(moment: datetime) -> str:
-    """As Postgres writes it, zeros at its end cut."""
-    whole, dot, fraction = moment.astimezone(UTC).isoformat().removesuffix("+00:00").partition(".")
+def _rfc3339(time: datetime) -> str:
+    """As Postgres writes it: without zeros at its end."""
+    whole, dot, fraction = time.astimezone(UTC).isoformat().removesuffix("+00:00").partition(".")
     return f"{whole}{dot}{fraction.rstrip('0')}Z"
 
 
@@ -175,29 +173,13 @@ router.add_api_route(
     "/api/v1/audit/notifications",
     response_class=Response,
     responses={200: {"model": Notifications}},
-    openapi_extra={"parameters": parameters.documented(NotificationQuery)},
+    openapi_extra={"parameters": documented(NotificationQuery)},
 )
 async def list_notifications(request: Request) -> Response:
     """Find notifications, latest first."""
-    query = parse_query(request.scope["query_string"], datetime.now(UTC))
-    with behind(query.cursor):
-        found = await in_time(request, page(request.app.state.engine, query))
-    return page_answer(request, found.notifications, standing(query.limit, found.next_cursor))
-
-
-def parse_query(query_string: bytes, now: datetime) -> NotificationQuery:
-    """The question in a query string; an empty value says nothing."""
-    sent = parameters.sent_parameters(query_string, NotificationQuery.model_fields)
-    fields: dict[str, Any] = {}
-    for name, value in sent.items():
-        if value:
-            fields[name] = _read(name, value, now)
-    return NotificationQuery(**fields)
-
-
-def _read(name: str, value: str, now: datetime) -> Any:
-    if name == "limit":
-        return parameters.number(name, value, 1, LIMIT_MAX)
-    if name in {"since", "until"}:
-        return parameters.moment(name, value, now)
-    return parameters.cursor(name, value, NumberedCursor) if name == "cursor" else value
+    times = time_or_age(datetime.now(UTC))
+    readers = {"since": times, "until": times, "limit": whole_number(1, LIMIT_MAX), "cursor": cursor(NumberedCursor)}
+    query = read_query(request.scope["query_string"], NotificationQuery, readers)
+    with cursor_errors(query.cursor):
+        found = await within_deadline(request, page(service_of(request).engine, query))
+    return page_response(request, found.notifications, pagination(query.limit, found.next_cursor))

@@ -1,22 +1,24 @@
-"""Answers of one page of many: where it stands, the Link to the next one, and whose fault a cursor is."""
+"""Responses with one page of many: their `pagination`, the Link to the next page, and errors that a cursor causes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
-import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.body import json_response
 from app.errors import DatabaseFailed
 from app.events.explain import bad_fields
 from app.query.cursor import Cursor, NumberedCursor
 
 
 @contextmanager
-def behind(cursor: Cursor | NumberedCursor | None) -> Iterator[None]:
-    """Reading the page behind `cursor`: a value in it that Postgres cannot take is the client's, not the database's."""
+def cursor_errors(cursor: Cursor | NumberedCursor | None) -> Iterator[None]:
+    """Around the reading of the page after `cursor`. BadRequest, instead of DatabaseFailed, for a cursor with a value that
+    Postgres does not accept (SQLSTATE class 22, data exception): the client's mistake.
+    """
     try:
         yield
     except DatabaseFailed as error:
@@ -25,20 +27,19 @@ def behind(cursor: Cursor | NumberedCursor | None) -> Iterator[None]:
         raise
 
 
-def standing(limit: int, next_cursor: Cursor | NumberedCursor | None) -> dict[str, Any]:
+def pagination(limit: int, next_cursor: Cursor | NumberedCursor | None) -> dict[str, Any]:
     """`pagination` of a page that is read by cursor alone."""
-    stands: dict[str, Any] = {"limit": limit, "has_more": next_cursor is not None}
-    return stands if next_cursor is None else stands | {"next_cursor": str(next_cursor)}
+    members: dict[str, Any] = {"limit": limit, "has_more": next_cursor is not None}
+    return members if next_cursor is None else members | {"next_cursor": str(next_cursor)}
 
 
-def page_answer(request: Request, rows: Any, pagination: dict[str, Any]) -> Response:
-    """The page as JSON, with a Link to the one behind it if there is one."""
-    next_cursor = pagination.get("next_cursor")
+def page_response(request: Request, rows: Any, members: dict[str, Any]) -> Response:
+    """The page as JSON; `members` are those of its `pagination`. With a Link to the next page if there is one."""
+    next_cursor = members.get("next_cursor")
     headers = {} if next_cursor is None else {"Link": _next_link(request, next_cursor)}
-    body = orjson.dumps({"data": rows, "pagination": pagination}, option=orjson.OPT_APPEND_NEWLINE)
-    return Response(body, headers=headers, media_type="application/json")
+    return json_response({"data": rows, "pagination": members}, headers=headers)
 
 
 def _next_link(request: Request, next_cursor: str) -> str:
-    kept = [(k, v) for k, v in request.query_params.multi_items() if k not in {"cursor", "offset"}]
-    return f'<{request.url.path}?{urlencode([*kept, ("cursor", next_cursor)])}>; rel="next"'
+    others = [(k, v) for k, v in request.query_params.multi_items() if k not in {"cursor", "offset"}]
+    return f'<{request.url.path}?{urlencode([*others, ("cursor", next_cursor)])}>; rel="next"'

@@ -1,37 +1,129 @@
-"""Parameters of query strings and paths: taken, and refused by their names."""
+"""Parameters of query strings and paths: read into the model of a query, and refused by their names.
+
+`read_query` reads a whole query string into a pydantic model. A field whose value is more than text has a reader. A route that
+has rules of its own between the steps calls the steps: `query_parameters`, `read_fields`, `build_query`.
+"""
 
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import HTTPException
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from app.errors import BadRequest
-from app.events.explain import bad_fields
+from app.events.explain import bad_fields, by_member_name, explain
 from app.query.cursor import Cursor, NumberedCursor
 from app.query.timebounds import parse_time
 
-AnyCursor = TypeVar("AnyCursor", Cursor, NumberedCursor)
-_WHOLE = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+Query = TypeVar("Query", bound=BaseModel)
+Reader = Callable[[str, str], Any]
+"""Reads the value of a field: (name, text) to value. Raises BadRequest for a text that has none."""
+
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_NO_VALUES: Mapping[str, Any] = MappingProxyType({})
 
 
-def sent_parameters(query_string: bytes, names: Container[str]) -> dict[str, str]:
-    """Those of `names` that a query string holds: others are ignored, of repeated ones the first counts."""
-    found: dict[str, str] = {}
+def read_query(query_string: bytes, model: type[Query], readers: Mapping[str, Reader]) -> Query:
+    """The query in a query string. Unknown parameters and empty values are ignored; of repeated ones the first counts."""
+    return build_query(model, read_fields(query_parameters(query_string, model.model_fields), readers))
+
+
+def query_parameters(query_string: bytes, names: Container[str]) -> dict[str, str]:
+    """The parameters of a query string that are among `names`, in its order; of repeated ones the first counts."""
+    sent: dict[str, str] = {}
     for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"):
         if name in names:
-            found.setdefault(name, value)
-    for name, value in found.items():
+            sent.setdefault(name, value)
+    for name, value in sent.items():
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
             raise bad_fields({name: "expected UTF-8 without NUL characters"})
-    return found
+    return sent
 
 
-def correlation(correlation_id: str) -> str:
-    """The id in a path. It may hold slashes, but with none behind it: that is another path, and no path of ours."""
+def read_fields(
+    sent: Mapping[str, str], readers: Mapping[str, Reader], *, when_empty: Mapping[str, Any] = _NO_VALUES
+) -> dict[str, Any]:
+    """The values of `sent`, read in its order. An empty value is ignored, except for the fields of `when_empty`."""
+    fields: dict[str, Any] = {}
+    for name, text in sent.items():
+        if text:
+            fields[name] = readers[name](name, text) if name in readers else text
+        elif name in when_empty:
+            fields[name] = when_empty[name]
+    return fields
+
+
+def build_query(model: type[Query], fields: dict[str, Any]) -> Query:
+    """The model with these fields; BadRequest with every fault that it finds."""
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        raise bad_fields(by_member_name(explain(error, ""))) from None
+
+
+def whole_number(least: int, most: int) -> Reader:
+    """Reads a whole number from `least` to `most`."""
+
+    def read(name: str, text: str) -> int:
+        if _WHOLE_NUMBER.fullmatch(text) is None:
+            raise bad_fields({name: f"expected a whole number, got {text[:60]!r}"})
+        if int(text) < least:
+            raise bad_fields({name: f"must be at least {least}, got {text}"})
+        if int(text) > most:
+            raise bad_fields({name: f"must be at most {most}, got {text}"})
+        return int(text)
+
+    return read
+
+
+def time_or_age(now: datetime) -> Reader:
+    """Reads a time, or how long it lies before `now`."""
+
+    def read(name: str, text: str) -> datetime:
+        try:
+            return parse_time(text, now)
+        except ValueError as error:
+            raise bad_query(f"{name}: {error}") from None
+
+    return read
+
+
+def cursor(kind: type[Cursor] | type[NumberedCursor]) -> Reader:
+    """Reads the next_cursor of an earlier answer."""
+
+    def read(name: str, text: str) -> Cursor | NumberedCursor:
+        try:
+            return kind.parse(text)
+        except ValueError as error:
+            raise bad_fields({name: str(error)}) from None
+
+    return read
+
+
+def true_or_false(spellings: Container[str] = frozenset({"true", "false"})) -> Reader:
+    """Reads true or false. Of other `spellings` that are accepted, all mean false, as in the reference."""
+
+    def read(name: str, text: str) -> bool:
+        if text not in spellings:
+            raise bad_fields({name: f"expected true or false, got {text[:60]!r}"})
+        return text == "true"
+
+    return read
+
+
+def bad_query(message: str) -> BadRequest:
+    """The contract's own form of refusal, for a bad time and for half a detail filter."""
+    return BadRequest(
+        message, resource="query parameters", field_errors={"query": message}, instance="/audit/query parameters"
+    )
+
+
+def path_correlation_id(correlation_id: str) -> str:
+    """The correlation id in a path. It may contain slashes, but one that ends with a slash is another path, which is unknown."""
     if not correlation_id or correlation_id.endswith("/"):
         raise HTTPException(404)
     if "\0" in correlation_id:
@@ -39,42 +131,11 @@ def correlation(correlation_id: str) -> str:
     return correlation_id
 
 
-def number(name: str, value: str, least: int, most: int) -> int:
-    if _WHOLE.fullmatch(value) is None:
-        raise bad_fields({name: f"expected a whole number, got {value[:60]!r}"})
-    if int(value) < least:
-        raise bad_fields({name: f"must be at least {least}, got {value}"})
-    if int(value) > most:
-        raise bad_fields({name: f"must be at most {most}, got {value}"})
-    return int(value)
-
-
-def moment(name: str, value: str, now: datetime) -> datetime:
-    try:
-        return parse_time(value, now)
-    except ValueError as error:
-        raise bad_query(f"{name}: {error}") from None
-
-
-def cursor(name: str, value: str, kind: type[AnyCursor]) -> AnyCursor:
-    try:
-        return kind.parse(value)
-    except ValueError as error:
-        raise bad_fields({name: str(error)}) from None
-
-
-def bad_query(message: str) -> BadRequest:
-    """The contract's own form for a bad moment and for half a detail filter."""
-    return BadRequest(
-        message, resource="query parameters", field_errors={"query": message}, instance="/audit/query parameters"
-    )
-
-
 def documented(query: type[BaseModel]) -> list[dict[str, Any]]:
-    """Query parameters of the document, from the model that they are read into. Absent is the query string's null."""
-    found = []
+    """The OpenAPI parameters of a query's model. A field that may be null is a parameter that may be absent."""
+    parameters = []
     for name, schema in query.model_json_schema()["properties"].items():
-        stated = next((option for option in schema.get("anyOf", []) if option.get("type") != "null"), schema)
-        kept = {key: value for key, value in stated.items() if key not in {"description", "default", "title"}}
-        found.append({"name": name, "in": "query", "description": schema.get("description", ""), "schema": kept})
-    return found
+        not_null = next((option for option in schema.get("anyOf", []) if option.get("type") != "null"), schema)
+        stated = {key: value for key, value in not_null.items() if key not in {"description", "default", "title"}}
+        parameters.append({"name": name, "in": "query", "description": schema.get("description", ""), "schema": stated})
+    return parameters

@@ -1,4 +1,4 @@
-"""Errors on the wire: problem documents as contract section 3 wants them, and what routing itself refuses."""
+"""Errors as responses: problem documents (RFC 9457; docs/contract.md, section 3), and the refusals of routing itself."""
 
 import asyncio
 import logging
@@ -35,8 +35,8 @@ class Problem(BaseModel):
     field_errors: dict[str, str] | None = None
 
 
-def respond(request: Request, error: AuditError) -> Response:
-    """The answer to a request that failed with `error`."""
+def problem_response(request: Request, error: AuditError) -> Response:
+    """The problem document of `error`, as the response to `request`."""
     body: dict[str, Any] = {"type": error.type, "title": error.title, "status": error.status, "detail": error.detail}
     headers: dict[str, str] = {}
     option = orjson.OPT_APPEND_NEWLINE
@@ -54,14 +54,14 @@ def respond(request: Request, error: AuditError) -> Response:
         headers["Retry-After"] = str(error.retry_after_seconds)
     elif error.status >= 500 and error.__cause__ is not None:
         log.error("a request failed", extra={"path": request.url.path, "error": repr(error.__cause__)})
-    answer = _Unread if isinstance(error, TooLarge) else Response
-    return answer(orjson.dumps(body | error.extra, option=option), error.status, headers, CONTENT_TYPE)
+    kind = _ClosingResponse if isinstance(error, TooLarge) else Response
+    return kind(orjson.dumps(body | error.extra, option=option), error.status, headers, CONTENT_TYPE)
 
 
-class _Unread(Response):
-    """Answers a request whose body was not read, and closes the connection.
+class _ClosingResponse(Response):
+    """Answers a request whose body was not read, and closes the connection after a while.
 
-    Closing at once would reset it, and a client that is still sending (Go's, Python's) would lose the answer to the reset.
+    Closing at once would reset the connection, and clients that are still sending (Go's, Python's) would not get the answer.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -76,43 +76,43 @@ class _Unread(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def install(app: FastAPI) -> None:
-    """Have the application answer with problems; unknown paths and methods as the reference's router does."""
-    app.add_exception_handler(AuditError, _audit_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(HTTPException, _routing)
-    app.add_exception_handler(Exception, _unexpected)
+def install_handlers(app: FastAPI) -> None:
+    """Make the application answer errors with problem documents, and unknown paths and methods as the reference's router."""
+    app.add_exception_handler(AuditError, _on_audit_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_parameter)
+    app.add_exception_handler(HTTPException, _on_routing_error)
+    app.add_exception_handler(Exception, _on_unexpected_error)
 
 
-async def _audit_error(request: Request, error: Exception) -> Response:
+async def _on_audit_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, AuditError)
-    return respond(request, error)
+    return problem_response(request, error)
 
 
-async def _invalid(request: Request, error: Exception) -> Response:
+async def _on_invalid_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     fields = {"/".join(str(part) for part in e["loc"]): e["msg"] for e in error.errors()}
-    return respond(request, BadRequest("; ".join(f"{k}: {v}" for k, v in fields.items()), field_errors=fields))
+    return problem_response(request, BadRequest("; ".join(f"{k}: {v}" for k, v in fields.items()), field_errors=fields))
 
 
-async def _routing(request: Request, error: Exception) -> Response:
+async def _on_routing_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    if error.status_code == 405 and (allowed := _allowed(request)):
+    if error.status_code == 405 and (allowed := _allowed_methods(request)):
         return Response(status_code=405, headers={"Allow": ", ".join(sorted(allowed))})
     if error.status_code in {404, 405}:
         return Response("404 page not found\n", 404, media_type="text/plain")
-    return respond(request, AuditError(str(error.detail)))
+    return problem_response(request, AuditError(str(error.detail)))
 
 
-def _allowed(request: Request) -> set[str]:
-    """Methods of every route that this path belongs to; a route of exactly this path stands before a pattern."""
+def _allowed_methods(request: Request) -> set[str]:
+    """Methods of the routes that match this path: of those with exactly this path, else of those with a pattern."""
     if request.url.path.endswith("/"):
-        return set()  # a path of its own, and none of ours, whatever a pattern says
+        return set()  # an unknown path, although a pattern matches it
     matching = [r for r in request.app.router.routes if r.matches(request.scope)[0] is not Match.NONE]
     exact = [r for r in matching if getattr(r, "path", None) == request.url.path]
     return {method for route in exact or matching for method in getattr(route, "methods", None) or ()}
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def _on_unexpected_error(request: Request, error: Exception) -> Response:
     del error  # logged by the server
-    return respond(request, AuditError())
+    return problem_response(request, AuditError())

@@ -1,4 +1,4 @@
-"""Where this process spends its time: stacks sampled for some seconds, in the form that speedscope and flamegraph.pl read."""
+"""A profile of this process: stacks sampled for some seconds, in the format that speedscope and flamegraph.pl read."""
 
 import asyncio
 import sys
@@ -18,31 +18,31 @@ _one_at_a_time = asyncio.Lock()
 
 
 class Profile(BaseModel):
-    """What may be asked."""
+    """The parameters."""
 
     seconds: Annotated[float, Field(ge=0.1, le=60)] = 5
 
 
 async def profile(request: Request) -> Response:
-    """One line for each stack that was seen, with how often. Everything else goes on meanwhile, a few percent slower."""
+    """One line for each stack and how often it was seen. Meanwhile the process goes on, a few percent slower."""
     try:
-        asked = Profile(**request.query_params)
+        parameters = Profile(**request.query_params)
     except ValidationError:
         return PlainTextResponse("seconds: expected a number from 0.1 to 60\n", 400)
     async with _one_at_a_time:
-        counted = await asyncio.to_thread(_sample, asked.seconds)
-    return PlainTextResponse("".join(f"{stack} {number}\n" for stack, number in counted.most_common()))
+        samples = await asyncio.to_thread(_sample, parameters.seconds)
+    return PlainTextResponse("".join(f"{stack} {count}\n" for stack, count in samples.most_common()))
 
 
 def _sample(seconds: float) -> Counter[str]:
-    counted: Counter[str] = Counter()
-    ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends:
+    samples: Counter[str] = Counter()
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
         for thread, frame in sys._current_frames().items():  # noqa: SLF001 -- the standard library has no other way
             if thread != threading.get_ident():
-                counted[_stack(frame)] += 1
+                samples[_stack(frame)] += 1
         time.sleep(_INTERVAL_SECONDS)
-    return counted
+    return samples
 
 
 def _stack(frame: FrameType | None) -> str:

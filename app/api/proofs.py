@@ -1,15 +1,16 @@
-"""Proofs that need nothing of this service to be verified: of one event, and of the log's growth."""
+"""GET of proofs: of one event (inclusion), and of the log's growth (consistency). They are verified without this service."""
 
 from typing import Annotated
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from app.api.deadline import in_time
+from app.api.body import json_response
+from app.api.deadline import within_deadline
+from app.api.service import service_of
 from app.events.explain import bad_fields
 from app.tlog.note import encoded_base64
 from app.tlog.proof import document_with_opening
@@ -34,12 +35,12 @@ async def event_proof(
     open: bool = False,  # noqa: A002 - the parameter's name
 ) -> Response:
     """The event's proof file (C2SP tlog-proof). With open=true a JSON document that also shows what can be erased of it."""
-    state = request.app.state
     try:
         parsed = UUID(event_id)
     except ValueError:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"}) from None
-    found = await in_time(request, prove_event(state.engine, parsed, state.log_name))
+    service = service_of(request)
+    found = await within_deadline(request, prove_event(service.engine, parsed, service.log_name))
     if open:
         document = document_with_opening(found.proof, found.salt, found.committed)
         return Response(document, media_type="application/json")
@@ -53,7 +54,7 @@ async def consistency_proof(
     to: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
     """Prove that nothing was changed since the log had `from` leaves; `to` is by default the newest checkpoint's size."""
-    found = await in_time(request, prove_consistency(request.app.state.engine, from_, to))
+    found = await within_deadline(request, prove_consistency(service_of(request).engine, from_, to))
     if isinstance(found, int):
         raise bad_fields({"to": f"expected from <= to <= {found}, the size of the newest checkpoint"})
     document = {
@@ -62,4 +63,4 @@ async def consistency_proof(
         "proof": [encoded_base64(one) for one in found.hashes],
         "checkpoint": found.checkpoint,
     }
-    return Response(orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+    return json_response(document)

@@ -1,12 +1,12 @@
-"""Where a request comes from, when it came through proxies."""
+"""The client's address of a request that came through proxies."""
 
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from app.errors import Fatal
 
 
-class Proxies:
-    """Those that are trusted to say whose request they pass on. Nobody else's word counts."""
+class TrustedProxies:
+    """The networks whose X-Forwarded-For is believed."""
 
     def __init__(self, networks: tuple[str, ...]) -> None:
         try:
@@ -16,11 +16,11 @@ class Proxies:
                 f"DATASTORAGE_TRUSTED_PROXIES: expected addresses or networks such as 10.0.0.0/8: {error}"
             ) from None
 
-    def __bool__(self) -> bool:
-        return bool(self._networks)
+    def client_address(self, peer: str, forwarded_for: str) -> str:
+        """The last address of X-Forwarded-For that is not a trusted proxy's, read from the end.
 
-    def origin(self, peer: str, forwarded_for: str) -> str:
-        """The last address of X-Forwarded-For that no trusted proxy has, read from its end: what stands before it is hearsay."""
+        What comes before it was written by the client itself and proves nothing.
+        """
         address = peer
         for hop in reversed(forwarded_for.split(",")):
             if not self._trusts(address):

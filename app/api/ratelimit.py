@@ -1,4 +1,4 @@
-"""How often one caller may read: counted in this process, told in the RateLimit fields of the IETF draft."""
+"""How often one caller may read: counted in this process, shown in the RateLimit fields of the IETF httpapi draft."""
 
 import math
 import time
@@ -14,17 +14,17 @@ class ReadLimit:
     """A moving window for each caller."""
 
     def __init__(self, rate: str) -> None:
-        self._rate = parsed(rate)
+        self._rate = parse_rate(rate)
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
         self._policy = f'"reads";q={self._rate.amount};w={self._rate.get_expiry()}'
 
-    async def take(self, who: str) -> dict[str, str]:
-        """The fields that tell `who` what is left. RateLimited, with the same fields, when nothing was."""
-        taken = await self._limiter.hit(self._rate, who)
-        reset, remaining = await self._limiter.get_window_stats(self._rate, who)
+    async def count(self, caller: str) -> dict[str, str]:
+        """Count one read of `caller`. Returns header fields with what is left; RateLimited, with the same fields, at the limit."""
+        is_allowed = await self._limiter.hit(self._rate, caller)
+        reset, remaining = await self._limiter.get_window_stats(self._rate, caller)
         seconds = max(1, math.ceil(reset - time.time()))
         fields = {"RateLimit-Policy": self._policy, "RateLimit": f'"reads";r={remaining};t={seconds}'}
-        if not taken:
+        if not is_allowed:
             raise RateLimited(
                 f"More than {self._rate.amount} reads in {self._rate.get_expiry()} s: wait {seconds} s.",
                 headers=fields | {"Retry-After": str(seconds)},
@@ -32,8 +32,8 @@ class ReadLimit:
         return fields
 
 
-def parsed(rate: str) -> RateLimitItem:
-    """What a setting such as 600/minute means; Fatal if nothing."""
+def parse_rate(rate: str) -> RateLimitItem:
+    """The rate that a setting such as 600/minute means; Fatal if it is not a rate."""
     try:
         return parse(rate)
     except ValueError:

@@ -1,17 +1,18 @@
-"""Reconstruction of a RemediationRequest: POST as the reference has it, GET the same without asking for a right to create."""
+"""Reconstruction of a RemediationRequest: POST as in the reference, and GET, which does not require the verb create."""
 
 from datetime import UTC, datetime
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import parameters
-from app.api.access import permit
-from app.api.deadline import in_time
+from app.api.access import authorize
+from app.api.body import json_response
+from app.api.deadline import within_deadline
+from app.api.parameters import path_correlation_id
+from app.api.service import service_of
 from app.errors import DatabaseFailed
 from app.query.reconstruct import Unreadable, read_events, reconstruct
 
@@ -37,10 +38,10 @@ class Reconstructed(BaseModel):
     cluster_id: str | None = None
 
 
-async def _answer(request: Request, correlation_id: str) -> Response:
-    correlation_id = parameters.correlation(correlation_id)
+async def _response(request: Request, correlation_id: str) -> Response:
+    correlation_id = path_correlation_id(correlation_id)
     try:
-        events = await in_time(request, read_events(request.app.state.engine, correlation_id))
+        events = await within_deadline(request, read_events(service_of(request).engine, correlation_id))
     except DatabaseFailed as error:
         raise Unreadable from (error.__cause__ or error)
     now = datetime.now(UTC)
@@ -58,7 +59,7 @@ async def _answer(request: Request, correlation_id: str) -> Response:
     }
     if built.cluster_id:
         answer["cluster_id"] = built.cluster_id
-    return Response(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+    return json_response(answer)
 
 
 _PATH = "/api/v1/audit/remediation-requests/{correlation_id:path}/reconstruct"
@@ -67,11 +68,11 @@ _PATH = "/api/v1/audit/remediation-requests/{correlation_id:path}/reconstruct"
 @router.post(_PATH, response_class=Response, responses={200: {"model": Reconstructed}})
 async def reconstruct_remediation(request: Request, correlation_id: str) -> Response:
     """Rebuild a lost RemediationRequest from its events. Nothing is written; the body is not read."""
-    await permit(request)
-    return await _answer(request, correlation_id)
+    await authorize(request)
+    return await _response(request, correlation_id)
 
 
 @router.get(_PATH, response_class=Response, responses={200: {"model": Reconstructed}})
 async def get_reconstruction(request: Request, correlation_id: str) -> Response:
     """The same answer as to POST."""
-    return await _answer(request, correlation_id)
+    return await _response(request, correlation_id)

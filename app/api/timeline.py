@@ -1,4 +1,4 @@
-"""GET of one correlation with all that belongs to it, and of the list of correlations."""
+"""GET of the list of correlations, and of one correlation with everything that belongs to it."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -6,18 +6,28 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api import parameters
-from app.api.deadline import in_time
+from app.api.body import json_response
+from app.api.deadline import within_deadline
 from app.api.notifications import StoredNotification
-from app.api.paging import behind, page_answer, standing
-from app.api.verify import answer as verified
-from app.api.verify import report_on
+from app.api.paging import cursor_errors, page_response, pagination
+from app.api.parameters import (
+    cursor,
+    documented,
+    path_correlation_id,
+    query_parameters,
+    read_fields,
+    read_query,
+    time_or_age,
+    true_or_false,
+    whole_number,
+)
+from app.api.service import service_of
+from app.api.verify import chain_verified, verify_correlation
 from app.errors import NotFound
-from app.events.explain import bad_fields, by_member_name, explain
 from app.query import correlations
 from app.query.correlations import CorrelationQuery
 from app.query.cursor import Cursor
@@ -25,7 +35,7 @@ from app.query.filter import OFFSET_MAX
 from app.query.timeline import EVENTS_DEFAULT, EVENTS_MAX, Timeline, timeline
 
 router = APIRouter(tags=["correlations"])
-_JSON = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
+_UTC_Z = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 
 class TimelineEvent(BaseModel):
@@ -190,18 +200,28 @@ _TIMELINE = [
 ]
 
 
+_TIMELINE_READERS = {
+    "limit": whole_number(1, EVENTS_MAX),
+    "offset": whole_number(0, OFFSET_MAX),
+    "verify": true_or_false(),
+}
+
+
 @router.get(
     "/api/v1/audit/correlations",
     response_class=Response,
     responses={200: {"model": Correlations}},
-    openapi_extra={"parameters": parameters.documented(CorrelationQuery)},
+    openapi_extra={"parameters": documented(CorrelationQuery)},
 )
 async def list_correlations(request: Request) -> Response:
     """List correlations, the one with the newest event first."""
-    query = parse_query(request.scope["query_string"], datetime.now(UTC))
-    with behind(query.cursor):
-        found = await in_time(request, correlations.page(request.app.state.engine, query))
-    return page_answer(request, found.correlations, standing(query.limit, found.next_cursor))
+    times = time_or_age(datetime.now(UTC))
+    limits = whole_number(1, correlations.LIMIT_MAX)
+    readers = {"since": times, "until": times, "limit": limits, "cursor": cursor(Cursor)}
+    query = read_query(request.scope["query_string"], CorrelationQuery, readers)
+    with cursor_errors(query.cursor):
+        found = await within_deadline(request, correlations.page(service_of(request).engine, query))
+    return page_response(request, found.correlations, pagination(query.limit, found.next_cursor))
 
 
 @router.get(
@@ -212,17 +232,16 @@ async def list_correlations(request: Request) -> Response:
 )
 async def get_timeline(request: Request, correlation_id: str) -> Response:
     """All of one correlation: events, phases, decisions, notifications, holds, and on demand the chain's verification."""
-    correlation_id = parameters.correlation(correlation_id)
-    sent = parameters.sent_parameters(request.scope["query_string"], {"verify", "limit", "offset"})
-    limit = parameters.number("limit", sent["limit"], 1, EVENTS_MAX) if sent.get("limit") else EVENTS_DEFAULT
-    offset = parameters.number("offset", sent["offset"], 0, OFFSET_MAX) if sent.get("offset") else 0
-    verify = _flag("verify", sent.get("verify", ""))
-    found = await in_time(request, timeline(request.app.state.engine, correlation_id, limit, offset))
+    correlation_id = path_correlation_id(correlation_id)
+    sent = query_parameters(request.scope["query_string"], _TIMELINE_READERS)
+    fields = read_fields({name: sent[name] for name in _TIMELINE_READERS if name in sent}, _TIMELINE_READERS)
+    limit, offset = fields.get("limit", EVENTS_DEFAULT), fields.get("offset", 0)
+    found = await within_deadline(request, timeline(service_of(request).engine, correlation_id, limit, offset))
     if found.is_empty:
         raise NotFound(f"There is nothing about a correlation {correlation_id}.", instance=request.url.path)
-    verification = await _verification(request, correlation_id) if verify else _last_verdict(found)
+    verification = await _verify_now(request, correlation_id) if fields.get("verify") else _last_verdict(found)
     answer = (
-        _about(correlation_id, found)
+        _summary(correlation_id, found)
         | verification
         | {
             "phases": found.phases,
@@ -233,57 +252,34 @@ async def get_timeline(request: Request, correlation_id: str) -> Response:
             "pagination": {"limit": limit, "offset": offset, "has_more": found.has_more},
         }
     )
-    return Response(orjson.dumps(answer, option=_JSON), media_type="application/json")
+    return json_response(answer, options=_UTC_Z)
 
 
-def _about(correlation_id: str, found: Timeline) -> dict[str, Any]:
-    about: dict[str, Any] = {"correlation_id": correlation_id, "event_count": found.extent["count"]}
+def _summary(correlation_id: str, found: Timeline) -> dict[str, Any]:
+    members: dict[str, Any] = {"correlation_id": correlation_id, "event_count": found.extent["count"]}
     if found.extent["count"]:
-        about["first_event_at"] = found.extent["first"]
-        about["last_event_at"] = found.extent["last"]
+        members["first_event_at"] = found.extent["first"]
+        members["last_event_at"] = found.extent["last"]
     if found.head is not None:
-        about["chain"] = {"length": found.head["length"], "hash": found.head["hash"]}
-    return about
+        members["chain"] = {"length": found.head["length"], "hash": found.head["hash"]}
+    return members
 
 
-async def _verification(request: Request, correlation_id: str) -> dict[str, Any]:
-    report = await report_on(request, correlation_id)
-    told = verified(correlation_id, report)
-    verdict = {name: told[name] for name in ("is_valid", "total_events", "verified_events")}
-    rest = {name: told[name] for name in ("verification_time", "message")}
+async def _verify_now(request: Request, correlation_id: str) -> dict[str, Any]:
+    report = await verify_correlation(request, correlation_id)
+    answer = chain_verified(correlation_id, report)
+    verdict = {name: answer[name] for name in ("is_valid", "total_events", "verified_events")}
+    rest = {name: answer[name] for name in ("verification_time", "message")}
     return {"verification": verdict | {"position": report.sealed.next_index} | rest}
 
 
 def _last_verdict(found: Timeline) -> dict[str, Any]:
-    """Nothing before the verifier in the background has come to the chain."""
+    """The background verifier's last verdict; empty before it has reached the chain."""
     verdict, position = found.verdict, found.extent["verified"] or 0
     if verdict is None or not (position or verdict["found"]):
         return {}
     message = f"{verdict['found']} defect(s) of this chain were found" if verdict["found"] else "no defect was found"
     if verdict["unclear"]:
         message += f", and {verdict['unclear']} of the log that belong to no one chain"
-    told = {"is_valid": not verdict["found"], "position": position}
-    return {"verification": told | {"verification_time": verdict["looked_at"], "message": message}}
-
-
-def _flag(name: str, value: str) -> bool:
-    if value not in {"", "true", "false"}:
-        raise bad_fields({name: f"expected true or false, got {value[:60]!r}"})
-    return value == "true"
-
-
-def parse_query(query_string: bytes, now: datetime) -> CorrelationQuery:
-    """The question in a query string; an empty value says nothing."""
-    sent = parameters.sent_parameters(query_string, CorrelationQuery.model_fields)
-    try:
-        return CorrelationQuery(**{name: _read(name, value, now) for name, value in sent.items() if value})
-    except ValidationError as error:
-        raise bad_fields(by_member_name(explain(error, ""))) from None
-
-
-def _read(name: str, value: str, now: datetime) -> Any:
-    if name == "limit":
-        return parameters.number(name, value, 1, correlations.LIMIT_MAX)
-    if name in {"since", "until"}:
-        return parameters.moment(name, value, now)
-    return parameters.cursor(name, value, Cursor) if name == "cursor" else value
+    members = {"is_valid": not verdict["found"], "position": position}
+    return {"verification": members | {"verification_time": verdict["looked_at"], "message": message}}

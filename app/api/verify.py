@@ -1,19 +1,19 @@
-"""POST verify-chain: what is stored of one correlation, recomputed."""
+"""POST verify-chain: the stored chain of one correlation, verified by computing its hashes again."""
 
 import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.access import permit
-from app.api.body import read_json_body
-from app.errors import AuditError, BadRequest, DatabaseAway, DatabaseFailed
+from app.api.access import authorize
+from app.api.body import json_response, read_json_body
+from app.api.service import foundation_of, service_of
+from app.errors import AuditError, BadRequest, DatabaseFailed
 from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
 from app.events.reference import rfc3339
@@ -23,7 +23,7 @@ from app.verify.snapshot import snapshot
 
 _CORRELATION_BYTES_MAX = 256
 
-# Each verification holds a connection of the pool for as long as it takes; queries need the others.
+# Each verification uses a connection of the pool until it ends; queries need the others.
 _slots = asyncio.Semaphore(2)
 
 
@@ -91,26 +91,22 @@ class InvalidCorrelationId(BadRequest):
 
 async def post_verify_chain(request: Request) -> Response:
     """Verify the chain of one correlation: edited, removed, inserted and truncated events show. 200 whatever is found."""
-    body = await read_json_body(request, request.app.state.settings.body_bytes_max)
+    body = await read_json_body(request, foundation_of(request).settings.body_bytes_max)
     correlation_id = _correlation_id(parse(body).value)
-    await permit(request)
-    _refuse_bad(correlation_id)
-    report = await report_on(request, correlation_id)
+    await authorize(request)
+    _check_length(correlation_id)
+    report = await verify_correlation(request, correlation_id)
     if report.unsealed.unknown and not report.is_sealed:
         raise VerificationFailed(report.unsealed.unknown)
-    found = answer(correlation_id, report)
-    return Response(orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE), media_type="application/json")
+    return json_response(chain_verified(correlation_id, report))
 
 
-async def report_on(request: Request, correlation_id: str) -> ChainReport:
-    """The chain of one correlation, verified now."""
-    state = request.app.state
-    if state.writer is None:
-        raise DatabaseAway
+async def verify_correlation(request: Request, correlation_id: str) -> ChainReport:
+    """Verify the chain of one correlation now."""
+    service = service_of(request)
     try:
-        async with _slots, snapshot(state.engine) as connection:
-            log_name, hmac_key = state.writer.store.log_name, state.settings.hmac_key
-            return await verify_chain(connection, correlation_id, log_name, hmac_key)
+        async with _slots, snapshot(service.engine) as connection:
+            return await verify_chain(connection, correlation_id, service.log_name, service.settings.hmac_key)
     except DatabaseFailed as error:
         raise VerificationFailed from error
 
@@ -143,7 +139,7 @@ def _correlation_id(body: Any) -> str:
     return correlation_id
 
 
-def _refuse_bad(correlation_id: str) -> None:
+def _check_length(correlation_id: str) -> None:
     if not correlation_id:
         raise MissingCorrelationId
     size = len(correlation_id.encode())
@@ -151,9 +147,9 @@ def _refuse_bad(correlation_id: str) -> None:
         raise InvalidCorrelationId(f"correlation_id: expected at most {_CORRELATION_BYTES_MAX} bytes, got {size}")
 
 
-def answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:
-    """What is told of a verification, in the contract's order."""
-    apart = report.unsealed.defects if report.is_sealed else Defects()
+def chain_verified(correlation_id: str, report: ChainReport) -> dict[str, Any]:
+    """The members of ChainVerified, in the contract's order."""
+    unsealed = report.unsealed.defects if report.is_sealed else Defects()
     tampered = report.sealed.defects if report.is_sealed else report.unsealed.defects
     left_out_when_empty = {
         "skipped_null_hash": report.unsealed.unhashed,
@@ -161,7 +157,7 @@ def answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:
         "purged_events": report.purged_total,
         "erased_events": report.sealed.erased_total,
         "tampered_events": _events(tampered),
-        "unsealed_defects": _events(apart),
+        "unsealed_defects": _events(unsealed),
     }
     return {
         "correlation_id": correlation_id,
@@ -170,7 +166,7 @@ def answer(correlation_id: str, report: ChainReport) -> dict[str, Any]:
         "verified_events": report.sealed.verified + report.unsealed.verified,
         **{name: value for name, value in left_out_when_empty.items() if value},
         "verification_time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
-        "message": "; ".join(_sentences(report, tampered, apart)),
+        "message": "; ".join(_sentences(report, tampered, unsealed)),
     }
 
 
@@ -190,24 +186,24 @@ def _event(defect: Defect) -> dict[str, str]:
     }
 
 
-def _sentences(report: ChainReport, tampered: Defects, apart: Defects) -> list[str]:
-    """The message's parts: the verdict first."""
+def _sentences(report: ChainReport, tampered: Defects, unsealed: Defects) -> list[str]:
+    """The sentences of the message: the verdict first."""
     total = report.sealed.total + report.unsealed.total
-    said = []
+    sentences = []
     if not report.is_valid:
-        said.append(f"the chain is broken: {tampered.count} defect(s) of single events")
+        sentences.append(f"the chain is broken: {tampered.count} defect(s) of single events")
     elif total or report.purged_total:
-        said.append(f"the chain is whole: {report.sealed.verified + report.unsealed.verified} event(s) verified")
+        sentences.append(f"the chain is whole: {report.sealed.verified + report.unsealed.verified} event(s) verified")
     else:
-        said.append("no hashed events were found for this correlation")
+        sentences.append("no hashed events were found for this correlation")
     if report.purged_total:
-        said.append(f"{report.purged_total} event(s) were purged")
+        sentences.append(f"{report.purged_total} event(s) were purged")
     if report.sealed.erased_total:
-        said.append(f"{report.sealed.erased_total} event(s) were erased")
+        sentences.append(f"{report.sealed.erased_total} event(s) were erased")
     if report.head_defect is not None:
-        said.append(report.head_defect.message)
-    if apart.count:
-        said.append(f"{apart.count} defect(s) of unsealed events, which are no part of the chain")
+        sentences.append(report.head_defect.message)
+    if unsealed.count:
+        sentences.append(f"{unsealed.count} defect(s) of unsealed events, which are no part of the chain")
     if report.unsealed.unhashed:
-        said.append(f"{report.unsealed.unhashed} event(s) without a hash were left out")
-    return said
+        sentences.append(f"{report.unsealed.unhashed} event(s) without a hash were left out")
+    return sentences

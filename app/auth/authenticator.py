@@ -1,4 +1,4 @@
-"""The judges of one service, one after the other, and what they said a moment ago."""
+"""Identifies callers by the configured identity providers, asks which verbs they have, and caches the answers for a short time."""
 
 import hashlib
 import time
@@ -21,19 +21,19 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True)
 class Caller:
-    """An authenticated caller: who it is, and by which token."""
+    """An authenticated caller, and the digest of the token that it has shown."""
 
     identity: Identity
     digest: bytes = field(repr=False)
 
 
 class Authenticator:
-    """Lets callers in. `clock` measures how long answers are kept, `now` is Unix time for what expires."""
+    """Identifies and authorizes callers. `clock` measures the age of cached answers, `now` is Unix time for what expires."""
 
     def __init__(self, settings: Settings, *, clock: Clock = time.monotonic, now: Clock = time.time) -> None:
         modes = settings.auth_modes
         seconds, entries_max = settings.auth_cache_ms / 1000, settings.auth_cache_entries_max
-        self.is_open = modes == {"none"}
+        self.is_disabled = modes == {"none"}
         self._now = now
         self._identities = ReviewCache[bytes, Identity | Literal[False]](seconds, entries_max, clock)
         self._permissions = ReviewCache[tuple[bytes, str], bool](seconds, 2 * entries_max, clock)
@@ -42,61 +42,61 @@ class Authenticator:
         self._kubernetes = _kubernetes(settings) if "kubernetes" in modes else None
 
     async def close(self) -> None:
-        for judge in (self._oidc, self._kubernetes):
-            if judge is not None:
-                await judge.close()
+        for provider in (self._oidc, self._kubernetes):
+            if provider is not None:
+                await provider.close()
 
     async def identify(self, token: str) -> Caller:
-        """Whose token it is. Unauthorized when it is nobody's, ReviewFailed when who knows it cannot be asked."""
+        """The owner of `token`. Unauthorized if it has none; ReviewFailed while the provider cannot be asked."""
         digest = hashlib.sha256(token.encode()).digest()
-        identity = (self._tokens and self._tokens.find(digest)) or self._identities.kept(digest)
+        identity = (self._tokens and self._tokens.find(digest)) or self._identities.get(digest)
         if identity is None:
-            identity = await self._identities.ask(digest, lambda: self._judged(token))
+            identity = await self._identities.get_or_review(digest, lambda: self._review_token(token))
         if not identity or self._now() >= identity.expires:
             raise Unauthorized
         return Caller(identity, digest)
 
-    async def permit(self, caller: Caller, verb: str) -> None:
-        """Forbidden unless `caller` may do `verb`; ReviewFailed when who knows it cannot be asked."""
+    async def authorize(self, caller: Caller, verb: str) -> None:
+        """Forbidden unless `caller` has `verb`; ReviewFailed while the provider cannot be asked."""
         identity = caller.identity
         if identity.verbs is not None:
-            allowed = verb in identity.verbs
+            is_allowed = verb in identity.verbs
         else:
             question = caller.digest, verb
-            kept = self._permissions.kept(question)
-            allowed = await self._asked(question, identity) if kept is None else kept
-        if not allowed:
+            cached = self._permissions.get(question)
+            is_allowed = await self._review_verb(question, identity) if cached is None else cached
+        if not is_allowed:
             raise Forbidden
 
-    async def _judged(self, token: str) -> Identity | Literal[False]:
-        if self._oidc is not None and self._oidc.issued(token):
+    async def _review_token(self, token: str) -> Identity | Literal[False]:
+        if self._oidc is not None and self._oidc.names_issuer(token):
             return await self._oidc.identify(token) or False
         if self._kubernetes is not None:
             return await self._kubernetes.identify(token) or False
         return False
 
-    async def _asked(self, question: tuple[bytes, str], identity: Identity) -> bool:
+    async def _review_verb(self, question: tuple[bytes, str], identity: Identity) -> bool:
         kubernetes = self._kubernetes
         assert kubernetes is not None
         try:
-            return await self._permissions.ask(question, lambda: kubernetes.allows(identity, question[1]))
+            return await self._permissions.get_or_review(question, lambda: kubernetes.allows(identity, question[1]))
         except ReviewFailed as error:
             raise ReviewFailed("Authorization service unavailable") from error.__cause__
 
 
 def _token_file(settings: Settings, clock: Clock) -> TokenFile:
-    assert settings.tokens_file is not None, "the settings have seen to it"
+    assert settings.tokens_file is not None, "the settings have been validated"
     return TokenFile(settings.tokens_file, clock)
 
 
-# What a judge needs is imported with it: it takes a third of a second and 20 MB.
+# The libraries of a provider are imported only if it is configured: that costs a third of a second and 20 MB.
 def _oidc(settings: Settings, now: Clock) -> "Oidc":
-    from app.auth.oidc import Oidc  # noqa: PLC0415 -- as said above
+    from app.auth.oidc import Oidc  # noqa: PLC0415 -- see above
 
     return Oidc(settings, now)
 
 
 def _kubernetes(settings: Settings) -> "Kubernetes":
-    from app.auth.kubernetes import Kubernetes  # noqa: PLC0415 -- as said above
+    from app.auth.kubernetes import Kubernetes  # noqa: PLC0415 -- see above
 
     return Kubernetes(settings)

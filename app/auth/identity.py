@@ -1,4 +1,4 @@
-"""What is known of a caller."""
+"""What is known of a caller, and which verbs the roles have."""
 
 from dataclasses import dataclass
 from math import inf
@@ -6,16 +6,16 @@ from typing import Any, Literal, TypeGuard
 
 SERVICE_ACCOUNT = "system:serviceaccount:"
 NAME_MAX = 255
-"""The width of the columns that the name is written to."""
+"""The width of the columns that names are written to."""
 
 Role = Literal["reader", "writer", "auditor", "admin"]
-VERBS: dict[str, frozenset[str]] = {
+ROLE_VERBS: dict[str, frozenset[str]] = {
     "reader": frozenset({"get"}),
     "writer": frozenset({"get", "create"}),
     "auditor": frozenset({"get"}),
     "admin": frozenset({"get", "create", "update"}),
 }
-ROLES = (*VERBS,)
+ROLES = (*ROLE_VERBS,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +24,23 @@ class Identity:
 
     name: str
     verbs: frozenset[str] | None = frozenset()
-    """What it may do; None where Kubernetes is asked for each verb."""
+    """Its verbs; None where Kubernetes is asked about each verb."""
     person: bool = False
-    """It is the actor of whatever it posts."""
+    """A human: the actor of everything it posts, whatever the body says."""
     audited: bool = False
-    """What it reads is written down, if the settings say so."""
+    """Its reads are recorded, if the settings ask for it."""
     expires: float = inf
-    """Unix time from which on it is nobody."""
+    """Unix time from which the token is not valid any more."""
     subject: Any = None
-    """What Kubernetes said of it, handed back to Kubernetes as it came."""
+    """What TokenReview answered about it, passed unchanged to SubjectAccessReview."""
 
 
-def of_roles(name: str, roles: frozenset[str], *, person: bool, expires: float) -> Identity:
-    """The identity that has every right of `roles`."""
-    verbs = frozenset[str]().union(*(VERBS[role] for role in roles))
+def identity_with_roles(name: str, roles: frozenset[str], *, person: bool, expires: float) -> Identity:
+    """The identity that has every verb of `roles`."""
+    verbs = frozenset[str]().union(*(ROLE_VERBS[role] for role in roles))
     return Identity(name, verbs, person=person, audited="auditor" in roles, expires=expires)
 
 
-def is_name(name: object) -> TypeGuard[str]:
-    """Whether `name` can be written down as who did it."""
+def is_usable_name(name: object) -> TypeGuard[str]:
+    """Whether `name` can be recorded as the name of a caller."""
     return isinstance(name, str) and 0 < len(name) <= NAME_MAX and name.isprintable()

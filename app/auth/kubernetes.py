@@ -1,4 +1,4 @@
-"""The Kubernetes API server as judge: TokenReview says who calls, SubjectAccessReview whether they may."""
+"""Callers that the Kubernetes API server knows: TokenReview identifies them, SubjectAccessReview authorizes them."""
 
 import asyncio
 import logging
@@ -10,39 +10,39 @@ from typing import Any
 import httpx
 
 from app import metrics
-from app.auth.identity import SERVICE_ACCOUNT, Identity, is_name
+from app.auth.identity import SERVICE_ACCOUNT, Identity, is_usable_name
 from app.errors import Fatal, ReviewFailed
-from app.settings import Settings
+from app.settings import Settings, comma_separated
 
 _TRIES = 2
-"""Reviews change nothing, so one whose connection broke is asked again."""
+"""A review changes nothing, so it is sent again when its connection broke."""
 _CONNECTIONS = 32
 
 log = logging.getLogger(__name__)
 
 
 class Kubernetes:
-    """Asks the API server with this pod's own service account."""
+    """Asks the API server, authenticated by this pod's own service account."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = settings.kubernetes_url.rstrip("/")
         self._token_file = settings.kubernetes_token_file
         self._timeout_seconds = settings.auth_timeout_ms / 1000
-        self._audiences = [a.strip() for a in settings.kubernetes_audiences.split(",") if a.strip()]
+        self._audiences = comma_separated(settings.kubernetes_audiences)
         self._namespace = settings.kubernetes_namespace or _own_namespace(settings.kubernetes_token_file)
         self._service = settings.kubernetes_service
         self._client = httpx.AsyncClient(
-            verify=_trust(settings),
+            verify=_tls_context(settings),
             timeout=self._timeout_seconds,
             limits=httpx.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS),
-            trust_env=False,  # callers' tokens go to the API server and to no proxy
+            trust_env=False,  # callers' tokens go to the API server only, never to a proxy
         )
 
     async def close(self) -> None:
         await self._client.aclose()
 
     async def identify(self, token: str) -> Identity | None:
-        """Whose token it is, or None when the API server does not know it."""
+        """The owner of `token`, or None if the API server does not know it. Raises ReviewFailed."""
         spec: dict[str, Any] = {"token": token}
         if self._audiences:
             spec["audiences"] = self._audiences
@@ -50,17 +50,17 @@ class Kubernetes:
         user = status.get("user")
         if status.get("authenticated") is not True:
             return None
-        # A server that does not know of audiences answers without them, for a token that may be meant for another service.
+        # A server that does not support audiences answers without them, although the token may be for another service.
         if self._audiences and not set(self._audiences) & set(status.get("audiences") or ()):
             return None
-        if not isinstance(user, dict) or not is_name(name := user.get("username")):
-            log.warning("the API server knows a token, but not by a name that can be used")
+        if not isinstance(user, dict) or not is_usable_name(name := user.get("username")):
+            log.warning("the API server knows a token, but its user name cannot be used")
             return None
         subject = {k: v for k, v in user.items() if k in {"uid", "groups", "extra"} and v}
         return Identity(name, None, person=not name.startswith(SERVICE_ACCOUNT), subject=subject)
 
     async def allows(self, identity: Identity, verb: str) -> bool:
-        """Whether the API server lets `identity` do `verb` with this service."""
+        """Whether the API server allows `identity` the `verb` on this service. Raises ReviewFailed."""
         attributes = {"namespace": self._namespace, "verb": verb, "group": ""}
         attributes |= {"resource": "services", "name": self._service}
         spec = {"resourceAttributes": attributes, "user": identity.name, **identity.subject}
@@ -68,7 +68,7 @@ class Kubernetes:
         return status.get("allowed") is True and status.get("denied") is not True
 
     async def _review(self, group: str, kind: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """The status of a review; ReviewFailed without one that can be relied on."""
+        """The status of a review. ReviewFailed if there is none, or none of the expected form."""
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 answer = await self._post(f"{self._url}/apis/{group}/v1/{kind.lower()}s", group, kind, spec)
@@ -92,13 +92,13 @@ class Kubernetes:
         raise AssertionError
 
 
-def _trust(settings: Settings) -> ssl.SSLContext:
+def _tls_context(settings: Settings) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=settings.kubernetes_ca_file)
     except OSError as error:
         raise Fatal(
-            f"Cannot read the certificate authority of the API server, {settings.kubernetes_ca_file}: {error}. CheckpointCopies of a "
-            "pod name it in DATASTORAGE_KUBERNETES_CA_FILE."
+            f"Cannot read the certificate authority of the API server, {settings.kubernetes_ca_file}: {error}. Outside of a "
+            "pod, name it in DATASTORAGE_KUBERNETES_CA_FILE."
         ) from None
 
 

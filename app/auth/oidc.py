@@ -1,4 +1,4 @@
-"""JSON Web Tokens of one OpenID Connect issuer."""
+"""JSON Web Tokens of one OpenID Connect issuer, verified by the keys that it publishes (OpenID Connect Discovery, RFC 7517)."""
 
 import asyncio
 import base64
@@ -16,7 +16,7 @@ from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 
 from app import metrics
-from app.auth.identity import SERVICE_ACCOUNT, Identity, is_name, of_roles
+from app.auth.identity import SERVICE_ACCOUNT, Identity, identity_with_roles, is_usable_name
 from app.errors import ReviewFailed
 from app.settings import Settings
 
@@ -27,18 +27,19 @@ ALGORITHMS = [
 ]
 _REFRESH_SECONDS = 300
 _USABLE_SECONDS = 3_600
-"""So long the keys are good while the issuer does not answer."""
+"""How long fetched keys are used while the issuer does not answer."""
 _FETCH_AGAIN_SECONDS = 10
-"""Not more often for tokens with unknown keys: anybody can make those up."""
+"""The shortest time between two fetches for tokens with unknown keys: anybody can make such tokens up."""
 _FIRST_FETCH_AGAIN_SECONDS = 1
-"""Whoever waited while a fetch failed does not begin the next one, or the last in the line would wait for ever."""
+"""The same while there are no keys at all. Requests that waited for a failed fetch do not begin the next one: they would
+wait one fetch after the other."""
 _LEEWAY_SECONDS = 5
 
 log = logging.getLogger(__name__)
 
 
 class Oidc:
-    """The issuer's keys, fetched when they are needed, and what its tokens say."""
+    """Verifies the tokens of one issuer. Its keys are fetched when they are needed."""
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
         assert settings.oidc_issuer is not None
@@ -50,14 +51,14 @@ class Oidc:
         self._clock = clock
         """Unix time."""
         self._keys: KeySet | None = None
-        self._fetched = self._tried = float("-inf")
-        self._fetching = asyncio.Lock()
+        self._fetched_at = self._tried_at = float("-inf")
+        self._fetch_lock = asyncio.Lock()
 
     async def close(self) -> None:
         await self._client.aclose()
 
-    def issued(self, token: str) -> bool:
-        """Whether the token says that it comes from this issuer. Nothing is proven yet."""
+    def names_issuer(self, token: str) -> bool:
+        """Whether the token claims to be from this issuer. Nothing is verified yet."""
         try:
             _, payload, _ = token.split(".")
             claims = orjson.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
@@ -66,26 +67,26 @@ class Oidc:
         return isinstance(claims, dict) and claims.get("iss") == self._issuer
 
     async def identify(self, token: str) -> Identity | None:
-        """Whose token it is, or None. ReviewFailed when the issuer's keys cannot be had."""
+        """The owner of `token`, or None if it is not valid. ReviewFailed while the issuer's keys cannot be fetched."""
         claims = None
         keys = await self._current_keys()
         try:
             claims = self._claims(token, keys)
         except InvalidKeyIdError:  # the key may be new
-            keys = await self._current_keys(known=keys)
+            keys = await self._current_keys(outdated=keys)
             with suppress(InvalidKeyIdError):
                 claims = self._claims(token, keys)
         return None if claims is None else self._identity(claims)
 
     def _claims(self, token: str, keys: KeySet) -> dict[str, Any] | None:
-        """The claims of a token that is good now, or None. InvalidKeyIdError when its key is not among `keys`."""
+        """The claims of a token that is valid now, or None. InvalidKeyIdError when its key is not among `keys`."""
         try:
             decoded = jwt.decode(token, keys, algorithms=ALGORITHMS)
             self._registry().validate(decoded.claims)
         except InvalidKeyIdError:
             raise
         except (JoseError, ValueError, TypeError) as error:
-            log.info("a token of the issuer is not good", extra={"reason": getattr(error, "error", "malformed")})
+            log.info("a token of the issuer is not valid", extra={"reason": getattr(error, "error", "malformed")})
             return None
         return decoded.claims
 
@@ -101,33 +102,33 @@ class Oidc:
     def _identity(self, claims: dict[str, Any]) -> Identity | None:
         settings = self._settings
         name = claims.get(settings.oidc_name_claim)
-        if not is_name(name) or (name.startswith("system:") and settings.oidc_name_claim != "sub"):
+        if not is_usable_name(name) or (name.startswith("system:") and settings.oidc_name_claim != "sub"):
             log.warning("a token of the issuer has no name that can be used", extra={"claim": settings.oidc_name_claim})
             return None
-        found: Any = claims
+        claimed: Any = claims
         for part in settings.oidc_roles_claim.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        values = found if isinstance(found, list) else [found]
+            claimed = claimed.get(part) if isinstance(claimed, dict) else None
+        values = claimed if isinstance(claimed, list) else [claimed]
         roles = frozenset(settings.oidc_roles[v] for v in values if isinstance(v, str) and v in settings.oidc_roles)
-        return of_roles(name, roles, person=not name.startswith(SERVICE_ACCOUNT), expires=claims["exp"])
+        return identity_with_roles(name, roles, person=not name.startswith(SERVICE_ACCOUNT), expires=claims["exp"])
 
-    async def _current_keys(self, known: KeySet | None = None) -> KeySet:
-        """The issuer's keys; newer ones than `known` if there are and it is time to ask."""
-        async with self._fetching:
+    async def _current_keys(self, outdated: KeySet | None = None) -> KeySet:
+        """The issuer's keys; fetched again if they are old or `outdated`, but not too often. ReviewFailed without any."""
+        async with self._fetch_lock:
             now = self._clock()
-            wanted = self._keys is known or now - self._fetched >= _REFRESH_SECONDS
+            is_due = self._keys is outdated or now - self._fetched_at >= _REFRESH_SECONDS
             pause = _FIRST_FETCH_AGAIN_SECONDS if self._keys is None else _FETCH_AGAIN_SECONDS
-            if wanted and now - self._tried >= pause:
+            if is_due and now - self._tried_at >= pause:
                 await self._fetch(now)
-                self._tried = self._clock()
-            if self._keys is None or now - self._fetched >= _USABLE_SECONDS:
+                self._tried_at = self._clock()
+            if self._keys is None or now - self._fetched_at >= _USABLE_SECONDS:
                 raise ReviewFailed
             return self._keys
 
     async def _fetch(self, now: float) -> None:
         try:
             async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
-                url = self._settings.oidc_jwks_url or await self._discovered()
+                url = self._settings.oidc_jwks_url or await self._discover_jwks_url()
                 keys = KeySet.import_key_set(await self._get(url))
         except (
             httpx.HTTPError,
@@ -141,19 +142,19 @@ class Oidc:
             metrics.AUTH_FAILURES.labels("oidc").inc()
             log.warning("the issuer's keys cannot be fetched", extra={"error": repr(error)})
             return
-        self._keys, self._fetched = keys, now
+        self._keys, self._fetched_at = keys, now
 
-    async def _discovered(self) -> str:
-        """Where the issuer says that its keys are."""
+    async def _discover_jwks_url(self) -> str:
+        """The URL of the issuer's keys, from its discovery document."""
         document = await self._get(self._issuer.rstrip("/") + "/.well-known/openid-configuration")
         if document["issuer"] != self._issuer:
-            raise ValueError(f"the document of {self._issuer} is that of another issuer")
+            raise ValueError(f"the discovery document of {self._issuer} names another issuer")
         url = str(document["jwks_uri"])
         if urlsplit(url).scheme != urlsplit(self._issuer).scheme:
-            raise ValueError(f"{url} is not as well protected as {self._issuer}")
+            raise ValueError(f"{url} has another scheme than {self._issuer}")
         return url
 
     async def _get(self, url: str) -> Any:
-        answer = await self._client.get(url)
-        answer.raise_for_status()
-        return orjson.loads(answer.content)
+        response = await self._client.get(url)
+        response.raise_for_status()
+        return orjson.loads(response.content)

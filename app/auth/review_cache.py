@@ -1,4 +1,4 @@
-"""ReviewCache of a slow judge, kept for a short time."""
+"""A cache of reviews: what a slow identity provider answered a short time ago."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable
@@ -10,50 +10,50 @@ _REFUSALS_MAX = 1_000
 
 
 class ReviewCache(Generic[Question, Answer]):
-    """Each question is asked once at a time, however many wait for its answer. A judge that fails is not remembered.
+    """Reviews each question once at a time, however many wait for its answer. A review that fails is not cached.
 
-    Refusals (falsy answers) have a room of their own: whoever sends made-up tokens does not push out those that are good.
+    Refusals (falsy answers) have a limit of their own, so that made-up tokens cannot evict the answers for valid ones.
     """
 
     def __init__(self, seconds: float, entries_max: int, clock: Callable[[], float]) -> None:
         self._seconds = seconds
         self._clock = clock
-        self._kept: dict[Question, tuple[float, Answer]] = {}
-        self._refused: dict[Question, tuple[float, Answer]] = {}
-        self._entries_max = entries_max
-        self._asking: dict[Question, asyncio.Task[Answer]] = {}
+        self._approvals: dict[Question, tuple[float, Answer]] = {}
+        self._refusals: dict[Question, tuple[float, Answer]] = {}
+        self._approvals_max = entries_max
+        self._running: dict[Question, asyncio.Task[Answer]] = {}
 
     def __len__(self) -> int:
-        return len(self._kept) + len(self._refused)
+        return len(self._approvals) + len(self._refusals)
 
-    def kept(self, question: Question) -> Answer | None:
-        """The answer that is still good, or None."""
-        entry = self._kept.get(question) or self._refused.get(question)
+    def get(self, question: Question) -> Answer | None:
+        """The cached answer if it has not expired, else None."""
+        entry = self._approvals.get(question) or self._refusals.get(question)
         return entry[1] if entry is not None and self._clock() < entry[0] else None
 
-    async def ask(self, question: Question, judge: Callable[[], Awaitable[Answer]]) -> Answer:
-        """The answer that is kept, or that of `judge`. Raises what the judge raises."""
-        if (kept := self.kept(question)) is not None:
-            return kept
-        task = self._asking.get(question)
+    async def get_or_review(self, question: Question, review: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The cached answer, or that of `review`. Raises what `review` raises."""
+        if (cached := self.get(question)) is not None:
+            return cached
+        task = self._running.get(question)
         if task is None:
-            task = self._asking[question] = asyncio.create_task(self._judged(question, judge))
-            task.add_done_callback(lambda done: self._done(question, done))
-        # Whoever asked first may go away; the others still wait.
+            task = self._running[question] = asyncio.create_task(self._review(question, review))
+            task.add_done_callback(lambda done: self._on_done(question, done))
+        # The client that asked first may disconnect while others wait for the same answer.
         return await asyncio.shield(task)
 
-    async def _judged(self, question: Question, judge: Callable[[], Awaitable[Answer]]) -> Answer:
-        good_until = self._clock() + self._seconds  # from before it is judged: a later change may not be in the answer
-        answer = await judge()
-        room, size = (self._kept, self._entries_max) if answer else (self._refused, _REFUSALS_MAX)
-        self._kept.pop(question, None)
-        self._refused.pop(question, None)
-        if len(room) >= size:
-            del room[next(iter(room))]  # the one that was asked for first, so that ends first
-        room[question] = (good_until, answer)
+    async def _review(self, question: Question, review: Callable[[], Awaitable[Answer]]) -> Answer:
+        expires = self._clock() + self._seconds  # from before the review: it may miss what changes while it runs
+        answer = await review()
+        entries, entries_max = (self._approvals, self._approvals_max) if answer else (self._refusals, _REFUSALS_MAX)
+        self._approvals.pop(question, None)
+        self._refusals.pop(question, None)
+        if len(entries) >= entries_max:
+            del entries[next(iter(entries))]  # the oldest, which expires first
+        entries[question] = (expires, answer)
         return answer
 
-    def _done(self, question: Question, task: "asyncio.Task[Answer]") -> None:
-        del self._asking[question]
+    def _on_done(self, question: Question, task: "asyncio.Task[Answer]") -> None:
+        del self._running[question]
         if not task.cancelled():
-            task.exception()  # it was seen, even when nobody waits any more
+            task.exception()  # retrieved, or asyncio would log it when nobody waits any more

@@ -1,4 +1,4 @@
-"""Who may do what, over HTTP: every route, every role, every kind of token; and what a refusal says."""
+"""Who may do what, over HTTP: every route, every role, every kind of token; and the text of refusals."""
 
 import json
 import socket
@@ -82,7 +82,7 @@ def connect(service: Callable[..., Service]) -> Iterator[Callable[..., httpx.Cli
 
 @pytest.fixture
 def kubernetes(connect: Callable[..., httpx.Client], api: ApiServer, tmp_path: Path) -> httpx.Client:
-    """A service that asks the fake API server, and keeps no answer."""
+    """A service that asks the fake API server, and caches no answer."""
     return connect(**api.settings(tmp_path), auth_cache_ms=0)
 
 
@@ -91,7 +91,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def write_tokens(path: Path, **roles: str) -> dict[str, str]:
-    """Tokens of these names and roles, made by the command line."""
+    """Tokens of these names and roles, created by the command line."""
     tokens = {}
     for name, text in roles.items():
         role, _, expires = text.partition(" ")
@@ -102,7 +102,7 @@ def write_tokens(path: Path, **roles: str) -> dict[str, str]:
 
 
 def test_permission_matrix(connect: Callable[..., httpx.Client], api: ApiServer, idp: Issuer, tmp_path: Path) -> None:
-    """Somebody may do what they must not, or must not do what they may; or a route is new and nobody thought about it."""
+    """A role can do what it must not, or cannot do what it may; or nobody decided who may call a new route."""
     path = tmp_path / "tokens.yaml"
     of_file = write_tokens(
         path, **{f"ops:{r}": r for r in sorted(READ)}, old="admin 2026-01-01", new="reader 2126-01-01T00:00:00Z"
@@ -154,7 +154,7 @@ DENIALS = [
 
 
 def test_what_stands_before_whom(kubernetes: httpx.Client, api: ApiServer) -> None:
-    """Refusals come in another order than the reference's: the body's size before the token, rules behind the permission."""
+    """Refusals come in another order than the reference's: the body's size before the token, the rules of bodies after the permission."""
     assert kubernetes.post(EVENTS, content=b" " * (5 * 2**20 + 1)).status_code == 413
     for path in ("/api/v2/x", "/api/", "/api/v1x"):
         assert (answer := kubernetes.get(path)).status_code == 404
@@ -173,7 +173,7 @@ def test_what_stands_before_whom(kubernetes: httpx.Client, api: ApiServer) -> No
 
 
 def test_denials_word_for_word(kubernetes: httpx.Client, api: ApiServer) -> None:
-    """A client of the reference finds other words, or is let in."""
+    """A client of the reference gets another text, or is admitted."""
     api.add("kube-all", ACCOUNT + "all", ALL)
     api.add("kube-nobody", ACCOUNT + "nobody", frozenset())
     for header, status, title, detail in DENIALS:
@@ -198,7 +198,7 @@ def test_denials_word_for_word(kubernetes: httpx.Client, api: ApiServer) -> None
 
 
 def test_empty_bearer_token(kubernetes: httpx.Client) -> None:
-    """`Bearer ` with nothing behind it is let in, or ends in a failure."""
+    """`Bearer ` without a token is admitted, or causes an error."""
     with socket.create_connection((kubernetes.base_url.host, int(kubernetes.base_url.port or 0))) as raw:
         raw.sendall(
             b"GET /api/v1/audit/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \r\nConnection: close\r\n\r\n"
@@ -209,7 +209,7 @@ def test_empty_bearer_token(kubernetes: httpx.Client) -> None:
 
 
 def test_order_of_checks(kubernetes: httpx.Client, api: ApiServer) -> None:
-    """Whoever may not even read learns what is wrong with a body, or who may only read is told so too early."""
+    """A caller who may not even read learns what is wrong with a body, or one who may only read is refused too early."""
     api.add("kube-reader", ACCOUNT + "reader", frozenset({"get"}))
     api.add("kube-nobody", ACCOUNT + "nobody", frozenset())
     for path, valid in ((EVENTS, make_event()), (BATCH, [make_event()]), (VERIFY, {"correlation_id": "a"})):
@@ -225,7 +225,7 @@ def test_order_of_checks(kubernetes: httpx.Client, api: ApiServer) -> None:
 
 
 def test_what_kubernetes_is_asked(kubernetes: httpx.Client, api: ApiServer) -> None:
-    """The API server is asked something else than the contract says, or does not hear of the caller's groups."""
+    """The API server is asked another question than the contract says, or does not get the caller's groups."""
     groups, extra = ["system:authenticated", "sre"], {"scopes.example.org/x": ["a", "b"]}
     api.add("kube-sre", "jane@example.org", ALL, groups=groups, extra=extra, uid="u-1")
     assert kubernetes.post(EVENTS, json=make_event(), headers=bearer("kube-sre")).status_code == 201
@@ -264,7 +264,7 @@ def test_actor(connect: Callable[..., httpx.Client], api: ApiServer, idp: Issuer
 
 
 def test_the_caller_is_in_the_ids(connect: Callable[..., httpx.Client], tmp_path: Path) -> None:
-    """One caller's batch is taken for another's resend, or a caller's own resend is stored twice."""
+    """One caller's batch counts as another's resend, or a caller's own resend is stored twice."""
     path = tmp_path / "tokens.yaml"
     tokens = write_tokens(path, one="writer", two="writer")
     client = connect(auth="tokens", tokens_file=path)
@@ -278,14 +278,14 @@ def test_the_caller_is_in_the_ids(connect: Callable[..., httpx.Client], tmp_path
 
 
 def test_tokens_are_read_again(service: Callable[..., Service], tmp_path: Path) -> None:
-    """A token that was taken out of the file still works, a new one does not, or a broken file lets everybody out."""
+    """A token that was removed from the file still works, a new one does not, or a broken file locks everybody out."""
     path = tmp_path / "tokens.yaml"
     first = write_tokens(path, first="reader")["first"]
     running = service(auth="tokens", tokens_file=path)
     with httpx.Client(base_url=running.url, timeout=20) as client:
         assert get(client, first) == 200
         path.write_text("- {name: broken")
-        wait_until(lambda: get(client, first) != 200 or "the tokens stay as they were" in running.log.read_text())
+        wait_until(lambda: get(client, first) != 200 or "the last ones stay valid" in running.log.read_text())
         assert get(client, first) == 200
         path.unlink()
         second = write_tokens(path, second="reader")["second"]
@@ -305,7 +305,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def test_denials_are_written_down(service: Callable[..., Service], api: ApiServer, tmp_path: Path) -> None:
-    """A refused caller leaves no trace, or the log keeps a token."""
+    """A refused caller leaves no trace, or the log contains a token."""
     api.add("kube-secret", ACCOUNT + "reader", frozenset({"get"}))
     running = service(**api.settings(tmp_path))
     with httpx.Client(base_url=running.url) as client:

@@ -1,4 +1,4 @@
-"""CloudEvents of other senders, in each mode: what is kept of them, and how what does not fit is named."""
+"""CloudEvents of other senders, in each content mode: what is stored of them, and how their faults are named."""
 
 import json
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def test_cause_becomes_parent(client: httpx.Client) -> None:
 
 
 def test_numbers_are_kept_exactly(client: httpx.Client) -> None:
-    """A payload is altered because it came in another envelope."""
+    """A payload is altered because it came as a CloudEvent."""
     event = attributes(specversion="1.0", type="orchestrator.phase.transitioned", data={"n": "NUMBER"})
     body = json.dumps(event).replace('"NUMBER"', "0.1000000000000000055")
     answer = client.post(EVENTS, content=body, headers=STRUCTURED)
@@ -112,7 +112,7 @@ BAD: list[tuple[dict[str, Any], set[str]]] = [
 
 
 def test_faults_are_named_as_sent(client: httpx.Client) -> None:
-    """The answer names a member of another envelope than the one that was sent."""
+    """The answer names a member of another format than the one that was sent."""
     for change, named in BAD:
         event = attributes(specversion="1.0", data=DATA) | change
         single = client.post(EVENTS, json=event, headers=STRUCTURED)
@@ -133,7 +133,7 @@ def test_faults_are_named_as_sent(client: httpx.Client) -> None:
 
 
 def test_what_cannot_be_mapped(client: httpx.Client) -> None:
-    """Data that is no JSON object is stored as something else, or a body is read as what it is not."""
+    """Data that is not a JSON object is stored as something else, or a body is read in a format that it does not have."""
     whole = attributes(specversion="1.0")
     for event, named in (
         ({"data": "text"}, "/data"),
@@ -157,7 +157,7 @@ def test_what_cannot_be_mapped(client: httpx.Client) -> None:
 
 
 def test_each_mode_has_its_route(client: httpx.Client) -> None:
-    """A batch on the single route, or one event on the batch route, is read as something else, or nobody says where it belongs."""
+    """A batch on the single route, or one event on the batch route, is read as something else, or the answer does not say where it belongs."""
     whole = attributes(specversion="1.0", data=DATA)
     binary = {f"ce-{name}": value for name, value in whole.items() if name != "data"}
     for path, body, headers, says in (

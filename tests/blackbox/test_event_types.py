@@ -1,4 +1,4 @@
-"""Every type of the catalog over HTTP, types of an operator's own, and types that nobody knows."""
+"""Every type of the catalog over HTTP, types that an operator has registered, and unknown types."""
 
 import json
 import subprocess
@@ -40,7 +40,7 @@ def client(service: Callable[..., Service]) -> Any:
 
 
 def minimal(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
-    """`value` without all that its schema does not require."""
+    """`value` without the members that its schema does not require."""
     while "$ref" in schema or "anyOf" in schema:
         schema = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema["anyOf"][0]
     if "properties" in schema:
@@ -52,7 +52,7 @@ def minimal(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> 
 
 
 def test_every_typed_event_is_stored_as_sent(client: httpx.Client) -> None:
-    """A type of the catalog is refused, or comes back with another payload: with all its members, or with as few as may be."""
+    """A type of the catalog is refused, or read back with another payload: with all its members, or only the required ones."""
     typed = [one for one in client.get(TYPES).json()["event_types"] if one["generation"] in ("head", "both")]
     assert len(typed) >= 142
     payloads = []
@@ -123,7 +123,7 @@ DECEMBER: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def test_free_form_events_of_december_2025(client: httpx.Client) -> None:
-    """What the orchestrator of that time sends is refused, or changed."""
+    """An event of the orchestrator of that time is refused, or changed."""
     for name, outcome, payload in DECEMBER:
         sent = make_freeform(name, payload, event_outcome=outcome, event_category="orchestration")
         answer = client.post(EVENTS, json=sent)
@@ -133,7 +133,7 @@ def test_free_form_events_of_december_2025(client: httpx.Client) -> None:
 
 
 def test_discovery(client: httpx.Client) -> None:
-    """Somebody who asks which types there are is not told all of them, or not what one holds."""
+    """The list of types is not complete, or a type lacks its schema."""
     types = client.get(TYPES).json()["event_types"]
     assert len(types) == len({one["name"] for one in types}) >= 189
     gateway = client.get(TYPES, params={"producer": "gateway"}).json()["event_types"]
@@ -153,7 +153,7 @@ def test_discovery(client: httpx.Client) -> None:
 
 
 def test_foreign_category_is_counted(client: httpx.Client) -> None:
-    """Nobody sees that a controller sends its events under another category than the catalog has."""
+    """A controller that sends its events under another category than the catalog's is not noticed."""
     name = "orchestrator.lifecycle.transitioned"
     for category in ("orchestration", "gateway"):
         assert client.post(EVENTS, json=make_event(event_category=category)).status_code == 201
@@ -197,7 +197,7 @@ def test_custom_type(service: Callable[..., Service], tmp_path: Path) -> None:
 
 
 def test_bad_custom_type_ends_the_start(tmp_path: Path) -> None:
-    """A service starts with a type that it cannot check, or does not say which file to mend."""
+    """A service starts with a type that it cannot check, or does not say which file to correct."""
     (tmp_path / "broken.json").write_text('{"properties": {"a": {"$ref": "file:///etc/passwd"}}}')
     ran = subprocess.run(
         [sys.executable, "-m", "app", "serve"],
@@ -219,7 +219,7 @@ def test_bad_custom_type_ends_the_start(tmp_path: Path) -> None:
 
 
 def test_unknown_types_where_they_are_accepted(service: Callable[..., Service]) -> None:
-    """An operator who takes events of types that nobody knows cannot have them, or loses the checks of the known ones."""
+    """An operator who accepts unknown types does not get their events, or loses the validation of the known ones."""
     with httpx.Client(base_url=service(unknown_event_types="accept").url, timeout=30) as client:
         for event in (
             make_event(event_type="x.y", event_data={"event_type": "x.y", "a": [1, None]}),

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def test_health_endpoints(service: Callable[..., Service]) -> None:
-    """A probe does not find the words of the contract."""
+    """A probe does not get the words of the contract."""
     with httpx.Client(base_url=service().url) as client:
         healthz = client.get("/healthz").json()
         assert healthz["status"] == "healthy"
@@ -43,7 +43,7 @@ SECTION_23 = """
 
 
 def test_metrics(service: Callable[..., Service]) -> None:
-    """The platform's dashboards lose a line that they look for."""
+    """The platform's dashboards miss a metric that they query."""
     with httpx.Client(base_url=service().url) as client:
         event = make_event(event_category="gateway")
         assert client.post("/api/v1/audit/events", json=event).status_code == 201
@@ -95,7 +95,7 @@ async def test_postgres_away_and_back(service: Callable[..., Service], database_
 
 
 async def test_connections_ended_by_the_server(service: Callable[..., Service], connection: Any) -> None:
-    """A pool of lost connections answers 503 for ever, while the probe says ready."""
+    """A pool of lost connections answers 503 for ever, while the probe answers ready."""
     url = (await asyncio.to_thread(service)).url
     async with httpx.AsyncClient(timeout=20) as client:
         await takes_and_reads(client, url)
@@ -120,7 +120,7 @@ async def takes_and_reads(client: httpx.AsyncClient, url: str) -> None:
 
 
 async def test_deadlines_hold_behind_a_lock(service: Callable[..., Service], connection: Any) -> None:
-    """Whoever waits for a locked table waits longer than the contract says, or is not told what to do."""
+    """A request for a locked table waits longer than the contract says, or its answer does not say what to do."""
     running = await asyncio.to_thread(service, query_deadline_ms=300, single_deadline_ms=300)
     async with httpx.AsyncClient(base_url=running.url, timeout=5) as client, connection.transaction():
         await connection.execute("LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE")
@@ -135,7 +135,7 @@ async def test_deadlines_hold_behind_a_lock(service: Callable[..., Service], con
 
 
 async def test_the_log_says_why(service: Callable[..., Service], connection: Any) -> None:
-    """An answer of 500 sends the operator to a log in which nothing stands."""
+    """An answer of 500 sends the operator to a log that has no entry for it."""
     running = await asyncio.to_thread(service)
     async with httpx.AsyncClient(base_url=running.url, timeout=5) as client:
         await connection.execute("ALTER TABLE audit_events RENAME COLUMN severity TO gone")
@@ -156,7 +156,7 @@ async def until(client: httpx.AsyncClient, url: str, status: int) -> Any:
 
 
 def test_shutdown_answers_what_is_in_flight(service: Callable[..., Service]) -> None:
-    """A request that was taken before SIGTERM is not answered, or the probe is told too late."""
+    """A request that was accepted before SIGTERM is not answered, or readiness ends too late."""
     running = service(propagation_delay_ms=500)
     statuses: list[int] = []
 
@@ -177,7 +177,7 @@ def test_shutdown_answers_what_is_in_flight(service: Callable[..., Service]) -> 
 
 
 def test_unauthenticated_beyond_loopback_is_refused() -> None:
-    """Everybody on the network can write, and nobody was asked."""
+    """Everybody on the network can write without a token, and no setting has allowed it."""
     command = [sys.executable, "-m", "app", "serve"]
     env = {"DATASTORAGE_HOST": "0.0.0.0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
@@ -186,7 +186,7 @@ def test_unauthenticated_beyond_loopback_is_refused() -> None:
 
 
 def test_a_service_that_cannot_start_says_why(server_url: str) -> None:
-    """A start that fails looks like a good end, or hides what to do."""
+    """A start that fails exits with 0, or does not say what to do."""
     command = [sys.executable, "-m", "app", "serve"]
     env = {"DATASTORAGE_DATABASE_URL": server_url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
     env["DATASTORAGE_PORT"] = str(free_port())
@@ -213,7 +213,7 @@ async def test_migration_waits_for_postgres(server_url: str) -> None:
 
 
 async def test_migration_without_postgres_says_so() -> None:
-    """A traceback stands where an operator looks for what to do."""
+    """An operator gets a traceback instead of what to do."""
     migration = await _migrate(f"postgresql://u:hunter2@127.0.0.1:{free_port()}/d")
     _, said = await migration.communicate()
     assert migration.returncode == 1
@@ -231,7 +231,7 @@ async def _migrate(database_url: str, *arguments: str) -> asyncio.subprocess.Pro
 
 
 def test_embedded_postgres_that_dies_ends_the_service(tmp_path: Path) -> None:
-    """The service goes on for ever without the Postgres that only it can start."""
+    """The service runs for ever without the Postgres that only it can start."""
     with scratch() as directory:
         running = spawn({"data_dir": directory}, tmp_path / "service")
         wait_until_ready(running)
@@ -241,7 +241,7 @@ def test_embedded_postgres_that_dies_ends_the_service(tmp_path: Path) -> None:
 
 
 def test_settings_are_printed_without_secrets() -> None:
-    """A password shows in the output that operators paste into tickets."""
+    """A password is in the output that operators paste into tickets."""
     env = {"DATASTORAGE_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1/d", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "app", "settings"]
     shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=True).stdout
@@ -250,7 +250,7 @@ def test_settings_are_printed_without_secrets() -> None:
 
 
 def test_profile(service: Callable[..., Service]) -> None:
-    """An operator cannot see where the time goes, or everybody can."""
+    """An operator cannot profile the service, or everybody can."""
     health_port = free_port()
     running = service(health_port=health_port, profile=True)
     shown = httpx.get(f"http://127.0.0.1:{health_port}/debug/profile?seconds=0.2", timeout=20)
@@ -275,7 +275,7 @@ class _Collector(BaseHTTPRequestHandler):
 
 
 def test_spans_reach_a_collector(service: Callable[..., Service]) -> None:
-    """Whoever turns tracing on sees nothing, or loses a line of the log."""
+    """With tracing on, spans or lines of the log are missing."""
     with ThreadingHTTPServer(("127.0.0.1", 0), _Collector) as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         running = service(otel_endpoint=f"http://127.0.0.1:{collector.server_address[1]}")

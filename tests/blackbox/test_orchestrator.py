@@ -149,7 +149,7 @@ def test_blocked_routing(orchestrator: Orchestrator) -> None:
 
 
 def test_started_life_comes_first(orchestrator: Orchestrator) -> None:
-    """The start of a life does not stand before what followed, or is not first in the chain."""
+    """The start of a life does not come before what followed, or is not first in the chain."""
     orchestrator.start()
     orchestrator.enter("Processing", from_phase="Pending")
     request_approval(orchestrator)
@@ -167,7 +167,7 @@ def simulate(*arguments: str, directory: Path) -> subprocess.CompletedProcess[st
 
 
 def test_simulate(client: httpx.Client, tmp_path: Path) -> None:
-    """The demonstration fails, or its table does not add up to what the service holds."""
+    """The demonstration fails, or its table does not add up to what the service has stored."""
     done = simulate("--remediations", "10", "--seed", "7", "--url", str(client.base_url), directory=tmp_path)
     assert done.returncode == 0, done.stderr
     head, *rows, total = [line.split() for line in done.stdout.splitlines()]
@@ -180,7 +180,7 @@ def test_simulate(client: httpx.Client, tmp_path: Path) -> None:
 
 
 def test_simulate_tells_of_refusals(service: Callable[..., Service], tmp_path: Path) -> None:
-    """Refused events look like success."""
+    """Refused events are reported as success."""
     url = service(batch_events_max=2).url
     done = simulate("--remediations", "10", "--url", url, directory=tmp_path)
     assert done.returncode == 1
@@ -191,7 +191,7 @@ def test_simulate_tells_of_refusals(service: Callable[..., Service], tmp_path: P
 
 
 def test_simulate_without_a_service(tmp_path: Path) -> None:
-    """Who has not started a service gets a traceback, or success."""
+    """A user who has not started a service gets a traceback, or success."""
     done = simulate("--url", f"http://127.0.0.1:{free_port()}", directory=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert "make run" in done.stderr

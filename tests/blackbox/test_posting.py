@@ -1,4 +1,4 @@
-"""What clients get for what they post: good, bad and too much."""
+"""Answers to POST: valid, invalid and too large requests."""
 
 import asyncio
 import base64
@@ -61,7 +61,7 @@ def test_receipt_of_a_batch_is_in_input_order(client: httpx.Client) -> None:
 
 
 def test_defaults(client: httpx.Client) -> None:
-    """The service fills in something else than the contract says."""
+    """A default is not the one of the contract."""
     event_id = client.post(
         EVENTS, json={k: v for k, v in make_freeform(correlation_id="defaults").items() if k in REQUIRED}
     ).json()["event_id"]
@@ -152,7 +152,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
 
 
 def test_bad_member_is_named(client: httpx.Client) -> None:
-    """A malformed event is stored, or the answer does not say which field to mend."""
+    """A malformed event is stored, or the answer does not name the field at fault."""
     for field, members in BAD:
         event = make_event(correlation_id="bad") | members
         single = client.post(EVENTS, json=event)
@@ -166,7 +166,7 @@ def test_bad_member_is_named(client: httpx.Client) -> None:
 
 
 def test_malformed_uuid_in_a_payload(client: httpx.Client) -> None:
-    """The problem type is not the one that the platform gives for a uuid that no decoder takes."""
+    """The problem type is not the platform's for a UUID that no decoder accepts."""
     payload = {"event_type": "datastorage.workflow.updated", "workflow_id": "42", "updated_fields": {}}
     answer = client.post(EVENTS, json=make_event(event_data=payload))
     assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (400, "invalid_request")
@@ -174,7 +174,7 @@ def test_malformed_uuid_in_a_payload(client: httpx.Client) -> None:
 
 
 def test_all_faults_are_told_at_once(client: httpx.Client) -> None:
-    """Whoever mends an event sends it once more for each thing that is wrong with it."""
+    """A client that corrects an event has to send it again for each of its faults."""
     event = make_event(
         event_outcome="ok",
         event_timestamp="yesterday",
@@ -213,7 +213,7 @@ BEYOND = ["1e400", "-1e309", "1e-309", "9" * 101, "0." + "1" * 101, "1e999999999
 
 
 def test_body_that_is_no_event(client: httpx.Client) -> None:
-    """A body that is no event, or no JSON at all, is anything but 400."""
+    """A body that is not an event, or not JSON, is answered other than 400."""
     for path in (EVENTS, BATCH):
         for body in NO_EVENT:
             answer = client.post(path, content=body, headers=JSON)
@@ -222,7 +222,7 @@ def test_body_that_is_no_event(client: httpx.Client) -> None:
 
 
 def test_number_beyond_the_bounds(client: httpx.Client) -> None:
-    """A number that no canonical form can hold is stored as something else."""
+    """A number without a canonical form is stored as another one."""
     for number in BEYOND:
         event = json.dumps(make_freeform(payload={"n": "NUMBER"})).replace('"NUMBER"', number)
         answer = client.post(EVENTS, content=event, headers=JSON)
@@ -230,7 +230,7 @@ def test_number_beyond_the_bounds(client: httpx.Client) -> None:
 
 
 def test_content_type(client: httpx.Client) -> None:
-    """A body that is not called JSON is taken for JSON, or a charset behind the type makes it fail."""
+    """A body with another Content-Type is read as JSON, or a charset after the type is an error."""
     body = json.dumps(make_event()).encode()
     for content_type in (None, "text/plain", "application/xml", "Application/JSON"):
         answer = client.post(EVENTS, content=body, headers={"Content-Type": content_type} if content_type else {})
@@ -271,7 +271,7 @@ def test_too_large_reaches_a_client_that_is_still_sending(client: httpx.Client) 
 
 
 def test_many_faults_cost_little(client: httpx.Client) -> None:
-    """A payload with a hundred thousand faults holds up everybody else while they are written down."""
+    """A payload with a hundred thousand faults delays everybody else while they are listed."""
     labels = {str(n): n for n in range(100_000)}
     payload = {"event_type": "gateway.signal.received", "signal_labels": labels}
     answer = client.post(EVENTS, json=make_event(event_data=payload))
@@ -279,7 +279,7 @@ def test_many_faults_cost_little(client: httpx.Client) -> None:
 
 
 def test_batch_limits(service: Callable[..., Service]) -> None:
-    """An empty batch is taken, a full one is refused, or one too large is not named as such."""
+    """An empty batch is accepted, a full one is refused, or the refusal of a larger one does not say so."""
     with httpx.Client(base_url=service(batch_events_max=5).url) as client:
         assert "empty" in client.post(BATCH, json=[]).json()["detail"]
         assert "array" in client.post(BATCH, json={}).json()["detail"]
@@ -315,7 +315,7 @@ def test_parent(client: httpx.Client) -> None:
 
 
 def test_event_id_is_kept_and_unique(client: httpx.Client) -> None:
-    """A client's own id is lost, or taken twice."""
+    """A client's own id is lost, or accepted twice."""
     event = make_event(event_id="0197b1a0-0000-7000-8000-00000000abcd")
     first, again = client.post(EVENTS, json=event), client.post(EVENTS, json=event)
     assert (first.status_code, first.json()) == (again.status_code, again.json()) == (201, first.json())
@@ -359,7 +359,7 @@ def test_unknown_paths_and_methods(client: httpx.Client) -> None:
 
 
 def test_preflight(client: httpx.Client) -> None:
-    """A browser's preflight is not answered, or allows an origin that nobody named."""
+    """A browser's preflight is not answered, or allows an origin that is not in the settings."""
     asked = {"Origin": "http://example.test", "Access-Control-Request-Method": "POST"}
     answer = client.options(EVENTS, headers=asked)
     assert (answer.status_code, answer.headers["vary"]) == (200, "Origin")
@@ -368,7 +368,7 @@ def test_preflight(client: httpx.Client) -> None:
 
 
 def test_odd_parameters(client: httpx.Client) -> None:
-    """A parameter that is empty, unknown or made up is answered as something that it is not."""
+    """An empty, unknown or invalid parameter gets another answer than the contract's."""
     cursor = base64.urlsafe_b64encode(b"2026-02-30T00:00:00/" + b"0" * 32).decode().rstrip("=")
     for query, status in (
         *(("offset=", 200), ("limit=", 200), ("foo=%ff", 200), ("since=", 200), ("since=1d12h", 400)),
@@ -398,7 +398,7 @@ TRACEPARENTS = [
 
 
 async def test_trace_of_the_caller_is_kept(service: Callable[..., Service], connection: Any) -> None:
-    """Nobody finds the trace in which an event was sent, or nonsense is hashed for ever."""
+    """The trace in which an event was sent is not stored, or an invalid one is."""
     running = await asyncio.to_thread(service)
     async with httpx.AsyncClient(base_url=running.url, timeout=20) as client:
         for sent, kept in TRACEPARENTS:

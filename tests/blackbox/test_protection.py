@@ -1,4 +1,4 @@
-"""What keeps the service from harm, over HTTP: TLS, bounds, rates, browsers, proxies, secrets."""
+"""Protection of the service, over HTTP: TLS, limits, rates, browsers, proxies, secrets."""
 
 import socket
 import ssl
@@ -28,7 +28,7 @@ def connect(service: Callable[..., Service]) -> Iterator[Callable[..., httpx.Cli
 
 
 def common_name(port: int, authority: Authority, **versions: ssl.TLSVersion) -> str:
-    """Of the certificate that the service shows to a new connection."""
+    """Common name of the certificate that a new connection gets."""
     context = ssl.create_default_context(cafile=authority.path)
     for name, version in versions.items():
         setattr(context, name, version)
@@ -41,7 +41,7 @@ def common_name(port: int, authority: Authority, **versions: ssl.TLSVersion) -> 
 
 
 def test_tls(service: Callable[..., Service], tmp_path: Path) -> None:
-    """A renewed certificate is not shown until a restart, half a renewal ends the service, or old clients get in."""
+    """A renewed certificate is not used until a restart, half a renewal ends the service, or old TLS versions are accepted."""
     authority = Authority(tmp_path)
     pair = tmp_path / "pair"
     authority.write_pair(pair, "first")
@@ -62,10 +62,12 @@ def test_tls(service: Callable[..., Service], tmp_path: Path) -> None:
         authority.write_pair(pair, "second")
         new_key = (pair / "tls.key").read_bytes()
         (pair / "tls.key").write_bytes(old_key)  # only one file has changed yet
-        until(lambda: common_name(port, authority) == "first" and "stays as it was" in running.log.read_text())
+        until(
+            lambda: common_name(port, authority) == "first" and "the last one stays in use" in running.log.read_text()
+        )
         (pair / "tls.key").write_bytes(new_key)
         until(lambda: common_name(port, authority) == "second")
-        assert client.post(EVENTS, json=make_event()).status_code == 201  # whoever was connected stays so
+        assert client.post(EVENTS, json=make_event()).status_code == 201  # an open connection stays open
     with httpx.Client() as client:
         assert client.get(f"http://127.0.0.1:{health_port}/readyz").status_code == 200  # never TLS
 
@@ -77,15 +79,15 @@ def until(holds: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.1)
 
 
-def test_a_missing_certificate_is_told(tmp_path: Path) -> None:
-    """A service that was to speak TLS speaks without it, or ends with a traceback."""
+def test_a_missing_certificate_is_reported(tmp_path: Path) -> None:
+    """A service that should use TLS runs without it, or ends with a traceback."""
     done = serve({"TLS_DIR": str(tmp_path), "PORT": str(free_port()), "DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d"})
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "tls.crt" in done.stderr
 
 
-def test_a_url_that_is_none_is_told(tmp_path: Path) -> None:
-    """A service waits for ever for a database that no URL names, or shows the password."""
+def test_a_missing_url_is_reported(tmp_path: Path) -> None:
+    """A service without a database URL waits for ever, or shows the password."""
     for url in ("notaurl", "postgresql://u:hunter2@127.0.0.1:1/a?sslmode=bogus", "postgresql://u:hunter2@h:p/d"):
         done = serve({"PORT": str(free_port()), "DATABASE_URL": url, "SPOOL_DIR": str(tmp_path / "spool")})
         assert (done.returncode, "Invalid configuration" in done.stderr, "hunter2" in done.stderr) == (1, True, False)
@@ -118,7 +120,7 @@ def test_heads_are_bounded(connect: Callable[..., httpx.Client]) -> None:
 
 
 def test_reads_are_limited_and_nothing_else(connect: Callable[..., httpx.Client]) -> None:
-    """One reader takes the service from everybody, or a writer or a probe is told to wait."""
+    """One reader uses up the service, or a writer or a probe is rate limited."""
     client = connect(read_rate="3/hour")
     answers = [client.get(EVENTS) for _ in range(4)]
     assert [one.status_code for one in answers] == [200, 200, 200, 429]
@@ -139,7 +141,7 @@ def test_reads_are_limited_and_nothing_else(connect: Callable[..., httpx.Client]
 
 
 def test_each_caller_has_a_rate_of_its_own(connect: Callable[..., httpx.Client], tmp_path: Path) -> None:
-    """One caller's reads are counted against another, or a caller escapes by another address."""
+    """One caller's reads count for another, or a caller evades the limit by another address."""
     lines, tokens = [], []
     for name in ("a", "b"):
         made = serve({}, "token", "create", "--name", name, "--role", "reader")
@@ -164,7 +166,7 @@ FORWARDED = [
 
 
 def test_only_named_proxies_are_believed(service: Callable[..., Service]) -> None:
-    """Whoever sends X-Forwarded-For chooses the address that the log shows."""
+    """Any client chooses, by X-Forwarded-For, the address that the log shows."""
     trusting, closed = service(trusted_proxies="127.0.0.1, 10.0.0.0/8"), service()
     for running, number in ((trusting, 1), (closed, 0)):
         for sent, believed in FORWARDED:
@@ -193,7 +195,7 @@ def logged(running: Service, request_id: str) -> dict[str, Any]:
 
 
 def test_cors(connect: Callable[..., httpx.Client]) -> None:
-    """A page that nobody named reads events in an auditor's browser, or one that was named cannot."""
+    """A page of another origin reads events in an auditor's browser, or one of an allowed origin cannot."""
     named, other = {"Origin": "https://ui.example.org"}, {"Origin": "https://evil.example.org"}
     asks = {"Access-Control-Request-Method": "GET"}
     client = connect(cors_origins="https://ui.example.org, https://b.example.org")
@@ -209,7 +211,7 @@ def test_cors(connect: Callable[..., httpx.Client]) -> None:
 
 
 def test_security_headers(connect: Callable[..., httpx.Client]) -> None:
-    """A browser guesses what an answer is, frames it, or keeps evidence in its cache."""
+    """A browser guesses the type of an answer, frames it, or caches evidence."""
     client = connect()
     for answer in (client.get(EVENTS), client.get("/nowhere"), client.post(EVENTS, json={}), client.get("/readyz")):
         assert answer.headers["x-content-type-options"] == "nosniff"
@@ -220,7 +222,7 @@ def test_security_headers(connect: Callable[..., httpx.Client]) -> None:
 
 
 def test_secrets_come_from_files(service: Callable[..., Service], database_url: str, tmp_path: Path) -> None:
-    """A password has to stand in the environment, or shows in what operators paste into tickets."""
+    """A password must be in the environment, or is in the output that operators paste into tickets."""
     (tmp_path / "url").write_text(database_url + "\n")
     running = service(database_url_file=tmp_path / "url", database_url=None)
     assert httpx.post(running.url + EVENTS, json=make_event()).status_code == 201
@@ -246,21 +248,21 @@ BAD = [
 
 @pytest.mark.parametrize(("settings", "told"), BAD)
 def test_bad_settings_are_told(settings: dict[str, str], told: str) -> None:
-    """A slip in a setting leaves the door open, or the operator does not learn what to change."""
+    """A mistake in a setting leaves the service unprotected, or the operator does not learn what to change."""
     done = serve({"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d", "PORT": str(free_port())} | settings)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert told in done.stderr
 
 
 def test_beyond_loopback_with_authentication(service: Callable[..., Service], tmp_path: Path) -> None:
-    """A service that asks everybody who they are does not start where others reach it."""
+    """A service with authentication does not start on an address that others reach."""
     (tmp_path / "tokens.yaml").write_text("")
     running = service(host="0.0.0.0", auth="tokens", tokens_file=tmp_path / "tokens.yaml")
     assert httpx.get(running.url + EVENTS).status_code == 401
 
 
 def test_reads_of_auditors_are_events(connect: Callable[..., httpx.Client], tmp_path: Path) -> None:
-    """What an auditor looked at is known to nobody, or every reader's look fills the log."""
+    """An auditor's reads are not recorded, or those of every reader are."""
     tokens: dict[str, str] = {}
     for role in ("auditor", "reader", "admin"):
         made = serve(

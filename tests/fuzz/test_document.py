@@ -1,6 +1,6 @@
-"""Requests that schemathesis makes from the OpenAPI document, against the running service, with every check it has.
+"""Requests that schemathesis generates from the OpenAPI document, to the running service, with every check that it has.
 
-Long form: `make fuzz`. What the document cannot say, so that schemathesis takes an answer for wrong, is listed in KNOWN.
+Long form: `make fuzz`. KNOWN lists the answers that schemathesis reports as wrong because of what the document cannot express.
 """
 
 import os
@@ -28,7 +28,7 @@ from tests.services import ROOT, Service
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "160"))
 LONG = "FUZZ_REQUESTS" in os.environ
 POSITIVE, NEGATIVE = schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE
-# Why a request that fits the document is refused: what its answer says, and the contract's line.
+# Why a request that fits the document is refused: a part of its answer, and the section of docs/contract.md.
 REFUSED = {
     "expected a time at most": "6.4: not more than 60 minutes ahead, not more than 7 days old",
     "expected a second of 00 to 59": "6.4: second 60 passes the schema but fails decoding",
@@ -55,8 +55,8 @@ REFUSED = {
     "belongs to format=json": "evidence.md: only format=json has pages",
     "expected a text that is not blank": "14: no blank ids; Python knows more blanks than the document's pattern",
 }
-# Why a request that does not fit the document is taken: what became of its parameter, and the contract's line.
-TAKEN = {
+# Why a request that does not fit the document is accepted: what happened to its parameter, and the section.
+ACCEPTED = {
     "empty parameter": "8: empty = ignored",
     "repeated parameter": "8: when repeated the first value counts",
     "parameter under other names": "8: unknown parameters are ignored; so is an object, which is sent as its members",
@@ -64,13 +64,13 @@ TAKEN = {
 ELSEWHERE = {
     "key sent before": "an Idempotency-Key that came before with another body is 422, or runs still (409)",
     "newline in a path": "1: no route has one, so it is an unknown path, which is answered in text",
-    "no HTTP": "uvicorn itself refuses what is no HTTP, as text",
+    "no HTTP": "uvicorn itself refuses what is not HTTP, as text",
 }
-KNOWN = REFUSED | TAKEN | ELSEWHERE
+KNOWN = REFUSED | ACCEPTED | ELSEWHERE
 
 
 def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
-    """The lines of KNOWN that explain this failure; one that is not known is told as it is."""
+    """The lines of KNOWN that explain this failure; an unknown one is reported."""
     kind = type(failure).__name__
     if kind == "RejectedPositiveData" and response.status_code == 400:
         for message in response.json()["detail"].split("; /"):
@@ -84,13 +84,13 @@ def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
     elif kind == "AcceptedNegativeData" and " in query" in failure.message:
         sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
         for name in re.findall(r"at /properties/(\w+)", failure.message):
-            yield _taken(sent.get(name)) or f"unknown: {failure.message}"
+            yield _why_accepted(sent.get(name)) or f"unknown: {failure.message}"
     else:
         yield f"unknown: {kind} {failure.message}"
 
 
-def _taken(values: list[str] | None) -> str | None:
-    """Why a parameter with these values is taken although the document forbids it."""
+def _why_accepted(values: list[str] | None) -> str | None:
+    """Why a parameter with these values is accepted although the document forbids it."""
     if values is None:
         return "parameter under other names"
     if values[0] == "":
@@ -99,7 +99,7 @@ def _taken(values: list[str] | None) -> str | None:
 
 
 def tame(case: Any) -> None:
-    """Spare its events what the document cannot say, so that they get as far as the database, and its key that it was sent before."""
+    """Correct what the document cannot express, so that its events reach the database, and give it a key that was never sent."""
     if case.headers and "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = str(uuid4())
     for event in case.body if isinstance(case.body, list) else [case.body]:
@@ -120,7 +120,7 @@ def tame(case: Any) -> None:
 
 
 class Run:
-    """Requests sent so far, their answers, and what schemathesis says against these."""
+    """Requests sent so far, their answers, and what schemathesis reports about them."""
 
     def __init__(self, session: requests.Session) -> None:
         load_all_checks()
@@ -154,7 +154,7 @@ class Run:
 
 
 def test_document_holds(service: Callable[..., Service]) -> None:
-    """A request that the document allows is refused, one that it forbids is taken, or an answer is not as it says."""
+    """A request that the document allows is refused, one that it forbids is accepted, or an answer differs from it."""
     schema = schemathesis.openapi.from_path(ROOT / "openapi" / "datastorage.json")
     schema.config.update(base_url=service(access_log=False).url)
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
@@ -191,5 +191,5 @@ def _many(operation: Any, mode: Any, number: int, send: Callable[[Any, str], Non
             tame(case)
         send(case, mode.name.lower())
 
-    with suppress(Unsatisfiable):  # nothing is wrong with a path that takes any text
+    with suppress(Unsatisfiable):  # no path parameter is invalid where any text is valid
         run()

@@ -1,6 +1,6 @@
-"""Every route with real service accounts of a real kube-apiserver: python -m tests.kubernetes.check DIRECTORY, of check.sh.
+"""Every route, called with real service accounts of a real kube-apiserver: python -m tests.kubernetes.check DIRECTORY, of check.sh.
 
-DIRECTORY holds etcd as `server`, `kube-apiserver`, and `access.yaml`, what the chart makes of the platform's end-to-end values.
+DIRECTORY contains etcd as `server`, `kube-apiserver`, and `access.yaml`, rendered by the chart from the platform's end-to-end values.
 """
 
 import ssl
@@ -26,7 +26,7 @@ OWN = "datastorage"
 ROLES = {"datastorage-e2e-full": "admin", "datastorage-e2e-readonly": "reader", "datastorage-e2e-none": "nobody"}
 WRITER = "orchestrator"
 CACHE_MS, API_CACHE_MS = 2_000, 10_000
-"""How long the service, and kube-apiserver itself, keep an answer about a token."""
+"""How long the service, and kube-apiserver itself, cache an answer about a token."""
 
 
 def main() -> int:
@@ -34,7 +34,7 @@ def main() -> int:
     failures: list[str] = []
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="datastorage-kubernetes-")))
-        directory.chmod(0o711)  # as root, Postgres runs as another user, who has to get to its data
+        directory.chmod(0o711)  # as root, Postgres runs as another user, who must reach its data
         etcd = stack.enter_context(running_etcd(tools, directory))
         api_port = free_port()
         first = stack.enter_context(ExitStack())
@@ -66,7 +66,9 @@ def main() -> int:
         failures += check_deleted(client, cluster, tokens)
         first.close()
         failures += expect(
-            "kube-apiserver stopped, an account whose answer is too old", 500, ask(client, tokens[WRITER], CACHE_MS)
+            "kube-apiserver stopped, an account whose cached answer has expired",
+            500,
+            ask(client, tokens[WRITER], CACHE_MS),
         )
         with running_api_server(tools, directory, etcd, api_port):
             failures += expect("kube-apiserver is back", 200, ask(client, tokens[WRITER]))
@@ -76,7 +78,7 @@ def main() -> int:
 
 @contextmanager
 def running(command: list[object], log: Path) -> Iterator[None]:
-    """A process that is stopped behind the block."""
+    """A process that is stopped after the block."""
     with log.open("ab") as output:
         process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=output)
     try:
@@ -86,10 +88,10 @@ def running(command: list[object], log: Path) -> Iterator[None]:
         process.wait(30)
 
 
-def wait_for(what: str, is_there: Callable[[], bool], log: Path) -> None:
+def wait_for(what: str, is_ready: Callable[[], bool], log: Path) -> None:
     for _ in range(600):
         try:
-            if is_there():
+            if is_ready():
                 return
         except (httpx.HTTPError, OSError):
             pass
@@ -99,7 +101,7 @@ def wait_for(what: str, is_there: Callable[[], bool], log: Path) -> None:
 
 @contextmanager
 def running_etcd(tools: Path, directory: Path) -> Iterator[str]:
-    """Its URL."""
+    """etcd; its URL."""
     url, peers, log = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}", directory / "etcd.log"
     command: list[object] = [tools / "server", "--data-dir", directory / "etcd", "--listen-client-urls", url]
     command += ["--advertise-client-urls", url, "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers]
@@ -111,7 +113,7 @@ def running_etcd(tools: Path, directory: Path) -> Iterator[str]:
 
 @contextmanager
 def running_api_server(tools: Path, directory: Path, etcd: str, port: int) -> Iterator[httpx.Client]:
-    """A client of it that may do everything."""
+    """kube-apiserver; a client of it with every right."""
     key, log = directory / "accounts.key", directory / "kube-apiserver.log"
     if not key.exists():
         subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)

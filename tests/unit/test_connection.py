@@ -25,7 +25,7 @@ async def test_a_request_that_never_ends(monkeypatch: pytest.MonkeyPatch, left: 
     monkeypatch.setattr(connection, "_READ_SECONDS", 2)
     config, state = Config(echo, lifespan="off"), ServerState()
     config.load()
-    kind = type("Connection", (connection.Connection,), {"head_bytes_max": 65536})
+    kind = type("Connection", (connection.HttpConnection,), {"head_bytes_max": 65536})
     server = await asyncio.get_running_loop().create_server(lambda: kind(config, state, {}), "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     for _ in range(3):

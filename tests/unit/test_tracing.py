@@ -1,4 +1,4 @@
-"""Spans, as a collector would get them."""
+"""Spans as a collector would get them."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +17,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from opentelemetry.sdk.trace.export import SimpleSpanProcessor
     from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-    monkeypatch.setattr(tracing, "_tracer", None)  # put back at the end
+    monkeypatch.setattr(tracing, "_tracer", None)  # restored at the end
     exporter = InMemorySpanExporter()
     provider = tracing.start_with(SimpleSpanProcessor(exporter))
     yield exporter.get_finished_spans
@@ -25,7 +25,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_request_flush_and_transaction(exported: Any) -> None:
-    """A request is not found in its caller's trace, or nobody sees which flush wrote its event."""
+    """A request is not in its caller's trace, or the span of the flush does not link to it."""
     with tracing.request("POST", TRACE):
         assert tracing.trace_id() == TRACE[0]
         link = tracing.link()
