@@ -21,7 +21,7 @@ paging.py         pagination, the Link to the next page, errors that a cursor ca
 deadline.py       the time that a query may take
 
 Routes:
-post.py           POST of events, single and in batches; body_formats.py: ADR-034 and CloudEventReader;
+post.py           POST of events, single and in batches; body_formats.py: ADR-034 and CloudEvents;
                   idempotency.py: the Idempotency-Key header
 events.py         GET of events: a page, and one by id
 eventtypes.py     GET of event types

@@ -1,4 +1,4 @@
-"""The formats in which events may be posted: ADR-034, and CloudEventReader in its three content modes."""
+"""The formats in which events may be posted: ADR-034, and CloudEvents in its three content modes."""
 
 from typing import Any
 

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from app.api.service import foundation_of
 from app.errors import BadRequest
-from app.ingest.submission import Claim
+from app.ingest.claim import Claim
 
 PARAMETER: dict[str, Any] = {
     "name": "Idempotency-Key",

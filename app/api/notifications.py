@@ -22,8 +22,8 @@ from app.api.service import foundation_of, service_of
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields, by_member_name
+from app.ingest.claim import Claim
 from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, shaped, write
-from app.ingest.submission import Claim
 from app.query.cursor import NumberedCursor
 from app.query.filter import LIMIT_MAX
 from app.query.notifications import NotificationQuery, page

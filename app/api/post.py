@@ -28,7 +28,8 @@ from app.events import canonical, cloudevents
 from app.events.explain import Faults
 from app.ingest import parents
 from app.ingest.accept import Acceptance, Draft, computed_ids, single_id
-from app.ingest.submission import Claim, prepare
+from app.ingest.claim import Claim
+from app.ingest.submission import prepare
 
 _SLICE_SECONDS = 0.005
 _LARGE_BYTES = 256 * 1024

@@ -9,6 +9,7 @@ An event goes through these, in this order:
 
     accept.py               check an item (check_item), then fix its id, times, salt and commitment (accept)
     parents.py              dates of the events that others name as their parent
+    claim.py                what was promised under an Idempotency-Key
     submission.py           one request: its events, its claim, the future of its outcome
     writer.py               inbox → flush → Postgres or spool; recognises resends; replays the spool
     link.py                 positions, chain links and leaf hashes of a flush (pure)

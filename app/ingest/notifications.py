@@ -15,7 +15,7 @@ from app.db import fetch
 from app.errors import BadRequest, Conflict, DatabaseFailed
 from app.events.envelope import DateTime, Name255, parse_timestamp
 from app.events.explain import bad_fields, by_member_name, explain
-from app.ingest.submission import Claim, key_reused
+from app.ingest.claim import Claim, key_reused
 from app.sql import load
 
 Channel = Literal["email", "slack", "pagerduty", "teams", "webhook", "console", "file", "log"]

@@ -27,10 +27,11 @@ from uuid import UUID
 from app import metrics
 from app.errors import AuditError, Fatal, Unavailable
 from app.ingest.accept import Event
+from app.ingest.claim import Claim
 from app.ingest.notifications import Notification
 from app.ingest.spool_codec import encode, encode_notification
 from app.ingest.spool_file import Depth, SpooledNotification, SpooledRequest, SpoolFile
-from app.ingest.submission import Claim, Submission
+from app.ingest.submission import Submission
 
 FREE_BYTES_MIN = 64 * 1024**2
 """Left free on the disk for other programs that write there, and for SQLite when it reorganises its file."""

@@ -15,9 +15,10 @@ from uuid import UUID
 
 from app.errors import AuditError, Fatal
 from app.ingest.accept import Event
+from app.ingest.claim import Claim, key_reused
 from app.ingest.notifications import Notification, id_conflict
 from app.ingest.spool_codec import decode, decode_notification, encode
-from app.ingest.submission import Claim, Submission, conflict, key_reused
+from app.ingest.submission import Submission, conflict
 
 FILE_NAME = "spool.sqlite3"
 _SCHEMA = 1

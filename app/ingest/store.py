@@ -27,9 +27,9 @@ from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
 from app.ingest import partitions
 from app.ingest.accept import ACCEPTED_COLUMNS, Event
+from app.ingest.claim import Claim
 from app.ingest.hold_index import HoldIndex
 from app.ingest.link import Flush, Head, link
-from app.ingest.submission import Claim
 from app.settings import Settings
 from app.sql import load
 

@@ -2,28 +2,16 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import NamedTuple
 from uuid import UUID
 
 from app import tracing
-from app.errors import AuditError, BadRequest, Conflict, KeyReused
+from app.errors import AuditError, BadRequest, Conflict
 from app.events.envelope import time_window_error
 from app.events.explain import bad_fields
 from app.ingest.accept import Acceptance, Draft, Event, accept
+from app.ingest.claim import Claim
 
 _SLICE = 500
-
-
-class Claim(NamedTuple):
-    """What an Idempotency-Key promises: the same answer again for the same body, until it expires."""
-
-    scope: str
-    """Method, path and caller."""
-    key: str
-    digest: bytes
-    """SHA-256 of the canonical form of the body."""
-    expires_at: datetime
 
 
 class Submission:
@@ -70,11 +58,6 @@ def conflict(event_id: UUID, difference: str = "") -> Conflict:
         field="event_id",
         value=str(event_id),
     )
-
-
-def key_reused() -> KeyReused:
-    """The refusal of a key under which another body was sent."""
-    return KeyReused(resource="request", field="Idempotency-Key")
 
 
 async def prepare(

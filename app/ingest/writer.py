@@ -20,10 +20,11 @@ from uuid import UUID
 from app import metrics, tracing
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
+from app.ingest.claim import Claim, key_reused
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledRequest
 from app.ingest.store import Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store
-from app.ingest.submission import Claim, Submission, conflict, key_reused
+from app.ingest.submission import Submission, conflict
 from app.settings import Settings
 
 _RESEND_REPEATS_MAX = 3
