@@ -24,7 +24,7 @@ _CACHE_A_SECOND = "public, max-age=1"
 async def checkpoint(request: Request) -> Response:
     """The newest signed checkpoint of the log, with the cosignatures of witnesses."""
     _refuse_if_closed(request)
-    rows = await within_deadline(request, fetch(service_of(request).engine, SQL["published"]))
+    rows = await within_deadline(request, fetch(service_of(request).engine, SQL["published_checkpoint"]))
     if not rows:
         raise no_checkpoint(request)
     return PlainTextResponse(rows[0]["note"], headers={"Cache-Control": _CACHE_A_SECOND})
