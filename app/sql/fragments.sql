@@ -18,3 +18,23 @@ event_id, event_version,
     trace_id, span_id, namespace, cluster_id, event_data::text, event_metadata::text, severity, duration_ms, error_code,
     error_message, is_sensitive, event_hash, previous_event_hash, log_id, log_index, chain_index, payload_salt,
     payload_commitment
+
+-- fragment: held_rows
+-- Rows of audit_events as e, each with the hold as h that covers it now, if one does.
+SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at
+    FROM audit_events e
+    LEFT JOIN holds h ON h.hold_id = hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp)
+
+-- fragment: unmark_held
+-- Gives the rows of `held` the mark of the hold that covers them now; without one they are no longer held. Returns how many.
+unmarked AS (
+    UPDATE audit_events e
+    SET legal_hold = h.placed_at IS NOT NULL,
+        legal_hold_reason = coalesce(h.reason, concat(e.legal_hold_reason, ' [Released: ', $2::text, ']')),
+        legal_hold_placed_by = coalesce(h.placed_by, e.legal_hold_placed_by),
+        legal_hold_placed_at = coalesce(h.placed_at, e.legal_hold_placed_at)
+    FROM held h
+    WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
+    RETURNING e.legal_hold
+)
+SELECT count(*) FROM unmarked WHERE NOT legal_hold

@@ -59,40 +59,16 @@ SET LOCAL kubernaut.legal_hold_release = 'authorized'
 -- Unmarks the held rows of a correlation, also those marked by SQL alone; rows under another hold get its mark. Returns how many
 -- are no longer held.
 WITH held AS MATERIALIZED (
-    SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at
-    FROM audit_events e
-    LEFT JOIN holds h ON h.hold_id = hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp)
+    {held_rows}
     WHERE e.correlation_id = $1 AND e.legal_hold
-), unmarked AS (
-    UPDATE audit_events e
-    SET legal_hold = h.placed_at IS NOT NULL,
-        legal_hold_reason = coalesce(h.reason, concat(e.legal_hold_reason, ' [Released: ', $2::text, ']')),
-        legal_hold_placed_by = coalesce(h.placed_by, e.legal_hold_placed_by),
-        legal_hold_placed_at = coalesce(h.placed_at, e.legal_hold_placed_at)
-    FROM held h
-    WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
-    RETURNING e.legal_hold
-)
-SELECT count(*) FROM unmarked WHERE NOT legal_hold
+), {unmark_held}
 
 -- name: release_marked
 -- As release_correlation, for the rows with the mark of one hold of another selector.
 WITH held AS MATERIALIZED (
-    SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at
-    FROM audit_events e
-    LEFT JOIN holds h ON h.hold_id = hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp)
+    {held_rows}
     WHERE e.legal_hold AND e.legal_hold_placed_at = $1 AND e.legal_hold_placed_by = $3
-), unmarked AS (
-    UPDATE audit_events e
-    SET legal_hold = h.placed_at IS NOT NULL,
-        legal_hold_reason = coalesce(h.reason, concat(e.legal_hold_reason, ' [Released: ', $2::text, ']')),
-        legal_hold_placed_by = coalesce(h.placed_by, e.legal_hold_placed_by),
-        legal_hold_placed_at = coalesce(h.placed_at, e.legal_hold_placed_at)
-    FROM held h
-    WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
-    RETURNING e.legal_hold
-)
-SELECT count(*) FROM unmarked WHERE NOT legal_hold
+), {unmark_held}
 
 -- name: marked_count
 -- How many rows have the mark of one hold.
