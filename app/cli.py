@@ -181,10 +181,10 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
 def _verify_export(arguments: argparse.Namespace) -> int:
     from app.export import check
 
-    verdict = check.check_files(arguments.files, arguments.key)
-    for line in check.verdict_lines(verdict):
+    result = check.check_files(arguments.files, arguments.key)
+    for line in check.result_lines(result):
         print(line)
-    return 1 if verdict.problem_count else 0
+    return 1 if result.problem_count else 0
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -269,7 +269,7 @@ def _retention(arguments: argparse.Namespace) -> None:
 
     settings, now = _retention_settings(), datetime.now(UTC)
     if arguments.action == "plan":
-        print("MONTH    EVENTS  DUE  HELD  KEPT LONGER")
+        print("MONTH    EVENTS  DUE  HELD  NOT DUE")
         for one in asyncio.run(purge.plan(settings, now)):
             rows = one.contents
             note = "  goes as a whole" if one.whole else ""
@@ -408,16 +408,18 @@ def _verify_proof(arguments: argparse.Namespace) -> None:
     import orjson
 
     from app.tlog.keys import read_public_keys
-    from app.tlog.note import MalformedNote, Unverified
+    from app.tlog.note import MalformedNote, NoValidSignature
     from app.tlog.proof import verify_proof_file
 
     keys = read_public_keys(arguments.key)
     try:
         proved = verify_proof_file(arguments.file.read_bytes(), keys)
-    except (OSError, MalformedNote, Unverified) as error:
+    except (OSError, MalformedNote, NoValidSignature) as error:
         raise Fatal(f"Not proved: {error}.") from None
     checkpoint, record = proved.checkpoint, proved.record
-    print(f"Proved: event {record['event_id']} stands at {record['log_index']} of the {checkpoint.size} in the log.")
+    print(
+        f"Proved: event {record['event_id']} is at position {record['log_index']} of a log of {checkpoint.size} events."
+    )
     print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
     shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
     sys.stdout.buffer.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))

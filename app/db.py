@@ -44,6 +44,8 @@ CONNECTION_ERRORS = (
     *(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError),
     asyncpg.PostgresConnectionError,
 )
+LONG_FETCH_SECONDS = 600.0
+"""Timeout of one fetch of a verification or an export, which may read much."""
 
 
 log = logging.getLogger(__name__)

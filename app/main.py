@@ -51,7 +51,7 @@ from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
-from app.export.certificate import ExportSigner
+from app.export.certificate import ExportKeyStore
 from app.ingest import partitions, self_events
 from app.ingest.notification_replay import replay_forever
 from app.ingest.spool import Spool
@@ -102,7 +102,9 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
         engine=db.create_engine(settings),
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
-        export_signer=ExportSigner(settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"),
+        export_key_store=ExportKeyStore(
+            settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
+        ),
     )
     problems.install_handlers(app)
     _add_routes(app)
@@ -181,7 +183,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
     settings, presence = foundation.settings, foundation.presence
     try:
         if settings.signer_cert_dir is not None:
-            _load_key_pair(foundation.export_signer, settings.signer_cert_dir)
+            _load_key_pair(foundation.export_key_store, settings.signer_cert_dir)
         app.service = foundation = replace(foundation, spool=_open_spool(settings))
         log_name = await _find_database(foundation)
         key = signing_key(settings, log_name)
@@ -250,10 +252,10 @@ def _open_spool(settings: Settings) -> Spool | None:
         return None
 
 
-def _load_key_pair(signer: ExportSigner, directory: Path) -> None:
+def _load_key_pair(key_store: ExportKeyStore, directory: Path) -> None:
     """Fatal when the tls.crt and tls.key of `directory`, which the settings name, are not a pair."""
     try:
-        signer.load()
+        key_store.load()
     except (OSError, ValueError) as error:
         raise Fatal(f"The key pair that signs exports cannot be read from {directory}: {error}") from None
 

@@ -15,7 +15,7 @@ SECONDS = 8
 PARTS = {
     "envelope and payload checks": ("check_payload", "check_envelope", "events/envelope", "events/catalog"),
     "JSON in, canonical form out": ("canonical",),
-    "links and leaf hashes": ("ingest/link", "leaf_hash"),
+    "links and leaf hashes": ("ingest/link", "record_leaf_hash"),
     "rows, records, commitments, ids": ("ingest/accept", "events/record", "events/ids"),
     "asyncpg: encoding and protocol": ("asyncpg", "app/db.py"),
     "flush: the rest of it": ("ingest/store",),

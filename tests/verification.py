@@ -2,7 +2,7 @@
 
 import asyncpg
 
-from app.verify.correlation import verify_chain
+from app.verify.correlation import verify_correlation
 from app.verify.database import TrustAnchors, sequential_runner, verify_database
 
 SUMS = """
@@ -26,5 +26,5 @@ async def verify_everything(connection: "asyncpg.Connection[asyncpg.Record]") ->
         assert report.defects.listed == [], report.defects.listed[:5]
         assert (report.events.verified, report.size) == (sums["rows"], sums["next"]), report
         for row in await connection.fetch("SELECT correlation_id FROM chain_heads"):
-            chain = await verify_chain(connection, row["correlation_id"], report.log)
+            chain = await verify_correlation(connection, row["correlation_id"], report.log_name)
             assert chain.is_valid, (row["correlation_id"], chain.head_defect, chain.sealed.defects.listed[:5])

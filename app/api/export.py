@@ -120,14 +120,14 @@ class ExportedPage(BaseModel):
     detached_signature: str | None = None
 
 
-class QueryFailed(AuditError):
+class ExportQueryFailed(AuditError):
     """The events could not be read; the service's log says why."""
 
     slug = "export/query-failed"
     title = "Export Failed"
 
 
-class BuildFailed(AuditError):
+class ExportBuildFailed(AuditError):
     """The export could not be signed; the service's log says why."""
 
     slug = "export/build-failed"
@@ -163,7 +163,7 @@ async def export_events(request: Request) -> Response:
     try:
         first = await (within_deadline(request, anext(chunks)) if query.format == "json" else anext(chunks))
     except DatabaseFailed as error:
-        raise QueryFailed from error
+        raise ExportQueryFailed from error
     return ExportResponse(first, chunks, _MEDIA_TYPES[query.format])
 
 
@@ -212,7 +212,7 @@ async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerat
                 async for chunk in chunks:
                     yield chunk
         finally:
-            if export.events and not is_recorded:  # the export was cut, but a part of it has left the service
+            if export.event_count and not is_recorded:  # the export was cut, but a part of it has left the service
                 await record()
 
 
@@ -227,7 +227,7 @@ async def _write_export_event(service: Service, export: Export | SignedPage) -> 
         "exported_by": by,
         "format": query.format,
         "query_filters": query.filters(),
-        "event_count": export.events,
+        "event_count": export.event_count,
         "redacted": query.redact_pii,
     }
     positions = {"first_position": export.first_position, "last_position": export.last_position}
@@ -263,6 +263,6 @@ async def _send_chunk(send: Send, chunk: bytes) -> None:
 
 async def _key_pair(request: Request) -> ExportKeyPair:
     try:
-        return await foundation_of(request).export_signer.key_pair()
+        return await foundation_of(request).export_key_store.key_pair()
     except (OSError, ValueError) as error:
-        raise BuildFailed(f"The key pair that signs exports cannot be read: {error}") from error
+        raise ExportBuildFailed(f"The key pair that signs exports cannot be read: {error}") from error

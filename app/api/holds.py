@@ -21,7 +21,7 @@ from app.events.canonical import parse
 from app.events.catalog.value_types import DateTime, Uuid
 from app.events.envelope import Name100, Name255, parse_timestamp
 from app.events.explain import bad_fields, explain
-from app.query.postgres_time import rfc3339
+from app.query.postgres_time import rfc3339_or_none
 from app.retention import holds
 from app.retention.holds import HoldOrder, Selector
 
@@ -275,7 +275,11 @@ def _released(released: holds.Released, order: HoldOrder) -> dict[str, Any]:
 def _listed_hold(row: asyncpg.Record) -> dict[str, Any]:
     """A hold as it is listed. Members without a value are left out: nothing may be null."""
     resource = None if row["resource_id"] is None else {"type": row["resource_type"], "id": row["resource_id"]}
-    time = None if row["time_from"] is None else {"from": rfc3339(row["time_from"]), "to": rfc3339(row["time_to"])}
+    time = (
+        None
+        if row["time_from"] is None
+        else {"from": rfc3339_or_none(row["time_from"]), "to": rfc3339_or_none(row["time_to"])}
+    )
     members = {
         "hold_id": row["hold_id"] and str(row["hold_id"]),
         "correlation_id": row["correlation_id"],
@@ -284,11 +288,11 @@ def _listed_hold(row: asyncpg.Record) -> dict[str, Any]:
         "time": time,
         "events_affected": row["events"],
         "placed_by": row["placed_by"],
-        "placed_at": rfc3339(row["placed_at"]) or _UNKNOWN_TIME,
+        "placed_at": rfc3339_or_none(row["placed_at"]) or _UNKNOWN_TIME,
         "reason": row["reason"],
         "release_reason": row["release_reason"],
         "released_by": row["released_by"],
-        "released_at": row["released_at"] and rfc3339(row["released_at"]),
+        "released_at": row["released_at"] and rfc3339_or_none(row["released_at"]),
     }
     return {name: value for name, value in members.items() if value is not None}
 

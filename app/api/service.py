@@ -17,7 +17,7 @@ from app.api.body import ByteBudget
 from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway
 from app.events.catalog import Catalog
-from app.export.certificate import ExportSigner
+from app.export.certificate import ExportKeyStore
 from app.ingest.spool import Spool
 from app.ingest.writer import Writer
 from app.presence import Presence
@@ -38,7 +38,7 @@ class Foundation:
     engine: AsyncEngine
     authenticator: Authenticator
     byte_budget: ByteBudget
-    export_signer: ExportSigner
+    export_key_store: ExportKeyStore
     spool: Spool | None = None
     """Opened before the database is searched for, so that what waits in it can be read. None without a spool."""
 

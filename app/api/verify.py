@@ -16,8 +16,9 @@ from app.api.service import foundation_of, service_of
 from app.errors import AuditError, BadRequest, DatabaseFailed
 from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
-from app.events.reference import rfc3339
-from app.verify.correlation import ChainReport, verify_chain
+from app.events.reference import trimmed_rfc3339
+from app.verify import correlation
+from app.verify.correlation import CorrelationResult
 from app.verify.row import Defect, Defects
 from app.verify.snapshot import snapshot
 
@@ -101,12 +102,14 @@ async def post_verify_chain(request: Request) -> Response:
     return json_response(chain_verified(correlation_id, report))
 
 
-async def verify_correlation(request: Request, correlation_id: str) -> ChainReport:
+async def verify_correlation(request: Request, correlation_id: str) -> CorrelationResult:
     """Verify the chain of one correlation now."""
     service = service_of(request)
     try:
         async with _slots, snapshot(service.engine) as connection:
-            return await verify_chain(connection, correlation_id, service.log_name, service.settings.hmac_key)
+            return await correlation.verify_correlation(
+                connection, correlation_id, service.log_name, service.settings.hmac_key
+            )
     except DatabaseFailed as error:
         raise VerificationFailed from error
 
@@ -147,7 +150,7 @@ def _check_length(correlation_id: str) -> None:
         raise InvalidCorrelationId(f"correlation_id: expected at most {_CORRELATION_BYTES_MAX} bytes, got {size}")
 
 
-def chain_verified(correlation_id: str, report: ChainReport) -> dict[str, Any]:
+def chain_verified(correlation_id: str, report: CorrelationResult) -> dict[str, Any]:
     """The members of ChainVerified, in the contract's order."""
     unsealed = report.unsealed.defects if report.is_sealed else Defects()
     tampered = report.sealed.defects if report.is_sealed else report.unsealed.defects
@@ -178,7 +181,7 @@ def _event(defect: Defect) -> dict[str, str]:
     assert defect.event_timestamp is not None
     return {
         "event_id": str(defect.event_id),
-        "event_timestamp": rfc3339(defect.event_timestamp),
+        "event_timestamp": trimmed_rfc3339(defect.event_timestamp),
         "expected_hash": defect.expected_hash,
         "actual_hash": defect.actual_hash,
         "previous_hash": defect.previous_hash,
@@ -186,7 +189,7 @@ def _event(defect: Defect) -> dict[str, str]:
     }
 
 
-def _sentences(report: ChainReport, tampered: Defects, unsealed: Defects) -> list[str]:
+def _sentences(report: CorrelationResult, tampered: Defects, unsealed: Defects) -> list[str]:
     """The sentences of the message: the verdict first."""
     total = report.sealed.total + report.unsealed.total
     sentences = []

@@ -63,7 +63,7 @@ def commitment_of(row: Row, *, stored: bool = True) -> bytes:
 
 def stored_hash(row: Row, log: str, *, stored: bool = True) -> str:
     """The leaf hash, in hex, of the record that is computed from a row of the log named `log`."""
-    return leaf_hash(record(row, log, commitment_of(row, stored=stored))).hex()
+    return record_leaf_hash(record(row, log, commitment_of(row, stored=stored))).hex()
 
 
 def record(row: Row, log: str, commitment: bytes) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def record(row: Row, log: str, commitment: bytes) -> dict[str, Any]:
     }
 
 
-def leaf_hash(record: dict[str, Any]) -> bytes:
+def record_leaf_hash(record: dict[str, Any]) -> bytes:
     """The RFC 6962 leaf hash: it is the event's leaf in the log and the link of the next event in its chain."""
     return sha256(b"\0" + orjson.dumps(record)).digest()
 

@@ -53,7 +53,7 @@ def reference_json(row: Row) -> str:
     parent_event_id = get("parent_event_id")
     members: dict[str, Any] = {
         "event_id": str(get("event_id")),
-        "event_timestamp": rfc3339(get("event_timestamp")),
+        "event_timestamp": trimmed_rfc3339(get("event_timestamp")),
         "event_date": None,
         "event_type": get("event_type"),
         "version": get("event_version"),
@@ -80,7 +80,7 @@ def reference_json(row: Row) -> str:
     return f'{{{",".join(f"{_scalar(k)}:{_scalar(v)}" for k, v in members.items())},"event_data":{event_data}}}'
 
 
-def rfc3339(time: datetime) -> str:
+def trimmed_rfc3339(time: datetime) -> str:
     """RFC 3339 text of a UTC time, without needless zeros at the end of the fraction."""
     text = time.isoformat(timespec="microseconds")[:26]
     return text.rstrip("0").rstrip(".") + "Z"

@@ -44,8 +44,8 @@ class ExportKeyPair:
         return self.private.sign(digest, PKCS1v15(), Prehashed(SHA256()))
 
 
-class ExportSigner:
-    """Owns the service's key pair for exports: reads it from `directory`, or creates it there, when it is first needed."""
+class ExportKeyStore:
+    """The service's key pair for exports: read from `directory`, or created there, when it is first needed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

@@ -33,7 +33,7 @@ _PAGE = b'{"events":['
 
 
 @dataclass(slots=True)
-class Verdict:
+class CheckResult:
     """The result of verifying a file: it is complete and unchanged if there are no problems."""
 
     problems: list[str] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Verdict:
     parts: list[Manifest] = field(default_factory=list)
     """Manifests that could be read."""
     whole_bytes: int = 0
-    """Size of the file up to and including its last sorted_json manifest."""
+    """Size of the file up to and including the last manifest that could be read."""
     checkpoint_result: str = ""
     """The result of comparing the events with the log's checkpoint, in words."""
 
@@ -53,7 +53,7 @@ class Verdict:
             self.problems.append(text)
 
 
-def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> Verdict:
+def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> CheckResult:
     """Compare a file, or its parts in their order, with its manifests, and every event with its own hash."""
     checker = _Checker(keys)
     for file in files:
@@ -61,7 +61,7 @@ def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> Verdict:
     return checker.finish()
 
 
-def check_files(paths: Sequence[Path], key: str) -> Verdict:
+def check_files(paths: Sequence[Path], key: str) -> CheckResult:
     """`check` or `check_page` for the files at `paths`. `key` is a key, or a file with one. Fatal if a file or the key cannot be read."""
     try:
         with ExitStack() as stack:
@@ -73,9 +73,9 @@ def check_files(paths: Sequence[Path], key: str) -> Verdict:
         raise Fatal(f"Cannot verify: {error}") from None
 
 
-def check_page(body: bytes, certificate: str) -> Verdict:
+def check_page(body: bytes, certificate: str) -> CheckResult:
     """Verify the signature of a page of format=json. Its events do not have all members that their hashes are over."""
-    verdict = Verdict()
+    result = CheckResult()
     public = load_pem_x509_certificate(certificate.encode()).public_key()
     try:
         answer = loads(body)
@@ -83,20 +83,20 @@ def check_page(body: bytes, certificate: str) -> Verdict:
         answer.pop("detached_signature", None)
         events, verification = answer["events"], answer["hash_chain_verification"]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        verdict.add_problem(f"incomplete, or not an export: {error!r}")
-        return verdict
+        result.add_problem(f"incomplete, or not an export: {error!r}")
+        return result
     if not isinstance(public, RSAPublicKey):
         raise ValueError("the certificate is not of an RSA key")  # noqa: TRY004 - a file's content is wrong
     try:
         public.verify(signature, canonical(answer), PKCS1v15(), SHA256())
     except InvalidSignature:
-        verdict.add_problem(
+        result.add_problem(
             "wrong key, or edited: the signature is not one by this certificate over the content of the file"
         )
-    verdict.counts["events"] = len(events)
+    result.counts["events"] = len(events)
     broken = verification["broken_chain_events"]
-    verdict.checkpoint_result = f"{broken} of {len(events)} events were broken when they were exported"
-    return verdict
+    result.checkpoint_result = f"{broken} of {len(events)} events were broken when they were exported"
+    return result
 
 
 class _Checker:
@@ -104,9 +104,9 @@ class _Checker:
 
     def __init__(self, keys: list[PublicKey]) -> None:
         self._keys = keys
-        self._verdict = Verdict()
+        self._result = CheckResult()
         self._chains: dict[str, tuple[int, str]] = {}
-        """Of each correlation's chain the next index, and the hash of the event before it, which is "" if there is none."""
+        """By correlation: the chain position that comes next, and the hash of the event before it ("" before the first)."""
         self._position = -1
         self._bytes = 0
         self._leaves = bytearray()
@@ -136,25 +136,25 @@ class _Checker:
             try:
                 self._check_event(records.event(raw), where)
             except (ValueError, TypeError, AttributeError, LookupError) as error:
-                self._verdict.add_problem(f"{where}: it is not one of an export: {error}")
+                self._result.add_problem(f"{where}: it is not one of an export: {error}")
 
-    def finish(self) -> Verdict:
+    def finish(self) -> CheckResult:
         if (cut := self._incomplete()) is not None:
-            self._verdict.add_problem(cut)
-        if self._verdict.parts:
+            self._result.add_problem(cut)
+        if self._result.parts:
             self._compare_with_checkpoint()
-        return self._verdict
+        return self._result
 
     def _incomplete(self) -> str | None:
         """Why the export is not complete, and how to get the rest; None if it is complete."""
-        parts = self._verdict.parts
+        parts = self._result.parts
         if not parts:
             return "incomplete: no manifest can be read, so the file was cut: fetch it again"
         next_token = parts[-1].next
         if next_token is None:
             return "there are records after the manifest of the last part" if self._rows else None
         return (
-            f"incomplete: cut after part {parts[-1].part}. To resume, truncate the file to {self._verdict.whole_bytes} bytes "
+            f"incomplete: cut after part {parts[-1].part}. To resume, truncate the file to {self._result.whole_bytes} bytes "
             f"and append the answer to the same request with after={next_token}"
         )
 
@@ -177,7 +177,7 @@ class _Checker:
         self._counts["erased"] += event["payload_commitment"] is not None
         position = event["log_index"]
         if position <= self._position:
-            self._verdict.add_problem(f"{where}: reordered: position {position} comes after {self._position}")
+            self._result.add_problem(f"{where}: reordered: position {position} comes after {self._position}")
         self._position = max(self._position, position)
         self._last = position
         self._first = position if self._first is None else self._first
@@ -198,10 +198,10 @@ class _Checker:
         else:
             self._add_wrong_hash(event, where, expected)
         if event["event_date"] != event["event_timestamp"][:10]:  # which is not in the record
-            self._verdict.add_problem(f"{where}: edited: event_date is not the UTC date of event_timestamp")
+            self._result.add_problem(f"{where}: edited: event_date is not the UTC date of event_timestamp")
 
     def _add_wrong_hash(self, event: dict[str, Any], where: str, expected: str) -> None:
-        self._verdict.add_problem(
+        self._result.add_problem(
             f"{where}: edited: its hash is {expected}, but {event['event_hash']} is stored with it"
         )
 
@@ -211,14 +211,14 @@ class _Checker:
         next_index, last_hash = self._chains.get(correlation, (0, ""))
         fault = link_fault(index, previous, next_index, (last_hash,))
         if fault == "no position":
-            self._verdict.add_problem(f"{where}: edited: chain_index is {index}, which is not a position in the chain")
+            self._result.add_problem(f"{where}: edited: chain_index is {index}, which is not a position in the chain")
             return
         if fault == "duplicate":
-            self._verdict.add_problem(f"{where}: reordered: position {index} of its chain comes after {next_index - 1}")
+            self._result.add_problem(f"{where}: reordered: position {index} of its chain comes after {next_index - 1}")
         elif fault == "broken" and next_index:
-            self._verdict.add_problem(f"{where}: edited: the previous hash is not that of the event before it")
+            self._result.add_problem(f"{where}: edited: the previous hash is not that of the event before it")
         elif (index == 0) != (not previous):
-            self._verdict.add_problem(f"{where}: edited: only the first event of a chain has no previous hash")
+            self._result.add_problem(f"{where}: edited: only the first event of a chain has no previous hash")
         elif fault == "gap":
             self._counts["gaps"] += 1
         self._chains[correlation] = index + 1, event["event_hash"] or ""
@@ -226,7 +226,7 @@ class _Checker:
     def _check_unsealed(self, event: dict[str, Any], where: str) -> None:
         self._counts["unsealed"] += 1
         if event["chain_index"] is not None:
-            self._verdict.add_problem(f"{where}: edited: it has a chain position, but no position in the log")
+            self._result.add_problem(f"{where}: edited: it has a chain position, but no position in the log")
         if not event["event_hash"]:
             self._counts["unhashed"] += 1
             return
@@ -243,51 +243,51 @@ class _Checker:
         try:
             manifest, signer = open_envelope(records.envelope(raw), self._keys)
         except (MalformedRecord, ValueError) as error:
-            self._verdict.add_problem(f"{where}: {error}")
+            self._result.add_problem(f"{where}: {error}")
         else:
             if signer is None:
-                self._verdict.add_problem(
+                self._result.add_problem(
                     f"{where}: wrong key: the manifest of part {manifest.part} has no signature by it"
                 )
             for difference in self._differences(manifest, records.form):
-                self._verdict.add_problem(f"{where}: manifest of part {manifest.part}: {difference}")
-            self._verdict.parts.append(manifest)
-            self._verdict.whole_bytes = self._bytes
-        self._verdict.counts.update(self._counts)
+                self._result.add_problem(f"{where}: manifest of part {manifest.part}: {difference}")
+            self._result.parts.append(manifest)
+            self._result.whole_bytes = self._bytes
+        self._result.counts.update(self._counts)
         self._start_part()
 
     def _compare_with_checkpoint(self) -> None:
         """Compare the root of a file that has the log from its beginning with the one that was signed."""
-        verdict = self._verdict
-        checkpoints = {part.checkpoint for part in verdict.parts if part.checkpoint is not None}
+        result = self._result
+        checkpoints = {part.checkpoint for part in result.parts if part.checkpoint is not None}
         size = 0
         for text in checkpoints:
             try:
                 checkpoint = note.verified_checkpoint(text, self._keys)
-            except (note.MalformedNote, note.Unverified) as error:
-                verdict.add_problem(f"the checkpoint in the manifest: {error}")
+            except (note.MalformedNote, note.NoValidSignature) as error:
+                result.add_problem(f"the checkpoint in the manifest: {error}")
                 continue
             if size < checkpoint.size <= len(self._leaves) // merkle.HASH_BYTES:
                 size = checkpoint.size
                 root = merkle.root(merkle.hashes(bytes(self._leaves[: size * merkle.HASH_BYTES])))
                 if root != checkpoint.root:
-                    verdict.add_problem(
+                    result.add_problem(
                         f"forged: the first {size} events do not have the root that the checkpoint signs"
                     )
         if not checkpoints:
-            verdict.checkpoint_result = "no checkpoint was signed when it was exported"
+            result.checkpoint_result = "no checkpoint was signed when it was exported"
         elif size:
-            verdict.checkpoint_result = (
+            result.checkpoint_result = (
                 f"the first {size} events of the log are all in it, with the root that the checkpoint signs"
             )
         else:
-            verdict.checkpoint_result = (
+            result.checkpoint_result = (
                 f"not compared with the checkpoint: position {len(self._leaves) // merkle.HASH_BYTES} of the log is not in "
                 "the file (filtered, redacted, purged, or a self event: include=self)"
             )
 
     def _differences(self, manifest: Manifest, form: str) -> Iterator[str]:
-        """What is signed about the part, but not true of it."""
+        """What the manifest states about the part and the part does not confirm."""
         if manifest.sha256 != (digest := self._digest.hexdigest()):
             yield f"the part's SHA-256 is {digest}, but {manifest.sha256} was signed: something in it was changed"
         actual_values = {
@@ -309,7 +309,7 @@ class _Checker:
                 yield f"{name} is {actual}, but {signed} was signed"
         if self._logs - {manifest.log}:
             yield f"events of another log than {manifest.log!r} are in it"
-        yield from _discontinuities(self._verdict.parts[-1] if self._verdict.parts else None, manifest)
+        yield from _discontinuities(self._result.parts[-1] if self._result.parts else None, manifest)
 
 
 def _discontinuities(before: Manifest | None, manifest: Manifest) -> Iterator[str]:
@@ -355,13 +355,13 @@ def _utc_time(text: str) -> datetime:
     return datetime.fromisoformat(text).astimezone(UTC)
 
 
-def verdict_lines(verdict: Verdict) -> Iterator[str]:
+def result_lines(result: CheckResult) -> Iterator[str]:
     """The lines that the command prints, the result first."""
-    counts, parts = verdict.counts, verdict.parts
-    yield "the export is complete and unchanged" if not verdict.problem_count else f"{verdict.problem_count} problem(s)"
-    yield from verdict.problems
+    counts, parts = result.counts, result.parts
+    yield "the export is complete and unchanged" if not result.problem_count else f"{result.problem_count} problem(s)"
+    yield from result.problems
     if not parts:
-        yield from filter(None, [verdict.checkpoint_result])
+        yield from filter(None, [result.checkpoint_result])
         return
     last = parts[-1]
     yield f"export {last.export_id} of {last.exported_at} by {last.exported_by or 'an unknown caller'}, {last.format}"
@@ -372,7 +372,7 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
             yield f"  {counts[name]} {meaning}"
     if erased := sum(part.erased for part in parts):
         yield f"  {erased} were erased: only what their records still have can be verified"
-    yield verdict.checkpoint_result
+    yield result.checkpoint_result
 
 
 _MEANINGS = {

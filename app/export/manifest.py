@@ -1,6 +1,6 @@
 """The manifest after each part of an export: an in-toto statement, signed in a DSSE envelope.
 
-DSSE is written here and not by a library: docs/decisions/0022-dsse-by-hand.md says why.
+DSSE is implemented here, without a library, for the reasons in docs/decisions/0022-dsse-by-hand.md.
 """
 
 import base64
@@ -95,7 +95,7 @@ class Manifest:
 _MANIFEST = TypeAdapter(Manifest)
 
 
-def sign(manifest: Manifest, key: SigningKey | None) -> bytes:
+def sign_manifest(manifest: Manifest, key: SigningKey | None) -> bytes:
     """The manifest in a DSSE envelope, as JSON. Without a key it has no signature: it shows that no part is missing, and no more."""
     statement = manifest.statement()
     signatures = [] if key is None else [(key_id(key.public), key.private.sign(_signed_bytes(statement)))]

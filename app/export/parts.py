@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from app.db import Connection
 from app.export.file import Format, event_record, header_record, manifest_record
-from app.export.manifest import ExportPosition, Manifest, rfc3339_microseconds, sign
+from app.export.manifest import ExportPosition, Manifest, rfc3339_microseconds, sign_manifest
 from app.export.row import export_position, exported_event, mask
 from app.export.select import ExportQuery, sealed_rows, unsealed_rows
 from app.sql import load
@@ -92,7 +92,7 @@ class Export:
 
     query: ExportQuery
     exported_by: str
-    log: str
+    log_name: str
     key: SigningKey | None
     token: ResumeToken | None = None
     """Where it is resumed; None for a new export."""
@@ -100,7 +100,7 @@ class Export:
     log_size: int = 0
     checkpoint: str | None = None
     part: ExportPart = field(default_factory=lambda: ExportPart(1, None, None))
-    events: int = 0
+    event_count: int = 0
     first_position: int | None = None
     last_position: int | None = None
 
@@ -138,14 +138,14 @@ class Export:
         after = self.part.after
         if after is None or after.position is not None:
             first = _LOWEST if after is None or after.position is None else after.position + 1
-            async for rows in sealed_rows(connection, self.query, self.log, first, self.log_size):
+            async for rows in sealed_rows(connection, self.query, self.log_name, first, self.log_size):
                 yield rows
-        async for rows in unsealed_rows(connection, self.query, self.log, after):
+        async for rows in unsealed_rows(connection, self.query, self.log_name, after):
             yield rows
 
     def _record(self, row: asyncpg.Record) -> bytes:
         self.part.count(row)
-        self.events += 1
+        self.event_count += 1
         position = row["log_index"]
         if position is not None:
             self.last_position = position
@@ -170,7 +170,7 @@ class Export:
             filter=mask(query, query.filters()),
             exported_at=rfc3339_microseconds(datetime.now(UTC)),
             exported_by=mask(query, self.exported_by),
-            log=self.log,
+            log=self.log_name,
             log_size=self.log_size,
             events=part.sealed + part.unsealed,
             sealed=part.sealed,
@@ -185,7 +185,7 @@ class Export:
             next=None if last else str(next_token),
             checkpoint=self.checkpoint,
         )
-        return manifest_record(self.form, sign(manifest, self.key))
+        return manifest_record(self.form, sign_manifest(manifest, self.key))
 
 
 def _check_position(after: ExportPosition | None) -> None:

@@ -47,12 +47,12 @@ def export_position(row: Row) -> ExportPosition:
     return ExportPosition(None, row["event_id"], row["event_date"].isoformat())
 
 
-def has_own_hash(row: Row, log: str, hmac_key: bytes | None) -> bool:
+def has_own_hash(row: Row, log_name: str, hmac_key: bytes | None) -> bool:
     """Whether hash and date of a row fit its content. True also for an unsealed row without a hash, or without the key of its hash."""
     if row["log_index"] is None:
         return not row["event_hash"] or _has_reference_hash(row, hmac_key)
     event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and _record_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
-    return (stored_hash(event, log), event["event_timestamp"].date()) == (event["event_hash"], event["event_date"])
+    return (stored_hash(event, log_name), event["event_timestamp"].date()) == (event["event_hash"], event["event_date"])
 
 
 def _has_reference_hash(row: Row, hmac_key: bytes | None) -> bool:

@@ -38,11 +38,11 @@ class SignedPage:
 
     query: ExportQuery
     exported_by: str
-    log: str
+    log_name: str
     key_pair: ExportKeyPair
     hmac_key: bytes | None = None
     export_id: UUID = field(default_factory=uuid4)
-    events: int = 0
+    event_count: int = 0
     tampered: list[str] = field(default_factory=list)
     first_position: None = None
     last_position: None = None
@@ -50,11 +50,11 @@ class SignedPage:
     async def stream(self, connection: Connection, finished: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes]:
         """The answer, in pieces. `finished` is awaited before the signature: if it raises, the answer is cut there."""
         links = _Links(await page_links(connection, self.query))
-        await links.complete(connection, self.log)
+        await links.complete(connection, self.log_name)
         digest = sha256()
         pending = b'{"events":['
-        async for rows in page_rows(connection, self.query, self.log):
-            pending += b"," if self.events else b""
+        async for rows in page_rows(connection, self.query, self.log_name):
+            pending += b"," if self.event_count else b""
             pending += b",".join([self._event(row, links) for row in rows])
             digest.update(pending)
             yield pending
@@ -81,8 +81,8 @@ class SignedPage:
 
     def _event(self, row: Row, links: "_Links") -> bytes:
         """The event as JCS. Verified is the stored row, also when what is shown is masked."""
-        self.events += 1
-        valid = links.fits(row) and has_own_hash(row, self.log, self.hmac_key)
+        self.event_count += 1
+        valid = links.fits(row) and has_own_hash(row, self.log_name, self.hmac_key)
         if not valid:
             self.tampered.append(row["event_id"])
         event = {name: mask(self.query, row[name] or "") for name in _TEXTS} | {
@@ -101,19 +101,19 @@ class SignedPage:
             "export_timestamp": now,
             "export_format": "json",
             "query_filters": mask(query, query.filters()) | {"offset": query.offset, "limit": query.limit},
-            "total_events": self.events,
+            "total_events": self.event_count,
             "signature_algorithm": ALGORITHM,
             "certificate_fingerprint": self.key_pair.fingerprint,
             "exported_by": mask(query, self.exported_by),
         }
 
     def _verification(self, now: str) -> dict[str, Any]:
-        valid = self.events - len(self.tampered)
+        valid = self.event_count - len(self.tampered)
         return {
-            "total_events_verified": self.events,
+            "total_events_verified": self.event_count,
             "valid_chain_events": valid,
             "broken_chain_events": len(self.tampered),
-            "chain_integrity_percentage": 100.0 * valid / self.events if self.events else 100.0,
+            "chain_integrity_percentage": 100.0 * valid / self.event_count if self.event_count else 100.0,
             "verification_timestamp": now,
             "tampered_event_ids": self.tampered,
         }
@@ -124,7 +124,7 @@ class _Links:
 
     This is not the link check of app/verify/chain.py, which reads one chain in order, counts its gaps and leaves it open whether
     they are purges: a page has events of many chains in any order, so the event before each is looked up, and the answer is yes
-    or no.
+    or no. A missing event before is excused by any purge in the log.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
@@ -138,8 +138,8 @@ class _Links:
             elif row["previous_event_hash"]:
                 self._linked.add((row["correlation_id"], row["previous_event_hash"]))
 
-    async def complete(self, connection: Connection, log: str) -> None:
-        """Read what the page does not have. An event that is missing was removed, unless the log has a record of a purge."""
+    async def complete(self, connection: Connection, log_name: str) -> None:
+        """Read the events before those of the page. A missing one was removed, unless any purge is recorded in the log."""
         if self._linked:
             found = await connection.fetch(SQL["linked"], *_columns(self._linked))
             self._linked = {(row["correlation_id"], row["event_hash"]) for row in found}
@@ -149,7 +149,7 @@ class _Links:
         for row in await connection.fetch(SQL["before"], *_columns(before)):
             self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
         if before - self._stored.keys():
-            self._purged = bool((await read_evidence(connection, log)).purged)
+            self._purged = bool((await read_evidence(connection, log_name)).purged)
 
     def fits(self, row: Row) -> bool:
         """Whether the event links to the one before it and is the only one at its chain position. An unsealed one may link to any."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from app.events.record import leaf_hash
+from app.events.record import record_leaf_hash
 from app.ingest.accept import Event
 
 
@@ -58,7 +58,7 @@ def link(events: Sequence[Event], tail: tuple[int, int], heads: dict[str, Head])
         record["log_index"] = log_index
         record["chain_index"] = head.length
         record["previous_event_hash"] = head.hash or None
-        leaf = leaf_hash(record)
+        leaf = record_leaf_hash(record)
         event_hash = leaf.hex()
         leaves.append(leaf)
         flush.heads[correlation_id] = Head(head.length + 1, event_hash, head.length + 1)

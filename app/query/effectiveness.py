@@ -97,7 +97,7 @@ class Effectiveness:
 
 
 async def effectiveness(engine: AsyncEngine, correlation_id: str) -> Effectiveness:
-    """The assessments of one remediation added up; `total` is 0 when there is none."""
+    """The assessments of one remediation added up; `total` is 0 without assessments."""
     result = Effectiveness()
     async with driver_connection(engine) as connection, connection.transaction(readonly=True):
         async for row in connection.cursor(SQL, correlation_id, prefetch=_ROWS_AT_ONCE):

@@ -19,7 +19,7 @@ from app.events.record import Row
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, EventQuery
-from app.query.postgres_time import nearest_rfc3339, rfc3339, utc_text
+from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none, utc_text
 from app.tables import audit_events
 
 COUNT_SECONDS = 1.0
@@ -71,7 +71,7 @@ async def page(engine: AsyncEngine, query: EventQuery) -> Page:
 
 
 async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | None:
-    """The stored event with this id in the form of the answer; None if there is none."""
+    """The stored event with this id in the form of the answer; None if absent."""
     async with driver_connection(engine) as connection:
         row = await connection.fetchrow(_by_id_statement().text, event_id)
     return None if row is None else _event(row)
@@ -174,7 +174,7 @@ def _event(row: Row) -> dict[str, Any]:
         "event_outcome": row["event_outcome"],
         "correlation_id": row["correlation_id"],
         "parent_event_id": None if row["parent_event_id"] is None else str(row["parent_event_id"]),
-        "parent_event_date": rfc3339(f"{row['parent_event_date']}T00:00:00"),
+        "parent_event_date": rfc3339_or_none(f"{row['parent_event_date']}T00:00:00"),
     }
     event |= {name: row[name] for name in _OMITTED_WHEN_EMPTY if row[name]}
     return event | {
@@ -185,6 +185,6 @@ def _event(row: Row) -> dict[str, Any]:
         "legal_hold": row["legal_hold"] or False,
         "legal_hold_reason": row["legal_hold_reason"] or "",
         "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
-        "legal_hold_placed_at": rfc3339(row["hold_placed_at"] or ""),
+        "legal_hold_placed_at": rfc3339_or_none(row["hold_placed_at"] or ""),
         "event_data": orjson.Fragment(sorted_json(row["payload"])),
     }

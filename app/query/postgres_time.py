@@ -12,14 +12,14 @@ _RFC3339 = re.compile(r"\d{4}-[\d:T .-]+$")
 _UTC: ColumnElement[Any] = literal_column("'UTC'")
 
 
-def rfc3339(text: str) -> str | None:
+def rfc3339_or_none(text: str) -> str | None:
     """Postgres's text of a time in UTC as RFC 3339. None for NULL, infinity, and years that have no form there."""
     return text.replace(" ", "T", 1) + "Z" if _RFC3339.match(text) else None
 
 
 def nearest_rfc3339(text: str) -> str:
-    """As `rfc3339`; a time that has no form there becomes the nearest one that has."""
-    return rfc3339(text) or (
+    """As rfc3339_or_none(); a time that has no form there becomes the nearest one that has."""
+    return rfc3339_or_none(text) or (
         "0001-01-01T00:00:00Z" if text.startswith("-") or text.endswith("BC") else "9999-12-31T23:59:59.999999Z"
     )
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.db import driver_connection
 from app.events.record import Row
 from app.query.notifications import notification
-from app.query.postgres_time import rfc3339
+from app.query.postgres_time import rfc3339_or_none
 from app.sql import load
 
 SQL = load("reports")
@@ -157,5 +157,5 @@ def _hold(row: asyncpg.Record) -> dict[str, Any]:
         "placed_by": row["placed_by"] or "",
         "events": row["events"],
     }
-    placed_at = rfc3339(row["placed_at"] or "")
+    placed_at = rfc3339_or_none(row["placed_at"] or "")
     return hold if placed_at is None else hold | {"placed_at": placed_at}

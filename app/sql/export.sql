@@ -17,7 +17,7 @@ FROM (SELECT correlation_id, chain_index, event_hash FROM audit_events WHERE cor
 JOIN unnest($1::text[], $2::bigint[]) AS wanted (correlation_id, chain_index) USING (correlation_id, chain_index)
 
 -- name: linked
--- Which of these hashes an event of their correlation has; read as above.
+-- Which of these hashes an event of their correlation has. Each correlation is read once, as in `before`.
 SELECT DISTINCT correlation_id, event_hash
 FROM (SELECT correlation_id, event_hash FROM audit_events WHERE correlation_id = ANY($1::text[]) OFFSET 0) AS stored
 JOIN unnest($1::text[], $2::text[]) AS wanted (correlation_id, event_hash) USING (correlation_id, event_hash)

@@ -15,6 +15,6 @@ witness.py   asks witnesses to cosign a checkpoint
 copies.py    copies of checkpoints outside the database: a file, a URL
 worker.py    once a second: heartbeat, tiles, sign, ask witnesses, publish, copy
 prove.py     proofs from the database: of one event, of the log's growth
-evidence.py  what the log itself says was purged and erased
+evidence.py  what was purged and erased, as recorded in the log itself
 gaps.py      whether a gap in a chain is a purge
 """

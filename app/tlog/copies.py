@@ -25,7 +25,7 @@ class CheckpointCopies:
         self._unsent: str | None = None
 
     def newest_note(self) -> str | None:
-        """The last checkpoint in the file; None when there is no file or no checkpoint in it."""
+        """The newest checkpoint in the file, as newest_note_in(); None without a file."""
         return None if self._file is None else newest_note_in(self._file)
 
     async def add(self, note: str) -> None:
@@ -65,7 +65,7 @@ def append_note(path: Path, note: str) -> None:
 
 
 def newest_note_in(path: Path) -> str | None:
-    """The last whole note of a file that append_note() wrote; None when there is none."""
+    """The last whole note in the last 64 KiB of a file that append_note() wrote; None if absent."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))

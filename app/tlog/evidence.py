@@ -1,4 +1,4 @@
-"""What the log itself says was purged or erased, read from self events that are each verified before they count."""
+"""What was purged or erased, as recorded in the log itself: read from self events, each of which is verified first."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -30,8 +30,8 @@ class Evidence:
 NO_EVIDENCE = Evidence()
 
 
-async def read_evidence(connection: Connection, log: str) -> Evidence:
-    """The evidence in the log named `log`. Self events that are not as they were logged count for nothing.
+async def read_evidence(connection: Connection, log_name: str) -> Evidence:
+    """The evidence in the log named `log_name`. Self events that do not match the log are ignored.
 
     `connection` is in a snapshot.
     """
@@ -41,11 +41,11 @@ async def read_evidence(connection: Connection, log: str) -> Evidence:
     for start in range(0, len(correlation_ids), _CHAINS_AT_ONCE):
         rows += await connection.fetch(SQL["chain_rows"], correlation_ids[start : start + _CHAINS_AT_ONCE])
     leaves = await leaves_at(connection, [row["log_index"] for row in rows])
-    return evidence_in(row for row in rows if _is_as_logged(row, leaves.get(row["log_index"]), log))
+    return evidence_in(row for row in rows if _matches_log(row, leaves.get(row["log_index"]), log_name))
 
 
 def evidence_in(rows: Iterable[Row]) -> Evidence:
-    """The evidence in verified self events. None of them can speak of positions after its own."""
+    """The evidence in verified self events. Each counts only for positions before its own."""
     purged: dict[str, list[Range]] = defaultdict(list)
     restored: dict[str, list[Range]] = defaultdict(list)
     erased: list[Range] = []
@@ -73,9 +73,9 @@ async def leaves_at(connection: Connection, positions: list[int]) -> dict[int, s
     return {row["position"]: row["leaf"].hex() for row in rows}
 
 
-def _is_as_logged(row: Row, leaf: str | None, log: str) -> bool:
-    """Whether a row is the event that was logged as `leaf`. A self event that is evidence is never erased."""
+def _matches_log(row: Row, leaf: str | None, log_name: str) -> bool:
+    """Whether a row is the event whose leaf in the log is `leaf`. A self event that is evidence is never erased."""
     is_erased = row.get("payload_commitment") is not None
     if is_erased or row["log_id"] != 0 or row["event_date"] != row["event_timestamp"].date():
         return False
-    return leaf is not None and stored_hash(row, log) == leaf and leaf == str(row["event_hash"])
+    return leaf is not None and stored_hash(row, log_name) == leaf and leaf == str(row["event_hash"])

@@ -1,25 +1,24 @@
 """Whether a gap in a chain is a purge.
 
-A gap's events had positions between those of its two neighbours, but nothing says which: only the hash of the last missing
+A gap's events had positions between those of its two neighbours, but it is not known which: only the hash of the last missing
 event is known, since the next event or the chain's head has it. There are two ways to decide, by what the caller knows:
 
-- purge_objection() is for one correlation. It asks Postgres about the positions of this gap alone, so it wants proof: the last
-  missing event must have been purged, and between the neighbours no position may be missing that was not purged.
-- MissingPositions.purge_objection() is for a whole database whose log has been compared with its rows already. Every position
+- judge_gap_by_leaf() is for one correlation. It asks Postgres about the positions of this gap alone, so it requires proof: the
+  last missing event must have been purged, and between the neighbours no position may be missing that was not purged.
+- MissingPositions.judge_gap_by_count() is for a whole database whose log has been compared with its rows already. Every position
   that is missing without a purge is a defect of its own by then, so a gap needs only as many missing positions as it has events.
-  That takes no query, for a database may have a hundred thousand gaps.
+  That needs no query: a database may have a hundred thousand gaps.
 
-Both return None if the gap can be a purge, and otherwise what the message of the defect says besides.
+An export of format=json does not use either: there any purge in the log excuses a missing predecessor (export/signed_page.py).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from app.db import Connection
+from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.positions import Positions
 from app.tlog.tiles import SQL
 
-FETCH_TIMEOUT_SECONDS = 600.0
-"""For each fetch of a verification, which may read much."""
 _POSITION_END = 2**62
 
 
@@ -39,33 +38,46 @@ class Gap:
     """The hash of the last missing event."""
 
 
+class GapVerdict(NamedTuple):
+    """Whether a gap is a purge, as far as can be known."""
+
+    is_purge: bool
+    detail: str = ""
+    """What is known about a gap that is not a purge, as the end of the defect's message; often empty."""
+
+
+_PURGE, _NO_PURGE = GapVerdict(is_purge=True), GapVerdict(is_purge=False)
+
+
 @dataclass(frozen=True, slots=True)
 class MissingPositions:
     """The positions of a whole log that have no row."""
 
     purged: Positions
-    """Those that the log says were purged; some of them may have rows."""
+    """Those that were purged, as recorded in the log; some of them may have rows."""
     unpurged: Positions
     """The others, all without a row."""
     unpurged_leaves: frozenset[str]
     """The leaf hashes of the first of the others."""
 
-    def purge_objection(self, gap: Gap) -> str | None:
-        """None if the gap can be a purge."""
+    def judge_gap_by_count(self, gap: Gap) -> GapVerdict:
+        """Whether the gap can be a purge: it is not larger than the number of positions that are missing there."""
         if gap.last_hash in self.unpurged_leaves:
-            return ""
+            return _NO_PURGE
         first, end = gap.position_before + 1, _POSITION_END if gap.position_after is None else gap.position_after
         missing = self.unpurged.count(first, end) + self.purged.count(first, end)
-        return None if gap.missing <= missing else f"; the log misses only {missing} there"
+        if gap.missing <= missing:
+            return _PURGE
+        return GapVerdict(is_purge=False, detail=f"; only {missing} positions of the log are missing there")
 
 
-async def purge_objection(connection: Connection, gap: Gap, purged: Positions) -> str | None:
-    """None if the gap can be a purge; `purged` are the positions that the log says were purged.
+async def judge_gap_by_leaf(connection: Connection, gap: Gap, purged: Positions) -> GapVerdict:
+    """Whether the gap is a purge: the leaf of its last event is at a purged position. `purged` is as recorded in the log.
 
     `connection` is in a snapshot.
     """
     if not purged:
-        return ""
+        return _NO_PURGE
     position_after = _POSITION_END if gap.position_after is None else gap.position_after
     try:
         last = await connection.fetchval(
@@ -73,20 +85,21 @@ async def purge_objection(connection: Connection, gap: Gap, purged: Positions) -
             bytes.fromhex(gap.last_hash),
             gap.position_before,
             position_after,
-            timeout=FETCH_TIMEOUT_SECONDS,
+            timeout=LONG_FETCH_SECONDS,
         )
     except ValueError:
         last = None
     if last is None or last not in purged:
-        return ""
+        return _NO_PURGE
     first = gap.position_before + 1
     with_rows = await connection.fetchrow(
-        SQL["count_positions_with_rows"], first, last, str(purged), timeout=FETCH_TIMEOUT_SECONDS
+        SQL["count_positions_with_rows"], first, last, str(purged), timeout=LONG_FETCH_SECONDS
     )
     assert with_rows is not None
     purged_between = purged.count(first, last)
     missing_purged = purged_between - with_rows["purged"]
     missing_others = last - first - purged_between - with_rows["others"]
     if missing_purged >= gap.missing - 1 and not missing_others:
-        return None
-    return f"; some were purged, but {missing_others} positions of the log are missing there that were not"
+        return _PURGE
+    detail = f"; some were purged, but {missing_others} other positions of the log are missing there without a purge"
+    return GapVerdict(is_purge=False, detail=detail)

@@ -151,7 +151,7 @@ def verify_inclusion(index: int, size: int, leaf: bytes, proof: Sequence[bytes],
 def verify_consistency(old: int, new: int, old_root: bytes, new_root: bytes, proof: Sequence[bytes]) -> bool:
     """Whether `proof` shows that the tree of `old` leaves is a prefix of the tree of `new`.
 
-    The algorithm of RFC 9162, 2.1.4.2, with its fn and sn as above.
+    The algorithm of RFC 9162, 2.1.4.2, with its fn and sn as in verify_inclusion().
     """
     if not 0 <= old <= new:
         return False

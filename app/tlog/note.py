@@ -26,10 +26,10 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 class MalformedNote(ValueError):
-    """A note, key or proof that does not have its format; the message says where."""
+    """A note, key or proof that does not have its format; the message names the part."""
 
 
-class Unverified(ValueError):
+class NoValidSignature(ValueError):
     """A note without a valid signature of the key that was asked for."""
 
 
@@ -104,7 +104,7 @@ class Note:
         return self.text + "\n" + "".join(signature_line(*signature) for signature in self.signatures)
 
     def names_key(self, key: PublicKey) -> bool:
-        """Whether a signature says that it is of `key`, be it valid or not."""
+        """Whether a signature claims to be of `key`, valid or not."""
         return any(name == key.name and signed[:_KEY_ID_BYTES] == key.id for name, signed in self.signatures)
 
     def is_signed_by(self, key: PublicKey) -> bool:
@@ -143,7 +143,7 @@ def is_key_name(name: str) -> bool:
     return bool(name) and "+" not in name and not any(c.isspace() for c in name)
 
 
-def sign(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> str:
+def sign_checkpoint(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> str:
     """The checkpoint as a note, signed by the log's own key, whose name is the checkpoint's origin."""
     text = str(checkpoint)
     public = PublicKey(checkpoint.origin, key.public_key().public_bytes_raw())
@@ -153,12 +153,12 @@ def sign(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> str:
 def verified_checkpoint(note: str, keys: Iterable[PublicKey]) -> Checkpoint:
     """The checkpoint of a note that is signed by one of `keys`. A key is trusted for the log of its own name only.
 
-    MalformedNote when it is not a checkpoint, Unverified when none of the keys signed it.
+    MalformedNote when it is not a checkpoint, NoValidSignature when none of the keys signed it.
     """
     parsed = Note.parse(note)
     checkpoint = Checkpoint.parse(parsed.text)
     if not any(key.name == checkpoint.origin and parsed.is_signed_by(key) for key in keys):
-        raise Unverified(f"it has no valid signature of the key of {checkpoint.origin!r} that was asked for")
+        raise NoValidSignature(f"it has no valid signature of the key of {checkpoint.origin!r} that was asked for")
     return checkpoint
 
 

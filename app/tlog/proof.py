@@ -65,7 +65,7 @@ class VerifiedProof:
 
 
 def verify_proof_file(content: bytes, keys: Iterable[PublicKey]) -> VerifiedProof:
-    """Verify a file: a tlog-proof, or the JSON document with the opened commitment. MalformedNote or Unverified if it is wrong."""
+    """Verify a file: a tlog-proof, or the JSON document with the opened commitment. MalformedNote or NoValidSignature if it is wrong."""
     if not content.lstrip().startswith(b"{"):
         return verify_proof(_decoded_text(content), keys)
     document = _parse_object(content, "the document")
@@ -78,7 +78,7 @@ def verify_proof_file(content: bytes, keys: Iterable[PublicKey]) -> VerifiedProo
 def verify_proof(text: str, keys: Iterable[PublicKey]) -> VerifiedProof:
     """Verify that the log that one of `keys` signs has the proof's record at the position that the proof names.
 
-    MalformedNote or Unverified if not.
+    MalformedNote or NoValidSignature if not.
     """
     proof = Proof.parse(text)
     checkpoint = verified_checkpoint(proof.checkpoint, keys)

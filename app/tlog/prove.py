@@ -41,8 +41,8 @@ class Consistency:
 async def prove_event(engine: AsyncEngine, event_id: UUID, log_name: str) -> EventProof:
     """The proof that the log of the published checkpoint has an event.
 
-    Raises NotFound when there is no such event in the log or no checkpoint, NotSignedYet, and Conflict when the row is not
-    the one that was logged: a proof of it would not verify.
+    Raises NotFound when there is no such event in the log or no checkpoint, NotSignedYet, and Conflict when the row does not
+    match the log: a proof of it would not verify.
     """
     async with driver_connection(engine) as connection:
         size, note = await _published_checkpoint(connection)
@@ -90,7 +90,9 @@ async def prove_consistency(engine: AsyncEngine, old: int, new: int | None) -> C
 async def _published_checkpoint(connection: Connection) -> tuple[int, str]:
     row = await connection.fetchrow(SQL["published_checkpoint"])
     if row is None:
-        raise NotFound("No checkpoint was signed yet, so nothing can be proved: /tlog/key says whether there is a key.")
+        raise NotFound(
+            "No checkpoint was signed yet, so nothing can be proved: /tlog/key shows whether there is a key."
+        )
     return row["size"], row["note"]
 
 

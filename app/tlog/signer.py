@@ -1,7 +1,14 @@
-"""Signs checkpoints of the log, and refuses when an earlier checkpoint is not a prefix of the log.
+"""Signs checkpoints of the log, and refuses when the log contradicts an earlier checkpoint.
 
 Earlier checkpoints are known from three places: the database, this process, and the file of copies. The last two are beyond the
-reach of anybody who can write to the database.
+reach of anybody who can write to the database. Nothing is signed while one of these is true (SigningRefused.alarm):
+
+rolled_back        the log is shorter than an earlier checkpoint
+rewritten          the first leaves of the log are not those that an earlier checkpoint was signed for
+forged_checkpoint  a stored checkpoint is malformed, or its signature is not valid
+wrong_key          a stored checkpoint was signed with a key that is not one of this log's
+
+Nor while hashes of the log are missing, so that its root cannot be computed (HashesMissing, alarm `incomplete`).
 """
 
 import logging
@@ -12,14 +19,14 @@ from app.db import Connection
 from app.errors import AuditError
 from app.tlog import merkle
 from app.tlog.keys import SigningKey
-from app.tlog.note import Checkpoint, MalformedNote, Note, Unverified, sign, verified_checkpoint
-from app.tlog.tiles import SQL, Incomplete, log_size, range_roots, tiled_size
+from app.tlog.note import Checkpoint, MalformedNote, Note, NoValidSignature, sign_checkpoint, verified_checkpoint
+from app.tlog.tiles import SQL, HashesMissing, log_size, range_roots, tiled_size
 
 log = logging.getLogger(__name__)
 
 
 class SigningRefused(AuditError):
-    """The log is not what was signed before: no checkpoint is signed until an operator has looked."""
+    """The log contradicts a signed checkpoint; nothing is signed while that lasts."""
 
     def __init__(self, alarm: str, detail: str) -> None:
         self.alarm = alarm
@@ -27,7 +34,7 @@ class SigningRefused(AuditError):
 
 
 class Signer:
-    """Who signs: the log's key, with the last signed checkpoint that this process has seen."""
+    """Signs with the log's key; remembers the newest checkpoint it has seen."""
 
     def __init__(self, key: SigningKey, newest_copy: Callable[[], str | None] = lambda: None) -> None:
         """`newest_copy` reads the newest checkpoint that was copied outside the database, as a note."""
@@ -38,8 +45,8 @@ class Signer:
     async def sign(self, connection: Connection) -> Checkpoint | None:
         """Sign and store a checkpoint of the log; None when its newest one is signed already.
 
-        Raises SigningRefused or Incomplete. A row lock allows one signer at a time. A crash before the transaction's end leaves
-        no signature: the note is not shown to anybody before.
+        Raises SigningRefused or HashesMissing. A row lock allows one signer at a time. A crash before the commit leaves no
+        signature: the note is not published before the commit.
         """
         async with connection.transaction():
             notes = [await connection.fetchval(SQL[name]) for name in ("lock_signer", "newest_checkpoint")]
@@ -60,14 +67,14 @@ class Signer:
                 raise SigningRefused(
                     "rolled_back", f"the log has {leaves} leaves, but a checkpoint of {signed_size} was signed"
                 )
-            return None  # tiles were lost, and another process makes them again
+            return None  # tiles were lost, and another process builds them again
         if size == signed_size and len(earlier) < 2 and self._last_signed is not None:
             return None
         root = await _consistent_root(connection, size, earlier)
         if size == signed_size:
             return None
         checkpoint = Checkpoint(self.key.public.name, size, root)
-        note = sign(checkpoint, self.key.private)
+        note = sign_checkpoint(checkpoint, self.key.private)
         await connection.execute(SQL["record_signed"], note)
         await connection.execute(SQL["store_checkpoint"], size, note)
         return checkpoint
@@ -78,12 +85,12 @@ class Signer:
             return verified_checkpoint(note, self.key.all_public)
         except MalformedNote:
             raise SigningRefused("forged_checkpoint", "a stored checkpoint is malformed") from None
-        except Unverified:
+        except NoValidSignature:
             if any(Note.parse(note).names_key(key) for key in self.key.all_public):
                 raise SigningRefused("forged_checkpoint", "a stored checkpoint has a wrong signature") from None
         raise SigningRefused(
             "wrong_key",
-            "a stored checkpoint was signed with another key; if the key was changed on purpose, name the one before in "
+            "a stored checkpoint was signed with another key; if the key was changed on purpose, add the previous public key to "
             "DATASTORAGE_CHECKPOINT_EARLIER_KEYS",
         )
 
@@ -106,12 +113,12 @@ class Alarms:
     def __init__(self) -> None:
         self._current = ""
 
-    def report(self, error: SigningRefused | Incomplete) -> None:
+    def report(self, error: SigningRefused | HashesMissing) -> None:
         """Count and log the error, unless the last round had the same alarm."""
         alarm = error.alarm if isinstance(error, SigningRefused) else "incomplete"
         if alarm != self._current:
             metrics.LOG_ALARMS.labels(alarm=alarm).inc()
-            log.error("no checkpoint is signed", extra={"alarm": alarm, "reason": error.detail})
+            log.error("signing is refused", extra={"alarm": alarm, "reason": error.detail})
         self._current = alarm
 
     def clear(self) -> None:

@@ -24,7 +24,7 @@ _TILES_PER_TRANSACTION = 1_024
 _PATH = re.compile(r"([0-5])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
 
 
-class Incomplete(AuditError):
+class HashesMissing(AuditError):
     """Hashes of the log are missing in log_flushes or log_tiles: `datastorage verify` shows where."""
 
 
@@ -56,10 +56,10 @@ class Tile:
 
 
 async def log_size(connection: Connection) -> int:
-    """How many leaves the log has. Raises Incomplete when it has no flush, not even the empty first one."""
+    """How many leaves the log has. Raises HashesMissing when it has no flush, not even the empty first one."""
     row = await connection.fetchrow(SQL["log_end"])
     if row is None:
-        raise Incomplete
+        raise HashesMissing
     size: int = row["size"]
     return size
 
@@ -82,7 +82,7 @@ async def read_tile(connection: Connection, tile: Tile) -> bytes | None:
 
 
 async def range_roots(connection: Connection, ranges: Sequence[Range]) -> list[bytes]:
-    """The roots over ranges that merkle.py plans, or over whole trees. Raises Incomplete when a hash is missing."""
+    """The roots over ranges that merkle.py plans, or over whole trees. Raises HashesMissing when a hash is missing."""
     wanted = {node for leaves in ranges for node in merkle.nodes(leaves)}
     roots: dict[Node, bytes] = {}
     # Nodes within a tile of level 0 are computed from the leaves, one query for each tile; all others from stored tiles.
@@ -105,7 +105,7 @@ async def range_roots(connection: Connection, ranges: Sequence[Range]) -> list[b
 async def extend_tiles(connection: Connection) -> bool:
     """Add the log's new leaves to the levels above 0; True when there are more of them than fit into one transaction.
 
-    The caller's transaction holds the lock of try_lock_tiles. Raises Incomplete when leaves are missing or tiles were changed.
+    The caller's transaction holds the lock of try_lock_tiles. Raises HashesMissing when leaves are missing or tiles were changed.
     """
     size_below, more = await log_size(connection), False
     for level in range(1, _LEVEL_MAX + 1):
@@ -141,7 +141,7 @@ async def _append_hashes(connection: Connection, level: int, first: int, hashes:
         index, filled = divmod(first, WIDTH)
         part, hashes = hashes[: WIDTH - filled], hashes[WIDTH - filled :]
         if not await connection.fetchval(SQL["append_to_tile"], level, index, filled, b"".join(part)):
-            raise Incomplete
+            raise HashesMissing
         first += len(part)
 
 
@@ -152,23 +152,23 @@ def _tile_of(node: Node) -> tuple[int, int]:
 
 
 def _subtree_root(hashes: bytes, level: int, first: int) -> bytes:
-    """The root over 2^level of the concatenated hashes, from the one at `first` on. Raises Incomplete when one is missing."""
+    """The root over 2^level of the concatenated hashes, from the one at `first` on. Raises HashesMissing when one is missing."""
     part = hashes[first * HASH_BYTES : (first + (1 << level)) * HASH_BYTES]
     if len(part) != HASH_BYTES << level:
-        raise Incomplete
+        raise HashesMissing
     return merkle.complete_root(part)
 
 
 async def _read_leaves(connection: Connection, first: int, end: int) -> bytes:
-    """The leaf hashes from position `first` up to, not including, `end`, concatenated. Raises Incomplete when one is missing."""
+    """The leaf hashes from position `first` up to, not including, `end`, concatenated. Raises HashesMissing when one is missing."""
     parts, position = [], first
     for row in await connection.fetch(SQL["leaves"], first, end):
         if row["first"] != position or len(row["leaves"]) % HASH_BYTES:
-            raise Incomplete
+            raise HashesMissing
         parts.append(row["leaves"])
         position += len(row["leaves"]) // HASH_BYTES
     if position != end:
-        raise Incomplete
+        raise HashesMissing
     return b"".join(parts)
 
 

@@ -19,7 +19,7 @@ from app.tlog import merkle
 from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
 from app.tlog.signer import Alarms, Signer, SigningRefused
-from app.tlog.tiles import SQL, Incomplete, extend_tiles, range_roots
+from app.tlog.tiles import SQL, HashesMissing, extend_tiles, range_roots
 from app.tlog.witness import Witness, Witnesses
 from app.workers import WorkerConnection, run_forever
 
@@ -41,7 +41,7 @@ class CheckpointWorker:
     copies: CheckpointCopies
     alarms: Alarms
     heartbeat_seconds: float
-    """How long the log may be silent; 0 for no heartbeats."""
+    """Seconds without writes before a heartbeat; 0 for no heartbeats."""
 
     @classmethod
     def create(cls, settings: Settings, key: SigningKey | None) -> Self:
@@ -52,7 +52,7 @@ class CheckpointWorker:
                 "DATASTORAGE_CHECKPOINT_KEY_FILE to the PEM of an Ed25519 key (`openssl genpkey -algorithm ed25519`)"
             )
         else:
-            log.info("checkpoints are signed", extra={"key": str(key.public)})
+            log.info("checkpoint signing is enabled", extra={"key": str(key.public)})
         copies = CheckpointCopies(settings.checkpoint_file, settings.checkpoint_url)
         return cls(
             None if key is None else Signer(key, copies.newest_note),
@@ -75,7 +75,7 @@ class CheckpointWorker:
             async with connection.use() as usable:
                 try:
                     await self.run_round(usable, heartbeat)
-                except (SigningRefused, Incomplete) as error:
+                except (SigningRefused, HashesMissing) as error:
                     self.alarms.report(error)
 
         await run_forever(
@@ -90,7 +90,7 @@ class CheckpointWorker:
                 self.witnesses.restore_sizes(row["size"], row["cosignatures"])
 
     async def run_round(self, connection: Connection, heartbeat: Heartbeat) -> None:
-        """One round. Raises SigningRefused or Incomplete."""
+        """One round. Raises SigningRefused or HashesMissing."""
         await self._write_heartbeat(connection, heartbeat)
         while await _extend_tiles(connection):
             pass
@@ -102,11 +102,11 @@ class CheckpointWorker:
 
     async def _write_heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> None:
         """Call `heartbeat` after an interval in which nothing was written. The lock of the tiles makes it one replica's task."""
-        if await _silent_end(connection, self.heartbeat_seconds) is None:
+        if await _end_if_idle(connection, self.heartbeat_seconds) is None:
             return
         async with connection.transaction():
             has_lock = await connection.fetchval(SQL["try_lock_tiles"])
-            if has_lock and (end := await _silent_end(connection, self.heartbeat_seconds)):
+            if has_lock and (end := await _end_if_idle(connection, self.heartbeat_seconds)):
                 await heartbeat(end["size"], end["flushed_at"])
 
     async def _publish(self, connection: Connection) -> None:
@@ -138,7 +138,7 @@ async def _extend_tiles(connection: Connection) -> bool:
         return await connection.fetchval(SQL["try_lock_tiles"]) and await extend_tiles(connection)
 
 
-async def _silent_end(connection: Connection, seconds: float) -> asyncpg.Record | None:
+async def _end_if_idle(connection: Connection, seconds: float) -> asyncpg.Record | None:
     """The end of the log, if nothing was written to it for `seconds`; None otherwise, or when `seconds` is 0."""
     end = await connection.fetchrow(SQL["log_end"])
     return end if end is not None and 0 < seconds <= end["silent_seconds"] else None

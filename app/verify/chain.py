@@ -1,4 +1,15 @@
-"""One chain: links, gaps and head. Pure: rows come in order, defects go out."""
+"""One chain: links, gaps and head. Pure: rows come in order, defects go out.
+
+The rule of a link: an event has the chain position after that of the event before, and its previous hash is the stored hash of that
+event. Two kinds of rows have rules of their own:
+
+- unsealed rows (verify/unsealed.py) have no chain position, so it is not known which comes next: each may link to any hashed row of
+  its correlation;
+- pages of format=json (export/signed_page.py) have events of many chains in any order: the event before each is looked up, and any
+  purge in the log excuses a missing one.
+
+Whether a gap is a purge is decided in app/tlog/gaps.py.
+"""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -29,27 +40,27 @@ def link_fault(
     return "gap" if chain_index > next_index else "duplicate"
 
 
-def gap_defect(gap: Gap, row: Row | None, objection: str = "") -> Defect:
-    """The defect of a gap that is not a purge. `row` is the event after the gap; `objection` is why it is not."""
+def gap_defect(gap: Gap, row: Row | None, detail: str = "") -> Defect:
+    """The defect of a gap that is not a purge. `row` is the event after the gap; `detail` ends the message."""
     if row is not None:
-        message = f"{gap.missing} event(s) are missing before position {gap.chain_end}{objection}"
+        message = f"{gap.missing} event(s) are missing before chain position {gap.chain_end}{detail}"
         return defect_of(row, "removed", message)
-    message = f"{gap.missing} of {gap.chain_end} events are missing at the end of the chain{objection}"
+    message = f"{gap.missing} of {gap.chain_end} events are missing at the end of the chain{detail}"
     return Defect("truncated", f"truncated: {message}")
 
 
 @dataclass(slots=True)
-class Chain:
-    """The sealed rows of one correlation, read in the order of (chain_index, log_index); times are UTC."""
+class ChainChecker:
+    """Checks the sealed rows of one correlation, which come in the order of (chain_index, log_index); times are UTC."""
 
-    log: str
-    """The log's name."""
+    log_name: str = ""
+    """Only check() needs it, which computes hashes."""
     erased: Positions = NO_POSITIONS
     """Log positions whose events may be marked as erased."""
     total: int = 0
     """Rows read."""
     verified: int = 0
-    """Rows that are the ones that were logged."""
+    """Rows that match the log."""
     erased_total: int = 0
     """Of those, the ones that were erased since."""
     next_index: int = 0
@@ -65,7 +76,7 @@ class Chain:
     def check(self, row: Row, leaf: str | None) -> None:
         """Check the next row: its link, its own hash, and the log's leaf at its position."""
         is_in_log_order = self.check_link(row)
-        defects = list(row_defects(row, leaf, self.log, self.erased))
+        defects = list(row_defects(row, leaf, self.log_name, self.erased))
         self.verified += not defects
         self.erased_total += not defects and row.get("payload_commitment") is not None
         if defects and not is_in_log_order:
@@ -104,15 +115,15 @@ class Chain:
             gap = Gap(index - self.next_index, index, self.last_position, row.get("log_index"), previous)
             self.gaps.append((gap, row))
         elif fault == "no position":
-            message = f"chain_index is {index}, which is not a position in the chain"
+            message = f"chain_index is {index}, which is not a chain position"
             self.defects.add(defect_of(row, "edited", message))
         elif fault == "duplicate":
-            self.defects.add(defect_of(row, "inserted", f"another event is at position {index} of the chain too"))
+            self.defects.add(defect_of(row, "inserted", f"another event is at chain position {index} too"))
         else:
             self.defects.add(defect_of(row, "edited", "the previous hash is not the hash of the event before"))
 
     def check_head(self, head: tuple[int, str] | None) -> Defect | None:
-        """Compare the chain's head (length and last hash) with the rows, after the last one. A missing end is a gap."""
+        """Compare the chain's head (length and last hash) with the rows, after the last row. A missing end is a gap."""
         if head is None:
             return Defect("removed", "removed: the head of this chain is missing") if self.total else None
         length, last_hash = head

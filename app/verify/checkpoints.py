@@ -24,7 +24,7 @@ def parse_checkpoint(note: str) -> Checkpoint | None:
 class LogState:
     """The log as it is stored: its name, its size, and its roots by size, as far as they could be computed."""
 
-    log: str
+    log_name: str
     size: int
     roots: Mapping[int, bytes]
 
@@ -39,11 +39,15 @@ def checkpoint_defect(name: str, note: str, keys: Sequence[PublicKey], state: Lo
         return Defect("forged checkpoint", f"forged checkpoint: {name} is not a checkpoint")
     if keys and (defect := _signature_defect(name, Note.parse(note), keys)) is not None:
         return defect
-    if checkpoint.origin != state.log:
-        return Defect("edited", f"edited: {name} is of the log {checkpoint.origin!r}, this one is called {state.log!r}")
+    if checkpoint.origin != state.log_name:
+        return Defect(
+            "edited", f"edited: {name} is of the log {checkpoint.origin!r}, this one is called {state.log_name!r}"
+        )
     if checkpoint.size > state.size:
         message = f"{name} was signed for {checkpoint.size} events, but the log has only {state.size}"
-        return Defect("rolled back", f"rolled back: {message}; it is an older state, such as a backup, or was cut off")
+        return Defect(
+            "rolled back", f"rolled back: {message}; the database is a restored backup, or the log was truncated"
+        )
     if state.roots.get(checkpoint.size, checkpoint.root) != checkpoint.root:
         return Defect("edited", REWRITTEN.format(size=checkpoint.size, name=name))
     return None

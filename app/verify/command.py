@@ -20,18 +20,25 @@ from app.terminal import one_line
 from app.tlog.copies import newest_note_in
 from app.tlog.keys import read_public_keys, signing_key
 from app.tlog.note import MalformedNote, Note, PublicKey
-from app.verify.correlation import ChainReport, verify_chain
-from app.verify.database import DatabaseReport, Runner, TrustAnchors, WorkItem, verify_checkpoints, verify_database
-from app.verify.processes import snapshot_connection, worker_pool
+from app.verify.correlation import CorrelationResult, verify_correlation
+from app.verify.database import (
+    DatabaseResult,
+    Runner,
+    TrustAnchors,
+    WorkItem,
+    verify_database,
+    verify_tree_and_checkpoints,
+)
+from app.verify.processes import connect_for_verification, process_pool
 from app.verify.row import DEFECTS_MAX, Defect
 from app.verify.snapshot import SQL
 
-NO_DEFECTS, DEFECTS, NOT_VERIFIED = 0, 1, 2
+EXIT_NO_DEFECTS, EXIT_DEFECTS, EXIT_NOT_VERIFIED = 0, 1, 2
 _PROGRESS_SECONDS = 1.0
 
 
 def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) -> int:
-    """Verify and print the report; the exit code. The settings name the database."""
+    """Verify and print the result; the exit code. The settings name the database."""
     try:
         return asyncio.run(_verify(arguments, load_settings()))
     except (Fatal, DatabaseAway) as error:
@@ -39,11 +46,11 @@ def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) ->
     except (*CONNECTION_ERRORS, asyncpg.PostgresError, OSError) as error:
         reason = f"The database could not be read to the end: {error}"
     _print_error(f"datastorage: {reason}")
-    return NOT_VERIFIED
+    return EXIT_NOT_VERIFIED
 
 
 async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
-    connection = await snapshot_connection(settings)
+    connection = await connect_for_verification(settings)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             log_name = await connection.fetchval(SQL["log_name"])
@@ -60,30 +67,30 @@ async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _verify_all(connection: Connection, settings: Settings, anchors: TrustAnchors, processes: int) -> int:
     started = time.monotonic()
     snapshot = await connection.fetchval(SQL["export_snapshot"])
-    with worker_pool(settings, snapshot, processes) as pool:
-        report = await verify_database(connection, _with_progress(pool.run), anchors, settings.hmac_key)
-    _print_defects(report.defects.listed, report.defects.count)
-    _print_lines(_summary(report))
+    with process_pool(settings, snapshot, processes) as pool:
+        result = await verify_database(connection, _with_progress(pool.run), anchors, settings.hmac_key)
+    _print_defects(result.defects.listed, result.defects.count)
+    _print_lines(_summary(result))
     seconds, cpu = time.monotonic() - started, sum(pool.cpu_seconds.values()) + time.process_time()
-    rate = report.events.total / max(cpu, 0.001)
+    rate = result.events.total / max(cpu, 0.001)
     _print_lines([f"{seconds:.1f} s on {processes} process(es), {rate:,.0f} events per CPU-second"])
-    return DEFECTS if report.defects.count else NO_DEFECTS
+    return EXIT_DEFECTS if result.defects.count else EXIT_NO_DEFECTS
 
 
 async def _verify_correlation(
     connection: Connection, correlation_id: str, anchors: TrustAnchors, hmac_key: bytes | None
 ) -> int:
-    log_report = await verify_checkpoints(connection, anchors)
-    chain_report = await verify_chain(connection, correlation_id, log_report.log, hmac_key)
-    defects = chain_report.sealed.defects
-    if chain_report.head_defect is not None:
-        defects.add(chain_report.head_defect)
-    defects.extend(log_report.defects)
-    if not chain_report.is_sealed:
-        defects.extend(chain_report.unsealed.defects)
+    log_result = await verify_tree_and_checkpoints(connection, anchors)
+    correlation_result = await verify_correlation(connection, correlation_id, log_result.log_name, hmac_key)
+    defects = correlation_result.sealed.defects
+    if correlation_result.head_defect is not None:
+        defects.add(correlation_result.head_defect)
+    defects.extend(log_result.defects)
+    if not correlation_result.is_sealed:
+        defects.extend(correlation_result.unsealed.defects)
     _print_defects(defects.listed, defects.count)
-    _print_lines(_chain_summary(correlation_id, chain_report))
-    return DEFECTS if defects.count else NO_DEFECTS
+    _print_lines(_chain_summary(correlation_id, correlation_result))
+    return EXIT_DEFECTS if defects.count else EXIT_NO_DEFECTS
 
 
 def _trust_anchors(arguments: argparse.Namespace, settings: Settings, log_name: str) -> TrustAnchors:
@@ -138,22 +145,22 @@ def _print_defects(defects: Iterable[Defect], count: int) -> None:
         _print_lines([f"... and {count - DEFECTS_MAX:,} more defects"])
 
 
-def _summary(report: DatabaseReport) -> Iterable[str]:
-    events = report.events
-    yield f"log {report.log}: {report.size:,} positions, {events.verified:,} of {events.total:,} events are as logged"
+def _summary(result: DatabaseResult) -> Iterable[str]:
+    events = result.events
+    yield f"log {result.log_name}: {result.size:,} positions, {events.verified:,} of {events.total:,} events match the log"
     if events.purged or events.erased:
-        yield f"purged: {events.purged:,} events, erased: {events.erased:,} events, by the log's own record"
-    yield f"{report.chains:,} chains, {report.checkpoints} checkpoints"
-    yield from _unsealed_summary(report.unsealed.total, report.unsealed.verified)
-    yield f"DEFECTS FOUND: {report.defects.count:,}" if report.defects.count else "nothing is wrong"
+        yield f"purged: {events.purged:,} events, erased: {events.erased:,} events, as recorded in the log"
+    yield f"{result.chains:,} chains, {result.checkpoints} checkpoints"
+    yield from _unsealed_summary(result.unsealed.total, result.unsealed.verified)
+    yield f"DEFECTS FOUND: {result.defects.count:,}" if result.defects.count else "no defects found"
 
 
-def _chain_summary(correlation_id: str, report: ChainReport) -> Iterable[str]:
-    chain = report.sealed
-    yield one_line(f"{correlation_id}: {chain.verified:,} of {chain.total:,} events are as logged")
-    if report.purged_total or chain.erased_total:
-        yield f"purged: {report.purged_total:,} events, erased: {chain.erased_total:,} events, by the log's own record"
-    yield from _unsealed_summary(report.unsealed.total, report.unsealed.verified)
+def _chain_summary(correlation_id: str, result: CorrelationResult) -> Iterable[str]:
+    chain = result.sealed
+    yield one_line(f"{correlation_id}: {chain.verified:,} of {chain.total:,} events match the log")
+    if result.purged_total or chain.erased_total:
+        yield f"purged: {result.purged_total:,} events, erased: {chain.erased_total:,} events, as recorded in the log"
+    yield from _unsealed_summary(result.unsealed.total, result.unsealed.verified)
 
 
 def _unsealed_summary(total: int, verified: int) -> Iterable[str]:

@@ -5,23 +5,23 @@ from dataclasses import dataclass, field
 from app.db import Connection
 from app.events.positions import Positions
 from app.tlog.evidence import NO_EVIDENCE, Evidence, leaves_at, read_evidence
-from app.tlog.gaps import purge_objection
+from app.tlog.gaps import judge_gap_by_leaf
 from app.tlog.tiles import SQL as TLOG_SQL
-from app.verify.chain import Chain, gap_defect
+from app.verify.chain import ChainChecker, gap_defect
 from app.verify.row import Defect, mark_reordered
-from app.verify.snapshot import SQL, cooperatively, portions
-from app.verify.unsealed import UnsealedReport, verify_unsealed
+from app.verify.snapshot import SQL, portions, yielding_to_others
+from app.verify.unsealed import UnsealedResult, verify_unsealed
 
 
 @dataclass(slots=True)
-class ChainReport:
+class CorrelationResult:
     """What verification found in one correlation."""
 
-    sealed: Chain
+    sealed: ChainChecker
     head_defect: Defect | None = None
     purged_total: int = 0
-    """Events of the chain that were purged, as the log says."""
-    unsealed: UnsealedReport = field(default_factory=UnsealedReport)
+    """Events of the chain that were purged, as recorded in the log."""
+    unsealed: UnsealedResult = field(default_factory=UnsealedResult)
 
     @property
     def is_sealed(self) -> bool:
@@ -30,48 +30,50 @@ class ChainReport:
 
     @property
     def is_valid(self) -> bool:
-        """Whether nothing is wrong with the chain. Unsealed rows count only where there is no chain."""
+        """Whether the chain has no defect. Unsealed rows count only where there is no chain."""
         if self.is_sealed:
             return not self.sealed.defects.count and self.head_defect is None
         return not self.unsealed.defects.count
 
 
-async def verify_chain(
-    connection: Connection, correlation_id: str, log: str, hmac_key: bytes | None = None
-) -> ChainReport:
-    """Verify everything that is stored of one correlation in the log named `log`. `connection` is in a snapshot."""
-    report = await _verify_sealed(connection, correlation_id, log, NO_EVIDENCE)
-    if report.is_sealed and not report.is_valid:  # only then is it worth reading what was purged and erased
-        evidence = await read_evidence(connection, log)
+async def verify_correlation(
+    connection: Connection, correlation_id: str, log_name: str, hmac_key: bytes | None = None
+) -> CorrelationResult:
+    """Verify everything that is stored of one correlation in the log named `log_name`. `connection` is in a snapshot."""
+    result = await _verify_sealed(connection, correlation_id, log_name, NO_EVIDENCE)
+    if result.is_sealed and not result.is_valid:  # only then does it matter what was purged and erased
+        evidence = await read_evidence(connection, log_name)
         if evidence.purged or evidence.erased:
-            report = await _verify_sealed(connection, correlation_id, log, evidence)
-    report.unsealed = await verify_unsealed(connection, correlation_id, hmac_key)
-    return report
+            result = await _verify_sealed(connection, correlation_id, log_name, evidence)
+    result.unsealed = await verify_unsealed(connection, correlation_id, hmac_key)
+    return result
 
 
-async def _verify_sealed(connection: Connection, correlation_id: str, log: str, evidence: Evidence) -> ChainReport:
-    chain = Chain(log, evidence.erased)
-    report = ChainReport(chain)
+async def _verify_sealed(
+    connection: Connection, correlation_id: str, log_name: str, evidence: Evidence
+) -> CorrelationResult:
+    chain = ChainChecker(log_name, evidence.erased)
+    result = CorrelationResult(chain)
     async for rows in portions(connection, TLOG_SQL["chain_rows"], [correlation_id], widest="event_data"):
         leaves = await leaves_at(connection, [row["log_index"] for row in rows if row["log_index"] is not None])
-        async for row in cooperatively(rows):
+        async for row in yielding_to_others(rows):
             chain.check(row, leaves.get(row["log_index"]))
-        await _resolve_gaps(connection, report, evidence.purged)
+        await _resolve_gaps(connection, result, evidence.purged)
     head = await connection.fetchrow(SQL["chain_head"], correlation_id)
-    report.head_defect = chain.check_head(None if head is None else (head["length"], head["hash"]))
-    await _resolve_gaps(connection, report, evidence.purged)
+    result.head_defect = chain.check_head(None if head is None else (head["length"], head["hash"]))
+    await _resolve_gaps(connection, result, evidence.purged)
     chain.defects.listed = mark_reordered(chain.defects.listed)
-    return report
+    return result
 
 
-async def _resolve_gaps(connection: Connection, report: ChainReport, purged: Positions) -> None:
+async def _resolve_gaps(connection: Connection, result: CorrelationResult, purged: Positions) -> None:
     """Count each gap of the chain as purged, or make it a defect."""
-    for gap, row in report.sealed.gaps:
-        objection = await purge_objection(connection, gap, purged)
-        if objection is None:
-            report.purged_total += gap.missing
+    for gap, row in result.sealed.gaps:
+        verdict = await judge_gap_by_leaf(connection, gap, purged)
+        if verdict.is_purge:
+            result.purged_total += gap.missing
         elif row is None:
-            report.head_defect = gap_defect(gap, None, objection)
+            result.head_defect = gap_defect(gap, None, verdict.detail)
         else:
-            report.sealed.defects.add(gap_defect(gap, row, objection))
-    report.sealed.gaps.clear()
+            result.sealed.defects.add(gap_defect(gap, row, verdict.detail))
+    result.sealed.gaps.clear()

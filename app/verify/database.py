@@ -9,19 +9,19 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from app.db import Connection
+from app.db import LONG_FETCH_SECONDS, Connection
 from app.errors import Fatal
 from app.events.positions import Positions
 from app.tlog.evidence import Evidence, read_evidence
-from app.tlog.gaps import FETCH_TIMEOUT_SECONDS, MissingPositions
+from app.tlog.gaps import MissingPositions
 from app.tlog.note import PublicKey
-from app.verify.chain import Chain, gap_defect
+from app.verify.chain import ChainChecker, gap_defect
 from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint
-from app.verify.log import LogReport, verify_positions
+from app.verify.log import LogResult, verify_positions
 from app.verify.row import DEFECTS_MAX, Defect, Defects, mark_reordered
 from app.verify.snapshot import SQL, portions
 from app.verify.tree import Tree, read_tree
-from app.verify.unsealed import UnsealedReport, verify_unsealed
+from app.verify.unsealed import UnsealedResult, verify_unsealed
 
 _EVENTS_PER_ITEM = 20_000
 _CHAINS_PER_ITEM = 2_000
@@ -56,71 +56,74 @@ class TrustAnchors:
     checkpoint: str | None = None
     """A note."""
     checkpoint_name: str = "the checkpoint"
-    """What messages call it."""
+    """Its name in messages."""
 
 
 @dataclass(slots=True)
-class DatabaseReport:
+class DatabaseResult:
     """What verification found in the whole database."""
 
-    log: str
+    log_name: str
     """The log's name."""
     size: int
     """How many events the log has."""
-    events: LogReport = field(default_factory=LogReport)
+    events: LogResult = field(default_factory=LogResult)
     chains: int = 0
     """How many were verified."""
     checkpoints: int = 0
     """How many were verified."""
-    unsealed: UnsealedReport = field(default_factory=UnsealedReport)
+    unsealed: UnsealedResult = field(default_factory=UnsealedResult)
     defects: Defects = field(default_factory=Defects)
 
 
 async def verify_database(
     connection: Connection, run: Runner, anchors: TrustAnchors, hmac_key: bytes | None = None
-) -> DatabaseReport:
+) -> DatabaseResult:
     """Verify everything. `connection` is in the snapshot that `run` uses for its items. Raises Fatal when there is no log."""
-    report = await _new_report(connection)
-    evidence = await read_evidence(connection, report.log)
+    result = await _new_result(connection)
+    evidence = await read_evidence(connection, result.log_name)
     checkpoints = await _named_checkpoints(connection, anchors)
-    items = [WorkItem("tree", (_sizes(checkpoints),), 0), *await _position_items(connection, report, evidence)]
-    async for _, result in run(items):
-        if isinstance(result, Tree):
-            _add_tree(report, result, checkpoints, anchors)
+    items = [
+        WorkItem("tree", (_checkpoint_sizes(checkpoints),), 0),
+        *await _position_items(connection, result, evidence),
+    ]
+    async for _, of_item in run(items):
+        if isinstance(of_item, Tree):
+            _add_tree(result, of_item, checkpoints, anchors)
         else:
-            _add_positions(report.events, result)
-    _add_missing_events(report)
-    unpurged = Positions(report.events.missing)
-    missing = MissingPositions(evidence.purged, unpurged, frozenset(report.events.missing_leaves))
+            _add_positions(result.events, of_item)
+    _add_missing_events(result)
+    unpurged = Positions(result.events.missing)
+    missing = MissingPositions(evidence.purged, unpurged, frozenset(result.events.missing_leaves))
     items = [*await _chain_items(connection, missing), *await _unsealed_items(connection, hmac_key)]
-    async for _, result in run(items):
-        if isinstance(result, UnsealedReport):
-            report.unsealed.add(result)
+    async for _, of_item in run(items):
+        if isinstance(of_item, UnsealedResult):
+            result.unsealed.add(of_item)
         else:
-            number, defects = result
-            report.chains += number
-            report.defects.extend(defects)
-    return report
+            number, defects = of_item
+            result.chains += number
+            result.defects.extend(defects)
+    return result
 
 
-async def verify_checkpoints(connection: Connection, anchors: TrustAnchors) -> DatabaseReport:
-    """Verify the log's own tables and the checkpoints, but no row. `connection` is in a snapshot. Raises Fatal as above."""
-    report, checkpoints = await _new_report(connection), await _named_checkpoints(connection, anchors)
-    _add_tree(report, await read_tree(connection, _sizes(checkpoints)), checkpoints, anchors)
-    return report
+async def verify_tree_and_checkpoints(connection: Connection, anchors: TrustAnchors) -> DatabaseResult:
+    """Verify the log's own tables and the checkpoints, but no row. `connection` is in a snapshot. Raises Fatal when there is no log."""
+    result, checkpoints = await _new_result(connection), await _named_checkpoints(connection, anchors)
+    _add_tree(result, await read_tree(connection, _checkpoint_sizes(checkpoints)), checkpoints, anchors)
+    return result
 
 
-async def _new_report(connection: Connection) -> DatabaseReport:
-    extent = await connection.fetchrow(SQL["log_extent"], timeout=FETCH_TIMEOUT_SECONDS)
+async def _new_result(connection: Connection) -> DatabaseResult:
+    extent = await connection.fetchrow(SQL["log_extent"], timeout=LONG_FETCH_SECONDS)
     assert extent is not None
     if extent["name"] is None:
         raise Fatal(
             "The table logs has no row for log 0: put it back, with the name that the events were hashed under."
         )
-    return DatabaseReport(extent["name"], extent["log_end"] or 0)
+    return DatabaseResult(extent["name"], extent["log_end"] or 0)
 
 
-async def verify_chains(
+async def verify_links(
     connection: Connection, first: str, end: str | None, missing: MissingPositions
 ) -> tuple[int, Defects]:
     """Verify the links of the chains of correlations from `first` up to, not including, `end`: how many there are, and defects.
@@ -128,12 +131,12 @@ async def verify_chains(
     `end` is None for the last correlations. The rows' own hashes are verified by position, not here.
     """
     number, defects = 0, Defects()
-    chain, head, correlation_id = Chain(""), None, None
+    chain, head, correlation_id = ChainChecker(), None, None
     async for rows in portions(connection, SQL["chain_links"], first, end, widest="event_hash", rows_max=_ROWS_MAX):
         for row in rows:
             if row["correlation_id"] != correlation_id:
                 _finish_chain(chain, correlation_id, head, missing, defects)
-                chain, correlation_id = Chain(""), row["correlation_id"]
+                chain, correlation_id = ChainChecker(), row["correlation_id"]
                 head = None if row["length"] is None else (row["length"], row["hash"])
                 number += 1
             if row["event_id"] is not None:
@@ -143,7 +146,7 @@ async def verify_chains(
 
 
 def _finish_chain(
-    chain: Chain,
+    chain: ChainChecker,
     correlation_id: str | None,
     head: tuple[int, str] | None,
     missing: MissingPositions,
@@ -155,8 +158,9 @@ def _finish_chain(
     head_defect = chain.check_head(head)
     of_chain = [head_defect] if head_defect is not None else []
     for gap, row in chain.gaps:
-        if (objection := missing.purge_objection(gap)) is not None:
-            of_chain.append(gap_defect(gap, row, objection))
+        verdict = missing.judge_gap_by_count(gap)
+        if not verdict.is_purge:
+            of_chain.append(gap_defect(gap, row, verdict.detail))
     defects.extend(chain.defects)
     for defect in of_chain:
         defects.add(replace(defect, correlation_id=correlation_id))
@@ -164,27 +168,27 @@ def _finish_chain(
 
 async def _verify_all_unsealed(
     connection: Connection, correlation_ids: Sequence[str], hmac_key: bytes | None
-) -> UnsealedReport:
-    report = UnsealedReport()
+) -> UnsealedResult:
+    result = UnsealedResult()
     for correlation_id in correlation_ids:
-        report.add(await verify_unsealed(connection, correlation_id, hmac_key))
-    return report
+        result.add(await verify_unsealed(connection, correlation_id, hmac_key))
+    return result
 
 
 async def _verify_many_positions(
-    connection: Connection, log: str, first: int, end: int, evidence: Evidence
-) -> LogReport:
+    connection: Connection, log_name: str, first: int, end: int, evidence: Evidence
+) -> LogResult:
     """verify_positions() in larger portions, for a process that answers no requests."""
-    return await verify_positions(connection, log, first, end, evidence, rows_max=_ROWS_MAX)
+    return await verify_positions(connection, log_name, first, end, evidence, rows_max=_ROWS_MAX)
 
 
 TASKS: dict[str, Callable[..., Any]] = {
     "tree": read_tree,
     "positions": _verify_many_positions,
-    "chains": verify_chains,
+    "chains": verify_links,
     "unsealed": _verify_all_unsealed,
 }
-"""By the names that cross the border to another process. Each takes a connection and the arguments of its work item."""
+"""By name, since a name can be sent to another process. The parameters are a connection and the arguments of the work item."""
 
 
 def sequential_runner(connection: Connection) -> Runner:
@@ -197,28 +201,28 @@ def sequential_runner(connection: Connection) -> Runner:
     return run
 
 
-async def _position_items(connection: Connection, report: DatabaseReport, evidence: Evidence) -> list[WorkItem]:
+async def _position_items(connection: Connection, result: DatabaseResult, evidence: Evidence) -> list[WorkItem]:
     """Items for all positions that a row can have. Those before and after the log have no leaves: every row there is a defect."""
-    rows = await connection.fetch(SQL["log_part_starts"], _EVENTS_PER_ITEM, timeout=FETCH_TIMEOUT_SECONDS)
-    edges = [_LOWEST, *(row["first"] for row in rows if row["first"] < report.size), report.size, _HIGHEST]
+    rows = await connection.fetch(SQL["log_part_starts"], _EVENTS_PER_ITEM, timeout=LONG_FETCH_SECONDS)
+    edges = [_LOWEST, *(row["first"] for row in rows if row["first"] < result.size), result.size, _HIGHEST]
     return [
         WorkItem(
             "positions",
-            (report.log, first, end, evidence.within(first, end)),
-            end - first if 0 <= first < report.size else 0,
+            (result.log_name, first, end, evidence.within(first, end)),
+            end - first if 0 <= first < result.size else 0,
         )
         for first, end in pairwise(edges)
     ]
 
 
 async def _chain_items(connection: Connection, missing: MissingPositions) -> list[WorkItem]:
-    rows = await connection.fetch(SQL["chain_part_starts"], _CHAINS_PER_ITEM, timeout=FETCH_TIMEOUT_SECONDS)
+    rows = await connection.fetch(SQL["chain_part_starts"], _CHAINS_PER_ITEM, timeout=LONG_FETCH_SECONDS)
     edges = ["", *(row["correlation_id"] for row in rows), None]
     return [WorkItem("chains", (first, end, missing), 0) for first, end in pairwise(edges)]
 
 
 async def _unsealed_items(connection: Connection, hmac_key: bytes | None) -> list[WorkItem]:
-    rows = await connection.fetch(SQL["unsealed_correlations"], timeout=FETCH_TIMEOUT_SECONDS)
+    rows = await connection.fetch(SQL["unsealed_correlations"], timeout=LONG_FETCH_SECONDS)
     correlation_ids = [row["correlation_id"] for row in rows]
     step = _UNSEALED_CORRELATIONS_PER_ITEM
     starts = range(0, len(correlation_ids), step)
@@ -229,7 +233,7 @@ class _NamedCheckpoint(NamedTuple):
     """A checkpoint to verify."""
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     note: str
     stored_size: int | None
     """The size in the database's column; None if it has none."""
@@ -237,7 +241,7 @@ class _NamedCheckpoint(NamedTuple):
 
 async def _named_checkpoints(connection: Connection, anchors: TrustAnchors) -> list[_NamedCheckpoint]:
     """The checkpoints of the database, then the one from outside."""
-    rows = await connection.fetch(SQL["stored_checkpoints"], timeout=FETCH_TIMEOUT_SECONDS)
+    rows = await connection.fetch(SQL["stored_checkpoints"], timeout=LONG_FETCH_SECONDS)
     stored = [
         _NamedCheckpoint(
             f"the stored checkpoint at {row['size']}" if row["size"] is not None else "the last signed checkpoint",
@@ -251,18 +255,18 @@ async def _named_checkpoints(connection: Connection, anchors: TrustAnchors) -> l
     return [*stored, _NamedCheckpoint(anchors.checkpoint_name, anchors.checkpoint, None)]
 
 
-def _sizes(checkpoints: Sequence[_NamedCheckpoint]) -> frozenset[int]:
+def _checkpoint_sizes(checkpoints: Sequence[_NamedCheckpoint]) -> frozenset[int]:
     parsed = [parse_checkpoint(one.note) for one in checkpoints]
     return frozenset(checkpoint.size for checkpoint in parsed if checkpoint is not None)
 
 
 def _add_tree(
-    report: DatabaseReport, tree: Tree, checkpoints: Sequence[_NamedCheckpoint], anchors: TrustAnchors
+    result: DatabaseResult, tree: Tree, checkpoints: Sequence[_NamedCheckpoint], anchors: TrustAnchors
 ) -> None:
     """Add the defects of the log's own tables, and those of the checkpoints compared with the tree's roots."""
-    report.defects.extend(tree.defects)
-    report.checkpoints = len(checkpoints)
-    state = LogState(report.log, report.size, tree.roots)
+    result.defects.extend(tree.defects)
+    result.checkpoints = len(checkpoints)
+    state = LogState(result.log_name, result.size, tree.roots)
     for name, note, stored_size in checkpoints:
         defect = checkpoint_defect(name, note, anchors.keys, state)
         signed = parse_checkpoint(note)
@@ -270,11 +274,11 @@ def _add_tree(
             message = f"{name} was signed for {signed.size} events"
             defect = Defect("forged checkpoint", f"forged checkpoint: {message}")
         if defect is not None:
-            report.defects.add(defect)
+            result.defects.add(defect)
 
 
-def _add_positions(events: LogReport, part: LogReport) -> None:
-    """Add the report of one part of the log."""
+def _add_positions(events: LogResult, part: LogResult) -> None:
+    """Add the result of one part of the log."""
     events.total += part.total
     events.verified += part.verified
     events.erased += part.erased
@@ -285,9 +289,9 @@ def _add_positions(events: LogReport, part: LogReport) -> None:
         events.missing_leaves |= part.missing_leaves
 
 
-def _add_missing_events(report: DatabaseReport) -> None:
+def _add_missing_events(result: DatabaseResult) -> None:
     """Mark reordered events, then add a defect for each range of missing ones: truncated at the log's end, else removed."""
-    events = report.events
+    events = result.events
     defects = mark_reordered(events.defects.listed, events.missing_leaves)
     moved = [
         events.missing_leaves[d.actual_hash]
@@ -296,11 +300,11 @@ def _add_missing_events(report: DatabaseReport) -> None:
     ]
     events.missing = Positions(events.missing).without(Positions((p, p + 1) for p in moved)).ranges
     events.defects.listed = defects
-    report.defects.extend(events.defects)
+    result.defects.extend(events.defects)
     for first, end in events.missing:
         where = f"position {first}" if end == first + 1 else f"positions {first} to {end - 1}"
-        if end == report.size:
+        if end == result.size:
             message = f"truncated: the last {end - first} event(s) of the log are missing, from position {first} on"
-            report.defects.add(Defect("truncated", message, position=first))
+            result.defects.add(Defect("truncated", message, position=first))
         else:
-            report.defects.add(Defect("removed", f"removed: no event is at {where} of the log", position=first))
+            result.defects.add(Defect("removed", f"removed: no event is at {where} of the log", position=first))

@@ -2,30 +2,29 @@
 
 from dataclasses import dataclass, field
 
-from app.db import Connection
+from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.positions import Positions
 from app.tlog.evidence import Evidence
-from app.tlog.gaps import FETCH_TIMEOUT_SECONDS
 from app.tlog.merkle import HASH_BYTES
 from app.verify.row import DEFECTS_MAX, Defects, defect_of, row_defects
-from app.verify.snapshot import SQL, cooperatively, portions
+from app.verify.snapshot import SQL, portions, yielding_to_others
 
 _ROWS_MAX = 64
 _HEX_DIGITS = 2 * HASH_BYTES
 
 
 @dataclass(slots=True)
-class LogReport:
+class LogResult:
     """What verification found in a part of the log."""
 
     total: int = 0
     """Rows read."""
     verified: int = 0
-    """Rows that are the ones that were logged."""
+    """Rows that match the log."""
     erased: int = 0
     """Of those, the ones that were erased since."""
     purged: int = 0
-    """Positions whose rows were purged, as the log says."""
+    """Positions whose rows were purged, as recorded in the log."""
     missing: list[tuple[int, int]] = field(default_factory=list)
     """Positions without a row that were not purged, as ranges."""
     missing_leaves: dict[str, int] = field(default_factory=dict)
@@ -34,46 +33,46 @@ class LogReport:
 
 
 async def verify_positions(
-    connection: Connection, log: str, first: int, end: int, evidence: Evidence, *, rows_max: int = _ROWS_MAX
-) -> LogReport:
+    connection: Connection, log_name: str, first: int, end: int, evidence: Evidence, *, rows_max: int = _ROWS_MAX
+) -> LogResult:
     """Compare the rows at positions from `first` up to, not including, `end` with the leaves that the log has there.
 
     `connection` is in a snapshot.
     """
-    report = LogReport()
+    result = LogResult()
     leaves = await _read_leaves(connection, first, end)
     # Leaves and rows are merged: both come in the order of their positions.
     remaining = iter(leaves.items())
     position, leaf = next(remaining, (end, ""))
     last = None
     async for rows in portions(connection, SQL["log_rows"], first, end, widest="event_data", rows_max=rows_max):
-        async for row in cooperatively(rows):
+        async for row in yielding_to_others(rows):
             index = row["log_index"]
             while position < index:
-                _add_missing(report, position, leaf, evidence.purged)
+                _add_missing(result, position, leaf, evidence.purged)
                 position, leaf = next(remaining, (end, ""))
-            report.total += 1
+            result.total += 1
             if index == last:
-                report.defects.add(defect_of(row, "inserted", f"another event is at position {index} of the log too"))
+                result.defects.add(defect_of(row, "inserted", f"another event is at position {index} of the log too"))
                 continue
-            defects = list(row_defects(row, leaf if index == position else None, log, evidence.erased))
+            defects = list(row_defects(row, leaf if index == position else None, log_name, evidence.erased))
             for defect in defects:
-                report.defects.add(defect)
-            report.verified += not defects
-            report.erased += not defects and row["payload_commitment"] is not None
+                result.defects.add(defect)
+            result.verified += not defects
+            result.erased += not defects and row["payload_commitment"] is not None
             last = index
             if index == position:
                 position, leaf = next(remaining, (end, ""))
     while position < end:
-        _add_missing(report, position, leaf, evidence.purged)
+        _add_missing(result, position, leaf, evidence.purged)
         position, leaf = next(remaining, (end, ""))
-    return report
+    return result
 
 
 async def _read_leaves(connection: Connection, first: int, end: int) -> dict[int, str]:
     """The leaf hashes of a part of the log in hex, by position and in order. Of two flushes with one position the first counts."""
     leaves: dict[int, str] = {}
-    flushes = await connection.fetch(SQL["flushes_between"], first, end, timeout=FETCH_TIMEOUT_SECONDS)
+    flushes = await connection.fetch(SQL["flushes_between"], first, end, timeout=LONG_FETCH_SECONDS)
     for flush in flushes:
         flush_first, joined = flush["first_index"], flush["leaves"].hex()
         low = max(first, flush_first)
@@ -84,14 +83,14 @@ async def _read_leaves(connection: Connection, first: int, end: int) -> dict[int
     return leaves
 
 
-def _add_missing(report: LogReport, position: int, leaf: str, purged: Positions) -> None:
+def _add_missing(result: LogResult, position: int, leaf: str, purged: Positions) -> None:
     """Count a position without a row as purged or as missing."""
     if position in purged:
-        report.purged += 1
+        result.purged += 1
         return
-    if report.missing and report.missing[-1][1] == position:
-        report.missing[-1] = report.missing[-1][0], position + 1
+    if result.missing and result.missing[-1][1] == position:
+        result.missing[-1] = result.missing[-1][0], position + 1
     else:
-        report.missing.append((position, position + 1))
-    if len(report.missing_leaves) < DEFECTS_MAX:
-        report.missing_leaves[leaf] = position
+        result.missing.append((position, position + 1))
+    if len(result.missing_leaves) < DEFECTS_MAX:
+        result.missing_leaves[leaf] = position

@@ -38,28 +38,28 @@ _process_state: list[_ProcessState] = []
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerPool:
+class ProcessPool:
     """The pool's runner, and the CPU seconds that each process has used since its start, by process id."""
 
     run: Runner
     cpu_seconds: dict[int, float]
 
 
-async def snapshot_connection(settings: Settings) -> Connection:
-    """A connection for one long snapshot. DatabaseAway when Postgres cannot be reached."""
+async def connect_for_verification(settings: Settings) -> Connection:
+    """A connection whose timeouts allow one long snapshot, which the caller opens. DatabaseAway when Postgres cannot be reached."""
     patient = settings.model_copy(update={"statement_timeout_ms": _STATEMENT_TIMEOUT_MS})
     return await connect(patient, idle_in_transaction_session_timeout="0")
 
 
 @contextmanager
-def worker_pool(settings: Settings, snapshot: str, processes: int) -> Iterator[WorkerPool]:
+def process_pool(settings: Settings, snapshot: str, processes: int) -> Iterator[ProcessPool]:
     """Processes that run work items in the exported `snapshot`. They have ended when the context ends."""
     pool = ProcessPoolExecutor(
         processes, mp_context=get_context("spawn"), initializer=_start_process, initargs=(settings, snapshot)
     )
     cpu_seconds: dict[int, float] = {}
     try:
-        yield WorkerPool(lambda items: _run(pool, cpu_seconds, items, processes * _QUEUED_PER_PROCESS), cpu_seconds)
+        yield ProcessPool(lambda items: _run(pool, cpu_seconds, items, processes * _QUEUED_PER_PROCESS), cpu_seconds)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -107,7 +107,7 @@ def _run_item(item: WorkItem) -> tuple[WorkItem, Any, int, float]:
 
 async def _run_on_connection(state: _ProcessState, item: WorkItem) -> Any:
     if state.connection is None:
-        state.connection = await snapshot_connection(state.settings)
+        state.connection = await connect_for_verification(state.settings)
         quoted = await state.connection.fetchval("SELECT quote_literal($1)", state.snapshot)
         await state.connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
         await state.connection.execute("SET TRANSACTION SNAPSHOT " + quoted)

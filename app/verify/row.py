@@ -83,10 +83,10 @@ def defect_of(  # noqa: PLR0917 -- the last three are hashes, in the order of th
     )
 
 
-def row_defects(row: Row, leaf: str | None, log: str, erased: Positions) -> Iterator[Defect]:
-    """What is wrong with a sealed row by itself; nothing when it is the one that was logged as `leaf`.
+def row_defects(row: Row, leaf: str | None, log_name: str, erased: Positions) -> Iterator[Defect]:
+    """What is wrong with a sealed row by itself; nothing when its hash is `leaf`, the log's leaf at its position.
 
-    `leaf` is None where the log has no leaf; `erased` are the positions that the log says were erased.
+    `leaf` is None where the log has no leaf; `erased` are the positions that were erased, as recorded in the log.
     """
     # These columns are not in the record.
     if row.get("event_date") != row.get("event_timestamp").date():
@@ -95,21 +95,19 @@ def row_defects(row: Row, leaf: str | None, log: str, erased: Positions) -> Iter
         yield defect_of(row, "edited", f"log_id is {row.get('log_id')}, which is not this log")
     is_erased = row.get("payload_commitment") is not None
     if is_erased and row.get("log_index") not in erased:
-        yield defect_of(row, "edited", "the event is marked as erased, but no event of the log says so")
+        yield defect_of(row, "edited", "marked as erased, but the log has no erasure event for it")
         return
     if is_erased and not _is_neutral(row):
-        yield defect_of(row, "edited", "something was written into an event that was erased")
-    expected, actual = stored_hash(row, log), row.get("event_hash") or ""
+        yield defect_of(row, "edited", "an erased event contains data again")
+    expected, actual = stored_hash(row, log_name), row.get("event_hash") or ""
     if expected == actual == leaf:
         return
     if expected != actual:
-        yield defect_of(
-            row, "edited", "the event does not have the hash that was stored with it", expected, actual, leaf or ""
-        )
+        yield defect_of(row, "edited", "the stored hash is not the hash of this event", expected, actual, leaf or "")
     elif leaf is None:
         yield defect_of(row, "inserted", f"the log has no position {row.get('log_index')}", "", actual)
     else:
-        message = f"the event at position {row.get('log_index')} of the log is not the one that was logged"
+        message = f"the event at position {row.get('log_index')} differs from the log's leaf"
         yield defect_of(row, "edited", message, leaf, actual, leaf)
 
 

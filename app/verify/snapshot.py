@@ -8,9 +8,8 @@ from time import perf_counter
 import asyncpg
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, driver_connection
+from app.db import LONG_FETCH_SECONDS, Connection, driver_connection
 from app.sql import load
-from app.tlog.gaps import FETCH_TIMEOUT_SECONDS
 
 SQL = load("verify")
 _FIRST_ROWS = 8
@@ -40,14 +39,14 @@ async def portions(
     """
     cursor = await connection.cursor(statement, *arguments)
     count = max(1, min(_FIRST_ROWS, rows_max // 8))  # few, as long as it is not known how wide they are
-    while rows := await cursor.fetch(count, timeout=FETCH_TIMEOUT_SECONDS):
+    while rows := await cursor.fetch(count, timeout=LONG_FETCH_SECONDS):
         yield rows
         width = max(len(row[widest] or "") for row in rows)
         count = max(1, min(rows_max, _BYTES_MAX // (width + 1)))
 
 
-async def cooperatively(rows: Sequence[asyncpg.Record]) -> AsyncIterator[asyncpg.Record]:
-    """The rows one by one; other requests get a turn every few milliseconds."""
+async def yielding_to_others(rows: Sequence[asyncpg.Record]) -> AsyncIterator[asyncpg.Record]:
+    """The rows one by one, with a pause every few milliseconds in which other tasks of the event loop run."""
     slice_end = perf_counter() + _SLICE_SECONDS
     for row in rows:
         yield row

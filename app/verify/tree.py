@@ -3,8 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from app.db import Connection
-from app.tlog.gaps import FETCH_TIMEOUT_SECONDS
+from app.db import LONG_FETCH_SECONDS, Connection
 from app.tlog.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, hashes, root
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.tlog.tiles import WIDTH
@@ -31,7 +30,7 @@ async def read_tree(connection: Connection, sizes: Collection[int]) -> Tree:
     tree, tiles = Tree(roots={0: EMPTY_ROOT}), _RecomputedTiles(connection)
     async for flushes in portions(connection, SQL["all_flushes"], widest="leaves"):
         for flush in flushes:
-            for leaf in _next_leaves(tree, flush["first_index"], flush["count"], flush["leaves"]):
+            for leaf in _check_flush(tree, flush["first_index"], flush["count"], flush["leaves"]):
                 tree.frontier.append(leaf)
                 tiles.append(leaf)
                 if tree.frontier.size in sizes:
@@ -43,8 +42,8 @@ async def read_tree(connection: Connection, sizes: Collection[int]) -> Tree:
     return tree
 
 
-def _next_leaves(tree: Tree, first: int, count: int, leaves: bytes) -> list[bytes]:
-    """Check the next flush. Its leaves, or none from the first damaged flush on, since no root can be computed then."""
+def _check_flush(tree: Tree, first: int, count: int, leaves: bytes) -> list[bytes]:
+    """Check the next flush and return its leaves; none from the first damaged flush on, since no root can be computed then."""
     end = tree.end
     if end is None and first == -1:  # the flush before the first one has no event
         tree.end = 0
@@ -106,7 +105,7 @@ class _RecomputedTiles:
         computed = {(level, index): joined for level, index, joined in self._not_compared}
         self._not_compared = []
         arguments = [level for level, _ in computed], [index for _, index in computed]
-        for row in await self._connection.fetch(TLOG_SQL["tiles"], *arguments, timeout=FETCH_TIMEOUT_SECONDS):
+        for row in await self._connection.fetch(TLOG_SQL["tiles"], *arguments, timeout=LONG_FETCH_SECONDS):
             level, index, stored = row["level"], row["index"], row["hashes"]
             if not computed[level, index].startswith(stored):
                 message = f"edited: tile {level}/{index} of the log's tree is not made of the log's leaves"

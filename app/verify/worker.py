@@ -1,5 +1,7 @@
 """The background verifier: verifies the log again and again at a bounded rate. It writes its position and its findings only.
 
+A round is one pass over the whole log, part by part; the next round begins at position 0.
+
 Every replica runs it; a lock in Postgres lets one at a time work. No finding ever stops the service.
 """
 
@@ -19,7 +21,7 @@ from app.tlog.merkle import HASH_BYTES, Frontier, hashes
 from app.tlog.note import PublicKey
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect
-from app.verify.log import LogReport, verify_positions
+from app.verify.log import LogResult, verify_positions
 from app.verify.row import Defect, mark_reordered
 from app.verify.snapshot import SQL
 from app.workers import WorkerConnection, run_forever
@@ -46,17 +48,17 @@ async def verify_forever(settings: Settings, log_name: str, keys: tuple[PublicKe
 
     connection = WorkerConnection(open_connection)
 
-    async def do_round() -> float:
+    async def verify_part() -> float:
         async with connection.use() as usable:
             started = monotonic()
             if not verifier.has_lock and not await verifier.try_lock(usable):
                 return _RETRY_SECONDS
-            verified = await verifier.verify_next(usable)
+            verified = await verifier.verify_next_part(usable)
             return max(0.0, verified / rate - (monotonic() - started)) if verified else _IDLE_SECONDS
 
     await run_forever(
         "verifier",
-        do_round,
+        verify_part,
         pause_seconds=_RETRY_SECONDS,
         failure="the log could not be verified",
         uncounted=(
@@ -74,7 +76,7 @@ class Verifier:
     """
 
     def __init__(self, log_name: str, keys: tuple[PublicKey, ...], part_events: int) -> None:
-        self._log = log_name
+        self._log_name = log_name
         self._keys = keys
         self._part_events = part_events
         self._evidence = NO_EVIDENCE
@@ -89,8 +91,8 @@ class Verifier:
         self.has_lock = await connection.fetchval(SQL["try_lock_verifier"])
         return self.has_lock
 
-    async def verify_next(self, connection: Connection) -> int:
-        """Verify the next part of the log and store the findings. How many positions that were; 0 at the end of a round."""
+    async def verify_next_part(self, connection: Connection) -> int:
+        """Verify the next part of the log and store the findings. Returns how many positions it had; 0 at the end of a round."""
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             state = await connection.fetchrow(SQL["verifier_state"])
             first: int = 0 if state is None else state["position"]
@@ -115,15 +117,15 @@ class Verifier:
         """The defects of positions from `first` up to, not including, `end`: of rows, heads, flushes and checkpoints."""
         if first == 0:
             self._evidence = NO_EVIDENCE
-        report = await verify_positions(connection, self._log, first, end, self._evidence)
-        if report.missing or report.defects.count:  # only then is it worth reading what was purged and erased meanwhile
-            self._evidence = await read_evidence(connection, self._log)
-            report = await verify_positions(connection, self._log, first, end, self._evidence)
-        defects = mark_reordered(report.defects.listed, report.missing_leaves)
-        if report.missing:
-            defects += await _missing_event_defects(connection, report)
+        result = await verify_positions(connection, self._log_name, first, end, self._evidence)
+        if result.missing or result.defects.count:  # only then does it matter what was purged and erased meanwhile
+            self._evidence = await read_evidence(connection, self._log_name)
+            result = await verify_positions(connection, self._log_name, first, end, self._evidence)
+        defects = mark_reordered(result.defects.listed, result.missing_leaves)
+        if result.missing:
+            defects += await _missing_event_defects(connection, result)
         for row in await connection.fetch(SQL["head_mismatches"], first, end):
-            message = f"edited: the head of the chain is not the one that event {row['chain_index']} of it left"
+            message = f"edited: the chain's head does not match event {row['chain_index']} of the chain"
             defects.append(Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"]))
         return defects + await self._verify_tree(connection, first, end, size)
 
@@ -145,7 +147,7 @@ class Verifier:
             self._frontier.append(leaf)
             at = self._frontier.size
             if at in notes:
-                state = LogState(self._log, size, {at: self._frontier.root()})
+                state = LogState(self._log_name, size, {at: self._frontier.root()})
                 defect = checkpoint_defect(f"the stored checkpoint at {at}", notes[at], self._keys, state)
                 defects += [] if defect is None else [defect]
             last = self._last_round
@@ -182,9 +184,9 @@ async def _export_finding_counts(connection: Connection) -> None:
         metrics.VERIFIER_FINDINGS.labels(kind=kind).set(counts[kind])
 
 
-async def _missing_event_defects(connection: Connection, report: LogReport) -> list[Defect]:
+async def _missing_event_defects(connection: Connection, result: LogResult) -> list[Defect]:
     """A defect for each of the first missing events, with its correlation if the next event or the chain's head names it."""
-    leaves = dict(list(report.missing_leaves.items())[:_FINDINGS_MAX])
+    leaves = dict(list(result.missing_leaves.items())[:_FINDINGS_MAX])
     rows = await connection.fetch(SQL["correlations_of_hashes"], list(leaves))
     correlation_ids = {row["hash"]: row["correlation_id"] for row in rows}
     defects = []

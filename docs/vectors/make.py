@@ -12,7 +12,7 @@ from uuid import UUID
 import orjson
 
 from app.events.canonical import canonical, parse
-from app.events.record import commitment, committed_jcs, leaf_hash, record
+from app.events.record import commitment, committed_jcs, record, record_leaf_hash
 
 LOG = "example.test/datastorage"
 _AS_ASYNCPG_RETURNS_IT: dict[str, Callable[[Any], Any]] = {
@@ -43,7 +43,7 @@ def _completed(event: dict[str, Any], heads: dict[str, str]) -> dict[str, Any]:
     hashed = record(
         row | positions | {"previous_event_hash": heads.get(correlation_id)}, LOG, commitment(salt, committed)
     )
-    heads[correlation_id] = leaf_hash(hashed).hex()
+    heads[correlation_id] = record_leaf_hash(hashed).hex()
     return {
         "row": event["row"],
         "payload_salt": event["payload_salt"],

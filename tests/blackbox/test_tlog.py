@@ -117,7 +117,7 @@ def test_a_proof_needs_nothing_else(service: Start, key_file: Path, tmp_path: Pa
     file.write_text(answer.text)
     proved = verify_proof(file, key)
     assert proved.returncode == 0, proved.stderr
-    assert f"event {event_id} stands at 40 of the 41" in proved.stdout
+    assert f"event {event_id} is at position 40 of a log of 41 events" in proved.stdout
     assert "grace" not in proved.stdout
 
     opened = httpx.get(f"{one.url}{EVENTS}/{event_id}/proof?open=true")

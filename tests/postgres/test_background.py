@@ -14,7 +14,7 @@ Connection = asyncpg.Connection
 
 
 async def a_round(verifier: Verifier, connection: Connection) -> None:
-    while await verifier.verify_next(connection):
+    while await verifier.verify_next_part(connection):
         pass
 
 

@@ -3,7 +3,7 @@
 import asyncpg
 
 from app.events.canonical import canonical, canonical_exact, loads, parse, sorted_json
-from app.events.record import committed_jcs, ip_packed, ip_text, leaf_hash, record
+from app.events.record import committed_jcs, ip_packed, ip_text, record, record_leaf_hash
 from tests.payloads import payloads
 
 
@@ -55,4 +55,4 @@ async def test_times_that_only_sql_can_write(connection: "asyncpg.Connection[asy
         '' AS event_outcome, '' AS event_type, '' AS event_version, '' AS resource_type"""
     )
     assert row is not None
-    assert len(leaf_hash(record(row, "log", bytes(32)))) == 32
+    assert len(record_leaf_hash(record(row, "log", bytes(32)))) == 32

@@ -11,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from app.tlog import merkle
 from app.tlog.copies import CheckpointCopies, append_note, newest_note_in
 from app.tlog.keys import SigningKey
-from app.tlog.note import Checkpoint, PublicKey, sign, verified_checkpoint
+from app.tlog.note import Checkpoint, PublicKey, sign_checkpoint, verified_checkpoint
 from app.tlog.signer import Alarms, Signer, SigningRefused
-from app.tlog.tiles import Incomplete, Tile, extend_tiles, range_roots, read_tile
+from app.tlog.tiles import HashesMissing, Tile, extend_tiles, range_roots, read_tile
 from app.tlog.witness import Witnesses
 from app.tlog.worker import CheckpointWorker
 from tests import databases
@@ -98,7 +98,7 @@ async def test_a_log_of_three_levels(connection: Connection) -> None:
     assert await range_roots(connection, [(0, 70_000), (0, 65_536)]) == expected
     assert await read_tile(connection, Tile(2, 0, 1)) == merkle.root(written[:65_536])
     await connection.execute("DELETE FROM log_tiles")
-    with pytest.raises(Incomplete):
+    with pytest.raises(HashesMissing):
         await range_roots(connection, [(0, 70_000)])
     async with connection.transaction():
         await extend_tiles(connection)
@@ -253,7 +253,7 @@ async def test_missing_leaves_are_not_signed(connection: Connection, key: Signin
     await write(connection, leaves(10))
     await write(connection, leaves(10, 10))
     await connection.execute("DELETE FROM log_flushes WHERE first_index = 0")
-    with pytest.raises(Incomplete):
+    with pytest.raises(HashesMissing):
         await one_round(connection, Signer(key))
     assert await notes(connection) == []
 
@@ -308,4 +308,4 @@ def test_the_file_survives_a_torn_note(tmp_path: Path) -> None:
 
 
 def checkpoint_note(key: SigningKey, size: int) -> str:
-    return sign(Checkpoint(LOG_NAME, size, merkle.root(leaves(size))), key.private)
+    return sign_checkpoint(Checkpoint(LOG_NAME, size, merkle.root(leaves(size))), key.private)

@@ -13,7 +13,7 @@ from app.events.canonical import loads
 from app.events.catalog import PAYLOAD_CHECKS, SELF_EVENT_TYPES, Catalog
 from app.events.catalog.examples import example
 from app.events.neutral import neutral_payload
-from app.events.record import leaf_hash, record
+from app.events.record import record, record_leaf_hash
 from app.query.filter import EventQuery
 from app.query.page import page
 from app.retention import erase, holds
@@ -91,7 +91,7 @@ async def test_erased_is_gone_and_proven(database_url: str, connection: Any, by:
             "rr_name": "erased",
             "namespace": "erased",
         }
-        assert leaf_hash(record(row, LOG, row["payload_commitment"])).hex() == row["event_hash"] == event_hash
+        assert record_leaf_hash(record(row, LOG, row["payload_commitment"])).hex() == row["event_hash"] == event_hash
     assert (rows[2]["event_id"], rows[2]["payload_commitment"]) == (other, None)
     self_event = loads(rows[3]["payload"])
     assert self_event == {

@@ -22,7 +22,7 @@ from app.events.catalog import Catalog
 from app.events.reference import reference_hash
 from app.export import parts
 from app.export.certificate import ExportKeyPair, read_or_create_key_pair
-from app.export.check import Verdict, check
+from app.export.check import CheckResult, check
 from app.export.parts import Export, ResumeToken
 from app.export.select import ExportQuery
 from app.export.signed_page import SignedPage
@@ -89,7 +89,7 @@ async def page(engine: AsyncEngine, signing: ExportKeyPair, **query: Any) -> dic
         return found
 
 
-def verdict(*files: bytes) -> Verdict:
+def verdict(*files: bytes) -> CheckResult:
     return check([io.BytesIO(file) for file in files], [KEY.public])
 
 
@@ -390,8 +390,8 @@ async def test_checkpoint(engine: AsyncEngine, post: Post, connection: Connectio
     await post(*(make_event(correlation_id=f"rr-{n % 2}") for n in range(7)))
     leaves = [bytes.fromhex(event["event_hash"]) for event in events_of(await export(engine))]
 
-    async def signed(size: int, root: bytes, key: Ed25519PrivateKey) -> Verdict:
-        text = note.sign(note.Checkpoint(LOG, size, root), key)
+    async def signed(size: int, root: bytes, key: Ed25519PrivateKey) -> CheckResult:
+        text = note.sign_checkpoint(note.Checkpoint(LOG, size, root), key)
         await connection.execute("DELETE FROM log_checkpoints")
         await connection.execute("INSERT INTO log_checkpoints (log_id, size, note) VALUES (0, $1, $2)", size, text)
         return verdict(await export(engine))

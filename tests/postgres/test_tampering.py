@@ -20,8 +20,8 @@ from pydantic import SecretStr
 from app.settings import Settings
 from app.tlog import merkle, note
 from app.verify import command
-from app.verify.correlation import verify_chain
-from app.verify.database import DatabaseReport, TrustAnchors, sequential_runner, verify_database
+from app.verify.correlation import verify_correlation
+from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
 from tests import databases
 from tests.sealed import LOG, insert, plain_row, seal, sealed_hash
 from tests.services import ROOT
@@ -59,14 +59,14 @@ async def all_leaves(connection: Connection) -> list[bytes]:
 async def sign(connection: Connection, key: Ed25519PrivateKey = KEY) -> str:
     """A checkpoint of the log as it is, stored as the service stores it."""
     leaves = await all_leaves(connection)
-    signed = note.sign(note.Checkpoint(LOG, len(leaves), merkle.root(leaves)), key)
+    signed = note.sign_checkpoint(note.Checkpoint(LOG, len(leaves), merkle.root(leaves)), key)
     await connection.execute("DELETE FROM log_checkpoints WHERE size = $1", len(leaves))
     await connection.execute("INSERT INTO log_checkpoints (log_id, size, note) VALUES (0, $1, $2)", len(leaves), signed)
     await connection.execute("UPDATE log_signers SET note = $1", signed)
     return signed
 
 
-async def verified(connection: Connection, checkpoint: str | None = None) -> DatabaseReport:
+async def verified(connection: Connection, checkpoint: str | None = None) -> DatabaseResult:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         return await verify_database(connection, sequential_runner(connection), TrustAnchors([PUBLIC], checkpoint))
 
@@ -81,7 +81,7 @@ async def found(connection: Connection, checkpoint: str | None = None) -> set[st
 async def found_in(connection: Connection, correlation_id: str) -> tuple[set[str], int, int]:
     """Of one correlation: kinds of defects, and how many of its events were purged and erased."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        report = await verify_chain(connection, correlation_id, LOG)
+        report = await verify_correlation(connection, correlation_id, LOG)
     kinds: set[str] = {defect.kind for defect in report.sealed.defects.listed}
     kinds |= {report.head_defect.kind} if report.head_defect else set()
     return kinds, report.purged_total, report.sealed.erased_total
@@ -271,7 +271,7 @@ async def test_signature_of_another_text(owner: Connection) -> None:
     signed = await sign(owner)
     forged = signed.replace(signed.splitlines()[2], base64.b64encode(bytes(32)).decode())
     assert await found(owner, forged) == {"forged checkpoint"}
-    strange = note.sign(note.Checkpoint.parse(note.Note.parse(signed).text), OTHER_KEY)
+    strange = note.sign_checkpoint(note.Checkpoint.parse(note.Note.parse(signed).text), OTHER_KEY)
     assert await found(owner, strange) == {"wrong key"}
     assert await found(owner, signed) == set()
 
@@ -392,7 +392,7 @@ async def test_command(owner: Connection, database_url: str, tmp_path: Path, mon
     code, output = run(monkeypatch, database_url, *known)
     assert (code, "edited: " in output, "position 7" in output, "purged: 1 events" in output) == (1, True, True, True)
     code, output = run(monkeypatch, database_url, "rr-1", *known)
-    assert (code, "150 of 150 events are as logged" in output) == (0, True)
+    assert (code, "150 of 150 events match the log" in output) == (0, True)
 
 
 @pytest.mark.parametrize(

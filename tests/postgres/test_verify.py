@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from app.db import create_engine
 from app.events.reference import reference_hash
 from app.settings import Settings
-from app.verify.correlation import ChainReport, verify_chain
+from app.verify.correlation import CorrelationResult, verify_correlation
 from app.verify.database import TrustAnchors, sequential_runner, verify_database
 from app.verify.snapshot import snapshot
 from tests.sealed import LOG, insert, plain_row, seal
@@ -33,9 +33,9 @@ async def insert_reference(
     return str(row["event_hash"])
 
 
-async def report_of(connection: Connection, correlation_id: str, key: bytes | None = None) -> ChainReport:
+async def report_of(connection: Connection, correlation_id: str, key: bytes | None = None) -> CorrelationResult:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await verify_chain(connection, correlation_id, LOG, key)
+        return await verify_correlation(connection, correlation_id, LOG, key)
 
 
 async def log_defects(connection: Connection) -> list[str]:
@@ -44,7 +44,7 @@ async def log_defects(connection: Connection) -> list[str]:
     return [defect.kind for defect in report.defects.listed]
 
 
-def kinds(report: ChainReport) -> list[str]:
+def kinds(report: CorrelationResult) -> list[str]:
     found: list[str] = [defect.kind for defect in report.sealed.defects.listed]
     return found if report.head_defect is None else [*found, report.head_defect.kind]
 
@@ -255,9 +255,9 @@ async def reading(database_url: str) -> AsyncIterator[Connection]:
 async def test_write_beside_a_verification(connection: Connection, reading: Connection) -> None:
     """An event that is written while its chain is being verified looks like damage."""
     await seal(connection, "rr-1", {"event_data": PAYLOAD, "actor_ip": "2001:db8::1"})
-    assert (await verify_chain(reading, "rr-1", LOG)).sealed.verified == 1
+    assert (await verify_correlation(reading, "rr-1", LOG)).sealed.verified == 1
     await seal(connection, "rr-1", {})
-    assert (await verify_chain(reading, "rr-1", LOG)).sealed.total == 1
+    assert (await verify_correlation(reading, "rr-1", LOG)).sealed.total == 1
 
 
 @pytest.mark.damaged

@@ -6,9 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from app.events.record import commitment, committed_jcs, leaf_hash, record
+from app.events.record import commitment, committed_jcs, record, record_leaf_hash
 from app.verify import row as rows_module
-from app.verify.chain import Chain, gap_defect
+from app.verify.chain import ChainChecker, gap_defect
 from app.verify.row import Kind
 
 LOG = "example.test/datastorage"
@@ -41,12 +41,12 @@ def sealed(length: int) -> list[Row]:
 
 
 def hash_of(row: Row) -> str:
-    return leaf_hash(record(row, LOG, commitment(row["payload_salt"], committed_jcs(row, stored=True)))).hex()
+    return record_leaf_hash(record(row, LOG, commitment(row["payload_salt"], committed_jcs(row, stored=True)))).hex()
 
 
-def check(rows: list[Row], head: tuple[int, str] | None) -> tuple[Chain, list[tuple[Kind, int | None]]]:
+def check(rows: list[Row], head: tuple[int, str] | None) -> tuple[ChainChecker, list[tuple[Kind, int | None]]]:
     """The chain, and of each defect its kind and the log_index of its row."""
-    one = Chain(LOG)
+    one = ChainChecker(LOG)
     for row in rows:
         one.check(row, row["event_hash"])
     end = one.check_head(head)

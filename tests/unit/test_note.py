@@ -9,10 +9,10 @@ from app.tlog.note import (
     Checkpoint,
     MalformedNote,
     Note,
+    NoValidSignature,
     PublicKey,
-    Unverified,
     cosigned_message,
-    sign,
+    sign_checkpoint,
     signature_line,
     verified_checkpoint,
 )
@@ -55,17 +55,17 @@ def test_a_bad_key_is_refused(vkey: str) -> None:
 
 def test_a_checkpoint_is_verified_by_its_own_key_only() -> None:
     """Somebody else's key speaks for this log, or a checkpoint's size or root can be changed under its signature."""
-    note = sign(CHECKPOINT, KEY)
+    note = sign_checkpoint(CHECKPOINT, KEY)
     assert verified_checkpoint(note, [PUBLIC]) == CHECKPOINT
     stranger = PublicKey(ORIGIN, Ed25519PrivateKey.generate().public_key().public_bytes_raw())
     other_log = PublicKey("other.example", PUBLIC.public)
     witness = PublicKey(ORIGIN, PUBLIC.public, COSIGNATURE)
     for keys in ([], [stranger], [other_log], [witness]):
-        with pytest.raises(Unverified):
+        with pytest.raises(NoValidSignature):
             verified_checkpoint(note, keys)
-    with pytest.raises(Unverified):
+    with pytest.raises(NoValidSignature):
         verified_checkpoint(note.replace("\n7\n", "\n8\n"), [PUBLIC])
-    with pytest.raises(Unverified):
+    with pytest.raises(NoValidSignature):
         verified_checkpoint(note.replace(ORIGIN, "other.example"), [PUBLIC, other_log])
 
 
@@ -74,7 +74,7 @@ def test_a_cosignature_is_over_time_and_text() -> None:
     witness = PublicKey("witness.example", PUBLIC.public, COSIGNATURE)
     text, seconds = str(CHECKPOINT), 1_790_000_000
     signature = seconds.to_bytes(8) + KEY.sign(cosigned_message(text, seconds))
-    note = Note.parse(sign(CHECKPOINT, KEY) + signature_line(witness.name, witness.id + signature))
+    note = Note.parse(sign_checkpoint(CHECKPOINT, KEY) + signature_line(witness.name, witness.id + signature))
     assert note.is_signed_by(witness)
     assert note.is_signed_by(PUBLIC)
     assert not witness.verifies(text, (seconds + 1).to_bytes(8) + signature[8:])

@@ -15,7 +15,7 @@ import orjson
 import pytest
 import rfc8785
 
-from app.events.record import commitment, committed_jcs, ip_packed, ip_text, leaf_hash, record
+from app.events.record import commitment, committed_jcs, ip_packed, ip_text, record, record_leaf_hash
 
 VECTORS = Path(__file__).parents[2] / "docs" / "vectors"
 LOG = "example.test/datastorage"
@@ -70,7 +70,7 @@ def test_record_is_its_own_jcs() -> None:
     hashed = record(row, "log\u2029", bytes(32))
     jcs = rfc8785.dumps(hashed)
     assert orjson.dumps(hashed) == jcs
-    assert leaf_hash(hashed) == hashlib.sha256(b"\0" + jcs).digest()
+    assert record_leaf_hash(hashed) == hashlib.sha256(b"\0" + jcs).digest()
 
 
 def test_committed_is_jcs() -> None:
@@ -110,7 +110,7 @@ def test_every_column_counts() -> None:
 
 
 def _leaf(row: dict[str, Any]) -> bytes:
-    return leaf_hash(record(row, LOG, commitment(bytes(16), committed_jcs(row))))
+    return record_leaf_hash(record(row, LOG, commitment(bytes(16), committed_jcs(row))))
 
 
 def test_positions_assigned_later() -> None:
@@ -118,7 +118,7 @@ def test_positions_assigned_later() -> None:
     linked = record(ROW, LOG, bytes(32))
     positions = {"log_index": 5, "chain_index": 1, "previous_event_hash": "ab" * 32}
     linked.update(positions)
-    assert leaf_hash(linked) == leaf_hash(record(ROW | positions, LOG, bytes(32)))
+    assert record_leaf_hash(linked) == record_leaf_hash(record(ROW | positions, LOG, bytes(32)))
     first = record(ROW | positions | {"previous_event_hash": ""}, LOG, bytes(32))
     assert first["previous_event_hash"] is None
 
