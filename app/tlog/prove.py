@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection, on_every_connection
 from app.errors import Conflict, NotFound, Unavailable
-from app.events.record import commitment_of, committed_jcs, record
+from app.events.record import commitment, committed_jcs, record
 from app.tlog import merkle
 from app.tlog.proof import Proof
 from app.tlog.tiles import SQL, range_roots
@@ -98,5 +98,9 @@ async def _published_checkpoint(connection: Connection) -> tuple[int, str]:
 
 def _record_and_committed(row: asyncpg.Record, log_name: str) -> tuple[bytes, bytes | None]:
     """The record in JCS, and the committed object in JCS unless it was erased."""
-    committed_object = committed_jcs(row, stored=True) if row["payload_commitment"] is None else None
-    return orjson.dumps(record(row, log_name, commitment_of(row))), committed_object
+    if row["payload_commitment"] is not None:
+        return orjson.dumps(record(row, log_name, row["payload_commitment"])), None
+    committed_object = committed_jcs(row, stored=True)  # once: a large payload takes long
+    return orjson.dumps(
+        record(row, log_name, commitment(row["payload_salt"] or b"", committed_object))
+    ), committed_object
