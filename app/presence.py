@@ -49,7 +49,7 @@ class Presence:
             "presence",
             do_round,
             pause_seconds=_ROUND_SECONDS,
-            failure="the writer could not react to the database's state",
+            failure="a check of the database failed",
         )
 
 
