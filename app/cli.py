@@ -147,7 +147,7 @@ def _add_spool_arguments(spool: argparse.ArgumentParser) -> None:
 def _spool_list(arguments: argparse.Namespace) -> None:
     from datetime import UTC, datetime
 
-    from app.ingest.drain import entries
+    from app.ingest.spool_admin import entries
 
     for one in entries(arguments.directory):
         spooled_at = datetime.fromtimestamp(one.spooled_at, UTC).isoformat(timespec="seconds")
@@ -158,7 +158,7 @@ def _spool_list(arguments: argparse.Namespace) -> None:
 def _spool_export(arguments: argparse.Namespace) -> None:
     import orjson
 
-    from app.ingest.drain import events
+    from app.ingest.spool_admin import events
 
     for event in events(arguments.directory, quarantined=arguments.quarantined):
         sys.stdout.buffer.write(orjson.dumps(event) + b"\n")
@@ -168,7 +168,7 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
     import asyncio
 
     from app import logs
-    from app.ingest.drain import replay
+    from app.ingest.spool_admin import replay
     from app.settings import load
 
     settings = load()

@@ -1,4 +1,4 @@
-"""Connections to Postgres: the writer's own and the pool for reads; and the kind of failure that an error of the driver means."""
+"""Connections to Postgres: the writer's own and the pool for reads; and what an error of the driver means."""
 
 import asyncio
 import functools
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 
 class FailureKind(Enum):
-    """Why a flush failed, by SQLSTATE (docs/design.md, section 6)."""
+    """What a database error means for the caller, by SQLSTATE (docs/design.md, section 6)."""
 
     REQUEST = auto()
     RESEND = auto()
@@ -65,7 +65,7 @@ class FailureKind(Enum):
 
 
 def failure_kind(error: Exception) -> FailureKind:
-    """The kind of an error that a flush met, which decides what happens to the flush."""
+    """The kind of a database error. For a flush it decides what happens next; others distinguish AWAY, BUSY and the rest."""
     if isinstance(error, CONNECTION_ERRORS):
         return FailureKind.AWAY
     if not isinstance(error, asyncpg.PostgresError):

@@ -1,11 +1,13 @@
 """The exception tree. Each class is one problem type of the HTTP contract; its docstring's first line is the default detail.
 
+The classes here are those that several stations use; further ones are defined where they are raised.
+
 AuditError
 ├── BadRequest            400  the request does not fit the API; nothing was written
 │   ├── InvalidRequest    400  the body, or a value of its payload, cannot be decoded
 │   ├── BatchTooLarge     400  more events than one batch may have
 │   └── …                 400  single rules of the API, defined beside their routes
-├── AccessRefused              the caller is not let in
+├── AccessRefused              the caller is not admitted
 │   ├── Unauthorized      401
 │   ├── Forbidden         403
 │   └── ReviewFailed      500  the identity provider could not be asked
@@ -20,7 +22,7 @@ AuditError
 ├── Unavailable           503  send the request again after `retry_after_seconds`
 │   ├── DatabaseAway      503  Postgres cannot be reached
 │   ├── InboxFull         503
-│   └── …                 503  SpoolFull, SpoolFailed, MonthDetached, HoldChanged: defined where they are raised
+│   └── …                 503  SpoolFull, SpoolFailed, MonthDetached, HoldChanged, LockTimeout, and others where they are raised
 ├── DatabaseFailed        500  Postgres answered with an error
 └── Fatal                   -  the service, or a command, ends with this message
 
@@ -33,7 +35,7 @@ PROBLEMS = "https://kubernaut.ai/problems/"
 
 
 class AuditError(Exception):
-    """Something went wrong; the service's log says what."""
+    """Something went wrong; see the service's log."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = ""
@@ -74,7 +76,7 @@ class BatchTooLarge(BadRequest):
 
 
 class AccessRefused(AuditError):
-    """The caller is not let in; the service's log says why."""
+    """The caller is not admitted; see the service's log."""
 
 
 class Unauthorized(AccessRefused):
@@ -96,7 +98,7 @@ class ReviewFailed(AccessRefused):
 
 
 class RateLimited(AuditError):
-    """Too many requests from one caller; wait as long as Retry-After says."""
+    """Too many requests from one caller; wait for the seconds in Retry-After."""
 
     status = 429
     slug = "rate-limit-exceeded"
@@ -124,7 +126,7 @@ class QueryTooLong(AuditError):
 
 
 class NotFound(AuditError):
-    """There is no such thing."""
+    """Not found."""
 
     status = 404
     slug = "not-found"
@@ -180,11 +182,11 @@ class InboxFull(Unavailable):
 
 
 class DatabaseFailed(AuditError):
-    """The database could not answer; the service's log says why."""
+    """The database could not answer; see the service's log."""
 
     slug = "database-error"
     title = "Database Error"
 
 
 class Fatal(AuditError):
-    """The service cannot start; the message says what to change."""
+    """The service, or a command, cannot continue; the message says what to change."""

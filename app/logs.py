@@ -79,5 +79,5 @@ def configure(level: str) -> None:
     output = logging.StreamHandler(sys.stdout)
     output.setFormatter(JsonLines())
     logging.basicConfig(level=level, handlers=[output], force=True)
-    for verbose in ("uvicorn.error", "uvicorn.access", "alembic", "httpx"):
-        logging.getLogger(verbose).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+    for logger_name in ("uvicorn.error", "uvicorn.access", "alembic", "httpx"):
+        logging.getLogger(logger_name).setLevel(max(logging.WARNING, logging.getLevelName(level)))

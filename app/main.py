@@ -165,13 +165,13 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
             app.service.spool.close()
 
 
-async def _bounded(ending: Awaitable[object], seconds: float) -> None:
-    """Await `ending` for at most `seconds`: asyncpg waits for a cancelled query, which a silent server never confirms."""
+async def _bounded(step: Awaitable[object], seconds: float) -> None:
+    """Await a step of the shutdown for at most `seconds`: asyncpg waits until the server confirms a cancellation, perhaps never."""
     try:
         async with asyncio.timeout(seconds):
-            await ending
+            await step
     except TimeoutError:
-        log.warning("the database did not answer while the service ended")
+        log.warning("a step of the shutdown timed out")
 
 
 async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
@@ -188,7 +188,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
         log_name = await _find_database(foundation)
         key = signing_key(settings, log_name)
         checkpoints = CheckpointWorker.create(settings, key) if settings.tlog else None
-    except Exception as error:  # a service that cannot start logs why and ends, whatever failed
+    except Exception as error:  # a service that cannot start logs the cause and ends, whatever failed
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
             "the service cannot start", extra={"reason": presence.fatal.detail}, exc_info=presence.fatal is not error
@@ -289,9 +289,9 @@ async def _check_database(settings: Settings) -> str:
     try:
         if not settings.unsafe_database:
             await db.refuse_unsafe(connection)
-        log_name = await schema.check(connection, settings.log_name)
-        if reason := await schema.unguarded(connection):
-            log.warning("not guarded against the service's own role", extra={"reason": reason})
+        log_name = await schema.check_and_read_log_name(connection, settings.log_name)
+        if reason := await schema.role_warning(connection):
+            log.warning("the service's role can delete or alter events", extra={"reason": reason})
         return log_name
     finally:
         await connection.close()

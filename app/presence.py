@@ -7,7 +7,7 @@ from functools import partial
 import asyncpg
 
 from app.db import CONNECTION_ERRORS, connect
-from app.errors import DatabaseAway, Fatal
+from app.errors import AuditError, Fatal
 from app.settings import Settings
 from app.workers import WorkerConnection, run_forever
 
@@ -49,7 +49,7 @@ class Presence:
             "presence",
             do_round,
             pause_seconds=_ROUND_SECONDS,
-            failure="the writer could not react to the database's state",
+            failure="a check of the database failed",
         )
 
 
@@ -57,6 +57,6 @@ async def _answers(connection: WorkerConnection) -> bool:
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS), connection.use() as usable:
             await usable.execute("SELECT 1")
-    except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError):
+    except (AuditError, *CONNECTION_ERRORS, asyncpg.PostgresError):
         return False
     return True

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 HEAD = "0005_pre_verify"  # the last file of migrations/versions; a constant, so that start-up does not load Alembic
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
-_SQL = load("schema")
+SQL = load("schema")
 _LOCK = int.from_bytes(b"ds:schem")
 _MIGRATE = "run `datastorage migrate`, or start with `datastorage serve --migrate`"
 
@@ -32,15 +32,15 @@ async def upgrade(database_url: str, log_name: str | None = None) -> None:
     try:
         if await _at_head(connection):
             return
-        await connection.execute(_SQL["lock"], _LOCK)
+        await connection.execute(SQL["lock"], _LOCK)
         if not await _at_head(connection):
             await _migrate(connection, log_name)
     finally:
         await connection.close()
 
 
-async def check(connection: asyncpg.Connection, log_name: str | None) -> str:
-    """The log's name. Raises Fatal, with what to do about it, when the schema or the name is not what this service expects."""
+async def check_and_read_log_name(connection: asyncpg.Connection, log_name: str | None) -> str:
+    """Check the schema's revision and the log's name, and return that name. Fatal, with what to do, if one is not as expected."""
     stored = await _revision(connection)
     if stored is None:
         raise Fatal(f"The database has no schema yet: {_MIGRATE}.")
@@ -48,7 +48,7 @@ async def check(connection: asyncpg.Connection, log_name: str | None) -> str:
         raise Fatal(f"This service is newer than the schema (it needs {HEAD}, found {stored}): {_MIGRATE}.")
     if stored > HEAD:
         raise _older(stored)
-    name: str | None = await connection.fetchval(_SQL["log_name"])
+    name: str | None = await connection.fetchval(SQL["log_name"])
     if name is None:
         raise Fatal(
             "The table logs has no row for log 0: put back its row, with the name that the events were hashed under."
@@ -61,13 +61,13 @@ async def check(connection: asyncpg.Connection, log_name: str | None) -> str:
     return name
 
 
-async def unguarded(connection: asyncpg.Connection) -> str | None:
-    """What the connection's role could do to the events, as text for the log; None when it can do nothing."""
-    role = await connection.fetchrow(_SQL["role_owns_events"])
+async def role_warning(connection: asyncpg.Connection) -> str | None:
+    """What the connection's role can do to the events, as text for the log; None if it does not own them."""
+    role = await connection.fetchrow(SQL["role_owns_events"])
     if role is None or not role["owns"]:
         return None
     return (
-        f"the role {role['role']} owns the tables or is a superuser: whoever has its password can drop them, disable their "
+        f"the role {role['role']} owns the tables or is a superuser: anyone who has its password can drop them, disable their "
         "triggers, and delete or erase events without a trace in the log. Verification finds it; migrations/sql/roles.sql makes "
         "a role that cannot."
     )
@@ -81,8 +81,8 @@ async def _at_head(connection: asyncpg.Connection) -> bool:
 
 
 async def _revision(connection: asyncpg.Connection) -> str | None:
-    exists = await connection.fetchval(_SQL["exists"])
-    stored: str | None = await connection.fetchval(_SQL["revision"]) if exists else None
+    exists = await connection.fetchval(SQL["exists"])
+    stored: str | None = await connection.fetchval(SQL["revision"]) if exists else None
     return stored
 
 
@@ -114,5 +114,5 @@ async def _migrate(connection: asyncpg.Connection, log_name: str | None) -> None
             await alembic_connection.run_sync(run)
     except (asyncpg.PostgresError, DBAPIError) as error:
         raise Fatal(
-            f"The schema could not be brought to {HEAD}, and is unchanged: {getattr(error, 'orig', error)}"
+            f"The schema could not be migrated to {HEAD}, and is unchanged: {getattr(error, 'orig', error)}"
         ) from error

@@ -1,4 +1,4 @@
-"""Serving: uvicorn on every port, and a shutdown that refuses no request that could still be answered."""
+"""Serving: uvicorn on every port, and a shutdown that still answers the requests that arrive during it."""
 
 import asyncio
 import signal
@@ -20,7 +20,7 @@ _BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
-    """When told to stop it is not ready at once, but accepts requests for as long as routers need to notice that."""
+    """After a stop signal the server reports that it is not ready, but accepts requests until routers have had time to notice."""
 
     def __init__(self, settings: Settings, presence: Presence, tls: Certificate | None) -> None:
         self._presence = presence
@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve with TLS on the port of the API only: probes and Prometheus are inside of the cluster."""
+        """Start listening. TLS is on the port of the API only: probes and Prometheus are inside the cluster."""
         assert sockets is not None
         secured = [sock for sock in sockets if self._tls is not None and sock.getsockname()[1] == self._port]
         await super().startup([sock for sock in sockets if sock not in secured])
@@ -57,11 +57,11 @@ class Server(uvicorn.Server):
             assert self._tls is not None
             context = self._tls.context()
             server = await asyncio.get_running_loop().create_server(
-                self._connection, sock=sock, ssl=context, backlog=_BACKLOG
+                self._create_protocol, sock=sock, ssl=context, backlog=_BACKLOG
             )
             self.servers.append(server)
 
-    def _connection(self) -> asyncio.Protocol:
+    def _create_protocol(self) -> asyncio.Protocol:
         protocol_class: Any = self.config.http_protocol_class
         protocol: asyncio.Protocol = protocol_class(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, presence: Presence) -> None:
-    """Serve until told to stop. Raises Fatal when the service cannot start, or cannot continue."""
+    """Serve until a stop signal. Raises Fatal when the service cannot start, or cannot continue."""
     sockets = [
         _listen(settings.host, port)
         for port in dict.fromkeys((settings.port, settings.health_port, settings.metrics_port))

@@ -45,7 +45,7 @@ class Certificate:
 
 
 def _log_change(_: ssl.SSLContext) -> None:
-    log.info("certificate read again")
+    log.info("certificate reloaded")
 
 
 def _log_failure(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""A value that is read from files which an operator may change while the service runs. It is read again when they change."""
+"""A value that is read from files which an operator may change while the service runs. It is reloaded when they change."""
 
 import time
 from collections.abc import Callable, Sequence

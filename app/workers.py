@@ -15,7 +15,7 @@ from app.metrics import WORKER_FAILURES
 Round = Callable[[], Awaitable[float | None]]
 """One round of work. It may return how many seconds to wait before the next one."""
 
-_WITHOUT_TRACEBACK = (AuditError, *CONNECTION_ERRORS, asyncpg.PostgresError)
+_EXPECTED = (AuditError, *CONNECTION_ERRORS, asyncpg.PostgresError)
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ async def run_forever(
     """Do a round, wait, and repeat, for as long as the process runs.
 
     A round that raises is counted in the worker's metric under `name`, unless the error is one of `uncounted`, logged as
-    `failure`, and repeated after `retry_seconds`, or after `pause_seconds` if that is None.
+    `failure`, and repeated after `retry_seconds`, or after `pause_seconds` if that is None. What a database that is away can
+    raise is a warning; anything else is an error with its traceback.
     """
     while True:
         try:
@@ -40,7 +41,11 @@ async def run_forever(
         except Exception as error:  # top of a loop that has to outlive every failure
             if not isinstance(error, uncounted):
                 WORKER_FAILURES.labels(worker=name).inc()
-            log.warning(failure, extra={"error": repr(error)}, exc_info=not isinstance(error, _WITHOUT_TRACEBACK))
+            extra = {"worker": name, "error": repr(error)}
+            if isinstance(error, _EXPECTED):
+                log.warning(failure, extra=extra)
+            else:
+                log.exception(failure, extra=extra)
             pause = retry_seconds
         await asyncio.sleep(pause_seconds if pause is None else pause)
 

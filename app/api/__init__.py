@@ -1,16 +1,17 @@
 """HTTP: a request comes in, is parsed and checked, calls one function of a station, and goes out as a response.
 
 The way of a request: the front (id, limits, access control) → the handler (parses the body, or the query string into a
-query) → one function of ingest, query, verify, export, retention or tlog, with what `service_of` gives → JSON. Every error
+query) → one function of ingest, query, verify, export, retention or tlog, with what `service_of` returns → JSON. Every error
 on this way is an AuditError, and becomes a problem document. Guaranteed: a guarded path answers only callers with the verb
-`get`; a request that is not valid has changed nothing; a 201 is committed, a 202 is safe on disk; no handler runs a query
-before the database has been seen (503 until then). A new filter of events goes into query/filter.py: the query string and
-the OpenAPI document follow its model.
+`get`; a request that is not valid has changed nothing; 201 means committed, or for a batch during an outage on disk (fsync),
+and 202 on disk, for a single event or a notification; no handler runs a query before the database has been seen (503 until
+then). A new filter of events goes into query/filter.py: the query string and the OpenAPI document follow its model. If its
+value is not text, it also needs a reader in events.py.
 
 On the way of every request:
 front.py          what every request and response passes: id, limits, access control, errors, metrics, access log
 access.py         which verb each route requires, who is admitted, what the caller is called, audit of reads
-service.py        the one object with everything that handlers need, and the function that gives it
+service.py        the one object with everything that handlers need, and the function that returns it
 browser.py        security headers and CORS
 proxies.py        the client's address, from X-Forwarded-For of trusted proxies
 ratelimit.py      how often one caller may read

@@ -1,8 +1,8 @@
 """Access control: which verb each route requires, who is admitted, and under which name they are recorded.
 
-A request under GUARDED must carry a token whose owner has the verb `get`; nothing else of it is looked at before, not even
-whether its path exists. A route that writes checks its own verb with `authorize`, once it has found its request valid.
-Every refusal is one log record and one count.
+A request under GUARDED_PREFIX must carry a token whose owner has the verb `get`. Before that only the front's own checks run:
+CORS preflight, size of the head and Content-Length (front.py); whether the path exists is not checked. A route that writes
+checks its own verb with `authorize`, once it has found its request valid. Every refusal is one log record and one count.
 """
 
 import logging
@@ -23,8 +23,8 @@ from app.settings import Settings
 if TYPE_CHECKING:
     from app.api.ratelimit import ReadLimit
 
-GUARDED = "/api/v1/"
-OPEN = frozenset(
+GUARDED_PREFIX = "/api/v1/"
+OPEN_PATHS = frozenset(
     {
         *("/healthz", "/livez", "/readyz", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"),
         *("/tlog/checkpoint", "/tlog/key", "/tlog/tile/{tile}"),  # hashes and sizes only; a setting closes them
@@ -77,12 +77,12 @@ log = logging.getLogger(__name__)
 
 
 def check_routes(app: FastAPI) -> None:
-    """Fatal if a route is neither in OPEN nor in ROUTE_ACCESS: nobody has decided who may call it."""
+    """Fatal if a route is neither in OPEN_PATHS nor in ROUTE_ACCESS: nobody has decided who may call it."""
     for route in app.router.routes:
         assert isinstance(route, Route)
         for method in route.methods or ():
-            is_listed = (method, route.path_format) in ROUTE_ACCESS and route.path.startswith(GUARDED)
-            if route.path_format not in OPEN and not is_listed:
+            is_listed = (method, route.path_format) in ROUTE_ACCESS and route.path.startswith(GUARDED_PREFIX)
+            if route.path_format not in OPEN_PATHS and not is_listed:
                 raise Fatal(
                     f"{method} {route.path_format} is not in ROUTE_ACCESS of app/api/access.py: add it with its verb."
                 )
@@ -150,7 +150,7 @@ async def _write_read_event(request: Request, caller: Caller | None) -> None:
 
 
 def _bearer_token(authorization: bytes | None) -> str:
-    """The bearer token of an Authorization header. Raises Unauthorized in the words of the contract."""
+    """The bearer token of an Authorization header. Raises Unauthorized with the texts of the contract."""
     if not authorization:
         raise Unauthorized("Missing Authorization header")
     if not authorization.startswith(b"Bearer "):
@@ -184,8 +184,8 @@ def caller_name(request: Request) -> str:
     return "" if caller is None else caller.identity.name
 
 
-def person_name(request: Request) -> str | None:
-    """The actor of what this request posts, whatever its body says; None where the body names the actor."""
+def actor_override(request: Request) -> str | None:
+    """The actor of what this request posts, also if its body names another one; None where the body names the actor."""
     caller: Caller | None = request.scope["state"].get("caller")
     return caller.identity.name if caller is not None and caller.identity.person else None
 

@@ -83,7 +83,7 @@ def wrong_type(media_type: str, expected: str) -> BadRequest:
 
 def too_large(request: Request, bytes_max: int) -> TooLarge:
     """The refusal of a body for its Content-Length."""
-    return TooLarge(f"The body has {request.headers['content-length']} bytes; this route takes at most {bytes_max}.")
+    return TooLarge(f"The body has {request.headers['content-length']} bytes; this route accepts at most {bytes_max}.")
 
 
 async def _read(request: Request, bytes_max: int, reservation: Reservation | None) -> bytes:
@@ -96,7 +96,7 @@ async def _read(request: Request, bytes_max: int, reservation: Reservation | Non
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > bytes_max:
-            raise TooLarge(f"The body has more than the {bytes_max} bytes that this route takes.")
+            raise TooLarge(f"The body has more than the {bytes_max} bytes that this route accepts.")
         if reservation is not None:
             reservation.add(len(chunk))
         if not message.get("more_body", False):

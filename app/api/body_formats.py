@@ -25,15 +25,15 @@ class BodyFormat:
         self._catalog = catalog
         self._cloud_events = cloud_events
 
-    def draft_single(self, document: Document) -> Draft:
+    def parse_single(self, document: Document) -> Draft:
         """The draft of a body that is one event. BadRequest with the names that the client has sent."""
         try:
-            return self.draft_item(document.value, "", plain=document.plain, depth=document.depth)
+            return self.parse_item(document.value, "", plain=document.plain, depth=document.depth)
         except BadRequest as error:
-            raise self.renamed(error) from None
+            raise self.with_client_names(error) from None
 
-    def draft_item(self, value: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
-        """The draft of one item. BadRequest has the names of ADR-034 until it is `renamed`."""
+    def parse_item(self, value: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
+        """The draft of one item. BadRequest has the names of ADR-034: pass it to `with_client_names`."""
         if self._cloud_events is None:
             return check_item(self._catalog, value, pointer, plain=plain, depth=depth)
         item, bad_attributes = self._cloud_events.item(value, pointer)
@@ -43,12 +43,12 @@ class BodyFormat:
                 raise bad_fields(bad_attributes)
         with faults:
             # One level more: in binary mode the body is the payload alone.
-            drafted = check_item(self._catalog, item, pointer, plain=plain, depth=depth + 1)
+            draft = check_item(self._catalog, item, pointer, plain=plain, depth=depth + 1)
             if not bad_attributes:
-                return drafted
+                return draft
         raise faults.error()
 
-    def renamed(self, error: BadRequest) -> BadRequest:
+    def with_client_names(self, error: BadRequest) -> BadRequest:
         """`error` with the names of members that the client has sent."""
         return error if self._cloud_events is None else self._cloud_events.with_pointers_as_sent(error)
 

@@ -74,7 +74,7 @@ class NotAssessed(AuditError):
 
 
 class AssessmentsNotRead(DatabaseFailed):
-    """The assessments could not be read; the service's log says why."""
+    """The assessments could not be read; see the service's log."""
 
     slug = "effectiveness/query-error"
 

@@ -121,14 +121,14 @@ class ExportedPage(BaseModel):
 
 
 class ExportQueryFailed(AuditError):
-    """The events could not be read; the service's log says why."""
+    """The events could not be read; see the service's log."""
 
     slug = "export/query-failed"
     title = "Export Failed"
 
 
 class ExportBuildFailed(AuditError):
-    """The export could not be signed; the service's log says why."""
+    """The export could not be signed; see the service's log."""
 
     slug = "export/build-failed"
     title = "Export Failed"

@@ -1,9 +1,10 @@
 """The front: the outermost ASGI application, which every request passes first and every response last.
 
 In this order it gives the request an id, reads the client's address and trace context, answers CORS preflights, refuses
-heads, queries and announced bodies that are too large, and has access control admit the request (app/api/access.py). Then it
-calls the handler: for the two POST paths of events directly, for all others through the framework. Errors become problem
-documents. On the way back it adds headers to the response, and records the request in the metrics and the access log.
+heads and queries that are too large and bodies whose Content-Length is too large, and has access control admit the request
+(app/api/access.py). Then it calls the handler: for the two POST paths of events directly, for all others through the
+framework. Errors become problem documents. On the way back it adds headers to the response, and records the request in the
+metrics and the access log.
 
 It works under any ASGI server: what the specification calls optional in a scope may be absent.
 """
@@ -21,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics, tracing
-from app.api.access import GUARDED, AccessControl
+from app.api.access import GUARDED_PREFIX, AccessControl
 from app.api.body import ClientDisconnected, too_large
 from app.api.body_formats import BATCH_PATH
 from app.api.browser import BrowserHeaders
@@ -36,7 +37,7 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 # W3C trace context: ids of zeros and version ff are invalid, and later versions may have further fields.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 # Headers in which proxies name the user. Here only a token does, so nothing after the front may see one of these.
-_IDENTITY = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
+_IDENTITY_HEADERS = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 log = logging.getLogger(__name__)
@@ -45,19 +46,19 @@ log = logging.getLogger(__name__)
 class Front:
     """Wraps the framework's application.
 
-    `direct` maps (method, path) to endpoints that are called without the framework's middleware, which costs a third of the
-    rate of single posts. They are routes of `app` too, so that the OpenAPI document shows them.
+    `direct_endpoints` maps (method, path) to endpoints that are called without the framework's middleware, which costs a third
+    of the rate of single posts. They are routes of `app` too, so that the OpenAPI document shows them.
     """
 
     def __init__(
         self,
         app: FastAPI,
-        direct: dict[tuple[str, str], Endpoint],
+        direct_endpoints: dict[tuple[str, str], Endpoint],
         access_control: AccessControl,
         settings: Settings,
     ) -> None:
         self.app = app
-        self._direct = direct
+        self._direct_endpoints = direct_endpoints
         self._access_control = access_control
         self._settings = settings
         self._browser_headers = BrowserHeaders(settings)
@@ -90,7 +91,7 @@ class Front:
 
         try:
             with tracing.request(scope["method"], scope["state"].get("trace")) as span:
-                response = await self._early_response(Request(scope, receive), request_headers, extra_headers)
+                response = await self._respond(Request(scope, receive), request_headers, extra_headers)
                 await (response or self.app)(scope, receive, send_with_headers)
                 if span is not None:
                     scope["state"]["trace_id"] = tracing.trace_id()
@@ -107,8 +108,8 @@ class Front:
         if scope.get("raw_path") is None:
             scope["raw_path"] = quote(scope["path"]).encode()
         headers = dict(reversed(scope["headers"]))
-        if any(name.startswith(_IDENTITY) for name in headers):
-            scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY)]
+        if any(name.startswith(_IDENTITY_HEADERS) for name in headers):
+            scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY_HEADERS)]
         sent_id = headers.get(b"x-request-id", b"")
         state["request_id"] = sent_id.decode() if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
         if trace := _TRACEPARENT.fullmatch(headers.get(b"traceparent", b"")):
@@ -121,10 +122,10 @@ class Front:
             scope["client"] = (self._trusted_proxies.client_address(client[0], hops), client[1])
         return headers
 
-    async def _early_response(
+    async def _respond(
         self, request: Request, request_headers: Mapping[bytes, bytes], extra_headers: list[tuple[bytes, bytes]]
     ) -> Response | None:
-        """The response if the framework is not needed for it: a preflight, a refusal, or that of a direct endpoint.
+        """The response of a preflight, a refusal or a direct endpoint. None if the request goes to the framework.
 
         Appends to `extra_headers` those that access control gives.
         """
@@ -134,17 +135,17 @@ class Front:
                 return preflight
             self._check_head(scope)
             self._check_content_length(request, request_headers)
-            if scope["path"].startswith(GUARDED):
+            if scope["path"].startswith(GUARDED_PREFIX):
                 fields = await self._access_control.admit(request, request_headers.get(b"authorization"))
                 extra_headers += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
-            endpoint = self._direct.get((scope["method"], scope["path"]))
+            endpoint = self._direct_endpoints.get((scope["method"], scope["path"]))
             if endpoint is not None:
                 return await endpoint(request)
         except AuditError as error:
             return problem_response(request, error)
         except ClientDisconnected:
             raise
-        except Exception:  # the client gets a problem document whatever failed, and the log says why
+        except Exception:  # the client gets a problem document whatever failed, and the log has the cause
             log.exception("a request failed unexpectedly")
             return problem_response(request, AuditError())
         return None
@@ -165,7 +166,7 @@ class Front:
             raise too_large(request, bytes_max)
 
     def _route(self, scope: Scope) -> str:
-        is_direct = (scope["method"], scope["path"]) in self._direct
+        is_direct = (scope["method"], scope["path"]) in self._direct_endpoints
         return scope["path"] if is_direct else getattr(scope.get("route"), "path", "unknown")
 
     def _record(self, scope: Scope, status: int, size: int, seconds: float) -> None:

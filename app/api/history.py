@@ -135,7 +135,7 @@ class InvalidParameter(BadRequest):
 
 
 class HistoryNotRead(DatabaseFailed):
-    """The history could not be read; the service's log says why."""
+    """The history could not be read; see the service's log."""
 
     slug = "query-error"
 

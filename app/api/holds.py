@@ -264,7 +264,7 @@ def _release_order(request: Request, body: CorrelationToRelease) -> HoldOrder:
     return HoldOrder(caller_name(request) or ANONYMOUS, body["release_reason"])
 
 
-def _released(released: holds.Released, order: HoldOrder) -> dict[str, Any]:
+def _released(released: holds.Release, order: HoldOrder) -> dict[str, Any]:
     return {
         "events_released": released.events,
         "released_by": order.by,

@@ -23,7 +23,16 @@ from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields, by_member_name
 from app.ingest.claim import Claim
-from app.ingest.notifications import Channel, Notification, PostedNotification, Status, Stored, checked, shaped, write
+from app.ingest.notifications import (
+    Channel,
+    GeneratedColumns,
+    Notification,
+    PostedNotification,
+    Status,
+    check_notification,
+    parse_notification,
+    write,
+)
 from app.query.cursor import NumberedCursor
 from app.query.filter import LIMIT_MAX
 from app.query.notifications import NotificationQuery, page
@@ -86,9 +95,9 @@ async def post_notification(request: Request) -> Response:
         raise
     if not isinstance(document.value, dict):
         raise bad_fields({"": f"expected an object, got {kind_of(document.value)}"})
-    posted, sent_at = shaped(document.value)
+    posted, sent_at = parse_notification(document.value)
     await authorize(request)
-    notification = checked(posted, sent_at, datetime.now(UTC))
+    notification = check_notification(posted, sent_at, datetime.now(UTC))
     claim = None
     if key := idempotency.key_of(request):
         digest = sha256(canonical(document.value, plain=document.plain)).digest()
@@ -107,14 +116,14 @@ async def post_notification(request: Request) -> Response:
     return json_response(_stored_notification(notification, *stored), 201)
 
 
-async def _write(request: Request, notification: Notification, claim: Claim | None) -> Stored | None:
+async def _write(request: Request, notification: Notification, claim: Claim | None) -> GeneratedColumns | None:
     """Store the notification in Postgres, else in the spool, in order with what waits there.
 
     None once it is safe in the spool. Whether Postgres has it too may be unknown then; replay finds out.
     """
     service = service_of(request)
     writer, spool = service.writer, service.spool
-    with writer.running(claim):
+    with writer.exclusive(claim):
         if spool is not None and await spool.has_notification(notification, claim):
             return None
         try:

@@ -19,17 +19,17 @@ from starlette.responses import Response
 
 from app import metrics
 from app.api import body_formats, idempotency
-from app.api.access import authorize, caller_name, person_name
+from app.api.access import actor_override, authorize, caller_name
 from app.api.body import JSON, Reservation, json_response, read_body
 from app.api.body_formats import BodyFormat
 from app.api.service import Endpoint, foundation_of, service_of
 from app.errors import BadRequest, BatchTooLarge, DatabaseFailed
 from app.events import canonical, cloudevents
 from app.events.explain import Faults
-from app.ingest import parents
 from app.ingest.accept import Acceptance, Draft, computed_ids, single_id
 from app.ingest.claim import Claim
-from app.ingest.submission import prepare
+from app.ingest.parents import find_parent_dates
+from app.ingest.submission import new_submission
 
 _SLICE_SECONDS = 0.005
 _LARGE_BYTES = 256 * 1024
@@ -61,8 +61,8 @@ class BatchCreated(BaseModel):
     message: str
 
 
-class ParentsNotRead(DatabaseFailed):
-    """The events named as parents could not be looked up; the service's log says why."""
+class ParentLookupFailed(DatabaseFailed):
+    """The events named as parents could not be looked up; see the service's log."""
 
     slug = "query-error"
 
@@ -77,14 +77,14 @@ async def post_event(request: Request) -> Response:
     body, media_type = await read_body(request, settings.body_bytes_max)
     body_format = body_formats.single_format(request, media_type)
     document = canonical.parse(body)
-    drafted = body_format.draft_single(document)
+    draft = body_format.parse_single(document)
     claim = None
-    event_id = single_id(drafted)
+    event_id = single_id(draft)
     if key := idempotency.key_of(request):
         digest = hashlib.sha256(canonical.canonical(document.value, plain=document.plain)).digest()
         claim = idempotency.claim_of(request, caller_name(request), key, digest)
-        event_id = computed_ids([drafted], caller_name(request), idempotency.id_source(request, key))[0]
-    posted = _PostedEvents(body_format, [drafted], [event_id], claim)
+        event_id = computed_ids([draft], caller_name(request), idempotency.id_source(request, key))[0]
+    posted = _PostedEvents(body_format, [draft], [event_id], claim)
     try:
         is_spooled = await _submit(request, posted, settings.single_deadline_ms)
     except DatabaseFailed as error:
@@ -94,11 +94,11 @@ async def post_event(request: Request) -> Response:
     if is_spooled:
         message = "Audit event accepted: the database is away, and the event is queued on disk"
         return json_response({"event_id": str(event_id), "status": "accepted", "message": message}, 202)
-    _observe_lag(drafted)
+    _observe_lag(draft)
     return json_response(
         {
             "event_id": str(event_id),
-            "event_timestamp": f"{drafted.timestamp:%Y-%m-%dT%H:%M:%SZ}",
+            "event_timestamp": f"{draft.timestamp:%Y-%m-%dT%H:%M:%SZ}",
             "message": "Audit event created successfully",
         },
         201,
@@ -149,16 +149,18 @@ async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> 
     service = service_of(request)
     now = asyncio.get_running_loop().time()
     try:
-        parent_dates = await parents.find(service.engine, service.writer, posted.drafts, now + deadline_ms / 2000)
+        parent_dates = await find_parent_dates(service.engine, service.writer, posted.drafts, now + deadline_ms / 2000)
     except DatabaseFailed as error:
-        raise ParentsNotRead from (error.__cause__ or error)
+        raise ParentLookupFailed from (error.__cause__ or error)
     trace_id, span_id = request.scope["state"].get("trace", (None, None))
-    acceptance = Acceptance(datetime.now(UTC), parent_dates, service.log_name, person_name(request), trace_id, span_id)
+    acceptance = Acceptance(
+        datetime.now(UTC), parent_dates, service.log_name, actor_override(request), trace_id, span_id
+    )
     try:
-        submission = await prepare(posted.drafts, posted.ids, acceptance, posted.claim)
+        submission = await new_submission(posted.drafts, posted.ids, acceptance, posted.claim)
         return await service.writer.submit(submission, now + deadline_ms / 1000)
     except BadRequest as error:
-        raise posted.body_format.renamed(error) from None
+        raise posted.body_format.with_client_names(error) from None
 
 
 async def _parse_batch(body: bytes, reader: "_BatchReader", path: str) -> tuple[list[Draft], str]:
@@ -208,13 +210,13 @@ class _BatchReader:
     def add(self, value: Any, *, plain: bool, depth: int) -> None:
         with self._faults:
             if self.count < self.events_max and not self._faults.full:
-                self._drafts.append(self._body_format.draft_item(value, f"/{self.count}", plain=plain, depth=depth))
+                self._drafts.append(self._body_format.parse_item(value, f"/{self.count}", plain=plain, depth=depth))
         self.count += 1
 
     def drafts(self) -> list[Draft]:
         """The drafts of all items. BadRequest if any item has a fault."""
         if self._faults.fields:
-            raise self._body_format.renamed(self._faults.error())
+            raise self._body_format.with_client_names(self._faults.error())
         return self._drafts
 
 
@@ -233,9 +235,9 @@ def _release_memory() -> None:
         _malloc_trim(0)
 
 
-def _observe_lag(drafted: Draft) -> None:
-    category = drafted.posted["event_category"]
-    lag = (datetime.now(UTC) - drafted.timestamp).total_seconds()
+def _observe_lag(draft: Draft) -> None:
+    category = draft.posted["event_category"]
+    lag = (datetime.now(UTC) - draft.timestamp).total_seconds()
     metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER_CATEGORIES else category).observe(max(lag, 0.0))
 
 

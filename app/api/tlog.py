@@ -58,7 +58,7 @@ async def key(request: Request) -> Response:
 
 
 def no_checkpoint(request: Request) -> NotFound:
-    """The refusal that says why there is no checkpoint."""
+    """The answer to a request for a checkpoint that does not exist, with the reason."""
     if service_of(request).signing_key is None:
         return NotFound("No checkpoints are signed: the service has no DATASTORAGE_CHECKPOINT_KEY_FILE.")
     return NotFound("No checkpoint was signed yet: nothing was written so far.")

@@ -70,7 +70,7 @@ class ChainVerified(BaseModel):
 
 
 class VerificationFailed(AuditError):
-    """The chain could not be read; the service's log says why."""
+    """The chain could not be read; see the service's log."""
 
     slug = "verify-chain/internal-error"
     title = "Verification Failed"

@@ -26,7 +26,7 @@ class Identity:
     verbs: frozenset[str] | None = frozenset()
     """Its verbs; None where Kubernetes is asked about each verb."""
     person: bool = False
-    """A human: the actor of everything it posts, whatever the body says."""
+    """A human: the actor of everything it posts, also if the body names another one."""
     audited: bool = False
     """Its reads are recorded, if the settings ask for it."""
     expires: float = inf

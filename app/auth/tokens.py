@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class TokenFile:
-    """The tokens of the file, read again when it changes.
+    """The tokens of the file, reloaded when it changes.
 
     While a changed file cannot be read, the tokens of the last readable one are valid; the log and a metric report it.
     """
@@ -44,7 +44,7 @@ class TokenFile:
 
 
 def _log_change(identities: dict[bytes, Identity]) -> None:
-    log.info("tokens read again", extra={"tokens": len(identities)})
+    log.info("tokens reloaded", extra={"tokens": len(identities)})
 
 
 def _log_failure(path: Path, error: Exception) -> None:

@@ -65,8 +65,8 @@ class EmbeddedPostgres:
         """Start a server on the data, which is created at the first start. Returns when the server accepts connections.
 
         `tcp_port` adds that port on 127.0.0.1, which nobody can use before the role has a password. Without `durable`, a
-        crash of the machine loses the data. Fatal says what to do. Call it from the main thread: the server ends with the
-        thread that started it.
+        crash of the machine loses the data. Raises Fatal. Call it from the main thread: the server ends with the thread that
+        started it.
         """
         assert threading.current_thread() is threading.main_thread()
         path = state_dir(data_dir)

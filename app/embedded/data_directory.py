@@ -146,7 +146,7 @@ def _refuse_other_major(data: Path) -> None:
     major = (data / "PG_VERSION").read_text("ascii").strip()
     if major != str(MAJOR):
         raise Fatal(
-            f"{data} was written by Postgres {major}, and this DataStorage brings Postgres {MAJOR}, which cannot open it. "
+            f"{data} was written by Postgres {major}, and this DataStorage includes Postgres {MAJOR}, which cannot open it. "
             f"Nothing was changed. Run Postgres {major} on it, `pg_dump` it and load the dump into a new directory, or begin "
             "with an empty one: DATASTORAGE_DATA_DIR names the directory to use."
         )

@@ -30,10 +30,11 @@ _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.D
 
 @dataclass(slots=True)
 class Document:
-    """One JSON value. If `plain`, orjson's sorted bytes of it, and of any part of it, are its canonical form."""
+    """One JSON value."""
 
     value: Any
     plain: bool
+    """orjson, with sorted keys, writes the canonical form of the value and of each part of it."""
     depth: int
     """Levels of arrays and objects: 0 for a scalar, 1 for `{}`."""
 
@@ -58,22 +59,22 @@ def parse_items(body: bytes) -> Iterator[Document]:
     wide_keys, bad_text = _may_have_wide_keys(body), _may_have_bad_text(body)
     text = _decode(body)
     del body
-    at = _skip_whitespace(text, 0)
-    if not text.startswith("[", at):
+    index = _skip_whitespace(text, 0)
+    if not text.startswith("[", index):
         raise BadRequest(f"body: expected a JSON array, got {kind_of(parse(text.encode()).value)}")
-    at = _skip_whitespace(text, at + 1)
-    index = 0
-    closed = text.startswith("]", at)
+    index = _skip_whitespace(text, index + 1)
+    number = 0
+    closed = text.startswith("]", index)
     while not closed:
-        value, end = _parse_value(text, at)
-        yield _checked_document(value, f"/{index}", wide_keys=wide_keys, bad_text=bad_text)
-        at = _skip_whitespace(text, end)
-        closed = text.startswith("]", at)
-        if not closed and not text.startswith(",", at):
-            raise _syntax_error("Expecting ',' delimiter", text, at)
-        at = at if closed else _skip_whitespace(text, at + 1)
-        index += 1
-    _expect_end(text, at + 1)
+        value, end = _parse_value(text, index)
+        yield _checked_document(value, f"/{number}", wide_keys=wide_keys, bad_text=bad_text)
+        index = _skip_whitespace(text, end)
+        closed = text.startswith("]", index)
+        if not closed and not text.startswith(",", index):
+            raise _syntax_error("Expecting ',' delimiter", text, index)
+        index = index if closed else _skip_whitespace(text, index + 1)
+        number += 1
+    _expect_end(text, index + 1)
 
 
 def loads(text: str | bytes) -> Any:
@@ -243,18 +244,18 @@ def _decode(body: bytes) -> str:
         raise BadRequest(f"body: expected JSON in UTF-8, got invalid bytes at byte {error.start}") from None
 
 
-def _skip_whitespace(text: str, at: int) -> int:
-    return WHITESPACE.match(text, at).end()  # type: ignore[no-any-return]  # untyped
+def _skip_whitespace(text: str, index: int) -> int:
+    return WHITESPACE.match(text, index).end()  # type: ignore[no-any-return]  # untyped
 
 
-def _parse_value(text: str, at: int) -> tuple[Any, int]:
-    """The value that starts at `at`, and the index of its end."""
+def _parse_value(text: str, index: int) -> tuple[Any, int]:
+    """The value that starts at `index`, and the index of its end."""
     try:
-        return _REQUEST_DECODER.raw_decode(text, at)
+        return _REQUEST_DECODER.raw_decode(text, index)
     except json.JSONDecodeError as error:
         raise _syntax_error(error.msg, text, error.pos) from None
     except _NotANumber as error:
-        position = next(match.start() for match in _TOKEN.finditer(text, at) if match[0].startswith(error.token))
+        position = next(match.start() for match in _TOKEN.finditer(text, index) if match[0].startswith(error.token))
         raise _syntax_error(f"{error.token} is not a JSON number", text, position) from None
     except RecursionError:
         raise _nesting_error() from None
@@ -269,14 +270,14 @@ def _checked_document(value: Any, pointer: str, *, wide_keys: bool, bad_text: bo
     return Document(value, sort_alike and not unsafe, depth)
 
 
-def _expect_end(text: str, at: int) -> None:
-    at = _skip_whitespace(text, at)
-    if at != len(text):
-        raise _syntax_error("Extra data", text, at)
+def _expect_end(text: str, index: int) -> None:
+    index = _skip_whitespace(text, index)
+    if index != len(text):
+        raise _syntax_error("Extra data", text, index)
 
 
-def _syntax_error(message: str, text: str, at: int) -> BadRequest:
-    error = json.JSONDecodeError(message, text, at)
+def _syntax_error(message: str, text: str, index: int) -> BadRequest:
+    error = json.JSONDecodeError(message, text, index)
     return BadRequest(f"body: expected JSON, got an error at line {error.lineno} column {error.colno}: {message}")
 
 

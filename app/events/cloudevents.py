@@ -129,7 +129,7 @@ class CloudEventReader:
 
 
 def is_binary(headers: Headers) -> bool:
-    """Whether these headers say that the body is the data of a CloudEvent."""
+    """Whether these headers declare that the body is the data of a CloudEvent."""
     return any(name == b"ce-specversion" for name, _ in headers)
 
 

@@ -49,7 +49,7 @@ def custom_types(files: Mapping[str, bytes]) -> list[CustomType]:
 
 
 class _UnusableFile(ValueError):
-    """A file that cannot be registered; the message says why."""
+    """A file that cannot be registered; the message is the reason."""
 
 
 def _types(stem: str, text: bytes) -> Iterator[CustomType]:

@@ -61,13 +61,13 @@ def commitment_of(row: Row, *, stored: bool = True) -> bytes:
     return commitment(_bytes_or_none(row.get("payload_salt")) or b"", committed_jcs(row, stored=stored))
 
 
-def stored_hash(row: Row, log: str, *, stored: bool = True) -> str:
-    """The leaf hash, in hex, of the record that is computed from a row of the log named `log`."""
-    return record_leaf_hash(record(row, log, commitment_of(row, stored=stored))).hex()
+def stored_hash(row: Row, log_name: str, *, stored: bool = True) -> str:
+    """The leaf hash, in hex, of the record that is computed from a row of the log named `log_name`."""
+    return record_leaf_hash(record(row, log_name, commitment_of(row, stored=stored))).hex()
 
 
-def record(row: Row, log: str, commitment: bytes) -> dict[str, Any]:
-    """The record of `row` in the log named `log`, members in JCS order.
+def record(row: Row, log_name: str, commitment: bytes) -> dict[str, Any]:
+    """The record of `row` in the log named `log_name`, members in JCS order.
 
     The flush sets its log_index, chain_index and previous_event_hash (None for the first of a chain) later.
     """
@@ -89,7 +89,7 @@ def record(row: Row, log: str, commitment: bytes) -> dict[str, Any]:
         "event_type": row["event_type"],
         "event_version": row["event_version"],
         "is_sensitive": get("is_sensitive"),
-        "log": log,
+        "log": log_name,
         "log_index": get("log_index"),
         "namespace": get("namespace"),
         "parent_event_date": None if parent_event_date is None else parent_event_date.isoformat(),

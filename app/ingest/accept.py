@@ -50,8 +50,8 @@ class Acceptance(NamedTuple):
     parents: Mapping[UUID, date | None]
     """Dates of the parents that were found; None where the client sent none and Postgres was away."""
     log_name: str
-    person: str | None = None
-    """The person who posts: the actor of every event, whatever the body says. None if the body names the actor."""
+    actor_override: str | None = None
+    """The person who posts: the actor of every event, also if the body names another one. None if the body names the actor."""
     trace_id: str | None = None
     span_id: str | None = None
     """Of the caller, from its traceparent header."""
@@ -66,7 +66,7 @@ class Event:
     row: tuple[Any, ...]
     record: dict[str, Any]
     digest: bytes | None
-    size: int
+    payload_bytes: int
 
     @property
     def date(self) -> date:
@@ -88,7 +88,7 @@ def _check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth
     posted = check_envelope(item, pointer)
     payload = posted["event_data"]
     # First: it bounds the length of what the check of the payload may have to report.
-    text = _payload_text(payload, pointer, plain=plain, depth=depth)
+    text = _canonical_payload(payload, pointer, plain=plain, depth=depth)
     event_type = catalog.check_payload(posted["event_type"], payload, pointer + "/event_data")
     event_timestamp = parse_timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
     event_id, parent_id = posted.get("event_id"), posted.get("parent_event_id")
@@ -110,7 +110,7 @@ def _check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth
 
 
 def _count_deviations(event_type: EventType | None, posted: PostedEvent) -> None:
-    """Count what is accepted although the catalog has it differently."""
+    """Count valid items of a type that is not in the catalog, or that differ from the catalog."""
     if event_type is None:
         metrics.UNKNOWN_EVENT_TYPES.inc()
         return
@@ -129,16 +129,16 @@ def _faults(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: in
     payload, outer_type = get("event_data"), get("event_type")
     if isinstance(payload, dict):
         with faults:
-            _payload_text(payload, pointer, plain=plain, depth=depth)
+            _canonical_payload(payload, pointer, plain=plain, depth=depth)
             catalog.check_payload(outer_type if isinstance(outer_type, str) else "", payload, pointer + "/event_data")
-    for name, decode in _DECODED.items():
+    for name, decode in _PARSERS.items():
         if isinstance(text := get(name), str):
             with faults:
                 decode(text, f"{pointer}/{name}")
     return faults.error()
 
 
-_DECODED: dict[str, Callable[[str, str], object]] = {
+_PARSERS: dict[str, Callable[[str, str], object]] = {
     "event_timestamp": parse_timestamp,
     "parent_event_date": parse_date,
     "actor_ip": parse_address,
@@ -147,7 +147,7 @@ _DECODED: dict[str, Callable[[str, str], object]] = {
 }
 
 
-def _payload_text(payload: dict[str, Any], pointer: str, *, plain: bool, depth: int) -> bytes:
+def _canonical_payload(payload: dict[str, Any], pointer: str, *, plain: bool, depth: int) -> bytes:
     text = canonical(payload, plain=plain)
     if len(text) > PAYLOAD_BYTES_MAX:
         message = f"expected a size of at most {PAYLOAD_BYTES_MAX} bytes, got {len(text)}"
@@ -159,7 +159,7 @@ def _payload_text(payload: dict[str, Any], pointer: str, *, plain: bool, depth: 
 
 
 def accept(drafts: Sequence[Draft], event_ids: Sequence[UUID], acceptance: Acceptance) -> list[Event]:
-    """The events of `drafts`, with these ids, `acceptance.now` as recorded_at, and new salts. All of it stays, whatever follows."""
+    """The events of `drafts`, with these ids, `acceptance.now` as recorded_at, and new salts. None of this changes later."""
     salts = os.urandom(16 * len(drafts))
     return [
         _event(draft, event_id, salts[16 * i : 16 * i + 16], acceptance)
@@ -173,7 +173,7 @@ def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) ->
     category, correlation_id = posted["event_category"], posted["correlation_id"]
     retention_days = posted.get("retention_days") or RETENTION_DAYS
     actor = get("actor_type", "service"), get("actor_id", category + "-service")
-    actor_type, actor_id = actor if acceptance.person is None else ("user", acceptance.person)
+    actor_type, actor_id = actor if acceptance.actor_override is None else ("user", acceptance.actor_override)
     row: dict[str, Any] = {
         "event_id": event_id,
         "event_version": posted["version"],

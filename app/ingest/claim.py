@@ -7,7 +7,7 @@ from app.errors import KeyReused
 
 
 class Claim(NamedTuple):
-    """What an Idempotency-Key promises: the same answer again for the same body, until it expires."""
+    """One use of an Idempotency-Key: the digest of the first body, until it expires."""
 
     scope: str
     """Method, path and caller."""

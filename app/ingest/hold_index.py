@@ -1,4 +1,4 @@
-"""The legal holds that new events fall under. Pure: the store knows whether the holds in here are still the active ones."""
+"""The legal holds that new events fall under. Pure: store.py decides when the holds have to be read again."""
 
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -15,7 +15,7 @@ _ACTOR_ID, _RESOURCE_TYPE, _RESOURCE_ID, _TIMESTAMP = (
 
 
 class HoldMark(NamedTuple):
-    """What the row of a held event shows of its hold."""
+    """The columns of an event that show its hold."""
 
     reason: str
     placed_by: str
@@ -42,7 +42,7 @@ class HoldIndex:
     def __bool__(self) -> bool:
         return bool(self._exact or self._times)
 
-    def held_rows(self, events: Sequence[Event]) -> list[tuple[UUID, date, str, str, str, datetime]]:
+    def marks_for(self, events: Sequence[Event]) -> list[tuple[UUID, date, str, str, str, datetime]]:
         """For each event that is held: event_id, event_date, correlation_id, and the three columns of its mark."""
         marks = ((event, self._mark(event)) for event in events)
         return [(event.id, event.date, event.correlation_id, *mark) for event, mark in marks if mark is not None]

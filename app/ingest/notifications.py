@@ -1,6 +1,6 @@
 """Notifications: which message was sent to whom about a remediation. Checked, then written in one statement of their own.
 
-They are not events: they are in no chain and not in the log. Each notification_id is stored once, for ever.
+They are not events: they are in no chain and not in the log. A notification_id is never used twice.
 """
 
 from dataclasses import astuple, dataclass
@@ -26,7 +26,7 @@ INSTANCE = f"/audit/{RESOURCE}"
 _AHEAD_MAX = timedelta(minutes=5)
 _RECIPIENT_MAX = 255
 _NOT_BLANK = Field(json_schema_extra={"pattern": r"\S"})
-_SQL = load("ingest")
+SQL = load("ingest")
 UNIQUE_VIOLATION = "23505"
 
 
@@ -65,7 +65,7 @@ class Notification:
 _VALIDATE = TypeAdapter(PostedNotification).validator.validate_python
 
 
-def shaped(value: Any) -> tuple[PostedNotification, datetime]:
+def parse_notification(value: Any) -> tuple[PostedNotification, datetime]:
     """`value` as a notification, and its sent_at, if it has that shape. BadRequest names each bad member by its plain name."""
     try:
         posted: PostedNotification = _VALIDATE(value)
@@ -74,7 +74,7 @@ def shaped(value: Any) -> tuple[PostedNotification, datetime]:
     return posted, parse_timestamp(posted["sent_at"], "sent_at")
 
 
-def checked(posted: PostedNotification, sent_at: datetime, now: datetime) -> Notification:
+def check_notification(posted: PostedNotification, sent_at: datetime, now: datetime) -> Notification:
     """The notification to store. Raises BadRequest with the members of the reference's validation error."""
     faults = {
         name: "expected a text that is not blank"
@@ -105,14 +105,14 @@ def checked(posted: PostedNotification, sent_at: datetime, now: datetime) -> Not
     )
 
 
-class Stored(NamedTuple):
+class GeneratedColumns(NamedTuple):
     """What Postgres adds to a notification when it is written."""
 
     id: int
     created_at: datetime
 
 
-async def write(engine: AsyncEngine, notification: Notification, claim: Claim | None = None) -> Stored:
+async def write(engine: AsyncEngine, notification: Notification, claim: Claim | None = None) -> GeneratedColumns:
     """Write a notification and return when it is committed. A resend under a claim gets what was stored the first time.
 
     Raises Conflict when the notification_id is stored already, KeyReused when the key was sent with another body.
@@ -121,13 +121,13 @@ async def write(engine: AsyncEngine, notification: Notification, claim: Claim | 
         return stored
     claim_columns = (None,) * 4 if claim is None else claim
     try:
-        rows = await fetch(engine, _SQL["notification"], *astuple(notification), *claim_columns)
+        rows = await fetch(engine, SQL["notification"], *astuple(notification), *claim_columns)
     except DatabaseFailed as error:
         if claim is None or getattr(error.__cause__, "sqlstate", "") != UNIQUE_VIOLATION:
             raise
         rows = []  # another replica was faster with the same key
     if rows:
-        return _stored(rows[0])
+        return _generated_columns(rows[0])
     if claim is not None and (stored := await _stored_under(engine, claim)) is not None:
         return stored
     raise id_conflict(notification)
@@ -135,7 +135,7 @@ async def write(engine: AsyncEngine, notification: Notification, claim: Claim | 
 
 async def is_stored(engine: AsyncEngine, notification: Notification) -> bool:
     """Whether the notification stored under its id equals this one in every member."""
-    rows = await fetch(engine, _SQL["stored_notification"], notification.notification_id)
+    rows = await fetch(engine, SQL["stored_notification"], notification.notification_id)
     return bool(rows) and tuple(rows[0]) == astuple(notification)
 
 
@@ -150,14 +150,14 @@ def id_conflict(notification: Notification) -> Conflict:
     )
 
 
-async def _stored_under(engine: AsyncEngine, claim: Claim) -> Stored | None:
-    rows = await fetch(engine, _SQL["notification_claim"], claim.scope, claim.key)
+async def _stored_under(engine: AsyncEngine, claim: Claim) -> GeneratedColumns | None:
+    rows = await fetch(engine, SQL["notification_claim"], claim.scope, claim.key)
     if not rows:
         return None
     if rows[0]["body_digest"] != claim.digest:
         raise key_reused()
-    return _stored(rows[0])
+    return _generated_columns(rows[0])
 
 
-def _stored(row: Any) -> Stored:
-    return Stored(row["id"], row["created_at"].astimezone(UTC))
+def _generated_columns(row: Any) -> GeneratedColumns:
+    return GeneratedColumns(row["id"], row["created_at"].astimezone(UTC))

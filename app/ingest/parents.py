@@ -17,7 +17,7 @@ from app.sql import load
 SQL = load("ingest")
 
 
-async def find(
+async def find_parent_dates(
     engine: AsyncEngine, writer: Writer, drafts: Sequence[Draft], deadline: float
 ) -> dict[UUID, date | None]:
     """Dates of the parents of `drafts`, by id: from Postgres, then from the events that wait to be written.
@@ -41,7 +41,7 @@ async def find(
                 raise DatabaseAway from None
             unchecked = True
     if missing := ids - dates.keys():
-        dates |= await writer.dates(missing)
+        dates |= await writer.waiting_event_dates(missing)
     if unchecked:
         for item in children:
             if item.parent_id is not None and item.parent_id not in dates:

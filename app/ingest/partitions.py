@@ -12,8 +12,8 @@ from app.workers import run_forever
 ROUND_SECONDS = 6 * 3600.0
 RETRY_SECONDS = 60.0
 
-_SQL = load("ingest")
-_log = logging.getLogger(__name__)
+SQL = load("ingest")
+log = logging.getLogger(__name__)
 
 
 async def ensure(connection: asyncpg.Connection, first: date, last: date) -> int:
@@ -22,7 +22,7 @@ async def ensure(connection: asyncpg.Connection, first: date, last: date) -> int
     Readers and writers do not wait. Fails with 55P03 after waiting two seconds for another session's lock, and with 55000
     when a month's table exists but is detached (a retention run has to finish).
     """
-    created: int = await connection.fetchval(_SQL["ensure_partitions"], first, last)
+    created: int = await connection.fetchval(SQL["ensure_partitions"], first, last)
     return created
 
 
@@ -49,4 +49,4 @@ async def _create_ahead(database_url: str, today: date) -> None:
     finally:
         connection.terminate()  # closing waits for the cancellation of a query, which a silent server never confirms
     if created:
-        _log.info("partitions created", extra={"count": created})
+        log.info("partitions created", extra={"count": created})

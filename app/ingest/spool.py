@@ -102,12 +102,12 @@ class Spool:
         fitting, size = [], 0
         free = self._free_bytes()
         for submission in submissions:
-            size += submission.size
+            size += submission.payload_bytes
             if self._fits(size, free):
                 fitting.append(submission)
             else:
                 submission.fail(SpoolFull())
-                size -= submission.size
+                size -= submission.payload_bytes
         requests = [(s, os.urandom(16), encode(list(s.events))) for s in fitting]
         async with self._counting:
             try:
@@ -133,7 +133,7 @@ class Spool:
         return await self._on_thread(self._file.next, events_max, bytes_max, log_name)
 
     async def remove(self, requests: Sequence[SpooledRequest]) -> None:
-        """These are stored in Postgres. After a crash before this, the next replay finds them stored and removes them."""
+        """Remove requests that are stored in Postgres. After a crash before this, the next replay finds them stored."""
         async with self._counting:
             sizes = await self._on_thread(self._file.remove, [request.position for request in requests])
             for request in requests:
@@ -142,7 +142,7 @@ class Spool:
         self._update_metrics()
 
     async def quarantine(self, request: SpooledRequest, refused: list[Event], reason: str) -> None:
-        """Postgres refuses these events of a request for their content: they stay in quarantine, the others are stored."""
+        """Move a request to quarantine, with only the events that Postgres refuses; the others are stored in Postgres."""
         body = encode(refused)
         async with self._counting:
             size = await self._on_thread(self._file.quarantine, request.position, reason, len(refused), body)
@@ -156,16 +156,16 @@ class Spool:
         log.error("a spooled request was quarantined", extra={"position": request.position, "reason": reason})
         self._update_metrics()
 
-    async def release(self) -> None:
-        """Let what is in quarantine wait again, at its old position."""
-        await self._on_thread(self._file.release)
+    async def requeue_quarantined(self) -> None:
+        """Move everything in quarantine back to what waits for replay, each request at its old position."""
+        await self._on_thread(self._file.requeue_quarantined)
         self._load_depth()
 
-    async def dates(self, ids: set[UUID]) -> dict[UUID, date]:
+    async def event_dates(self, ids: set[UUID]) -> dict[UUID, date]:
         """Dates of those of `ids` that wait here."""
         if not self.depth.requests:
             return {}
-        return await self._on_thread(self._file.dates, ids)
+        return await self._on_thread(self._file.event_dates, ids)
 
     async def event(self, event_id: UUID) -> Event | None:
         """The event with this id, if it waits here."""
@@ -205,7 +205,7 @@ class Spool:
         return await self._on_thread(self._file.next_notifications)
 
     async def end_notification(self, spooled: SpooledNotification, refusal: str | None) -> None:
-        """Remove a notification that Postgres has, or leave it in quarantine with the reason for its refusal."""
+        """Remove a notification that is stored in Postgres, or move it to quarantine with the reason for its refusal."""
         async with self._counting:
             await self._on_thread(self._file.end_notification, spooled.position, refusal)
             self.depth.notifications -= 1
@@ -224,7 +224,7 @@ class Spool:
             except (SpoolFailed, Fatal, OSError):
                 return
             self._file.broken = False
-        log.info("the spool works again")
+        log.info("the spool recovered")
 
     def close(self) -> None:
         """Close the file and unlock the directory."""
@@ -263,7 +263,7 @@ class Spool:
         return self.depth.bytes + size <= self._bytes_max and free - 2 * size >= FREE_BYTES_MIN
 
     def _free_bytes(self) -> int:
-        """Bytes that are free on the disk; 0 if the disk does not even answer that."""
+        """Bytes that are free on the disk; 0 if the disk does not answer."""
         try:
             return shutil.disk_usage(self.directory).free
         except OSError:

@@ -104,7 +104,7 @@ class SpoolFile:
         self.broken = False
         """A call has failed since the file was opened. What an unfinished transaction left must not be read."""
         self.refused_tokens: list[bytes] = []
-        """Tokens of requests that were refused because a call failed; their rows may be in the file all the same."""
+        """Tokens of requests that were refused because a call failed; their rows may be in the file nevertheless."""
         self._directory = directory
         self._connection = self._open()
 
@@ -261,7 +261,7 @@ class SpoolFile:
         return int(row[0]) if row else 0
 
     def quarantine(self, position: int, reason: str, events: int, body: bytes) -> int:
-        """Leave `body`, with so many events, of a request in quarantine. The size that the request had before."""
+        """Move a request to quarantine, with `body`, which has so many events. Returns the size that the request had before."""
 
         def update() -> int:
             size = self._connection.execute("SELECT bytes FROM requests WHERE position = ?", [position]).fetchone()
@@ -276,11 +276,11 @@ class SpoolFile:
 
         return self._transact(update)
 
-    def release(self) -> None:
-        """Let requests and notifications in quarantine wait again, each at its old position."""
-        self._transact(self._release)
+    def requeue_quarantined(self) -> None:
+        """Move requests and notifications in quarantine back to those that wait, each at its old position."""
+        self._transact(self._requeue_quarantined)
 
-    def _release(self) -> None:
+    def _requeue_quarantined(self) -> None:
         query = "SELECT position, body FROM requests WHERE reason IS NOT NULL"
         for position, body in self._connection.execute(query).fetchall():
             ids = [(e.id.bytes, position, e.date.isoformat(), e.digest) for e in decode(body, "")]
@@ -288,7 +288,7 @@ class SpoolFile:
             self._connection.execute("UPDATE requests SET reason = NULL WHERE position = ?", [position])
         self._connection.execute("UPDATE notifications SET reason = NULL")
 
-    def dates(self, ids: Iterable[UUID]) -> dict[UUID, date]:
+    def event_dates(self, ids: Iterable[UUID]) -> dict[UUID, date]:
         """Dates of those of `ids` that wait here."""
         return {
             UUID(bytes=row[0]): date.fromisoformat(row[1])
@@ -356,7 +356,7 @@ class SpoolFile:
         ]
 
     def end_notification(self, position: int, refusal: str | None) -> None:
-        """Remove a notification that Postgres has, or leave it in quarantine with the reason for its refusal."""
+        """Remove a notification that is stored in Postgres, or move it to quarantine with the reason for its refusal."""
         self._refuse_broken()
 
         def update() -> None:

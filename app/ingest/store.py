@@ -5,8 +5,8 @@ is dropped after a lost race. So a won compare-and-set proves that every cached 
 
 When Postgres goes away in the middle of a flush, commit() cannot know whether COMMIT happened. It reconnects and compares the
 leaves in the log at the flush's first position: its own leaves mean that it was committed, others that the race was lost, and
-with none it sends the same flush again. After the deadline it raises DatabaseAway; the writer then spools the requests, and
-replay looks every id up before it writes.
+with none it sends the same flush again. At the deadline, or with a spool after `away_patience_ms`, it raises
+DatabaseAway; the writer then spools the requests, and replay looks every id up before it writes.
 """
 
 import asyncio
@@ -39,13 +39,13 @@ COPY_COLUMNS = (
     *("log_index", "chain_index", "previous_event_hash", "event_hash", "trace_id", "span_id"),
     *("log_id", "hash_algorithm"),
 )
-_CONSTANTS = (0, "sha256-rfc6962")
+_LOG_COLUMN_VALUES = (0, "sha256-rfc6962")
 _COPY_ROWS_MIN = 50
 _HEADS_MAX = 50_000
 _CAUTIOUS_FLUSHES = 100
 _CLOSE_SECONDS = 1.0
 _PAUSE_SECONDS = 0.02
-_MEMBERS = {"event_version": "version"}
+_MEMBER_OF_COLUMN = {"event_version": "version"}
 _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
 
@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 
 class LostRace(AuditError):
-    """Another replica wrote to the log first: call race_lost() and flush again."""
+    """Another replica appended first."""
 
 
 class PossibleResend(AuditError):
@@ -98,13 +98,13 @@ class Store:
         self._holds = HoldIndex()
         self._holds_version: tuple[int | None, int | None] = None, None
         """Positions at which a hold was last placed and last released."""
-        self._next_index_seen = 0
+        self._log_size_seen = 0
         self._flushes_reading_heads = 0
         """Flushes that still read unknown heads before they are sent: after a start, and after a lost race."""
         self._flushes_locking_log = 0
         """Flushes that still lock the log for themselves first, so that replicas take turns: after a lost race."""
-        self.patience_seconds = math.inf
-        """How long a flush is repeated after the connection was lost, within its deadline. Short where there is a spool."""
+        self.reconnect_seconds = math.inf
+        """How long a flush is retried after the connection was lost, within its deadline. Short where there is a spool."""
 
     async def commit(
         self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, action: FlushAction | None = None
@@ -112,15 +112,15 @@ class Store:
         """Append `events` to the log with their claims, and run `action`: all or nothing. Returns when it is durable.
 
         Raises LostRace, PossibleResend, RowRefused, MonthDetached, DatabaseFailed, or DatabaseAway. A flush that fails for
-        another reason is repeated here until `deadline` (the event loop's clock). An unknown outcome is looked up in the log.
+        another reason is retried here until `deadline` (the event loop's clock). An unknown outcome is looked up in the log.
         """
         uncertain: Flush | None = None
         claim_columns = _claim_columns(events, claims)
-        for repeat in count():
+        for retry in count():
             flush = uncertain
             try:
                 connection = await self._reconnect(deadline) if uncertain else await self.connection()
-                if uncertain and (written := await self._is_written(connection, uncertain)) is not None:
+                if uncertain and (written := await self._outcome_in_log(connection, uncertain)) is not None:
                     if written:
                         return
                     raise LostRace
@@ -131,20 +131,22 @@ class Store:
                 kind = failure_kind(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
                 if kind is FailureKind.AWAY:
-                    log.warning("a flush failed", extra={"error": repr(error), "events": len(events)})
+                    log.warning(
+                        "the connection was lost during a flush", extra={"error": repr(error), "events": len(events)}
+                    )
                     self.disconnect()
                     uncertain = flush
-                    deadline = min(deadline, asyncio.get_running_loop().time() + self.patience_seconds)
+                    deadline = min(deadline, asyncio.get_running_loop().time() + self.reconnect_seconds)
                 else:
                     await self._rollback()
                     if kind is FailureKind.BUSY:
-                        await self._end_stalled_sessions()
-                    # This attempt may have collided with its own earlier one: then the next look at the log decides.
+                        await self._terminate_stalled_sessions()
+                    # This retry may have collided with the flush that it repeats: then the next read of the log decides.
                     if uncertain is None:
                         await self._handle_failure(kind, error, events)
-                await _pause(repeat, deadline, error)
+                await _pause(retry, deadline, error)
             else:
-                self._cache(flush)
+                self._cache_flush_result(flush)
                 return
 
     async def connection(self) -> Connection:
@@ -155,7 +157,7 @@ class Store:
         return self._connection
 
     async def _reconnect(self, deadline: float) -> Connection:
-        """As connection(), but repeated until `deadline`: a flush of unknown outcome may be stored, and only Postgres knows."""
+        """As connection(), but retried until `deadline`: a flush of unknown outcome may be stored, and only Postgres knows."""
         while True:
             try:
                 return await self.connection()
@@ -164,11 +166,11 @@ class Store:
                     raise
                 await asyncio.sleep(_PAUSE_SECONDS)
 
-    async def _end_stalled_sessions(self) -> None:
+    async def _terminate_stalled_sessions(self) -> None:
         """End the session of a replica that has locked the log and stalls in its flush, which it can send again later."""
         try:
             connection = await self.connection()
-            for row in await connection.fetch(SQL["end_stalled_sessions"]):
+            for row in await connection.fetch(SQL["terminate_stalled_sessions"]):
                 log.warning(
                     "ended a session that had locked the log and waited for its client", extra={"pid": row["pid"]}
                 )
@@ -186,16 +188,16 @@ class Store:
         """Those of the ids of `events` that are stored: True where the content is the same, False where it differs.
 
         An id that the service computed has the same content by construction. For an id that a client chose, the digest in its
-        claim is compared. Repeated until `deadline`; raises DatabaseAway or DatabaseFailed.
+        claim is compared. Retried until `deadline`; raises DatabaseAway or DatabaseFailed.
         """
 
         async def find(connection: Connection) -> dict[UUID, bool]:
             return await self._find_stored(connection, events)
 
-        return await self._read_with_repeats(find, deadline)
+        return await self._read_with_retries(find, deadline)
 
-    async def _read_with_repeats(self, read: Callable[[Connection], Awaitable[_T]], deadline: float) -> _T:
-        for repeat in count():
+    async def _read_with_retries(self, read: Callable[[Connection], Awaitable[_T]], deadline: float) -> _T:
+        for retry in count():
             try:
                 return await read(await self.connection())
             except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
@@ -204,7 +206,7 @@ class Store:
                     self.disconnect()
                 if kind not in {FailureKind.BUSY, FailureKind.AWAY}:
                     raise DatabaseFailed from error
-                await _pause(repeat, deadline, error)
+                await _pause(retry, deadline, error)
         raise AssertionError  # count() never ends
 
     async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, bool]:
@@ -228,7 +230,7 @@ class Store:
             rows = await connection.fetch(SQL["key_claims"], *arguments)
             return {(row["scope"], row["key"]): row["body_digest"] for row in rows}
 
-        return await self._read_with_repeats(find, deadline)
+        return await self._read_with_retries(find, deadline)
 
     async def difference(self, event: Event, deadline: float) -> str:
         """The members in which `event` differs from the one stored under its id, as text for its sender."""
@@ -236,16 +238,16 @@ class Store:
         async def find(connection: Connection) -> asyncpg.Record | None:
             return await connection.fetchrow(SQL["stored_event"], event.id)
 
-        row = await self._read_with_repeats(find, deadline)
+        row = await self._read_with_retries(find, deadline)
         if row is None:
             return ""
         sent = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
         stored = {**row, "event_data": canonical(loads(row["event_data"]))}
-        names = [_MEMBERS.get(name, name) for name, value in stored.items() if value != sent[name]]
+        names = [_MEMBER_OF_COLUMN.get(name, name) for name, value in stored.items() if value != sent[name]]
         return f", which differs in {', '.join(names)}" if names else ", which differs only in what is not stored"
 
     async def close(self) -> None:
-        """Close the connection, in good order if the server answers."""
+        """Close the connection; if the server answers, the session ends without an error in its log."""
         if self._connection is not None:
             with suppress(*CONNECTION_ERRORS, asyncpg.PostgresError):
                 await self._connection.close(timeout=_CLOSE_SECONDS)
@@ -253,7 +255,7 @@ class Store:
     async def _link(self, connection: Connection, events: Sequence[Event]) -> Flush:
         """Positions and links for `events`. A chain whose head is not cached counts as new; after a start or a lost race it is read.
 
-        A wrong guess costs one attempt: the flush finds it (FailureKind.STALE_HEADS) and the next one reads the heads.
+        A wrong guess costs one retry: the flush detects it (FailureKind.STALE_HEADS), and the retry reads the heads.
         """
         if self._flushes_locking_log:
             await connection.execute("BEGIN")
@@ -271,10 +273,10 @@ class Store:
     async def _read_tail(self, connection: Connection) -> tuple[int, int]:
         row = await connection.fetchrow(SQL["tail"])
         if (
-            not self._next_index_seen
+            not self._log_size_seen
             or row is None
             or row["count"] < 1
-            or row["first_index"] + row["count"] < self._next_index_seen
+            or row["first_index"] + row["count"] < self._log_size_seen
         ):
             row = await self._checked_tail(connection)
         if self._holds_version != (version := (row["placed"], row["released"])):
@@ -283,15 +285,16 @@ class Store:
         return row["first_index"], row["count"]
 
     async def _checked_tail(self, connection: Connection) -> asyncpg.Record:
-        """The end of a log that this process has not read yet, or that is not as it left it: after the position of every row."""
+        """The last flush of a log that this process reads for the first time, or that is shorter than this process left it.
+
+        The flush ends after the position of every row; if none does, one is appended.
+        """
         row = await connection.fetchrow(SQL["tail_and_last"])
-        next_index = 0 if row is None else row["first_index"] + row["count"]
-        if row is not None and next_index < self._next_index_seen:
-            _alarm(
-                "rolled_back", f"the log ends at {next_index}; this process has written up to {self._next_index_seen}"
-            )
-            self._next_index_seen = next_index
-        if row is not None and row["count"] > 0 and (row["last"] is None or row["last"] < next_index):
+        log_size = 0 if row is None else row["first_index"] + row["count"]
+        if row is not None and log_size < self._log_size_seen:
+            _alarm("rolled_back", f"the log ends at {log_size}; this process has written up to {self._log_size_seen}")
+            self._log_size_seen = log_size
+        if row is not None and row["count"] > 0 and (row["last"] is None or row["last"] < log_size):
             return row
         _alarm(
             "damaged",
@@ -317,8 +320,8 @@ class Store:
         )
         rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
         traces = [(event.record["trace_id"], event.record["span_id"]) for event in flush.events]
-        held = self._holds.held_rows(flush.events) if self._holds else []
-        if (copied or held or action) and not connection.is_in_transaction():
+        marks = self._holds.marks_for(flush.events) if self._holds else []
+        if (copied or marks or action) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
         won = await connection.fetchval(
             SQL["flush"], *parameters, rows, *(zip(*traces, strict=True) if rows else ([], []))
@@ -328,10 +331,10 @@ class Store:
             raise LostRace
         # After the compare-and-set, so that a replica with many small flushes cannot win against every large one.
         if copied:
-            records = [row + trace + _CONSTANTS for row, trace in zip(copied, traces, strict=True)]
+            records = [row + trace + _LOG_COLUMN_VALUES for row, trace in zip(copied, traces, strict=True)]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
-        if held:
-            await connection.execute(SQL["mark_held"], *map(list, zip(*held, strict=True)))
+        if marks:
+            await connection.execute(SQL["mark_held"], *map(list, zip(*marks, strict=True)))
         if action is not None:
             try:
                 await action(connection, flush)
@@ -342,7 +345,7 @@ class Store:
             await connection.execute("COMMIT")
 
     async def _handle_failure(self, kind: FailureKind, error: Exception, events: Sequence[Event]) -> None:
-        """Remove the cause, so that the next attempt can succeed, or raise what the writer has to decide."""
+        """Remove the cause, so that a retry can succeed, or raise what the writer has to decide."""
         match kind:
             case FailureKind.LOST_RACE:
                 raise LostRace
@@ -354,15 +357,17 @@ class Store:
                 self._heads.clear()
                 self._flushes_reading_heads = _CAUTIOUS_FLUSHES
             case FailureKind.MISSING_PARTITION:
-                await self._make_partitions(events)
+                await self._create_partitions(events)
             case FailureKind.BUSY:
                 pass
             case _:
-                log.error("a flush failed", extra={"error": repr(error), "events": len(events)})
+                log.error(
+                    "a flush failed with an unexpected error", extra={"error": repr(error), "events": len(events)}
+                )
                 self.disconnect()
                 raise DatabaseFailed from error
 
-    async def _make_partitions(self, events: Sequence[Event]) -> None:
+    async def _create_partitions(self, events: Sequence[Event]) -> None:
         dates = [event.date for event in events]
         try:
             connection = await self.connection()
@@ -371,9 +376,9 @@ class Store:
             if getattr(error, "sqlstate", "") == "55000":
                 raise MonthDetached from error
             if failure_kind(error) not in {FailureKind.BUSY, FailureKind.AWAY}:
-                raise DatabaseFailed from error  # else the next attempt fails in the same way and comes here again
+                raise DatabaseFailed from error  # else the retry fails in the same way and comes here again
 
-    async def _is_written(self, connection: Connection, flush: Flush) -> bool | None:
+    async def _outcome_in_log(self, connection: Connection, flush: Flush) -> bool | None:
         """Whether a flush of unknown outcome was committed; None while the log has nothing at its position."""
         leaves = await connection.fetchval(SQL["leaves"], flush.first_index)
         return None if leaves is None else leaves == flush.leaves
@@ -387,7 +392,7 @@ class Store:
         except (*CONNECTION_ERRORS, asyncpg.PostgresError):
             self.disconnect()
 
-    def race_lost(self) -> None:
+    def reset_after_lost_race(self) -> None:
         """After LostRace: read everything again, and take turns with the other replicas for a while."""
         self._drop_cache()
         self._flushes_locking_log = _CAUTIOUS_FLUSHES
@@ -405,9 +410,9 @@ class Store:
                 length = 0
             self._heads[row["correlation_id"]] = Head(length, row["hash"], row["length"])
 
-    def _cache(self, flush: Flush) -> None:
+    def _cache_flush_result(self, flush: Flush) -> None:
         self._tail = (flush.first_index, len(flush.rows))
-        self._next_index_seen = flush.first_index + len(flush.rows)
+        self._log_size_seen = flush.first_index + len(flush.rows)
         self._flushes_reading_heads = max(0, self._flushes_reading_heads - 1)
         self._flushes_locking_log = max(0, self._flushes_locking_log - 1)
         heads = self._heads
@@ -418,12 +423,12 @@ class Store:
             del heads[next(iter(heads))]
 
 
-async def _pause(repeat: int, deadline: float, error: Exception) -> None:
-    """Wait before a repeat: not at all the first time, longer each further time. Raises DatabaseAway after `deadline`."""
+async def _pause(retry: int, deadline: float, error: Exception) -> None:
+    """Wait before a retry: not at all the first time, longer each time after that. Raises DatabaseAway after `deadline`."""
     if asyncio.get_running_loop().time() > deadline:
         raise DatabaseAway from error
-    if repeat:
-        await asyncio.sleep(_PAUSE_SECONDS * 2 ** min(repeat - 1, _PAUSE_DOUBLINGS_MAX))
+    if retry:
+        await asyncio.sleep(_PAUSE_SECONDS * 2 ** min(retry - 1, _PAUSE_DOUBLINGS_MAX))
 
 
 def _head_columns(flush: Flush) -> tuple[list[Any], ...]:

@@ -17,7 +17,17 @@ _SLICE = 500
 class Submission:
     """The events of one request, and the future of its outcome: False when all are committed, True when all are spooled."""
 
-    __slots__ = ("arrived", "claim", "done", "events", "link", "lookup_done", "may_exist", "refusals", "size")
+    __slots__ = (
+        "arrived",
+        "claim",
+        "events",
+        "may_exist",
+        "needs_lookup",
+        "outcome",
+        "payload_bytes",
+        "refusals",
+        "trace_link",
+    )
 
     def __init__(
         self,
@@ -28,25 +38,25 @@ class Submission:
         claim: Claim | None = None,
     ) -> None:
         self.events = events
-        self.link = tracing.link()
+        self.trace_link = tracing.link()
         self.claim = claim
         self.arrived = asyncio.get_running_loop().time()
         self.refusals = refusals
         """Events that the rules of time and parent refuse, and why. It counts only for those that are not stored already."""
         self.may_exist = may_exist
         """Its ids may be stored already: they were computed from the body, or chosen by the client."""
-        self.lookup_done = not refusals and claim is None and not any(event.digest for event in events)
-        """Nothing has to be looked up in Postgres before it is sent; a resend shows itself by a unique violation."""
-        self.size = sum(event.size for event in events)
-        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.needs_lookup = bool(refusals) or claim is not None or any(event.digest for event in events)
+        """Its ids and its claim have to be looked up in Postgres before it is sent. Else a unique violation reveals a resend."""
+        self.payload_bytes = sum(event.payload_bytes for event in events)
+        self.outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def fail(self, error: AuditError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
+        if not self.outcome.done():
+            self.outcome.set_exception(error)
 
     def finish(self, *, spooled: bool = False) -> None:
-        if not self.done.done():
-            self.done.set_result(spooled)
+        if not self.outcome.done():
+            self.outcome.set_result(spooled)
 
 
 def conflict(event_id: UUID, difference: str = "") -> Conflict:
@@ -60,7 +70,7 @@ def conflict(event_id: UUID, difference: str = "") -> Conflict:
     )
 
 
-async def prepare(
+async def new_submission(
     drafts: Sequence[Draft], ids: Sequence[UUID], acceptance: Acceptance, claim: Claim | None = None
 ) -> Submission:
     """The submission of one request's drafts, with these ids.

@@ -3,9 +3,10 @@
 While a flush runs, requests gather in the inbox; the next flush is made of them, always of whole requests, without waiting for
 more. A request is answered when its flush is committed or when it is spooled. Resends are recognised here, event by event.
 
-When Postgres goes away in the middle of a flush, store.py finds out whether it was committed, for as long as the deadline
-allows. After that the requests of the flush are spooled, marked as ones that may be stored already, so that replay looks their
-ids up before it writes them. Until Postgres answers again, what arrives is spooled at once.
+When Postgres goes away in the middle of a flush, store.py finds out whether it was committed: until the deadline, or with a
+spool for `away_patience_ms`. After that the requests of the flush are spooled, marked as ones that may be stored already, so
+that replay looks their ids up before it writes them. Until Postgres answers again, every request is spooled at once; afterwards
+every request with a correlation of which events still wait in the spool.
 """
 
 import asyncio
@@ -27,8 +28,8 @@ from app.ingest.store import Claimed, LostRace, MonthDetached, PossibleResend, R
 from app.ingest.submission import Submission, conflict
 from app.settings import Settings
 
-_RESEND_REPEATS_MAX = 3
-_COMMIT_SECONDS_MIN = 2.0  # for one attempt, however late it begins
+_RESEND_RETRIES_MAX = 3
+_COMMIT_SECONDS_MIN = 2.0  # for one commit, however late it begins
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Writer:
         self.spool = spool
         self._settings = settings
         if spool is not None:
-            store.patience_seconds = settings.away_patience_ms / 1000
+            store.reconnect_seconds = settings.away_patience_ms / 1000
         self._inbox: deque[Submission] = deque()
         self._in_flush: list[Submission] = []
         self._events_waiting = 0
@@ -67,10 +68,10 @@ class Writer:
         Raises InboxFull, Conflict, KeyBusy, KeyReused, BadRequest, RowRefused, MonthDetached, DatabaseFailed, SpoolFull,
         SpoolFailed, or, without a spool, DatabaseAway at `deadline` (the event loop's clock): then the outcome is unknown.
         """
-        events, size = len(submission.events), submission.size
+        events, size = len(submission.events), submission.payload_bytes
         if self._closing or not self._fits(events, size):
             raise InboxFull
-        with self.running(submission.claim):
+        with self.exclusive(submission.claim):
             self._inbox.append(submission)
             self._events_waiting += events
             self._bytes_waiting += size
@@ -78,7 +79,7 @@ class Writer:
             self._arrived.set()
             timer = asyncio.get_running_loop().call_at(deadline, self._on_deadline, submission)
             try:
-                return await submission.done
+                return await submission.outcome
             except AuditError as error:
                 metrics.REFUSED.labels(error.label).inc(events)
                 raise
@@ -95,7 +96,7 @@ class Writer:
         )
 
     @contextmanager
-    def running(self, claim: Claim | None) -> Iterator[None]:
+    def exclusive(self, claim: Claim | None) -> Iterator[None]:
         """Admits one request at a time for each Idempotency-Key. Raises KeyBusy for a second one."""
         if claim is None:
             yield
@@ -114,7 +115,7 @@ class Writer:
 
         Its outcome may be unknown then; replay looks every id up.
         """
-        if submission.done.done():
+        if submission.outcome.done():
             return
         if self.spool is None:
             submission.fail(DatabaseAway())
@@ -126,11 +127,11 @@ class Writer:
             self._spooling_tasks.add(task)
             task.add_done_callback(self._spooling_tasks.discard)
 
-    async def dates(self, ids: set[UUID]) -> dict[UUID, date]:
+    async def waiting_event_dates(self, ids: set[UUID]) -> dict[UUID, date]:
         """Dates of those of `ids` that wait to be written, for events that name them as their parent."""
         waiting = (e for s in (*self._in_flush, *self._inbox) if s.may_exist for e in s.events if e.id in ids)
         dates = {event.id: event.date for event in waiting}
-        return dates if self.spool is None else await self.spool.dates(ids) | dates
+        return dates if self.spool is None else await self.spool.event_dates(ids) | dates
 
     @property
     def away(self) -> bool:
@@ -180,27 +181,29 @@ class Writer:
 
     async def _write_or_spool(self, submissions: list[Submission]) -> None:
         """Commit what can be committed; spool what has to be written after spooled events, or cannot be written now."""
-        now, later = (submissions, []) if self.spool is None else self._divide(self.spool, submissions)
+        now, later = (submissions, []) if self.spool is None else self._split_for_spool(self.spool, submissions)
         try:
             if now:
                 await self._write(now)
         except DatabaseAway:
             self._away = self.spool is not None
             # In one append, in the order of arrival: events of one correlation may be in both parts.
-            later = [s for s in submissions if not s.done.done()]
+            later = [s for s in submissions if not s.outcome.done()]
         except Exception as error:  # the top of the loop: one failed flush must not end the writer
-            log.exception("a flush failed unexpectedly")
+            log.exception("a flush failed with an unexpected error")
             self.store.disconnect()
             _fail(now, error if isinstance(error, AuditError) else DatabaseFailed())
         if self.spool is None:
             _fail(later, DatabaseAway())
-        elif later := [s for s in later if not s.done.done()]:
+        elif later := [s for s in later if not s.outcome.done()]:
             for submission in later:
-                # Its flush may have been committed all the same.
+                # Its flush may have been committed nevertheless.
                 submission.may_exist = submission.may_exist or submission in now
             await self.spool.append(later)
 
-    def _divide(self, spool: Spool, submissions: list[Submission]) -> tuple[list[Submission], list[Submission]]:
+    def _split_for_spool(
+        self, spool: Spool, submissions: list[Submission]
+    ) -> tuple[list[Submission], list[Submission]]:
         """(what may be written now, what has to be spooled): whole requests, in order for each correlation."""
         if self._away:
             return [], submissions
@@ -239,7 +242,7 @@ class Writer:
         await self._write(submissions)
         stored = []
         for request, submission in zip(requests, submissions, strict=True):
-            error = submission.done.exception()
+            error = submission.outcome.exception()
             if error is None:
                 stored.append(request)
             elif isinstance(error, AuditError) and error.status < 500:
@@ -258,7 +261,7 @@ class Writer:
             for event in request.events:
                 submission = Submission([event], {}, may_exist=True)
                 await self._write([submission])
-                failed = submission.done.exception()
+                failed = submission.outcome.exception()
                 if isinstance(failed, AuditError) and failed.status >= 500:
                     raise DatabaseAway from failed
                 if failed is not None:
@@ -277,11 +280,11 @@ class Writer:
         ids: set[UUID] = set()
         while self._inbox:
             first = self._inbox[0]
-            if first.done.done():
+            if first.outcome.done():
                 self._inbox.popleft()
                 continue
             events += len(first.events)
-            size += first.size
+            size += first.payload_bytes
             if submissions and (events > self._settings.flush_events_max or size > self._settings.flush_bytes_max):
                 break
             if first.may_exist:
@@ -293,7 +296,7 @@ class Writer:
         return submissions
 
     async def _write(self, submissions: list[Submission]) -> None:
-        with tracing.span("flush", links=(s.link for s in submissions), requests=len(submissions)):
+        with tracing.span("flush", links=(s.trace_link for s in submissions), requests=len(submissions)):
             await self._write_flush(submissions)
 
     async def _write_flush(self, submissions: list[Submission]) -> None:
@@ -302,8 +305,8 @@ class Writer:
         deadline = self._deadline(submissions)
         stored: dict[UUID, bool] = {}
         waiting = list(submissions)
-        repeats = 0
-        while waiting := [s for s in waiting if not s.done.done()]:
+        retries = 0
+        while waiting := [s for s in waiting if not s.outcome.done()]:
             try:
                 waiting = await self._look_up(waiting, stored, deadline)
                 events = [e for s in waiting for e in s.events if e.id not in stored]
@@ -311,13 +314,13 @@ class Writer:
                 if events:
                     await self._commit(events, claims, deadline)
             except LostRace:
-                self.store.race_lost()
+                self.store.reset_after_lost_race()
                 stored.clear()
                 _require_lookup(waiting)
             except PossibleResend:
                 _require_lookup(waiting)
-                repeats += 1
-                if repeats > _RESEND_REPEATS_MAX or not any(s.may_exist for s in waiting):
+                retries += 1
+                if retries > _RESEND_RETRIES_MAX or not any(s.may_exist for s in waiting):
                     await self._isolate(waiting, RowRefused("Postgres holds another row with the id of this event"))
                     return
             except (RowRefused, MonthDetached) as refusal:
@@ -328,7 +331,7 @@ class Writer:
                 return
             else:
                 self._committed_at = asyncio.get_running_loop().time()
-                _count(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
+                _observe_flush(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
                 _finish(waiting)
                 return
 
@@ -348,13 +351,13 @@ class Writer:
         self, submissions: list[Submission], stored: dict[UUID, bool], deadline: float
     ) -> list[Submission]:
         """Look up ids and claims that may be stored, add the ids to `stored`, and return what is still to be written."""
-        pending = [s for s in submissions if not s.lookup_done]
+        pending = [s for s in submissions if s.needs_lookup]
         if not pending:
             return submissions
         stored |= await self.store.find_stored([event for s in pending for event in s.events], deadline)
         digests = await self.store.find_claims([s.claim for s in pending if s.claim is not None], deadline)
         for submission in pending:
-            submission.lookup_done = True
+            submission.needs_lookup = False
             claim = submission.claim
             if claim is not None and digests.get((claim.scope, claim.key), claim.digest) != claim.digest:
                 submission.fail(key_reused())
@@ -362,7 +365,9 @@ class Writer:
         for submission in submissions:
             if other := next((e for e in submission.events if stored.get(e.id) is False), None):
                 submission.fail(conflict(other.id, await self.store.difference(other, deadline)))
-        return [s for s in submissions if _is_to_write(s, stored)]
+        for submission in submissions:
+            _settle_without_write(submission, stored)
+        return [s for s in submissions if not s.outcome.done()]
 
     async def _isolate(self, submissions: list[Submission], refusal: RowRefused | MonthDetached) -> None:
         """Halve the flush until the request that Postgres refuses is alone, and fail that one."""
@@ -374,32 +379,31 @@ class Writer:
             await self._write(half)
 
     def _deadline(self, submissions: Sequence[Submission]) -> float:
-        """Until when the store repeats: as long as any request of the flush may still be waiting."""
+        """Until when the store retries: as long as any request of the flush may still be waiting."""
         single = all(len(s.events) == 1 for s in submissions)
         limit_ms = self._settings.single_deadline_ms if single else self._settings.batch_deadline_ms
         return asyncio.get_running_loop().time() + limit_ms / 1000
 
 
-def _is_to_write(submission: Submission, stored: Mapping[UUID, bool]) -> bool:
-    """Whether an event of `submission` is still to be written; if not, finish it as a resend, or fail it."""
+def _settle_without_write(submission: Submission, stored: Mapping[UUID, bool]) -> None:
+    """Finish `submission` if all its events are stored, or fail it if one that is not stored is refused."""
     if all(stored.get(event.id) for event in submission.events):
-        if not submission.done.done():
+        if not submission.outcome.done():
             metrics.RESENDS.inc(len(submission.events))
         submission.finish()
     elif refusal := next((r for event_id, r in submission.refusals.items() if event_id not in stored), None):
         submission.fail(refusal)
-    return not submission.done.done()
 
 
 def _require_lookup(submissions: Sequence[Submission]) -> None:
-    """Have the ids that may be stored looked up before the next attempt."""
+    """Have the ids that may be stored looked up before the next retry."""
     for submission in submissions:
-        submission.lookup_done = not submission.may_exist
+        submission.needs_lookup = submission.may_exist
 
 
 def _finish(submissions: Sequence[Submission]) -> None:
     for submission in submissions:
-        if submission.done.done():  # spooled at its deadline; the spooled copy will end as a resend
+        if submission.outcome.done():  # spooled at its deadline; the spooled copy will end as a resend
             metrics.ACCEPTED.inc(len(submission.events))
         submission.finish()
 
@@ -409,7 +413,7 @@ def _fail(submissions: Sequence[Submission], error: AuditError) -> None:
         submission.fail(error)
 
 
-def _count(written: int, resent: int, seconds: float) -> None:
+def _observe_flush(written: int, resent: int, seconds: float) -> None:
     metrics.RESENDS.inc(resent)
     if written:
         metrics.EVENTS_COMMITTED.inc(written)

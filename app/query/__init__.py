@@ -5,8 +5,9 @@ correlations are read in one snapshot; the number of events in all is counted af
 statement is bounded, so that no answer takes all memory. A row that only SQL can have inserted does not stop the page that it is on.
 DatabaseAway or DatabaseFailed is raised when Postgres does not answer.
 
-A new filter goes into filter.py, in two lines: a field of `EventQuery`, and the condition of that name in `CONDITIONS` (for the
-equality of a column: its name in `_EQUAL`). Query string, OpenAPI, counting, paging and the export's selection follow.
+A new filter goes into filter.py. Equality of a column: a field of `EventQuery`, and its name in `_EQUAL`. Any other condition:
+also `CONDITIONS`, `_conditions` and `arguments`; and a reader in api/events.py if the value is not text. OpenAPI, counting and
+paging follow. The export has fields of its own: `ExportQuery` (export/select.py).
 
 filter.py               which events a query asks for: the fields, and the SQL condition of each
 page.py                 one page of events with their number in all, or one event by its id

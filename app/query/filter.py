@@ -1,7 +1,8 @@
 """The filters of events: as fields of a model, and as conditions in SQL.
 
-A new filter is two lines here: a field of `EventQuery`, and the condition of its name in `CONDITIONS`. A filter that compares a
-column with one text is a field and its name in `_EQUAL`. Paging, counting, warming and the export's selection follow from these.
+A new filter for the equality of a column is a field of `EventQuery`, and its name in `_EQUAL`. Any other condition also needs an
+entry in `CONDITIONS`, its name in `_conditions`, its value in `arguments`, and a reader in api/events.py if the value is not
+text. Paging, counting and warming follow. `ExportQuery` (export/select.py) lists its own fields.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""RETENTION: how long events stay. Holds, purges and erasures change or remove rows; the log keeps the proof of what they did.
+"""RETENTION: how long events stay. Holds, purges and erasures change or remove rows; the log has the proof of what they did.
 
 In: orders of auditors and operators (holds, erasures, retention runs), and the policies in audit_retention_policies. Out: rows
 that are marked, deleted or erased, and one self event for each such act. Guaranteed: an act and its self event are one
-transaction of the log (a whole month is purged in steps, see removal.py), so that verification can tell a purge from a loss;
+transaction of the log (a whole month is purged in steps, see removal.py), so that verification can distinguish a purge from a loss;
 what a hold covers is neither purged nor erased; leaves and proofs stay.
 
     logged.py    how an act on rows and the self event that records it become one transaction of the log

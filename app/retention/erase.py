@@ -30,7 +30,7 @@ BATCH_ROWS = 500
 _SLOW_SECONDS = 3600.0
 
 
-class Held(Conflict):
+class UnderHold(Conflict):
     """Some of these events are under legal hold; release it first."""
 
 
@@ -61,18 +61,18 @@ class Erased:
 async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_run: bool) -> Erased:
     """Erase what `erasure` selects, in batches, except what is erased already.
 
-    Raises Held, before anything is erased, if any of it is held; after some batches only if a hold is placed meanwhile.
+    UnderHold, before anything is erased, if any of it is held; after some batches only if a hold is placed meanwhile.
     """
     if settings.retention_url is not None:
         settings = settings.model_copy(update={"database_url": settings.retention_url})
     erased = Erased(uuid4())
     connection = await connect(settings, statement_timeout="0")
     try:
-        log_name = await schema.check(connection, settings.log_name)
+        log_name = await schema.check_and_read_log_name(connection, settings.log_name)
         arguments = erasure.event_ids, erasure.actor_id, erasure.correlation_id
         rows = await connection.fetch(SQL["erasable"], *arguments, timeout=_SLOW_SECONDS)
         if held := sorted({row["correlation_id"] for row in rows if row["held"]}):
-            raise Held(
+            raise UnderHold(
                 f"Nothing was erased, since events of {', '.join(held[:10])} are under legal hold: release it first."
             )
         erased.unsealed = [row["event_id"] for row in rows if row["log_index"] is None]
@@ -109,7 +109,7 @@ async def _erase(
         try:
             updated = await connection.fetch(SQL["erase"], ids, payloads, commitments)
         except asyncpg.ForeignKeyViolationError as error:
-            raise Held from error
+            raise UnderHold from error
         if len(updated) != len(rows):
             raise EventsChanged
 

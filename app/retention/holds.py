@@ -29,7 +29,7 @@ _ROWS_IN_FLUSH_MAX = 10_000
 
 
 class HoldChanged(Unavailable):
-    """Another request has just changed this hold; look at it and send the request again."""
+    """Another request has just changed this hold; read it again and send the request again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Selector:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class Placement:
     """A hold that was placed, and how many of the stored events it covers."""
 
     hold_id: UUID
@@ -65,7 +65,7 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class Released:
+class Release:
     """The end of a hold, and how many events are no longer held: those under another hold are not counted."""
 
     released_at: datetime
@@ -80,20 +80,20 @@ class HoldOrder:
     reason: str
 
 
-async def place(settings: Settings, log_name: str, selector: Selector, order: HoldOrder) -> Placed:
+async def place(settings: Settings, log_name: str, selector: Selector, order: HoldOrder) -> Placement:
     """Hold the events that match `selector`, stored and future ones. It replaces an active hold with the same selector.
 
-    Raises NotFound for a correlation without events, HoldChanged, Busy, DatabaseAway or DatabaseFailed.
+    Raises NotFound for a correlation without events, HoldChanged, LockTimeout, DatabaseAway or DatabaseFailed.
     """
     hold_id, now = uuid4(), datetime.now(UTC)
     mark = order.reason, order.by, now
     async with action_store(settings, log_name) as store:
         connection = await store.connection()
         await connection.execute(SQL["lock_holds"])
-        next_index: int = await connection.fetchval(SQL["log_end"]) or 0
+        log_size: int = await connection.fetchval(SQL["log_size"]) or 0
         async with connection.transaction():
             await connection.execute(SQL["long_statement_timeout"])
-            covered = await _mark_rows(connection, selector, (None, next_index), mark)
+            covered = await _mark_rows(connection, selector, (None, log_size), mark)
         if not covered and selector.correlation_id is not None:
             raise NotFound(f"There is no event of correlation {selector.correlation_id}.")
         replaced = await connection.fetchval(SQL["active_hold"], *selector.columns())
@@ -106,17 +106,17 @@ async def place(settings: Settings, log_name: str, selector: Selector, order: Ho
         async def record(connection: Connection, flush: Flush) -> None:
             nonlocal covered_later
             if replaced is not None:
-                await _end_hold(connection, replaced, HoldOrder(order.by, "replaced"), now, flush.first_index)
+                await _release_hold_row(connection, replaced, HoldOrder(order.by, "replaced"), now, flush.first_index)
             await connection.execute(
                 SQL["place_hold"], *selector.columns(), order.reason, order.by, now, hold_id, flush.first_index
             )
-            covered_later = await _mark_rows(connection, selector, (next_index, flush.first_index), mark)
+            covered_later = await _mark_rows(connection, selector, (log_size, flush.first_index), mark)
 
         await commit_action(store, [self_event(log_name, payload, about=hold_id, actor_id=order.by)], record)
-    return Placed(hold_id, now, covered + covered_later)
+    return Placement(hold_id, now, covered + covered_later)
 
 
-async def release_correlation(settings: Settings, log_name: str, correlation_id: str, order: HoldOrder) -> Released:
+async def release_correlation(settings: Settings, log_name: str, correlation_id: str, order: HoldOrder) -> Release:
     """End the hold of a correlation and unmark its rows, also those held by SQL alone. NotFound if none of it is held."""
     selector = Selector(correlation_id=correlation_id)
     async with action_store(settings, log_name) as store:
@@ -130,7 +130,7 @@ async def release_correlation(settings: Settings, log_name: str, correlation_id:
         return await _release(store, hold_id, selector, order, unmark)
 
 
-async def release(settings: Settings, log_name: str, hold_id: UUID, order: HoldOrder) -> Released:
+async def release(settings: Settings, log_name: str, hold_id: UUID, order: HoldOrder) -> Release:
     """End one hold by its id and unmark its rows. NotFound if there is no active hold with this id."""
     async with action_store(settings, log_name) as store:
         connection = await store.connection()
@@ -152,7 +152,7 @@ async def release(settings: Settings, log_name: str, hold_id: UUID, order: HoldO
             async with connection.transaction():
                 await connection.execute(SQL["long_statement_timeout"])
                 await connection.execute(SQL["authorize_release"])
-                released = Released(released.released_at, await unmark(connection))
+                released = Release(released.released_at, await unmark(connection))
     return released
 
 
@@ -167,7 +167,7 @@ async def _release(
     selector: Selector,
     order: HoldOrder,
     unmark: Callable[[Connection], Awaitable[int]] | None,
-) -> Released:
+) -> Release:
     now, unmarked = datetime.now(UTC), 0
     payload = {"event_type": "datastorage.hold.released", "reason": order.reason, "released_by": order.by}
     payload |= selector.members()
@@ -177,7 +177,7 @@ async def _release(
     async def record(connection: Connection, flush: Flush) -> None:
         nonlocal unmarked
         if hold_id is not None:
-            await _end_hold(connection, hold_id, order, now, flush.first_index)
+            await _release_hold_row(connection, hold_id, order, now, flush.first_index)
         if unmark is not None:
             await connection.execute(SQL["authorize_release"])
             unmarked = await unmark(connection)
@@ -185,11 +185,13 @@ async def _release(
                 raise NotFound(f"Nothing of correlation {selector.correlation_id} is held.")
 
     await commit_action(store, [self_event(store.log_name, payload, about=hold_id, actor_id=order.by)], record)
-    return Released(now, unmarked)
+    return Release(now, unmarked)
 
 
-async def _end_hold(connection: Connection, hold_id: UUID, order: HoldOrder, now: datetime, position: int) -> None:
-    if await connection.execute(SQL["end_hold"], hold_id, order.reason, order.by, now, position) != "UPDATE 1":
+async def _release_hold_row(
+    connection: Connection, hold_id: UUID, order: HoldOrder, now: datetime, position: int
+) -> None:
+    if await connection.execute(SQL["release_hold"], hold_id, order.reason, order.by, now, position) != "UPDATE 1":
         raise HoldChanged
 
 
@@ -201,7 +203,7 @@ async def _mark_rows(
     With None for the first, from the beginning, and unsealed rows, too.
     """
     arguments = *selector.columns(), *positions, *mark
-    return int(await connection.fetchval(SQL["hold_rows"], *arguments, timeout=_SLOW_SECONDS))
+    return int(await connection.fetchval(SQL["mark_rows"], *arguments, timeout=_SLOW_SECONDS))
 
 
 def _text(value: str | datetime) -> str:

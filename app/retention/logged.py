@@ -19,13 +19,15 @@ from app.settings import Settings
 DEADLINE_SECONDS = 30.0
 
 
-class Busy(Unavailable):
+class LockTimeout(Unavailable):
     """Another session has locked what this needs; send the request again shortly."""
+
+    label = "Busy"
 
 
 @asynccontextmanager
 async def action_store(settings: Settings, log_name: str) -> AsyncIterator[Store]:
-    """A store for one action. Errors of its connection are raised as DatabaseAway, Busy or DatabaseFailed."""
+    """A store for one action. Errors of its connection are raised as DatabaseAway, LockTimeout or DatabaseFailed."""
     store = Store(settings, log_name)
     try:
         yield store
@@ -34,7 +36,7 @@ async def action_store(settings: Settings, log_name: str) -> AsyncIterator[Store
             case FailureKind.AWAY:
                 raise DatabaseAway from error
             case FailureKind.BUSY:
-                raise Busy from error
+                raise LockTimeout from error
             case _:
                 raise DatabaseFailed from error
     finally:
@@ -42,7 +44,7 @@ async def action_store(settings: Settings, log_name: str) -> AsyncIterator[Store
 
 
 async def commit_action(store: Store, events: Sequence[Event], action: FlushAction) -> None:
-    """Write `events` and run `action`, together or not at all. Repeated while the race for the log is lost.
+    """Write `events` and run `action`, together or not at all. Retried while the race for the log is lost.
 
     Raises what `action` raises, what Store.commit() raises, and DatabaseAway after 30 seconds.
     """
@@ -51,6 +53,6 @@ async def commit_action(store: Store, events: Sequence[Event], action: FlushActi
         try:
             return await store.commit(events, [], deadline, action)
         except LostRace:
-            store.race_lost()  # from now on it locks the log first, so that the next attempts cannot all be lost
+            store.reset_after_lost_race()  # from now on it locks the log first, so that the retries cannot all be lost
             if asyncio.get_running_loop().time() > deadline:
                 raise DatabaseAway from None

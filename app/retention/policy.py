@@ -11,7 +11,7 @@ from app.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What one run decides by: its time, and the bounds for categories without their own."""
+    """What decides which events are due in one run: its time, and the bounds for categories without their own."""
 
     now: datetime
     floor_days: int

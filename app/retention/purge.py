@@ -19,7 +19,14 @@ from app.events.positions import Positions
 from app.ingest.link import Flush
 from app.retention.logged import action_store, commit_action
 from app.retention.policy import Month, MonthContents, Terms
-from app.retention.removal import SLOW_SECONDS, RetentionSession, contents, purge_events, remove, resume
+from app.retention.removal import (
+    SLOW_SECONDS,
+    RetentionSession,
+    purge_events,
+    read_contents,
+    remove_month,
+    resume_month,
+)
 from app.settings import Settings
 from app.sql import load
 
@@ -66,15 +73,15 @@ class RetentionRun:
 
 
 async def plan(settings: Settings, now: datetime) -> list[Plan]:
-    """What a run at `now` would do. Changes nothing, and waits for nobody."""
+    """What a run at `now` would do. Changes nothing, and does not wait for other runs."""
     async with _session(settings, now) as session:
-        return [Plan(month, await contents(session, month)) for month in await _months(session.connection)]
+        return [Plan(month, await read_contents(session, month)) for month in await _months(session.connection)]
 
 
 async def run(settings: Settings, now: datetime) -> RetentionRun:
     """Finish what an interrupted run has left, then purge what is due at `now`. Recorded in retention_operations.
 
-    Raises Fatal when another run is under way, or when another session keeps a month from being detached.
+    Raises Fatal when another run is under way, or when another session prevents the detaching of a month.
     """
     async with _session(settings, now) as session:
         if not await session.connection.fetchval(SQL["lock_retention"]):
@@ -104,10 +111,10 @@ async def _session(settings: Settings, now: datetime) -> AsyncIterator[Retention
         settings = settings.model_copy(update={"database_url": settings.retention_url})
     connection = await connect(settings, statement_timeout="0", lock_timeout="10s")
     try:
-        log_name = await schema.check(connection, settings.log_name)
+        log_name = await schema.check_and_read_log_name(connection, settings.log_name)
         async with action_store(settings, log_name) as store:
-            end = await connection.fetchval(SQL["log_end"]) or 0
-            yield RetentionSession(store, connection, Terms.of(settings, now), end)
+            log_size = await connection.fetchval(SQL["log_size"]) or 0
+            yield RetentionSession(store, connection, Terms.of(settings, now), log_size)
     finally:
         await connection.close()
 
@@ -118,17 +125,17 @@ async def _months(connection: Connection) -> list[Month]:
 
 async def _purge_months(session: RetentionSession, result: RetentionRun) -> None:
     for month in await _months(session.connection):
-        if (dropped := await resume(session, month)) is not None:
+        if (dropped := await resume_month(session, month)) is not None:
             (result.dropped if dropped else result.restored).append(month.name)
     for month in await _months(session.connection):
         if not month.attached:
             continue
-        rows = await contents(session, month)
+        rows = await read_contents(session, month)
         result.rows_scanned += rows.total
         if not rows.due:
             continue
         result.months.append(month)
-        if Plan(month, rows).whole and month.end <= session.terms.now.date() and await remove(session, month):
+        if Plan(month, rows).whole and month.end <= session.terms.now.date() and await remove_month(session, month):
             result.dropped.append(month.name)
             result.rows_deleted += rows.total
         else:
@@ -152,7 +159,7 @@ async def _pass(session: RetentionSession, run_id: UUID, month: Month, after: in
     while True:
         arguments = month.name, *session.terms.columns(), after, BATCH_ROWS
         due = await session.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
-        rows = [row for row in due if row["log_index"] is None or row["log_index"] < session.end]
+        rows = [row for row in due if row["log_index"] is None or row["log_index"] < session.log_size]
         if not rows:
             return deleted
         purged = await _purge(session, run_id, rows)
@@ -164,7 +171,7 @@ async def _pass(session: RetentionSession, run_id: UUID, month: Month, after: in
 
 
 async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg.Record]) -> int:
-    """Delete `rows` and write their purge events, together. 0 if one of them is held by now; the next pass leaves that one out."""
+    """Delete `rows` and write their purge events, together. 0 if one of them is held now; the next pass omits it."""
     positions = Positions.of(row["log_index"] for row in rows if row["log_index"] is not None)
     named = [row["purged"] for row in rows if row["purged"] is not None]
     repeated = Positions.parse(await session.connection.fetchval(SQL["union_of_positions"], named))

@@ -3,7 +3,7 @@
 DETACH CONCURRENTLY lets others read and write meanwhile, but cannot run in a transaction. So each step is a transaction of its
 own, and the next run finishes what a crash between two steps has left:
 
-1. the purge events are committed: the log says that the month's positions are gone, while the month is still attached;
+1. the purge events are committed: the log records that the month's positions are purged, while the month is still attached;
 2. the month is detached, in two transactions of Postgres's own; nobody reads it any more;
 3. in one transaction the table is locked, checked once more, and dropped. If something in it has to stay, it is attached again
    in one transaction with an event that reverts the purge.
@@ -31,8 +31,8 @@ from app.sql import load
 SQL = load("retention")
 SLOW_SECONDS = 3600.0
 _NAME = re.compile(r"audit_events_\d{4}_\d{2}", re.ASCII)
-_log = logging.getLogger(__name__)
-_DETACHING = "Detaching of {} did not finish ({}): another session keeps the table in use. Run it again later."
+log = logging.getLogger(__name__)
+_DETACHING = "Detaching of {} did not finish ({}): another session uses the table. Run it again later."
 _REASON_RESTORED = "something in it is held, or is not due yet, or was written after its purge was recorded"
 
 
@@ -47,11 +47,11 @@ class RetentionSession:
     store: Store
     connection: Connection
     terms: Terms
-    end: int
-    """End of the log when the run began: a run does not purge the events that it writes itself."""
+    log_size: int
+    """Size of the log when the run began: a run does not purge the events that it writes itself."""
 
 
-async def contents(session: RetentionSession, month: Month) -> MonthContents:
+async def read_contents(session: RetentionSession, month: Month) -> MonthContents:
     row = await session.connection.fetchrow(
         SQL["month_contents"], month.name, *session.terms.columns(), timeout=SLOW_SECONDS
     )
@@ -59,23 +59,27 @@ async def contents(session: RetentionSession, month: Month) -> MonthContents:
     return MonthContents(*row)
 
 
-async def remove(session: RetentionSession, month: Month) -> bool:
+async def remove_month(session: RetentionSession, month: Month) -> bool:
     """Purge a whole month. False, with nothing lost, if some of it was held or written before its purge was committed."""
     return await _write_purge(session, month) and await _detach_and_drop(session, month)
 
 
-async def resume(session: RetentionSession, month: Month) -> bool | None:
-    """Finish what an interrupted run began: True if the month was dropped, False if it was restored, None if there was nothing."""
+async def resume_month(session: RetentionSession, month: Month) -> bool | None:
+    """Finish what an interrupted run began with a month.
+
+    True: it was dropped. False: it was restored. None: there was nothing to finish, or the log has no purge of the month; then an
+    error is logged.
+    """
     intact = month.attached and not month.detaching
     still_stored = await _still_stored(session, month)
     if intact and still_stored == "{}":
         return None
     if not await session.connection.fetch(SQL["purges_of_month"], month.name):
-        _log.error(
+        log.error(
             "a month is detached, and the log has no purge of it: attach it again by hand", extra={"month": month.name}
         )
         return None
-    rows = await contents(session, month)
+    rows = await read_contents(session, month)
     if intact and (rows.held or rows.not_due or rows.positions != still_stored):
         await _restore(session, month)  # its due rows are purged in batches
         return False
@@ -91,10 +95,10 @@ async def _still_stored(session: RetentionSession, month: Month) -> str:
 async def _write_purge(session: RetentionSession, month: Month) -> bool:
     """Step 1. Its conditions are true at the commit, since nobody else can write to the log meanwhile."""
     connection, terms = session.connection, session.terms
-    next_index = await connection.fetchval(SQL["log_end"]) or 0
+    log_size = await connection.fetchval(SQL["log_size"]) or 0
     version = await connection.fetchrow(SQL["holds_version"])
     assert version is not None
-    rows = await contents(session, month)
+    rows = await read_contents(session, month)
     if rows.held or rows.not_due:
         return False
     arguments = month.name, *terms.columns()
@@ -103,7 +107,7 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
 
     async def check_unchanged(connection: Connection, flush: Flush) -> None:
         del flush
-        if not await connection.fetchval(SQL["month_unchanged"], month.first, month.end, next_index, *version):
+        if not await connection.fetchval(SQL["month_unchanged"], month.first, month.end, log_size, *version):
             raise MonthChanged
 
     positions, repeated = Positions.parse(rows.positions), Positions.parse(named)

@@ -1,11 +1,11 @@
 -- name: tail
--- End of the log. Read before everything else that a flush relies on: a won compare-and-set then proves that all of it is current.
--- In the same snapshot, the positions at which holds last changed.
+-- The last flush, where the log ends. Read before everything else that a flush relies on: a won compare-and-set then proves that
+-- all of it is current. In the same snapshot, the positions at which holds last changed.
 SELECT first_index, count, (SELECT max(placed_index) FROM holds) AS placed, (SELECT max(released_index) FROM holds) AS released
 FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
 
 -- name: tail_and_last
--- End of the log and the highest position of a row, in one snapshot. The service itself writes no position beyond 2^62.
+-- The last flush and the highest position of a row, in one snapshot. The service itself writes no position beyond 2^62.
 SELECT first_index, count, (SELECT max(placed_index) FROM holds) AS placed, (SELECT max(released_index) FROM holds) AS released,
     (SELECT max(log_index) FROM audit_events WHERE log_index < 4611686018427387904) AS last
 FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
@@ -116,8 +116,8 @@ SELECT 0, GREATEST(
     -1), 1, ''
 ON CONFLICT DO NOTHING
 
--- name: end_stalled_sessions
--- Ends sessions of this service that have locked the log and wait for their client: a stopped process, a dead host.
+-- name: terminate_stalled_sessions
+-- Terminates sessions of this service that have locked the log and wait for their client: a stopped process, a dead host.
 -- While COPY waits for more rows, no timeout of the server ends it.
 SELECT DISTINCT a.pid, pg_terminate_backend(a.pid)
 FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid AND l.granted

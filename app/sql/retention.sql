@@ -17,7 +17,7 @@ WHERE released_at IS NULL AND (correlation_id, actor_id, resource_type, resource
 -- One hold, active or released.
 SELECT * FROM holds WHERE hold_id = $1
 
--- name: hold_rows
+-- name: mark_rows
 -- Marks the rows that a hold covers in one part of the log; the mark of a correlation's hold replaces any other. Returns how many
 -- are marked now: a row that a purge has deleted while this statement waited for it is not marked, and not counted.
 WITH covered AS MATERIALIZED (
@@ -38,7 +38,7 @@ INSERT INTO holds (correlation_id, actor_id, resource_type, resource_id, time_fr
     hold_id, placed_index)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
 
--- name: end_hold
+-- name: release_hold
 -- Releases a hold, in one transaction with the event that records it.
 UPDATE holds SET release_reason = $2, released_by = $3, released_at = $4, released_index = $5
 WHERE hold_id = $1 AND released_at IS NULL
@@ -47,8 +47,8 @@ WHERE hold_id = $1 AND released_at IS NULL
 -- For statements that read or change many rows while nobody has to wait for them.
 SET LOCAL statement_timeout = '10min'
 
--- name: log_end
--- The position of the next event.
+-- name: log_size
+-- Number of positions in the log; the next event gets this position.
 SELECT first_index + count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
 
 -- name: authorize_release

@@ -227,7 +227,7 @@ async def test_spool_of_a_pod_that_never_comes_back(database_url: str, tmp_path:
     assert [json.loads(line)["event_action"] for line in run("export", spool, database_url).splitlines()] == [
         f"step-{n}" for n in range(3)
     ]
-    assert "3 events and 0 notifications taken from the spool; 0 events" in run("replay", spool, database_url)
+    assert "3 events and 0 notifications replayed from the spool; 0 events" in run("replay", spool, database_url)
     assert run("list", spool, database_url) == ""
 
 

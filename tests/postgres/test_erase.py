@@ -17,7 +17,7 @@ from app.events.record import record, record_leaf_hash
 from app.query.filter import EventQuery
 from app.query.page import page
 from app.retention import erase, holds
-from app.retention.erase import Erasure, Held
+from app.retention.erase import Erasure, UnderHold
 from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from tests.postgres.log import LOG, write
@@ -121,7 +121,7 @@ async def test_held_is_not_erased(database_url: str, connection: Any, by: str) -
     else:
         selector = Selector(correlation_id="rr-2") if by == "correlation" else Selector(actor_id="ada")
         await holds.place(Settings(database_url=SecretStr(database_url)), LOG, selector, HoldOrder("eve", "why"))
-    with pytest.raises(Held, match="rr-2"):
+    with pytest.raises(UnderHold, match="rr-2"):
         await erased(database_url, actor_id="ada")
     assert await connection.fetchval("SELECT count(payload_commitment) FROM audit_events") == 0
     ids = [row[0] for row in await connection.fetch("SELECT event_id FROM audit_events WHERE correlation_id = 'rr-2'")]

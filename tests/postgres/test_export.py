@@ -28,7 +28,7 @@ from app.export.select import ExportQuery
 from app.export.signed_page import SignedPage
 from app.ingest.accept import Acceptance, check_item, computed_ids
 from app.ingest.store import Store
-from app.ingest.submission import prepare
+from app.ingest.submission import new_submission
 from app.ingest.writer import Writer
 from app.settings import Settings
 from app.tlog import merkle, note
@@ -65,7 +65,7 @@ async def post(database_url: str) -> AsyncIterator[Post]:
         documents = [parse(orjson.dumps(item)) for item in items]
         drafts = [check_item(CATALOG, d.value, f"/{i}", plain=d.plain, depth=d.depth) for i, d in enumerate(documents)]
         ids = computed_ids(drafts, "", ("body", hashlib.sha256(canonical(list(items))).hexdigest()))
-        submission = await prepare(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
+        submission = await new_submission(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
         await writer.submit(submission, asyncio.get_running_loop().time() + 30)
 
     yield post

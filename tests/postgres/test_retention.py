@@ -221,7 +221,7 @@ def half_detached(patch: pytest.MonkeyPatch) -> None:
         await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
         await reader.execute("SELECT count(*) FROM audit_events")
         await connection.execute("SET lock_timeout = '200ms'; SET statement_timeout = '500ms'")
-        with pytest.raises(Fatal, match="keeps the table in use"):
+        with pytest.raises(Fatal, match="another session uses the table"):
             await detach(connection, month)
         await reader.close()
         raise Crash

@@ -348,7 +348,7 @@ async def test_upgrades_take_turns(empty_url: str) -> None:
     await asyncio.gather(*(schema.upgrade(empty_url, "log.test") for _ in range(3)))
     await schema.upgrade(empty_url, "log.test")
     connection = await asyncpg.connect(empty_url)
-    assert await schema.check(connection, None) == "log.test"
+    assert await schema.check_and_read_log_name(connection, None) == "log.test"
     assert await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'") == 0
     await connection.close()
 
@@ -370,7 +370,7 @@ async def test_foreign_table(empty_url: str) -> None:
         await schema.upgrade(empty_url)
     assert await connection.fetchval("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 1
     with pytest.raises(Fatal, match="no schema yet: run `datastorage migrate`"):
-        await schema.check(connection, None)
+        await schema.check_and_read_log_name(connection, None)
     await connection.close()
 
 
@@ -385,7 +385,7 @@ async def test_other_revision(connection: asyncpg.Connection, stored: str, words
     """The service serves on a schema that it does not know, or does not say what to do."""
     await connection.execute("UPDATE alembic_version SET version_num = $1", stored)
     with pytest.raises(Fatal, match=words):
-        await schema.check(connection, None)
+        await schema.check_and_read_log_name(connection, None)
 
 
 async def test_newer_schema_is_left_alone(connection: asyncpg.Connection, database_url: str) -> None:
@@ -397,8 +397,8 @@ async def test_newer_schema_is_left_alone(connection: asyncpg.Connection, databa
 
 async def test_log_name(connection: asyncpg.Connection) -> None:
     """Events are hashed under two names in one log."""
-    name = await schema.check(connection, None)
+    name = await schema.check_and_read_log_name(connection, None)
     assert name == "test.example/datastorage"
-    assert await schema.check(connection, name) == name
+    assert await schema.check_and_read_log_name(connection, name) == name
     with pytest.raises(Fatal, match=r"'other'.*hashed under 'test.example/"):
-        await schema.check(connection, "other")
+        await schema.check_and_read_log_name(connection, "other")

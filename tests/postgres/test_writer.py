@@ -17,7 +17,7 @@ from app.events.canonical import canonical
 from app.events.catalog import Catalog
 from app.ingest.accept import Acceptance, check_item, computed_ids, single_id
 from app.ingest.store import LostRace, MonthDetached, Store, _claim_columns
-from app.ingest.submission import prepare
+from app.ingest.submission import new_submission
 from app.ingest.writer import Writer
 from app.settings import Settings
 from tests.proxy import proxy
@@ -59,7 +59,7 @@ class Replica:
         return await self._submit(drafts, computed_ids(drafts, "", ("body", digest)), 30_000)
 
     async def _submit(self, drafts: list[Any], ids: list[UUID], deadline_ms: int) -> list[UUID]:
-        submission = await prepare(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
+        submission = await new_submission(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
         await self.writer.submit(submission, deadline(deadline_ms))
         return ids
 
@@ -169,10 +169,10 @@ async def test_resend_is_recognised_before_the_window(database_url: str, connect
     async with replica(database_url) as one:
         await one.post(posted)
         later = Acceptance(datetime.now(UTC) + timedelta(days=8), {}, LOG)
-        resent = await prepare([drafted], [single_id(drafted)], later)
+        resent = await new_submission([drafted], [single_id(drafted)], later)
         await one.writer.submit(resent, deadline(5_000))
         fresh = check_item(CATALOG, item(event_id=str(uuid4())), "", plain=False, depth=3)
-        refused = await prepare([fresh], [single_id(fresh)], later)
+        refused = await new_submission([fresh], [single_id(fresh)], later)
         with pytest.raises(BadRequest, match="7 days"):
             await one.writer.submit(refused, deadline(5_000))
     assert await count(connection) == 1
@@ -194,7 +194,7 @@ async def test_stalled_between_snapshot_and_insert(database_url: str, connection
     settings = Settings(database_url=SecretStr(database_url))
     stalled = Store(settings, LOG)
     drafted = check_item(CATALOG, item("rr-1", event_action="stalled"), "", plain=False, depth=3)
-    submission = await prepare([drafted], [single_id(drafted)], Acceptance(datetime.now(UTC), {}, LOG))
+    submission = await new_submission([drafted], [single_id(drafted)], Acceptance(datetime.now(UTC), {}, LOG))
     postgres = await stalled.connection()
     flush = await stalled._link(postgres, submission.events)
     async with replica(database_url) as other:
@@ -202,7 +202,7 @@ async def test_stalled_between_snapshot_and_insert(database_url: str, connection
     with pytest.raises((LostRace, asyncpg.UniqueViolationError)):
         await stalled._send(postgres, flush, _claim_columns(flush.events, []))
     assert await count(connection) == 1
-    stalled.race_lost()
+    stalled.reset_after_lost_race()
     await stalled.commit(submission.events, [], asyncio.get_running_loop().time() + 5)
     await stalled.close()
     assert await connection.fetchval("SELECT max(chain_index) FROM audit_events") == 1

@@ -16,7 +16,7 @@ from app.ingest.accept import Acceptance, accept, check_item, single_id
 from app.ingest.spool import Spool, SpoolFailed, SpoolFull
 from app.ingest.spool_codec import decode, encode
 from app.ingest.store import Store
-from app.ingest.submission import Submission, prepare
+from app.ingest.submission import Submission, new_submission
 from app.ingest.writer import Writer
 from app.settings import Settings
 from tests.events import make_event
@@ -34,7 +34,7 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 async def submission(**members: Any) -> Submission:
     one = check_item(CATALOG, make_event(**members), "", plain=False, depth=4)
-    return await prepare([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG))
+    return await new_submission([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG))
 
 
 async def fail_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ async def fail_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spool._file, "_transact", failing)
     refused = await submission()
     await spool.append([refused])
-    assert isinstance(refused.done.exception(), SpoolFailed)
+    assert isinstance(refused.outcome.exception(), SpoolFailed)
     monkeypatch.setattr(spool._file, "_transact", transact)
 
 
@@ -61,11 +61,11 @@ async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.M
     await fail_once(spool, monkeypatch)
     early = await submission()
     await spool.append([early])
-    assert isinstance(early.done.exception(), SpoolFailed)
+    assert isinstance(early.outcome.exception(), SpoolFailed)
     await writer.on_presence(False)
     later = await submission()
     await spool.append([later])
-    assert later.done.result()
+    assert later.outcome.result()
     waiting = await spool.next(100, 1 << 20, LOG)
     assert [one.events[0].id for one in waiting] == [earlier.events[0].id, later.events[0].id]
     assert (spool.depth.requests, spool.depth.events) == (2, 2)
@@ -98,7 +98,7 @@ async def test_disk_without_an_answer_is_full(spool: Spool, monkeypatch: pytest.
     monkeypatch.setattr("app.ingest.spool.shutil.disk_usage", gone)
     refused = await submission()
     await spool.append([refused])
-    assert isinstance(refused.done.exception(), SpoolFull)
+    assert isinstance(refused.outcome.exception(), SpoolFull)
     assert not spool.can_append
 
 

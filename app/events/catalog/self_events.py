@@ -1,6 +1,6 @@
 """Self events: events that this service writes about itself, each under a correlation id of its own, `datastorage:<kind>:<uuid>`.
 
-A client cannot post them, because verification accepts a position as purged, or a row as erased, if one of these says so.
+A client cannot post them, because verification accepts a position as purged, or a row as erased, if one of these records it.
 `positions` are positions in the log, as text of a Postgres int8multirange: `{[0,5),[7,9)}`.
 """
 

@@ -30,7 +30,7 @@ def _checked_as_in_envelope(check: Any, text: str) -> str:
         check(text, "")
     except BadRequest as error:
         kind = UNDECODABLE if isinstance(error, InvalidRequest) else MALFORMED
-        message = error.detail.partition(": ")[2]  # pydantic adds the pointer that stands in front
+        message = error.detail.partition(": ")[2]  # pydantic adds the pointer before it
         raise PydanticCustomError(kind, "{message}", {"message": message}) from None
     return text
 

@@ -27,7 +27,7 @@ _ROUND_SECONDS = 0.2
 _ROUNDS_WITHOUT_PROGRESS_MAX = 50
 
 
-class Entry(NamedTuple):
+class SpoolEntry(NamedTuple):
     """One request in a spool."""
 
     position: int
@@ -40,14 +40,14 @@ class Entry(NamedTuple):
     """Why it is in quarantine; None while it waits."""
 
 
-def entries(directory: Path) -> list[Entry]:
+def entries(directory: Path) -> list[SpoolEntry]:
     """Every request, the oldest first. Works also while a service uses the spool."""
     with closing(_open_read_only(directory)) as file:
         rows = file.execute(
             "SELECT position, kept_at, events || ' events', bytes, reason FROM requests"
             " UNION ALL SELECT position, kept_at, 'notification', bytes, reason FROM notifications ORDER BY kept_at"
         )
-        return [Entry(*row) for row in rows]
+        return [SpoolEntry(*row) for row in rows]
 
 
 def events(directory: Path, *, quarantined: bool) -> Iterator[dict[str, Any]]:
@@ -81,24 +81,24 @@ async def replay(settings: Settings, directory: Path, *, force: bool, quarantine
     _existing_file(directory)
     connection = await db.connect(settings)
     try:
-        log_name = await schema.check(connection, settings.log_name)
+        log_name = await schema.check_and_read_log_name(connection, settings.log_name)
         days = await connection.fetchval(load("ingest")["retention_days_min"])
     finally:
         await connection.close()
     spool = Spool(directory, settings.spool_bytes_max)
     try:
         if quarantined:
-            await spool.release()
+            await spool.requeue_quarantined()
         oldest = spool.depth.oldest
         if oldest and not force and time.time() - oldest > days * _DAY_SECONDS:
             raise Fatal(
-                f"The spool is older than the smallest retention ({days} days): add --force to write it all the same."
+                f"The spool is older than the smallest retention ({days} days): use --force to replay it anyway."
             )
         before = spool.depth.events, spool.depth.notifications
         await _replay_events(Writer(Store(settings, log_name), settings, spool), spool)
         await _replay_notifications(settings, spool)
         return (
-            f"{before[0]} events and {before[1]} notifications taken from the spool; "
+            f"{before[0]} events and {before[1]} notifications replayed from the spool; "
             f"{spool.depth.quarantined} events are in quarantine"
         )
     finally:
@@ -107,19 +107,19 @@ async def replay(settings: Settings, directory: Path, *, force: bool, quarantine
 
 async def _replay_events(writer: Writer, spool: Spool) -> None:
     writer.start()
-    left, rounds = spool.depth.events, 0
+    left, rounds_without_progress = spool.depth.events, 0
     try:
-        while spool.depth.events and rounds < _ROUNDS_WITHOUT_PROGRESS_MAX:
+        while spool.depth.events and rounds_without_progress < _ROUNDS_WITHOUT_PROGRESS_MAX:
             await writer.on_presence(database_up=True)
             await asyncio.sleep(_ROUND_SECONDS)
-            rounds = 0 if spool.depth.events < left else rounds + 1
+            rounds_without_progress = 0 if spool.depth.events < left else rounds_without_progress + 1
             left = spool.depth.events
             print(f"\rwriting, {left} events left ", end="", file=sys.stderr, flush=True)  # noqa: T201 - progress
     finally:
         print(file=sys.stderr)  # noqa: T201 - progress
         await writer.close()
     if spool.depth.events:
-        raise Fatal(f"Postgres accepts no events: {left} are still in the spool; the log above says why.")
+        raise Fatal(f"Events cannot be written to Postgres: {left} are still in the spool; see the log above.")
 
 
 async def _replay_notifications(settings: Settings, spool: Spool) -> None:
@@ -128,6 +128,8 @@ async def _replay_notifications(settings: Settings, spool: Spool) -> None:
         await notification_replay.replay(engine, spool)
     except AuditError as error:
         left = spool.depth.notifications
-        raise Fatal(f"Postgres accepts no notifications, {left} are still in the spool: {error.detail}") from error
+        raise Fatal(
+            f"Notifications cannot be written to Postgres: {left} are still in the spool: {error.detail}"
+        ) from error
     finally:
         await engine.dispose()
