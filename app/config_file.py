@@ -157,7 +157,9 @@ def _in_our_units(field: str, value: Any, default: Any) -> Any:
     """Go durations become milliseconds, values are clamped as the reference does, and a batch limit of 0 is the default."""
     if field.endswith("_ms") and isinstance(value, str):
         try:
-            value = parse_duration(value) // _NANOSECONDS_PER_MS
+            if (nanoseconds := parse_duration(value)) < 0:
+                raise ValueError(value)
+            value = nanoseconds // _NANOSECONDS_PER_MS
         except ValueError:
             raise Fatal(f"Invalid configuration: {value!r} is not a duration such as 30s or 1m30s") from None
     if field in _CLAMPED and isinstance(value, int):

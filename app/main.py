@@ -163,6 +163,7 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
         await foundation.authenticator.close()
         if app.service.spool is not None:
             app.service.spool.close()
+        app.service = foundation  # a host may run the lifespan again
 
 
 async def _bounded(step: Awaitable[object], seconds: float) -> None:

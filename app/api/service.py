@@ -55,7 +55,7 @@ class Service(Foundation):
     @classmethod
     def started(cls, foundation: Foundation, *, writer: Writer, log_name: str, signing_key: SigningKey | None) -> Self:
         """The service on this foundation."""
-        shared = {field.name: getattr(foundation, field.name) for field in fields(foundation)}
+        shared = {field.name: getattr(foundation, field.name) for field in fields(Foundation)}
         return cls(**shared, writer=writer, log_name=log_name, signing_key=signing_key)
 
 
