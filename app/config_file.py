@@ -153,15 +153,20 @@ def _number(section: dict[str, Any], name: str, default: float) -> float:
     return number
 
 
+def _milliseconds(text: str) -> int:
+    try:
+        nanoseconds = parse_duration(text)
+    except ValueError:
+        nanoseconds = -1
+    if nanoseconds < 0:
+        raise Fatal(f"Invalid configuration: {text!r} is not a duration such as 30s or 1m30s")
+    return nanoseconds // _NANOSECONDS_PER_MS
+
+
 def _in_our_units(field: str, value: Any, default: Any) -> Any:
     """Go durations become milliseconds, values are clamped as the reference does, and a batch limit of 0 is the default."""
     if field.endswith("_ms") and isinstance(value, str):
-        try:
-            if (nanoseconds := parse_duration(value)) < 0:
-                raise ValueError(value)
-            value = nanoseconds // _NANOSECONDS_PER_MS
-        except ValueError:
-            raise Fatal(f"Invalid configuration: {value!r} is not a duration such as 30s or 1m30s") from None
+        value = _milliseconds(value)
     if field in _CLAMPED and isinstance(value, int):
         least, most = _CLAMPED[field]
         return min(max(value, least), most)
