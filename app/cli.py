@@ -314,8 +314,6 @@ async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
     """Upgrade the schema as soon as Postgres can be reached. Fatal if that takes longer than `wait_seconds`, or on an error."""
     import asyncio
 
-    import asyncpg
-
     from app import db, schema
 
     assert settings.database_url is not None
@@ -323,7 +321,7 @@ async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
     while True:
         try:
             await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
-        except (*db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        except db.DATABASE_ERRORS as error:
             if db.failure_kind(error) is not db.FailureKind.AWAY or time.monotonic() >= end:
                 raise Fatal(f"The database cannot be migrated: {str(error) or repr(error)}") from error
             await asyncio.sleep(_RETRY_SECONDS)

@@ -44,6 +44,8 @@ CONNECTION_ERRORS = (
     *(OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError),
     asyncpg.PostgresConnectionError,
 )
+DATABASE_ERRORS = (*CONNECTION_ERRORS, asyncpg.PostgresError)
+"""Everything that the driver raises, whether the way to the server or a statement has failed."""
 LONG_FETCH_SECONDS = 600.0
 """Timeout of one fetch of a verification or an export, which may read much."""
 
@@ -102,7 +104,7 @@ async def connect(settings: Settings, **server_settings: str) -> Connection:
         )
     except ValueError:  # its text may contain the password
         raise Fatal(_INVALID_URL) from None
-    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+    except DATABASE_ERRORS as error:
         raise DatabaseAway from error
 
 

@@ -19,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -268,7 +267,7 @@ async def _find_database(foundation: Foundation) -> str:
         try:
             log_name = await _check_database(foundation.settings)
             await _warm(foundation.engine)
-        except (DatabaseAway, *db.CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        except (DatabaseAway, *db.DATABASE_ERRORS) as error:
             if not isinstance(error, DatabaseAway) and db.failure_kind(error) is not db.FailureKind.AWAY:
                 raise
             reason = error.__cause__ or error

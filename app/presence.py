@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-import asyncpg
-
-from app.db import CONNECTION_ERRORS, connect
+from app.db import DATABASE_ERRORS, connect
 from app.errors import AuditError, Fatal
 from app.settings import Settings
 from app.workers import WorkerConnection, run_forever
@@ -57,6 +55,6 @@ async def _answers(connection: WorkerConnection) -> bool:
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS), connection.use() as usable:
             await usable.execute("SELECT 1")
-    except (AuditError, *CONNECTION_ERRORS, asyncpg.PostgresError):
+    except (AuditError, *DATABASE_ERRORS):
         return False
     return True

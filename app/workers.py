@@ -6,16 +6,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
-import asyncpg
-
-from app.db import CONNECTION_ERRORS, Connection
+from app.db import DATABASE_ERRORS, Connection
 from app.errors import AuditError
 from app.metrics import WORKER_FAILURES
 
 Round = Callable[[], Awaitable[float | None]]
 """One round of work. It may return how many seconds to wait before the next one."""
 
-_EXPECTED = (AuditError, *CONNECTION_ERRORS, asyncpg.PostgresError)
+_EXPECTED = (AuditError, *DATABASE_ERRORS)
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,29 @@ def test_no_cycle() -> None:
         lowest = {station for station, names in remaining.items() if not names & remaining.keys()}
         assert lowest, remaining
         remaining = {station: names for station, names in remaining.items() if station not in lowest}
+
+
+def test_longest_chain_of_imports() -> None:
+    """One has to read through more modules than before to get from the server to the errors; a new one needs a reason."""
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "app").rglob("*.py")
+    }
+
+    @cache
+    def depth(module: str) -> int:
+        """Modules on the longest way down from `module`, by imports at the top of files."""
+        return 1 + max((depth(name) for name in imports_of(module)), default=0)
+
+    def imports_of(module: str) -> set[str]:
+        found = set()
+        for node in ast.parse(modules[module].read_text("utf-8")).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {name if name in modules else node.module for name in names}
+        return (found & modules.keys()) - {module}
+
+    assert max(map(depth, modules)) <= 18
 
 
 def test_table_names_only_what_is_used() -> None:

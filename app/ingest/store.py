@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 
 from app import metrics, tracing
-from app.db import CONNECTION_ERRORS, Connection, FailureKind, connect_writer, failure_kind
+from app.db import DATABASE_ERRORS, Connection, FailureKind, connect_writer, failure_kind
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
 from app.ingest import partitions
@@ -127,7 +127,7 @@ class Store:
                 flush = flush or await self._link(connection, events)
                 with tracing.span("transaction", first_index=flush.first_index, events=len(flush.rows)):
                     await self._send(connection, flush, claim_columns, action)
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            except DATABASE_ERRORS as error:
                 kind = failure_kind(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
                 if kind is FailureKind.AWAY:
@@ -174,7 +174,7 @@ class Store:
                 log.warning(
                     "ended a session that had locked the log and waited for its client", extra={"pid": row["pid"]}
                 )
-        except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        except (DatabaseAway, *DATABASE_ERRORS) as error:
             log.warning("stalled sessions could not be ended", extra={"error": repr(error)})
 
     def disconnect(self) -> None:
@@ -200,7 +200,7 @@ class Store:
         for retry in count():
             try:
                 return await read(await self.connection())
-            except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+            except DATABASE_ERRORS as error:
                 kind = failure_kind(error)
                 if kind is not FailureKind.BUSY:
                     self.disconnect()
@@ -249,7 +249,7 @@ class Store:
     async def close(self) -> None:
         """Close the connection; if the server answers, the session ends without an error in its log."""
         if self._connection is not None:
-            with suppress(*CONNECTION_ERRORS, asyncpg.PostgresError):
+            with suppress(*DATABASE_ERRORS):
                 await self._connection.close(timeout=_CLOSE_SECONDS)
 
     async def _link(self, connection: Connection, events: Sequence[Event]) -> Flush:
@@ -372,7 +372,7 @@ class Store:
         try:
             connection = await self.connection()
             await partitions.ensure(connection, min(dates), max(dates) + timedelta(days=1))
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+        except DATABASE_ERRORS as error:
             if getattr(error, "sqlstate", "") == "55000":
                 raise MonthDetached from error
             if failure_kind(error) not in {FailureKind.BUSY, FailureKind.AWAY}:
@@ -389,7 +389,7 @@ class Store:
             return
         try:
             await connection.execute("ROLLBACK")
-        except (*CONNECTION_ERRORS, asyncpg.PostgresError):
+        except DATABASE_ERRORS:
             self.disconnect()
 
     def reset_after_lost_race(self) -> None:

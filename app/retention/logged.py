@@ -8,9 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import asyncpg
-
-from app.db import CONNECTION_ERRORS, FailureKind, failure_kind
+from app.db import DATABASE_ERRORS, FailureKind, failure_kind
 from app.errors import DatabaseAway, DatabaseFailed, Unavailable
 from app.ingest.accept import Event
 from app.ingest.store import FlushAction, LostRace, Store
@@ -31,7 +29,7 @@ async def action_store(settings: Settings, log_name: str) -> AsyncIterator[Store
     store = Store(settings, log_name)
     try:
         yield store
-    except (*CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+    except DATABASE_ERRORS as error:
         match failure_kind(error):
             case FailureKind.AWAY:
                 raise DatabaseAway from error

@@ -1,6 +1,7 @@
 """Named SQL statements, one file for each station; asyncpg's `$1` parameters. fragments.sql has what several statements share."""
 
 import re
+from functools import cache
 from importlib.resources import files
 
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
@@ -18,6 +19,7 @@ def load(station: str) -> dict[str, str]:
     return {name: _PLACEHOLDER.sub(lambda use: fragments[use[1]], text) for name, text in statements.items()}
 
 
+@cache  # every module of a station loads the station's file, and each load the fragments
 def _sections(file: str, heading: re.Pattern[str]) -> dict[str, str]:
     """The texts of a file by the names in the headings before them."""
     parts = heading.split(files(__package__).joinpath(f"{file}.sql").read_text("utf-8"))

@@ -11,9 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import asyncpg
-
-from app.db import CONNECTION_ERRORS, Connection
+from app.db import DATABASE_ERRORS, Connection
 from app.errors import DatabaseAway, Fatal
 from app.settings import Settings
 from app.terminal import one_line
@@ -43,7 +41,7 @@ def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) ->
         return asyncio.run(_verify(arguments, load_settings()))
     except (Fatal, DatabaseAway) as error:
         reason = error.detail if error.__cause__ is None else f"{error.detail} ({error.__cause__})"
-    except (*CONNECTION_ERRORS, asyncpg.PostgresError, OSError) as error:
+    except DATABASE_ERRORS as error:
         reason = f"The database could not be read to the end: {error}"
     _print_error(f"datastorage: {reason}")
     return EXIT_NOT_VERIFIED

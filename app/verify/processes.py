@@ -12,9 +12,7 @@ from multiprocessing import get_context
 from time import process_time
 from typing import Any
 
-import asyncpg
-
-from app.db import CONNECTION_ERRORS, Connection, connect
+from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway, Fatal
 from app.settings import Settings
 from app.verify.database import TASKS, Runner, WorkItem
@@ -100,7 +98,7 @@ def _run_item(item: WorkItem) -> tuple[WorkItem, Any, int, float]:
     [state] = _process_state
     try:
         result = state.loop.run_until_complete(_run_on_connection(state, item))
-    except (DatabaseAway, *CONNECTION_ERRORS, asyncpg.PostgresError) as error:
+    except (DatabaseAway, *DATABASE_ERRORS) as error:
         raise Fatal(f"The database could not be read to the end: {error!r}") from None  # the driver's cannot be pickled
     return WorkItem(item.task, (), item.weight), result, os.getpid(), process_time()
 

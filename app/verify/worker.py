@@ -10,10 +10,8 @@ from collections import Counter
 from time import monotonic
 from typing import NoReturn
 
-import asyncpg
-
 from app import metrics
-from app.db import CONNECTION_ERRORS, Connection, connect
+from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway
 from app.settings import Settings
 from app.tlog.evidence import NO_EVIDENCE, read_evidence
@@ -61,11 +59,7 @@ async def verify_forever(settings: Settings, log_name: str, keys: tuple[PublicKe
         verify_part,
         pause_seconds=_RETRY_SECONDS,
         failure="the log could not be verified",
-        uncounted=(
-            DatabaseAway,
-            *CONNECTION_ERRORS,
-            asyncpg.PostgresError,
-        ),  # Postgres is away, not the verifier broken
+        uncounted=(DatabaseAway, *DATABASE_ERRORS),  # Postgres is away, not the verifier broken
     )
 
 
