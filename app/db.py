@@ -5,9 +5,9 @@ import functools
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 from sqlalchemy import event
@@ -15,8 +15,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
-from app.errors import DatabaseAway, DatabaseFailed, Fatal
+from app.errors import AuditError, DatabaseAway, DatabaseFailed, Fatal
 from app.events.record import ip_packed
 from app.settings import Settings
 from app.sql import load
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 else:
     Connection = asyncpg.Connection  # generic for type checkers only
 
+_CLOSE_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
 _INVALID_URL = (
     "Invalid configuration: the database's URL is not valid: expected postgresql://user:password@host/database?sslmode=verify-full, "
@@ -46,6 +48,8 @@ CONNECTION_ERRORS = (
 )
 DATABASE_ERRORS = (*CONNECTION_ERRORS, asyncpg.PostgresError)
 """Everything that the driver raises, whether the way to the server or a statement has failed."""
+_IN_DOUBT = "in doubt"
+"""Set on a connection of the pool whose reader was cancelled: a statement may be prepared but not sent, which the driver does not show."""
 LONG_FETCH_SECONDS = 600.0
 """Timeout of one fetch of a verification or an export, which may read much."""
 
@@ -149,6 +153,7 @@ def create_engine(settings: Settings) -> AsyncEngine:
         pool_timeout=settings.query_deadline_ms / 1000,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    event.listen(engine.sync_engine, "reset", _close_unless_idle)
     return engine
 
 
@@ -157,6 +162,27 @@ def _refuse_closed(connection: DBAPIConnection, *_: object) -> None:
     assert connection.driver_connection is not None
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _close_unless_idle(connection: DBAPIConnection, record: ConnectionPoolEntry, state: PoolResetState) -> None:
+    """Closes what a reader gives back in the middle of something. SQLAlchemy ends this, however often the reader is cancelled."""
+    driver: Connection | None = connection.driver_connection
+    if driver is not None and state.asyncio_safe and (_IN_DOUBT in record.info or not is_idle(driver)):
+        with suppress(*DATABASE_ERRORS):  # then it is closed without having waited for the server
+            connection.run_async(
+                lambda _: driver.close(timeout=_CLOSE_SECONDS)
+            )  # ends its statement on the server first
+
+
+def is_idle(connection: Connection) -> bool:
+    """Whether nothing runs on `connection`, no cancellation of a statement is under way, and it is in no transaction.
+
+    A cancelled BEGIN leaves the driver's notion of a transaction behind, in which the next one would be a savepoint.
+    """
+    driver: Any = connection  # asyncpg's own pool asks these two private names, and there is no public way
+    return connection.is_closed() or not (
+        connection.is_in_transaction() or driver._top_xact is not None or driver._protocol._is_cancelling()  # noqa: SLF001
+    )
 
 
 @asynccontextmanager
@@ -173,6 +199,11 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
                 yield connection
             except CONNECTION_ERRORS:
                 connection.terminate()  # the network may be broken without either end knowing
+                raise
+            except (AuditError, asyncpg.PostgresError):
+                raise
+            except BaseException:
+                pooled.info[_IN_DOUBT] = True
                 raise
     except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
         raise DatabaseAway from error

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import NoReturn
 
-from app.db import DATABASE_ERRORS, Connection
+from app.db import DATABASE_ERRORS, Connection, is_idle
 from app.errors import AuditError
 from app.metrics import WORKER_FAILURES
 
@@ -63,8 +63,10 @@ class WorkerConnection:
 
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
-        """The connection, opened if there is none. What is raised while it is used ends it."""
+        """The connection, opened if there is none or the last round has left something behind. What is raised while it is used ends it."""
         connection, is_new = self._connection, False
+        if connection is not None and not is_idle(connection):
+            connection.terminate()
         if connection is None or connection.is_closed():
             connection, is_new = await self._connect(), True
             self._connection = connection
