@@ -16,6 +16,7 @@ AuditError
 │   └── KeyBusy           409  the first request with this Idempotency-Key is still running
 ├── TooLarge              413
 ├── QueryTooLong          414
+├── UnsupportedEncoding   415  a Content-Encoding other than gzip
 ├── KeyReused             422  the Idempotency-Key was sent before with another body
 ├── RateLimited           429
 ├── HeadTooLarge          431
@@ -162,6 +163,14 @@ class TooLarge(AuditError):
     status = 413
     slug = "request-too-large"
     title = "Request Entity Too Large"
+
+
+class UnsupportedEncoding(AuditError):
+    """The body has a Content-Encoding that this service does not read."""
+
+    status = 415
+    slug = "unsupported-content-encoding"
+    title = "Unsupported Media Type"
 
 
 class Unavailable(AuditError):

@@ -1,5 +1,6 @@
 """Bodies: the size and type of those of requests, the bytes that all of them may use together, and JSON in responses."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.content_encoding import PART_BYTES, GzipStream, encoding_of
 from app.errors import BadRequest, InboxFull, TooLarge
 
 
@@ -63,16 +65,19 @@ async def read_json_body(request: Request, bytes_max: int) -> bytes:
 
 
 async def read_body(request: Request, bytes_max: int, reservation: Reservation | None = None) -> tuple[bytes, str]:
-    """The whole body, and the media type of its Content-Type without parameters.
+    """The whole body, unpacked, and the media type of its Content-Type without parameters.
 
     TooLarge when it grows above `bytes_max` (the front has checked its Content-Length already); InboxFull when
-    `reservation` cannot grow.
+    `reservation` cannot grow; UnsupportedEncoding, before it is read, for a Content-Encoding other than gzip.
     """
-    length = request.headers.get("content-length", "")
-    if reservation is not None and length.isdecimal():
-        reservation.add(int(length))
-        reservation = None
-    body = await _read(request, bytes_max, reservation)
+    if encoding_of(request.scope["headers"]) == "gzip":
+        body = await _read_gzip(request, bytes_max, reservation)
+    else:
+        length = request.headers.get("content-length", "")
+        if reservation is not None and length.isdecimal():
+            reservation.add(int(length))
+            reservation = None
+        body = await _read(request, bytes_max, reservation)
     return body, request.headers.get("content-type", "").partition(";")[0].strip()
 
 
@@ -90,18 +95,48 @@ async def _read(request: Request, bytes_max: int, reservation: Reservation | Non
     chunks: list[bytes] = []
     size = 0
     while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnected
-        chunk = message.get("body", b"")
+        chunk, more = await _next_chunk(request)
         size += len(chunk)
-        if size > bytes_max:
-            raise TooLarge(f"The body has more than the {bytes_max} bytes that this route accepts.")
+        _check_size(size, bytes_max)
         if reservation is not None:
             reservation.add(len(chunk))
-        if not message.get("more_body", False):
+        if not more:
             return b"".join((*chunks, chunk)) if chunks else chunk
         chunks.append(chunk)
+
+
+async def _read_gzip(request: Request, bytes_max: int, reservation: Reservation | None) -> bytes:
+    """The unpacked body. Only what it has become so far is in memory, and the limits are checked for each part of it."""
+    stream, parts = GzipStream(), list[bytes]()
+    packed_size = size = 0
+    more = True
+    while more:
+        packed, more = await _next_chunk(request)
+        packed_size += len(packed)
+        _check_size(packed_size, bytes_max)
+        for part in stream.unpack(packed):
+            size += len(part)
+            _check_size(size, bytes_max)
+            if reservation is not None:
+                reservation.add(len(part))
+            parts.append(part)
+            if len(part) == PART_BYTES:
+                await asyncio.sleep(0)  # other requests are answered meanwhile
+    stream.check_end()
+    return b"".join(parts)
+
+
+async def _next_chunk(request: Request) -> tuple[bytes, bool]:
+    """The next bytes of the body, and whether more follow."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnected
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def _check_size(size: int, bytes_max: int) -> None:
+    if size > bytes_max:
+        raise TooLarge(f"The body has more than the {bytes_max} bytes that this route accepts.")
 
 
 def json_response(

@@ -16,7 +16,16 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app import metrics
-from app.errors import AccessRefused, AuditError, BadRequest, Conflict, RateLimited, TooLarge, Unavailable
+from app.errors import (
+    AccessRefused,
+    AuditError,
+    BadRequest,
+    Conflict,
+    RateLimited,
+    TooLarge,
+    Unavailable,
+    UnsupportedEncoding,
+)
 
 CONTENT_TYPE = "application/problem+json"
 _DRAIN_SECONDS = 0.5
@@ -50,6 +59,8 @@ def problem_response(request: Request, error: AuditError) -> Response:
         option |= orjson.OPT_SORT_KEYS
     if isinstance(error, RateLimited):
         headers = error.headers
+    if isinstance(error, UnsupportedEncoding):
+        headers["Accept-Encoding"] = "gzip"
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_seconds)
     elif error.status >= 500 and error.__cause__ is not None:

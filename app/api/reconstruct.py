@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from app.api.access import authorize
 from app.api.body import json_response
+from app.api.content_encoding import encoding_of
 from app.api.deadline import within_deadline
 from app.api.parameters import path_correlation_id
 from app.api.service import service_of
@@ -68,6 +69,7 @@ _PATH = "/api/v1/audit/remediation-requests/{correlation_id:path}/reconstruct"
 @router.post(_PATH, response_class=Response, responses={200: {"model": Reconstructed}})
 async def reconstruct_remediation(request: Request, correlation_id: str) -> Response:
     """Rebuild a lost RemediationRequest from its events. Nothing is written; the body is not read."""
+    encoding_of(request.scope["headers"])  # an unknown one is refused here too
     await authorize(request)
     return await _response(request, correlation_id)
 

@@ -1,0 +1,78 @@
+"""What a Content-Encoding means, on requests and on answers, and the other forms in which a body may come."""
+
+import gzip
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.events import make_event
+from tests.services import Service
+
+EVENTS = "/api/v1/audit/events"
+BATCH = "/api/v1/audit/events/batch"
+NOTIFICATIONS = "/api/v1/audit/notifications"
+GZIP = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+NOTIFICATION = {
+    "remediation_id": "rr-1",
+    "notification_id": "n-1",
+    "recipient": "sre",
+    "channel": "slack",
+    "message_summary": "done",
+    "status": "sent",
+    "sent_at": "2026-11-24T10:00:00Z",
+}
+
+
+@pytest.fixture
+def client(service: Callable[..., Service]) -> Any:
+    with httpx.Client(base_url=service().url, timeout=30) as client:
+        yield client
+
+
+def packed(value: Any) -> bytes:
+    return gzip.compress(json.dumps(value).encode())
+
+
+def test_gzip_is_the_same_request(client: httpx.Client) -> None:
+    """A body with gzip is refused, or is another event than the same body without."""
+    single, batch = make_event(), [make_event() for _ in range(3)]
+    for path, value in ((EVENTS, single), (BATCH, batch), (NOTIFICATIONS, NOTIFICATION)):
+        key = {"Idempotency-Key": "once"}
+        first = client.post(path, content=packed(value), headers=GZIP | key)
+        again = client.post(path, json=value, headers=key)
+        assert (first.status_code, again.json()) == (201, first.json()), first.text
+        assert client.post(path, content=packed({}), headers=GZIP | key).status_code in {400, 422}
+    batch = [make_event() for _ in range(3)]
+    assert client.post(BATCH, json=batch).json() == client.post(BATCH, content=packed(batch), headers=GZIP).json()
+    holds = client.post("/api/v1/audit/legal-hold", content=packed({}), headers=GZIP)
+    assert (holds.status_code, "reason" in holds.text) == (400, True)
+
+
+def test_every_route_refuses_what_it_cannot_unpack(client: httpx.Client) -> None:
+    """A route takes a body in an encoding that it does not read for something else, or does not look."""
+    refused = 0
+    for path, operations in client.get("/openapi.json").json()["paths"].items():
+        for method in operations.keys() - {"get", "parameters"}:
+            url = path.replace("{correlation_id}", "rr-1")
+            for encoding in ("br", "zstd", "deflate", "gzip, gzip"):
+                headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+                answer = client.request(method, url, content=b"\x1b\x02\xff", headers=headers)
+                assert (answer.status_code, answer.headers["accept-encoding"]) == (415, "gzip"), (method, path)
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert encoding in answer.json()["detail"]
+                refused += 1
+    assert refused > 20
+
+
+def test_limits_count_what_is_unpacked(client: httpx.Client) -> None:
+    """A bomb passes the limit of a route, or a damaged stream is answered as if the server had failed."""
+    bomb = gzip.compress(b" " * (60 << 20))
+    for path in (EVENTS, BATCH, NOTIFICATIONS):
+        assert client.post(path, content=bomb, headers=GZIP).status_code == 413
+        for bad in (b"{}", packed({})[:-2], packed({}) * 2):
+            answer = client.post(path, content=bad, headers=GZIP)
+            assert (answer.status_code, "gzip" in answer.json()["detail"]) == (400, True)
+    assert client.post(EVENTS, json=make_event()).status_code == 201
