@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from app.errors import AuditError, Fatal
@@ -24,17 +25,24 @@ _RETRY_SECONDS = 0.25
 
 def main() -> int:
     """Run one command and return its exit code. A Fatal error is printed as one line, without a traceback."""
-    from app.serve import exit_quietly
-
-    signal.signal(signal.SIGTERM, exit_quietly)  # first of all: a signal during the start must also clean up
+    signal.signal(signal.SIGTERM, _exit_quietly)  # first of all: a signal during the start must also clean up
     arguments = _parser().parse_args()
     try:
         return int(arguments.run(arguments) or 0)
     except Fatal as error:
         print(f"datastorage: {error.detail}", file=sys.stderr)
         return 1
+    except OSError as error:  # a file, a directory or a port that the system refuses
+        print(f"datastorage: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _exit_quietly(sig: int, frame: FrameType | None) -> None:
+    """The handler of SIGTERM outside of serving: unwinds the stack, so that an embedded Postgres is stopped."""
+    del sig, frame
+    raise SystemExit(0)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,7 +200,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     from app import logs, tracing
     from app.presence import Presence
-    from app.serve import serve
+    from app.serve import Server, listening, serve
     from app.settings import load
 
     settings = load(migrate=True) if arguments.migrate else load()
@@ -206,11 +214,16 @@ def _serve(arguments: argparse.Namespace) -> None:
         return
     from app.embedded import EmbeddedPostgres
 
-    with EmbeddedPostgres.start(settings.data_dir) as postgres:
-        print(_first_steps(settings.port), file=sys.stderr)
-        threading.Thread(target=_stop_when_postgres_ends, args=(postgres, presence), daemon=True).start()
+    # Everything that can fail comes before the launch of Postgres, which takes seconds.
+    with listening(settings) as sockets, EmbeddedPostgres.reserve(settings.data_dir) as postgres:
         embedded = {"database_url": SecretStr(postgres.url), "migrate": True}
-        serve(settings.model_copy(update=embedded | _embedded_checkpoint_key(settings)), presence)
+        settings = settings.model_copy(update=embedded | _embedded_checkpoint_key(settings))
+        server = Server(settings, presence, sockets)
+        print("Starting the service's own Postgres ...", file=sys.stderr)
+        postgres.launch()
+        threading.Thread(target=_stop_when_postgres_ends, args=(postgres, presence), daemon=True).start()
+        presence.on_start = lambda: print(_first_steps(settings.local_url), file=sys.stderr)
+        server.serve_to_end()
 
 
 def _embedded_checkpoint_key(settings: "Settings") -> dict[str, Path]:
@@ -228,20 +241,19 @@ def _embedded_checkpoint_key(settings: "Settings") -> dict[str, Path]:
 
 def _stop_when_postgres_ends(postgres: "EmbeddedPostgres", presence: "Presence") -> None:
     """Stop the service with an error when its embedded Postgres ends first."""
-    postgres.wait()
-    if not presence.shutting_down:
+    if postgres.wait() and not presence.shutting_down:
         presence.fatal = Fatal(
             f"The embedded Postgres has ended; {postgres.log} shows why. A new start recovers its data."
         )
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _first_steps(port: int) -> str:
+def _first_steps(url: str) -> str:
     return f"""
-DataStorage serves on http://127.0.0.1:{port} with its own Postgres. Try, in another terminal:
-  curl http://127.0.0.1:{port}/readyz
-  .venv/bin/datastorage simulate --remediations 20 --seed 1 --url http://127.0.0.1:{port}
-  curl 'http://127.0.0.1:{port}/api/v1/audit/events?event_type=orchestrator.lifecycle.completed&limit=2'
+DataStorage serves on {url} with its own Postgres. Try, in another terminal:
+  curl {url}/readyz
+  .venv/bin/datastorage simulate --remediations 20 --seed 1 --url {url}
+  curl '{url}/api/v1/audit/events?event_type=orchestrator.lifecycle.completed&limit=2'
 Stop it with Ctrl-C. README.md goes on from here.
 """
 

@@ -94,7 +94,7 @@ def _from_yaml(path: Path, fields: dict[str, FieldInfo]) -> Iterator[tuple[str, 
     try:
         document = yaml.safe_load(path.read_text("utf-8")) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise Fatal(f"Failed to load configuration file {path}: {error}") from None
+        raise Fatal(f"Failed to load configuration file {path}: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict) or set(document) - CONFIG_SECTIONS:
         raise Fatal(
             f"Invalid configuration: {path} may hold only {', '.join(sorted(CONFIG_SECTIONS))} at its top level"

@@ -62,7 +62,8 @@ from app.retention import claims
 from app.settings import Settings
 from app.state_dir import state_dir
 from app.tlog import prove
-from app.tlog.keys import signing_key
+from app.tlog.keys import private_key, signing_key
+from app.tlog.witness import Witness
 from app.tlog.worker import CheckpointWorker
 from app.verify.worker import verify_forever
 
@@ -110,6 +111,17 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
     check_routes(app)
     front = Front(app, post.DIRECT, AccessControl(authenticator, settings), settings)
     return _with_extra_ports(front, settings)
+
+
+def check_files(settings: Settings) -> None:
+    """Read the files that are otherwise read only by the start, when there is a database to wait for. Fatal if one is at fault."""
+    if settings.signer_cert_dir is not None:
+        _load_key_pair(ExportKeyStore(settings.signer_cert_dir), settings.signer_cert_dir)
+    private_key(settings)
+    for text in settings.witnesses:
+        Witness.parse(text)
+    if (spool := _open_spool(settings)) is not None:
+        spool.close()
 
 
 def create_catalog(settings: Settings) -> Catalog:
@@ -185,6 +197,10 @@ async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
         if settings.signer_cert_dir is not None:
             _load_key_pair(foundation.export_key_store, settings.signer_cert_dir)
         app.service = foundation = replace(foundation, spool=_open_spool(settings))
+        if settings.spool and foundation.spool is None:
+            log.warning(
+                "there is no spool, since its directory cannot be written: posts are answered 503 while Postgres is away"
+            )
         log_name = await _find_database(foundation)
         key = signing_key(settings, log_name)
         checkpoints = CheckpointWorker.create(settings, key) if settings.tlog else None
@@ -210,6 +226,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
     presence.database_up = presence.started = True
     presence.waiting_for = ""
     log.info("ready", extra={"log": log_name, "port": settings.port})
+    presence.on_start()
 
 
 def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str, Coroutine[Any, Any, None]]:
@@ -245,10 +262,9 @@ def _open_spool(settings: Settings) -> Spool | None:
     directory = state_dir(settings.data_dir) / f"spool-{settings.port}"
     try:
         return Spool(directory, settings.spool_bytes_max)
-    except Fatal as error:
+    except Fatal:
         if os.access(directory, os.W_OK):
             raise
-        log.warning("there is no spool: posts are answered 503 while Postgres is away", extra={"reason": error.detail})
         return None
 
 

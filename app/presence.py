@@ -21,6 +21,8 @@ class Presence:
         """Why the database has not been used yet: the last error of the start."""
         self.started = False
         """Whether the schema was checked once, so that events can be accepted, if only into the spool."""
+        self.on_start: Callable[[], None] = lambda: None
+        """Called once, when the database has been seen and every request is served."""
         self.can_spool: Callable[[], bool] = lambda: False
         self.database_up = False
         self.shutting_down = False

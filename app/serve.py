@@ -1,8 +1,12 @@
 """Serving: uvicorn on every port, and a shutdown that still answers the requests that arrive during it."""
 
 import asyncio
-import signal
+import errno
+import logging
+import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -10,21 +14,31 @@ import uvicorn
 
 from app.connection import HttpConnection
 from app.errors import Fatal
-from app.main import create_app
+from app.main import check_files, create_app
 from app.presence import Presence
-from app.settings import Settings
+from app.settings import Settings, host_and_port
 from app.tls import Certificate
 
 _IDLE_SECONDS = 120
 _BACKLOG = 2048
+_NO_IPV6 = {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}
+_REMEDIES = {
+    errno.EADDRINUSE: "stop what uses it, or set {setting}",
+    errno.EADDRNOTAVAIL: "set DATASTORAGE_HOST to an address of this machine",
+}
+
+log = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
     """After a stop signal the server reports that it is not ready, but accepts requests until routers have had time to notice."""
 
-    def __init__(self, settings: Settings, presence: Presence, tls: Certificate | None) -> None:
+    def __init__(self, settings: Settings, presence: Presence, sockets: list[socket.socket]) -> None:
+        """Reads every file that the settings name, so that only the database can still prevent a start. Raises Fatal."""
+        check_files(settings)
         self._presence = presence
-        self._tls = tls
+        self._sockets = sockets
+        self._tls = Certificate(settings.tls_dir, settings.tls_min_version) if settings.tls_dir else None
         self._port = settings.port
         self._delay_seconds = settings.propagation_delay_ms / 1000
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -43,6 +57,15 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=settings.shutdown_timeout_ms // 1000,
             )
         )
+
+    def serve_to_end(self) -> None:
+        """Serve until a stop signal. Raises Fatal when the service cannot start, or cannot continue."""
+        try:
+            self.run(self._sockets)
+        finally:
+            # Also when run() is left by the signal that uvicorn raises again after its shutdown.
+            if self._presence.fatal is not None:
+                raise self._presence.fatal
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -77,33 +100,53 @@ class Server(uvicorn.Server):
 
 
 def serve(settings: Settings, presence: Presence) -> None:
-    """Serve until a stop signal. Raises Fatal when the service cannot start, or cannot continue."""
-    sockets = [
-        _listen(settings.host, port)
-        for port in dict.fromkeys((settings.port, settings.health_port, settings.metrics_port))
-        if port is not None
-    ]
-    try:
-        tls = Certificate(settings.tls_dir, settings.tls_min_version) if settings.tls_dir else None
-        Server(settings, presence, tls).run(sockets)
-    finally:
-        # Also when run() is left by the signal that uvicorn raises again after its shutdown.
-        if presence.fatal is not None:
-            raise presence.fatal
+    """Serve on the database of the settings until a stop signal. Raises Fatal as Server does."""
+    with listening(settings) as sockets:
+        Server(settings, presence, sockets).serve_to_end()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+@contextmanager
+def listening(settings: Settings) -> Iterator[list[socket.socket]]:
+    """Sockets that listen on every port at every host of the settings until the block ends. Raises Fatal."""
+    ports = {
+        settings.metrics_port: "DATASTORAGE_METRICS_PORT",
+        settings.health_port: "DATASTORAGE_HEALTH_PORT",
+        settings.port: "DATASTORAGE_PORT",
+    }
+    with ExitStack() as resources:
+        sockets = [
+            resources.enter_context(one)
+            for port, setting in ports.items()
+            if port is not None
+            for one in _listen(settings.hosts, port, setting)
+        ]
+        yield sockets
+
+
+def _listen(hosts: tuple[str, ...], port: int, setting: str) -> list[socket.socket]:
+    sockets: list[socket.socket] = []
+    addresses = list(dict.fromkeys(address for host in hosts for address in _addresses(host, port)))
+    for family, address in addresses:
+        try:
+            # IPv6 sockets take IPv6 only, whatever the system's default is, so that 0.0.0.0 and :: can be used together.
+            sockets.append(socket.create_server((address, port), family=family, backlog=_BACKLOG))
+        except OSError as error:
+            where, reason = host_and_port(address, port), os.strerror(error.errno or 0)
+            if address in {"::", "::1"} and error.errno in _NO_IPV6 and (sockets or (family, address) != addresses[-1]):
+                log.warning("an address is left out: this machine has no IPv6", extra={"address": where})
+                continue
+            for one in sockets:
+                one.close()
+            remedy = _REMEDIES.get(error.errno or 0, "set {setting}").format(setting=setting)
+            raise Fatal(f"Cannot listen on {where} ({reason}): {remedy}.") from None
+    return sockets
+
+
+def _addresses(host: str, port: int) -> Iterator[tuple[socket.AddressFamily, str]]:
+    """Family and address of everything that `host`, a name or an address, stands for. Fatal if that is nothing."""
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=_BACKLOG
-        )
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
-        raise Fatal(
-            f"Cannot listen on {host}:{port} ({error.strerror}): stop what uses it, or set DATASTORAGE_PORT."
-        ) from None
-
-
-def exit_quietly(sig: int, frame: FrameType | None) -> None:
-    """The handler of signals outside of serving: unwinds the stack, so that an embedded Postgres is stopped."""
-    del frame
-    raise SystemExit(0 if sig == signal.SIGTERM else 130)
+        raise Fatal(f"Cannot listen on {host_and_port(host, port)} ({error.strerror}): set DATASTORAGE_HOST.") from None
+    for family, _, _, _, address in found:
+        yield family, str(address[0])

@@ -4,7 +4,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.config_file import MIB, ConfigFile, SecretFiles
@@ -39,7 +39,10 @@ class Settings(BaseSettings):
         default=False, description="accept a server that runs with fsync, full_page_writes or synchronous_commit off"
     )
 
-    host: str = Field("127.0.0.1", description="address that the ports are bound to")
+    host: str = Field(
+        "127.0.0.1",
+        description="addresses or names, with commas, that the ports are bound to; 0.0.0.0,:: is everything, IPv4 and IPv6",
+    )
     port: Port = Field(8080, description="port of the API")
     health_port: Port | None = Field(None, description="further port for /healthz and /readyz")
     metrics_port: Port | None = Field(None, description="further port for /metrics")
@@ -245,8 +248,26 @@ class Settings(BaseSettings):
         return frozenset(comma_separated(self.auth))
 
     @property
+    def hosts(self) -> tuple[str, ...]:
+        """The parts of `host`; IPv6 addresses without brackets."""
+        return tuple(part.removeprefix("[").removesuffix("]") for part in comma_separated(self.host))
+
+    @property
+    def local_url(self) -> str:
+        """Where a client on this machine reaches the API."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.hosts[0], self.hosts[0])  # noqa: S104 -- not bound to here
+        return f"http{'s' if self.tls_dir else ''}://{host_and_port(host, self.port)}"
+
+    @property
     def hmac_key(self) -> bytes | None:
         return None if self.hash_key is None else self.hash_key.get_secret_value().encode()
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_something(cls, host: str) -> str:
+        if not comma_separated(host):
+            raise ValueError("expected an address, or several with commas between them")
+        return host
 
     @model_validator(mode="after")
     def _auth_is_complete(self) -> Self:
@@ -268,9 +289,10 @@ class Settings(BaseSettings):
 
     def refuse_open_port(self) -> None:
         """Fatal if anybody can reach the port without authentication, unless that is allowed. Only `serve` calls this."""
-        if self.auth == "none" and not (self.allow_unauthenticated or is_loopback(self.host)):
+        reachable = [host for host in self.hosts if not is_loopback(host)]
+        if self.auth == "none" and reachable and not self.allow_unauthenticated:
             raise Fatal(
-                f"Host {self.host} is reachable from outside and callers are not authenticated: set DATASTORAGE_AUTH, bind to "
+                f"Host {', '.join(reachable)} is reachable from outside and callers are not authenticated: set DATASTORAGE_AUTH, bind to "
                 "127.0.0.1, or set DATASTORAGE_ALLOW_UNAUTHENTICATED=true if everybody who reaches the port may read and write."
             )
 
@@ -292,13 +314,18 @@ def load(**overrides: Any) -> Settings:
     try:
         return Settings(**overrides)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
-        raise Fatal("Invalid configuration:\n" + "\n".join(lines)) from None
+        faults = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
+        raise Fatal(f"Invalid configuration: {'; '.join(faults)}") from None
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
     """The parts of a setting between its commas; empty ones are left out."""
     return tuple(part for one in text.split(",") if (part := one.strip()))
+
+
+def host_and_port(host: str, port: int) -> str:
+    """As in a URL: 127.0.0.1:8080, [::1]:8080."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:

@@ -65,7 +65,9 @@ def read_tokens(path: Path) -> dict[bytes, Identity]:
     except (OSError, UnicodeDecodeError) as error:
         raise Fatal(f"Cannot read the tokens of {path}: {error}") from None
     except yaml.YAMLError as error:
-        raise Fatal(f"The tokens of {path} are not YAML: {getattr(error, 'problem_mark', '')}") from None
+        mark = getattr(error, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise Fatal(f"The tokens of {path} are not YAML{where}.") from None
     if not isinstance(entries or [], list):
         raise Fatal(f"The tokens of {path} have to be a YAML list; `datastorage token create` writes its entries.")
     identities: dict[bytes, Identity] = {}

@@ -49,51 +49,72 @@ _NOT_DURABLE = {"fsync": "off", "full_page_writes": "off", "max_wal_size": "256M
 
 
 class EmbeddedPostgres:
-    """A running server. Only its user and root can enter the directory of its socket, so it asks for no password."""
+    """A server on data that this process alone owns. Only its user and root can enter the directory of its socket, so it asks
+    for no password.
+    """
 
-    def __init__(
-        self, directory: DataDirectory, process: subprocess.Popen[bytes], url: str, resources: ExitStack
-    ) -> None:
-        self.url = url
-        """postgresql://datastorage@/datastorage?host=<directory of the socket>&port=5432"""
+    def __init__(self, directory: DataDirectory, socket: Path, options: dict[str, str], resources: ExitStack) -> None:
+        self.url = _url(socket.parent, int(options["port"]))
+        """postgresql://datastorage@/datastorage?host=<directory of the socket>&port=5432, known before the server runs."""
         self.log = directory.log
-        self._process = process
+        self._directory = directory
+        self._socket = socket
+        self._options = options
         self._resources = resources
+        self._stopping = False
 
     @classmethod
     def start(cls, data_dir: Path | None = None, *, tcp_port: int | None = None, durable: bool = True) -> Self:
-        """Start a server on the data, which is created at the first start. Returns when the server accepts connections.
+        """A running server: reserve(), then launch(). Raises Fatal."""
+        postgres = cls.reserve(data_dir, tcp_port=tcp_port, durable=durable)
+        try:
+            postgres.launch()
+        except BaseException:
+            postgres.stop()
+            raise
+        return postgres
+
+    @classmethod
+    def reserve(cls, data_dir: Path | None = None, *, tcp_port: int | None = None, durable: bool = True) -> Self:
+        """Become the owner of the data. Nothing runs yet. Raises Fatal when another process owns it, or Postgres cannot use it.
 
         `tcp_port` adds that port on 127.0.0.1, which nobody can use before the role has a password. Without `durable`, a
-        crash of the machine loses the data. Raises Fatal. Call it from the main thread: the server ends with the thread that
-        started it.
+        crash of the machine loses the data.
+        """
+        path = state_dir(data_dir)
+        options = _CONFIGURATION | ({} if durable else _NOT_DURABLE)
+        options |= {"port": str(tcp_port or _PORT), "listen_addresses": "127.0.0.1" if tcp_port else ""}
+        with _usable(path), ExitStack() as resources:
+            directory = acquire(path, resources)
+            socket = _socket_path(directory, tcp_port or _PORT, resources)
+            return cls(directory, socket, options, resources.pop_all())
+
+    def launch(self) -> None:
+        """Start the server; the data is created at the first start. Returns when the server accepts connections. Raises Fatal.
+
+        Call it from the main thread: the server ends with the thread that started it.
         """
         assert threading.current_thread() is threading.main_thread()
-        path = state_dir(data_dir)
-        with ExitStack() as resources:
-            try:
-                directory = acquire(path, resources)
-                if not directory.data.exists():
-                    _initialise(directory)
-                port = tcp_port or _PORT
-                socket = _socket(directory, port, resources)
-                options = _CONFIGURATION | ({} if durable else _NOT_DURABLE)
-                options |= {"port": str(port), "listen_addresses": "127.0.0.1" if tcp_port else ""}
-                process = resources.enter_context(_postmaster(directory, socket, options))
-            except OSError as error:
-                raise Fatal(f"The embedded Postgres cannot use {path}: {error}") from error
-            return cls(directory, process, _url(socket.parent, port), resources.pop_all())
+        with _usable(self._directory.path):
+            if not self._directory.data.exists():
+                _initialise(self._directory)
+            shutil.rmtree(self._socket.parent, ignore_errors=True)
+            private_directory(self._socket.parent, self._directory.account)
+            postmaster = _postmaster(self._directory, self._socket, self._options)
+            self._process = self._resources.enter_context(postmaster)
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
-    def wait(self) -> None:
-        """Wait until the server has ended, for whatever reason."""
+    def wait(self) -> bool:
+        """Wait until the server has ended. Returns whether it ended without stop()."""
         self._process.wait()
+        return not self._stopping
 
     def stop(self) -> None:
         """Stop the server: sessions end, all data is written to the data files. Returns when it has ended."""
+        self._stopping = True
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -107,6 +128,15 @@ def running_url(data_dir: Path | None = None) -> str | None:
     """The URL of a server that another process runs on the data; None if its socket is not in its usual place."""
     socket = state_dir(data_dir) / "socket" / f".s.PGSQL.{_PORT}"
     return _url(socket.parent, _PORT) if socket.exists() else None
+
+
+@contextmanager
+def _usable(path: Path) -> Iterator[None]:
+    """Raises Fatal, naming the directory, when something in it cannot be used."""
+    try:
+        yield
+    except OSError as error:
+        raise Fatal(f"The embedded Postgres cannot use {path}: {error}") from error
 
 
 def _url(directory: Path, port: int) -> str:
@@ -138,14 +168,12 @@ def _run(directory: DataDirectory, program: str, *arguments: str, statements: by
             raise Fatal(f"The embedded Postgres could not be set up; {program} reports:\n{log_tail()}")
 
 
-def _socket(directory: DataDirectory, port: int, resources: ExitStack) -> Path:
-    """Path of the server's socket, in an empty directory beside the data, or in a temporary one if that path is too long."""
+def _socket_path(directory: DataDirectory, port: int, resources: ExitStack) -> Path:
+    """Path of the server's socket, in a directory beside the data, or in a temporary one if that path is too long."""
     parent, name = directory.path / "socket", f".s.PGSQL.{port}"
     if len(os.fsencode(parent / name)) > _SOCKET_PATH_BYTES_MAX:
         parent = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="datastorage-"))) / "socket"
         parent.parent.chmod(0o755)
-    shutil.rmtree(parent, ignore_errors=True)
-    private_directory(parent, directory.account)
     return parent / name
 
 

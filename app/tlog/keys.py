@@ -35,17 +35,22 @@ def signing_key(settings: Settings, log_name: str) -> SigningKey | None:
 
     Fatal when it cannot be read, is not an Ed25519 key, or the log's name cannot be the name of a key.
     """
-    pem = _read_pem(settings)
-    if pem is None:
+    private = private_key(settings)
+    if private is None:
         return None
     if not is_key_name(log_name):
         raise Fatal(
             f"The log's name {log_name!r} has a space or a plus sign, so no checkpoint of it can be signed: unset "
             "DATASTORAGE_CHECKPOINT_KEY and DATASTORAGE_CHECKPOINT_KEY_FILE."
         )
-    private = _private_key(pem)
     public = PublicKey(log_name, private.public_key().public_bytes_raw())
     return SigningKey(private, public, tuple(_earlier_keys(settings, log_name)))
+
+
+def private_key(settings: Settings) -> Ed25519PrivateKey | None:
+    """The key that signs checkpoints; None when none is configured. Fatal when it cannot be read or is not an Ed25519 key."""
+    pem = _read_pem(settings)
+    return None if pem is None else _private_key(pem)
 
 
 def create_key_file(path: Path) -> None:
