@@ -23,7 +23,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy, export, proofs
+from bench import bodies, copy, export, overload, proofs
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
@@ -76,12 +76,21 @@ def main() -> None:
         "--quick", action="store_true", help="3 rounds of 1 s, 30,000 rows: shows that it works, no more"
     )
     parser.add_argument(
-        "--only", choices=("write", "query", "outage", "proof", "export"), help="leave the other parts out"
+        "--only", choices=("write", "query", "outage", "proof", "export", "overload"), help="leave the other parts out"
+    )
+    parser.add_argument("--tree", type=Path, default=ROOT, help="overload: the checkout whose service is measured")
+    parser.add_argument(
+        "--setting", action="append", default=[], metavar="NAME=VALUE", help="overload: of the service; may be repeated"
     )
     parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.rows, options.leaves = 3, 1.0, 30_000, 100_000
+    if options.only == "overload":
+        settings: dict[str, object] = dict(one.split("=", 1) for one in options.setting)
+        seconds, rows = (2.0, 0) if options.quick else (options.seconds, 60_000)
+        held = overload.measure(quick=options.quick, seconds=seconds, rows=rows, tree=options.tree, settings=settings)
+        sys.exit(0 if held else 1)
     results = Results()
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)

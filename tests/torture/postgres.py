@@ -170,7 +170,7 @@ class Postgres:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        user = _user()
+        user = unprivileged()
         with (self.directory / "log").open("ab") as log:
             return subprocess.Popen(
                 [self._programs / program, *arguments],
@@ -187,8 +187,8 @@ class Postgres:
             )
 
 
-def _user() -> pwd.struct_passwd | None:
-    """The user that Postgres runs as when we are root, which it refuses."""
+def unprivileged() -> pwd.struct_passwd | None:
+    """Who runs Postgres, or another server that refuses root, when we are root."""
     if os.geteuid():
         return None
     for name in ("postgres", "nobody"):
@@ -199,7 +199,7 @@ def _user() -> pwd.struct_passwd | None:
 
 def _give(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    if user := _user():
+    if user := unprivileged():
         shutil.chown(directory, user.pw_uid, user.pw_gid)
     directory.chmod(0o755)
 
