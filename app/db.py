@@ -17,7 +17,7 @@ from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
-from app.errors import AuditError, DatabaseAway, DatabaseFailed, Fatal
+from app.errors import AuditError, DatabaseAway, DatabaseBusy, DatabaseFailed, Fatal
 from app.events.record import ip_packed
 from app.settings import Settings
 from app.sql import load
@@ -185,11 +185,14 @@ def is_idle(connection: Connection) -> bool:
     )
 
 
+_READ_ERRORS: dict[FailureKind, type[AuditError]] = {FailureKind.AWAY: DatabaseAway, FailureKind.BUSY: DatabaseBusy}
+
+
 @asynccontextmanager
 async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
     """The driver's connection under one of the pool: a read costs a third of what it costs through the engine.
 
-    What goes wrong on it is raised as DatabaseAway or DatabaseFailed.
+    What goes wrong on it is raised as DatabaseAway, DatabaseBusy or DatabaseFailed.
     """
     try:
         async with engine.connect() as pooled:
@@ -208,7 +211,7 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
     except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
         raise DatabaseAway from error
     except (asyncpg.PostgresError, DBAPIError) as error:
-        raise (DatabaseAway if failure_kind(error) is FailureKind.AWAY else DatabaseFailed) from error
+        raise _READ_ERRORS.get(failure_kind(error), DatabaseFailed) from error
 
 
 async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list[asyncpg.Record]:

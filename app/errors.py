@@ -22,6 +22,7 @@ AuditError
 ├── HeadTooLarge          431
 ├── Unavailable           503  send the request again after `retry_after_seconds`
 │   ├── DatabaseAway      503  Postgres cannot be reached
+│   ├── DatabaseBusy      503  Postgres did not answer in time
 │   ├── InboxFull         503
 │   └── …                 503  SpoolFull, SpoolFailed, MonthDetached, HoldChanged, LockTimeout, and others where they are raised
 ├── DatabaseFailed        500  Postgres answered with an error
@@ -184,6 +185,10 @@ class Unavailable(AuditError):
 
 class DatabaseAway(Unavailable):
     """Postgres cannot be reached; nothing was acknowledged, send the request again shortly."""
+
+
+class DatabaseBusy(Unavailable):
+    """The database did not answer in time: narrow the query by correlation, type or time, or send it again."""
 
 
 class InboxFull(Unavailable):

@@ -45,6 +45,7 @@ from app.api import (
 from app.api.access import AccessControl, check_routes
 from app.api.body import ByteBudget
 from app.api.front import Front
+from app.api.reading import read_slots
 from app.api.service import Application, Foundation, Service
 from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway, Fatal
@@ -102,6 +103,7 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
         engine=db.create_engine(settings),
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
+        read_slots=read_slots(settings),
         export_key_store=ExportKeyStore(
             settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
         ),
@@ -109,7 +111,7 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
     problems.install_handlers(app)
     _add_routes(app)
     check_routes(app)
-    front = Front(app, post.DIRECT, AccessControl(authenticator, settings), settings)
+    front = Front(app, post.DIRECT, AccessControl(authenticator, settings), app.service.read_slots, settings)
     return _with_extra_ports(front, settings)
 
 

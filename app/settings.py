@@ -213,6 +213,12 @@ class Settings(BaseSettings):
     )
 
     pool_connections_max: int = Field(8, ge=1, description="connections to Postgres for reading; writing uses one more")
+    reads_at_once_max: int | None = Field(
+        None,
+        ge=1,
+        description="most reads at once in one process, of which one caller has all but one at most; further ones wait for a second "
+        "and are then answered 503; unset: two for each core, and two fewer than connections for reading",
+    )
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
     lock_timeout_ms: int = Field(
         3_000, ge=100, description="longest wait of a flush for a lock, then it is tried again until its deadline"

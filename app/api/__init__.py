@@ -14,6 +14,7 @@ access.py         which verb each route requires, who is admitted, what the call
 service.py        the one object with everything that handlers need, and the function that returns it
 browser.py        security headers and CORS
 proxies.py        the client's address, from X-Forwarded-For of trusted proxies
+reading.py        how many reads run at once, and whose turn is next
 ratelimit.py      how often one caller may read
 problems.py       errors as problem documents; unknown paths and methods
 body.py           bodies: size, media type, the budget of bytes; JSON responses

@@ -7,18 +7,16 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from app.api.service import foundation_of
-from app.errors import DatabaseFailed
+from app.errors import DatabaseBusy
 
 _Answer = TypeVar("_Answer")
 
 
 async def within_deadline(request: Request, answer: Awaitable[_Answer]) -> _Answer:
-    """Await `answer`. DatabaseFailed when it takes longer than the setting query_deadline_ms."""
+    """Await `answer`. DatabaseBusy when it takes longer than the setting query_deadline_ms."""
     limit_ms = foundation_of(request).settings.query_deadline_ms
     try:
         async with asyncio.timeout(limit_ms / 1000):
             return await answer
     except TimeoutError:
-        raise DatabaseFailed(
-            f"No answer within {limit_ms} ms: narrow the query by correlation, type or time."
-        ) from None
+        raise DatabaseBusy(f"No answer within {limit_ms} ms: narrow the query by correlation, type or time.") from None

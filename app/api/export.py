@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -56,9 +56,8 @@ _READERS: dict[str, Reader] = {
     "include_detached_signature": true_or_false(_BOOLEANS),
 }
 
-# Each export uses a connection of the pool, with one snapshot, until its client has received all of it.
+# Each file uses a connection of the pool, with one snapshot, until its client has received all of it.
 _file_slots = asyncio.Semaphore(2)
-_page_slots = asyncio.Semaphore(2)
 
 PEM = "application/x-pem-file"
 AFTER = {
@@ -196,8 +195,8 @@ def _token(text: str) -> ResumeToken:
 
 async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerator[bytes]:
     """The answer in pieces. The event that records the export is written before the last piece leaves."""
-    slots = _page_slots if isinstance(export, SignedPage) else _file_slots
-    if slots is _file_slots and slots.locked():
+    is_file = isinstance(export, Export)
+    if is_file and _file_slots.locked():
         raise Unavailable("Two exports are running already: try again when one of them has ended.")
     is_recorded = False
 
@@ -206,7 +205,7 @@ async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerat
         is_recorded = True
         await _write_export_event(service, export)
 
-    async with slots, snapshot(service.engine) as connection:
+    async with _file_slots if is_file else nullcontext(), snapshot(service.engine) as connection:
         try:
             async with aclosing(export.stream(connection, record)) as chunks:
                 async for chunk in chunks:

@@ -3,7 +3,7 @@
 In this order it gives the request an id, reads the client's address and trace context, answers CORS preflights, refuses
 heads and queries that are too large and bodies whose Content-Length is too large, and has access control admit the request
 (app/api/access.py). Then it calls the handler: for the two POST paths of events directly, for all others through the
-framework. Errors become problem documents. On the way back it adds headers to the response, and records the request in the
+framework, and for reads once they have a slot (app/api/reading.py). Errors become problem documents. On the way back it adds headers to the response, and records the request in the
 metrics and the access log.
 
 It works under any ASGI server: what the specification calls optional in a scope may be absent.
@@ -22,12 +22,13 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics, tracing
-from app.api.access import GUARDED_PREFIX, AccessControl
+from app.api.access import GUARDED_PREFIX, AccessControl, caller_name, client_address
 from app.api.body import ClientDisconnected, too_large
 from app.api.body_formats import BATCH_PATH
 from app.api.browser import BrowserHeaders
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
+from app.api.reading import Arrivals, ReadsBusy, ReadSlots, is_long, needs_slot
 from app.api.service import Endpoint
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
 from app.logs import AccessLog
@@ -55,11 +56,13 @@ class Front:
         app: FastAPI,
         direct_endpoints: dict[tuple[str, str], Endpoint],
         access_control: AccessControl,
+        read_slots: ReadSlots,
         settings: Settings,
     ) -> None:
         self.app = app
         self._direct_endpoints = direct_endpoints
         self._access_control = access_control
+        self._read_slots = read_slots
         self._settings = settings
         self._browser_headers = BrowserHeaders(settings)
         networks = comma_separated(settings.trusted_proxies)
@@ -91,8 +94,12 @@ class Front:
 
         try:
             with tracing.request(scope["method"], scope["state"].get("trace")) as span:
-                response = await self._respond(Request(scope, receive), request_headers, extra_headers)
-                await (response or self.app)(scope, receive, send_with_headers)
+                request = Request(scope, receive)
+                response = await self._respond(request, request_headers, extra_headers)
+                if response is not None:
+                    await response(scope, receive, send_with_headers)
+                else:
+                    await self._call_framework(request, send_with_headers)
                 if span is not None:
                     scope["state"]["trace_id"] = tracing.trace_id()
                     span.update_name(f"{scope['method']} {self._route(scope)}")
@@ -149,6 +156,20 @@ class Front:
             log.exception("a request failed unexpectedly")
             return problem_response(request, AuditError())
         return None
+
+    async def _call_framework(self, request: Request, send: Send) -> None:
+        """Pass the request on; a read has a slot until its response has been sent."""
+        scope = request.scope
+        if not needs_slot(scope["method"], scope["path"]):
+            await self.app(scope, request.receive, send)
+            return
+        caller = caller_name(request) or client_address(scope)
+        arrivals = Arrivals(request.receive)
+        try:
+            async with self._read_slots.slot(caller, arrivals, is_long=is_long(scope["path"], scope["query_string"])):
+                await self.app(scope, arrivals, send)
+        except ReadsBusy as error:
+            await problem_response(request, error)(scope, request.receive, send)
 
     def _check_head(self, scope: Scope) -> None:
         query = len(scope["raw_path"]) + len(scope["query_string"])

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.body import ByteBudget
+from app.api.reading import ReadSlots
 from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway
 from app.events.catalog import Catalog
@@ -38,6 +39,7 @@ class Foundation:
     engine: AsyncEngine
     authenticator: Authenticator
     byte_budget: ByteBudget
+    read_slots: ReadSlots
     export_key_store: ExportKeyStore
     spool: Spool | None = None
     """Opened before the database is searched for, so that what waits in it can be read. None without a spool."""

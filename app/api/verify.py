@@ -1,6 +1,5 @@
 """POST verify-chain: the stored chain of one correlation, verified by computing its hashes again."""
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -10,8 +9,9 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.access import authorize
+from app.api.access import authorize, caller_name, client_address
 from app.api.body import json_response, read_json_body
+from app.api.reading import Arrivals
 from app.api.service import foundation_of, service_of
 from app.errors import AuditError, BadRequest, DatabaseFailed
 from app.events.canonical import kind_of, parse
@@ -23,9 +23,6 @@ from app.verify.row import Defect, Defects
 from app.verify.snapshot import snapshot
 
 _CORRELATION_BYTES_MAX = 256
-
-# Each verification uses a connection of the pool until it ends; queries need the others.
-_slots = asyncio.Semaphore(2)
 
 
 class ChainToVerify(BaseModel):
@@ -96,7 +93,9 @@ async def post_verify_chain(request: Request) -> Response:
     correlation_id = _correlation_id(parse(body).value)
     await authorize(request)
     _check_length(correlation_id)
-    report = await verify_correlation(request, correlation_id)
+    caller, slots = caller_name(request) or client_address(request.scope), foundation_of(request).read_slots
+    async with slots.slot(caller, Arrivals(request.receive), is_long=True):
+        report = await verify_correlation(request, correlation_id)
     if report.unsealed.unknown and not report.is_sealed:
         raise VerificationFailed(report.unsealed.unknown)
     return json_response(chain_verified(correlation_id, report))
@@ -106,7 +105,7 @@ async def verify_correlation(request: Request, correlation_id: str) -> Correlati
     """Verify the chain of one correlation now."""
     service = service_of(request)
     try:
-        async with _slots, snapshot(service.engine) as connection:
+        async with snapshot(service.engine) as connection:
             return await correlation.verify_correlation(
                 connection, correlation_id, service.log_name, service.settings.hmac_key
             )

@@ -129,7 +129,8 @@ async def test_deadlines_hold_behind_a_lock(service: Callable[..., Service], con
         one = await client.get(f"/api/v1/audit/events/{parent}")
         single = await client.post("/api/v1/audit/events", json=make_event())
         child = await client.post("/api/v1/audit/events", json=make_event(parent_event_id=parent))
-    assert (found.status_code, one.status_code) == (500, 500)
+    assert (found.status_code, one.status_code) == (503, 503)
+    assert found.headers["retry-after"] == "1"
     assert "narrow the query" in found.json()["detail"]
     assert (single.status_code, child.status_code) == (202, 202)
 

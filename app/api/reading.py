@@ -1,0 +1,151 @@
+"""How many reads run at once, and whose turn is next.
+
+Reads share a few slots, so that neither Postgres nor this process works on more of them than leaves writing its share, and so that
+the pool of connections is never empty. A read that gets no slot within WAIT_SECONDS is answered 503. Callers take turns, no caller
+has all slots, and neither have long reads.
+"""
+
+import asyncio
+import os
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from starlette.types import Message, Receive
+
+from app import metrics
+from app.api.body import ClientDisconnected
+from app.errors import Unavailable
+from app.settings import Settings
+
+WAIT_SECONDS = 0.9
+_CONNECTIONS_LEFT = 2
+"""Connections of the pool that reads leave to posts, which look up parents and store notifications."""
+_API, _TLOG, _AUDIT = "/api/v1/", "/tlog/", "/api/v1/audit/"
+_STATIC = (_AUDIT + "event-types", _AUDIT + "export/certificate", "/tlog/key")
+
+
+class ReadsBusy(Unavailable):
+    """Too many reads are running, or too many of this caller; send the request again shortly."""
+
+
+class Arrivals:
+    """The `receive` of a request, which can also watch for its client's disconnect; what arrives meanwhile is not lost."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._early = deque[Message]()
+
+    async def __call__(self) -> Message:
+        return self._early.popleft() if self._early else await self._receive()
+
+    async def disconnect(self) -> None:
+        """Return when the client has disconnected; never while a body is on its way, of which one piece is received at most."""
+        while (message := await self._receive())["type"] != "http.disconnect":
+            self._early.append(message)
+            if message.get("more_body", False):
+                await asyncio.Event().wait()
+
+
+@dataclass(slots=True)
+class _Turn:
+    """One read that has a slot or waits for one."""
+
+    caller: str
+    is_long: bool
+    admitted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class ReadSlots:
+    """The slots of this process, and the reads that wait for one, by caller in the order of their turns."""
+
+    def __init__(self, slots: int) -> None:
+        self._free = slots
+        self._most = max(1, slots - 1)
+        """Slots that one caller, and that all long reads, may have."""
+        self._held = Counter[str]()
+        self._long = 0
+        self._waiting: OrderedDict[str, deque[_Turn]] = OrderedDict()
+
+    @asynccontextmanager
+    async def slot(self, caller: str, arrivals: Arrivals, *, is_long: bool) -> AsyncIterator[None]:
+        """A slot for one read of `caller`. ReadsBusy if none is free in time, ClientDisconnected if the client does not wait."""
+        turn = _Turn(caller, is_long)
+        self._waiting.setdefault(caller, deque()).append(turn)
+        self._admit()
+        try:
+            if not turn.admitted.done():
+                await _wait(turn, arrivals)
+            yield
+        finally:
+            self._leave(turn)
+
+    def _admit(self) -> None:
+        """Give free slots to those who wait, one for each caller in turn."""
+        while self._free and (turn := self._next()) is not None:
+            self._free -= 1
+            self._held[turn.caller] += 1
+            self._long += turn.is_long
+            turn.admitted.set_result(None)
+
+    def _next(self) -> _Turn | None:
+        for caller, turns in self._waiting.items():
+            if self._held[caller] < self._most:
+                for turn in turns:
+                    if not turn.is_long or self._long < self._most:
+                        self._remove(turn)
+                        if caller in self._waiting:
+                            self._waiting.move_to_end(caller)
+                        return turn
+        return None
+
+    def _remove(self, turn: _Turn) -> None:
+        turns = self._waiting[turn.caller]
+        turns.remove(turn)
+        if not turns:
+            del self._waiting[turn.caller]
+
+    def _leave(self, turn: _Turn) -> None:
+        if not turn.admitted.done():
+            self._remove(turn)
+            return
+        self._free += 1
+        self._long -= turn.is_long
+        self._held[turn.caller] -= 1
+        if not self._held[turn.caller]:
+            del self._held[turn.caller]
+        self._admit()
+
+
+async def _wait(turn: _Turn, arrivals: Arrivals) -> None:
+    gone = asyncio.ensure_future(arrivals.disconnect())
+    try:
+        await asyncio.wait({turn.admitted, gone}, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if turn.admitted.done():
+            return
+        if gone.done():
+            raise ClientDisconnected
+    finally:
+        gone.cancel()
+    metrics.READS_REFUSED.inc()
+    raise ReadsBusy
+
+
+def read_slots(settings: Settings) -> ReadSlots:
+    """The slots that the settings ask for, else two for each core, and fewer than the pool has connections."""
+    cores = len(os.sched_getaffinity(0))
+    by_default = min(2 * cores, settings.pool_connections_max - _CONNECTIONS_LEFT)
+    return ReadSlots(settings.reads_at_once_max or max(1, by_default))
+
+
+def needs_slot(method: str, path: str) -> bool:
+    """Whether the request reads the database, or computes from what it reads. verify-chain takes a slot itself, after its body."""
+    if not path.startswith((_API, _TLOG)) or path.startswith(_STATIC):
+        return False
+    return method == "GET" or (method == "POST" and path.endswith("/reconstruct"))
+
+
+def is_long(path: str, query_string: bytes) -> bool:
+    """Whether the read may take longer than a query may: an export, or the verification of a chain."""
+    return path == _AUDIT + "export" or (path.startswith(_AUDIT + "correlations/") and b"verify=" in query_string)

@@ -1,0 +1,167 @@
+"""Whose read runs next, and who waits in vain."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from starlette.types import Message
+
+from app.api import reading
+from app.api.body import ClientDisconnected
+from app.api.reading import Arrivals, ReadsBusy, ReadSlots, is_long, needs_slot
+
+
+async def waiting_client() -> Message:
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+class Readers:
+    """Reads of several callers; each runs until it is ended."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = ReadSlots(slots)
+        self.running: list[str] = []
+        self._ends: dict[str, asyncio.Event] = {}
+        self.tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def begin(self, *names: str, is_long: bool = False) -> None:
+        """Reads by name; the first letter is the caller's."""
+        for name in names:
+            self._ends[name] = asyncio.Event()
+            self.tasks[name] = asyncio.create_task(self._read(name, is_long=is_long))
+            await settle()
+
+    async def _read(self, name: str, *, is_long: bool) -> None:
+        async with self.slots.slot(name[0], Arrivals(waiting_client), is_long=is_long):
+            self.running.append(name)
+            await self._ends[name].wait()
+            self.running.remove(name)
+
+    async def end(self, name: str) -> None:
+        self._ends[name].set()
+        await settle()
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def readers(slots: int) -> AsyncIterator[Readers]:
+    made = Readers(slots)
+    yield made
+    for task in made.tasks.values():
+        task.cancel()
+    await asyncio.gather(*made.tasks.values(), return_exceptions=True)
+    assert made.slots._free == slots
+    assert not made.slots._waiting
+
+
+@pytest.fixture(autouse=True)
+def long_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "WAIT_SECONDS", 60)
+
+
+async def test_callers_take_turns() -> None:
+    """Whoever sends most is answered most, or first."""
+    async with readers(2) as reads:
+        await reads.begin("a1", "b1", "a2", "a3", "b2", "c1", "a4")
+        assert reads.running == ["a1", "b1"]
+        for ended in ("a1", "b1", "a2", "b2", "c1", "a3"):
+            await reads.end(ended)
+            assert len(reads.running) == len({name[0] for name in reads.running})
+        assert reads.running == ["a4"]
+
+
+async def test_no_caller_has_all_slots() -> None:
+    """A caller with many slow reads keeps out all others."""
+    async with readers(3) as reads:
+        await reads.begin("a1", "a2", "a3", "a4")
+        assert reads.running == ["a1", "a2"]
+        await reads.begin("b1")
+        assert reads.running == ["a1", "a2", "b1"]
+
+
+async def test_long_reads_leave_a_slot() -> None:
+    """Exports and verifications of several callers keep out all queries, or a query waits after a long read that cannot start."""
+    async with readers(3) as reads:
+        await reads.begin("a1", "b1", "c1", "d1", is_long=True)
+        assert reads.running == ["a1", "b1"]
+        await reads.begin("c2", "d2")
+        assert reads.running == ["a1", "b1", "c2"]
+
+
+async def test_a_single_slot_is_used() -> None:
+    """A service with one connection answers no read."""
+    async with readers(1) as reads:
+        await reads.begin("a1", is_long=True)
+        assert reads.running == ["a1"]
+
+
+async def test_waiting_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read without a slot is never answered, or takes one with it."""
+    monkeypatch.setattr(reading, "WAIT_SECONDS", 0.01)
+    async with readers(2) as reads:
+        await reads.begin("a1", "b1", "c1")
+        with pytest.raises(ReadsBusy):
+            await reads.tasks["c1"]
+        assert ReadsBusy.retry_after_seconds == 1
+
+
+async def test_a_client_that_is_gone_leaves() -> None:
+    """A slot is given to a read for which nobody waits, or the request's body is lost while it waits."""
+    async with readers(2) as reads:
+        await reads.begin("a1", "b1")
+        messages = asyncio.Queue[Message]()
+        arrivals = Arrivals(messages.get)
+
+        async def read() -> None:
+            async with reads.slots.slot("c", arrivals, is_long=False):
+                pass
+
+        task = asyncio.create_task(read())
+        messages.put_nowait({"type": "http.request", "body": b"{}"})
+        await settle()
+        assert not task.done()
+        messages.put_nowait({"type": "http.disconnect"})
+        with pytest.raises(ClientDisconnected):
+            await task
+        assert (await arrivals())["body"] == b"{}"
+
+
+async def test_a_body_is_not_read_while_its_request_waits() -> None:
+    """A request that waits for its turn fills the memory."""
+    messages = asyncio.Queue[Message]()
+    watch = asyncio.create_task(Arrivals(messages.get).disconnect())
+    for _ in range(3):
+        messages.put_nowait({"type": "http.request", "body": b"x", "more_body": True})
+    await settle()
+    assert messages.qsize() == 2
+    watch.cancel()
+
+
+def test_what_needs_a_slot() -> None:
+    """A read escapes its bound, or a post, a probe or a page without database waits for readers."""
+    audit = "/api/v1/audit/"
+    for method, path in (
+        *(
+            ("GET", audit + "events"),
+            ("GET", audit + "export"),
+            ("GET", "/tlog/checkpoint"),
+            ("GET", audit + "legal-hold"),
+        ),
+        *(("GET", "/api/v1/effectiveness/rr"), ("POST", audit + "remediation-requests/rr/reconstruct")),
+    ):
+        assert needs_slot(method, path), path
+    for method, path in (
+        *(("POST", audit + "events"), ("POST", audit + "events/batch"), ("POST", audit + "notifications")),
+        *(("POST", audit + "legal-hold"), ("DELETE", audit + "legal-hold"), ("GET", audit + "event-types")),
+        *(("GET", "/metrics"), ("GET", "/readyz"), ("GET", "/healthz"), ("GET", "/tlog/key"), ("GET", "/openapi.json")),
+    ):
+        assert not needs_slot(method, path), path
+    assert is_long(audit + "export", b"")
+    assert is_long(audit + "correlations/rr", b"verify=true")
+    assert not is_long(audit + "correlations", b"")
