@@ -3,8 +3,9 @@
 In this order it gives the request an id, reads the client's address and trace context, answers CORS preflights, refuses
 heads and queries that are too large and bodies whose Content-Length is too large, and has access control admit the request
 (app/api/access.py). Then it calls the handler: for the two POST paths of events directly, for all others through the
-framework, and for reads once they have a slot (app/api/reading.py). Errors become problem documents. On the way back it adds headers to the response, and records the request in the
-metrics and the access log.
+framework, for reads once they have a slot (app/api/reading.py), and compresses what that answers (app/api/compression.py).
+Errors become problem documents. On the way back it adds headers to the response, and records the request in the metrics and
+the access log.
 
 It works under any ASGI server: what the specification calls optional in a scope may be absent.
 """
@@ -26,6 +27,7 @@ from app.api.access import GUARDED_PREFIX, AccessControl, caller_name, client_ad
 from app.api.body import ClientDisconnected, too_large
 from app.api.body_formats import BATCH_PATH
 from app.api.browser import BrowserHeaders
+from app.api.compression import CompressedAnswers
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
 from app.api.reading import Arrivals, ReadsBusy, ReadSlots, is_long, needs_slot
@@ -60,6 +62,7 @@ class Front:
         settings: Settings,
     ) -> None:
         self.app = app
+        self._compressed_app = CompressedAnswers(app)
         self._direct_endpoints = direct_endpoints
         self._access_control = access_control
         self._read_slots = read_slots
@@ -161,13 +164,13 @@ class Front:
         """Pass the request on; a read has a slot until its response has been sent."""
         scope = request.scope
         if not needs_slot(scope["method"], scope["path"]):
-            await self.app(scope, request.receive, send)
+            await self._compressed_app(scope, request.receive, send)
             return
         caller = caller_name(request) or client_address(scope)
         arrivals = Arrivals(request.receive)
         try:
             async with self._read_slots.slot(caller, arrivals, is_long=is_long(scope["path"], scope["query_string"])):
-                await self.app(scope, arrivals, send)
+                await self._compressed_app(scope, arrivals, send)
         except ReadsBusy as error:
             await problem_response(request, error)(scope, request.receive, send)
 

@@ -76,3 +76,38 @@ def test_limits_count_what_is_unpacked(client: httpx.Client) -> None:
             answer = client.post(path, content=bad, headers=GZIP)
             assert (answer.status_code, "gzip" in answer.json()["detail"]) == (400, True)
     assert client.post(EVENTS, json=make_event()).status_code == 201
+
+
+def test_answers_are_compressed_where_asked(client: httpx.Client) -> None:
+    """A page, a report or an export is sent at its full size, or differs from the one without gzip."""
+    correlation_id = "rr-compressed"
+    batch = client.post(BATCH, json=[make_event(correlation_id=correlation_id) for _ in range(20)])
+    refused = client.post(BATCH, json=[make_event(event_type=7) for _ in range(20)])
+    single = client.post(EVENTS, json=make_event())
+    for answer in (
+        batch,
+        refused,
+        single,
+        client.get(f"{EVENTS}/{single.json()['event_id']}", headers={"Accept-Encoding": "br"}),
+    ):
+        assert "content-encoding" not in answer.headers
+    assert len(refused.content) > 1024
+    for path in (
+        f"{EVENTS}?correlation_id={correlation_id}",
+        f"/api/v1/audit/correlations/{correlation_id}",
+        f"/api/v1/audit/export?format=ndjson&correlation_id={correlation_id}",
+        f"/api/v1/audit/export?format=csv&correlation_id={correlation_id}",
+        f"/api/v1/audit/export?correlation_id={correlation_id}",
+        "/api/v1/audit/event-types",
+        "/openapi.json",
+        "/metrics",
+    ):
+        plain = client.get(path, headers={"Accept-Encoding": "gzip;q=0"})
+        assert (plain.status_code, "content-encoding" in plain.headers) == (200, False), path
+        assert plain.headers["vary"] == "Origin, Accept-Encoding"
+        with client.stream("GET", path, headers={"Accept-Encoding": "br;q=1.0, gzip;q=0.8"}) as answer:
+            raw = b"".join(answer.iter_raw())
+        assert (answer.status_code, answer.headers["content-encoding"]) == (200, "gzip"), path
+        assert len(raw) < len(plain.content) / 2
+        if "correlation" in path and "export" not in path:
+            assert gzip.decompress(raw) == plain.content
