@@ -49,6 +49,9 @@ UNKNOWN_EVENT_TYPES = Counter(
     "datastorage_unknown_event_types", "Events of a type that is not known; only where the settings accept them."
 )
 READS_REFUSED = Counter("datastorage_reads_refused", "Reads that were answered 503 since too many were running.")
+EVENTS_WITHOUT_TIME = Counter(
+    "datastorage_events_without_time", "Events whose emitter set no time, so that it is the time of arrival."
+)
 DENIALS = Counter("datastorage_denials", "Requests that were not let in.", ["reason"])
 AUTH_FAILURES = Counter(
     "datastorage_auth_failures", "Times that a judge of callers could not be asked, or its file not be read.", ["judge"]

@@ -136,7 +136,7 @@ def timeline_lines(answer: dict[str, Any]) -> Iterator[str]:
     events = [
         [
             str(one.get("log_index", "-")),
-            _time_text(one["event_timestamp"]),
+            _time_text(one["event_timestamp"]) + _time_note(one),
             _time_text(one["recorded_at"]),
             one["event_type"],
             one["event_outcome"],
@@ -165,6 +165,11 @@ def _table(head: list[str], rows: Sequence[list[str]]) -> Iterator[str]:
 
 def _time_text(text: str) -> str:
     return text.replace("T", " ").removesuffix("Z").partition(".")[0]
+
+
+def _time_note(event: dict[str, Any]) -> str:
+    """Whether the time is only that of the event's arrival."""
+    return " (received)" if (event.get("event_metadata") or {}).get("event_timestamp") == "received" else ""
 
 
 def _duration_text(milliseconds: int | None) -> str:

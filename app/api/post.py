@@ -26,10 +26,11 @@ from app.api.service import Endpoint, foundation_of, service_of
 from app.errors import BadRequest, BatchTooLarge, DatabaseFailed
 from app.events import canonical, cloudevents
 from app.events.explain import Faults
-from app.ingest.accept import Acceptance, Draft, computed_ids, single_id
+from app.ingest.accept import Acceptance, Draft, computed_ids, other_ids, single_id
 from app.ingest.claim import Claim
 from app.ingest.parents import find_parent_dates
-from app.ingest.submission import new_submission
+from app.ingest.submission import Submission, new_submission
+from app.query.page import event_by_id
 
 _SLICE_SECONDS = 0.005
 _LARGE_BYTES = 256 * 1024
@@ -78,27 +79,27 @@ async def post_event(request: Request) -> Response:
     body_format = body_formats.single_format(request, media_type)
     document = canonical.parse(body)
     draft = body_format.parse_single(document)
-    claim = None
-    event_id = single_id(draft)
+    claim = id_source = None
     if key := idempotency.key_of(request):
         digest = hashlib.sha256(canonical.canonical(document.value, plain=document.plain)).digest()
         claim = idempotency.claim_of(request, caller_name(request), key, digest)
-        event_id = computed_ids([draft], caller_name(request), idempotency.id_source(request, key))[0]
-    posted = _PostedEvents(body_format, [draft], [event_id], claim)
+        id_source = idempotency.id_source(request, key)
+    posted = _PostedEvents(body_format, [draft], id_source, claim)
     try:
-        is_spooled = await _submit(request, posted, settings.single_deadline_ms)
+        receipt = await _submit(request, posted, settings.single_deadline_ms)
     except DatabaseFailed as error:
         raise DatabaseFailed(slug="database_error") from (error.__cause__ or error)
     finally:
         metrics.WRITE_DURATION.labels("audit_events").observe(perf_counter() - started)
-    if is_spooled:
+    event_id = str(receipt.ids[0])
+    if receipt.is_spooled:
         message = "Audit event accepted: the database is away, and the event is queued on disk"
-        return json_response({"event_id": str(event_id), "status": "accepted", "message": message}, 202)
+        return json_response({"event_id": event_id, "status": "accepted", "message": message}, 202)
     _observe_lag(draft)
     return json_response(
         {
-            "event_id": str(event_id),
-            "event_timestamp": f"{draft.timestamp:%Y-%m-%dT%H:%M:%SZ}",
+            "event_id": event_id,
+            "event_timestamp": f"{await _timestamp(request, draft, receipt.submission):%Y-%m-%dT%H:%M:%SZ}",
             "message": "Audit event created successfully",
         },
         201,
@@ -120,15 +121,16 @@ async def _post_batch(request: Request, reservation: Reservation) -> Response:
     drafts, body_digest = await _parse_batch(body, reader, request.url.path)
     caller, key = caller_name(request), idempotency.key_of(request)
     claim = idempotency.claim_of(request, caller, key, bytes.fromhex(body_digest)) if key else None
-    ids = computed_ids(drafts, caller, idempotency.id_source(request, key) if key else ("body", body_digest))
+    id_source = idempotency.id_source(request, key) if key else ("body", body_digest)
+    posted = _PostedEvents(body_format, drafts, id_source, claim)
     try:
-        await _submit(request, _PostedEvents(body_format, drafts, ids, claim), settings.batch_deadline_ms)
+        ids = (await _submit(request, posted, settings.batch_deadline_ms)).ids
     except DatabaseFailed as error:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
     finally:
         metrics.WRITE_DURATION.labels("audit_events_batch").observe(perf_counter() - started)
         if len(body) > _LARGE_BYTES:
-            del drafts, reader
+            del drafts, reader, posted
             _release_memory()
     message = f"{len(ids)} audit events created successfully"
     return json_response({"event_ids": [str(i) for i in ids], "message": message}, 201)
@@ -139,28 +141,56 @@ class _PostedEvents(NamedTuple):
 
     body_format: BodyFormat
     drafts: Sequence[Draft]
-    ids: Sequence[UUID]
+    id_source: tuple[str, str] | None
+    """What ids are computed from; None for a random one."""
     claim: Claim | None
 
 
-async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> bool:
-    """Have the writer store the events. Returns True if they are safe in the spool, False if they are committed."""
+class _Receipt(NamedTuple):
+    """The events of one request are committed, or safe in the spool."""
+
+    ids: Sequence[UUID]
+    """In input order."""
+    is_spooled: bool
+    submission: Submission
+
+
+async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> _Receipt:
+    """Have the writer store the events."""
     await authorize(request)
-    service = service_of(request)
-    now = asyncio.get_running_loop().time()
+    service, drafts = service_of(request), posted.drafts
+    started = asyncio.get_running_loop().time()
     try:
-        parent_dates = await find_parent_dates(service.engine, service.writer, posted.drafts, now + deadline_ms / 2000)
+        parent_dates = await find_parent_dates(service.engine, service.writer, drafts, started + deadline_ms / 2000)
     except DatabaseFailed as error:
         raise ParentLookupFailed from (error.__cause__ or error)
     trace_id, span_id = request.scope["state"].get("trace", (None, None))
     acceptance = Acceptance(
         datetime.now(UTC), parent_dates, service.log_name, actor_override(request), trace_id, span_id
     )
+    if posted.id_source is None:
+        ids = list(map(single_id, drafts))
+    else:
+        computed_from = drafts, caller_name(request), posted.id_source, acceptance.now
+        ids = computed_ids(*computed_from)
+        acceptance = acceptance._replace(other_ids=other_ids(*computed_from))
     try:
-        submission = await new_submission(posted.drafts, posted.ids, acceptance, posted.claim)
-        return await service.writer.submit(submission, now + deadline_ms / 1000)
+        submission = await new_submission(drafts, ids, acceptance, posted.claim)
+        is_spooled = await service.writer.submit(submission, started + deadline_ms / 1000)
     except BadRequest as error:
         raise posted.body_format.with_client_names(error) from None
+    stored_as = submission.stored_as
+    return _Receipt([stored_as.get(one, one) for one in ids] if stored_as else ids, is_spooled, submission)
+
+
+async def _timestamp(request: Request, draft: Draft, submission: Submission) -> datetime:
+    """The event's time: of a resend without one, that of the event that is stored."""
+    [event] = submission.events
+    if draft.timestamp is None and submission.stored_as:
+        stored = await event_by_id(service_of(request).engine, submission.stored_as[event.id])
+        if stored is not None:
+            return datetime.fromisoformat(stored["event_timestamp"])
+    return event.timestamp
 
 
 async def _parse_batch(body: bytes, reader: "_BatchReader", path: str) -> tuple[list[Draft], str]:
@@ -236,6 +266,8 @@ def _release_memory() -> None:
 
 
 def _observe_lag(draft: Draft) -> None:
+    if draft.timestamp is None:
+        return
     category = draft.posted["event_category"]
     lag = (datetime.now(UTC) - draft.timestamp).total_seconds()
     metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER_CATEGORIES else category).observe(max(lag, 0.0))

@@ -58,6 +58,10 @@ class TimelineEvent(BaseModel):
     duration_ms: int | None = None
     error_code: str | None = None
     parent_event_id: UUID | None = None
+    event_metadata: Annotated[
+        dict[str, Any] | None,
+        Field(description="what the service noted; event_timestamp `received`: its time of arrival"),
+    ] = None
 
 
 class Phase(BaseModel):

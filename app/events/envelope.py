@@ -39,6 +39,8 @@ Name255 = Annotated[str, Field(max_length=255)]
 DateTime = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Uuid = Annotated[str, Field(json_schema_extra={"format": "uuid"})]
 Filled = Field(min_length=1)
+ZERO_TIME = "0001-01-01T00:00:00Z"
+"""Go's zero time, which emitters send that never set the event's time. The event gets its time of arrival."""
 
 
 @with_config(ConfigDict(strict=True, extra="ignore"))
@@ -47,7 +49,9 @@ class PostedEvent(TypedDict):
 
     version: Annotated[str, Filled, Field(max_length=10, description="version of the envelope, such as 1.0")]
     event_type: Annotated[Name100, Filled]
-    event_timestamp: Annotated[DateTime, Field(description="RFC 3339 with zone; at most 7 days old, 60 minutes ahead")]
+    event_timestamp: Annotated[
+        DateTime, Field(description=f"RFC 3339 with zone; at most 7 days old, 60 minutes ahead; {ZERO_TIME}: not given")
+    ]
     event_category: Category
     event_action: Annotated[Name50, Filled]
     event_outcome: Outcome

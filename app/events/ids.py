@@ -9,6 +9,7 @@ from asyncpg.pgproto import pgproto
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_ARRIVAL_WINDOW = timedelta(minutes=10)
 _48_BITS = (1 << 48) - 1
 
 
@@ -25,6 +26,18 @@ def derived_event_id(event_timestamp: datetime, caller: str, source: tuple[str, 
     """
     seed = hashlib.sha256(orjson.dumps([1, caller, *source, index])).digest()
     return _assemble((event_timestamp - _EPOCH) // _MILLISECOND, seed, version=8)
+
+
+def arrival_times(source: tuple[str, str], now: datetime) -> tuple[datetime, ...]:
+    """What stands for the time in the ids of an item without one that arrives at `now`: in its own, then in those of other sends.
+
+    Under an Idempotency-Key always 1970; else the start of the ten-minute window of arrival. Other sends of the same item may
+    have arrived in the window before, or by another replica's clock in the one after. This never changes.
+    """
+    if source[0] == "key":
+        return (_EPOCH,)
+    window = now - (now - _EPOCH) % _ARRIVAL_WINDOW
+    return window, window - _ARRIVAL_WINDOW, window + _ARRIVAL_WINDOW
 
 
 def _assemble(ms: int, seed: bytes, version: int) -> UUID:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from time import time_ns
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,7 +18,15 @@ from app.errors import BadRequest
 from app.events import ids
 from app.events.canonical import canonical, depth_of
 from app.events.catalog import Catalog, EventType
-from app.events.envelope import PostedEvent, check_envelope, parse_address, parse_date, parse_timestamp, parse_uuid
+from app.events.envelope import (
+    ZERO_TIME,
+    PostedEvent,
+    check_envelope,
+    parse_address,
+    parse_date,
+    parse_timestamp,
+    parse_uuid,
+)
 from app.events.explain import Faults, bad_fields
 from app.events.record import commitment, committed_jcs, ip_text, record
 
@@ -34,13 +43,14 @@ class Draft:
     pointer: str
     payload: bytes
     """In canonical form."""
-    timestamp: datetime
+    timestamp: datetime | None
+    """None: not given, so that it will be the time of arrival."""
     event_id: UUID | None
     parent_id: UUID | None
     parent_date: date | None
     actor_ip: str | None
     digest: bytes | None = None
-    """SHA-256 of the item's canonical form, set when the client sent an event_id."""
+    """SHA-256 of the item's canonical form, set when its id does not follow from its content: the client sent the id, or no time."""
 
 
 class Acceptance(NamedTuple):
@@ -55,6 +65,8 @@ class Acceptance(NamedTuple):
     trace_id: str | None = None
     span_id: str | None = None
     """Of the caller, from its traceparent header."""
+    other_ids: Mapping[UUID, tuple[UUID, ...]] = MappingProxyType({})
+    """By id of an event: those under which another send of the same item may be stored."""
 
 
 @dataclass(slots=True)
@@ -67,6 +79,19 @@ class Event:
     record: dict[str, Any]
     digest: bytes | None
     payload_bytes: int
+    metadata: bytes | None = None
+    """event_metadata in canonical form; like the trace it is written beside `row`."""
+    other_ids: tuple[UUID, ...] = ()
+    """Ids under which another send of the same item may be stored."""
+
+    @property
+    def possible_ids(self) -> tuple[UUID, ...]:
+        """The ids under which this event may be stored: its own first."""
+        return self.id, *self.other_ids
+
+    @property
+    def timestamp(self) -> datetime:
+        return self.row[_EVENT_TIMESTAMP]  # type: ignore[no-any-return]  # a row's values are Any
 
     @property
     def date(self) -> date:
@@ -90,7 +115,10 @@ def _check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth
     # First: it bounds the length of what the check of the payload may have to report.
     text = _canonical_payload(payload, pointer, plain=plain, depth=depth)
     event_type = catalog.check_payload(posted["event_type"], payload, pointer + "/event_data")
-    event_timestamp = parse_timestamp(posted["event_timestamp"], pointer + "/event_timestamp")
+    sent_timestamp = posted["event_timestamp"]
+    event_timestamp = (
+        None if sent_timestamp == ZERO_TIME else parse_timestamp(sent_timestamp, pointer + "/event_timestamp")
+    )
     event_id, parent_id = posted.get("event_id"), posted.get("parent_event_id")
     parent_date, actor_ip = posted.get("parent_event_date"), posted.get("actor_ip")
     draft = Draft(
@@ -103,8 +131,10 @@ def _check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth
         None if parent_date is None else parse_date(parent_date, pointer + "/parent_event_date"),
         None if actor_ip is None else ip_text(parse_address(actor_ip, pointer + "/actor_ip")),
     )
-    if event_id is not None:
+    if event_id is not None or event_timestamp is None:
         draft.digest = hashlib.sha256(canonical(item, plain=plain)).digest()
+    if event_timestamp is None:
+        metrics.EVENTS_WITHOUT_TIME.inc()
     _count_deviations(event_type, posted)
     return draft
 
@@ -174,11 +204,12 @@ def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) ->
     retention_days = posted.get("retention_days") or RETENTION_DAYS
     actor = get("actor_type", "service"), get("actor_id", category + "-service")
     actor_type, actor_id = actor if acceptance.actor_override is None else ("user", acceptance.actor_override)
+    timestamp = draft.timestamp or acceptance.now
     row: dict[str, Any] = {
         "event_id": event_id,
         "event_version": posted["version"],
-        "event_timestamp": draft.timestamp,
-        "event_date": draft.timestamp.date(),
+        "event_timestamp": timestamp,
+        "event_date": timestamp.date(),
         "event_type": posted["event_type"],
         "event_category": category,
         "event_action": posted["event_action"],
@@ -203,9 +234,12 @@ def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) ->
         "recorded_at": acceptance.now,
         "payload_salt": salt,
     }
+    columns = tuple(row.values())
+    metadata = row["event_metadata"] = _TIME_RECEIVED if draft.timestamp is None else None
     hashed = record(row, acceptance.log_name, commitment(salt, committed_jcs(row)))
     hashed["trace_id"], hashed["span_id"] = acceptance.trace_id, acceptance.span_id
-    return Event(event_id, correlation_id, tuple(row.values()), hashed, draft.digest, len(draft.payload))
+    other_ids = acceptance.other_ids.get(event_id, ())
+    return Event(event_id, correlation_id, columns, hashed, draft.digest, len(draft.payload), metadata, other_ids)
 
 
 ACCEPTED_COLUMNS = (
@@ -214,15 +248,33 @@ ACCEPTED_COLUMNS = (
     *("parent_event_id", "parent_event_date", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "event_data", "retention_days", "is_sensitive", "recorded_at", "payload_salt"),
 )
-"""Columns of Event.row, in its order. trace_id and span_id are in Event.record only; they are written from there."""
+"""Columns of Event.row, in its order. trace_id and span_id are in Event.record only, event_metadata in Event.metadata."""
 _EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
+_EVENT_TIMESTAMP = ACCEPTED_COLUMNS.index("event_timestamp")
+_TIME_RECEIVED = b'{"event_timestamp":"received"}'
 
 
-def computed_ids(drafts: Sequence[Draft], caller: str, source: tuple[str, str]) -> list[UUID]:
+def computed_ids(drafts: Sequence[Draft], caller: str, source: tuple[str, str], now: datetime) -> list[UUID]:
     """For each draft the client's own id, or the id computed from `source`: the Idempotency-Key or the digest of the body."""
+    arrival = ids.arrival_times(source, now)[0]
     return [
-        draft.event_id or ids.derived_event_id(draft.timestamp, caller, source, i) for i, draft in enumerate(drafts)
+        draft.event_id or ids.derived_event_id(draft.timestamp or arrival, caller, source, i)
+        for i, draft in enumerate(drafts)
     ]
+
+
+def other_ids(
+    drafts: Sequence[Draft], caller: str, source: tuple[str, str], now: datetime
+) -> dict[UUID, tuple[UUID, ...]]:
+    """By computed id: the ids of other sends of the same item, where these differ because it has no time."""
+    own, *others = ids.arrival_times(source, now)
+    return {
+        ids.derived_event_id(own, caller, source, i): tuple(
+            ids.derived_event_id(time, caller, source, i) for time in others
+        )
+        for i, draft in enumerate(drafts)
+        if draft.timestamp is None and draft.event_id is None and others
+    }
 
 
 def single_id(draft: Draft) -> UUID:

@@ -16,7 +16,8 @@ from app.ingest.notifications import Notification
 _DATES = ("event_date", "parent_event_date")
 _TIMES = ("event_timestamp", "recorded_at")
 _IDS = ("event_id", "parent_event_id")
-_NOT_READABLE = ("payload_salt", "digest")
+_JSON = ("event_data", "event_metadata")
+_NOT_READABLE = ("payload_salt", "digest", "other_ids")
 
 
 def encode(events: list[Event]) -> bytes:
@@ -47,7 +48,7 @@ def decode_notification(body: bytes) -> Notification:
 
 def _readable(members: dict[str, Any]) -> dict[str, Any]:
     shown = {name: value for name, value in members.items() if name not in _NOT_READABLE and value is not None}
-    return shown | {"event_data": orjson.Fragment(members["event_data"].encode())}
+    return shown | {name: orjson.Fragment(shown[name].encode()) for name in _JSON if name in shown}
 
 
 def _members(event: Event) -> dict[str, Any]:
@@ -58,12 +59,19 @@ def _members(event: Event) -> dict[str, Any]:
     for name in _IDS:
         row[name] = row[name] and str(row[name])
     traced = {name: event.record[name] for name in ("trace_id", "span_id")}
-    return row | traced | {"digest": event.digest and event.digest.hex()}
+    extra: dict[str, Any] = {"digest": event.digest and event.digest.hex()}
+    if event.metadata is not None:
+        extra["event_metadata"] = event.metadata.decode()
+    if event.other_ids:
+        extra["other_ids"] = [str(other) for other in event.other_ids]
+    return row | traced | extra
 
 
 def _event(row: dict[str, Any], log_name: str) -> Event:
-    digest = row.pop("digest")
+    digest, metadata = row.pop("digest"), row.get("event_metadata")
+    other_ids = tuple(map(UUID, row.pop("other_ids", ())))
     row["event_data"] = row["event_data"].encode()
+    row["event_metadata"] = metadata = metadata and metadata.encode()
     row["payload_salt"] = bytes.fromhex(row["payload_salt"])
     for names, parse in ((_DATES, date.fromisoformat), (_TIMES, datetime.fromisoformat), (_IDS, UUID)):
         for name in names:
@@ -71,4 +79,5 @@ def _event(row: dict[str, Any], log_name: str) -> Event:
     hashed = record(row, log_name, commitment(row["payload_salt"], committed_jcs(row)))
     columns = tuple(row[name] for name in ACCEPTED_COLUMNS)
     size = len(row["event_data"])
-    return Event(row["event_id"], row["correlation_id"], columns, hashed, digest and bytes.fromhex(digest), size)
+    digest = digest and bytes.fromhex(digest)
+    return Event(row["event_id"], row["correlation_id"], columns, hashed, digest, size, metadata, other_ids)

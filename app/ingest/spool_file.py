@@ -197,17 +197,21 @@ class SpoolFile:
     def _append_one(self, submission: Submission, token: bytes, body: bytes) -> list[Event] | AuditError:
         digests = {}
         if submission.may_exist:
-            digests = self._digests([event.id for event in submission.events])
+            digests = self._digests([one for event in submission.events for one in event.possible_ids])
             for event in submission.events:
                 if event.id in digests and digests[event.id] != event.digest:
                     return conflict(event.id)
+                for one in event.possible_ids:
+                    if one in digests:
+                        submission.stored_as[event.id] = one
+                        break
         claim = submission.claim
         if claim is not None:
             query = "SELECT digest FROM requests WHERE scope = ? AND key = ?"
             row = self._connection.execute(query, [claim.scope, claim.key]).fetchone()
             if row is not None and row[0] != claim.digest:
                 return key_reused()
-        added = [event for event in submission.events if event.id not in digests]
+        added = [event for event in submission.events if event.id not in submission.stored_as]
         if not added:
             return []
         correlations = "\0".join({event.correlation_id for event in added})

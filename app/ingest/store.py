@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -36,7 +36,7 @@ from app.sql import load
 SQL = load("ingest")
 COPY_COLUMNS = (
     *ACCEPTED_COLUMNS,
-    *("log_index", "chain_index", "previous_event_hash", "event_hash", "trace_id", "span_id"),
+    *("log_index", "chain_index", "previous_event_hash", "event_hash", "trace_id", "span_id", "event_metadata"),
     *("log_id", "hash_algorithm"),
 )
 _LOG_COLUMN_VALUES = (0, "sha256-rfc6962")
@@ -60,6 +60,15 @@ changed a hold: it must not be used again.
 """
 
 log = logging.getLogger(__name__)
+
+
+class Stored(NamedTuple):
+    """An event that is stored already."""
+
+    id: UUID
+    """Its own, or that of another send of the same item."""
+    same: bool
+    """Whether it has the same content."""
 
 
 class LostRace(AuditError):
@@ -184,14 +193,14 @@ class Store:
         self._connection = None
         self._drop_cache()
 
-    async def find_stored(self, events: Sequence[Event], deadline: float) -> dict[UUID, bool]:
-        """Those of the ids of `events` that are stored: True where the content is the same, False where it differs.
+    async def find_stored(self, events: Sequence[Event], deadline: float) -> dict[UUID, Stored]:
+        """By id, those of `events` that are stored, under this or another id of the same item.
 
-        An id that the service computed has the same content by construction. For an id that a client chose, the digest in its
+        An id that the service computed has the same content by construction. For an event with a digest, the digest in its
         claim is compared. Retried until `deadline`; raises DatabaseAway or DatabaseFailed.
         """
 
-        async def find(connection: Connection) -> dict[UUID, bool]:
+        async def find(connection: Connection) -> dict[UUID, Stored]:
             return await self._find_stored(connection, events)
 
         return await self._read_with_retries(find, deadline)
@@ -209,8 +218,8 @@ class Store:
                 await _pause(retry, deadline, error)
         raise AssertionError  # count() never ends
 
-    async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, bool]:
-        ids = [event.id for event in events]
+    async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, Stored]:
+        ids = [one for event in events for one in event.possible_ids]
         chosen = [str(event.id) for event in events if event.digest is not None]
         stored = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
         claims = await connection.fetch(SQL["event_claims"], chosen) if chosen else []
@@ -218,7 +227,12 @@ class Store:
         stored |= {row["event_id"] for row in claims if row["purged"]}
         if void := [str(event_id) for event_id in digests.keys() - stored]:
             await connection.execute(SQL["delete_void_claims"], void)
-        return {e.id: e.digest is None or digests.get(e.id) == e.digest for e in events if e.id in stored}
+        return {
+            event.id: Stored(one, one != event.id or event.digest is None or digests.get(one) == event.digest)
+            for event in events
+            for one in reversed(event.possible_ids)  # its own id counts if several are stored
+            if one in stored
+        }
 
     async def find_claims(self, claims: Sequence[Claim], deadline: float) -> dict[tuple[str, str], bytes]:
         """The digest of the first body under each (scope, key) of `claims` that was sent before. Raises as find_stored()."""
@@ -242,6 +256,8 @@ class Store:
         if row is None:
             return ""
         sent = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
+        if event.metadata is not None:  # the time of arrival: each send has another
+            sent["event_timestamp"] = row["event_timestamp"]
         stored = {**row, "event_data": canonical(loads(row["event_data"]))}
         names = [_MEMBER_OF_COLUMN.get(name, name) for name, value in stored.items() if value != sent[name]]
         return f", which differs in {', '.join(names)}" if names else ", which differs only in what is not stored"
@@ -268,6 +284,11 @@ class Store:
             unknown = {event.correlation_id for event in events} - self._heads.keys()
             if unknown:
                 self._cache_heads(await connection.fetch(SQL["chain_heads"], list(unknown)))
+        # After the end of the log was read: no unique key reveals a resend under another id.
+        others = [one for event in events for one in event.other_ids]
+        if others and await connection.fetch(SQL["stored_ids"], others):
+            await self._rollback()
+            raise PossibleResend
         return link(events, self._tail, self._heads)
 
     async def _read_tail(self, connection: Connection) -> tuple[int, int]:
@@ -319,19 +340,19 @@ class Store:
             *claim_columns,
         )
         rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
-        traces = [(event.record["trace_id"], event.record["span_id"]) for event in flush.events]
+        extra = [(event.record["trace_id"], event.record["span_id"], event.metadata) for event in flush.events]
         marks = self._holds.marks_for(flush.events) if self._holds else []
         if (copied or marks or action) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
         won = await connection.fetchval(
-            SQL["flush"], *parameters, rows, *(zip(*traces, strict=True) if rows else ([], []))
+            SQL["flush"], *parameters, rows, *(zip(*extra, strict=True) if rows else ([], [], []))
         )
         if not won:
             await self._rollback()
             raise LostRace
         # After the compare-and-set, so that a replica with many small flushes cannot win against every large one.
         if copied:
-            records = [row + trace + _LOG_COLUMN_VALUES for row, trace in zip(copied, traces, strict=True)]
+            records = [row + more + _LOG_COLUMN_VALUES for row, more in zip(copied, extra, strict=True)]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
         if marks:
             await connection.execute(SQL["mark_held"], *map(list, zip(*marks, strict=True)))

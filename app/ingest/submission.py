@@ -26,6 +26,7 @@ class Submission:
         "outcome",
         "payload_bytes",
         "refusals",
+        "stored_as",
         "trace_link",
     )
 
@@ -47,6 +48,8 @@ class Submission:
         """Its ids may be stored already: they were computed from the body, or chosen by the client."""
         self.needs_lookup = bool(refusals) or claim is not None or any(event.digest for event in events)
         """Its ids and its claim have to be looked up in Postgres before it is sent. Else a unique violation reveals a resend."""
+        self.stored_as: dict[UUID, UUID] = {}
+        """Of events that were found stored already, or spooled: the id under which each is."""
         self.payload_bytes = sum(event.payload_bytes for event in events)
         self.outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -110,7 +113,9 @@ def _without_duplicates(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[S
 
 def _refusal(draft: Draft, acceptance: Acceptance) -> BadRequest | None:
     """Why the rules of time and parent refuse `draft`, or None."""
-    if refusal := time_window_error(draft.timestamp, acceptance.now, draft.pointer + "/event_timestamp"):
+    if draft.timestamp is not None and (
+        refusal := time_window_error(draft.timestamp, acceptance.now, draft.pointer + "/event_timestamp")
+    ):
         return refusal
     if draft.parent_id is not None and draft.parent_id not in acceptance.parents:
         pointer = draft.pointer + "/parent_event_id"

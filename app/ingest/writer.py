@@ -24,7 +24,7 @@ from app.ingest.accept import Event
 from app.ingest.claim import Claim, key_reused
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledRequest
-from app.ingest.store import Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store
+from app.ingest.store import Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store, Stored
 from app.ingest.submission import Submission, conflict
 from app.settings import Settings
 
@@ -288,7 +288,7 @@ class Writer:
             if submissions and (events > self._settings.flush_events_max or size > self._settings.flush_bytes_max):
                 break
             if first.may_exist:
-                first_ids = {event.id for event in first.events}
+                first_ids = _possible_ids(first.events)
                 if first_ids & ids:
                     break
                 ids |= first_ids
@@ -303,7 +303,7 @@ class Writer:
         """Commit `submissions`, each whole or not at all, and finish or fail each. Raises DatabaseAway for all that are undecided."""
         started = perf_counter()
         deadline = self._deadline(submissions)
-        stored: dict[UUID, bool] = {}
+        stored: dict[UUID, Stored] = {}
         waiting = list(submissions)
         retries = 0
         while waiting := [s for s in waiting if not s.outcome.done()]:
@@ -348,7 +348,7 @@ class Writer:
             raise DatabaseAway from None
 
     async def _look_up(
-        self, submissions: list[Submission], stored: dict[UUID, bool], deadline: float
+        self, submissions: list[Submission], stored: dict[UUID, Stored], deadline: float
     ) -> list[Submission]:
         """Look up ids and claims that may be stored, add the ids to `stored`, and return what is still to be written."""
         pending = [s for s in submissions if s.needs_lookup]
@@ -363,7 +363,7 @@ class Writer:
                 submission.fail(key_reused())
                 submissions = [s for s in submissions if s is not submission]
         for submission in submissions:
-            if other := next((e for e in submission.events if stored.get(e.id) is False), None):
+            if other := next((e for e in submission.events if e.id in stored and not stored[e.id].same), None):
                 submission.fail(conflict(other.id, await self.store.difference(other, deadline)))
         for submission in submissions:
             _settle_without_write(submission, stored)
@@ -385,14 +385,19 @@ class Writer:
         return asyncio.get_running_loop().time() + limit_ms / 1000
 
 
-def _settle_without_write(submission: Submission, stored: Mapping[UUID, bool]) -> None:
+def _settle_without_write(submission: Submission, stored: Mapping[UUID, Stored]) -> None:
     """Finish `submission` if all its events are stored, or fail it if one that is not stored is refused."""
-    if all(stored.get(event.id) for event in submission.events):
+    submission.stored_as |= {event.id: stored[event.id].id for event in submission.events if event.id in stored}
+    if all(event.id in stored for event in submission.events):
         if not submission.outcome.done():
             metrics.RESENDS.inc(len(submission.events))
         submission.finish()
     elif refusal := next((r for event_id, r in submission.refusals.items() if event_id not in stored), None):
         submission.fail(refusal)
+
+
+def _possible_ids(events: Sequence[Event]) -> set[UUID]:
+    return {one for event in events for one in event.possible_ids}
 
 
 def _require_lookup(submissions: Sequence[Submission]) -> None:
@@ -426,7 +431,7 @@ def _without_repeated_ids(requests: list[SpooledRequest]) -> Iterator[list[Spool
     portion: list[SpooledRequest] = []
     ids: set[UUID] = set()
     for request in requests:
-        request_ids = {event.id for event in request.events}
+        request_ids = _possible_ids(request.events)
         if request_ids & ids:
             yield portion
             portion, ids = [], set()

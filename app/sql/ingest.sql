@@ -61,9 +61,10 @@ WITH won AS (
         event_outcome, actor_type, actor_id, actor_ip, resource_type, resource_id, correlation_id,
         parent_event_id, parent_event_date, namespace, cluster_id, severity, duration_ms, error_code,
         error_message, event_data, retention_days, is_sensitive, recorded_at, payload_salt,
-        log_index, chain_index, previous_event_hash, event_hash, trace_id, span_id, log_id, hash_algorithm)
+        log_index, chain_index, previous_event_hash, event_hash, trace_id, span_id,
+        event_metadata, log_id, hash_algorithm)
     SELECT r.*, 0, 'sha256-rfc6962'
-    FROM won, unnest($17::flush_row[], $18::text[], $19::text[]) r
+    FROM won, unnest($17::flush_row[], $18::text[], $19::text[], $20::jsonb[]) r
 )
 SELECT flush_guard((SELECT count(*) FROM won), (SELECT count(*) FROM new_chains) + (SELECT count(*) FROM extended_chains),
                    cardinality($5) + cardinality($8))

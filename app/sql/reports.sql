@@ -89,7 +89,8 @@ SELECT '[{' || string_agg(members, '},{') || '}]' FROM (
         '"severity":' || to_json(severity::text),
         '"duration_ms":' || duration_ms,
         '"error_code":' || to_json(error_code::text),
-        '"parent_event_id":"' || parent_event_id || '"') AS members
+        '"parent_event_id":"' || parent_event_id || '"',
+        '"event_metadata":' || CASE WHEN log_index IS NOT NULL THEN event_metadata::text END) AS members
     FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- otherwise Postgres reads the log from its beginning
     ORDER BY log_index, event_timestamp, event_id
     LIMIT $2 OFFSET $3

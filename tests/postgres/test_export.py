@@ -64,7 +64,7 @@ async def post(database_url: str) -> AsyncIterator[Post]:
     async def post(*items: dict[str, Any]) -> None:
         documents = [parse(orjson.dumps(item)) for item in items]
         drafts = [check_item(CATALOG, d.value, f"/{i}", plain=d.plain, depth=d.depth) for i, d in enumerate(documents)]
-        ids = computed_ids(drafts, "", ("body", hashlib.sha256(canonical(list(items))).hexdigest()))
+        ids = computed_ids(drafts, "", ("body", hashlib.sha256(canonical(list(items))).hexdigest()), datetime.now(UTC))
         submission = await new_submission(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
         await writer.submit(submission, asyncio.get_running_loop().time() + 30)
 

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from app.errors import BadRequest, Conflict, DatabaseAway
 from app.events.canonical import canonical
 from app.events.catalog import Catalog
-from app.ingest.accept import Acceptance, check_item, computed_ids, single_id
+from app.ingest import partitions
+from app.ingest.accept import Acceptance, check_item, computed_ids, other_ids, single_id
 from app.ingest.store import LostRace, MonthDetached, Store, _claim_columns
 from app.ingest.submission import new_submission
 from app.ingest.writer import Writer
@@ -53,15 +54,25 @@ class Replica:
         one = check_item(CATALOG, posted, "", plain=False, depth=3)
         return (await self._submit([one], [single_id(one)], 5_000))[0]
 
-    async def batch(self, *posted: dict[str, Any]) -> list[UUID]:
+    async def batch(self, *posted: dict[str, Any], now: datetime | None = None, key: str = "") -> list[UUID]:
+        now = now or datetime.now(UTC)
         drafts = [check_item(CATALOG, p, f"/{i}", plain=False, depth=3) for i, p in enumerate(posted)]
-        digest = hashlib.sha256(canonical(list(posted))).hexdigest()
-        return await self._submit(drafts, computed_ids(drafts, "", ("body", digest)), 30_000)
+        source = ("key", key) if key else ("body", hashlib.sha256(canonical(list(posted))).hexdigest())
+        ids = computed_ids(drafts, "", source, now)
+        return await self._submit(drafts, ids, 30_000, now, other_ids(drafts, "", source, now))
 
-    async def _submit(self, drafts: list[Any], ids: list[UUID], deadline_ms: int) -> list[UUID]:
-        submission = await new_submission(drafts, ids, Acceptance(datetime.now(UTC), {}, LOG))
+    async def _submit(
+        self,
+        drafts: list[Any],
+        ids: list[UUID],
+        deadline_ms: int,
+        now: datetime | None = None,
+        others: dict[UUID, tuple[UUID, ...]] | None = None,
+    ) -> list[UUID]:
+        acceptance = Acceptance(now or datetime.now(UTC), {}, LOG, other_ids=others or {})
+        submission = await new_submission(drafts, ids, acceptance)
         await self.writer.submit(submission, deadline(deadline_ms))
-        return ids
+        return [submission.stored_as.get(one, one) for one in ids]
 
 
 @asynccontextmanager
@@ -365,3 +376,62 @@ async def test_frozen_replica_is_ended(database_url: str, connection: Any) -> No
         await copying
     frozen.terminate()
     assert await count(connection) == 2
+
+
+MIDNIGHT = datetime(2026, 11, 25, tzinfo=UTC)
+"""An edge of a ten-minute window too."""
+
+
+def without_time(correlation_id: str) -> dict[str, Any]:
+    return item(correlation_id, event_timestamp="0001-01-01T00:00:00Z")
+
+
+async def test_resends_without_a_time_are_one(database_url: str, connection: Any) -> None:
+    """A batch whose events have no time is stored again by another replica, after the edge of a window, or on another day."""
+    await partitions.ensure(connection, MIDNIGHT.date(), MIDNIGHT.date())
+    posted = [without_time("rr-a"), item("rr-b", event_timestamp="2026-11-24T23:00:00Z"), without_time("rr-a")]
+    async with replica(database_url) as one, replica(database_url) as other:
+        answers = []
+        for seconds in (-300, 0, 200):  # the first sends, and resends in the window after it
+            now = MIDNIGHT + timedelta(seconds=seconds)
+            answers += await asyncio.gather(*(r.batch(*posted, now=now) for r in (one, other, one)))
+    assert answers == [answers[0]] * 9
+    rows = await connection.fetch(
+        "SELECT event_id, event_timestamp, event_metadata FROM audit_events ORDER BY log_index"
+    )
+    assert [row["event_id"] for row in rows] == answers[0]
+    received = MIDNIGHT - timedelta(seconds=300)
+    assert [row["event_timestamp"] for row in rows] == [received, MIDNIGHT - timedelta(hours=1), received]
+    marked = '{"event_timestamp": "received"}'
+    assert [row["event_metadata"] for row in rows] == [marked, None, marked]
+
+
+async def test_sends_without_a_time_on_both_sides_of_an_edge(database_url: str, connection: Any) -> None:
+    """Two replicas that get the same batch at once, one just before the edge of a window and one just after it, store it twice."""
+    async with replica(database_url) as one, replica(database_url) as other:
+        for i in range(20):
+            posted = [without_time(f"rr-{i}")]
+            first, second = await asyncio.gather(
+                one.batch(*posted, now=MIDNIGHT - timedelta(milliseconds=1)), other.batch(*posted, now=MIDNIGHT)
+            )
+            assert first == second
+    assert await count(connection) == 20
+
+
+async def test_equal_batches_without_a_time_an_hour_apart_are_two(database_url: str, connection: Any) -> None:
+    """The second of two honest approvals that look alike is taken for a resend."""
+    async with replica(database_url) as one:
+        first = await one.batch(without_time("rr-a"), now=MIDNIGHT)
+        assert await one.batch(without_time("rr-a"), now=MIDNIGHT + timedelta(hours=1)) != first
+    assert await count(connection) == 2
+
+
+async def test_resends_without_a_time_under_a_key(database_url: str, connection: Any) -> None:
+    """Under a key a resend is recognised only for twenty minutes, or another body after the key's end is taken for a resend."""
+    async with replica(database_url) as one, replica(database_url) as other:
+        first = await one.batch(without_time("rr-a"), now=MIDNIGHT, key="k")
+        assert await other.batch(without_time("rr-a"), now=MIDNIGHT + timedelta(days=3), key="k") == first
+        with pytest.raises(Conflict):
+            await one.batch(without_time("rr-b"), now=MIDNIGHT + timedelta(days=9), key="k")
+    assert await count(connection) == 1
+    assert first[0].bytes[:6] == bytes(6)
