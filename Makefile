@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz torture lint bench honest kubernetes openapi lock clean
+.PHONY: run test fuzz torture clients lint bench honest kubernetes openapi lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -19,6 +19,10 @@ fuzz: $(INSTALLED)
 # The long form of tests/torture. Its table is in docs/durability.md.
 torture: $(INSTALLED)
 	$(BIN)/python -m tests.torture $(ARGS)
+
+# Stock clients of other languages, over plain HTTP and TLS; those whose runtime is installed.
+clients: $(INSTALLED)
+	DATASTORAGE_TEST_GO=1 $(BIN)/python -m pytest tests/clients $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """DataStorage, the audit event store of the Kubernaut platform. One package or module per station; imports point down.
 
-An event:  serve, tls, connection (the HTTP server) > main (builds and wires everything) > api (routes) > auth (who calls, and
-           may they) > events (what an event is) > ingest (commits it to Postgres, else to the spool) > tlog (tiles, signed
-           checkpoints, proofs).
+An event:  serve, tls, connection, framing, exchange (the HTTP server) > main (builds and wires everything) > api (routes) >
+           auth (who calls, and may they) > events (what an event is) > ingest (commits it to Postgres, else to the spool) >
+           tlog (tiles, signed checkpoints, proofs).
 A query:   api > query (filters, pages, reports), export (signed files), verify (compares rows, chains, log and checkpoints).
 Removal:   retention (holds, policies, purge, erase).
 Postgres:  db (connections), schema (revision, migrations), tables and sql (SQLAlchemy tables, named statements), presence

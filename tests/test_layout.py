@@ -45,7 +45,9 @@ MAY_IMPORT = {
     # presence: what the probes show
     "api": "auth events ingest tlog verify query export retention presence go_duration db logs settings errors metrics tracing",
     "main": "api auth events ingest tlog verify query export retention schema presence db settings state_dir errors",
-    "connection": "",
+    "framing": "errors",  # what is no HTTP is answered by a problem too
+    "exchange": "",
+    "connection": "exchange framing errors",
     "tls": "config_file watched_file errors metrics",
     "serve": "connection main tls presence settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires

@@ -141,6 +141,8 @@ class Front:
         """
         scope = request.scope
         try:
+            if refusal := scope["state"].get("refusal"):
+                raise refusal  # noqa: TRY301 -- what is no HTTP, by the connection
             if (preflight := self._browser_headers.preflight(request, request_headers)) is not None:
                 return preflight
             self._check_head(scope)

@@ -64,7 +64,7 @@ ACCEPTED = {
 ELSEWHERE = {
     "key sent before": "an Idempotency-Key that came before with another body is 422, or runs still (409)",
     "newline in a path": "1: no route has one, so it is an unknown path, which is answered in text",
-    "no HTTP": "uvicorn itself refuses what is not HTTP, as text",
+    "no HTTP": "2: the connection refuses what is not HTTP",
 }
 KNOWN = REFUSED | ACCEPTED | ELSEWHERE
 
@@ -72,13 +72,13 @@ KNOWN = REFUSED | ACCEPTED | ELSEWHERE
 def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
     """The lines of KNOWN that explain this failure; an unknown one is reported."""
     kind = type(failure).__name__
-    if kind == "RejectedPositiveData" and response.status_code == 400:
+    if "malformed-request" in response.text:
+        yield "no HTTP"
+    elif kind == "RejectedPositiveData" and response.status_code == 400:
         for message in response.json()["detail"].split("; /"):
             yield next((line for line in REFUSED if line in "/" + message), f"unknown: {message}")
     elif kind == "RejectedPositiveData" and "idempotency-key" in response.text:
         yield "key sent before"
-    elif kind == "UndefinedContentType" and response.text == "Invalid HTTP request received.":
-        yield "no HTTP"
     elif kind == "UndefinedContentType" and "%0A" in str(response.request.url):
         yield "newline in a path"
     elif kind == "AcceptedNegativeData" and " in query" in failure.message:
