@@ -1,5 +1,6 @@
-"""The formats in which events may be posted: ADR-034, and CloudEvents in its three content modes."""
+"""The formats in which events may be posted: ADR-034, also one event a line, and CloudEvents in its three content modes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from starlette.requests import Request
@@ -7,23 +8,28 @@ from starlette.requests import Request
 from app.api.body import JSON, wrong_type
 from app.api.service import foundation_of
 from app.errors import BadRequest
-from app.events import cloudevents
+from app.events import canonical, cloudevents
 from app.events.canonical import Document
 from app.events.catalog import Catalog
 from app.events.cloudevents import CloudEventReader
-from app.events.explain import Faults, bad_fields
+from app.events.explain import Faults, bad_fields, by_line
 from app.ingest.accept import Draft, check_item
 
 SINGLE_PATH = "/api/v1/audit/events"
 BATCH_PATH = "/api/v1/audit/events/batch"
+NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+"""Names of one format, none of which is registered: newline-delimited JSON."""
 
 
 class BodyFormat:
     """Reads the events of one request: as ADR-034 defines them, or as `cloud_events` does if it is not None."""
 
-    def __init__(self, catalog: Catalog, cloud_events: CloudEventReader | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, cloud_events: CloudEventReader | None = None, *, one_a_line: bool = False
+    ) -> None:
         self._catalog = catalog
         self._cloud_events = cloud_events
+        self.one_a_line = one_a_line
 
     def parse_single(self, document: Document) -> Draft:
         """The draft of a body that is one event. BadRequest with the names that the client has sent."""
@@ -48,8 +54,20 @@ class BodyFormat:
                 return draft
         raise faults.error()
 
+    def items(self, body: bytes) -> Iterator[Document]:
+        """The items of a batch, one by one. BadRequest when one is reached that is not JSON."""
+        if not self.one_a_line:
+            yield from canonical.parse_items(body)
+            return
+        try:
+            yield from canonical.parse_lines(body)
+        except BadRequest as error:
+            raise by_line(error) from None
+
     def with_client_names(self, error: BadRequest) -> BadRequest:
         """`error` with the names of members that the client has sent."""
+        if self.one_a_line:
+            return by_line(error)
         return error if self._cloud_events is None else self._cloud_events.with_pointers_as_sent(error)
 
 
@@ -60,7 +78,7 @@ def single_format(request: Request, media_type: str) -> BodyFormat:
         return BodyFormat(catalog, CloudEventReader(catalog, headers) if cloudevents.is_binary(headers) else None)
     if media_type == cloudevents.STRUCTURED:
         return BodyFormat(catalog, CloudEventReader(catalog))
-    if media_type == cloudevents.BATCH:
+    if media_type in (cloudevents.BATCH, *NDJSON):
         raise BadRequest(f"Content-Type: {media_type} belongs to POST {BATCH_PATH}")
     raise wrong_type(media_type, f"{JSON} or {cloudevents.STRUCTURED}")
 
@@ -72,8 +90,8 @@ def batch_format(request: Request, media_type: str) -> BodyFormat:
         return BodyFormat(catalog, CloudEventReader(catalog))
     if media_type == cloudevents.STRUCTURED:
         raise BadRequest(f"Content-Type: {media_type} belongs to POST {SINGLE_PATH}")
-    if media_type != JSON:
-        raise wrong_type(media_type, f"{JSON} or {cloudevents.BATCH}")
     if cloudevents.is_binary(request.scope["headers"]):
         raise BadRequest(f"ce-specversion: a CloudEvent in binary mode belongs to POST {SINGLE_PATH}")
-    return BodyFormat(catalog)
+    if media_type != JSON and media_type not in NDJSON:
+        raise wrong_type(media_type, f"{JSON}, {NDJSON[0]} or {cloudevents.BATCH}")
+    return BodyFormat(catalog, one_a_line=media_type in NDJSON)

@@ -201,6 +201,8 @@ async def _parse_batch(body: bytes, reader: "_BatchReader", path: str) -> tuple[
     if len(body) > _LARGE_BYTES:
         async with _one_large_body:
             return await _parse_slices(body, reader, path)
+    if reader.body_format.one_a_line:
+        return await _parse_slices(body, reader, path)
     document = canonical.parse(body)
     items = document.value
     if not isinstance(items, list):
@@ -214,7 +216,7 @@ async def _parse_batch(body: bytes, reader: "_BatchReader", path: str) -> tuple[
 async def _parse_slices(body: bytes, reader: "_BatchReader", path: str) -> tuple[list[Draft], str]:
     digest = hashlib.sha256(b"[")
     slice_end = perf_counter() + _SLICE_SECONDS
-    for document in canonical.parse_items(body):
+    for document in reader.body_format.items(body):
         if reader.count < reader.events_max:
             digest.update(b"," if reader.count else b"")
             digest.update(canonical.canonical(document.value, plain=document.plain))
@@ -233,20 +235,20 @@ class _BatchReader:
     def __init__(self, body_format: BodyFormat, events_max: int) -> None:
         self.count = 0
         self.events_max = events_max
-        self._body_format = body_format
+        self.body_format = body_format
         self._drafts: list[Draft] = []
         self._faults = Faults()
 
     def add(self, value: Any, *, plain: bool, depth: int) -> None:
         with self._faults:
             if self.count < self.events_max and not self._faults.full:
-                self._drafts.append(self._body_format.parse_item(value, f"/{self.count}", plain=plain, depth=depth))
+                self._drafts.append(self.body_format.parse_item(value, f"/{self.count}", plain=plain, depth=depth))
         self.count += 1
 
     def drafts(self) -> list[Draft]:
         """The drafts of all items. BadRequest if any item has a fault."""
         if self._faults.fields:
-            raise self._body_format.with_client_names(self._faults.error())
+            raise self.body_format.with_client_names(self._faults.error())
         return self._drafts
 
 
@@ -314,5 +316,9 @@ _add_post_route(
     body_formats.BATCH_PATH,
     post_batch,
     {201: {"model": BatchCreated}},
-    {JSON: _array_of("PostedEvent"), cloudevents.BATCH: _array_of("CloudEvent")},
+    {
+        JSON: _array_of("PostedEvent"),
+        cloudevents.BATCH: _array_of("CloudEvent"),
+        **{name: {"type": "string", "description": "one PostedEvent a line"} for name in body_formats.NDJSON},
+    },
 )

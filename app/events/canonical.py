@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]  # missing from the stubs
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import orjson
 
@@ -75,6 +75,26 @@ def parse_items(body: bytes) -> Iterator[Document]:
         index = index if closed else _skip_whitespace(text, index + 1)
         number += 1
     _expect_end(text, index + 1)
+
+
+def parse_lines(body: bytes) -> Iterator[Document]:
+    """Yield the lines of newline-delimited JSON one by one, each as `parse` returns it, which must not be empty except at the end.
+
+    A fault is raised when its line is reached, with the pointer of the line among all, from 0.
+    """
+    start = number = 0
+    while start < len(body):
+        end = body.find(b"\n", start)
+        line = body[start:] if end < 0 else body[start:end]
+        if not line.strip() and not body[start:].strip():
+            return
+        try:
+            document = parse(line)
+        except BadRequest as error:
+            raise _fault_of_line(error, f"/{number}") from None
+        yield document
+        start += len(line) + 1
+        number += 1
 
 
 def loads(text: str | bytes) -> Any:
@@ -279,6 +299,13 @@ def _expect_end(text: str, index: int) -> None:
 def _syntax_error(message: str, text: str, index: int) -> BadRequest:
     error = json.JSONDecodeError(message, text, index)
     return BadRequest(f"body: expected JSON, got an error at line {error.lineno} column {error.colno}: {message}")
+
+
+def _fault_of_line(error: BadRequest, pointer: str) -> BadRequest:
+    """The fault that `parse` has found in the line at `pointer`."""
+    alone = {"": error.detail.removeprefix("body: ").replace("line 1 column", "column")}
+    fields = cast("dict[str, str]", error.extra.get("field_errors", alone))
+    return BadRequest(error.detail, field_errors={pointer + place: message for place, message in fields.items()})
 
 
 def _nesting_error(pointer: str = "") -> BadRequest:

@@ -94,6 +94,20 @@ def rename_pointers(error: BadRequest, rename: Callable[[str], str]) -> BadReque
     return _error_for(type(error), {rename(pointer): message for pointer, message in fields.items()})
 
 
+def by_line(error: BadRequest) -> BadRequest:
+    """`error` of a body with one event a line: its detail names lines, from 1, where its pointers name events, from 0."""
+    if "field_errors" not in error.extra:
+        return error
+    fields = cast("dict[str, str]", error.extra["field_errors"])
+    detail = "; ".join(f"{_line(pointer)}: {message}" for pointer, message in fields.items())
+    return type(error)(detail, field_errors=fields)
+
+
+def _line(pointer: str) -> str:
+    _, index, *steps = pointer.split("/", 2)
+    return f"line {int(index) + 1}" + "".join(f", /{step}" for step in steps)
+
+
 def bad_fields(fields: dict[str, str]) -> BadRequest:
     """The error that names each wrong field by its JSON pointer."""
     return _error_for(BadRequest, fields)

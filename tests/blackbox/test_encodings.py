@@ -111,3 +111,38 @@ def test_answers_are_compressed_where_asked(client: httpx.Client) -> None:
         assert len(raw) < len(plain.content) / 2
         if "correlation" in path and "export" not in path:
             assert gzip.decompress(raw) == plain.content
+
+
+@pytest.mark.parametrize(
+    "media_type", ["application/x-ndjson", "application/ndjson; charset=utf-8", "application/jsonl"]
+)
+def test_one_event_a_line(client: httpx.Client, media_type: str) -> None:
+    """A batch of lines is refused, is another batch than the array of its lines, or a fault does not name its line."""
+    items = [make_event(event_action=f"step-{n}") for n in range(3)]
+    lines = [json.dumps(item) for item in items]
+    headers = {"Content-Type": media_type}
+    first = client.post(BATCH, content="\r\n".join(lines) + "\n \n", headers=headers)
+    assert (first.status_code, len(set(first.json()["event_ids"]))) == (201, 3), first.text
+    again = client.post(BATCH, content=gzip.compress("\n".join(lines).encode()), headers=headers | GZIP | headers)
+    assert again.json() == first.json() == client.post(BATCH, json=items).json()
+    large = [json.dumps(make_event(correlation_id=f"large-{media_type}")) for _ in range(500)]
+    assert len(client.post(BATCH, content="\n".join(large), headers=headers).json()["event_ids"]) == 500
+    for body, place, says in (
+        ("", None, "empty"),
+        ("\n \n", None, "empty"),
+        (f"{lines[0]}\n\n{lines[1]}", "/1", "line 2: expected JSON, got nothing"),
+        (f"{lines[0]}\n{lines[1][:-1]}\n", "/1", "line 2: expected JSON, got an error at column"),
+        (f"{lines[0]}{lines[1]}\n", "/0", "line 1"),
+        (json.dumps(items), "/0", "line 1: "),
+        (
+            lines[0] + "\n" + json.dumps(items[1] | {"event_outcome": "ok"}),
+            "/1/event_outcome",
+            "line 2, /event_outcome: ",
+        ),
+        (json.dumps(items[1] | {"event_data": {"a~/": "\0"}}), "/0/event_data/a~0~1", "line 1, /event_data/a~0~1: "),
+        ("\n".join([*lines, '{"event_type": 1e999}']), "/3/event_type", "line 4, /event_type: "),
+    ):
+        answer = client.post(BATCH, content=body, headers=headers)
+        assert (answer.status_code, says in answer.json()["detail"]) == (400, True), answer.text
+        assert place is None or place in answer.json()["field_errors"]
+    assert f"POST {BATCH}" in client.post(EVENTS, content=lines[0], headers=headers).json()["detail"]
