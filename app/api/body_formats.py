@@ -42,14 +42,13 @@ class BodyFormat:
         """The draft of one item. BadRequest has the names of ADR-034: pass it to `with_client_names`."""
         if self._cloud_events is None:
             return check_item(self._catalog, value, pointer, plain=plain, depth=depth)
-        item, bad_attributes = self._cloud_events.item(value, pointer)
+        item, bad_attributes = self._cloud_events.item(Document(value, plain, depth), pointer)
         faults = Faults()
         with faults:
             if bad_attributes:
                 raise bad_fields(bad_attributes)
         with faults:
-            # One level more: in binary mode the body is the payload alone.
-            draft = check_item(self._catalog, item, pointer, plain=plain, depth=depth + 1)
+            draft = check_item(self._catalog, item.value, pointer, plain=item.plain, depth=item.depth)
             if not bad_attributes:
                 return draft
         raise faults.error()
@@ -80,6 +79,8 @@ def single_format(request: Request, media_type: str) -> BodyFormat:
         return BodyFormat(catalog, CloudEventReader(catalog))
     if media_type in (cloudevents.BATCH, *NDJSON):
         raise BadRequest(f"Content-Type: {media_type} belongs to POST {BATCH_PATH}")
+    if cloudevents.is_binary(headers) and cloudevents.is_json(media_type):
+        return BodyFormat(catalog, CloudEventReader(catalog, headers))
     raise wrong_type(media_type, f"{JSON} or {cloudevents.STRUCTURED}")
 
 

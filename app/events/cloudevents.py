@@ -5,6 +5,7 @@ package is not used: it parses numbers as doubles, which would alter payloads (d
 """
 
 import re
+from base64 import b64decode
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal, NotRequired
@@ -15,15 +16,32 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict
 
 from app.errors import BadRequest
-from app.events.canonical import kind_of
+from app.events.canonical import Document, kind_of, parse
 from app.events.catalog import Catalog
 from app.events.envelope import Category, DateTime, Filled, Name50, Name100, Name255, Outcome, parse_uuid
-from app.events.explain import bad_fields, explain, rename_pointers
+from app.events.explain import bad_fields, escape, excerpt, explain, rename_pointers
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
 _ENVELOPE_VERSION = "1.0"
 _ACTOR_MAX = 255
+
+_NAME = re.compile(r"[a-z0-9]+")
+_SCHEME = r"[a-z][a-z0-9+.-]*:"
+_CHARACTERS = r"(?:[\w.~:/?@!$&'()*+,;=\[\]-]|%[0-9a-f]{2})*"
+_REST = rf"{_CHARACTERS}(?:#{_CHARACTERS})?"
+_WORD = r"[\w!#$%&'*+.^`|~-]+"
+_PARAMETER = rf'[ \t]*;[ \t]*{_WORD}=(?:{_WORD}|"(?:[^"\\]|\\.)*")'
+_SYNTAX = {
+    name: (re.compile(pattern, re.ASCII | re.IGNORECASE), expected)
+    for name, pattern, expected in (
+        ("source", rf"(?:{_SCHEME}|(?![^/?#]*:)){_REST}", "a URI reference (RFC 3986)"),
+        ("dataschema", _SCHEME + _REST, "a URI with its scheme (RFC 3986)"),
+        ("datacontenttype", rf"{_WORD}/{_WORD}(?:{_PARAMETER})*", "a media type (RFC 2046)"),
+    )
+}
+"""The form of attributes whose values are no events' members here, or more than text."""
+_JSON_TYPE = re.compile(r"(?:application|text)/(?:[^;]+\+)?json", re.IGNORECASE)
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -41,11 +59,16 @@ class CloudEvent(TypedDict):
     eventoutcome: Outcome
     eventcategory: NotRequired[Annotated[Category, Field(description="absent: as the catalog has it for the type")]]
     eventaction: NotRequired[Annotated[Name50, Filled, Field(description="absent: the last part of the type")]]
-    subject: NotRequired[Annotated[Name255, Field(description="becomes the resource_id")]]
-    authtype: NotRequired[Annotated[Name50, Field(description="becomes the actor_type")]]
-    authid: NotRequired[Annotated[Name255, Field(description="becomes the actor_id")]]
+    subject: NotRequired[Annotated[Name255, Filled, Field(description="becomes the resource_id")]]
+    authtype: NotRequired[Annotated[Name50, Filled, Field(description="becomes the actor_type")]]
+    authid: NotRequired[Annotated[Name255, Filled, Field(description="becomes the actor_id")]]
     causationid: NotRequired[Annotated[str, Filled, Field(description="id of the event that caused this one")]]
-    data: Annotated[dict[str, Any], Field(description="the payload, event_data")]
+    dataschema: NotRequired[Annotated[str, Filled, Field(description="a URI; checked and dropped")]]
+    datacontenttype: NotRequired[Annotated[str, Filled, Field(description="a media type; checked and dropped")]]
+    data: NotRequired[
+        Annotated[dict[str, Any], Field(description="the payload, event_data; required without data_base64")]
+    ]
+    data_base64: NotRequired[Annotated[str, Field(description="the payload as JSON in base64, instead of data")]]
 
 
 _VALIDATE = TypeAdapter(CloudEvent).validator.validate_python
@@ -73,25 +96,49 @@ class CloudEventReader:
     def __init__(self, catalog: Catalog, headers: Headers | None = None) -> None:
         self._catalog = catalog
         self._headers = headers
+        self._in_base64: set[str] = set()
+        """Pointers of the events whose payload came as data_base64."""
+        self._misnamed: set[str] = set()
+        """Pointers of attributes with names that CloudEvents do not have: they stand as they were sent."""
 
-    def item(self, value: Any, pointer: str) -> tuple[dict[str, Any], dict[str, str]]:
+    def item(self, sent: Document, pointer: str) -> tuple[Document, dict[str, str]]:
         """The ADR-034 item at `pointer`, and by pointer the faults of the CloudEvent that the ADR-034 checks would not find."""
         faults: dict[str, str] = {}
+        payload = Document(None, plain=True, depth=0)
         if self._headers is not None:
-            event = _attributes_of_headers(self._headers, faults) | {"data": value}
-        elif isinstance(value, dict):
-            event = {name: attribute for name, attribute in value.items() if attribute is not None}
+            event = _attributes_of_headers(self._headers, faults) | {"data": sent.value}
+        elif isinstance(sent.value, dict):
+            event = {name: attribute for name, attribute in sent.value.items() if attribute is not None}
+            if "data_base64" in event and (decoded := _decode_data(event, faults)):
+                self._in_base64.add(pointer)
+                event["data"], payload = decoded.value, decoded
         else:
-            raise bad_fields({pointer: f"expected a CloudEvent, which is an object, got {kind_of(value)}"})
-        if "data_base64" in event:
-            faults["/data_base64"] = "expected the payload as a JSON object in data"
+            raise bad_fields({pointer: f"expected a CloudEvent, which is an object, got {kind_of(sent.value)}"})
+        self._check(event, pointer, faults)
+        item = {member: event[name] for member, name in _ATTRIBUTE_OF_MEMBER.items() if name in event}
+        self._complete(item, event, faults)
+        # One level more: in binary mode the body is the payload alone.
+        document = Document(item, sent.plain and payload.plain, max(sent.depth, payload.depth) + 1)
+        return document, {pointer + path: message for path, message in faults.items()}
+
+    def _check(self, event: dict[str, Any], pointer: str, faults: dict[str, str]) -> None:
+        """Add the faults of names and values of attributes, those that are dropped too."""
+        for name in event.keys() - ({"data"} if self._headers is not None else {"data", "data_base64"}):
+            if _NAME.fullmatch(name) is None:
+                path = f"/{escape(name)}"
+                self._misnamed.add(pointer + path)
+                faults[path] = "expected an attribute whose name has only lower-case letters and digits"
         try:
             _VALIDATE(event)
         except ValidationError as error:
-            faults = explain(error, "") | faults
-        item = {member: event[name] for member, name in _ATTRIBUTE_OF_MEMBER.items() if name in event}
-        self._complete(item, event, faults)
-        return item, {pointer + path: message for path, message in faults.items()}
+            for path, message in explain(error, "").items():
+                faults.setdefault(path, message)
+        for name, (pattern, expected) in _SYNTAX.items():
+            value = event.get(name, "")
+            if isinstance(value, str) and value and pattern.fullmatch(value) is None:
+                faults[f"/{name}"] = f"expected {expected}, got {excerpt(value)}"
+        if not {"data", "data_base64"} & event.keys():
+            faults["/data"] = "required, but missing"
 
     def _complete(self, item: dict[str, Any], event: dict[str, Any], faults: dict[str, str]) -> None:
         """Set the members that are not simply an attribute under another name."""
@@ -122,15 +169,42 @@ class CloudEventReader:
         if match is None:
             return pointer
         index, member, rest = match.groups()
-        attribute = _ATTRIBUTE_OF_MEMBER.get(member, member)
-        if self._headers is None:
-            return f"{index}/{attribute}{rest}"
-        return str(rest) if attribute == "data" else f"ce-{attribute}"
+        attribute = member if pointer in self._misnamed else _ATTRIBUTE_OF_MEMBER.get(member, member)
+        if self._headers is not None:
+            return str(rest) if attribute == "data" else f"ce-{attribute}{rest}"
+        if attribute == "data" and index in self._in_base64:
+            attribute = "data_base64"
+        return f"{index}/{attribute}{rest}"
 
 
 def is_binary(headers: Headers) -> bool:
     """Whether these headers declare that the body is the data of a CloudEvent."""
     return any(name == b"ce-specversion" for name, _ in headers)
+
+
+def is_json(media_type: str) -> bool:
+    """Whether data of this media type is JSON; it is where none is declared (CloudEvents' HTTP binding, section 3.1.1)."""
+    return not media_type or _JSON_TYPE.fullmatch(media_type.partition(";")[0].strip()) is not None
+
+
+def _decode_data(event: dict[str, Any], faults: dict[str, str]) -> Document | None:
+    """The JSON in the event's data_base64. None, and a fault, if it is not that."""
+    text, media_type = event["data_base64"], event.get("datacontenttype", "")
+    fault = ""
+    if "data" in event:
+        fault = "expected data or data_base64, got both"
+    elif isinstance(media_type, str) and not is_json(media_type):
+        fault = f"expected data whose datacontenttype is JSON, got {excerpt(media_type)}"
+    elif isinstance(text, str):
+        try:
+            return parse(b64decode(text, validate=True))
+        except ValueError:
+            fault = f"expected base64, got {excerpt(text)}"
+        except BadRequest as error:
+            fault = f"expected JSON in base64: {error.detail}"
+    if fault:
+        faults["/data_base64"] = fault
+    return None
 
 
 def _attributes_of_headers(headers: Headers, faults: dict[str, str]) -> dict[str, Any]:
@@ -139,6 +213,8 @@ def _attributes_of_headers(headers: Headers, faults: dict[str, str]) -> dict[str
     for header, value in headers:
         if header.startswith(b"ce-"):
             name = header[3:].decode("latin-1")
+            if name == "data":
+                faults["/data"] = "expected the data here, not in the header ce-data"
             quoted = len(value) > 1 and value[:1] == value[-1:] == b'"'
             raw = re.sub(rb"\\(.)", rb"\1", value[1:-1]) if quoted else value
             try:
