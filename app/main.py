@@ -2,7 +2,8 @@
 
 create_app      the parts that exist before the database has been seen, the routes, access control and the front
 _lifespan       starts in the background, and at the end stops everything in order
-_start          finds the database, creates the writer, and stores the Service that requests use from then on
+_start          creates the writer and stores the Service that requests use from then on: at once where the spool knows the log's
+                name, else when the database has been found
 _workers        the table of what runs beside the requests
 """
 
@@ -11,7 +12,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -46,7 +47,7 @@ from app.api.access import AccessControl, check_routes
 from app.api.body import ByteBudget
 from app.api.front import Front
 from app.api.reading import read_slots
-from app.api.service import Application, Foundation, Service
+from app.api.service import Application, Foundation, Service, Start
 from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
@@ -108,6 +109,7 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
             settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
         ),
     )
+    app.start = Start(settings)
     problems.install_handlers(app)
     _add_routes(app)
     check_routes(app)
@@ -159,8 +161,9 @@ def _with_extra_ports(front: Front, settings: Settings) -> ASGIApp:
 
 @asynccontextmanager
 async def _lifespan(app: Application) -> AsyncIterator[None]:
-    """Answer requests at once; accept events as soon as the database has been seen and its schema fits."""
+    """Answer requests at once; posts wait until the log's name is known, and all others until the database has been seen."""
     foundation = app.service
+    foundation.presence.on_stop = app.start.end
     workers: list[asyncio.Task[None]] = []
     workers.append(asyncio.create_task(_start(app, workers), name="start"))
     try:
@@ -177,6 +180,7 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
         if app.service.spool is not None:
             app.service.spool.close()
         app.service = foundation  # a host may run the lifespan again
+        app.start = Start(foundation.settings)
 
 
 async def _bounded(step: Awaitable[object], seconds: float) -> None:
@@ -189,7 +193,7 @@ async def _bounded(step: Awaitable[object], seconds: float) -> None:
 
 
 async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
-    """Wait for Postgres, however long it takes, then start the writer and the workers. A schema that does not fit is Fatal.
+    """Wait for Postgres, however long it takes, then start the workers. A schema that does not fit is Fatal.
 
     A Fatal error is stored in `presence.fatal`, and the process sends itself SIGTERM.
     """
@@ -203,32 +207,74 @@ async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
             log.warning(
                 "there is no spool, since its directory cannot be written: posts are answered 503 while Postgres is away"
             )
-        log_name = await _find_database(foundation)
-        key = signing_key(settings, log_name)
-        checkpoints = CheckpointWorker.create(settings, key) if settings.tlog else None
+        log_name = await _find_log(app, foundation)
+        service = await _settle_log(app, foundation, log_name)
+        checkpoints = CheckpointWorker.create(settings, service.signing_key) if settings.tlog else None
     except Exception as error:  # a service that cannot start logs the cause and ends, whatever failed
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
             "the service cannot start", extra={"reason": presence.fatal.detail}, exc_info=presence.fatal is not error
         )
+        app.start.end()
         os.kill(os.getpid(), signal.SIGTERM)
         return
-    spool = foundation.spool
-    writer = Writer(Store(settings, log_name), settings, spool)
-    writer.start()
-    service = Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
-    if spool is not None:
-        presence.can_spool = lambda: spool.can_append
     for name, work in _workers(service, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
     gc.collect()
     gc.freeze()  # what lives as long as the process is not searched again
     gc.set_threshold(*_GC_THRESHOLDS)
-    app.service = service
-    presence.database_up = presence.started = True
+    presence.database_up = presence.database_seen = True
     presence.waiting_for = ""
+    await service.writer.on_presence(database_up=True)
     log.info("ready", extra={"log": log_name, "port": settings.port})
     presence.on_start()
+
+
+async def _find_log(app: Application, foundation: Foundation) -> str:
+    """The name of the database's log. Until there is one, events of the log that the spool knows go to the spool."""
+    settings, spool = foundation.settings, foundation.spool
+    if spool is None or spool.log_name is None or settings.log_name not in {None, spool.log_name}:
+        return await _find_database(foundation, lambda: None)
+    service = _new_service(foundation, spool.log_name, away=True)
+
+    def on_away() -> None:
+        if app.service is foundation:
+            _accept_events(app, service)
+
+    timer = asyncio.get_running_loop().call_later(settings.away_patience_ms / 1000, on_away)
+    try:
+        return await _find_database(foundation, on_away)
+    finally:
+        timer.cancel()
+
+
+async def _settle_log(app: Application, foundation: Foundation, log_name: str) -> Service:
+    """Accept events of the database's log. Fatal, with the spool unchanged, when events of another log are in the spool."""
+    service, spool = app.service, foundation.spool
+    if isinstance(service, Service) and service.log_name != log_name:
+        await service.writer.close()  # what it has accepted is in the spool then
+    if spool is not None:
+        await spool.belong_to(log_name)
+    if not (isinstance(service, Service) and service.log_name == log_name):
+        service = _new_service(foundation, log_name, away=False)
+        _accept_events(app, service)
+    return service
+
+
+def _new_service(foundation: Foundation, log_name: str, *, away: bool) -> Service:
+    """The service on this foundation, with a writer that is not started. Fatal if the log's key cannot be used."""
+    key = signing_key(foundation.settings, log_name)
+    writer = Writer(Store(foundation.settings, log_name), foundation.settings, foundation.spool, away=away)
+    return Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
+
+
+def _accept_events(app: Application, service: Service) -> None:
+    """Have requests use this service from now on."""
+    if (spool := service.spool) is not None:
+        service.presence.can_spool = lambda: spool.can_append
+    service.writer.start()
+    app.service = service
+    app.start.end()
 
 
 def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str, Coroutine[Any, Any, None]]:
@@ -278,8 +324,11 @@ def _load_key_pair(key_store: ExportKeyStore, directory: Path) -> None:
         raise Fatal(f"The key pair that signs exports cannot be read from {directory}: {error}") from None
 
 
-async def _find_database(foundation: Foundation) -> str:
-    """Wait for a server whose schema and safety settings this service accepts, and warm the connections. Returns the log's name."""
+async def _find_database(foundation: Foundation, on_away: Callable[[], None]) -> str:
+    """Wait for a server whose schema and safety settings this service accepts, and warm the connections. Returns the log's name.
+
+    `on_away` is called whenever Postgres is away.
+    """
     logged = ""
     while True:
         try:
@@ -293,6 +342,7 @@ async def _find_database(foundation: Foundation) -> str:
             if logged != repr(reason):
                 logged = repr(reason)
                 log.warning("waiting for Postgres", extra={"error": logged})
+            on_away()
             await asyncio.sleep(_RETRY_SECONDS)
         else:
             return log_name

@@ -19,10 +19,12 @@ class Presence:
     def __init__(self) -> None:
         self.waiting_for = ""
         """Why the database has not been used yet: the last error of the start."""
-        self.started = False
-        """Whether the schema was checked once, so that events can be accepted, if only into the spool."""
+        self.database_seen = False
+        """Whether the database was reached once and its schema fits, so that it may be used."""
         self.on_start: Callable[[], None] = lambda: None
         """Called once, when the database has been seen and every request is served."""
+        self.on_stop: Callable[[], None] = lambda: None
+        """Called when no more requests are accepted, before those in flight are waited for."""
         self.can_spool: Callable[[], bool] = lambda: False
         self.database_up = False
         self.shutting_down = False
@@ -34,7 +36,7 @@ class Presence:
         """The contract's word for why the service cannot accept an event; None when it can."""
         if self.shutting_down:
             return "shutting_down"
-        return None if self.database_up or (self.started and self.can_spool()) else "database_unreachable"
+        return None if self.database_up or self.can_spool() else "database_unreachable"
 
     async def watch(self, settings: Settings, on_presence: Callable[[bool], Awaitable[None]]) -> None:
         """Ask Postgres twice a second, on a connection of its own, and call `on_presence` with whether it answered."""

@@ -84,6 +84,10 @@ class Server(uvicorn.Server):
             )
             self.servers.append(server)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._presence.on_stop()
+        await super().shutdown(sockets)
+
     def _create_protocol(self) -> asyncio.Protocol:
         protocol_class: Any = self.config.http_protocol_class
         protocol: asyncio.Protocol = protocol_class(

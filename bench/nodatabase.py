@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from unittest.mock import patch
 
 from app import main, serve
-from app.api.service import Foundation
 from app.ingest import partitions
 from app.ingest.accept import Event
 from app.ingest.link import Head, link
@@ -35,7 +34,7 @@ class NoStore(Store):
         """There is nothing to close."""
 
 
-async def _find_database(_: Foundation) -> str:
+async def _find_database(*_: object) -> str:
     return "bench.example/nodatabase"
 
 

@@ -18,7 +18,7 @@ from app.api.body import json_response, read_json_body
 from app.api.deadline import within_deadline
 from app.api.paging import cursor_errors, page_response, pagination
 from app.api.parameters import cursor, documented, read_query, time_or_age, whole_number
-from app.api.service import foundation_of, service_of
+from app.api.service import foundation_of, recording_service, service_of
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields, by_member_name
@@ -121,14 +121,15 @@ async def _write(request: Request, notification: Notification, claim: Claim | No
 
     None once it is safe in the spool. Whether Postgres has it too may be unknown then; replay finds out.
     """
-    service = service_of(request)
+    deadline = asyncio.get_running_loop().time() + foundation_of(request).settings.single_deadline_ms / 1000
+    service = await recording_service(request, deadline)
     writer, spool = service.writer, service.spool
     with writer.exclusive(claim):
         if spool is not None and await spool.has_notification(notification, claim):
             return None
         try:
             if not writer.away:
-                async with asyncio.timeout(service.settings.single_deadline_ms / 1000):
+                async with asyncio.timeout_at(deadline):
                     return await write(service.engine, notification, claim)
         except (TimeoutError, DatabaseAway):
             if spool is None:

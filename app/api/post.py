@@ -22,7 +22,7 @@ from app.api import body_formats, idempotency
 from app.api.access import actor_override, authorize, caller_name
 from app.api.body import JSON, Reservation, json_response, read_body
 from app.api.body_formats import BodyFormat
-from app.api.service import Endpoint, foundation_of, service_of
+from app.api.service import Endpoint, foundation_of, recording_service, service_of
 from app.errors import BadRequest, BatchTooLarge, DatabaseFailed
 from app.events import canonical, cloudevents
 from app.events.explain import Faults
@@ -158,10 +158,12 @@ class _Receipt(NamedTuple):
 async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> _Receipt:
     """Have the writer store the events."""
     await authorize(request)
-    service, drafts = service_of(request), posted.drafts
-    started = asyncio.get_running_loop().time()
+    clock, drafts = asyncio.get_running_loop().time, posted.drafts
+    deadline = clock() + deadline_ms / 1000
+    service = await recording_service(request, deadline, drafts)
     try:
-        parent_dates = await find_parent_dates(service.engine, service.writer, drafts, started + deadline_ms / 2000)
+        parents_deadline = (clock() + deadline) / 2
+        parent_dates = await find_parent_dates(service.engine, service.writer, drafts, parents_deadline)
     except DatabaseFailed as error:
         raise ParentLookupFailed from (error.__cause__ or error)
     trace_id, span_id = request.scope["state"].get("trace", (None, None))
@@ -176,7 +178,7 @@ async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> 
         acceptance = acceptance._replace(other_ids=other_ids(*computed_from))
     try:
         submission = await new_submission(drafts, ids, acceptance, posted.claim)
-        is_spooled = await service.writer.submit(submission, started + deadline_ms / 1000)
+        is_spooled = await service.writer.submit(submission, deadline)
     except BadRequest as error:
         raise posted.body_format.with_client_names(error) from None
     stored_as = submission.stored_as

@@ -1,10 +1,12 @@
 """What requests need of the service: one frozen object, created in app/main.py and stored in one typed place.
 
-`Application.service` is a Foundation from the first request on. Once the database has been seen and its schema fits, a
-Service replaces it. Handlers reach it by `service_of`; only what is answered before the start too uses `foundation_of`.
+`Application.service` is a Foundation from the first request on. A Service replaces it once the log's name is known: from the
+spool, or else when the database has been seen and its schema fits. Handlers that need the database reach it by `service_of`,
+those that record by `recording_service`; only what is answered before the start too uses `foundation_of`.
 """
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Self
 
@@ -16,9 +18,10 @@ from starlette.responses import Response
 from app.api.body import ByteBudget
 from app.api.reading import ReadSlots
 from app.auth.authenticator import Authenticator
-from app.errors import DatabaseAway
+from app.errors import DatabaseAway, InboxFull
 from app.events.catalog import Catalog
 from app.export.certificate import ExportKeyStore
+from app.ingest.accept import Draft
 from app.ingest.spool import Spool
 from app.ingest.writer import Writer
 from app.presence import Presence
@@ -47,7 +50,7 @@ class Foundation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service(Foundation):
-    """The started service: everything that a request can need."""
+    """Everything that a request can need. Until `presence.database_seen` its writer only spools, and nothing reads."""
 
     writer: Writer
     log_name: str
@@ -61,15 +64,56 @@ class Service(Foundation):
         return cls(**shared, writer=writer, log_name=log_name, signing_key=signing_key)
 
 
+class Start:
+    """What requests wait for that arrive before there is a Service. No more of them wait than fit into the inbox."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._events_max, self._bytes_max = settings.inbox_events_max, settings.inbox_bytes_max
+        self._events = self._bytes = 0
+        self._ended = asyncio.Event()
+
+    async def wait(self, drafts: Sequence[Draft], deadline: float) -> None:
+        """Return when the start has ended, well or not, or at `deadline` (the event loop's clock). Raises InboxFull."""
+        events, size = max(1, len(drafts)), sum(len(draft.payload) for draft in drafts)
+        if self._events and (self._events + events > self._events_max or self._bytes + size > self._bytes_max):
+            raise InboxFull
+        self._events += events
+        self._bytes += size
+        try:
+            await asyncio.wait_for(self._ended.wait(), deadline - asyncio.get_running_loop().time())
+        except TimeoutError:
+            return
+        finally:
+            self._events -= events
+            self._bytes -= size
+
+    def end(self) -> None:
+        """Let all go on that wait, and those that come."""
+        self._ended.set()
+
+
 class Application(FastAPI):
     """The framework's application, and the one place where the service is stored."""
 
     service: Foundation
+    start: Start
 
 
 def service_of(request: Request) -> Service:
-    """The started service. Raises DatabaseAway before the start: the request is answered 503 and can be sent again."""
+    """The started service. Raises DatabaseAway before the database has been seen: the request is 503 and can be sent again."""
     service = request.scope["app"].service
+    if not (isinstance(service, Service) and service.presence.database_seen):
+        raise DatabaseAway
+    return service
+
+
+async def recording_service(request: Request, deadline: float, drafts: Sequence[Draft] = ()) -> Service:
+    """The service that can record, if only into the spool. Waits for it until `deadline`; then raises DatabaseAway, or InboxFull."""
+    app: Application = request.scope["app"]
+    service = app.service
+    if not isinstance(service, Service):
+        await app.start.wait(drafts, deadline)
+        service = app.service
     if not isinstance(service, Service):
         raise DatabaseAway
     return service

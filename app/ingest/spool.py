@@ -78,6 +78,8 @@ class Spool:
             self._file = self._thread.submit(SpoolFile, directory).result()
         except sqlite3.Error as error:
             raise Fatal(f"The spool {directory} cannot be read ({error}): move it away, or repair it.") from error
+        self.log_name = self._thread.submit(lambda: self._file.log_name).result()
+        """Name of the log that the events here are for; None before the first database was seen."""
         self._load_depth()
         # Computed whenever the metrics are read: both change while nothing is appended or replayed.
         metrics.SPOOL_OLDEST.set_function(self._oldest_age_seconds)
@@ -92,6 +94,17 @@ class Spool:
     def can_append(self) -> bool:
         """Whether the next request will probably fit, on a disk that works."""
         return not self._file.broken and self.depth.bytes < self._bytes_max and self._free_bytes() > FREE_BYTES_MIN
+
+    async def belong_to(self, log_name: str) -> None:
+        """Store the name of the log that the events here are for. Fatal, with nothing changed, when some are for another one."""
+        if log_name == self.log_name:
+            return
+        try:
+            await self._on_thread(self._file.belong_to, log_name)
+            self.log_name = log_name
+        except SpoolFailed:
+            if self.log_name is not None:
+                raise
 
     async def append(self, submissions: Sequence[Submission]) -> None:
         """Add each submission and finish it, or fail it. When this returns, what was added is on disk."""

@@ -87,6 +87,7 @@ async def replay(settings: Settings, directory: Path, *, force: bool, quarantine
         await connection.close()
     spool = Spool(directory, settings.spool_bytes_max)
     try:
+        await spool.belong_to(log_name)
         if quarantined:
             await spool.requeue_quarantined()
         oldest = spool.depth.oldest

@@ -120,10 +120,36 @@ class SpoolFile:
             connection.executescript(f"BEGIN; {_CREATE} PRAGMA user_version = {_SCHEMA}; COMMIT;")
         elif version != _SCHEMA:
             raise Fatal(f"The spool {self._directory} was written by a newer DataStorage: upgrade this one.")
+        # Without a new version: an older service does not look at it, and can still use the spool.
+        connection.execute("CREATE TABLE IF NOT EXISTS log (name TEXT NOT NULL)")
         return connection
 
     def close(self) -> None:
         self._connection.close()
+
+    @property
+    def log_name(self) -> str | None:
+        """Name of the log that the events here are for; None before the first one was seen."""
+        row = self._connection.execute("SELECT name FROM log").fetchone()
+        return row[0] if row else None
+
+    def belong_to(self, log_name: str) -> None:
+        """Store the log's name. Fatal, with nothing changed, when something waits for another log."""
+
+        def replace() -> None:
+            stored = self.log_name
+            query = "SELECT EXISTS (SELECT 1 FROM requests) OR EXISTS (SELECT 1 FROM notifications)"
+            if stored not in {None, log_name} and self._connection.execute(query).fetchone()[0]:
+                raise Fatal(
+                    f"The spool {self._directory} holds events for the log {stored!r}, but this database holds the log "
+                    f"{log_name!r}. The spool is unchanged: set the database's URL to the right one, or DATASTORAGE_SPOOL_DIR "
+                    "to another directory."
+                )
+            self._connection.execute("DELETE FROM log")
+            self._connection.execute("INSERT INTO log VALUES (?)", [log_name])
+
+        self._refuse_broken()
+        self._transact(replace)
 
     def reopen(self) -> None:
         """After a failure: open the file again, delete what was refused, and check the file."""

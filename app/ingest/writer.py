@@ -37,7 +37,8 @@ log = logging.getLogger(__name__)
 class Writer:
     """Owns the inbox, the spool, and the only task that uses the store."""
 
-    def __init__(self, store: Store, settings: Settings, spool: Spool | None = None) -> None:
+    def __init__(self, store: Store, settings: Settings, spool: Spool | None = None, *, away: bool = False) -> None:
+        """`away`: nothing is written to Postgres before `on_presence` says that it is there. Only with a spool."""
         self.store = store
         self.spool = spool
         self._settings = settings
@@ -50,7 +51,7 @@ class Writer:
         self._claims_running: set[tuple[str, str]] = set()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._away = False
+        self._away = away
         """Postgres was away at the last flush: what arrives is spooled until `on_presence`."""
         self._spool_failed = False
         """Replay waits for `on_presence`, which mends the spool."""

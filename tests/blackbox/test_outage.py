@@ -263,7 +263,7 @@ async def test_shutdown_in_an_outage(database_url: str, connection: Any, tmp_pat
 
 
 async def test_start_without_postgres(database_url: str, tmp_path: Any) -> None:
-    """A service that starts before its database exits, or does not log what it waits for, or is slow to see the database."""
+    """A service that starts before its database exits, or does not log what it waits for, or does not see the database when it comes."""
     async with proxy(database_url) as between:
         await between.refuse(True)
         settings = {"database_url": between.url, "unsafe_database": True}
@@ -277,10 +277,7 @@ async def test_start_without_postgres(database_url: str, tmp_path: Any) -> None:
                 await asyncio.sleep(0.05)
             assert (answer.status_code, answer.json()["reason"]) == (503, "database_unreachable")
             await between.refuse(False)
-            back = time.monotonic()
-            while (await client.get("/readyz")).status_code != 200:
-                assert time.monotonic() - back < 2
-                await asyncio.sleep(0.02)
+            await asyncio.to_thread(wait_until_ready, one)
         one.process.send_signal(signal.SIGTERM)
         assert one.process.wait(30) == 0
     assert "waiting for Postgres" in one.log.read_text()

@@ -87,6 +87,7 @@ async def test_events_through_httpx(database_url: str, tmp_path: Path) -> None:
         spool_dir=tmp_path / "spool",
         signer_cert_dir=tmp_path / "certificate",
         access_log=False,
+        single_deadline_ms=60_000,
         trusted_proxies="10.0.0.0/8",
     )
     presence = Presence()
@@ -96,22 +97,29 @@ async def test_events_through_httpx(database_url: str, tmp_path: Path) -> None:
             assert (await client.get("/readyz")).status_code == 503
             assert (await client.get("/api/v1/audit/event-types")).status_code == 200
             assert (await client.post(EVENTS, json={})).status_code == 400
-            refused = await client.post(EVENTS, json=posted())
+            refused = await client.get(EVENTS)
             assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-            assert (await client.get(EVENTS)).status_code == 503
-    async with collector_as_before(), lifespan(app):
-        async with asyncio.timeout(20):
-            while presence.not_ready:  # noqa: ASYNC110 -- probes ask too
-                await asyncio.sleep(0.01)
-        ids = []
-        for host in (app, bare(app)):
-            async with client_of(host) as client:
-                answer = await client.post(EVENTS, json=posted())
-                assert answer.status_code == 201, answer.text
-                ids.append(answer.json()["event_id"])
-                page = await client.get(EVENTS, params={"correlation_id": "rr-1"})
-                assert {event["event_id"] for event in page.json()["data"]} == set(ids)
-                assert (await client.get(f"{EVENTS}/{ids[-1]}")).json()["event_type"] == TYPE
+    async with collector_as_before(), client_of(app) as early_client:
+        waiting = asyncio.create_task(early_client.post(EVENTS, json=posted()))
+        await asyncio.sleep(0)
+        async with lifespan(app):
+            async with asyncio.timeout(20):
+                while presence.not_ready:  # noqa: ASYNC110 -- probes ask too
+                    await asyncio.sleep(0.01)
+            ids = [(await waiting).json()["event_id"]]
+            await posts_and_reads(app, ids)
+
+
+async def posts_and_reads(app: ASGIApp, ids: list[str]) -> None:
+    """`ids` are those of the events that are stored already."""
+    for host in (app, bare(app)):
+        async with client_of(host) as client:
+            answer = await client.post(EVENTS, json=posted())
+            assert answer.status_code == 201, answer.text
+            ids.append(answer.json()["event_id"])
+            page = await client.get(EVENTS, params={"correlation_id": "rr-1"})
+            assert {event["event_id"] for event in page.json()["data"]} == set(ids)
+            assert (await client.get(f"{EVENTS}/{ids[-1]}")).json()["event_type"] == TYPE
 
 
 def client_of(app: ASGIApp) -> httpx.AsyncClient:

@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
+from app.errors import Fatal
 from app.events.catalog import Catalog
 from app.ingest.accept import Acceptance, accept, check_item, single_id
 from app.ingest.spool import Spool, SpoolFailed, SpoolFull
 from app.ingest.spool_codec import decode, encode
+from app.ingest.spool_file import FILE_NAME
 from app.ingest.store import Store
 from app.ingest.submission import Submission, new_submission
 from app.ingest.writer import Writer
@@ -111,3 +114,42 @@ async def test_trace_of_the_caller_survives_the_spool() -> None:
     older = orjson.loads(encode([event]))
     del older[0]["trace_id"], older[0]["span_id"]
     assert decode(orjson.dumps(older), LOG)[0].record["trace_id"] is None
+
+
+async def test_spool_belongs_to_one_log(tmp_path: Path) -> None:
+    """Events of one log are replayed into another, or an empty spool cannot be used with another database."""
+    spool = Spool(tmp_path / "spool", 1 << 30)
+    assert spool.log_name is None
+    for name in (LOG, "other.example/log", LOG):
+        await spool.belong_to(name)
+    await spool.append([await submission()])
+    with pytest.raises(Fatal, match=r"holds events for the log 'test.example/datastorage', but .* 'other.example/log'"):
+        await spool.belong_to("other.example/log")
+    spool.close()
+    again = Spool(tmp_path / "spool", 1 << 30)
+    assert (again.log_name, again.depth.events) == (LOG, 1)
+    again.close()
+
+
+async def test_spool_of_an_earlier_version(tmp_path: Path) -> None:
+    """A spool that was written before spools knew their log cannot be opened, or its events are held back."""
+    spool = Spool(tmp_path / "spool", 1 << 30)
+    await spool.append([await submission()])
+    spool.close()
+    with closing(sqlite3.connect(tmp_path / "spool" / FILE_NAME)) as file:
+        file.execute("DROP TABLE log")
+    spool = Spool(tmp_path / "spool", 1 << 30)
+    assert (spool.log_name, spool.depth.events) == (None, 1)
+    await spool.belong_to(LOG)
+    assert spool.log_name == LOG
+    spool.close()
+
+
+async def test_failing_disk_does_not_prevent_a_start(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service with Postgres does not start because the spool's disk fails, although it does not need the spool now."""
+    await fail_once(spool, monkeypatch)
+    await spool.belong_to(LOG)
+    assert spool.log_name is None
+    await spool.mend()
+    await spool.belong_to(LOG)
+    assert spool.log_name == LOG
