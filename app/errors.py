@@ -24,6 +24,7 @@ AuditError
 │   ├── DatabaseAway      503  Postgres cannot be reached
 │   ├── DatabaseBusy      503  Postgres did not answer in time
 │   ├── InboxFull         503
+│   │   └── BodiesFull    503  the bodies in memory leave no space; the connection is closed
 │   └── …                 503  SpoolFull, SpoolFailed, MonthDetached, HoldChanged, LockTimeout, and others where they are raised
 ├── DatabaseFailed        500  Postgres answered with an error
 └── Fatal                   -  the service, or a command, ends with this message
@@ -193,6 +194,10 @@ class DatabaseBusy(Unavailable):
 
 class InboxFull(Unavailable):
     """Too many events are waiting to be written; send the request again shortly."""
+
+
+class BodiesFull(InboxFull):
+    """Too many bodies are in memory; send the request again shortly."""
 
 
 class DatabaseFailed(AuditError):

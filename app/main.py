@@ -113,7 +113,7 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
     problems.install_handlers(app)
     _add_routes(app)
     check_routes(app)
-    front = Front(app, post.DIRECT, AccessControl(authenticator, settings), app.service.read_slots, settings)
+    front = Front(app, post.DIRECT, AccessControl(authenticator, settings), settings)
     return _with_extra_ports(front, settings)
 
 

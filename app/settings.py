@@ -125,8 +125,8 @@ class Settings(BaseSettings):
     inbox_bytes_max: int = Field(
         64 * MIB,
         ge=MIB,
-        description="most bytes of payload waiting to be written, and most bytes of batches being taken; beyond it posts are "
-        "answered 503, but for a batch that is alone",
+        description="most bytes of payload waiting to be written, and most bytes of all bodies from their first byte to their answer; "
+        "beyond it requests are answered 503, but for a large body that is alone; an eighth is for bodies of at most 64 KiB",
     )
     flush_events_max: int = Field(1_000, ge=1, description="most events in one flush, but for a larger batch")
     flush_bytes_max: int = Field(

@@ -23,7 +23,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy, export, overload, proofs
+from bench import bodies, copy, export, memory, overload, proofs
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
@@ -76,9 +76,13 @@ def main() -> None:
         "--quick", action="store_true", help="3 rounds of 1 s, 30,000 rows: shows that it works, no more"
     )
     parser.add_argument(
-        "--only", choices=("write", "query", "outage", "proof", "export", "overload"), help="leave the other parts out"
+        "--only",
+        choices=("write", "query", "outage", "proof", "export", "overload", "memory"),
+        help="leave the other parts out",
     )
-    parser.add_argument("--tree", type=Path, default=ROOT, help="overload: the checkout whose service is measured")
+    parser.add_argument(
+        "--tree", type=Path, default=ROOT, help="overload, memory: the checkout whose service is measured"
+    )
     parser.add_argument(
         "--setting", action="append", default=[], metavar="NAME=VALUE", help="overload: of the service; may be repeated"
     )
@@ -91,6 +95,8 @@ def main() -> None:
         seconds, rows = (2.0, 0) if options.quick else (options.seconds, 60_000)
         held = overload.measure(quick=options.quick, seconds=seconds, rows=rows, tree=options.tree, settings=settings)
         sys.exit(0 if held else 1)
+    if options.only == "memory":
+        sys.exit(0 if memory.measure(quick=options.quick, seconds=5.0, tree=options.tree) else 1)
     results = Results()
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)

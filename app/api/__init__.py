@@ -20,6 +20,7 @@ problems.py       errors as problem documents; unknown paths and methods
 body.py           bodies: size, media type, the budget of bytes; JSON responses
 parameters.py     query strings read into models; correlation ids in paths
 paging.py         pagination, the Link to the next page, errors that a cursor causes
+streaming.py      large responses: pieces, and the time that a client may take for them
 deadline.py       the time that a query may take
 
 Routes:

@@ -2,7 +2,8 @@
 
 A request under GUARDED_PREFIX must carry a token whose owner has the verb `get`. Before that only the front's own checks run:
 CORS preflight, size of the head and Content-Length (front.py); whether the path exists is not checked. A route that writes
-checks its own verb with `authorize`, once it has found its request valid. Every refusal is one log record and one count.
+checks its own verb with `authorize`, once it has found its request valid, and before it reads a large body. Every refusal is one log
+record and one count.
 """
 
 import logging
@@ -14,6 +15,7 @@ from starlette.routing import Route, compile_path
 from starlette.types import Scope
 
 from app import metrics
+from app.api.body import is_small
 from app.api.service import foundation_of, service_of
 from app.auth.authenticator import Authenticator, Caller
 from app.errors import AccessRefused, AuditError, Fatal, RateLimited, Unauthorized
@@ -171,6 +173,12 @@ async def authorize(request: Request) -> None:
     except AccessRefused as error:
         _record_denial(request, error, verb)
         raise
+
+
+async def authorize_large_body(request: Request) -> None:
+    """Before a body is read that is not small: AccessRefused unless the caller has the verb. Nobody else may fill the memory."""
+    if not is_small(request):
+        await authorize(request)
 
 
 def _required_verb(scope: Scope) -> str:

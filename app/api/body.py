@@ -1,8 +1,7 @@
 """Bodies: the size and type of those of requests, the bytes that all of them may use together, and JSON in responses."""
 
 import asyncio
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -10,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.content_encoding import PART_BYTES, GzipStream, encoding_of
-from app.errors import BadRequest, InboxFull, TooLarge
+from app.errors import BadRequest, BodiesFull, TooLarge
 
 
 class ClientDisconnected(Exception):
@@ -20,40 +19,59 @@ class ClientDisconnected(Exception):
 JSON = "application/json"
 
 
+SMALL_BYTES = 64 * 1024
+"""Up to this size a body is small: it is read before its permission is asked, and finds space when larger ones find none."""
+
+
 class ByteBudget:
-    """Bounds the bytes of all request bodies in memory, each from its first byte until its request is answered."""
+    """Bounds the bytes of all request bodies in memory, each from its first byte until its request is answered.
+
+    A part is reserved for small bodies. Whatever the budget, one body that is not small is accepted at a time.
+    """
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._bytes_reserved = 0
+        self._reserve = bytes_max // 8
+        self._small = self._large = 0
 
-    @contextmanager
-    def reserve(self) -> Iterator["Reservation"]:
-        """A reservation for one body. It grows as the body arrives, and ends with the block."""
-        reservation = Reservation(self)
-        try:
-            yield reservation
-        finally:
-            self._bytes_reserved -= reservation.bytes
+    def resize(self, old: int, new: int) -> None:
+        """Let a body use `new` bytes instead of `old`; 0: it does not exist. BodiesFull if there is no space for it."""
+        if old > SMALL_BYTES:
+            self._large -= old
+        else:
+            self._small -= old
+        if not self._fits(new):
+            raise BodiesFull
+        if new > SMALL_BYTES:
+            self._large += new
+        else:
+            self._small += new
 
-    def add(self, size: int, body_bytes: int) -> None:
-        """Reserve `size` bytes more for a body that has `body_bytes` now. InboxFull above the budget, except for a lone body."""
-        self._bytes_reserved += size
-        if self._bytes_reserved > self._bytes_max and self._bytes_reserved > body_bytes:
-            raise InboxFull
+    def _fits(self, size: int) -> bool:
+        total = self._small + self._large + size
+        if size <= SMALL_BYTES:
+            return self._small + size <= self._reserve or total <= self._bytes_max
+        return not self._large or total <= self._bytes_max - self._reserve
 
 
 class Reservation:
-    """The bytes that one body uses of the budget."""
+    """The bytes that one body uses of the budget, until they are released."""
+
+    __slots__ = ("_budget", "bytes")
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self.bytes = 0
 
     def add(self, size: int) -> None:
-        """Reserve `size` bytes more. Raises InboxFull."""
-        self.bytes += size
-        self._budget.add(size, self.bytes)
+        """Reserve `size` bytes more. After BodiesFull nothing is reserved."""
+        old, self.bytes = self.bytes, 0
+        self._budget.resize(old, old + size)
+        self.bytes = old + size
+
+    def release(self) -> None:
+        self._budget.resize(self.bytes, 0)
+        self.bytes = 0
 
 
 async def read_json_body(request: Request, bytes_max: int) -> bytes:
@@ -64,21 +82,29 @@ async def read_json_body(request: Request, bytes_max: int) -> bytes:
     return body
 
 
-async def read_body(request: Request, bytes_max: int, reservation: Reservation | None = None) -> tuple[bytes, str]:
+async def read_body(request: Request, bytes_max: int) -> tuple[bytes, str]:
     """The whole body, unpacked, and the media type of its Content-Type without parameters.
 
-    TooLarge when it grows above `bytes_max` (the front has checked its Content-Length already); InboxFull when
-    `reservation` cannot grow; UnsupportedEncoding, before it is read, for a Content-Encoding other than gzip.
+    TooLarge when it grows above `bytes_max` (the front has checked its Content-Length already); BodiesFull, before it is read
+    where its length is known, when the budget has no space for it; UnsupportedEncoding, before it is read, for a
+    Content-Encoding other than gzip.
     """
+    reservation: Reservation = request.scope["state"]["reservation"]
     if encoding_of(request.scope["headers"]) == "gzip":
         body = await _read_gzip(request, bytes_max, reservation)
+    elif (length := request.headers.get("content-length", "")).isdecimal():
+        reservation.add(int(length))
+        body = await _read(request, bytes_max, None)
     else:
-        length = request.headers.get("content-length", "")
-        if reservation is not None and length.isdecimal():
-            reservation.add(int(length))
-            reservation = None
         body = await _read(request, bytes_max, reservation)
     return body, request.headers.get("content-type", "").partition(";")[0].strip()
+
+
+def is_small(request: Request) -> bool:
+    """Whether the body that is announced is small: not one of unknown length, nor one that grows when it is unpacked."""
+    headers = request.headers
+    length = headers.get("content-length", "" if "transfer-encoding" in headers else "0")
+    return length.isdecimal() and int(length) <= SMALL_BYTES and "content-encoding" not in headers
 
 
 def wrong_type(media_type: str, expected: str) -> BadRequest:
@@ -105,7 +131,7 @@ async def _read(request: Request, bytes_max: int, reservation: Reservation | Non
         chunks.append(chunk)
 
 
-async def _read_gzip(request: Request, bytes_max: int, reservation: Reservation | None) -> bytes:
+async def _read_gzip(request: Request, bytes_max: int, reservation: Reservation) -> bytes:
     """The unpacked body. Only what it has become so far is in memory, and the limits are checked for each part of it."""
     stream, parts = GzipStream(), list[bytes]()
     packed_size = size = 0
@@ -117,8 +143,7 @@ async def _read_gzip(request: Request, bytes_max: int, reservation: Reservation 
         for part in stream.unpack(packed):
             size += len(part)
             _check_size(size, bytes_max)
-            if reservation is not None:
-                reservation.add(len(part))
+            reservation.add(len(part))
             parts.append(part)
             if len(part) == PART_BYTES:
                 await asyncio.sleep(0)  # other requests are answered meanwhile

@@ -1,6 +1,8 @@
 """GET of events: a page of them, and one by its id."""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -30,7 +32,7 @@ from app.events.explain import bad_fields
 from app.ingest.accept import ACCEPTED_COLUMNS
 from app.query.cursor import Cursor
 from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
-from app.query.page import Page, event_by_id, page, spooled_event
+from app.query.page import Page, event_by_id, page, rest_of_page, spooled_event
 
 router = APIRouter(tags=["query"])
 
@@ -108,7 +110,16 @@ async def list_events(request: Request) -> Response:
     except DatabaseFailed as error:
         error.extra["instance"] = request.url.path
         raise
-    return page_response(request, found.events, _pagination(query, found))
+    return page_response(
+        request, found.events, _pagination(query, found), _rest(request, found) if found.rest else None
+    )
+
+
+async def _rest(request: Request, found: Page) -> AsyncIterator[list[dict[str, Any]]]:
+    portions = rest_of_page(service_of(request).engine, found)
+    with suppress(StopAsyncIteration):
+        while True:
+            yield await within_deadline(request, anext(portions))
 
 
 @router.get("/api/v1/audit/events/{event_id}", response_class=Response, responses={200: {"model": Event}})

@@ -10,11 +10,9 @@ from uuid import UUID
 from fastapi import APIRouter
 from pydantic import BaseModel
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from app.api.access import caller_name
-from app.api.body import ClientDisconnected
 from app.api.deadline import within_deadline
 from app.api.parameters import (
     Reader,
@@ -26,6 +24,7 @@ from app.api.parameters import (
     whole_number,
 )
 from app.api.service import Service, foundation_of, service_of
+from app.api.streaming import StreamedResponse
 from app.errors import AuditError, DatabaseFailed, Unavailable
 from app.events.envelope import parse_timestamp
 from app.events.explain import bad_fields
@@ -37,7 +36,6 @@ from app.ingest.self_events import self_event, write_self_event
 from app.query.filter import OFFSET_MAX
 from app.verify.snapshot import snapshot
 
-STALL_SECONDS = 60.0
 _MEDIA_TYPES = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 _BOOLEANS = frozenset(["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"])
 _ONLY_JSON = ("offset", "limit", "include_detached_signature")
@@ -163,7 +161,7 @@ async def export_events(request: Request) -> Response:
         first = await (within_deadline(request, anext(chunks)) if query.format == "json" else anext(chunks))
     except DatabaseFailed as error:
         raise ExportQueryFailed from error
-    return ExportResponse(first, chunks, _MEDIA_TYPES[query.format])
+    return StreamedResponse(first, chunks, _MEDIA_TYPES[query.format])
 
 
 @router.get("/api/v1/audit/export/certificate", response_class=Response, responses={200: {"content": {PEM: {}}}})
@@ -233,31 +231,6 @@ async def _write_export_event(service: Service, export: Export | SignedPage) -> 
     payload |= {name: position for name, position in positions.items() if position is not None}
     event = self_event(service.log_name, payload, about=export.export_id, **({"actor_id": by} if by else {}))
     await write_self_event(service.writer, event, service.settings.single_deadline_ms)
-
-
-class ExportResponse(StreamingResponse):
-    """Sends chunks as fast as the client receives them. A failure breaks the response off: no client can think it complete."""
-
-    def __init__(self, first: bytes, rest: AsyncGenerator[bytes], media_type: str) -> None:
-        super().__init__(rest, media_type=media_type)
-        self._first, self._rest = first, rest
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        async with aclosing(self._rest):
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await _send_chunk(send, self._first)
-            async for chunk in self._rest:
-                if await request.is_disconnected():
-                    raise ClientDisconnected
-                await _send_chunk(send, chunk)
-        await send({"type": "http.response.body", "body": b""})
-
-
-async def _send_chunk(send: Send, chunk: bytes) -> None:
-    """TimeoutError for a client that no longer receives: it must not occupy a connection to Postgres."""
-    async with asyncio.timeout(STALL_SECONDS):
-        await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
 async def _key_pair(request: Request) -> ExportKeyPair:

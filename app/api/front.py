@@ -17,21 +17,21 @@ from collections.abc import Mapping
 from time import perf_counter
 from urllib.parse import quote
 
-from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics, tracing
 from app.api.access import GUARDED_PREFIX, AccessControl, caller_name, client_address
-from app.api.body import ClientDisconnected, too_large
+from app.api.body import ClientDisconnected, Reservation, too_large
 from app.api.body_formats import BATCH_PATH
 from app.api.browser import BrowserHeaders
 from app.api.compression import CompressedAnswers
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
-from app.api.reading import Arrivals, ReadsBusy, ReadSlots, is_long, needs_slot
-from app.api.service import Endpoint
+from app.api.reading import Arrivals, ReadsBusy, is_long, needs_slot
+from app.api.service import Application, Endpoint
+from app.api.streaming import PacedSend
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
 from app.logs import AccessLog
 from app.settings import Settings, comma_separated
@@ -55,17 +55,16 @@ class Front:
 
     def __init__(
         self,
-        app: FastAPI,
+        app: Application,
         direct_endpoints: dict[tuple[str, str], Endpoint],
         access_control: AccessControl,
-        read_slots: ReadSlots,
         settings: Settings,
     ) -> None:
         self.app = app
         self._compressed_app = CompressedAnswers(app)
         self._direct_endpoints = direct_endpoints
         self._access_control = access_control
-        self._read_slots = read_slots
+        self._read_slots, self._byte_budget = app.service.read_slots, app.service.byte_budget
         self._settings = settings
         self._browser_headers = BrowserHeaders(settings)
         networks = comma_separated(settings.trusted_proxies)
@@ -110,10 +109,11 @@ class Front:
         except ClientDisconnected:
             pass
         finally:
+            scope["state"]["reservation"].release()
             self._record(scope, status, size, perf_counter() - started)
 
     def _prepare(self, scope: Scope) -> Mapping[bytes, bytes]:
-        """Complete the scope: request id, trace context, client address. Returns the headers, the first of repeated ones."""
+        """Complete the scope: request id, trace context, client address, bytes of the body. Returns the headers, the first of repeated ones."""
         state = scope.setdefault("state", {})  # optional in ASGI, as are raw_path and client
         if scope.get("raw_path") is None:
             scope["raw_path"] = quote(scope["path"]).encode()
@@ -121,6 +121,7 @@ class Front:
         if any(name.startswith(_IDENTITY_HEADERS) for name in headers):
             scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY_HEADERS)]
         sent_id = headers.get(b"x-request-id", b"")
+        state["reservation"] = Reservation(self._byte_budget)
         state["request_id"] = sent_id.decode() if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
         if trace := _TRACEPARENT.fullmatch(headers.get(b"traceparent", b"")):
             state["trace"] = trace[1].decode(), trace[2].decode()
@@ -172,7 +173,7 @@ class Front:
         arrivals = Arrivals(request.receive)
         try:
             async with self._read_slots.slot(caller, arrivals, is_long=is_long(scope["path"], scope["query_string"])):
-                await self._compressed_app(scope, arrivals, send)
+                await self._compressed_app(scope, arrivals, PacedSend(send))
         except ReadsBusy as error:
             await problem_response(request, error)(scope, request.receive, send)
 

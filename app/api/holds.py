@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.access import ANONYMOUS, authorize, caller_name
+from app.api.access import ANONYMOUS, authorize, authorize_large_body, caller_name
 from app.api.body import json_response, read_json_body
 from app.api.deadline import within_deadline
 from app.api.parameters import path_correlation_id, query_parameters
@@ -226,6 +226,7 @@ async def release_hold(request: Request) -> Response:
 
 
 async def _read_body(request: Request, kind: Any) -> Any:
+    await authorize_large_body(request)
     body = parse(await read_json_body(request, service_of(request).settings.body_bytes_max)).value
     try:
         return TypeAdapter(kind).validate_python(body, strict=True)

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from app import metrics
 from app.api import idempotency
-from app.api.access import authorize, caller_name
+from app.api.access import authorize, authorize_large_body, caller_name
 from app.api.body import json_response, read_json_body
 from app.api.deadline import within_deadline
 from app.api.paging import cursor_errors, page_response, pagination
@@ -85,6 +85,7 @@ async def post_notification(request: Request) -> Response:
     """Record that somebody was told of a remediation; 201 with the record once it is committed, 202 once it is safe on disk."""
     started = perf_counter()
     settings = foundation_of(request).settings
+    await authorize_large_body(request)
     body = await read_json_body(request, settings.body_bytes_max)
     try:
         document = parse(body)

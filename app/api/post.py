@@ -19,8 +19,8 @@ from starlette.responses import Response
 
 from app import metrics
 from app.api import body_formats, idempotency
-from app.api.access import actor_override, authorize, caller_name
-from app.api.body import JSON, Reservation, json_response, read_body
+from app.api.access import actor_override, authorize, authorize_large_body, caller_name
+from app.api.body import JSON, json_response, read_body
 from app.api.body_formats import BodyFormat
 from app.api.service import Endpoint, foundation_of, recording_service, service_of
 from app.errors import BadRequest, BatchTooLarge, DatabaseFailed
@@ -75,6 +75,7 @@ async def post_event(request: Request) -> Response:
     """
     started = perf_counter()
     settings = foundation_of(request).settings
+    await authorize_large_body(request)
     body, media_type = await read_body(request, settings.body_bytes_max)
     body_format = body_formats.single_format(request, media_type)
     document = canonical.parse(body)
@@ -108,17 +109,15 @@ async def post_event(request: Request) -> Response:
 
 async def post_batch(request: Request) -> Response:
     """Record a batch, whole or not at all; 201 with the ids in input order once it is committed."""
-    with foundation_of(request).byte_budget.reserve() as reservation:
-        return await _post_batch(request, reservation)
-
-
-async def _post_batch(request: Request, reservation: Reservation) -> Response:
     started = perf_counter()
     settings = foundation_of(request).settings
-    body, media_type = await read_body(request, settings.batch_bytes_max, reservation)
+    await authorize_large_body(request)
+    body, media_type = await read_body(request, settings.batch_bytes_max)
     body_format = body_formats.batch_format(request, media_type)
     reader = _BatchReader(body_format, settings.batch_events_max)
+    is_large = len(body) > _LARGE_BYTES
     drafts, body_digest = await _parse_batch(body, reader, request.url.path)
+    del body  # up to 50 MiB
     caller, key = caller_name(request), idempotency.key_of(request)
     claim = idempotency.claim_of(request, caller, key, bytes.fromhex(body_digest)) if key else None
     id_source = idempotency.id_source(request, key) if key else ("body", body_digest)
@@ -129,7 +128,7 @@ async def _post_batch(request: Request, reservation: Reservation) -> Response:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
     finally:
         metrics.WRITE_DURATION.labels("audit_events_batch").observe(perf_counter() - started)
-        if len(body) > _LARGE_BYTES:
+        if is_large:
             del drafts, reader, posted
             _release_memory()
     message = f"{len(ids)} audit events created successfully"

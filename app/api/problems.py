@@ -20,6 +20,7 @@ from app.errors import (
     AccessRefused,
     AuditError,
     BadRequest,
+    BodiesFull,
     Conflict,
     RateLimited,
     TooLarge,
@@ -65,7 +66,7 @@ def problem_response(request: Request, error: AuditError) -> Response:
         headers["Retry-After"] = str(error.retry_after_seconds)
     elif error.status >= 500 and error.__cause__ is not None:
         log.error("a request failed", extra={"path": request.url.path, "error": repr(error.__cause__)})
-    kind = _ClosingResponse if isinstance(error, TooLarge) else Response
+    kind = _ClosingResponse if isinstance(error, (TooLarge, BodiesFull)) else Response
     return kind(orjson.dumps(body | error.extra, option=option), error.status, headers, CONTENT_TYPE)
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.access import authorize, caller_name, client_address
+from app.api.access import authorize, authorize_large_body, caller_name, client_address
 from app.api.body import json_response, read_json_body
 from app.api.reading import Arrivals
 from app.api.service import foundation_of, service_of
@@ -89,6 +89,7 @@ class InvalidCorrelationId(BadRequest):
 
 async def post_verify_chain(request: Request) -> Response:
     """Verify the chain of one correlation: edited, removed, inserted and truncated events show. 200 whatever is found."""
+    await authorize_large_body(request)
     body = await read_json_body(request, foundation_of(request).settings.body_bytes_max)
     correlation_id = _correlation_id(parse(body).value)
     await authorize(request)

@@ -1,7 +1,7 @@
 """One page of events, newest first, with the number of events in all; and one event by its id."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -10,33 +10,45 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy import BigInteger, Select, Text, bindparam, cast, func, literal_column, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Text, bindparam, case, cast, func, literal_column, or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from app.db import Connection, driver_connection, on_every_connection
+from app.db import Connection, driver_connection, fetch, on_every_connection
+from app.errors import DatabaseFailed
 from app.events.canonical import sorted_json
 from app.events.record import Row
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, EventQuery
 from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none, utc_text
+from app.sql import load
 from app.tables import audit_events
 
+SQL = load("reports")
 COUNT_SECONDS = 1.0
 CAPPED_TOTAL = 10_000
 
 _e = audit_events.c
-_COLUMNS = (
-    *(_e.event_id, utc_text(_e.event_timestamp).label("timestamp"), cast(_e.event_date, Text).label("event_date")),
-    *(_e.event_type, _e.event_version, _e.event_category, _e.event_action, _e.event_outcome, _e.correlation_id),
-    *(_e.parent_event_id, cast(_e.parent_event_date, Text).label("parent_event_date")),
-    *(_e.resource_type, _e.resource_id, _e.namespace, _e.cluster_id, _e.severity, _e.duration_ms, _e.error_code),
-    *(_e.error_message, _e.actor_id, _e.actor_type),
-    func.host(_e.actor_ip).label("actor_ip"),
-    *(_e.retention_days, _e.is_sensitive, _e.event_hash, _e.previous_event_hash, _e.legal_hold),
-    *(_e.legal_hold_reason, _e.legal_hold_placed_by, utc_text(_e.legal_hold_placed_at).label("hold_placed_at")),
-    cast(_e.event_data, Text).label("payload"),
-)
+PORTION_BYTES = 1024 * 1024
+"""Most bytes of payloads that are in memory for one page, but for a single event that has more."""
+_COMPRESSED_TIMES = 32
+"""How many times larger than its stored form a compressed payload is taken to be, which few are."""
+
+
+def _columns(c: ReadOnlyColumnCollection[str, Any]) -> list[ColumnElement[Any]]:
+    """What an answer shows of an event, but for what can be large."""
+    return [
+        *(c.event_id, utc_text(c.event_timestamp).label("timestamp"), cast(c.event_date, Text).label("event_date")),
+        *(c.event_type, c.event_version, c.event_category, c.event_action, c.event_outcome, c.correlation_id),
+        *(c.parent_event_id, cast(c.parent_event_date, Text).label("parent_event_date")),
+        *(c.resource_type, c.resource_id, c.namespace, c.cluster_id, c.severity, c.duration_ms, c.error_code),
+        *(c.actor_id, c.actor_type, func.host(c.actor_ip).label("actor_ip")),
+        *(c.retention_days, c.is_sensitive, c.event_hash, c.previous_event_hash, c.legal_hold),
+        *(c.legal_hold_reason, c.legal_hold_placed_by, utc_text(c.legal_hold_placed_at).label("hold_placed_at")),
+    ]
+
+
 _UNKNOWN_BEFORE_COMMIT = dict.fromkeys(
     ("event_hash", "previous_event_hash", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "hold_placed_at")
 )
@@ -48,9 +60,11 @@ _OMITTED_WHEN_EMPTY = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Events in the form of the answer, each a JSON object."""
+    """Events in the form of the answer, each a JSON object: all of the page, or those that fit into one portion."""
 
     events: list[dict[str, Any]]
+    rest: Sequence[asyncpg.Record]
+    """The rows of those after them, without what can be large; `rest_of_page` reads that."""
     has_more: bool
     next_cursor: Cursor | None
     total: int | None
@@ -67,7 +81,33 @@ async def page(engine: AsyncEngine, query: EventQuery) -> Page:
     shown = rows[: query.limit]
     has_more = len(rows) > query.limit
     next_cursor = Cursor(shown[-1]["timestamp"].replace(" ", "T", 1), shown[-1]["event_id"]) if has_more else None
-    return Page([_event(row) for row in shown], has_more, next_cursor, total, exact)
+    whole = next((number for number, row in enumerate(shown) if row["payload"] is None), len(shown))
+    return Page([_event(row) for row in shown[:whole]], shown[whole:], has_more, next_cursor, total, exact)
+
+
+async def rest_of_page(engine: AsyncEngine, page: Page) -> AsyncIterator[list[dict[str, Any]]]:
+    """The events of `page.rest` in portions, each read when it is asked for; meanwhile no connection is in use.
+
+    DatabaseFailed if one of them was removed since the page was read.
+    """
+    for rows in _portions(page.rest):
+        ids, dates = [row["event_id"] for row in rows], [row["event_date"] for row in rows]
+        found = {row["event_id"]: row for row in await fetch(engine, SQL["wide_members"], ids, dates)}
+        if len(found) != len(rows):
+            raise DatabaseFailed("An event was removed while its page was read.")
+        yield [_event(dict(row) | dict(found[row["event_id"]])) for row in rows]
+
+
+def _portions(rows: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
+    """`rows` in groups of about PORTION_BYTES."""
+    start = size = 0
+    for number, row in enumerate(rows):
+        size += row["size"]
+        if size > PORTION_BYTES and number > start:
+            yield rows[start:number]
+            start, size = number, row["size"]
+    if start < len(rows):
+        yield rows[start:]
 
 
 async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | None:
@@ -99,11 +139,29 @@ async def warm(engine: AsyncEngine) -> None:
 
 @lru_cache(256)
 def _page_statement(conditions: tuple[str, ...], *, offset: bool) -> Statement:
-    selected = select(*_COLUMNS).where(*(CONDITIONS[name] for name in conditions))
-    ordered = selected.order_by(_e.event_timestamp.desc(), _e.event_id.desc()).limit(
-        bindparam("rows", type_=BigInteger)
+    """The rows of a page. What can be large is NULL in those after the first that together have PORTION_BYTES."""
+    on_page = _newest_first(select(*_e).where(*(CONDITIONS[name] for name in conditions)), _e)
+    on_page = on_page.limit(bindparam("rows", type_=BigInteger))
+    c = (on_page.offset(bindparam("offset", type_=BigInteger)) if offset else on_page).subquery("e").c
+    size = _size(c)
+    before = func.sum(size).over(order_by=(c.event_timestamp.desc(), c.event_id.desc()), rows=(None, 0)) - size
+    is_whole = before + size <= literal_column(str(PORTION_BYTES))
+    wide = {"error_message": c.error_message, "payload": cast(c.event_data, Text)}
+    shown = [case((or_(before == literal_column("0"), is_whole), value)).label(name) for name, value in wide.items()]
+    return compile_statement(_newest_first(select(*_columns(c), *shown, size.label("size")), c))
+
+
+def _newest_first(selected: Select[Any], c: ReadOnlyColumnCollection[str, Any]) -> Select[Any]:
+    return selected.order_by(c.event_timestamp.desc(), c.event_id.desc())
+
+
+def _size(c: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[int]:
+    """About how many bytes an event has in memory: found without reading what is stored beside its row."""
+    is_plain = func.pg_column_compression(c.event_data).is_(None)
+    times = case((is_plain, literal_column("1")), else_=literal_column(str(_COMPRESSED_TIMES)))
+    return func.pg_column_size(c.event_data) * times + func.coalesce(
+        func.octet_length(c.error_message), literal_column("0")
     )
-    return compile_statement(ordered.offset(bindparam("offset", type_=BigInteger)) if offset else ordered)
 
 
 @lru_cache(256)
@@ -118,7 +176,11 @@ def _count_statement(conditions: tuple[str, ...], rows_max: int | None) -> State
 
 @lru_cache(1)
 def _by_id_statement() -> Statement:
-    return compile_statement(select(*_COLUMNS).where(_e.event_id == bindparam("event_id")).limit(literal_column("1")))
+    return compile_statement(
+        select(*_columns(_e), _e.error_message, cast(_e.event_data, Text).label("payload"))
+        .where(_e.event_id == bindparam("event_id"))
+        .limit(literal_column("1"))
+    )
 
 
 async def _fetch(connection: Connection, statement: Statement, query: EventQuery) -> list[asyncpg.Record]:

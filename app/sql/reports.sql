@@ -1,6 +1,12 @@
 -- jsonb is read as text: the pool's connections would decode it into Python's floats, which lose digits.
 -- Rows with equal times are ordered by their content, so that no answer depends on the order of arrival.
 
+-- name: wide_members
+-- What can be large of these events, which are named by id and date.
+SELECT e.event_id, e.event_data::text AS payload, e.error_message
+FROM unnest($1::uuid[], $2::text[]) AS wanted (event_id, event_date)
+JOIN audit_events e ON e.event_id = wanted.event_id AND e.event_date = wanted.event_date::date
+
 -- name: reconstruction
 -- The events from which one lost RemediationRequest is rebuilt.
 SELECT event_type, namespace, cluster_id, event_data::text AS payload

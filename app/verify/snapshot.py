@@ -12,9 +12,9 @@ from app.db import LONG_FETCH_SECONDS, Connection, driver_connection
 from app.sql import load
 
 SQL = load("verify")
-_FIRST_ROWS = 8
+_FIRST_ROWS = 2
 _ROWS_MAX = 64
-_BYTES_MAX = 4 * 1024**2
+_BYTES_MAX = 1024**2
 _SLICE_SECONDS = 0.005
 
 
@@ -32,17 +32,17 @@ async def snapshot(engine: AsyncEngine) -> AsyncIterator[Connection]:
 async def portions(
     connection: Connection, statement: str, *arguments: object, widest: str, rows_max: int = _ROWS_MAX
 ) -> AsyncIterator[list[asyncpg.Record]]:
-    """The rows of a statement (its text) in portions of at most `rows_max` rows and about 4 MiB.
+    """The rows of a statement (its text) in portions of at most `rows_max` rows and about 1 MiB.
 
     They come through a cursor of the server. `widest` names the column that makes a row large: each portion has as many rows as
-    the widest one of the last portion allows.
+    the widest one of the last portion allows, and at most twice as many as the last one.
     """
     cursor = await connection.cursor(statement, *arguments)
-    count = max(1, min(_FIRST_ROWS, rows_max // 8))  # few, as long as it is not known how wide they are
+    count = _FIRST_ROWS  # as long as it is not known how wide they are
     while rows := await cursor.fetch(count, timeout=LONG_FETCH_SECONDS):
         yield rows
         width = max(len(row[widest] or "") for row in rows)
-        count = max(1, min(rows_max, _BYTES_MAX // (width + 1)))
+        count = max(1, min(rows_max, 2 * count, _BYTES_MAX // (width + 1)))
 
 
 async def yielding_to_others(rows: Sequence[asyncpg.Record]) -> AsyncIterator[asyncpg.Record]:

@@ -1,5 +1,6 @@
 """Pages of events on a real Postgres: order, totals, and rows that only SQL can make."""
 
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,6 +10,7 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db
+from app.errors import DatabaseFailed
 from app.query import page as pages
 from app.query.filter import EventQuery
 from app.settings import Settings
@@ -111,3 +113,40 @@ async def test_detail_filter(engine: AsyncEngine, connection: Any) -> None:
         for key, value in (("k", "5"), ("k", "6"), ("target_resource", long + "b"), ("target_resource", long))
     ]
     assert found == [2, 0, 1, 0]
+
+
+RANDOM = os.urandom(160_000).hex()
+REPEATED = "x" * 320_000
+
+
+@pytest.mark.parametrize("text", [RANDOM, REPEATED], ids=["random", "repeated"])
+async def test_large_payloads_come_in_portions(engine: AsyncEngine, connection: Any, text: str) -> None:
+    """A page of large payloads is in memory as a whole, or an event of it is lost, doubled or without its payload."""
+    await insert(connection, rows=10, payload=f'{{"text": "{text}"}}')
+    await connection.execute("UPDATE audit_events SET error_message = repeat('e', 100)")
+    found = await pages.page(engine, EventQuery(limit=9, offset=1))
+    portions = [found.events, *[portion async for portion in pages.rest_of_page(engine, found)]]
+    shown = [event for portion in portions for event in portion]
+    assert len(portions) > 2
+    assert max(len(orjson.dumps(portion)) for portion in portions) < 4 * pages.PORTION_BYTES
+    assert (len(shown), found.has_more, found.total) == (9, False, 10)
+    for event in shown:
+        alone = await pages.event_by_id(engine, event["event_id"])
+        assert orjson.dumps(event) == orjson.dumps(alone)
+        assert event["error_message"] == "e" * 100
+
+
+async def test_a_page_that_fits_is_read_at_once(engine: AsyncEngine, connection: Any) -> None:
+    """An ordinary page costs a second statement."""
+    await insert(connection, rows=1000, payload='{"text": "%s"}' % ("x" * 700))
+    found = await pages.page(engine, EventQuery(limit=1000))
+    assert (len(found.events), found.rest) == (1000, [])
+
+
+async def test_an_event_that_is_gone_meanwhile(engine: AsyncEngine, connection: Any) -> None:
+    """A page ends well although an event of it is missing."""
+    await insert(connection, rows=10, payload=f'{{"text": "{RANDOM}"}}')
+    found = await pages.page(engine, EventQuery(limit=10))
+    await connection.execute("DELETE FROM audit_events")
+    with pytest.raises(DatabaseFailed):
+        await anext(pages.rest_of_page(engine, found))
