@@ -15,7 +15,7 @@ from app.api.deadline import within_deadline
 from app.api.parameters import path_correlation_id
 from app.api.service import service_of
 from app.errors import DatabaseFailed
-from app.query.reconstruct import Unreadable, read_events, reconstruct
+from app.query.reconstruct import Unreadable, rebuild
 
 router = APIRouter(tags=["remediation"])
 
@@ -41,12 +41,11 @@ class Reconstructed(BaseModel):
 
 async def _response(request: Request, correlation_id: str) -> Response:
     correlation_id = path_correlation_id(correlation_id)
+    now = datetime.now(UTC)
     try:
-        events = await within_deadline(request, read_events(service_of(request).engine, correlation_id))
+        built = await within_deadline(request, rebuild(service_of(request).engine, correlation_id, now))
     except DatabaseFailed as error:
         raise Unreadable from (error.__cause__ or error)
-    now = datetime.now(UTC)
-    built = reconstruct(correlation_id, events, now)
     answer = {
         "remediation_request_yaml": built.yaml,
         "validation": {

@@ -1,4 +1,4 @@
-"""A lost RemediationRequest, rebuilt from its events (docs/contract.md, section 15). Pure, except for `read_events`.
+"""A lost RemediationRequest, rebuilt from its events (docs/contract.md, section 15). Pure, except for `rebuild`.
 
 The result depends on the events alone, in the order of their times; only the time of the reconstruction is added.
 """
@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import asyncpg
 import yaml
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import fetch
+from app.db import driver_connection
 from app.errors import AuditError
 from app.events.canonical import canonical, loads, sorted_json
 from app.events.record import Row
@@ -23,6 +22,7 @@ from app.sql import load
 
 SQL = load("reports")["reconstruction"]
 COMPLETENESS_MIN = 50
+_EVENTS_AT_ONCE = 4
 
 
 class NoEvents(AuditError):
@@ -95,26 +95,43 @@ class _Request:
     execution: dict[str, str] = field(default_factory=dict)
     completion: dict[str, str] = field(default_factory=dict)
     has_first_event: bool = False
+    count: int = 0
+    """Events that were read."""
+    parsed: int = 0
+    """Of those, the ones that had anything."""
+
+    def read(self, event: Row) -> None:
+        self.count += 1
+        self.parsed += _read_event(self, event)
 
     def set_spec(self, **members: str) -> None:
         self.spec |= _non_empty(members)
 
 
-async def read_events(engine: AsyncEngine, correlation_id: str) -> list[asyncpg.Record]:
-    """The events of a correlation from which its RemediationRequest is rebuilt, by time."""
-    return await fetch(engine, SQL, correlation_id, list(_READERS))
+async def rebuild(engine: AsyncEngine, correlation_id: str, now: datetime) -> Reconstruction:
+    """Rebuild the RemediationRequest from its stored events, of which a few are in memory at a time.
+
+    DatabaseAway, DatabaseBusy or DatabaseFailed if they cannot be read, else as reconstruct().
+    """
+    request = _Request()
+    async with driver_connection(engine) as connection, connection.transaction(readonly=True):
+        async for event in connection.cursor(SQL, correlation_id, list(_READERS), prefetch=_EVENTS_AT_ONCE):
+            request.read(event)
+    return _reconstruction(correlation_id, request, now)
 
 
 def reconstruct(correlation_id: str, events: Iterable[Row], now: datetime) -> Reconstruction:
     """Rebuild the RemediationRequest from `events`. Raises one of the errors above if that is not possible."""
     request = _Request()
-    count = parsed = 0
     for event in events:
-        count += 1
-        parsed += _read_event(request, event)
-    if not count:
+        request.read(event)
+    return _reconstruction(correlation_id, request, now)
+
+
+def _reconstruction(correlation_id: str, request: "_Request", now: datetime) -> Reconstruction:
+    if not request.count:
         raise NoEvents(f"There are no events of {correlation_id} from which a RemediationRequest could be rebuilt.")
-    if not parsed:
+    if not request.parsed:
         raise NoParseableEvents
     if not request.has_first_event:
         raise MissingGatewayEvent

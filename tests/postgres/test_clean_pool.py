@@ -50,6 +50,11 @@ def history(engine: AsyncEngine) -> Awaitable[object]:
     return remediation_history.history(engine, TARGET, [now + timedelta(days=1), now - timedelta(days=1)])
 
 
+async def rebuild(engine: AsyncEngine) -> None:
+    with suppress(reconstruct.NoEvents):
+        await reconstruct.rebuild(engine, "rr-1", datetime.now(UTC))
+
+
 READS: dict[str, Read] = {
     "page": lambda engine: page.page(engine, EventQuery(correlation_id="rr-1")),
     "page with exact total": lambda engine: page.page(engine, EventQuery(total="exact")),
@@ -58,7 +63,7 @@ READS: dict[str, Read] = {
     "effectiveness": lambda engine: effectiveness.effectiveness(engine, "rr-1"),
     "history": history,
     "notifications": lambda engine: notifications.page(engine, notifications.NotificationQuery()),
-    "reconstruction": lambda engine: reconstruct.read_events(engine, "rr-1"),
+    "reconstruction": rebuild,
     "timeline": lambda engine: timeline.timeline(engine, "rr-1", 10, 0),
     "proof": lambda engine: prove_event(engine, ID, LOG),
     "consistency": lambda engine: prove_consistency(engine, 1, None),

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import db
 from app.query import warming
 from app.query.effectiveness import answer, effectiveness
-from app.query.reconstruct import read_events, reconstruct
+from app.query.reconstruct import rebuild
 from app.query.remediation_history import Target, history
 from app.query.timeline import timeline
 from app.settings import Settings
@@ -51,7 +51,7 @@ async def answers(engine: AsyncEngine, now: datetime) -> list[Any]:
     decisions = [{name: value for name, value in one.items() if name != "event_id"} for one in shown.decisions]
     target = Target("Deployment", "api", "payments", AFTER, None)
     return [
-        reconstruct("rr-1", await read_events(engine, "rr-1"), now),
+        await rebuild(engine, "rr-1", now),
         answer("rr-1", await effectiveness(engine, "rr-1"), ""),
         (await history(engine, target, (now, now - timedelta(days=1))))[0],
         shown.phases,
