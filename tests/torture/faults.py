@@ -8,8 +8,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from tests.torture.postgres import Postgres
+from tests.torture.storm import failing_reads, storm
 from tests.torture.world import Needs, NotPossible, Replica, World
 
+_START_SECONDS = 20.0
 Inject = Callable[[World, random.Random], Awaitable[None]]
 
 
@@ -321,6 +323,97 @@ async def clock_jumps(world: World, chance: random.Random) -> None:
         replica.clock.write_text("0")
 
 
+async def server_turns_read_only(world: World, chance: random.Random) -> None:
+    """Postgres takes no writes, by a setting or since it is a standby now; sometimes a replica starts meanwhile."""
+    await _note(world)
+    await (world.postgres.refuse_writes() if chance.random() < 0.5 else world.postgres.demote())
+    await asyncio.sleep(chance.uniform(0.8, 3))
+    if chance.random() < 0.3:
+        _, replica = _pick(world, chance)
+        await replica.kill()
+        replica.launch()
+    await asyncio.sleep(chance.uniform(0.3, 1.5))
+
+
+async def started_without_postgres(world: World, chance: random.Random) -> None:
+    """Replicas start on their spools while Postgres is away, take events, are killed and start again; Postgres comes last."""
+    await _outage(world, chance, world.replicas[0])
+    for replica in world.replicas:
+        await replica.kill()
+        replica.launch()
+    number, replica = _pick(world, chance)
+    for _ in range(chance.choice((1, 2, 3))):
+        await _spools(world, replica)
+        await asyncio.sleep(chance.uniform(0, 0.4))
+        await _note(world, number)
+        await replica.kill()
+        replica.launch()
+    if chance.random() < 0.7:
+        await _spools(world, replica)
+    world.postgres.launch()
+    if chance.random() < 0.5:
+        await asyncio.sleep(chance.uniform(0, 1))
+        await replica.kill()
+        replica.launch()
+
+
+async def _spools(world: World, replica: Replica) -> None:
+    """Wait until a process that was just started takes events."""
+    try:
+        async with asyncio.timeout(_START_SECONDS):
+            while not await replica.metric("datastorage_spooled_events_total"):
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        world.notes.append("a replica with a spool takes no event before it has seen Postgres")
+
+
+async def reader_storm(world: World, chance: random.Random) -> None:
+    """Crowds read, and hang up, before, during and after another fault; afterwards every read is answered as ever."""
+    async with storm(world, chance) as seen:
+        await asyncio.sleep(chance.uniform(0.5, 1))
+        number, replica = _pick(world, chance)
+        await _note(world)
+        match chance.randrange(5):
+            case 0:
+                await _outage(world, chance, replica, chance.uniform(0, 0.5))
+            case 1:
+                await replica.kill()
+                replica.launch()
+            case 2:
+                world.postgres.freeze()
+                await asyncio.sleep(chance.uniform(0.5, 3))
+            case 3:
+                replica.signal(signal.SIGSTOP)
+                await asyncio.sleep(chance.uniform(0.5, 3))
+            case 4:
+                world.proxies[number].lose_answer = True
+                await asyncio.sleep(chance.uniform(0.1, 0.5))
+        await world.heal()
+        await asyncio.sleep(chance.uniform(0, 0.5))
+    world.notes += seen.wrong[:5]
+    for replica in world.replicas:
+        assert replica.url is not None
+        if failing := await failing_reads(replica.url):
+            world.notes.append(f"after the storm, small reads are answered {failing}")
+
+
+async def pgbouncer_killed(world: World, chance: random.Random) -> None:
+    """PgBouncer dies, ends, or stops, or Postgres dies after it; sometimes nothing is there for a while."""
+    assert world.pgbouncer is not None
+    await asyncio.sleep(chance.uniform(0, 0.3))
+    await _note(world)
+    match chance.randrange(6):
+        case 0:
+            world.pgbouncer.signal(signal.SIGTERM)
+        case 1:
+            world.pgbouncer.signal(signal.SIGSTOP)
+        case 2:
+            await world.postgres.kill()
+        case _:
+            world.pgbouncer.kill()
+    await asyncio.sleep(chance.choice((0, 0.3, 1, 3)))
+
+
 async def several_at_once(world: World, chance: random.Random) -> None:
     """Several faults, each before the last one is over."""
     await _note(world)
@@ -384,6 +477,10 @@ KINDS = {
         Kind("replica frozen", replica_frozen),
         Kind("clients time out", clients_time_out),
         Kind("clock jumps", clock_jumps, Needs(inside=True)),
+        Kind("reader storm", reader_storm, Needs(proxies=True)),
+        Kind("pgbouncer killed", pgbouncer_killed, Needs(pgbouncer=True)),
+        Kind("postgres turns read-only", server_turns_read_only),
+        Kind("started without postgres", started_without_postgres),
         Kind("several at once", several_at_once, Needs(proxies=True)),
     )
 }

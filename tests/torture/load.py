@@ -67,6 +67,14 @@ class Load:
         self._workers: list[asyncio.Task[None]] = []
         self._connections: dict[tuple[int, str], _Connection] = {}
 
+    @property
+    def ordered_correlation(self) -> str:
+        """One that grows all the time."""
+        return self._ordered(0)
+
+    def _ordered(self, number: int) -> str:
+        return f"ord-{self._name}-{number}"
+
     def start(self) -> None:
         for number in range(_WORKERS):
             self._workers.append(asyncio.create_task(self._work(number)))
@@ -119,7 +127,7 @@ class Load:
     async def _work(self, number: int) -> None:
         chance = random.Random(f"{self._seed}-{number}")
         replica = number % self._replicas if number < _ORDERED else None
-        correlation = f"ord-{self._name}-{number}" if replica is not None else None
+        correlation = self._ordered(number) if replica is not None else None
         self._idle += 1
         while True:
             await self._going.wait()

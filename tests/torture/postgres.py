@@ -130,31 +130,54 @@ class Postgres:
         """Postmaster and all its children at once, as when the machine's memory killer is thorough."""
         family = self._family()
         for pid in family:
-            _signal(pid, signal.SIGKILL)
+            send(pid, signal.SIGKILL)
         await self._ended()
-        while any(_alive(pid) for pid in family):
+        while any(alive(pid) for pid in family):
             await asyncio.sleep(_POLL_SECONDS)
 
     async def kill_backend(self) -> None:
         """One of its children, which makes the postmaster end all sessions and recover."""
         children = self._family()[1:]
         if children:
-            _signal(children[-1], signal.SIGKILL)
+            send(children[-1], signal.SIGKILL)
 
     def freeze(self) -> None:
         """Stop all of its processes (SIGSTOP); every connection stays open."""
         for pid in self._family():
-            _signal(pid, signal.SIGSTOP)
+            send(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         for pid in reversed(self._family()):
-            _signal(pid, signal.SIGCONT)
+            send(pid, signal.SIGCONT)
+
+    async def refuse_writes(self) -> None:
+        """From its next transaction on, each session is read-only unless it asks for more."""
+        await self._run("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+
+    async def demote(self) -> None:
+        """Start it again as a standby, which has nobody to follow and takes no writes."""
+        await self.stop()
+        (self.data / "standby.signal").touch()
+        await self.start()
+
+    async def accept_writes(self) -> None:
+        """End what the two above began."""
+        if (self.data / "standby.signal").exists():
+            await self._run("SELECT pg_promote()")
+        if "read_only" in (self.data / "postgresql.auto.conf").read_text():
+            await self._run("ALTER SYSTEM RESET default_transaction_read_only", "SELECT pg_reload_conf()")
+
+    async def _run(self, *statements: str) -> None:
+        connection = await asyncpg.connect(self.maintenance_url, timeout=_START_SECONDS)
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.close()
 
     def close(self) -> None:
         """Kill it."""
         if self._process is not None and self._process.poll() is None:
             for pid in self._family():
-                _signal(pid, signal.SIGKILL)
+                send(pid, signal.SIGKILL)
             self._process.wait()
 
     def _family(self) -> list[int]:
@@ -204,12 +227,12 @@ def _give(directory: Path) -> None:
     directory.chmod(0o755)
 
 
-def _signal(pid: int, sig: signal.Signals) -> None:
+def send(pid: int, sig: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, sig)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:

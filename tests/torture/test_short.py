@@ -43,12 +43,15 @@ async def _survives(template: Postgres, directory: Path, names: list[str], needs
 
 
 async def test_processes_and_connections_end(template: Postgres, directory: Path) -> None:
-    """A process or a connection that ends at a bad time loses what was acknowledged, or stores it twice."""
+    """A process or a connection that ends at a bad time, crowds of readers, or a server that refuses to write, loses what was
+    acknowledged, or stores it twice; or reads stay broken."""
     names = [
         "service killed while it spools",
         "service killed in replay",
         "postgres killed",
         "answer lost",
+        "reader storm",
+        "postgres turns read-only",
     ]
     await _survives(template, directory, names, Needs(proxies=True))
 

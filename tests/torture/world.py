@@ -15,16 +15,21 @@ from pathlib import Path
 
 import httpx
 
+from bench.processes import descendants
+from tests import pgbouncer
+from tests.pgbouncer import PgBouncer
 from tests.proxy import Proxy, proxy
 from tests.services import OTHER_SETTINGS, ROOT, free_port
 from tests.torture.load import Load
-from tests.torture.postgres import Postgres
+from tests.torture.postgres import Postgres, alive, send
 
 REPLICAS = 2
 _READY_SECONDS = 60.0
 _DRAIN_SECONDS = 90.0
 _CLOSE_SECONDS = 0.05
 _POLL_SECONDS = 0.02
+_POOLED = 40
+"""Connections of all replicas together; PgBouncer's own default is 20."""
 
 
 class Unwell(Exception):
@@ -37,6 +42,8 @@ class Needs:
 
     proxies: bool = False
     """Replicas reach Postgres through a proxy each."""
+    pgbouncer: bool = False
+    """Replicas reach Postgres through one PgBouncer."""
     postgres_disk_mib: int = 0
     """Postgres has a disk of its own, this large; 0: the one that everything is on."""
     spool_disk_mib: int = 0
@@ -103,14 +110,28 @@ class Replica:
     def runs(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    @property
+    def family(self) -> list[int]:
+        """Its main process, and then those that it has started."""
+        assert self.process is not None
+        return [self.process.pid, *descendants(self.process.pid)]
+
     def signal(self, sig: signal.Signals) -> None:
+        """SIGTERM is sent to the main process, as a kubelet does; any other signal to all of them."""
         assert self.process is not None
         self.told_to_end = self.told_to_end or sig in {signal.SIGTERM, signal.SIGKILL}
-        self.process.send_signal(sig)
+        if sig == signal.SIGTERM:
+            self.process.send_signal(sig)
+        else:
+            for pid in self.family:
+                send(pid, sig)
 
     async def kill(self) -> None:
+        family = self.family
         self.signal(signal.SIGKILL)
         await self.ended()
+        while any(alive(pid) for pid in family):
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def ended(self, seconds: float = 45.0) -> int:
         """Its exit code."""
@@ -182,6 +203,7 @@ class World:
     postgres_disk: Disk | None
     spool_disks: list[Disk]
     database_url: str
+    pgbouncer: PgBouncer | None = None
     stop_seconds: float = 2.0
     """How long Postgres stays stopped in the kind that is about just that."""
     in_flight: int = 0
@@ -217,6 +239,10 @@ class World:
             between.lose_answer = between.lose_question = between.silent = False
             await between.refuse(False)
         await self.postgres.start()
+        await self.postgres.accept_writes()
+        if self.pgbouncer is not None:
+            self.pgbouncer.signal(signal.SIGCONT)
+            self.pgbouncer.start()
         for replica in self.replicas:
             if replica.runs:
                 replica.signal(signal.SIGCONT)
@@ -268,9 +294,10 @@ async def running_world(template: Postgres, needs: Needs, seed: int, directory: 
         resources.callback(postgres.close)
         await postgres.start()
         database_url = postgres.empty_url if needs.postgres_only else postgres.url
+        bouncer = _pgbouncer(resources, database_url, place) if needs.pgbouncer else None
         replicas, proxies, spool_disks = [], [], []
         for number in range(REPLICAS):
-            url = database_url
+            url = bouncer.url if bouncer else database_url
             if needs.proxies:
                 proxies.append(await resources.enter_async_context(proxy(url)))
                 resources.push_async_callback(proxies[-1].refuse, True)
@@ -283,13 +310,22 @@ async def running_world(template: Postgres, needs: Needs, seed: int, directory: 
             replicas.append(replica)
         load = Load(lambda number: replicas[number].url, REPLICAS, seed)
         resources.push_async_callback(load.stop)
-        world = World(postgres, replicas, proxies, load, postgres_disk, spool_disks, database_url)
+        world = World(postgres, replicas, proxies, load, postgres_disk, spool_disks, database_url, bouncer)
         if not needs.postgres_only:
             for replica in replicas:
                 replica.launch()
             await world.ready()
         load.start()
         yield world
+
+
+def _pgbouncer(resources: contextlib.AsyncExitStack, database_url: str, place: Path) -> PgBouncer:
+    if pgbouncer.program() is None:
+        raise NotPossible("there is no pgbouncer")
+    bouncer = PgBouncer(database_url, place / "pgbouncer", default_pool_size=_POOLED)
+    resources.callback(bouncer.kill)
+    bouncer.start()
+    return bouncer
 
 
 def _disk(resources: contextlib.AsyncExitStack, place: Path, mib: int) -> Disk:
