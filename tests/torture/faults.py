@@ -7,11 +7,11 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from tests.torture.postgres import Postgres
-from tests.torture.storm import failing_reads, storm
+from tests.torture.postgres import Postgres, alive, send
+from tests.torture.storm import Storm, failing_reads, storm
 from tests.torture.world import Needs, NotPossible, Replica, World
 
-_START_SECONDS = 20.0
+_START_SECONDS = 120.0
 Inject = Callable[[World, random.Random], Awaitable[None]]
 
 
@@ -390,6 +390,10 @@ async def reader_storm(world: World, chance: random.Random) -> None:
                 await asyncio.sleep(chance.uniform(0.1, 0.5))
         await world.heal()
         await asyncio.sleep(chance.uniform(0, 0.5))
+    await _reads_well(world, seen)
+
+
+async def _reads_well(world: World, seen: Storm) -> None:
     world.notes += seen.wrong[:5]
     for replica in world.replicas:
         assert replica.url is not None
@@ -412,6 +416,94 @@ async def pgbouncer_killed(world: World, chance: random.Random) -> None:
         case _:
             world.pgbouncer.kill()
     await asyncio.sleep(chance.choice((0, 0.3, 1, 3)))
+
+
+async def _processes(replica: Replica, role: str) -> list[int]:
+    """A pod's processes of one role; one that has just died is started again soon."""
+    async with asyncio.timeout(_START_SECONDS):
+        while not (found := replica.processes(role)):
+            await asyncio.sleep(0.02)
+    return found
+
+
+async def front_killed(world: World, chance: random.Random) -> None:
+    """One front of a pod, or all of them, die, several times; the pod starts them again."""
+    for _ in range(chance.choice((1, 2, 3))):
+        number, replica = _pick(world, chance)
+        await asyncio.sleep(chance.uniform(0, 0.4))
+        fronts = await _processes(replica, "front")
+        await _note(world, number)
+        for pid in chance.choice((fronts[:1], fronts[-1:], fronts)):
+            send(pid, signal.SIGKILL)
+    _note_if_ended(world)
+
+
+async def reader_killed(world: World, chance: random.Random) -> None:
+    """A pod's reader dies in a storm of readers, several times; the pod starts it again."""
+    async with storm(world, chance) as seen:
+        for _ in range(chance.choice((1, 2, 3))):
+            number, replica = _pick(world, chance)
+            await asyncio.sleep(chance.uniform(0.2, 0.8))
+            await _note(world, number)
+            for pid in await _processes(replica, "reader"):
+                send(pid, signal.SIGKILL)
+        await world.heal()
+        await asyncio.sleep(chance.uniform(0, 0.5))
+    await _reads_well(world, seen)
+    _note_if_ended(world)
+
+
+def _note_if_ended(world: World) -> None:
+    for replica in world.replicas:
+        if not replica.runs:
+            world.notes.append(f"a pod ends when it loses a process that does not write: {replica.log[-600:]}")
+
+
+async def writer_killed(world: World, chance: random.Random) -> None:
+    """A pod's writer dies, half of the time while it spools: the pod ends with it, and is started again."""
+    number, replica = _pick(world, chance)
+    if chance.random() < 0.5:
+        await _outage(world, chance, replica, chance.uniform(0, 0.4))
+    await asyncio.sleep(chance.uniform(0, 0.3))
+    writers = await _processes(replica, "writer")
+    await _note(world, number)
+    await _ends_with(world, replica, writers)
+
+
+async def supervisor_killed(world: World, chance: random.Random) -> None:
+    """The process that was started dies alone: all others of the pod die with it."""
+    number, replica = _pick(world, chance)
+    await asyncio.sleep(chance.uniform(0, 0.3))
+    await _note(world, number)
+    await _ends_with(world, replica, replica.family[:1])
+
+
+async def _ends_with(world: World, replica: Replica, killed: list[int]) -> None:
+    family = replica.family
+    for pid in killed:
+        send(pid, signal.SIGKILL)
+    await replica.ended()
+    for _ in range(500):
+        if not (left := [pid for pid in family if alive(pid)]):
+            break
+        await asyncio.sleep(0.02)
+    else:
+        world.notes.append(f"processes of a pod outlive it: {left}")
+    replica.launch()
+
+
+async def process_frozen(world: World, chance: random.Random) -> None:
+    """One process of a pod stands still for a while, and then continues."""
+    number, replica = _pick(world, chance)
+    role = chance.choice(("front", "reader", "writer", "supervisor"))
+    frozen = replica.family[:1] if role == "supervisor" else (await _processes(replica, role))[:1]
+    await asyncio.sleep(chance.uniform(0, 0.3))
+    await _note(world, number)
+    for pid in frozen:
+        send(pid, signal.SIGSTOP)
+    await asyncio.sleep(chance.choice((0.3, 1, 2, 4.5, 8)))
+    for pid in frozen:
+        send(pid, signal.SIGCONT)
 
 
 async def several_at_once(world: World, chance: random.Random) -> None:
@@ -448,6 +540,7 @@ async def _harm_postgres(postgres: Postgres, chance: random.Random) -> None:
 
 
 _IMPATIENT = Needs(settings={"single_deadline_ms": 1500, "batch_deadline_ms": 2500})
+_POD = Needs(settings={"processes": 4})  # a writer, a reader and two fronts
 _SMALL = 176  # MiB, for data, WAL and a recovery
 KINDS = {
     kind.name: kind
@@ -481,6 +574,11 @@ KINDS = {
         Kind("pgbouncer killed", pgbouncer_killed, Needs(pgbouncer=True)),
         Kind("postgres turns read-only", server_turns_read_only),
         Kind("started without postgres", started_without_postgres),
+        Kind("front killed", front_killed, _POD),
+        Kind("reader killed", reader_killed, _POD),
+        Kind("writer killed", writer_killed, _POD),
+        Kind("supervisor killed", supervisor_killed, _POD),
+        Kind("process frozen", process_frozen, _POD),
         Kind("several at once", several_at_once, Needs(proxies=True)),
     )
 }

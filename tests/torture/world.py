@@ -116,6 +116,10 @@ class Replica:
         assert self.process is not None
         return [self.process.pid, *descendants(self.process.pid)]
 
+    def processes(self, role: str) -> list[int]:
+        """Those of its processes that have this role in the pod: front, reader or writer."""
+        return [pid for pid in self.family[1:] if _name(pid).startswith(f"ds-{role}")]
+
     def signal(self, sig: signal.Signals) -> None:
         """SIGTERM is sent to the main process, as a kubelet does; any other signal to all of them."""
         assert self.process is not None
@@ -275,6 +279,13 @@ class World:
                     await asyncio.sleep(_POLL_SECONDS)
                 return True
         return False
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text()
+    except OSError:
+        return ""
 
 
 def _last_reason(log: str) -> str:
