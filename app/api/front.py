@@ -29,7 +29,7 @@ from app.api.browser import BrowserHeaders
 from app.api.compression import CompressedAnswers
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
-from app.api.reading import Arrivals, ReadsBusy, is_long, needs_slot
+from app.api.reading import Arrivals, is_long, needs_slot
 from app.api.service import Application, Endpoint
 from app.api.streaming import PacedSend
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
@@ -174,7 +174,7 @@ class Front:
         try:
             async with self._read_slots.slot(caller, arrivals, is_long=is_long(scope["path"], scope["query_string"])):
                 await self._compressed_app(scope, arrivals, PacedSend(send))
-        except ReadsBusy as error:
+        except AuditError as error:  # of the slot: the framework answers those of its routes
             await problem_response(request, error)(scope, request.receive, send)
 
     def _check_head(self, scope: Scope) -> None:

@@ -70,7 +70,10 @@ class ReadSlots:
 
     @asynccontextmanager
     async def slot(self, caller: str, arrivals: Arrivals, *, is_long: bool) -> AsyncIterator[None]:
-        """A slot for one read of `caller`. ReadsBusy if none is free in time, ClientDisconnected if the client does not wait."""
+        """A slot for one read of `caller`. ReadsBusy if none is free in time, ClientDisconnected if the client does not wait.
+
+        While it waits also what `arrivals` raises for a body that is not framed as HTTP has it.
+        """
         turn = _Turn(caller, is_long)
         self._waiting.setdefault(caller, deque()).append(turn)
         self._admit()
@@ -125,6 +128,7 @@ async def _wait(turn: _Turn, arrivals: Arrivals) -> None:
         if turn.admitted.done():
             return
         if gone.done():
+            gone.result()  # raises what is wrong with the rest of the request
             raise ClientDisconnected
     finally:
         gone.cancel()

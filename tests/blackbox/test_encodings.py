@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from tests.events import make_event
+from tests.framing.cases import H2C, PROBE, WENT_ON, chunks, event, request
+from tests.framing.wire import answers_to
 from tests.services import Service
 
 EVENTS = "/api/v1/audit/events"
@@ -146,3 +148,30 @@ def test_one_event_a_line(client: httpx.Client, media_type: str) -> None:
         assert (answer.status_code, says in answer.json()["detail"]) == (400, True), answer.text
         assert place is None or place in answer.json()["field_errors"]
     assert f"POST {BATCH}" in client.post(EVENTS, content=lines[0], headers=headers).json()["detail"]
+
+
+def test_encodings_whatever_the_framing(service: Callable[..., Service]) -> None:
+    """An encoded body loses its end in chunks, behind an offer or an expectation, or an encoded answer has no end in HTTP/1.0."""
+    port = int(service().url.rpartition(":")[2])
+
+    def statuses(head: str, body: bytes = b"") -> list[int]:
+        return [answer.status for answer in answers_to(port, request(head, body) + PROBE)]
+
+    packed_event = [gzip.compress(event()) for _ in range(3)]
+    assert statuses(f"{H2C}\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked", chunks(packed_event[0])) == [
+        201,
+        WENT_ON,
+    ]
+    for expects, answers in (("", [201, WENT_ON]), ("Expect: 100-continue\r\n", [100, 201, WENT_ON])):
+        body = packed_event.pop()
+        head = f"{expects}Content-Encoding: gzip\r\nContent-Length: {len(body)}"
+        assert statuses(head, body) == answers
+    large = chunks(b"x" * 3_000_000)
+    assert statuses("Content-Encoding: br\r\nTransfer-Encoding: chunked", large) == [415, WENT_ON]
+    refused = answers_to(port, request("Content-Encoding: br\r\nExpect: 100-continue\r\nContent-Length: 9"))
+    assert [(one.status, one.headers["connection"]) for one in refused] == [(415, "close")]
+    for path in ("/openapi.json", "/api/v1/audit/export?format=ndjson"):
+        head = f"GET {path} HTTP/1.0\r\nAccept-Encoding: gzip\r\n\r\n"
+        [answer] = answers_to(port, head.encode())
+        assert (answer.headers["content-encoding"], "transfer-encoding" in answer.headers) == ("gzip", False)
+        assert gzip.decompress(answer.body)

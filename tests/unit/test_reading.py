@@ -10,6 +10,7 @@ from starlette.types import Message
 from app.api import reading
 from app.api.body import ClientDisconnected
 from app.api.reading import Arrivals, ReadsBusy, ReadSlots, is_long, needs_slot
+from app.errors import BadRequest
 
 
 async def waiting_client() -> Message:
@@ -165,3 +166,16 @@ def test_what_needs_a_slot() -> None:
     assert is_long(audit + "export", b"")
     assert is_long(audit + "correlations/rr", b"verify=true")
     assert not is_long(audit + "correlations", b"")
+
+
+async def test_bad_framing_while_a_read_waits() -> None:
+    """A read with a body that is not HTTP gets no answer if all slots are taken when that shows."""
+
+    async def receive() -> Message:
+        raise BadRequest("not HTTP")
+
+    async with readers(1) as those:
+        await those.begin("a1")
+        with pytest.raises(BadRequest, match="not HTTP"):
+            async with those.slots.slot("b", Arrivals(receive), is_long=False):
+                pass
