@@ -3,6 +3,7 @@
 An event:  serve, tls, connection, framing, exchange (the HTTP server) > main (builds and wires everything) > api (routes) >
            auth (who calls, and may they) > events (what an event is) > ingest (commits it to Postgres, else to the spool) >
            tlog (tiles, signed checkpoints, proofs).
+Processes: serve > pod (several processes as one service) > api.
 A query:   api > query (filters, pages, reports), export (signed files), verify (compares rows, chains, log and checkpoints).
 Removal:   retention (holds, policies, purge, erase).
 Postgres:  db (connections), schema (revision, migrations), tables and sql (SQLAlchemy tables, named statements), presence

@@ -13,9 +13,10 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ from app.ingest.notification_replay import replay_forever
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
+from app.pod.member import Member
+from app.pod.plan import Role
 from app.presence import Presence
 from app.query import page, warming
 from app.retention import claims
@@ -81,17 +84,17 @@ _GC_THRESHOLDS = (50_000, 20, 50)
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
+def create_app(settings: Settings, presence: Presence | None = None, member: Member | None = None) -> ASGIApp:
     """The service as one ASGI application. Its lifespan finds the database and runs the writer and the workers.
 
-    The caller sets `presence.shutting_down` before it stops the service, and reads from `presence.fatal` why the service
+    In a pod of several processes, `member` is this one's part: then another one may do some of this. The caller sets `presence.shutting_down` before it stops the service, and reads from `presence.fatal` why the service
     ended itself.
     """
     app = Application(
         title="DataStorage",
         version=version("datastorage"),
         description="Takes the platform's audit events, keeps them in Postgres, and proves that nothing was changed.",
-        lifespan=_lifespan,
+        lifespan=partial(_lifespan, member=member),
         docs_url=None,  # these pages load their scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
@@ -108,13 +111,15 @@ def create_app(settings: Settings, presence: Presence | None = None) -> ASGIApp:
         export_key_store=ExportKeyStore(
             settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
         ),
+        metrics_text=health.own_metrics if member is None else member.metrics.text,
     )
     app.start = Start(settings)
     problems.install_handlers(app)
     _add_routes(app)
     check_routes(app)
     front = Front(app, post.DIRECT, AccessControl(authenticator, settings), settings)
-    return _with_extra_ports(front, settings)
+    application = _with_extra_ports(front, settings)
+    return application if member is None else member.application(application, settings)
 
 
 def check_files(settings: Settings) -> None:
@@ -160,18 +165,23 @@ def _with_extra_ports(front: Front, settings: Settings) -> ASGIApp:
 
 
 @asynccontextmanager
-async def _lifespan(app: Application) -> AsyncIterator[None]:
+async def _lifespan(app: Application, member: Member | None) -> AsyncIterator[None]:
     """Answer requests at once; posts wait until the log's name is known, and all others until the database has been seen."""
     foundation = app.service
     foundation.presence.on_stop = app.start.end
     workers: list[asyncio.Task[None]] = []
-    workers.append(asyncio.create_task(_start(app, workers), name="start"))
+    start = _start(app, workers, member) if member is None or member.writes else _join(app, member)
+    workers.append(asyncio.create_task(start, name="start"))
+    if member is not None:
+        await member.start()
     try:
         yield
     finally:
         foundation.presence.shutting_down = True
         if isinstance(app.service, Service):
             await _bounded(app.service.writer.close(), foundation.settings.shutdown_timeout_ms / 1000)
+        if member is not None:
+            await _bounded(member.close(), _STOP_SECONDS)
         for worker in workers:
             worker.cancel()
         await _bounded(asyncio.gather(*workers, return_exceptions=True), _STOP_SECONDS)
@@ -192,7 +202,32 @@ async def _bounded(step: Awaitable[object], seconds: float) -> None:
         log.warning("a step of the shutdown timed out")
 
 
-async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
+async def _join(app: Application, member: Member) -> None:
+    """In a process that does not write: wait for the pod's writer, then use it; read once the writer has seen the database."""
+    foundation = app.service
+    writer = await member.find_writer()
+    while not foundation.presence.database_seen:
+        foundation.presence.database_seen = await member.is_database_seen()
+        if not isinstance(app.service, Service) or app.service.log_name != member.log_name:
+            log_name = member.log_name
+            key = signing_key(foundation.settings, log_name)
+            app.service = Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
+            app.start.end()
+    if member.slot.role is Role.READER:
+        with suppress(DatabaseAway, *db.DATABASE_ERRORS):
+            await _warm(foundation.engine)
+    _freeze()
+    member.report_ready()
+
+
+def _freeze() -> None:
+    """What lives as long as the process is not searched for garbage again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+
+
+async def _start(app: Application, workers: list[asyncio.Task[None]], member: Member | None) -> None:
     """Wait for Postgres, however long it takes, then start the workers. A schema that does not fit is Fatal.
 
     A Fatal error is stored in `presence.fatal`, and the process sends itself SIGTERM.
@@ -207,8 +242,11 @@ async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
             log.warning(
                 "there is no spool, since its directory cannot be written: posts are answered 503 while Postgres is away"
             )
-        log_name = await _find_log(app, foundation)
-        service = await _settle_log(app, foundation, log_name)
+        if member is not None and foundation.spool is not None:
+            foundation.spool.on_depth = member.on_depth
+            member.on_depth(foundation.spool.depth)
+        log_name = await _find_log(app, foundation, member)
+        service = await _settle_log(app, foundation, log_name, member)
         checkpoints = CheckpointWorker.create(settings, service.signing_key) if settings.tlog else None
     except Exception as error:  # a service that cannot start logs the cause and ends, whatever failed
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
@@ -220,26 +258,27 @@ async def _start(app: Application, workers: list[asyncio.Task[None]]) -> None:
         return
     for name, work in _workers(service, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
-    gc.collect()
-    gc.freeze()  # what lives as long as the process is not searched again
-    gc.set_threshold(*_GC_THRESHOLDS)
+    _freeze()
+    if member is not None:
+        workers.append(asyncio.create_task(member.metrics.gather_forever(), name="metrics"))
+        await member.wait_for_others()
     presence.database_up = presence.database_seen = True
     presence.waiting_for = ""
-    await service.writer.on_presence(database_up=True)
+    await _writer_of(service).on_presence(database_up=True)
     log.info("ready", extra={"log": log_name, "port": settings.port})
     presence.on_start()
 
 
-async def _find_log(app: Application, foundation: Foundation) -> str:
+async def _find_log(app: Application, foundation: Foundation, member: Member | None) -> str:
     """The name of the database's log. Until there is one, events of the log that the spool knows go to the spool."""
     settings, spool = foundation.settings, foundation.spool
     if spool is None or spool.log_name is None or settings.log_name not in {None, spool.log_name}:
         return await _find_database(foundation, lambda: None)
-    service = _new_service(foundation, spool.log_name, away=True)
+    service = _new_service(foundation, spool.log_name, member, away=True)
 
     def on_away() -> None:
         if app.service is foundation:
-            _accept_events(app, service)
+            _accept_events(app, service, member)
 
     timer = asyncio.get_running_loop().call_later(settings.away_patience_ms / 1000, on_away)
     try:
@@ -248,7 +287,7 @@ async def _find_log(app: Application, foundation: Foundation) -> str:
         timer.cancel()
 
 
-async def _settle_log(app: Application, foundation: Foundation, log_name: str) -> Service:
+async def _settle_log(app: Application, foundation: Foundation, log_name: str, member: Member | None) -> Service:
     """Accept events of the database's log. Fatal, with the spool unchanged, when events of another log are in the spool."""
     service, spool = app.service, foundation.spool
     if isinstance(service, Service) and service.log_name != log_name:
@@ -256,30 +295,40 @@ async def _settle_log(app: Application, foundation: Foundation, log_name: str) -
     if spool is not None:
         await spool.belong_to(log_name)
     if not (isinstance(service, Service) and service.log_name == log_name):
-        service = _new_service(foundation, log_name, away=False)
-        _accept_events(app, service)
+        service = _new_service(foundation, log_name, member, away=False)
+        _accept_events(app, service, member)
     return service
 
 
-def _new_service(foundation: Foundation, log_name: str, *, away: bool) -> Service:
+def _new_service(foundation: Foundation, log_name: str, member: Member | None, *, away: bool) -> Service:
     """The service on this foundation, with a writer that is not started. Fatal if the log's key cannot be used."""
     key = signing_key(foundation.settings, log_name)
-    writer = Writer(Store(foundation.settings, log_name), foundation.settings, foundation.spool, away=away)
+    state = None if member is None else member.state
+    writer = Writer(Store(foundation.settings, log_name), foundation.settings, foundation.spool, state, away=away)
     return Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
 
 
-def _accept_events(app: Application, service: Service) -> None:
+def _accept_events(app: Application, service: Service, member: Member | None) -> None:
     """Have requests use this service from now on."""
     if (spool := service.spool) is not None:
         service.presence.can_spool = lambda: spool.can_append
-    service.writer.start()
+    writer = _writer_of(service)
+    writer.start()
+    if member is not None:
+        member.share(writer)
     app.service = service
     app.start.end()
 
 
+def _writer_of(service: Service) -> Writer:
+    """The writer, in the process that writes."""
+    assert isinstance(service.writer, Writer)
+    return service.writer
+
+
 def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str, Coroutine[Any, Any, None]]:
     """The table of workers: what runs beside the requests until the process ends, by name."""
-    settings, writer, key = service.settings, service.writer, service.signing_key
+    settings, writer, key = service.settings, _writer_of(service), service.signing_key
     url = settings.database_url.get_secret_value() if settings.database_url else ""
 
     async def write_heartbeat(size: int, since: datetime) -> None:

@@ -4,17 +4,24 @@ import asyncio
 import errno
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from secrets import token_hex
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import uvicorn
 
 from app.connection import HttpConnection
 from app.errors import Fatal
 from app.main import check_files, create_app
+from app.pod.acceptor import Acceptor
+from app.pod.member import Member
+from app.pod.plan import Role, Slot, process_count, settings_of
+from app.pod.state import shared_state
+from app.pod.supervisor import STOP_SIGNAL, Supervisor
 from app.presence import Presence
 from app.settings import Settings, host_and_port
 from app.tls import Certificate
@@ -33,9 +40,13 @@ log = logging.getLogger(__name__)
 class Server(uvicorn.Server):
     """After a stop signal the server reports that it is not ready, but accepts requests until routers have had time to notice."""
 
-    def __init__(self, settings: Settings, presence: Presence, sockets: list[socket.socket]) -> None:
+    def __init__(
+        self, settings: Settings, presence: Presence, sockets: list[socket.socket], member: Member | None = None
+    ) -> None:
         """Reads every file that the settings name, so that only the database can still prevent a start. Raises Fatal."""
-        check_files(settings)
+        if member is None:
+            check_files(settings)
+        self._settings = settings
         self._presence = presence
         self._sockets = sockets
         self._tls = Certificate(settings.tls_dir, settings.tls_min_version) if settings.tls_dir else None
@@ -44,7 +55,7 @@ class Server(uvicorn.Server):
         self._loop: asyncio.AbstractEventLoop | None = None
         super().__init__(
             uvicorn.Config(
-                create_app(settings, presence),
+                create_app(settings, presence, member),
                 loop="uvloop",
                 http=type("HttpConnection", (HttpConnection,), {"head_bytes_max": settings.head_bytes_max}),
                 ws="none",
@@ -59,7 +70,17 @@ class Server(uvicorn.Server):
         )
 
     def serve_to_end(self) -> None:
-        """Serve until a stop signal. Raises Fatal when the service cannot start, or cannot continue."""
+        """Serve until a stop signal, in several processes if the settings say so.
+
+        Raises Fatal when the service cannot start, or cannot continue.
+        """
+        if (processes := process_count(self._settings)) > 1:
+            _serve_in_processes(self._settings, processes, self._presence, self._sockets)
+        else:
+            self.serve_here()
+
+    def serve_here(self) -> None:
+        """As serve_to_end(), in this process."""
         try:
             self.run(self._sockets)
         finally:
@@ -101,6 +122,66 @@ class Server(uvicorn.Server):
             super().handle_exit(sig, frame)
         else:
             self._loop.call_soon_threadsafe(self._loop.call_later, self._delay_seconds, super().handle_exit, sig, frame)
+
+
+class MemberServer(Server):
+    """The server of one process among several: the supervisor stops it, and fronts share their sockets."""
+
+    def __init__(self, settings: Settings, presence: Presence, sockets: list[socket.socket], member: Member) -> None:
+        self._member = member
+        super().__init__(settings, presence, sockets, member)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        assert sockets is not None
+        if self._member.slot.role is not Role.FRONT:
+            await super().startup(sockets)
+            return
+        await super().startup([])
+        acceptors: list[Any] = self.servers
+        for sock in sockets:
+            tls = self._tls if sock.getsockname()[1] == self._port else None
+            context = None if tls is None else tls.context()
+            acceptors.append(Acceptor(sock, self._accepted, context, lambda: self._member.has_most_connections))
+
+    def _accepted(self) -> asyncio.Protocol:
+        self._member.connections = len(self.server_state.connections) + 1
+        return self._create_protocol()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._member.connections = len(self.server_state.connections)
+        return await super().on_tick(counter)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Only the supervisor's signal stops this process, or its own when it cannot continue."""
+        signal.signal(STOP_SIGNAL, self.handle_exit)
+        signal.signal(signal.SIGTERM, self._on_term)
+        yield
+
+    def _on_term(self, sig: int, frame: FrameType | None) -> None:
+        if self._presence.fatal is not None:
+            self.handle_exit(sig, frame)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._member.only_shows_stop and not (self._presence.shutting_down or self._presence.fatal):
+            self._presence.shutting_down = True
+        else:
+            super().handle_exit(sig, frame)
+
+
+def _serve_in_processes(
+    settings: Settings, processes: int, presence: Presence, sockets: list[socket.socket]
+) -> NoReturn:
+    state, token = shared_state(), token_hex(16)
+
+    def serve_slot(slot: Slot) -> None:
+        if not slot.accepts:
+            for sock in sockets:
+                sock.close()
+        own_settings, own_sockets = settings_of(slot, settings, processes), sockets if slot.accepts else []
+        MemberServer(own_settings, presence, own_sockets, Member(slot, processes, state, token)).serve_here()
+
+    Supervisor(settings, processes, state, presence, sockets).run(serve_slot)
 
 
 def serve(settings: Settings, presence: Presence) -> None:

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from app.config_file import MIB, ConfigFile, SecretFiles
 from app.errors import Fatal
 
+PROCESSES_MAX = 8
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -48,6 +49,14 @@ class Settings(BaseSettings):
     metrics_port: Port | None = Field(None, description="further port for /metrics")
     allow_unauthenticated: bool = Field(
         default=False, description="bind beyond loopback although everybody who reaches the port may read and write"
+    )
+
+    processes: int | None = Field(
+        None,
+        ge=1,
+        le=PROCESSES_MAX,
+        description="processes of the service: one that writes, and from two on others that read and take requests; unset: "
+        "one for each core that the machine or the control group grants, at most 8",
     )
 
     auth: str = Field(

@@ -82,7 +82,11 @@ def measure(*, quick: bool, seconds: float, rows: int, tree: Path, settings: dic
         directory = Path(name)
         directory.chmod(0o711)
         export.make_key(directory / "key.pem")
-        common: dict[str, object] = {"migrate": True, "checkpoint_key_file": directory / "key.pem"}
+        common: dict[str, object] = {
+            "migrate": True,
+            "checkpoint_key_file": directory / "key.pem",
+            "processes": None,  # as the service starts by itself
+        }
         with (
             EmbeddedPostgres.start(directory / "data") as postgres,
             service(tree=tree, **common | {"database_url": postgres.url} | settings) as server,

@@ -50,8 +50,10 @@ def service(*command: str, tree: Path = ROOT, **settings: object) -> Iterator[Ru
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
-        settings = {"port": port, "spool_dir": f"{directory}/spool"} | settings
-        env = os.environ | {f"DATASTORAGE_{name.upper()}": str(value) for name, value in settings.items()}
+        settings = {"port": port, "spool_dir": f"{directory}/spool", "processes": 1} | settings
+        env = os.environ | {
+            f"DATASTORAGE_{name.upper()}": str(value) for name, value in settings.items() if value is not None
+        }
         with Path(f"{directory}/log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", *(command or ("app", "serve"))], cwd=tree, env=env, stdout=log, stderr=log

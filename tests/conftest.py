@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "damaged: the test damages the data on purpose, so it is not verified at its end"
     )
+    config.addinivalue_line("markers", "every_pod: the test runs on a service of one, of two and of four processes")
 
 
 @pytest.fixture(autouse=True)
@@ -71,8 +72,19 @@ async def connection(database_url: str) -> AsyncIterator["asyncpg.Connection[asy
         yield connection
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker("every_pod") is not None:
+        metafunc.parametrize("processes", [1, 2, 4], indirect=True)
+
+
 @pytest.fixture
-def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., services.Service]]:
+def processes(request: pytest.FixtureRequest) -> int:
+    """Of each service of the test that is not started with another number."""
+    return int(getattr(request, "param", services.PROCESSES))
+
+
+@pytest.fixture
+def service(database_url: str, tmp_path: Path, processes: int) -> Iterator[Callable[..., services.Service]]:
     """Starts one `datastorage serve` per call on the test's database, and returns when it is ready.
 
     Keywords are further settings, without their prefix: `service(batch_events_max=5)`; None removes one. `wait_for` is
@@ -83,7 +95,7 @@ def service(database_url: str, tmp_path: Path) -> Iterator[Callable[..., service
 
     def start(wait_for: str | None = None, **settings: object) -> services.Service:
         # The embedded server of the tests does not wait for the disk.
-        settings = {"database_url": database_url, "unsafe_database": True} | settings
+        settings = {"database_url": database_url, "unsafe_database": True, "processes": processes} | settings
         started.append(services.spawn(settings, tmp_path / f"service-{len(started)}"))
         services.wait_until_ready(started[-1], wait_for)
         return started[-1]

@@ -14,6 +14,8 @@ from urllib.request import urlopen
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 20.0
 STOP_SECONDS = 45.0
+PROCESSES = int(os.environ.get("DATASTORAGE_TEST_PROCESSES", "1"))
+"""Of each service that a test does not start with another number."""
 OTHER_SETTINGS = ("DATASTORAGE_", "CONFIG_PATH", "PORT", "HEALTH_PORT")
 
 _spawned: list[subprocess.Popen[bytes]] = []
@@ -35,7 +37,7 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
     env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
     env |= {
         f"DATASTORAGE_{name.upper()}": str(value)
-        for name, value in (_default_directories(directory) | settings | {"port": port}).items()
+        for name, value in (_defaults(directory) | settings | {"port": port}).items()
         if value is not None
     }
     with log.open("wb") as output:
@@ -60,9 +62,9 @@ def kill_running() -> None:
     _spawned.clear()
 
 
-def _default_directories(directory: Path) -> dict[str, object]:
-    """Instead of those in the user's state directory."""
-    return {"spool_dir": directory / "spool", "signer_cert_dir": directory / "certificate"}
+def _defaults(directory: Path) -> dict[str, object]:
+    """PROCESSES processes, and directories instead of those in the user's state directory."""
+    return {"processes": PROCESSES, "spool_dir": directory / "spool", "signer_cert_dir": directory / "certificate"}
 
 
 def free_port() -> int:

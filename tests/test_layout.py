@@ -44,12 +44,14 @@ MAY_IMPORT = {
     "export": "events query verify tlog db sql tables errors",
     # presence: what the probes show
     "api": "auth events ingest tlog verify query export retention presence go_duration db logs settings errors metrics tracing",
-    "main": "api auth events ingest tlog verify query export retention schema presence db settings state_dir errors",
+    # api: which requests another process answers; presence: the supervisor ends with the service's reason
+    "pod": "api ingest presence settings errors",
+    "main": "pod api auth events ingest tlog verify query export retention schema presence db settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",
     "connection": "exchange framing errors",
     "tls": "config_file watched_file errors metrics",
-    "serve": "connection main tls presence settings errors",  # uvicorn around main
+    "serve": "connection main pod tls presence settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "",  # a client: it could be shipped alone
     "show": "terminal",  # as simulate

@@ -74,6 +74,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            self._access_log.flush()  # the lifespan is over
             return
         started = perf_counter()
         request_headers = self._prepare(scope)
@@ -148,6 +149,7 @@ class Front:
                 return preflight
             self._check_head(scope)
             self._check_content_length(request, request_headers)
+            _check_dispatch(scope)
             if scope["path"].startswith(GUARDED_PREFIX):
                 fields = await self._access_control.admit(request, request_headers.get(b"authorization"))
                 extra_headers += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
@@ -201,3 +203,10 @@ class Front:
         method, route = scope["method"], self._route(scope)
         metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(seconds)
         self._access_log.write(scope, status, size, seconds)
+
+
+def _check_dispatch(scope: Scope) -> None:
+    """Raise the refusal of a request that another process of the pod should have answered (app/pod/dispatch.py)."""
+    refusal: AuditError | None = scope["state"].get("refusal")
+    if refusal is not None:
+        raise refusal

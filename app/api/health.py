@@ -55,9 +55,15 @@ async def health(request: Request) -> Response:
 
 
 @router.get("/metrics")
-async def metrics() -> Response:
+async def metrics(request: Request) -> Response:
     """Every metric, as Prometheus text."""
-    return Response(generate_latest(REGISTRY), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+    text = await foundation_of(request).metrics_text()
+    return Response(text, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
+
+
+async def own_metrics() -> bytes:
+    """The metrics of this process."""
+    return generate_latest(REGISTRY)
 
 
 class ExtraPorts:
@@ -88,3 +94,5 @@ class ExtraPorts:
 
 HEALTH_PATHS = frozenset({"/healthz", "/readyz"})
 METRICS_PATHS = frozenset({"/metrics"})
+OWN_PATHS = HEALTH_PATHS | METRICS_PATHS | {"/livez", "/health", "/health/live", "/health/ready"}
+"""What shows the state of the process that writes."""

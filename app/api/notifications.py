@@ -33,6 +33,7 @@ from app.ingest.notifications import (
     parse_notification,
     write,
 )
+from app.ingest.writer import Writer
 from app.query.cursor import NumberedCursor
 from app.query.filter import LIMIT_MAX
 from app.query.notifications import NotificationQuery, page
@@ -125,6 +126,7 @@ async def _write(request: Request, notification: Notification, claim: Claim | No
     deadline = asyncio.get_running_loop().time() + foundation_of(request).settings.single_deadline_ms / 1000
     service = await recording_service(request, deadline)
     writer, spool = service.writer, service.spool
+    assert isinstance(writer, Writer), "posts of notifications are answered by the process that writes"
     with writer.exclusive(claim):
         if spool is not None and await spool.has_notification(notification, claim):
             return None

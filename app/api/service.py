@@ -22,8 +22,8 @@ from app.errors import DatabaseAway, InboxFull
 from app.events.catalog import Catalog
 from app.export.certificate import ExportKeyStore
 from app.ingest.accept import Draft
+from app.ingest.event_writer import EventWriter
 from app.ingest.spool import Spool
-from app.ingest.writer import Writer
 from app.presence import Presence
 from app.settings import Settings
 from app.tlog.keys import SigningKey
@@ -44,6 +44,8 @@ class Foundation:
     byte_budget: ByteBudget
     read_slots: ReadSlots
     export_key_store: ExportKeyStore
+    metrics_text: Callable[[], Awaitable[bytes]]
+    """Every metric, as Prometheus reads it."""
     spool: Spool | None = None
     """Opened before the database is searched for, so that what waits in it can be read. None without a spool."""
 
@@ -52,13 +54,15 @@ class Foundation:
 class Service(Foundation):
     """Everything that a request can need. Until `presence.database_seen` its writer only spools, and nothing reads."""
 
-    writer: Writer
+    writer: EventWriter
     log_name: str
     signing_key: SigningKey | None
     """None where checkpoints are not signed."""
 
     @classmethod
-    def started(cls, foundation: Foundation, *, writer: Writer, log_name: str, signing_key: SigningKey | None) -> Self:
+    def started(
+        cls, foundation: Foundation, *, writer: EventWriter, log_name: str, signing_key: SigningKey | None
+    ) -> Self:
         """The service on this foundation."""
         shared = {field.name: getattr(foundation, field.name) for field in fields(Foundation)}
         return cls(**shared, writer=writer, log_name=log_name, signing_key=signing_key)

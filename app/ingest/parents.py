@@ -11,14 +11,14 @@ from app import metrics
 from app.db import fetch
 from app.errors import DatabaseAway
 from app.ingest.accept import Draft
-from app.ingest.writer import Writer
+from app.ingest.event_writer import EventWriter
 from app.sql import load
 
 SQL = load("ingest")
 
 
 async def find_parent_dates(
-    engine: AsyncEngine, writer: Writer, drafts: Sequence[Draft], deadline: float
+    engine: AsyncEngine, writer: EventWriter, drafts: Sequence[Draft], deadline: float
 ) -> dict[UUID, date | None]:
     """Dates of the parents of `drafts`, by id: from Postgres, then from the events that wait to be written.
 
@@ -37,7 +37,7 @@ async def find_parent_dates(
                 rows = await fetch(engine, SQL["parents"], list(ids))
             dates = {row["event_id"]: row["event_date"] for row in rows}
         except (DatabaseAway, TimeoutError):
-            if writer.spool is None:
+            if not writer.has_spool:
                 raise DatabaseAway from None
             unchecked = True
     if missing := ids - dates.keys():

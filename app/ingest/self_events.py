@@ -16,8 +16,8 @@ from app.events import ids
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.ingest.accept import Acceptance, Event, accept, check_item
+from app.ingest.event_writer import EventWriter
 from app.ingest.submission import Submission
-from app.ingest.writer import Writer
 
 ACTOR = "datastorage-service"
 _CATALOG = Catalog(allow_self_events=True)
@@ -49,7 +49,7 @@ def self_event(log_name: str, payload: dict[str, Any], *, about: UUID | None = N
     return accept([draft], [event_id], Acceptance(now, {}, log_name))[0]
 
 
-async def write_self_event(writer: Writer, event: Event, deadline_ms: int) -> None:
-    """Have this process's writer store `event`, in order with all others. Raises what Writer.submit() raises."""
+async def write_self_event(writer: EventWriter, event: Event, deadline_ms: int) -> None:
+    """Have the pod's writer store `event`, in order with all others. Raises what Writer.submit() raises."""
     deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
     await writer.submit(Submission([event], {}, may_exist=False), deadline)

@@ -56,6 +56,8 @@ class Spool:
         """Lock the directory, and create it if there is none. Raises Fatal when another process uses it, or nobody can."""
         self.directory = directory
         self.depth = Depth()
+        self.on_depth: Callable[[Depth], None] = lambda _: None
+        """Called after every change of `depth`, before anybody is answered."""
         self._bytes_max = bytes_max
         self._correlations: Counter[str] = Counter()
         """How many requests of each correlation wait."""
@@ -131,15 +133,21 @@ class Spool:
                     submission.fail(failed)
                 return
             for (submission, _, body), outcome in zip(requests, outcomes, strict=True):
-                if isinstance(outcome, AuditError):
-                    submission.fail(outcome)
-                    continue
-                if outcome:
-                    self._count(outcome, len(body), +1)
-                    metrics.SPOOLED.inc(len(outcome))
-                    metrics.DLQ_XADD.labels("audit_events").inc(len(outcome))
-                submission.finish(spooled=True)
+                self._end(submission, outcome, len(body))
         self._update_metrics()
+
+    def _end(self, submission: Submission, outcome: Sequence[Event] | AuditError, size: int) -> None:
+        """Finish a submission of which the events in `outcome` were added, or fail it."""
+        if isinstance(outcome, AuditError):
+            submission.fail(outcome)
+            return
+        if outcome:
+            self._count(outcome, size, +1)
+            metrics.SPOOLED.inc(len(outcome))
+            metrics.DLQ_XADD.labels("audit_events").inc(len(outcome))
+        if submission.outcome.done():  # it was too late for its client, or was committed meanwhile
+            metrics.ACCEPTED.inc(len(outcome))
+        submission.finish(spooled=True)
 
     async def next(self, events_max: int, bytes_max: int, log_name: str) -> list[SpooledRequest]:
         """The oldest waiting requests, up to the limits, at least one if there is any."""
@@ -287,6 +295,7 @@ class Spool:
 
     def _update_metrics(self) -> None:
         depth = self.depth
+        self.on_depth(depth)
         metrics.SPOOL_EVENTS.set(depth.events)
         metrics.SPOOL_BYTES.set(depth.bytes)
         metrics.SPOOL_QUARANTINED.set(depth.quarantined)

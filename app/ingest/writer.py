@@ -14,6 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from time import perf_counter
 from uuid import UUID
@@ -22,6 +23,7 @@ from app import metrics, tracing
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
 from app.ingest.claim import Claim, key_reused
+from app.ingest.event_writer import WriterState
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledRequest
 from app.ingest.store import Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store, Stored
@@ -29,16 +31,33 @@ from app.ingest.submission import Submission, conflict
 from app.settings import Settings
 
 _RESEND_RETRIES_MAX = 3
+_SPOOL_SECONDS = 0.25  # before its deadline, so that what is spooled instead is answered in time
 _COMMIT_SECONDS_MIN = 2.0  # for one commit, however late it begins
 
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class _OwnState:
+    away: bool = False
+
+
 class Writer:
     """Owns the inbox, the spool, and the only task that uses the store."""
 
-    def __init__(self, store: Store, settings: Settings, spool: Spool | None = None, *, away: bool = False) -> None:
-        """`away`: nothing is written to Postgres before `on_presence` says that it is there. Only with a spool."""
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        spool: Spool | None = None,
+        state: WriterState | None = None,
+        *,
+        away: bool = False,
+    ) -> None:
+        """`state` is where others see what this writer lets them see.
+
+        `away`: nothing is written to Postgres before `on_presence` says that it is there. Only with a spool.
+        """
         self.store = store
         self.spool = spool
         self._settings = settings
@@ -51,13 +70,16 @@ class Writer:
         self._claims_running: set[tuple[str, str]] = set()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._away = away
-        """Postgres was away at the last flush: what arrives is spooled until `on_presence`."""
+        self._state = state or _OwnState()
+        """While it is away, what arrives is spooled until `on_presence`."""
+        self._state.away = away
         self._spool_failed = False
         """Replay waits for `on_presence`, which mends the spool."""
         self._committed_at = 0.0
         """When the last flush was committed, on the event loop's clock."""
-        self._spooling_tasks: set[asyncio.Task[None]] = set()
+        self._late: list[Submission] = []
+        """Near their deadline, to be spooled."""
+        self._spooling: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -78,7 +100,9 @@ class Writer:
             self._bytes_waiting += size
             metrics.ACCEPTED.inc(events)
             self._arrived.set()
-            timer = asyncio.get_running_loop().call_at(deadline, self._on_deadline, submission)
+            loop = asyncio.get_running_loop()
+            early = min(_SPOOL_SECONDS, (deadline - loop.time()) / 4)
+            timer = loop.call_at(deadline - early, self._before_deadline, submission, deadline)
             try:
                 return await submission.outcome
             except AuditError as error:
@@ -111,22 +135,29 @@ class Writer:
         finally:
             self._claims_running.discard(name)
 
-    def _on_deadline(self, submission: Submission) -> None:
+    def _before_deadline(self, submission: Submission, deadline: float) -> None:
         """Fail `submission`, or spool it if it is in a flush or nothing was committed since it arrived: then Postgres stalls.
 
-        Its outcome may be unknown then; replay looks every id up.
+        Its outcome may be unknown then; replay looks every id up. At the deadline it fails, also if the spool's disk stalls.
         """
         if submission.outcome.done():
             return
+        asyncio.get_running_loop().call_at(deadline, submission.fail, DatabaseAway())
         if self.spool is None:
-            submission.fail(DatabaseAway())
-        elif submission not in self._in_flush and self._committed_at > submission.arrived:
+            return
+        if submission not in self._in_flush and self._committed_at > submission.arrived:
             submission.fail(InboxFull())
         else:
             submission.may_exist = True
-            task = asyncio.create_task(self.spool.append([submission]))
-            self._spooling_tasks.add(task)
-            task.add_done_callback(self._spooling_tasks.discard)
+            self._late.append(submission)
+            if self._spooling is None or self._spooling.done():
+                self._spooling = asyncio.create_task(self._spool_late(self.spool))
+
+    async def _spool_late(self, spool: Spool) -> None:
+        """Spool what is near its deadline, all that has come together at once: each append waits for the disk."""
+        while self._late:
+            late, self._late = self._late, []
+            await spool.append(late)
 
     async def waiting_event_dates(self, ids: set[UUID]) -> dict[UUID, date]:
         """Dates of those of `ids` that wait to be written, for events that name them as their parent."""
@@ -137,7 +168,12 @@ class Writer:
     @property
     def away(self) -> bool:
         """Whether Postgres was away at the last flush."""
-        return self._away
+        return self._state.away
+
+    @property
+    def has_spool(self) -> bool:
+        """Whether requests are spooled while Postgres is away."""
+        return self.spool is not None
 
     async def on_presence(self, database_up: bool) -> None:
         """Mend a spool that has failed. If Postgres answers, replay what is spooled and write what arrives to Postgres again."""
@@ -145,14 +181,14 @@ class Writer:
             await self.spool.mend()
         if not database_up:
             return
-        self._away = self._spool_failed = False
+        self._state.away = self._spool_failed = False
         if self._replay_is_due:
             self._arrived.set()
 
     @property
     def _replay_is_due(self) -> bool:
         waits = self.spool is not None and self.spool.depth.requests > 0
-        return waits and not (self._away or self._spool_failed or self._closing)
+        return waits and not (self._state.away or self._spool_failed or self._closing)
 
     async def close(self) -> None:
         """Write or spool what waits in the inbox, then end."""
@@ -160,7 +196,8 @@ class Writer:
         self._arrived.set()
         if self._task is not None:
             await self._task
-        await asyncio.gather(*self._spooling_tasks)
+        if self._spooling is not None:
+            await self._spooling
         await self.store.close()
 
     async def _run(self) -> None:
@@ -187,7 +224,7 @@ class Writer:
             if now:
                 await self._write(now)
         except DatabaseAway:
-            self._away = self.spool is not None
+            self._state.away = self.spool is not None
             # In one append, in the order of arrival: events of one correlation may be in both parts.
             later = [s for s in submissions if not s.outcome.done()]
         except Exception as error:  # the top of the loop: one failed flush must not end the writer
@@ -206,7 +243,7 @@ class Writer:
         self, spool: Spool, submissions: list[Submission]
     ) -> tuple[list[Submission], list[Submission]]:
         """(what may be written now, what has to be spooled): whole requests, in order for each correlation."""
-        if self._away:
+        if self._state.away:
             return [], submissions
         if not spool.depth.requests:
             return submissions, []
@@ -230,13 +267,13 @@ class Writer:
             for portion in _without_repeated_ids(requests):
                 await self._replay_requests(spool, portion)
         except DatabaseAway:
-            self._away = True
+            self._state.away = True
         except SpoolFailed:
             self._spool_failed = True
         except Exception:  # the top of the loop, as above
             log.exception("replay failed unexpectedly")
             self.store.disconnect()
-            self._away = True
+            self._state.away = True
 
     async def _replay_requests(self, spool: Spool, requests: list[SpooledRequest]) -> None:
         submissions = [Submission(request.events, {}, may_exist=True, claim=request.claim) for request in requests]

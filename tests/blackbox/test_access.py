@@ -172,6 +172,7 @@ def test_what_stands_before_whom(kubernetes: httpx.Client, api: ApiServer) -> No
         assert (refused.status_code, refused.json()["type"]) == (403, "about:blank"), path
 
 
+@pytest.mark.every_pod
 def test_denials_word_for_word(kubernetes: httpx.Client, api: ApiServer) -> None:
     """A client of the reference gets another text, or is admitted."""
     api.add("kube-all", ACCOUNT + "all", ALL)

@@ -335,6 +335,7 @@ def test_every_text_comes_back(client: httpx.Client, tmp_path: Path) -> None:
         assert (code, f"{len(odd)} have the hash" in output) == (0, True), output
 
 
+@pytest.mark.every_pod
 def test_own_events_only_when_asked_for(service: Callable[..., Service], signing_key: Path) -> None:
     """Exports are not recorded on an installation that wants it, or the records turn up in everybody's exports."""
     settings = {"audit_exports": True, "checkpoint_key_file": signing_key}

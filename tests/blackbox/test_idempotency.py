@@ -6,6 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 import httpx
+import pytest
 
 from tests.events import make_event
 from tests.proxy import proxy
@@ -14,6 +15,7 @@ from tests.services import Service
 EVENTS, BATCH = "/api/v1/audit/events", "/api/v1/audit/events/batch"
 
 
+@pytest.mark.every_pod
 async def test_same_key_same_answer(service: Callable[..., Service], connection: Any) -> None:
     """A retry under its key is stored again, in another replica or in another spelling of the same JSON."""
     urls = [(await asyncio.to_thread(service)).url for _ in range(2)]
@@ -49,6 +51,7 @@ async def test_another_body_under_a_key(service: Callable[..., Service], connect
     assert await connection.fetchval("SELECT count(*) FROM audit_events") == 3
 
 
+@pytest.mark.every_pod
 async def test_key_whose_first_request_still_runs(service: Callable[..., Service], database_url: str) -> None:
     """A second request under a key is written beside the first, or waits without an answer."""
     async with proxy(database_url) as between:

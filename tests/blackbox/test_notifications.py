@@ -227,6 +227,7 @@ async def test_away_without_a_spool(database_url: str, service: Callable[..., Se
         assert (await client.post(url, json=make())).status_code == 201
 
 
+@pytest.mark.every_pod
 async def test_spooled_and_replayed(database_url: str, service: Callable[..., Service], connection: Any) -> None:
     """A notification that was acknowledged in an outage is lost, or stored twice, or a second one takes its id."""
     async with proxy(database_url) as between, httpx.AsyncClient(timeout=30) as client:

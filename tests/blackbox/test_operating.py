@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
+import pytest
 
 from tests.databases import create, drop, scratch
 from tests.events import make_event
@@ -68,6 +69,7 @@ def test_metrics(service: Callable[..., Service]) -> None:
     assert "_created" not in text
 
 
+@pytest.mark.every_pod
 def test_extra_ports(service: Callable[..., Service]) -> None:
     """The health port or the metrics port serves something else, or not at all."""
     health_port, metrics_port = free_port(), free_port()
@@ -156,6 +158,7 @@ async def until(client: httpx.AsyncClient, url: str, status: int) -> Any:
     raise AssertionError(f"{url} does not answer {status}")
 
 
+@pytest.mark.every_pod
 def test_shutdown_answers_what_is_in_flight(service: Callable[..., Service]) -> None:
     """A request that was accepted before SIGTERM is not answered, or readiness ends too late."""
     running = service(propagation_delay_ms=500)

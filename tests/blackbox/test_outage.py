@@ -80,6 +80,7 @@ async def started(service: Callable[..., Service], database_url: str, **settings
             yield Outage(between, running, client)
 
 
+@pytest.mark.every_pod
 async def test_answers_while_postgres_is_away(outage: Outage) -> None:
     """An event that is safe on disk is not acknowledged, or the service is taken out of service."""
     await outage.begin()
@@ -283,6 +284,7 @@ async def test_start_without_postgres(database_url: str, tmp_path: Any) -> None:
     assert "waiting for Postgres" in one.log.read_text()
 
 
+@pytest.mark.every_pod
 async def test_every_event_is_accounted_for(outage: Outage) -> None:
     """The counters do not add up: a loss could not be seen."""
     await outage.post()
@@ -328,7 +330,7 @@ async def test_postgres_that_stops_answering(
     service: Callable[..., Service], database_url: str, connection: Any
 ) -> None:
     """A server that receives statements and never answers delays every request to its deadline, for ever."""
-    async with started(service, database_url, single_deadline_ms=700) as outage:
+    async with started(service, database_url, single_deadline_ms=2_000) as outage:
         await outage.post()
         outage.between.silent = True
         started_at = time.monotonic()

@@ -303,6 +303,7 @@ def test_ten_thousand_events_at_once(client: httpx.Client) -> None:
     assert found["pagination"]["total"] == 200
 
 
+@pytest.mark.every_pod
 def test_parent(client: httpx.Client) -> None:
     """A child is stored without its parent, or does not get its parent's date."""
     parent = client.post(EVENTS, json=make_event(event_timestamp=stamp(days=-3))).json()

@@ -87,7 +87,13 @@ class Replica:
         """A new process on a new port."""
         port = free_port()
         env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
-        common = {"database_url": self._database_url, "spool_dir": self.spool, "port": port, "access_log": False}
+        common = {
+            "database_url": self._database_url,
+            "spool_dir": self.spool,
+            "port": port,
+            "access_log": False,
+            "processes": 1,
+        }
         for name, value in (common | self._needs.settings | settings).items():
             env[f"DATASTORAGE_{name.upper()}"] = str(value)
         env["PYTHONPATH"] = str(ROOT)

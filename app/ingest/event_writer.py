@@ -1,0 +1,26 @@
+"""What requests use of the writer, wherever it runs: in this process, or in another one of the pod."""
+
+from datetime import date
+from typing import Protocol
+from uuid import UUID
+
+from app.ingest.submission import Submission
+
+
+class EventWriter(Protocol):
+    """The pod's one writer. app/ingest/writer.py says what each of these does."""
+
+    @property
+    def away(self) -> bool: ...
+    @property
+    def has_spool(self) -> bool: ...
+    async def submit(self, submission: Submission, deadline: float) -> bool: ...
+    async def waiting_event_dates(self, ids: set[UUID]) -> dict[UUID, date]: ...
+    async def close(self) -> None: ...
+
+
+class WriterState(Protocol):
+    """What the writer lets others see at once."""
+
+    away: bool
+    """Postgres was away at the last flush."""

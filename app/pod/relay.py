@@ -1,0 +1,240 @@
+"""Has a request answered by another process of the pod: ASGI messages over a local socket, one request at a time on each.
+
+Back pressure goes through: while the client does not read, nothing is read from the process that answers, and that waits. When
+the client is gone, the connection is closed, and the application that answers gets http.disconnect.
+
+From this process come the scope and the messages of the body; from the other one the messages of the answer, and at its end
+whether the connection can be used for another request.
+"""
+
+import asyncio
+import logging
+from asyncio import IncompleteReadError, StreamReader, StreamWriter
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from zlib import crc32
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.pod.messages import connect, is_own_peer, listen, pack, read
+
+_IDLE_MAX = 32
+_PIECE_BYTES = 64 * 1024
+_PATIENCE_SECONDS = 0.8  # for a process that starts again
+_PAUSE_SECONDS = 0.05
+_MEMBERS = (
+    *("type", "asgi", "http_version", "scheme", "method", "path", "raw_path", "query_string", "root_path", "headers"),
+    *("client", "server"),
+)
+_BROKEN = (OSError, IncompleteReadError)
+
+log = logging.getLogger(__name__)
+
+
+class NobodyAnswers(Exception):
+    """No process took the request, or it ended before it began to answer."""
+
+
+class _Connection:
+    """One connection to a process that answers requests."""
+
+    def __init__(self, name: str, reader: StreamReader, writer: StreamWriter) -> None:
+        self.name = name
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, message: object) -> None:
+        await _write(self.writer, message)
+
+
+async def _write(writer: StreamWriter, message: object) -> None:
+    """Send one message, and wait while the other end does not read. Raises OSError when it is gone."""
+    if writer.is_closing():
+        raise ConnectionResetError
+    writer.write(pack(message))
+    await writer.drain()
+
+
+class Relay:
+    """The ASGI application that has each request answered by one of the processes that listen under `names`."""
+
+    def __init__(self, names: Sequence[str], *, by_caller: bool) -> None:
+        """`by_caller`: all requests of one caller go to one process as long as it is there, since it counts them."""
+        self._names = list(names)
+        self._by_caller = by_caller
+        self._idle: list[_Connection] = []
+        self._running = dict.fromkeys(names, 0)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Raises NobodyAnswers."""
+        connection = await self._connection(self._preferred(scope))
+        self._running[connection.name] += 1
+        try:
+            reusable = await _Exchange(connection, receive, send).run(scope)
+        except BaseException:
+            connection.writer.close()
+            raise
+        finally:
+            self._running[connection.name] -= 1
+        if reusable and len(self._idle) < _IDLE_MAX:
+            self._idle.append(connection)
+        else:
+            connection.writer.close()
+
+    def close(self) -> None:
+        """Close the connections that nothing uses."""
+        for connection in self._idle:
+            connection.writer.close()
+        self._idle.clear()
+
+    def _preferred(self, scope: Scope) -> str:
+        if not self._by_caller:
+            return min(self._names, key=self._running.__getitem__)
+        sent = dict(scope["headers"]).get(b"authorization") or (scope.get("client") or ("",))[0].encode()
+        return self._names[crc32(sent) % len(self._names)]
+
+    async def _connection(self, preferred: str) -> _Connection:
+        """A connection to the preferred process, else to another one. Waits a little for one that starts again."""
+        for index in range(len(self._idle) - 1, -1, -1):
+            if self._idle[index].name == preferred:
+                connection = self._idle.pop(index)
+                if not (connection.reader.at_eof() or connection.writer.is_closing()):
+                    return connection
+        deadline = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
+        while True:
+            for name in sorted(self._names, key=lambda one: one != preferred):
+                with suppress(OSError):
+                    reader, writer = await asyncio.open_unix_connection(sock=connect(name), limit=_PIECE_BYTES)
+                    return _Connection(name, reader, writer)
+            if asyncio.get_running_loop().time() > deadline:
+                raise NobodyAnswers
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+
+class _Exchange:
+    """One request and its answer."""
+
+    def __init__(self, connection: _Connection, receive: Receive, send: Send) -> None:
+        self._connection = connection
+        self._receive = receive
+        self._send = send
+        self._body_is_sent = False
+        self._client_is_gone = False
+        self._is_complete = False
+
+    async def run(self, scope: Scope) -> bool:
+        """Returns whether the connection can be used for another request. Raises NobodyAnswers before the answer has begun."""
+        begun = False
+        sending = None
+        try:
+            await self._connection.send({name: scope[name] for name in _MEMBERS if name in scope})
+            sending = asyncio.create_task(self._send_body())
+            while isinstance(message := await read(self._connection.reader), dict):
+                begun = True
+                self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
+                await self._send(message)
+        except _BROKEN as error:
+            if self._client_is_gone or self._is_complete:
+                return False
+            if not begun:
+                raise NobodyAnswers from error
+            raise  # the server closes the client's connection: its answer stays incomplete
+        finally:
+            if sending is not None:
+                sending.cancel()
+        return bool(message) and self._is_complete and self._body_is_sent
+
+    async def _send_body(self) -> None:
+        """Send the body as it arrives, then wait for the end of the client's connection, which ends the exchange.
+
+        Servers say http.disconnect when the answer is complete too.
+        """
+        with suppress(*_BROKEN):
+            while (message := await self._receive())["type"] != "http.disconnect":
+                await self._connection.send(message)
+                self._body_is_sent = self._body_is_sent or not message.get("more_body", False)
+        if not self._is_complete:
+            self._client_is_gone = True
+            self._connection.writer.transport.abort()
+
+
+class RelayServer:
+    """Answers the requests that other processes of the pod relay to this one."""
+
+    def __init__(self, app: ASGIApp, name: str) -> None:
+        self._app = app
+        self._name = name
+        self._server: asyncio.Server | None = None
+        self._connections: dict[StreamWriter, asyncio.Task[None] | None] = {}
+
+    async def start(self) -> None:
+        """Begin to take requests."""
+        self._server = await asyncio.start_unix_server(self._serve, sock=listen(self._name), limit=_PIECE_BYTES)
+
+    async def close(self) -> None:
+        """End every connection. Nobody uses them any more, or he is not answered."""
+        if self._server is not None:
+            self._server.close()
+        for writer in self._connections:
+            writer.close()
+        await asyncio.gather(*filter(None, self._connections.values()))
+
+    async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
+        self._connections[writer] = asyncio.current_task()
+        with suppress(*_BROKEN):
+            while is_own_peer(writer.transport):
+                request = _Relayed(await read(reader), reader, writer)
+                if not await request.answer(self._app):
+                    break
+        writer.close()
+        self._connections.pop(writer)
+
+
+class _Relayed:
+    """One relayed request, as the application that answers it sees it."""
+
+    def __init__(self, scope: dict[str, Any], reader: StreamReader, writer: StreamWriter) -> None:
+        self._scope = scope
+        self._reader = reader
+        self._writer = writer
+        self._body_is_read = False
+        self._is_gone = False
+
+    async def answer(self, app: ASGIApp) -> bool:
+        """Returns whether the connection can be used for another request."""
+        try:
+            await app(self._scope, self._receive, self._send)
+        except Exception:  # the top of a request, as in the server
+            log.exception("a relayed request failed unexpectedly")
+            return False
+        reusable = self._body_is_read and not self._is_gone
+        await _write(self._writer, reusable)
+        return reusable
+
+    async def _receive(self) -> Message:
+        """The next part of the body; after the body this returns only when the client is gone."""
+        if not self._is_gone:
+            try:
+                message: Message = await read(self._reader)
+            except _BROKEN:
+                self._is_gone = True
+            else:
+                self._body_is_read = not message.get("more_body", False)
+                return message
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        """As a server does it, nothing happens once the client is gone."""
+        body = message.get("body", b"")
+        try:
+            for start in range(0, max(len(body), 1), _PIECE_BYTES):
+                await _write(self._writer, message if len(body) <= _PIECE_BYTES else _piece(message, body, start))
+        except OSError:
+            self._is_gone = True
+
+
+def _piece(message: Message, body: bytes, start: int) -> Message:
+    end = start + _PIECE_BYTES
+    more = end < len(body) or message.get("more_body", False)
+    return {"type": "http.response.body", "body": body[start:end], "more_body": more}

@@ -1,0 +1,233 @@
+"""Several processes as one service: the plan, the relay, the metrics, and what crosses from one process to another."""
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy
+from app.ingest.claim import key_reused
+from app.ingest.store import MonthDetached, RowRefused
+from app.ingest.submission import conflict
+from app.pod import plan, pod_metrics
+from app.pod.plan import Role, slots
+from app.pod.pod_metrics import PodMetrics
+from app.pod.relay import NobodyAnswers, Relay, RelayServer
+from app.settings import PROCESSES_MAX, Settings
+
+
+@pytest.mark.parametrize("processes", range(2, PROCESSES_MAX + 1))
+def test_plan(processes: int) -> None:
+    """A pod writes with two processes, has nobody who reads, or nobody who takes requests."""
+    made = slots(processes)
+    assert [slot.index for slot in made] == list(range(processes))
+    roles = [slot.role for slot in made]
+    assert (roles.count(Role.WRITER), roles[0]) == (1, Role.WRITER)
+    assert roles.count(Role.READER) == (2 if processes >= 6 else 1)
+    assert {slot.role for slot in made if slot.accepts} == {Role.WRITER if processes == 2 else Role.FRONT}
+    assert len({slot.name for slot in made}) == processes
+    assert all(len(slot.name) <= 15 for slot in made)  # what the kernel stores
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "400000 100000"}, 4),
+        ({"pod/cpu.max": "150000 100000", "cpu.max": "400000 100000"}, 1.5),
+        ({"pod/cpu.max": "max 100000", "cpu.max": "300000 100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_cores(files: dict[str, str], cores: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that is granted two cores of sixty-four starts eight processes."""
+    (tmp_path / "pod").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(plan, "_MOUNT", tmp_path)
+    monkeypatch.setattr(plan, "_own_group", lambda: "pod")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert plan.granted_cores() == cores
+    assert plan.process_count(Settings(processes=3)) == 3
+
+
+def test_shares() -> None:
+    """Readers of one pod open twice the connections that the settings allow."""
+    settings = Settings(pool_connections_max=8)
+    made = [plan.settings_of(slot, settings, 8) for slot in slots(8)]
+    assert [one.pool_connections_max for one in made] == [4, 4, 4, 4, 4, 4, 4, 4]
+    assert made[0].inbox_bytes_max == settings.inbox_bytes_max
+    assert (
+        sum(one.inbox_bytes_max for one, slot in zip(made, slots(8), strict=True) if slot.accepts)
+        <= settings.inbox_bytes_max
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(DatabaseAway(), InboxFull(), KeyBusy(), RowRefused("no"), MonthDetached(), key_reused()),
+        *(DatabaseFailed("why", slug="query-error", instance="/x"), conflict(uuid4(), ", which differs")),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_cross(error: AuditError) -> None:
+    """A refusal of the writer loses a member of its problem document on the way to the front."""
+    arrived = pickle.loads(pickle.dumps(error))
+    assert type(arrived) is type(error)
+    assert vars(arrived) == vars(error)
+
+
+async def test_metrics_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A counter falls when a process ends, a gauge of a process that is gone stays, or a new label is lost."""
+    registry = CollectorRegistry()
+    counter, gauge = Counter("c", "", ["l"], registry=registry), Gauge("g", "", registry=registry)
+    histogram = Histogram("h", "", buckets=(1,), registry=registry)
+    counter.labels("a").inc()
+    gauge.set(5)
+    histogram.observe(0.5)
+    monkeypatch.setattr(pod_metrics, "REGISTRY", registry)
+    counted = pod_metrics.samples()
+    counted["c"]["c_total", (("l", "b"),)] = 7.0
+    together = PodMetrics()
+    together.add("other", lambda: together.update("other", counted))
+    text = (await together.text()).decode()
+    assert all(
+        line in text for line in ('c_total{l="a"} 2.0', 'c_total{l="b"} 7.0', "g 10.0", 'h_bucket{le="1.0"} 2.0')
+    )
+    together.remove("other")
+    text = (await together.text()).decode()
+    assert all(line in text for line in ('c_total{l="a"} 2.0', 'c_total{l="b"} 7.0', "g 5.0", "h_count 2.0"))
+    together.add("hangs", lambda: None)
+    assert 'c_total{l="b"} 7.0' in (await together.text()).decode()
+    assert REGISTRY is not registry
+
+
+@asynccontextmanager
+async def _relayed(app: ASGIApp) -> AsyncIterator[Relay]:
+    name = f"test-{token_hex(8)}"
+    server = RelayServer(app, name)
+    await server.start()
+    relay = Relay([name], by_caller=False)
+    try:
+        yield relay
+    finally:
+        relay.close()
+        await server.close()
+
+
+async def test_slow_client_holds_the_answer_back() -> None:
+    """An answer that its client does not read is gathered in memory, in one process or the other."""
+    made = 0
+    ended = asyncio.Event()
+
+    async def endless(_: Scope, receive: Receive, send: Send) -> None:
+        nonlocal made
+        gone = asyncio.create_task(_wait_for_disconnect(receive))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while not gone.done():
+            made += 1
+            await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+        ended.set()
+
+    client = _Client([{"type": "http.request", "body": b"", "more_body": False}])
+    async with _relayed(endless) as relay:
+        request = asyncio.create_task(relay(_SCOPE, client.receive, client.send))
+        client.reads.set()
+        while len(client.sent) < 20:  # noqa: ASYNC110 -- of another task
+            await asyncio.sleep(0)
+        client.reads.clear()
+        before = -1
+        while made != before:  # until the answer makes no progress any more
+            before = made
+            await asyncio.sleep(0.1)
+        assert made * 100_000 - sum(len(one.get("body", b"")) for one in client.sent) < 2_000_000
+        client.gone.set()
+        client.reads.set()
+        await request
+        await ended.wait()
+
+
+async def test_connections_are_used_again() -> None:
+    """Each relayed request opens a connection, or one that was not read to its end serves the next one a wrong body."""
+    scopes = []
+
+    async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        body = b""
+        if scope["path"] != "/early":
+            while True:
+                message = await receive()
+                body += message["body"]
+                if not message.get("more_body"):
+                    break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async with _relayed(echo) as relay:
+        for path, answer in (("/a", b"onetwo"), ("/early", b""), ("/b", b"onetwo"), ("/c", b"onetwo")):
+            client = _Client(
+                [
+                    {"type": "http.request", "body": b"one", "more_body": True},
+                    {"type": "http.request", "body": b"two", "more_body": False},
+                ]
+            )
+            client.reads.set()
+            await relay({**_SCOPE, "path": path}, client.receive, client.send)
+            assert b"".join(one.get("body", b"") for one in client.sent) == answer
+    assert [scope["path"] for scope in scopes] == ["/a", "/early", "/b", "/c"]
+    assert "state" not in scopes[0]
+
+
+async def test_process_that_fails() -> None:
+    """An answer that breaks off looks complete, or one that did not begin is not refused."""
+
+    async def fails(scope: Scope, _: Receive, send: Send) -> None:
+        if scope["path"] == "/later":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError
+
+    async with _relayed(fails) as relay:
+        for path, expected in (("/later", (OSError, EOFError)), ("/at-once", NobodyAnswers)):
+            client = _Client([{"type": "http.request", "body": b"", "more_body": False}])
+            client.reads.set()
+            with pytest.raises(expected):
+                await relay({**_SCOPE, "path": path}, client.receive, client.send)
+
+
+async def _wait_for_disconnect(receive: Callable[[], Awaitable[Message]]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+_SCOPE: dict[str, Any] = {"type": "http", "method": "GET", "path": "/", "headers": [], "state": {"not": "sent"}}
+
+
+class _Client:
+    """A client that sends `messages`, reads only while it wants to, and may go away."""
+
+    def __init__(self, messages: list[Message]) -> None:
+        self.sent: list[Message] = []
+        self.reads, self.gone = asyncio.Event(), asyncio.Event()
+        self._messages = messages
+
+    async def receive(self) -> Message:
+        if self._messages:
+            return self._messages.pop(0)
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        await self.reads.wait()
+        self.sent.append(message)
