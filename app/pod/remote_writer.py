@@ -52,7 +52,10 @@ class RemoteWriter:
             self._messages.send(("part", number, encode_events(part)))
             await self._messages.sent()
         rest = {"refusals": submission.refusals, "may_exist": submission.may_exist, "claim": submission.claim}
-        return bool(await self._ask(deadline, "submit", number, encode_events(last), rest, deadline))
+        is_spooled, submission.stored_as = await self._ask(
+            deadline, "submit", number, encode_events(last), rest, deadline
+        )
+        return bool(is_spooled)
 
     async def waiting_event_dates(self, ids: set[UUID]) -> dict[UUID, date]:
         """As Writer.waiting_event_dates()."""

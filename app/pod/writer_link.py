@@ -1,7 +1,7 @@
 """The writer's end of the connections by which the other processes of the pod hand it events, and it asks them for metrics.
 
 Messages to the writer:   ("part", number, events)                               a further part of a large submission
-                          ("submit", number, events, rest, deadline)             answered with (number, error, cause, is_spooled)
+                          ("submit", number, events, rest, deadline)             answered with (number, error, cause, (is_spooled, stored_as))
                           ("dates", number, ids)                                 answered with (number, error, cause, dates)
                           ("samples", samples)                                   the answer to METRICS_PLEASE
 `events` is what encode_events() makes. A deadline is on the clock that all processes of one machine share.
@@ -30,7 +30,18 @@ log = logging.getLogger(__name__)
 
 def encode_events(events: Sequence[Event]) -> EncodedEvents:
     """Tuples, which are sent in half the time of objects."""
-    return [(e.id.int, e.correlation_id, e.row[1:], e.record, e.digest, e.payload_bytes) for e in events]
+    return [
+        (e.id.int, e.correlation_id, e.row[1:], e.record, e.digest, e.payload_bytes, e.metadata, e.other_ids)
+        for e in events
+    ]
+
+
+def decode_events(events: EncodedEvents) -> list[Event]:
+    """The events that encode_events() was called with."""
+    return [
+        Event(event_id := UUID(int=number), correlation_id, (event_id, *row), *others)
+        for number, correlation_id, row, *others in events
+    ]
 
 
 class WriterLink:
@@ -67,21 +78,24 @@ class WriterLink:
         """Do what a message from the other end of `messages` asks for."""
         match message:
             case "part", number, events:
-                self._parts.setdefault((messages, number), []).extend(_decode_events(events))
+                self._parts.setdefault((messages, number), []).extend(decode_events(events))
             case "submit", number, events, rest, deadline:
                 parts = self._parts.pop((messages, number), [])
-                self._answer(messages, number, self._submit([*parts, *_decode_events(events)], rest, deadline))
+                self._answer(messages, number, self._submit([*parts, *decode_events(events)], rest, deadline))
             case "dates", number, ids:
                 self._answer(messages, number, self._waiting_event_dates(ids))
             case "samples", samples:
                 self._metrics.update(messages, samples)
 
-    async def _submit(self, events: Sequence[Event], rest: dict[str, Any], deadline: float) -> bool:
+    async def _submit(
+        self, events: Sequence[Event], rest: dict[str, Any], deadline: float
+    ) -> tuple[bool, dict[UUID, UUID]]:
         """Have the writer store the events. DatabaseAway if they were made for another log than it writes to."""
         writer = self._writer()
         if writer is None or events[0].record["log"] != writer.store.log_name:
             raise DatabaseAway
-        return await writer.submit(Submission(events, **rest), deadline)
+        submission = Submission(events, **rest)
+        return await writer.submit(submission, deadline), submission.stored_as
 
     async def _waiting_event_dates(self, ids: set[UUID]) -> dict[UUID, date]:
         writer = self._writer()
@@ -101,10 +115,3 @@ async def _send_outcome(messages: Messages, number: int, outcome: Coroutine[Any,
     except Exception:  # the other end waits for an answer, whatever failed
         log.exception("a submission of another process failed unexpectedly")
         messages.send((number, AuditError(), "", None))
-
-
-def _decode_events(events: EncodedEvents) -> list[Event]:
-    return [
-        Event(event_id := UUID(int=number), correlation_id, (event_id, *row), record, digest, payload_bytes)
-        for number, correlation_id, row, record, digest, payload_bytes in events
-    ]

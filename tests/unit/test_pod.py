@@ -4,6 +4,7 @@ import asyncio
 import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import fields
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -14,6 +15,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy
+from app.ingest.accept import Event
 from app.ingest.claim import key_reused
 from app.ingest.store import MonthDetached, RowRefused
 from app.ingest.submission import conflict
@@ -21,6 +23,7 @@ from app.pod import plan, pod_metrics
 from app.pod.plan import Role, slots
 from app.pod.pod_metrics import PodMetrics
 from app.pod.relay import NobodyAnswers, Relay, RelayServer
+from app.pod.writer_link import decode_events, encode_events
 from app.settings import PROCESSES_MAX, Settings
 
 
@@ -72,6 +75,14 @@ def test_shares() -> None:
         sum(one.inbox_bytes_max for one, slot in zip(made, slots(8), strict=True) if slot.accepts)
         <= settings.inbox_bytes_max
     )
+
+
+def test_events_cross() -> None:
+    """A member of an event is lost between the process that accepts it and the one that writes it."""
+    event_id = uuid4()
+    event = Event(event_id, "rr-1", (event_id, 1), {"log": "x"}, b"digest", 7, b"{}", (uuid4(),))
+    assert all(getattr(event, field.name) != field.default for field in fields(Event))
+    assert decode_events(pickle.loads(pickle.dumps(encode_events([event])))) == [event]
 
 
 @pytest.mark.parametrize(
