@@ -92,8 +92,8 @@ async def read_body(request: Request, bytes_max: int) -> tuple[bytes, str]:
     reservation: Reservation = request.scope["state"]["reservation"]
     if encoding_of(request.scope["headers"]) == "gzip":
         body = await _read_gzip(request, bytes_max, reservation)
-    elif (length := request.headers.get("content-length", "")).isdecimal():
-        reservation.add(int(length))
+    elif (length := _announced_bytes(request)) is not None:
+        reservation.add(length)
         body = await _read(request, bytes_max, None)
     else:
         body = await _read(request, bytes_max, reservation)
@@ -102,9 +102,19 @@ async def read_body(request: Request, bytes_max: int) -> tuple[bytes, str]:
 
 def is_small(request: Request) -> bool:
     """Whether the body that is announced is small: not one of unknown length, nor one that grows when it is unpacked."""
-    headers = request.headers
-    length = headers.get("content-length", "" if "transfer-encoding" in headers else "0")
-    return length.isdecimal() and int(length) <= SMALL_BYTES and "content-encoding" not in headers
+    length = _announced_bytes(request)
+    return length is not None and length <= SMALL_BYTES
+
+
+def _announced_bytes(request: Request) -> int | None:
+    """The body's size by the request's head; None if that does not say what it will be in memory."""
+    length = b"0"
+    for name, value in request.scope["headers"]:
+        if name == b"content-length":
+            length = value
+        elif name in {b"transfer-encoding", b"content-encoding"}:
+            return None
+    return int(length) if length.isdigit() else None
 
 
 def wrong_type(media_type: str, expected: str) -> BadRequest:
