@@ -29,14 +29,23 @@ def main() -> int:
     arguments = _parser().parse_args()
     try:
         return int(arguments.run(arguments) or 0)
-    except Fatal as error:
-        print(f"datastorage: {error.detail}", file=sys.stderr)
+    except AuditError as error:
+        print(f"datastorage: {_with_cause(error)}", file=sys.stderr)
         return 1
     except OSError as error:  # a file, a directory or a port that the system refuses
         print(f"datastorage: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _with_cause(error: AuditError) -> str:
+    """The text of an error; for one of the database with what the server has answered."""
+    if isinstance(error, Fatal) or error.__cause__ is None:
+        return error.detail
+    from app.database_url import reason
+
+    return f"{error.detail} ({reason(error.__cause__)})"
 
 
 def _exit_quietly(sig: int, frame: FrameType | None) -> None:
@@ -287,10 +296,7 @@ def _retention(arguments: argparse.Namespace) -> None:
             note = "  goes as a whole" if one.whole else ""
             print(f"{one.month.first:%Y-%m}  {rows.total}  {rows.due}  {rows.held}  {rows.not_due}{note}")
         return
-    try:
-        done = asyncio.run(purge.run(settings, now))
-    except AuditError as error:
-        raise Fatal(error.detail) from None
+    done = asyncio.run(purge.run(settings, now))
     print(f"Run {done.run_id}: {done.rows_deleted} of {done.rows_scanned} events purged.")
     for state, months in (("dropped", done.dropped), ("put back", done.restored)):
         if months:
@@ -310,10 +316,7 @@ def _erase(arguments: argparse.Namespace) -> None:
     except ValueError as error:
         raise Fatal(f"--event-id: {error}") from None
     erasure = erase.Erasure(arguments.reason, arguments.by, ids, arguments.actor, arguments.correlation_id)
-    try:
-        done = asyncio.run(erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run))
-    except AuditError as error:
-        raise Fatal(error.detail) from None
+    done = asyncio.run(erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run))
     result = "would be erased" if arguments.dry_run else f"erased by erasure {done.erasure_id}"
     print(f"{len(done.events)} event(s) {result}.")
     if done.unsealed:
@@ -326,7 +329,7 @@ async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
     """Upgrade the schema as soon as Postgres can be reached. Fatal if that takes longer than `wait_seconds`, or on an error."""
     import asyncio
 
-    from app import db, schema
+    from app import database_url, db, schema
 
     assert settings.database_url is not None
     end = time.monotonic() + wait_seconds
@@ -335,7 +338,7 @@ async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
             await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
         except db.DATABASE_ERRORS as error:
             if db.failure_kind(error) is not db.FailureKind.AWAY or time.monotonic() >= end:
-                raise Fatal(f"The database cannot be migrated: {str(error) or repr(error)}") from error
+                raise Fatal(f"The database cannot be migrated: {database_url.reason(error)}") from error
             await asyncio.sleep(_RETRY_SECONDS)
         else:
             return

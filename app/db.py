@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import asyncpg
 from sqlalchemy import event
@@ -17,27 +17,29 @@ from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
+from app import database_url
 from app.errors import AuditError, DatabaseAway, DatabaseBusy, DatabaseFailed, Fatal
 from app.events.record import ip_packed
 from app.settings import Settings
 from app.sql import load
 
-if TYPE_CHECKING:
-    Connection = asyncpg.Connection[asyncpg.Record]
-else:
-    Connection = asyncpg.Connection  # generic for type checkers only
+Connection = database_url.Connection
 
 _CLOSE_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
-_INVALID_URL = (
-    "Invalid configuration: the database's URL is not valid: expected postgresql://user:password@host/database?sslmode=verify-full, "
-    "with percent-encoding for characters that have a meaning in URLs."
-)
 _SERVER_SETTINGS = {
-    "application_name": "datastorage",
     "jit": "off",  # compiling a plan over many partitions costs more than it saves
     "timezone": "UTC",
     "datestyle": "ISO",
+}
+
+_WRITER_SETTINGS = {
+    "plan_cache_mode": "force_generic_plan",
+    "idle_in_transaction_session_timeout": "5s",
+    "tcp_user_timeout": "15s",
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "5",
+    "tcp_keepalives_count": "2",
 }
 
 # Raised when the server or the network fails, rather than a statement. The driver raises its internal error on a connection
@@ -98,32 +100,25 @@ async def connect(settings: Settings, **server_settings: str) -> Connection:
     """One connection. Raises DatabaseAway when none can be opened, and Fatal for a URL that is not valid."""
     assert settings.database_url is not None
     try:
-        return await asyncpg.connect(
+        return await database_url.connect(
             settings.database_url.get_secret_value(),
-            timeout=settings.connect_timeout_ms / 1000,
-            command_timeout=settings.statement_timeout_ms / 1000 + _GRACE_SECONDS,  # for a server that does not answer
-            server_settings=_SERVER_SETTINGS
-            | {"statement_timeout": str(settings.statement_timeout_ms)}
-            | server_settings,
+            seconds=settings.connect_timeout_ms / 1000,
+            command_seconds=settings.statement_timeout_ms / 1000 + _GRACE_SECONDS,  # for a server that does not answer
+            session=_SERVER_SETTINGS | {"statement_timeout": str(settings.statement_timeout_ms)} | server_settings,
         )
-    except ValueError:  # its text may contain the password
-        raise Fatal(_INVALID_URL) from None
     except DATABASE_ERRORS as error:
         raise DatabaseAway from error
 
 
 async def connect_writer(settings: Settings) -> Connection:
-    """The writer's connection. Its timeouts end it when this process freezes in a flush; its statements need one generic plan."""
-    connection = await connect(
-        settings,
-        plan_cache_mode="force_generic_plan",
-        lock_timeout=str(settings.lock_timeout_ms),
-        idle_in_transaction_session_timeout="5s",
-        tcp_user_timeout="15s",
-        tcp_keepalives_idle="5",
-        tcp_keepalives_interval="5",
-        tcp_keepalives_count="2",
-    )
+    """The writer's connection. Its timeouts end it when this process freezes in a flush; its statements need one generic plan.
+
+    Raises DatabaseAway: what was valid at the start can be so again, and events are spooled until then.
+    """
+    try:
+        connection = await connect(settings, **_WRITER_SETTINGS | {"lock_timeout": str(settings.lock_timeout_ms)})
+    except Fatal as error:
+        raise DatabaseAway from error
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=lambda raw: raw[1:]
     )
@@ -208,7 +203,7 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
             except BaseException:
                 pooled.info[_IN_DOUBT] = True
                 raise
-    except (*CONNECTION_ERRORS, SQLAlchemyTimeout) as error:
+    except (*CONNECTION_ERRORS, SQLAlchemyTimeout, Fatal) as error:
         raise DatabaseAway from error
     except (asyncpg.PostgresError, DBAPIError) as error:
         raise _READ_ERRORS.get(failure_kind(error), DatabaseFailed) from error

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from app.database_url import connect
 from app.errors import Fatal
 from app.sql import load
 
@@ -18,6 +19,7 @@ HEAD = "0005_pre_verify"  # the last file of migrations/versions; a constant, so
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 SQL = load("schema")
+_CONNECT_SECONDS = 10.0
 _LOCK = int.from_bytes(b"ds:schem")
 _MIGRATE = "run `datastorage migrate`, or start with `datastorage serve --migrate`"
 
@@ -28,7 +30,7 @@ async def upgrade(database_url: str, log_name: str | None = None) -> None:
     `log_name` is used by the first migration only; None draws a name. Raises Fatal when the schema is newer than HEAD,
     or when Postgres refuses a migration; that migration is rolled back.
     """
-    connection = await asyncpg.connect(database_url)
+    connection = await connect(database_url, seconds=_CONNECT_SECONDS)
     try:
         if await _at_head(connection):
             return

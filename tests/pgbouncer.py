@@ -5,10 +5,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
+
+import pytest
 
 from tests.services import free_port
 from tests.torture.postgres import unprivileged
@@ -20,6 +24,25 @@ _POLL_SECONDS = 0.02
 def program() -> str | None:
     """Where PgBouncer is, if it is installed (Debian: package pgbouncer)."""
     return shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
+needs_pgbouncer = pytest.mark.skipif(program() is None, reason="there is no pgbouncer (apt-get install pgbouncer)")
+
+
+@contextmanager
+def pgbouncer(server_url: str, files: Path | None = None, **options: object) -> Iterator["PgBouncer"]:
+    """One that runs. Its options may name copies of the files in the directory `files`."""
+    with tempfile.TemporaryDirectory(prefix="pgbouncer-") as scratch:
+        Path(scratch).chmod(0o755)
+        one = PgBouncer(server_url, Path(scratch) / "files", **options)
+        for file in files.iterdir() if files else ():
+            shutil.copy(file, Path(scratch) / "files")
+            (Path(scratch) / "files" / file.name).chmod(0o644)
+        one.start()
+        try:
+            yield one
+        finally:
+            one.kill()
 
 
 class PgBouncer:
@@ -84,7 +107,8 @@ class PgBouncer:
         user = unprivileged()  # as root it refuses to run
         with (self._directory / "log").open("ab") as log:
             return subprocess.Popen(
-                [command, self._directory / "pgbouncer.ini"],
+                [command, "pgbouncer.ini"],
+                cwd=self._directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

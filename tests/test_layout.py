@@ -30,14 +30,15 @@ MAY_IMPORT = {
     "auth": "settings watched_file errors metrics",
     "embedded": "state_dir errors",
     "events": "errors",
-    "schema": "sql errors",  # the schema's revision, checked at start
-    "db": "events settings errors sql",  # events: the binary form of an address
+    "database_url": "errors",
+    "schema": "database_url sql errors",  # the schema's revision, checked at start
+    "db": "events database_url settings errors sql",  # events: the binary form of an address
     "workers": "db errors metrics",
     "presence": "db workers settings errors",
     "tlog": "events workers db sql settings errors metrics",
-    "verify": "events tlog workers db sql settings errors metrics terminal",
+    "verify": "events tlog workers database_url db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
-    "ingest": "events schema db workers sql settings errors metrics tracing",
+    "ingest": "events schema database_url db workers sql settings errors metrics tracing",
     "retention": "events ingest schema db workers sql settings errors",  # holds and runs are events too
     "query": "events go_duration db sql tables errors",
     # verify: rows in portions of one snapshot, and the check of a chain's link
@@ -55,7 +56,7 @@ MAY_IMPORT = {
     "openapi": "main api events settings",  # the document of what main wires
     "simulate": "",  # a client: it could be shipped alone
     "show": "terminal",  # as simulate
-    "cli": "auth serve openapi simulate show schema main events ingest tlog verify export retention presence db embedded logs settings state_dir errors tracing",
+    "cli": "auth serve openapi simulate show schema main events ingest tlog verify export retention presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

@@ -6,6 +6,7 @@ from datetime import date, datetime, timedelta
 
 import asyncpg
 
+from app.database_url import connect
 from app.sql import load
 from app.workers import run_forever
 
@@ -42,7 +43,7 @@ async def create_ahead_forever(database_url: str, clock: Callable[[], datetime])
 
 
 async def _create_ahead(database_url: str, today: date) -> None:
-    connection = await asyncpg.connect(database_url, timeout=10, command_timeout=30)
+    connection = await connect(database_url, seconds=10, command_seconds=30)
     try:
         # 92 days after the first of a month always lie in the third month after it.
         created = await ensure(connection, today - timedelta(days=10), today.replace(day=1) + timedelta(days=92))

@@ -123,7 +123,7 @@ ON CONFLICT DO NOTHING
 SELECT DISTINCT a.pid, pg_terminate_backend(a.pid)
 FROM pg_stat_activity a JOIN pg_locks l ON l.pid = a.pid AND l.granted
 WHERE l.relation = 'log_flushes'::regclass AND l.mode = 'RowExclusiveLock' AND a.pid <> pg_backend_pid()
-    AND a.datname = current_database() AND a.usename = current_user AND a.application_name = 'datastorage'
+    AND a.datname = current_database() AND a.usename = current_user AND a.application_name = current_setting('application_name')
     AND a.wait_event = 'ClientRead' AND a.xact_start < now() - interval '5 s'
 
 -- name: retention_days_min

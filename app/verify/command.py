@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from app.database_url import reason
 from app.db import DATABASE_ERRORS, Connection
 from app.errors import DatabaseAway, Fatal
 from app.settings import Settings
@@ -40,10 +41,10 @@ def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) ->
     try:
         return asyncio.run(_verify(arguments, load_settings()))
     except (Fatal, DatabaseAway) as error:
-        reason = error.detail if error.__cause__ is None else f"{error.detail} ({error.__cause__})"
+        message = error.detail if error.__cause__ is None else f"{error.detail} ({reason(error.__cause__)})"
     except DATABASE_ERRORS as error:
-        reason = f"The database could not be read to the end: {error}"
-    _print_error(f"datastorage: {reason}")
+        message = f"The database could not be read to the end: {error}"
+    _print_error(f"datastorage: {message}")
     return EXIT_NOT_VERIFIED
 
 

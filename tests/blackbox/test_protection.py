@@ -88,7 +88,12 @@ def test_a_missing_certificate_is_reported(tmp_path: Path) -> None:
 
 def test_a_missing_url_is_reported(tmp_path: Path) -> None:
     """A service without a database URL waits for ever, or shows the password."""
-    for url in ("notaurl", "postgresql://u:hunter2@127.0.0.1:1/a?sslmode=bogus", "postgresql://u:hunter2@h:p/d"):
+    for url in (
+        "notaurl",
+        "postgresql://u:hunter2@127.0.0.1:1/a?sslmode=bogus",
+        "postgresql://u:hunter2@h:p/d",
+        "postgresql://u:Secr/hunter2#1@h/d",
+    ):
         done = serve({"PORT": str(free_port()), "DATABASE_URL": url, "SPOOL_DIR": str(tmp_path / "spool")})
         assert (done.returncode, "Invalid configuration" in done.stderr, "hunter2" in done.stderr) == (1, True, False)
 

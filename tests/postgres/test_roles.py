@@ -31,7 +31,7 @@ async def roles(database_url: str, connection: Any) -> AsyncIterator[Callable[[s
     await connection.execute(SCRIPT)
     await connection.execute(SCRIPT)  # as after every migration
     joint = "&" if "?" in database_url else "?"
-    yield lambda role: f"{database_url}{joint}role={role}"
+    yield lambda role: f"{database_url}{joint}options=-c%20role={role}"
     for role in ROLES:
         await connection.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}")
     await connection.execute(f"DROP ROLE {', '.join(ROLES)}")

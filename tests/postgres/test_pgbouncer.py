@@ -1,0 +1,92 @@
+"""Through a real PgBouncer: a pool in session mode is as good as the server, a pool by transaction is refused."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import asyncpg
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from app import db
+from app.database_url import TransactionPooling
+from app.settings import Settings
+from tests.events import make_event
+from tests.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.services import ROOT, Service
+
+pytestmark = needs_pgbouncer
+EVENTS = "/api/v1/audit/events"
+
+
+def command(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    env = {"DATASTORAGE_DATABASE_URL": url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "app", *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_session_pool(service: Callable[..., Service], database_url: str) -> None:
+    """The service cannot write or read through a PgBouncer with its own defaults."""
+    with pgbouncer(database_url) as pooler:
+        running = service(database_url=pooler.url)
+        with httpx.Client(base_url=running.url, timeout=30) as client:
+            for _ in range(3):
+                assert client.post(EVENTS, json=make_event(correlation_id="rr-1")).status_code == 201
+            assert client.post(
+                f"{EVENTS}/batch", json=[make_event(correlation_id="rr-1") for _ in range(80)]
+            ).is_success
+            assert len(client.get(EVENTS, params={"correlation_id": "rr-1", "limit": 100}).json()["data"]) == 83
+            assert client.get("/readyz").json() == {"status": "ready"}
+        verified = command(pooler.url, "verify", "--processes", "2")
+        assert (verified.returncode, "no defects found" in verified.stdout) == (0, True), verified
+        assert command(pooler.url, "migrate").returncode == 0
+        assert "startup parameter" not in pooler.log
+
+
+async def test_settings_of_a_session(database_url: str) -> None:
+    """The writer runs without its timeouts, or with what another client has left in the session."""
+    wanted = {"lock_timeout": "3s", "statement_timeout": "10s", "tcp_user_timeout": "15s"}
+    wanted |= {"idle_in_transaction_session_timeout": "5s", "plan_cache_mode": "force_generic_plan", "jit": "off"}
+    wanted |= {"application_name": "datastorage", "TimeZone": "UTC"}
+    with pgbouncer(database_url, default_pool_size=1) as pooler:
+        settings = Settings(database_url=SecretStr(pooler.url), statement_timeout_ms=10_000, lock_timeout_ms=3_000)
+        pids = set()
+        for _ in range(2):
+            stranger = await asyncpg.connect(pooler.url)
+            await stranger.execute("SET lock_timeout = 1; SET plan_cache_mode = auto; SET timezone = 'Asia/Tokyo'")
+            await stranger.close()
+            connection = await db.connect_writer(settings)
+            try:
+                pids.add(await connection.fetchval("SELECT pg_backend_pid()"))
+                found = {name: await connection.fetchval("SELECT current_setting($1)", name) for name in wanted}
+            finally:
+                await connection.close()
+            if "host=" in database_url:
+                found["tcp_user_timeout"] = "15s"  # a socket of the file system has none
+            assert found == wanted
+        assert len(pids) == 1  # the session was used again
+
+
+@pytest.mark.parametrize("mode", ["transaction", "statement"])
+@pytest.mark.parametrize("order", [0, 1])
+async def test_other_pools_are_refused(mode: str, order: int, database_url: str) -> None:
+    """Settings, prepared statements and locks get lost between the sessions of the pool, and events with them."""
+    with pgbouncer(database_url, pool_mode=mode, server_round_robin=order) as pooler:
+        settings = Settings(database_url=SecretStr(pooler.url))
+        with pytest.raises(TransactionPooling, match=r"transaction pooling.*session mode"):
+            await db.connect(settings)
+        if (mode, order) == ("transaction", 0):
+            for arguments in (["serve"], ["verify"]):
+                refused = command(pooler.url, *arguments)
+                assert (refused.returncode in {1, 2}, "transaction pooling" in refused.stderr) == (True, True), refused
+
+
+def test_a_database_that_the_pooler_does_not_know(database_url: str) -> None:
+    """The operator is not told what the pooler answers."""
+    with pgbouncer(database_url) as pooler:
+        refused = command(pooler.url.replace("?", "x?"), "migrate")
+        assert refused.returncode == 1
+        assert re.search(r"127\.0\.0\.1:\d+: .*(no such database|does not exist)", refused.stderr)
