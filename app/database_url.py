@@ -386,7 +386,7 @@ async def connect(
             try:
                 return await _open(_Attempt(target, host, port, wanted, limit, command_seconds), session or {})
             except TimeoutError as error:
-                failures[where], last = f"no answer within {limit:g} s", error
+                failures[where], last = f"no answer within {limit:g} s" if limit else str(error), error
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
                 failures[where], last = str(error) or repr(error), error
             except asyncpg.PostgresError as error:

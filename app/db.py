@@ -27,6 +27,7 @@ Connection = database_url.Connection
 
 _CLOSE_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
+_PAUSE_SECONDS_MAX = 30.0
 _SERVER_SETTINGS = {
     "jit": "off",  # compiling a plan over many partitions costs more than it saves
     "timezone": "UTC",
@@ -94,6 +95,23 @@ def failure_kind(error: Exception) -> FailureKind:
     if state[:2] in {"08", "53", "58"} or state.startswith("57P") or state in {"25006", "25P03"}:
         return FailureKind.AWAY
     return FailureKind.UNKNOWN
+
+
+def server_names(settings: Settings) -> str:
+    """Host and port of each server that the database's URL names."""
+    if settings.database_url is None:
+        return ""
+    return ", ".join(
+        f"{host}:{port}" for host, port in database_url.parse(settings.database_url.get_secret_value()).hosts
+    )
+
+
+def next_pause(last: float, failure: BaseException | None, least: float) -> float:
+    """Seconds until the database is asked again: `least`, but twice the `last` ones if it refuses the role, password or database."""
+    refused = isinstance(failure, asyncpg.PostgresError) and (
+        (failure.sqlstate or "").startswith("28") or failure.sqlstate in {"3D000", "42501"}
+    )
+    return min(2 * last, _PAUSE_SECONDS_MAX) if refused else least
 
 
 async def connect(settings: Settings, **server_settings: str) -> Connection:

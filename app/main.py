@@ -50,6 +50,7 @@ from app.api.front import Front
 from app.api.reading import read_slots
 from app.api.service import Application, Foundation, Service, Start
 from app.auth.authenticator import Authenticator
+from app.database_url import reason
 from app.errors import DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
@@ -71,6 +72,7 @@ from app.tlog.keys import private_key, signing_key
 from app.tlog.witness import Witness
 from app.tlog.worker import CheckpointWorker
 from app.verify.worker import verify_forever
+from app.workers import Reminder, database_is_away
 
 _ROUTE_MODULES = (
     *(post, proofs, events, tlog, eventtypes, verify, export, notifications),
@@ -234,6 +236,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
     """
     foundation = app.service
     settings, presence = foundation.settings, foundation.presence
+    database_is_away.set(lambda: bool(presence.database_failure))  # for the tasks that are created from here on
     try:
         if settings.signer_cert_dir is not None:
             _load_key_pair(foundation.export_key_store, settings.signer_cert_dir)
@@ -262,9 +265,9 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
     if member is not None:
         workers.append(asyncio.create_task(member.metrics.gather_forever(), name="metrics"))
         await member.wait_for_others()
-    presence.database_up = presence.database_seen = True
+    presence.database_seen = True
     presence.waiting_for = ""
-    await _writer_of(service).on_presence(database_up=True)
+    await _writer_of(service).on_presence("")
     log.info("ready", extra={"log": log_name, "port": settings.port})
     presence.on_start()
 
@@ -313,6 +316,7 @@ def _accept_events(app: Application, service: Service, member: Member | None) ->
     if (spool := service.spool) is not None:
         service.presence.can_spool = lambda: spool.can_append
     writer = _writer_of(service)
+    service.presence.writer_failure = lambda: writer.failure
     writer.start()
     if member is not None:
         member.share(writer)
@@ -378,21 +382,22 @@ async def _find_database(foundation: Foundation, on_away: Callable[[], None]) ->
 
     `on_away` is called whenever Postgres is away.
     """
-    logged = ""
+    reminder, pause = Reminder(), _RETRY_SECONDS
     while True:
         try:
             log_name = await _check_database(foundation.settings)
             await _warm(foundation.engine)
         except (DatabaseAway, *db.DATABASE_ERRORS) as error:
-            if not isinstance(error, DatabaseAway) and db.failure_kind(error) is not db.FailureKind.AWAY:
+            cause = error.__cause__ or error
+            pause = db.next_pause(pause, cause, _RETRY_SECONDS)
+            refused = pause > _RETRY_SECONDS
+            if not (isinstance(error, DatabaseAway) or refused) and db.failure_kind(error) is not db.FailureKind.AWAY:
                 raise
-            reason = error.__cause__ or error
-            foundation.presence.waiting_for = str(reason)
-            if logged != repr(reason):
-                logged = repr(reason)
-                log.warning("waiting for Postgres", extra={"error": logged})
+            said, foundation.presence.waiting_for = foundation.presence.waiting_for, reason(cause)
+            if reminder.is_due() or said != foundation.presence.waiting_for:
+                log.warning("waiting for Postgres", extra={"error": foundation.presence.waiting_for})
             on_away()
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(pause)
         else:
             return log_name
 
@@ -407,8 +412,8 @@ async def _check_database(settings: Settings) -> str:
         if not settings.unsafe_database:
             await db.refuse_unsafe(connection)
         log_name = await schema.check_and_read_log_name(connection, settings.log_name)
-        if reason := await schema.role_warning(connection):
-            log.warning("the service's role can delete or alter events", extra={"reason": reason})
+        if warning := await schema.role_warning(connection):
+            log.warning("the service's role can delete or alter events", extra={"reason": warning})
         return log_name
     finally:
         await connection.close()

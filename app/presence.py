@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from app.db import DATABASE_ERRORS, connect
+from app.database_url import CannotConnect, reason
+from app.db import DATABASE_ERRORS, connect_writer, next_pause
 from app.errors import AuditError, Fatal
 from app.settings import Settings
 from app.workers import WorkerConnection, run_forever
@@ -18,7 +19,9 @@ class Presence:
 
     def __init__(self) -> None:
         self.waiting_for = ""
-        """Why the database has not been used yet: the last error of the start."""
+        """Why nothing can be committed, by the last try of the start or of the watch; empty if it can."""
+        self.writer_failure: Callable[[], str] = lambda: ""
+        """Why the writer's last flush could not be committed; empty if it was."""
         self.database_seen = False
         """Whether the database was reached once and its schema fits, so that it may be used."""
         self.on_start: Callable[[], None] = lambda: None
@@ -26,7 +29,6 @@ class Presence:
         self.on_stop: Callable[[], None] = lambda: None
         """Called when no more requests are accepted, before those in flight are waited for."""
         self.can_spool: Callable[[], bool] = lambda: False
-        self.database_up = False
         self.shutting_down = False
         self.fatal: Fatal | None = None
         """Why the process ends itself, if it does."""
@@ -36,15 +38,28 @@ class Presence:
         """The contract's word for why the service cannot accept an event; None when it can."""
         if self.shutting_down:
             return "shutting_down"
-        return None if self.database_up or self.can_spool() else "database_unreachable"
+        return None if not self.database_failure or self.can_spool() else "database_unreachable"
 
-    async def watch(self, settings: Settings, on_presence: Callable[[bool], Awaitable[None]]) -> None:
-        """Ask Postgres twice a second, on a connection of its own, and call `on_presence` with whether it answered."""
-        connection = WorkerConnection(partial(connect, settings))
+    @property
+    def database_failure(self) -> str:
+        """Why Postgres can commit nothing now, in its words or the network's; empty if it can."""
+        return self.waiting_for or self.writer_failure() or ("" if self.database_seen else "it was not reached yet")
 
-        async def do_round() -> None:
-            self.database_up = await _answers(connection)
-            await on_presence(self.database_up)
+    async def watch(self, settings: Settings, on_presence: Callable[[str], Awaitable[None]]) -> None:
+        """Ask Postgres twice a second, on a connection like the writer's, and call `on_presence` with why it cannot commit, or "".
+
+        One that refuses the role, the password or the database is asked at growing intervals.
+        """
+        connection = WorkerConnection(partial(connect_writer, settings))
+        pause = _ROUND_SECONDS
+
+        async def do_round() -> float:
+            nonlocal pause
+            failure = await _failure(connection)
+            pause = next_pause(pause, failure, _ROUND_SECONDS)
+            self.waiting_for = "" if failure is None else reason(failure)
+            await on_presence(self.waiting_for)
+            return pause
 
         await asyncio.sleep(_ROUND_SECONDS)
         await run_forever(
@@ -55,10 +70,13 @@ class Presence:
         )
 
 
-async def _answers(connection: WorkerConnection) -> bool:
+async def _failure(connection: WorkerConnection) -> BaseException | None:
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS), connection.use() as usable:
-            await usable.execute("SELECT 1")
-    except (AuditError, *DATABASE_ERRORS):
-        return False
-    return True
+            if await usable.fetchval("SHOW transaction_read_only") == "on":
+                return CannotConnect("the server is read-only: a standby, or one with default_transaction_read_only")
+    except TimeoutError:
+        return CannotConnect(f"no answer within {_TIMEOUT_SECONDS:g} s")
+    except (AuditError, *DATABASE_ERRORS) as error:
+        return error.__cause__ or error
+    return None

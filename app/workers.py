@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from time import monotonic
 from typing import NoReturn
 
 from app.db import DATABASE_ERRORS, Connection, is_idle
@@ -13,9 +16,28 @@ from app.metrics import WORKER_FAILURES
 Round = Callable[[], Awaitable[float | None]]
 """One round of work. It may return how many seconds to wait before the next one."""
 
+_REMINDER_SECONDS = 60.0
 _EXPECTED = (AuditError, *DATABASE_ERRORS)
 
+database_is_away: ContextVar[Callable[[], bool]] = ContextVar("database_is_away", default=lambda: False)
+"""Whether it is known, and logged, that the database is away: then workers do not log what they raise for it."""
+
 log = logging.getLogger(__name__)
+
+
+class Reminder:
+    """Whether a line is due in the log: the first time, and then once a minute."""
+
+    def __init__(self) -> None:
+        self._due_at = -math.inf
+
+    def is_due(self) -> bool:
+        """True at most once a minute."""
+        now = monotonic()
+        if now < self._due_at:
+            return False
+        self._due_at = now + _REMINDER_SECONDS
+        return True
 
 
 async def run_forever(
@@ -41,7 +63,7 @@ async def run_forever(
                 WORKER_FAILURES.labels(worker=name).inc()
             extra = {"worker": name, "error": repr(error)}
             if isinstance(error, _EXPECTED):
-                log.warning(failure, extra=extra)
+                log.log(logging.DEBUG if database_is_away.get()() else logging.WARNING, failure, extra=extra)
             else:
                 log.exception(failure, extra=extra)
             pause = retry_seconds

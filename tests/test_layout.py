@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "schema": "database_url sql errors",  # the schema's revision, checked at start
     "db": "events database_url settings errors sql",  # events: the binary form of an address
     "workers": "db errors metrics",
-    "presence": "db workers settings errors",
+    "presence": "database_url db workers settings errors",
     "tlog": "events workers db sql settings errors metrics",
     "verify": "events tlog workers database_url db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "api": "auth events ingest tlog verify query export retention presence go_duration db logs settings errors metrics tracing",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
     "pod": "api ingest presence settings errors",
-    "main": "pod api auth events ingest tlog verify query export retention schema presence db settings state_dir errors",
+    "main": "pod api auth events ingest tlog verify query export retention schema presence database_url db workers settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",
     "connection": "exchange framing errors",

@@ -37,20 +37,23 @@ async def live() -> Response:
 @router.get("/readyz")
 @router.get("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
-    """The service can take an event durably; else 503 and the reason."""
+    """The service can take an event durably; else 503 and the reason. While Postgres can commit nothing, the detail says why."""
     presence = foundation_of(request).presence
+    failure = presence.database_failure
+    detail = {"detail": failure} if failure else {}
     if reason := presence.not_ready:
-        detail = {"detail": presence.waiting_for} if presence.waiting_for else {}
-        return _status_response({"status": "not_ready", "reason": reason} | detail, 503)
-    return _status_response({"status": "ready"} | ({} if presence.database_up else {"database": "unreachable"}))
+        shown = {} if presence.shutting_down else detail
+        return _status_response({"status": "not_ready", "reason": reason} | shown, 503)
+    return _status_response({"status": "ready"} | ({"database": "unreachable"} | detail if failure else {}))
 
 
 @router.get("/health")
 async def health(request: Request) -> Response:
     """The service and its database."""
-    if foundation_of(request).presence.database_up:
+    failure = foundation_of(request).presence.database_failure
+    if not failure:
         return _status_response({"status": "healthy", "database": "connected"})
-    body = {"status": "unhealthy", "database": "unreachable", "error": "Postgres does not answer"}
+    body = {"status": "unhealthy", "database": "unreachable", "error": failure}
     return _status_response(body, 503)
 
 

@@ -111,7 +111,7 @@ async def _replay_events(writer: Writer, spool: Spool) -> None:
     left, rounds_without_progress = spool.depth.events, 0
     try:
         while spool.depth.events and rounds_without_progress < _ROUNDS_WITHOUT_PROGRESS_MAX:
-            await writer.on_presence(database_up=True)
+            await writer.on_presence("")
             await asyncio.sleep(_ROUND_SECONDS)
             rounds_without_progress = 0 if spool.depth.events < left else rounds_without_progress + 1
             left = spool.depth.events

@@ -32,6 +32,7 @@ from app.ingest.hold_index import HoldIndex
 from app.ingest.link import Flush, Head, link
 from app.settings import Settings
 from app.sql import load
+from app.workers import database_is_away
 
 SQL = load("ingest")
 COPY_COLUMNS = (
@@ -140,9 +141,9 @@ class Store:
                 kind = failure_kind(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
                 if kind is FailureKind.AWAY:
-                    log.warning(
-                        "the connection was lost during a flush", extra={"error": repr(error), "events": len(events)}
-                    )
+                    level = logging.DEBUG if database_is_away.get()() else logging.WARNING
+                    extra = {"error": repr(error), "events": len(events)}
+                    log.log(level, "the connection was lost during a flush", extra=extra)
                     self.disconnect()
                     uncertain = flush
                     deadline = min(deadline, asyncio.get_running_loop().time() + self.reconnect_seconds)

@@ -14,12 +14,14 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
-from time import perf_counter
+from time import monotonic, perf_counter
 from uuid import UUID
 
 from app import metrics, tracing
+from app.database_url import reason
+from app.db import server_names
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
 from app.ingest.claim import Claim, key_reused
@@ -29,6 +31,7 @@ from app.ingest.spool_file import SpooledRequest
 from app.ingest.store import Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store, Stored
 from app.ingest.submission import Submission, conflict
 from app.settings import Settings
+from app.workers import Reminder
 
 _RESEND_RETRIES_MAX = 3
 _SPOOL_SECONDS = 0.25  # before its deadline, so that what is spooled instead is answered in time
@@ -40,6 +43,16 @@ log = logging.getLogger(__name__)
 @dataclass
 class _OwnState:
     away: bool = False
+
+
+@dataclass(slots=True)
+class _Outage:
+    """What the log tells about a time in which nothing could be committed."""
+
+    began: float = field(default_factory=monotonic)
+    reminder: Reminder = field(default_factory=Reminder)
+    replayed: int = 0
+    """Events that were replayed since then."""
 
 
 class Writer:
@@ -73,6 +86,11 @@ class Writer:
         self._state = state or _OwnState()
         """While it is away, what arrives is spooled until `on_presence`."""
         self._state.away = away
+        self._server = server_names(settings)
+        self.failure = ""
+        """Why the last flush could not be committed, in the words of Postgres or the network; empty if it was."""
+        self._outage = _Outage() if away else None
+        """From the first failure until everything that was spooled is replayed."""
         self._spool_failed = False
         """Replay waits for `on_presence`, which mends the spool."""
         self._committed_at = 0.0
@@ -175,15 +193,40 @@ class Writer:
         """Whether requests are spooled while Postgres is away."""
         return self.spool is not None
 
-    async def on_presence(self, database_up: bool) -> None:
-        """Mend a spool that has failed. If Postgres answers, replay what is spooled and write what arrives to Postgres again."""
+    async def on_presence(self, failure: str) -> None:
+        """Mend a spool that has failed. If Postgres can commit, replay what is spooled and write what arrives to Postgres again.
+
+        `failure` is why it cannot, or empty.
+        """
         if self.spool is not None:
             await self.spool.mend()
-        if not database_up:
+        if failure:
+            self._begin_outage(failure)
             return
         self._state.away = self._spool_failed = False
         if self._replay_is_due:
             self._arrived.set()
+        elif self.spool is None or not self.spool.depth.requests:
+            self._end_outage()
+
+    def _begin_outage(self, failure: str) -> None:
+        """Log that nothing can be committed, now and every minute until it can."""
+        self.failure = failure
+        if self._outage is None:
+            self._outage = _Outage()
+        if self._outage.reminder.is_due():
+            then = "answered 503" if self.spool is None else "spooled"
+            log.warning("Postgres cannot commit", extra={"server": self._server, "error": failure, "events_are": then})
+
+    def _end_outage(self) -> None:
+        self.failure = ""
+        if self._outage is not None:
+            seconds = round(monotonic() - self._outage.began, 1)
+            log.warning(
+                "Postgres commits again",
+                extra={"server": self._server, "replayed_events": self._outage.replayed, "away_seconds": seconds},
+            )
+            self._outage = None
 
     @property
     def _replay_is_due(self) -> bool:
@@ -223,8 +266,9 @@ class Writer:
         try:
             if now:
                 await self._write(now)
-        except DatabaseAway:
+        except DatabaseAway as error:
             self._state.away = self.spool is not None
+            self._begin_outage(reason(error.__cause__ or error))
             # In one append, in the order of arrival: events of one correlation may be in both parts.
             later = [s for s in submissions if not s.outcome.done()]
         except Exception as error:  # the top of the loop: one failed flush must not end the writer
@@ -266,8 +310,11 @@ class Writer:
             requests = await spool.next(settings.flush_events_max, settings.flush_bytes_max, self.store.log_name)
             for portion in _without_repeated_ids(requests):
                 await self._replay_requests(spool, portion)
-        except DatabaseAway:
+            if not spool.depth.requests:
+                self._end_outage()
+        except DatabaseAway as error:
             self._state.away = True
+            self._begin_outage(reason(error.__cause__ or error))
         except SpoolFailed:
             self._spool_failed = True
         except Exception:  # the top of the loop, as above
@@ -288,7 +335,7 @@ class Writer:
             else:
                 raise DatabaseAway from error
         await spool.remove(stored)
-        metrics.REPLAYED.inc(sum(len(request.events) for request in stored))
+        self._count_replayed(sum(len(request.events) for request in stored))
         metrics.DLQ_DRAIN.inc()
 
     async def _replay_events(self, spool: Spool, request: SpooledRequest, error: AuditError) -> None:
@@ -309,7 +356,12 @@ class Writer:
             await spool.quarantine(request, refused, reason)
         else:
             await spool.remove([request])
-        metrics.REPLAYED.inc(len(request.events) - len(refused))
+        self._count_replayed(len(request.events) - len(refused))
+
+    def _count_replayed(self, events: int) -> None:
+        metrics.REPLAYED.inc(events)
+        if self._outage is not None:
+            self._outage.replayed += events
 
     def _next_flush(self) -> list[Submission]:
         """Remove the next flush from the inbox: whole requests, up to the limits; a larger request alone; no id twice."""
@@ -368,6 +420,7 @@ class Writer:
                 _fail(waiting, error)
                 return
             else:
+                self.failure = ""
                 self._committed_at = asyncio.get_running_loop().time()
                 _observe_flush(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
                 _finish(waiting)
@@ -383,7 +436,7 @@ class Writer:
                 await self.store.commit(events, claims, deadline)
         except TimeoutError:
             self.store.disconnect()
-            raise DatabaseAway from None
+            raise DatabaseAway from TimeoutError("a flush was not answered by its deadline")
 
     async def _look_up(
         self, submissions: list[Submission], stored: dict[UUID, Stored], deadline: float

@@ -17,9 +17,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from tests.databases import name_of
 from tests.events import make_event
 from tests.proxy import Proxy, proxy
-from tests.services import ROOT, Service, spawn, wait_until_ready
+from tests.services import ROOT, Service, spawn, stop, wait_until_ready
+from tests.waiting import until
 
 EVENTS, BATCH = "/api/v1/audit/events", "/api/v1/audit/events/batch"
 
@@ -95,7 +97,12 @@ async def test_answers_while_postgres_is_away(outage: Outage) -> None:
         if "database" in ready.json():
             break
         await asyncio.sleep(0.05)
-    assert (ready.status_code, ready.json()) == (200, {"status": "ready", "database": "unreachable"})
+    state = ready.json()
+    assert (ready.status_code, state.pop("detail") != "", state) == (
+        200,
+        True,
+        {"status": "ready", "database": "unreachable"},
+    )
     age = await outage.metric("datastorage_spool_oldest_age_seconds")
     assert 0 < age < await outage.metric("datastorage_spool_oldest_age_seconds")
     await outage.end()
@@ -105,6 +112,80 @@ async def test_answers_while_postgres_is_away(outage: Outage) -> None:
     assert {event["event_id"] for event in found.json()["data"]} == {event_id, *batch.json()["event_ids"]}
     verified = await outage.client.post("/api/v1/audit/verify-chain", json={"correlation_id": "rr-1"})
     assert verified.json()["is_valid"]
+
+
+async def test_an_outage_in_the_log(outage: Outage) -> None:
+    """The log is silent about an outage, repeats it with every round of a worker, or does not say how it ended."""
+    await outage.begin()
+    assert (await outage.post(correlation_id="rr-1")).status_code == 202
+    assert (
+        await outage.client.post(BATCH, json=[make_event(correlation_id="rr-1") for _ in range(3)])
+    ).status_code == 201
+    for _ in range(8):  # tries of the watch, and rounds of the workers beside them
+        async with asyncio.timeout(60):
+            await outage.between.refused.acquire()
+    assert (
+        outage.between.url.partition("@")[2].partition("/")[0] in (await outage.client.get("/readyz")).json()["detail"]
+    )
+    await outage.end()
+    await outage.drained()
+    await readiness(outage.client, None)
+    lines = [json.loads(line) for line in outage.running.log.read_text().splitlines() if line.startswith("{")]
+    told = [line for line in lines if line["level"] != "info"]
+    [begin] = [line for line in told if line["message"] == "Postgres cannot commit"]
+    [end] = [line for line in told if line["message"] == "Postgres commits again"]
+    assert begin["server"] == end["server"] == outage.between.url.partition("@")[2].partition("/")[0]
+    assert (begin["events_are"], end["replayed_events"]) == ("spooled", 4)
+    rounds = [line["message"] for line in told if line["logger"] == "app.workers"]
+    assert len(rounds) == len(set(rounds)), rounds  # a round may have failed before the outage was known
+
+
+async def readiness(client: httpx.AsyncClient, database: str | None) -> dict[str, str]:
+    """What /readyz says as soon as it says `database`."""
+    for _ in range(600):
+        ready = await client.get("/readyz")
+        if ready.json().get("database") == database:
+            state: dict[str, str] = ready.json()
+            assert ready.status_code == 200
+            return state
+        await asyncio.sleep(0.05)
+    raise AssertionError(ready.text)
+
+
+async def test_a_server_that_turns_read_only(
+    service: Callable[..., Service], database_url: str, connection: Any
+) -> None:
+    """The service calls itself ready without a word while nothing can be committed, or does not notice that it can again."""
+    name = name_of(database_url)
+    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND pid <> pg_backend_pid()"
+
+    running = await asyncio.to_thread(service)
+    async with httpx.AsyncClient(base_url=running.url, timeout=30) as client:
+        await connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        await connection.execute(others, name)
+        assert "read-only" in (await readiness(client, "unreachable"))["detail"]
+        assert (await client.post(EVENTS, json=make_event(correlation_id="rr-1"))).status_code == 202
+        assert (await client.get("/health")).status_code == 503
+        await connection.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+        await connection.execute(others, name)
+        await Outage(Proxy(database_url), running, client).drained()
+        await readiness(client, None)
+        assert len((await client.get(EVENTS, params={"correlation_id": "rr-1"})).json()["data"]) == 1
+
+
+def test_a_wrong_database_is_named(database_url: str, tmp_path: Path) -> None:
+    """A service whose role, password or database is wrong waits without saying so."""
+    wrong = database_url.replace(name_of(database_url), "nothing")
+    one = spawn({"database_url": wrong, "unsafe_database": True}, tmp_path / "service")
+
+    def words() -> str | None:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{one.url}/readyz").json().get("detail") if one.log.stat().st_size else None
+        return None
+
+    until(lambda: 'database "nothing" does not exist' in (words() or "") or None)
+    assert 'database \\"nothing\\" does not exist' in one.log.read_text()
+    assert stop([one]) == [0]
 
 
 async def test_order_is_kept(outage: Outage) -> None:
@@ -273,7 +354,7 @@ async def test_start_without_postgres(database_url: str, tmp_path: Any) -> None:
             for _ in range(200):
                 with contextlib.suppress(httpx.ConnectError):
                     answer = await client.get("/readyz")
-                    if "detail" in answer.json():
+                    if "127.0.0.1" in answer.json().get("detail", ""):
                         break
                 await asyncio.sleep(0.05)
             assert (answer.status_code, answer.json()["reason"]) == (503, "database_unreachable")

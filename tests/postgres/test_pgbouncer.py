@@ -1,9 +1,12 @@
 """Through a real PgBouncer: a pool in session mode is as good as the server, a pool by transaction is refused."""
 
+import asyncio
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from urllib.parse import urlsplit
+from uuid import uuid4
 
 import asyncpg
 import httpx
@@ -90,3 +93,43 @@ def test_a_database_that_the_pooler_does_not_know(database_url: str) -> None:
         refused = command(pooler.url.replace("?", "x?"), "migrate")
         assert refused.returncode == 1
         assert re.search(r"127\.0\.0\.1:\d+: .*(no such database|does not exist)", refused.stderr)
+
+
+async def test_a_pooler_that_is_killed(service: Callable[..., Service], database_url: str) -> None:
+    """Events are lost or doubled when the pooler dies under load, or nobody is told."""
+    with pgbouncer(database_url) as pooler:
+        running = await asyncio.to_thread(service, database_url=pooler.url)
+        async with httpx.AsyncClient(base_url=running.url, timeout=30) as client:
+            sent: list[str] = []
+
+            async def post(count: int) -> set[int]:
+                ids = [str(uuid4()) for _ in range(count)]
+                events = [make_event(correlation_id="rr-1", event_id=event_id) for event_id in ids]
+                answers = await asyncio.gather(*(client.post(EVENTS, json=event) for event in events))
+                sent.extend(ids)
+                return {answer.status_code for answer in answers}
+
+            for _ in range(3):
+                load = asyncio.create_task(post(40))
+                await asyncio.to_thread(pooler.kill)
+                assert await load <= {201, 202}
+                assert await post(5) == {202}
+                ready = await readiness(client, "unreachable")
+                assert urlsplit(pooler.url).netloc.partition("@")[2] in ready["detail"]
+                await asyncio.to_thread(pooler.start)
+                await readiness(client, None)
+            metrics = (await client.get("/metrics")).text
+            while "datastorage_spool_events 0.0" not in metrics:
+                await asyncio.sleep(0.05)
+                metrics = (await client.get("/metrics")).text
+            found = (await client.get(EVENTS, params={"correlation_id": "rr-1", "limit": 1000})).json()["data"]
+            assert sorted(event["event_id"] for event in found) == sorted(sent)
+
+
+async def readiness(client: httpx.AsyncClient, database: str | None) -> dict[str, str]:
+    for _ in range(600):
+        state: dict[str, str] = (await client.get("/readyz")).json()
+        if state.get("database") == database:
+            return state
+        await asyncio.sleep(0.05)
+    raise AssertionError(state)

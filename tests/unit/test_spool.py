@@ -65,7 +65,7 @@ async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.M
     early = await submission()
     await spool.append([early])
     assert isinstance(early.outcome.exception(), SpoolFailed)
-    await writer.on_presence(False)
+    await writer.on_presence("it is away")
     later = await submission()
     await spool.append([later])
     assert later.outcome.result()

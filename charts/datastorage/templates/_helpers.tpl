@@ -51,12 +51,18 @@ securityContext:
   value: postgresql://{{ .root.Values.postgres.user }}:$(POSTGRES_PASSWORD)@{{ include "datastorage.name" .root }}-postgres:5432/{{ .root.Values.postgres.database }}
 {{- else -}}
 - {name: DATASTORAGE_DATABASE_URL_FILE, value: /etc/datastorage/database/{{ .secret.key }}}
+{{- if .root.Values.database.caSecret.name }}
+- {name: PGSSLROOTCERT, value: /etc/datastorage/database-ca/{{ .root.Values.database.caSecret.key }}}
+{{- end }}
 {{- end }}
 {{- end }}
 
 {{- define "datastorage.databaseMount" -}}
 {{- if not .Values.postgres.enabled -}}
 - {name: database, mountPath: /etc/datastorage/database, readOnly: true}
+{{- if .Values.database.caSecret.name }}
+- {name: database-ca, mountPath: /etc/datastorage/database-ca, readOnly: true}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -64,6 +70,10 @@ securityContext:
 {{- if not .root.Values.postgres.enabled -}}
 - name: database
   secret: {secretName: {{ .secret.name }}}
+{{- with .root.Values.database.caSecret.name }}
+- name: database-ca
+  secret: {secretName: {{ . }}}
+{{- end }}
 {{- end }}
 {{- end }}
 
