@@ -157,8 +157,10 @@ def _bearer_token(authorization: bytes | None) -> str:
         raise Unauthorized("Missing Authorization header")
     if not authorization.startswith(b"Bearer "):
         raise Unauthorized("Invalid Authorization header format")
-    if not (token := authorization[7:].strip().decode("latin-1")):
+    if not (token := authorization[7:].rstrip().decode("latin-1")):
         raise Unauthorized("Empty Bearer token")
+    if token[0].isspace():
+        raise Unauthorized  # to the reference it is part of the token, which nobody knows then
     return token
 
 

@@ -86,11 +86,11 @@ class AssessmentsNotRead(DatabaseFailed):
 )
 async def get_effectiveness(request: Request, correlation_id: str) -> Response:
     """Whether a remediation worked, and what was looked at to say so."""
-    correlation_id = path_correlation_id(correlation_id)
+    correlation_id = path_correlation_id(request, correlation_id)
     try:
         found = await within_deadline(request, effectiveness(service_of(request).engine, correlation_id))
     except DatabaseFailed as error:
         raise AssessmentsNotRead from (error.__cause__ or error)
     if not found.total:
         raise NotAssessed(f"There is no effectiveness assessment of {correlation_id}.", instance=request.url.path)
-    return json_response(answer(correlation_id, found, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"))
+    return json_response(answer(correlation_id, found, f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"))

@@ -36,7 +36,7 @@ from app.query.page import Page, event_by_id, page, rest_of_page, spooled_event
 
 router = APIRouter(tags=["query"])
 
-_WHEN_EMPTY = {"limit": 100, "event_outcome": "", "detail_value": ""}
+_WHEN_EMPTY = {"limit": 100, "event_outcome": ""}
 """What an empty value means where it does not mean that the parameter is absent."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 

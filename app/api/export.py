@@ -42,7 +42,9 @@ _ONLY_JSON = ("offset", "limit", "include_detached_signature")
 
 
 def _time(name: str, text: str) -> datetime:
-    return parse_timestamp(text, name)
+    """Checked as everywhere, and in the zone in which it was sent: the answer repeats it."""
+    parse_timestamp(text, name)
+    return datetime.fromisoformat(text)
 
 
 _READERS: dict[str, Reader] = {
@@ -175,7 +177,7 @@ def parse_export(query_string: bytes) -> tuple[ExportQuery, ResumeToken | None]:
     sent = query_parameters(query_string, {*ExportQuery.model_fields, "after"})
     after = sent.pop("after", "")
     token = _token(after) if after else None
-    fields = read_fields(sent, _READERS)
+    fields = read_fields(sent, _READERS, when_empty={"format": ""})
     if fields.get("format", "json") != "json" and (refused := [name for name in _ONLY_JSON if name in fields]):
         raise bad_fields(dict.fromkeys(refused, "belongs to format=json: the other formats have no pages"))
     query = build_query(ExportQuery, fields)

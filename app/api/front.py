@@ -41,6 +41,11 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-[0-9a-f]{2}(?:-.*)?")
 # Headers in which proxies name the user. Here only a token does, so nothing after the front may see one of these.
 _IDENTITY_HEADERS = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
+_ID_PREFIXES = (
+    *("/api/v1/audit/correlations/", "/api/v1/audit/legal-hold/", "/api/v1/audit/remediation-requests/"),
+    "/api/v1/effectiveness/",
+)
+"""After these follows a correlation id, in which a slash can be encoded."""
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 log = logging.getLogger(__name__)
@@ -118,6 +123,9 @@ class Front:
         state = scope.setdefault("state", {})  # optional in ASGI, as are raw_path and client
         if scope.get("raw_path") is None:
             scope["raw_path"] = quote(scope["path"]).encode()
+        elif b"%2" in scope["raw_path"] and not scope["path"].startswith(_ID_PREFIXES):
+            # What separates segments is never encoded: without this, a proxy that checks paths could be evaded.
+            scope["path"] = scope["raw_path"].decode("latin-1")
         headers = dict(reversed(scope["headers"]))
         if any(name.startswith(_IDENTITY_HEADERS) for name in headers):
             scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY_HEADERS)]

@@ -161,6 +161,8 @@ async def place_hold(request: Request) -> Response:
     await authorize(request)
     selector, by = _selector(body, selector_name), caller_name(request) or ANONYMOUS
     if not body["reason"].strip():
+        if body["reason"] and selector.correlation_id is not None:
+            await holds.require_events(service.engine, selector.correlation_id)
         raise MissingReason
     placed = await holds.place(service.settings, service.log_name, selector, HoldOrder(by, body["reason"]))
     return json_response(
@@ -204,7 +206,7 @@ async def list_holds(request: Request) -> Response:
 async def release_correlation_hold(request: Request, correlation_id: str) -> Response:
     """Release what is held of a correlation, by whatever means; events that another hold covers stay held."""
     service = service_of(request)
-    correlation_id = path_correlation_id(correlation_id)
+    correlation_id = path_correlation_id(request, correlation_id)
     body: CorrelationToRelease = await _read_body(request, CorrelationToRelease)
     await authorize(request)
     order = _release_order(request, body)

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
 
 from app.errors import BadRequest
 from app.events.explain import bad_fields, by_member_name, explain
@@ -23,7 +24,7 @@ Query = TypeVar("Query", bound=BaseModel)
 Reader = Callable[[str, str], Any]
 """Reads the value of a field: (name, text) to value. Raises BadRequest for a text that has none."""
 
-_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,20}", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"-?(?:[0-9]{1,20}|(0[xX][0-9a-fA-F]{1,16}))", re.ASCII)
 _NO_VALUES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -66,16 +67,18 @@ def build_query(model: type[Query], fields: dict[str, Any]) -> Query:
 
 
 def whole_number(least: int, most: int) -> Reader:
-    """Reads a whole number from `least` to `most`."""
+    """Reads a whole number from `least` to `most`, in decimal or as 0x and hexadecimal digits."""
 
     def read(name: str, text: str) -> int:
-        if _WHOLE_NUMBER.fullmatch(text) is None:
+        match = _WHOLE_NUMBER.fullmatch(text)
+        if match is None:
             raise bad_fields({name: f"expected a whole number, got {text[:60]!r}"})
-        if int(text) < least:
+        number = int(text, 16 if match[1] else 10)
+        if number < least:
             raise bad_fields({name: f"must be at least {least}, got {text}"})
-        if int(text) > most:
+        if number > most:
             raise bad_fields({name: f"must be at most {most}, got {text}"})
-        return int(text)
+        return number
 
     return read
 
@@ -122,9 +125,13 @@ def bad_query(message: str) -> BadRequest:
     )
 
 
-def path_correlation_id(correlation_id: str) -> str:
-    """The correlation id in a path. It may contain slashes, but one that ends with a slash is another path, which is unknown."""
-    if not correlation_id or correlation_id.endswith("/"):
+def path_correlation_id(request: Request, correlation_id: str) -> str:
+    """The correlation id in a request's path, of which it is one segment: a slash in it has to be encoded.
+
+    HTTPException 404 for a path with another number of segments.
+    """
+    segments = request.scope["raw_path"].count(b"/")
+    if not correlation_id or segments != request.scope["path"].count("/") - correlation_id.count("/"):
         raise HTTPException(404)
     if "\0" in correlation_id:
         raise bad_fields({"correlation_id": "expected UTF-8 without NUL characters"})

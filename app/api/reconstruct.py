@@ -40,7 +40,7 @@ class Reconstructed(BaseModel):
 
 
 async def _response(request: Request, correlation_id: str) -> Response:
-    correlation_id = path_correlation_id(correlation_id)
+    correlation_id = path_correlation_id(request, correlation_id)
     now = datetime.now(UTC)
     try:
         built = await within_deadline(request, rebuild(service_of(request).engine, correlation_id, now))

@@ -236,7 +236,7 @@ async def list_correlations(request: Request) -> Response:
 )
 async def get_timeline(request: Request, correlation_id: str) -> Response:
     """All of one correlation: events, phases, decisions, notifications, holds, and on demand the chain's verification."""
-    correlation_id = path_correlation_id(correlation_id)
+    correlation_id = path_correlation_id(request, correlation_id)
     sent = query_parameters(request.scope["query_string"], _TIMELINE_READERS)
     fields = read_fields({name: sent[name] for name in _TIMELINE_READERS if name in sent}, _TIMELINE_READERS)
     limit, offset = fields.get("limit", EVENTS_DEFAULT), fields.get("offset", 0)

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from typing_extensions import TypedDict
 
 from app.errors import BadRequest, InvalidRequest
-from app.events.explain import bad_fields, explain
+from app.events.explain import bad_fields, validation_error
 from app.events.record import ip_packed
 
 Category = Literal[
@@ -93,7 +93,7 @@ def check_envelope(item: Any, pointer: str) -> PostedEvent:
     try:
         return _VALIDATE(item)  # type: ignore[no-any-return]  # the adapter's validator is untyped
     except ValidationError as error:
-        raise bad_fields(explain(error, pointer)) from None
+        raise validation_error(error, pointer) from None
 
 
 def _undecodable(pointer: str, message: str) -> InvalidRequest:
@@ -101,7 +101,10 @@ def _undecodable(pointer: str, message: str) -> InvalidRequest:
 
 
 def parse_timestamp(text: str, pointer: str) -> datetime:
-    """An RFC 3339 date-time with zone as a UTC time, truncated to microseconds. BadRequest, or InvalidRequest for second 60."""
+    """An RFC 3339 date-time with zone as a UTC time, truncated to microseconds.
+
+    BadRequest, or InvalidRequest for second 60 and for a day that does not exist.
+    """
     match = _RFC3339.fullmatch(text)
     if match is None:
         raise bad_fields(
@@ -112,8 +115,11 @@ def parse_timestamp(text: str, pointer: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
         return time if text.endswith("Z") else time.astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise bad_fields({pointer: f"expected a date and time that exist, got {text[:60]!r}"}) from None
+    except (ValueError, OverflowError) as error:
+        message = f"expected a date and time that exist, got {text[:60]!r}"
+        if isinstance(error, OverflowError) or text.startswith("0000"):  # a time that Go has
+            raise bad_fields({pointer: message}) from None
+        raise _undecodable(pointer, message) from None
 
 
 def parse_date(text: str, pointer: str) -> date:

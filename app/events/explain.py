@@ -50,10 +50,20 @@ def by_member_name(fields: Mapping[str, str]) -> dict[str, str]:
     return {pointer.removeprefix("/"): message for pointer, message in fields.items()}
 
 
-def payload_error(error: ValidationError, pointer: str) -> BadRequest:
-    """The error for a payload that does not fit its type: InvalidRequest if every fault is a value that cannot be decoded."""
-    kinds = {one["type"] for one in error.errors(include_url=False, include_input=False)}
-    return _error_for(InvalidRequest if kinds == {UNDECODABLE} else BadRequest, explain(error, pointer))
+def validation_error(error: ValidationError, pointer: str) -> BadRequest:
+    """The error for a value that does not fit its type: InvalidRequest if every fault is a value that cannot be decoded."""
+    undecodable = all(map(_is_undecodable, error.errors(include_url=False)))
+    return _error_for(InvalidRequest if undecodable else BadRequest, explain(error, pointer))
+
+
+def _is_undecodable(one: Any) -> bool:
+    """Whether the value has the shape that its schema asks for, but no reader written in Go can hold it."""
+    number = one["input"]
+    return one["type"] == UNDECODABLE or (
+        one["type"] in ("less_than_equal", "greater_than_equal")
+        and isinstance(number, int)
+        and not -(2**63) <= number < 2**63
+    )
 
 
 class Faults:

@@ -36,12 +36,12 @@ class PostedNotification(TypedDict):
 
     remediation_id: Annotated[Name255, _NOT_BLANK]
     notification_id: Annotated[Name255, _NOT_BLANK, Field(description="stored once for ever")]
-    recipient: Annotated[str, Field(max_length=500, json_schema_extra={"maxLength": _RECIPIENT_MAX})]
+    recipient: Annotated[str, Field(max_length=500, json_schema_extra={"minLength": 1, "maxLength": _RECIPIENT_MAX})]
     channel: Channel
-    message_summary: Annotated[str, Field(max_length=1000)]
+    message_summary: Annotated[str, Field(max_length=1000), _NOT_BLANK]
     status: Status
     sent_at: Annotated[DateTime, Field(description="RFC 3339 with zone; at most 5 minutes ahead")]
-    delivery_status: NotRequired[Name255]
+    delivery_status: NotRequired[Name255 | None]
     error_message: NotRequired[Annotated[str, Field(max_length=1000)] | None]
     escalation_level: NotRequired[Annotated[int, Field(ge=0, le=5)]]
 
@@ -78,11 +78,15 @@ def check_notification(posted: PostedNotification, sent_at: datetime, now: datet
     """The notification to store. Raises BadRequest with the members of the reference's validation error."""
     faults = {
         name: "expected a text that is not blank"
-        for name in ("remediation_id", "notification_id")
+        for name in ("remediation_id", "notification_id", "message_summary")
         if not posted[name].strip()
     }
+    if not posted["recipient"]:
+        faults["recipient"] = "expected a text that is not empty"
     if len(posted["recipient"]) > _RECIPIENT_MAX:
         faults["recipient"] = f"expected at most {_RECIPIENT_MAX} characters, got {len(posted['recipient'])}"
+    if sent_at.year == 1:
+        faults["sent_at"] = f"required, but its sender has not set it, got {posted['sent_at']}"
     if sent_at > now + _AHEAD_MAX:
         faults["sent_at"] = (
             f"expected a time at most 5 minutes in the future of the service's clock ({now:%Y-%m-%dT%H:%M:%SZ}), "

@@ -22,8 +22,7 @@ def parse_time(text: str, now: datetime) -> datetime:
         if _TIME.fullmatch(text):
             time = datetime.fromisoformat(text)
             return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
-        if text.lstrip("+-") != "0":  # a bare zero, which Go reads as a duration
-            return now - timedelta(microseconds=parse_duration(text) // 1000)
+        return now - timedelta(microseconds=parse_duration(text) // 1000)
     except (ValueError, OverflowError):
         pass
     raise ValueError(

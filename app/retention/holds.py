@@ -95,7 +95,7 @@ async def place(settings: Settings, log_name: str, selector: Selector, order: Ho
             await connection.execute(SQL["long_statement_timeout"])
             covered = await _mark_rows(connection, selector, (None, log_size), mark)
         if not covered and selector.correlation_id is not None:
-            raise NotFound(f"There is no event of correlation {selector.correlation_id}.")
+            raise _no_event(selector.correlation_id)
         replaced = await connection.fetchval(SQL["active_hold"], *selector.columns())
         payload = {"event_type": "datastorage.hold.placed", "hold_id": str(hold_id), "reason": order.reason}
         payload |= {"placed_by": order.by, **selector.members()}
@@ -114,6 +114,16 @@ async def place(settings: Settings, log_name: str, selector: Selector, order: Ho
 
         await commit_action(store, [self_event(log_name, payload, about=hold_id, actor_id=order.by)], record)
     return Placement(hold_id, now, covered + covered_later)
+
+
+async def require_events(engine: AsyncEngine, correlation_id: str) -> None:
+    """NotFound for a correlation without events."""
+    if not (await fetch(engine, SQL["has_events"], correlation_id))[0]["has_events"]:
+        raise _no_event(correlation_id)
+
+
+def _no_event(correlation_id: str) -> NotFound:
+    return NotFound(f"There is no event of correlation {correlation_id}.")
 
 
 async def release_correlation(settings: Settings, log_name: str, correlation_id: str, order: HoldOrder) -> Release:

@@ -211,3 +211,7 @@ ORDER BY log_index
 -- name: erase
 -- Erases events. Returns their ids.
 SELECT erase_events($1, $2, $3)
+
+-- name: has_events
+-- Whether a correlation has any event, sealed or not.
+SELECT EXISTS (SELECT FROM audit_events WHERE correlation_id = $1) AS has_events

@@ -149,6 +149,7 @@ DENIALS = [
     ("bearer kube-all", 401, "Unauthorized", "Invalid Authorization header format"),
     ("Bearer", 401, "Unauthorized", "Invalid Authorization header format"),
     ("Bearer made-up", 401, "Unauthorized", "Invalid or expired token"),
+    ("Bearer  kube-all", 401, "Unauthorized", "Invalid or expired token"),
     ("Bearer kube-nobody", 403, "Forbidden", "Insufficient permissions"),
 ]
 

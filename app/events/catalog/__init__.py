@@ -27,7 +27,7 @@ from typing_extensions import is_typeddict
 from app.events.catalog import self_events
 from app.events.catalog.freeform import CATEGORIES, FREEFORM, MEANING
 from app.events.envelope import Category
-from app.events.explain import bad_fields, excerpt, payload_error
+from app.events.explain import bad_fields, excerpt, validation_error
 
 Check = Callable[[Any], object]
 Generation = Literal["head", "both", "dec-2025", "custom", "own"]
@@ -180,7 +180,7 @@ class Catalog:
         try:
             check(payload)
         except ValidationError as error:
-            raise payload_error(error, pointer) from None
+            raise validation_error(error, pointer) from None
         return event_type
 
     def _raise_unknown_freeform(self, pointer: str, outer_type: str) -> NoReturn:
