@@ -9,27 +9,27 @@ import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app import metrics
-from app.api import body_formats, idempotency
+from app.api import body_formats, idempotency, preference
 from app.api.access import actor_override, authorize, authorize_large_body, caller_name
 from app.api.body import JSON, json_response, read_body
 from app.api.body_formats import BodyFormat
 from app.api.service import Endpoint, foundation_of, recording_service, service_of
-from app.errors import BadRequest, BatchTooLarge, DatabaseFailed
+from app.errors import AuditError, BadRequest, BatchTooLarge, DatabaseFailed
 from app.events import canonical, cloudevents
 from app.events.explain import Faults
-from app.ingest.accept import Acceptance, Draft, computed_ids, other_ids, single_id
+from app.ingest.accept import Acceptance, Draft, computed_ids, lenient_ids, other_ids, single_id
 from app.ingest.claim import Claim
 from app.ingest.parents import find_parent_dates
-from app.ingest.submission import Submission, new_submission
+from app.ingest.submission import Submission, new_submission, used_twice
 from app.query.page import event_by_id
 
 _SLICE_SECONDS = 0.005
@@ -59,6 +59,25 @@ class BatchCreated(BaseModel):
     """Every event of the batch is committed, or safe on disk while Postgres is away; the ids are in its order."""
 
     event_ids: list[UUID]
+    message: str
+
+
+class ItemVerdict(BaseModel):
+    """What became of one item of a lenient batch: stored under its id, or refused, with the members of a problem."""
+
+    index: int
+    status: Annotated[int, Field(description="201, or what a batch would be answered for this item")]
+    event_id: UUID | None = None
+    type: str | None = None
+    title: str | None = None
+    detail: str | None = None
+    field_errors: dict[str, str] | None = None
+
+
+class BatchVerdicts(BaseModel):
+    """The good events of a lenient batch are committed, or safe on disk while Postgres is away."""
+
+    items: list[ItemVerdict]
     message: str
 
 
@@ -108,21 +127,26 @@ async def post_event(request: Request) -> Response:
 
 
 async def post_batch(request: Request) -> Response:
-    """Record a batch, whole or not at all; 201 with the ids in input order once it is committed."""
+    """Record a batch, whole or not at all; 201 with the ids in input order once it is committed.
+
+    With `Prefer: handling=lenient` its good events are recorded; 207 with a verdict for each item.
+    """
     started = perf_counter()
     settings = foundation_of(request).settings
     await authorize_large_body(request)
     body, media_type = await read_body(request, settings.batch_bytes_max)
     body_format = body_formats.batch_format(request, media_type)
-    reader = _BatchReader(body_format, settings.batch_events_max)
+    reader = _BatchReader(body_format, settings.batch_events_max, is_lenient=preference.is_lenient(request))
     is_large = len(body) > _LARGE_BYTES
     drafts, body_digest = await _parse_batch(body, reader, request.url.path)
     del body  # up to 50 MiB
     caller, key = caller_name(request), idempotency.key_of(request)
     claim = idempotency.claim_of(request, caller, key, bytes.fromhex(body_digest)) if key else None
     id_source = idempotency.id_source(request, key) if key else ("body", body_digest)
-    posted = _PostedEvents(body_format, drafts, id_source, claim)
+    posted = _PostedEvents(body_format, drafts, id_source, claim, reader if reader.is_lenient else None)
     try:
+        if reader.is_lenient:
+            return _verdicts(reader, await _submit_lenient(request, posted, settings.batch_deadline_ms))
         ids = (await _submit(request, posted, settings.batch_deadline_ms)).ids
     except DatabaseFailed as error:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
@@ -143,13 +167,17 @@ class _PostedEvents(NamedTuple):
     id_source: tuple[str, str] | None
     """What ids are computed from; None for a random one."""
     claim: Claim | None
+    lenient: "_BatchReader | None" = None
+    """Of a lenient batch: what was read of it."""
 
 
 class _Receipt(NamedTuple):
     """The events of one request are committed, or safe in the spool."""
 
     ids: Sequence[UUID]
-    """In input order."""
+    """In input order: those under which the events are stored."""
+    own_ids: Sequence[UUID]
+    """In input order: those of this request."""
     is_spooled: bool
     submission: Submission
 
@@ -169,19 +197,55 @@ async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> 
     acceptance = Acceptance(
         datetime.now(UTC), parent_dates, service.log_name, actor_override(request), trace_id, span_id
     )
-    if posted.id_source is None:
+    if posted.lenient is not None and posted.id_source is not None:
+        candidates = posted.lenient.ids(caller_name(request), posted.id_source, acceptance.now)
+        ids = [one[0] for one in candidates]
+        acceptance = acceptance._replace(other_ids={one[0]: one[1:] for one in candidates})
+    elif posted.id_source is None:
         ids = list(map(single_id, drafts))
     else:
         computed_from = drafts, caller_name(request), posted.id_source, acceptance.now
         ids = computed_ids(*computed_from)
         acceptance = acceptance._replace(other_ids=other_ids(*computed_from))
     try:
-        submission = await new_submission(drafts, ids, acceptance, posted.claim)
+        submission = await new_submission(drafts, ids, acceptance, posted.claim, is_lenient=posted.lenient is not None)
         is_spooled = await service.writer.submit(submission, deadline)
     except BadRequest as error:
         raise posted.body_format.with_client_names(error) from None
     stored_as = submission.stored_as
-    return _Receipt([stored_as.get(one, one) for one in ids] if stored_as else ids, is_spooled, submission)
+    stored_ids = [stored_as.get(one, one) for one in ids] if stored_as else ids
+    return _Receipt(stored_ids, ids, is_spooled, submission)
+
+
+async def _submit_lenient(request: Request, posted: _PostedEvents, deadline_ms: int) -> _Receipt | None:
+    """The receipt of a lenient batch; None if nothing of it can be written."""
+    if posted.drafts:
+        return await _submit(request, posted, deadline_ms)
+    await authorize(request)
+    return None
+
+
+def _verdicts(reader: "_BatchReader", receipt: _Receipt | None) -> Response:
+    """What became of each item of a lenient batch."""
+    written: dict[int, tuple[UUID, UUID]] = {}
+    rejections: dict[UUID, AuditError] = {}
+    if receipt is not None:
+        own_ids, rejections = receipt.own_ids, receipt.submission.rejections or {}
+        written = {index: pair for index, *pair in zip(reader.indexes, own_ids, receipt.ids, strict=True)}  # type: ignore[misc]
+    items, stored = [], 0
+    for index in range(reader.count):
+        own_id, event_id = written.get(index, (None, None))
+        error = reader.refused.get(index) or (rejections.get(own_id) if own_id else None)
+        if error is None:
+            stored += 1
+            items.append({"index": index, "status": 201, "event_id": str(event_id)})
+            continue
+        if isinstance(error, BadRequest):
+            error = reader.body_format.with_client_names(error)
+        problem = {"type": error.type, "title": error.title, "detail": error.detail}
+        items.append({"index": index, "status": error.status} | problem | error.extra)
+    message = f"{stored} of {reader.count} audit events created"
+    return json_response({"items": items, "message": message}, 207, preference.APPLIED)
 
 
 async def _timestamp(request: Request, draft: Draft, submission: Submission) -> datetime:
@@ -231,20 +295,50 @@ async def _parse_slices(body: bytes, reader: "_BatchReader", path: str) -> tuple
 
 
 class _BatchReader:
-    """Reads a batch item by item, and reports the faults of all its items together."""
+    """Reads a batch item by item, and reports the faults of all its items together, or if it is lenient each by itself."""
 
-    def __init__(self, body_format: BodyFormat, events_max: int) -> None:
+    def __init__(self, body_format: BodyFormat, events_max: int, *, is_lenient: bool = False) -> None:
         self.count = 0
         self.events_max = events_max
+        self.is_lenient = is_lenient
         self.body_format = body_format
         self._drafts: list[Draft] = []
         self._faults = Faults()
+        # Only of a lenient batch:
+        self.refused: dict[int, AuditError] = {}
+        """By index of the item."""
+        self.indexes: list[int] = []
+        """Of the items that are not refused."""
+        self._digests: list[str] = []
+        self._by_id: dict[UUID, bytes | None] = {}
 
     def add(self, value: Any, *, plain: bool, depth: int) -> None:
-        with self._faults:
-            if self.count < self.events_max and not self._faults.full:
-                self._drafts.append(self.body_format.parse_item(value, f"/{self.count}", plain=plain, depth=depth))
+        if self.is_lenient:
+            self._add_lenient(value, plain=plain, depth=depth)
+        else:
+            with self._faults:
+                if self.count < self.events_max and not self._faults.full:
+                    self._drafts.append(self.body_format.parse_item(value, f"/{self.count}", plain=plain, depth=depth))
         self.count += 1
+
+    def _add_lenient(self, value: Any, *, plain: bool, depth: int) -> None:
+        if self.count >= self.events_max:
+            return
+        try:
+            draft = self.body_format.parse_item(value, f"/{self.count}", plain=plain, depth=depth)
+            if draft.event_id is not None and self._by_id.setdefault(draft.event_id, draft.digest) != draft.digest:
+                raise used_twice(draft, draft.event_id)
+        except AuditError as error:
+            self.refused[self.count] = error
+            return
+        self._drafts.append(draft)
+        self.indexes.append(self.count)
+        self._digests.append(hashlib.sha256(canonical.canonical(value, plain=plain)).hexdigest())
+
+    def ids(self, caller: str, source: tuple[str, str], now: datetime) -> list[tuple[UUID, ...]]:
+        """Of each item of a lenient batch that is not refused: its id, and those of other sends of it."""
+        items = zip(self.indexes, self._drafts, self._digests, strict=True)
+        return lenient_ids(items, caller, source, now, is_whole=not self.refused)
 
     def drafts(self) -> list[Draft]:
         """The drafts of all items. BadRequest if any item has a fault."""
@@ -282,7 +376,11 @@ DIRECT: dict[tuple[str, str], Endpoint] = {}
 
 
 def _add_post_route(
-    path: str, endpoint: Endpoint, responses: dict[int | str, dict[str, Any]], bodies: dict[str, dict[str, Any]]
+    path: str,
+    endpoint: Endpoint,
+    responses: dict[int | str, dict[str, Any]],
+    bodies: dict[str, dict[str, Any]],
+    *parameters: dict[str, Any],
 ) -> None:
     DIRECT["POST", path] = endpoint
     router.add_api_route(
@@ -293,7 +391,7 @@ def _add_post_route(
         response_class=Response,
         responses=responses,
         openapi_extra={
-            "parameters": [idempotency.PARAMETER],
+            "parameters": [idempotency.PARAMETER, *parameters],
             "requestBody": {"required": True, "content": {kind: {"schema": schema} for kind, schema in bodies.items()}},
         },
     )
@@ -316,10 +414,11 @@ _add_post_route(
 _add_post_route(
     body_formats.BATCH_PATH,
     post_batch,
-    {201: {"model": BatchCreated}},
+    {201: {"model": BatchCreated}, 207: {"model": BatchVerdicts}},
     {
         JSON: _array_of("PostedEvent"),
         cloudevents.BATCH: _array_of("CloudEvent"),
         **{name: {"type": "string", "description": "one PostedEvent a line"} for name in body_formats.NDJSON},
     },
+    preference.PARAMETER,
 )

@@ -21,7 +21,8 @@ def random_event_id(now_ms: int, random: bytes) -> UUID:
 def derived_event_id(event_timestamp: datetime, caller: str, source: tuple[str, str], index: int) -> UUID:
     """UUIDv8 of item `index` of a request that can be sent again: the same in any replica, at any time, for the same caller.
 
-    `source` is ("body", hex SHA-256 of the canonical form of the whole body) or ("key", the Idempotency-Key). The seed is
+    `source` is ("body", hex SHA-256 of the canonical form of the whole body), ("item", the same of the item alone) or ("key",
+    the Idempotency-Key). The seed is
     the hash of a JSON array, so that texts that are split differently give different seeds. This never changes.
     """
     seed = hashlib.sha256(orjson.dumps([1, caller, *source, index])).digest()

@@ -5,7 +5,7 @@ check_item() checks what needs neither the database nor the clock; accept() fixe
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from time import time_ns
@@ -275,6 +275,27 @@ def other_ids(
         for i, draft in enumerate(drafts)
         if draft.timestamp is None and draft.event_id is None and others
     }
+
+
+def lenient_ids(
+    items: Iterable[tuple[int, Draft, str]], caller: str, source: tuple[str, str], now: datetime, *, is_whole: bool
+) -> list[tuple[UUID, ...]]:
+    """For each item (index in the body, draft, hex digest) of a lenient batch: its id, then those of other sends of the item.
+
+    If the whole batch is good, ids are those of any batch. Else, without an Idempotency-Key, they are computed from the item
+    and its index instead of the whole body, so that the item is recognised when the others have been corrected.
+    """
+
+    def candidates(index: int, draft: Draft, digest: str) -> Iterator[UUID]:
+        sources = [source] if source[0] == "key" else [source, ("item", digest)]
+        for one in sources if is_whole else reversed(sources):
+            for time in [draft.timestamp] if draft.timestamp else ids.arrival_times(one, now):
+                yield ids.derived_event_id(time, caller, one, index)
+
+    return [
+        tuple(candidates(index, draft, digest)) if draft.event_id is None else (draft.event_id,)
+        for index, draft, digest in items
+    ]
 
 
 def single_id(draft: Draft) -> UUID:

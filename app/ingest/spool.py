@@ -147,6 +147,8 @@ class Spool:
             metrics.DLQ_XADD.labels("audit_events").inc(len(outcome))
         if submission.outcome.done():  # it was too late for its client, or was committed meanwhile
             metrics.ACCEPTED.inc(len(outcome))
+        else:
+            metrics.RESENDS.inc(len(submission.events) - len(outcome))
         submission.finish(spooled=True)
 
     async def next(self, events_max: int, bytes_max: int, log_name: str) -> list[SpooledRequest]:

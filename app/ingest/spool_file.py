@@ -221,16 +221,16 @@ class SpoolFile:
         return self._transact(lambda: [self._append_one(*request) for request in requests])
 
     def _append_one(self, submission: Submission, token: bytes, body: bytes) -> list[Event] | AuditError:
-        digests = {}
+        digests, posted = {}, len(submission.events)
         if submission.may_exist:
             digests = self._digests([one for event in submission.events for one in event.possible_ids])
-            for event in submission.events:
-                if event.id in digests and digests[event.id] != event.digest:
-                    return conflict(event.id)
-                for one in event.possible_ids:
-                    if one in digests:
-                        submission.stored_as[event.id] = one
-                        break
+            others = [e.id for e in submission.events if e.id in digests and digests[e.id] != e.digest]
+            if others and submission.rejections is None:
+                return conflict(others[0])
+            submission.reject({one: conflict(one) for one in others})
+            submission.stored_as |= {
+                event.id: one for event in submission.events for one in reversed(event.possible_ids) if one in digests
+            }
         claim = submission.claim
         if claim is not None:
             query = "SELECT digest FROM requests WHERE scope = ? AND key = ?"
@@ -242,7 +242,7 @@ class SpoolFile:
             return []
         correlations = "\0".join({event.correlation_id for event in added})
         columns = (token, time.time(), len(added), len(body), correlations, *_claim_columns(claim))
-        if len(added) < len(submission.events):
+        if len(added) < posted:
             body = encode(added)
         position = self._connection.execute(
             "INSERT INTO requests (token, kept_at, events, bytes, correlations, scope, key, digest, expires_at, body)"

@@ -26,6 +26,7 @@ class Submission:
         "outcome",
         "payload_bytes",
         "refusals",
+        "rejections",
         "stored_as",
         "trace_link",
     )
@@ -37,8 +38,11 @@ class Submission:
         *,
         may_exist: bool,
         claim: Claim | None = None,
+        is_lenient: bool = False,
     ) -> None:
         self.events = events
+        self.rejections: dict[UUID, AuditError] | None = {} if is_lenient else None
+        """Of a lenient request: the events that are not written, and why. Else None: one such event fails the request."""
         self.trace_link = tracing.link()
         self.claim = claim
         self.arrived = asyncio.get_running_loop().time()
@@ -52,6 +56,15 @@ class Submission:
         """Of events that were found stored already, or spooled: the id under which each is."""
         self.payload_bytes = sum(event.payload_bytes for event in events)
         self.outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def reject(self, errors: Mapping[UUID, AuditError]) -> None:
+        """Leave out the events with these ids if the request is lenient, else fail the whole request."""
+        if self.rejections is None:
+            for error in errors.values():
+                self.fail(error)
+        elif errors:
+            self.rejections |= errors
+            self.events = [event for event in self.events if event.id not in errors]
 
     def fail(self, error: AuditError) -> None:
         if not self.outcome.done():
@@ -74,7 +87,12 @@ def conflict(event_id: UUID, difference: str = "") -> Conflict:
 
 
 async def new_submission(
-    drafts: Sequence[Draft], ids: Sequence[UUID], acceptance: Acceptance, claim: Claim | None = None
+    drafts: Sequence[Draft],
+    ids: Sequence[UUID],
+    acceptance: Acceptance,
+    claim: Claim | None = None,
+    *,
+    is_lenient: bool = False,
 ) -> Submission:
     """The submission of one request's drafts, with these ids.
 
@@ -93,7 +111,7 @@ async def new_submission(
     for start in range(_SLICE, len(unique), _SLICE):
         await asyncio.sleep(0)
         events += accept(unique[start : start + _SLICE], unique_ids[start : start + _SLICE], acceptance)
-    return Submission(events, refusals, may_exist=may_exist, claim=claim)
+    return Submission(events, refusals, may_exist=may_exist, claim=claim, is_lenient=is_lenient)
 
 
 def _without_duplicates(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[Sequence[Draft], Sequence[UUID]]:
@@ -102,13 +120,18 @@ def _without_duplicates(drafts: Sequence[Draft], ids: Sequence[UUID]) -> tuple[S
     first: dict[UUID, Draft] = {}
     for draft, event_id in zip(drafts, ids, strict=True):
         if first.setdefault(event_id, draft).digest != draft.digest:
-            raise Conflict(
-                f"{draft.pointer}/event_id: {event_id} is used twice in this request, with different content",
-                resource="audit_event",
-                field="event_id",
-                value=str(event_id),
-            )
+            raise used_twice(draft, event_id)
     return list(first.values()), list(first)
+
+
+def used_twice(draft: Draft, event_id: UUID) -> Conflict:
+    """The refusal of an id that another item of the same request has."""
+    return Conflict(
+        f"{draft.pointer}/event_id: {event_id} is used twice in this request, with different content",
+        resource="audit_event",
+        field="event_id",
+        value=str(event_id),
+    )
 
 
 def _refusal(draft: Draft, acceptance: Acceptance) -> BadRequest | None:

@@ -35,6 +35,7 @@ from app.workers import Reminder
 
 _RESEND_RETRIES_MAX = 3
 _SPOOL_SECONDS = 0.25  # before its deadline, so that what is spooled instead is answered in time
+_DIFFERENCES_MAX = 20  # conflicts of one request of which the members that differ are named
 _COMMIT_SECONDS_MIN = 2.0  # for one commit, however late it begins
 
 log = logging.getLogger(__name__)
@@ -127,6 +128,8 @@ class Writer:
                 metrics.REFUSED.labels(error.label).inc(events)
                 raise
             finally:
+                for rejection in (submission.rejections or {}).values():
+                    metrics.REFUSED.labels(rejection.label).inc()
                 timer.cancel()
                 self._events_waiting -= events
                 self._bytes_waiting -= size
@@ -450,12 +453,18 @@ class Writer:
         for submission in pending:
             submission.needs_lookup = False
             claim = submission.claim
-            if claim is not None and digests.get((claim.scope, claim.key), claim.digest) != claim.digest:
-                submission.fail(key_reused())
-                submissions = [s for s in submissions if s is not submission]
+            digest = None if claim is None else digests.get((claim.scope, claim.key))
+            if digest is not None and claim is not None:
+                submission.claim = None  # it is stored
+                if digest != claim.digest:
+                    submission.fail(key_reused())
+        submissions = [s for s in submissions if not s.outcome.done()]
         for submission in submissions:
-            if other := next((e for e in submission.events if e.id in stored and not stored[e.id].same), None):
-                submission.fail(conflict(other.id, await self.store.difference(other, deadline)))
+            others = [e for e in submission.events if e.id in stored and not stored[e.id].same]
+            conflicts = {one.id: conflict(one.id) for one in others}
+            for one in others[:_DIFFERENCES_MAX]:
+                conflicts[one.id] = conflict(one.id, await self.store.difference(one, deadline))
+            submission.reject(conflicts)
         for submission in submissions:
             _settle_without_write(submission, stored)
         return [s for s in submissions if not s.outcome.done()]
@@ -477,14 +486,13 @@ class Writer:
 
 
 def _settle_without_write(submission: Submission, stored: Mapping[UUID, Stored]) -> None:
-    """Finish `submission` if all its events are stored, or fail it if one that is not stored is refused."""
+    """Finish `submission` if all its events are stored. Those that are refused and not stored are rejected."""
+    submission.reject({one: refusal for one, refusal in submission.refusals.items() if one not in stored})
     submission.stored_as |= {event.id: stored[event.id].id for event in submission.events if event.id in stored}
     if all(event.id in stored for event in submission.events):
         if not submission.outcome.done():
             metrics.RESENDS.inc(len(submission.events))
         submission.finish()
-    elif refusal := next((r for event_id, r in submission.refusals.items() if event_id not in stored), None):
-        submission.fail(refusal)
 
 
 def _possible_ids(events: Sequence[Event]) -> set[UUID]:

@@ -97,7 +97,11 @@ def test_blank_reason_of_a_hold(client: httpx.Client) -> None:
 
 def test_time_of_an_effectiveness(client: httpx.Client) -> None:
     """Section 16: `computed_at` is cut to whole seconds."""
-    payload = {"event_type": "effectiveness.health.assessed", "correlation_id": "rr-1", "namespace": "n"}
+    payload: dict[str, Any] = {
+        "event_type": "effectiveness.health.assessed",
+        "correlation_id": "rr-1",
+        "namespace": "n",
+    }
     payload |= {"ea_name": "ea", "component": "health", "assessed": True, "score": 1.0, "details": "d"}
     event = make_event(event_type=payload["event_type"], event_data=payload, event_category="effectiveness")
     event["correlation_id"] = "rr-1"
