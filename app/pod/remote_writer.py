@@ -52,7 +52,8 @@ class RemoteWriter:
             self._messages.send(("part", number, encode_events(part)))
             await self._messages.sent()
         rest = {"refusals": submission.refusals, "may_exist": submission.may_exist, "claim": submission.claim}
-        is_spooled, submission.stored_as = await self._ask(
+        rest["is_lenient"] = submission.rejections is not None
+        is_spooled, submission.stored_as, submission.rejections = await self._ask(
             deadline, "submit", number, encode_events(last), rest, deadline
         )
         return bool(is_spooled)

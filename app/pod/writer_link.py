@@ -1,10 +1,10 @@
 """The writer's end of the connections by which the other processes of the pod hand it events, and it asks them for metrics.
 
 Messages to the writer:   ("part", number, events)                               a further part of a large submission
-                          ("submit", number, events, rest, deadline)             answered with (number, error, cause, (is_spooled, stored_as))
+                          ("submit", number, events, rest, deadline)             answered with (number, error, cause, outcome)
                           ("dates", number, ids)                                 answered with (number, error, cause, dates)
                           ("samples", samples)                                   the answer to METRICS_PLEASE
-`events` is what encode_events() makes. A deadline is on the clock that all processes of one machine share.
+`events` is what encode_events() makes, `outcome` (is_spooled, stored_as, rejections). A deadline is on the clock that all processes of one machine share.
 """
 
 import asyncio
@@ -89,13 +89,14 @@ class WriterLink:
 
     async def _submit(
         self, events: Sequence[Event], rest: dict[str, Any], deadline: float
-    ) -> tuple[bool, dict[UUID, UUID]]:
+    ) -> tuple[bool, dict[UUID, UUID], dict[UUID, AuditError] | None]:
         """Have the writer store the events. DatabaseAway if they were made for another log than it writes to."""
         writer = self._writer()
         if writer is None or events[0].record["log"] != writer.store.log_name:
             raise DatabaseAway
         submission = Submission(events, **rest)
-        return await writer.submit(submission, deadline), submission.stored_as
+        is_spooled = await writer.submit(submission, deadline)
+        return is_spooled, submission.stored_as, submission.rejections
 
     async def _waiting_event_dates(self, ids: set[UUID]) -> dict[UUID, date]:
         writer = self._writer()

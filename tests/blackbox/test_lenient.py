@@ -41,8 +41,14 @@ def total(client: httpx.Client) -> int:
     return int(client.get(EVENTS).json()["pagination"]["total"])
 
 
-def test_verdicts(client: httpx.Client) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_verdicts(service: Callable[..., Service], processes: int) -> None:
     """A good event is lost with the others, a bad one is stored, or its faults are not those of a whole batch."""
+    with httpx.Client(base_url=service(processes=processes).url, timeout=30) as client:
+        check_verdicts(client)
+
+
+def check_verdicts(client: httpx.Client) -> None:
     taken = make_event(event_id=str(uuid4()))
     client.post(EVENTS, json=taken).raise_for_status()
     twice = make_event(event_id=str(uuid4()))
