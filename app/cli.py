@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 _RETRY_SECONDS = 0.25
-_HEALTH_SECONDS = 2.0
 
 
 def main() -> int:
@@ -56,7 +55,7 @@ def _exit_quietly(sig: int, frame: FrameType | None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from app import show, simulate
+    from app import importing, show, simulate
 
     parser = argparse.ArgumentParser(
         prog="datastorage",
@@ -72,8 +71,6 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", type=float, default=0, metavar="SECONDS", help="for a Postgres that is not there yet"
     )
     migrate.set_defaults(run=_migrate)
-    health = commands.add_parser("health", help="whether the service of these settings answers on this machine")
-    health.set_defaults(run=_health)
     settings = commands.add_parser("settings", help="show every setting, its value and what it means")
     settings.set_defaults(run=_settings)
     types = commands.add_parser("event-types", help="list the event types, or show one with its schema and an example")
@@ -85,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     create = tokens.add_parser("create", help="print a new token, which stands nowhere else, and its line for the file")
     create.add_argument("--name", required=True, help="of who will send it, as it is written down")
-    create.add_argument("--role", required=True, help="reader, writer, auditor or admin")
+    create.add_argument("--role", required=True, help="reader, writer, auditor, importer or admin")
     create.add_argument("--expires", help="moment or day (UTC) from which on it is nobody's, such as 2027-01-31")
     create.add_argument("--file", type=Path, help="file to append the line to, instead of printing it")
     create.set_defaults(run=_token_create)
@@ -100,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_proof_and_retention_commands(commands)
     spool = commands.add_parser("spool", help="look into a spool, take it out, or write it to Postgres")
     _add_spool_arguments(spool)
+    imports = commands.add_parser("import", help="send the events of files, however old, to a service's import route")
+    importing.add_arguments(imports)
+    imports.set_defaults(run=importing.run)
     simulation = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(simulation)
     simulation.set_defaults(run=simulate.run)
@@ -355,23 +355,6 @@ def _retention_settings() -> "Settings":
     if settings.database_url is None and settings.retention_url is None:
         raise Fatal("Set DATASTORAGE_RETENTION_URL, or DATASTORAGE_DATABASE_URL if one role does everything.")
     return settings
-
-
-def _health(arguments: argparse.Namespace) -> None:
-    """Ask /healthz. Raises OSError when nobody answers 200."""
-    del arguments
-    import ssl
-    from urllib.request import HTTPSHandler, ProxyHandler, build_opener
-
-    from app.settings import load
-
-    url = load().local_url
-    context = ssl.create_default_context()
-    # The certificate is for the name by which others call, and nothing secret is sent.
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
-    with opener.open(f"{url}/healthz", timeout=_HEALTH_SECONDS) as answer:
-        print(answer.read().decode())
 
 
 def _settings(arguments: argparse.Namespace) -> None:

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     oidc_roles_claim: str = Field(
         "groups", description="claim that holds what oidc_roles translates; dots lead into objects: realm_access.roles"
     )
-    oidc_roles: dict[str, Literal["reader", "writer", "auditor", "admin"]] = Field(
+    oidc_roles: dict[str, Literal["reader", "writer", "auditor", "importer", "admin"]] = Field(
         {}, description='which value of that claim is which role, as JSON: {"sre": "reader", "audit-team": "auditor"}'
     )
     kubernetes_url: str = Field(

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "logs": "tracing",
     "tables": "",
     "sql": "",
-    "state_dir": "errors",  # a user without a home is Fatal
+    "state_dir": "",
     "terminal": "",
     "watched_file": "errors",
     "auth": "settings watched_file errors metrics",
@@ -54,9 +54,10 @@ MAY_IMPORT = {
     "tls": "config_file watched_file errors metrics",
     "serve": "connection main pod tls presence settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
+    "importing": "events export errors",  # a client that reads export files
     "simulate": "",  # a client: it could be shipped alone
     "show": "terminal",  # as simulate
-    "cli": "auth serve openapi simulate show schema main events ingest tlog verify export retention presence database_url db embedded logs settings state_dir errors tracing",
+    "cli": "auth serve openapi simulate show importing schema main events ingest tlog verify export retention presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

@@ -32,7 +32,7 @@ from app.export.certificate import ExportKeyPair
 from app.export.parts import Export, ResumeToken
 from app.export.select import PAGE_MAX, ExportQuery
 from app.export.signed_page import SignedPage
-from app.ingest.self_events import self_event, write_self_event
+from app.ingest.self_events import ACTOR, self_event, write_self_event
 from app.query.filter import OFFSET_MAX
 from app.verify.snapshot import snapshot
 
@@ -231,7 +231,7 @@ async def _write_export_event(service: Service, export: Export | SignedPage) -> 
     }
     positions = {"first_position": export.first_position, "last_position": export.last_position}
     payload |= {name: position for name, position in positions.items() if position is not None}
-    event = self_event(service.log_name, payload, about=export.export_id, **({"actor_id": by} if by else {}))
+    event = self_event(service.log_name, payload, about=export.export_id, actor_id=by or ACTOR)
     await write_self_event(service.writer, event, service.settings.single_deadline_ms)
 
 

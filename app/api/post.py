@@ -6,7 +6,7 @@ A request that is not valid is refused before the caller's right to write is che
 import asyncio
 import ctypes
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Annotated, Any, NamedTuple
@@ -136,9 +136,9 @@ async def post_batch(request: Request) -> Response:
     await authorize_large_body(request)
     body, media_type = await read_body(request, settings.batch_bytes_max)
     body_format = body_formats.batch_format(request, media_type)
-    reader = _BatchReader(body_format, settings.batch_events_max, is_lenient=preference.is_lenient(request))
+    reader = BatchReader(body_format, settings.batch_events_max, is_lenient=preference.is_lenient(request))
     is_large = len(body) > _LARGE_BYTES
-    drafts, body_digest = await _parse_batch(body, reader, request.url.path)
+    drafts, body_digest = await parse_batch(body, reader, request.url.path)
     del body  # up to 50 MiB
     caller, key = caller_name(request), idempotency.key_of(request)
     claim = idempotency.claim_of(request, caller, key, bytes.fromhex(body_digest)) if key else None
@@ -146,7 +146,7 @@ async def post_batch(request: Request) -> Response:
     posted = _PostedEvents(body_format, drafts, id_source, claim, reader if reader.is_lenient else None)
     try:
         if reader.is_lenient:
-            return _verdicts(reader, await _submit_lenient(request, posted, settings.batch_deadline_ms))
+            return verdicts(reader, await _submit_lenient(request, posted, settings.batch_deadline_ms))
         ids = (await _submit(request, posted, settings.batch_deadline_ms)).ids
     except DatabaseFailed as error:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
@@ -167,11 +167,11 @@ class _PostedEvents(NamedTuple):
     id_source: tuple[str, str] | None
     """What ids are computed from; None for a random one."""
     claim: Claim | None
-    lenient: "_BatchReader | None" = None
+    lenient: "BatchReader | None" = None
     """Of a lenient batch: what was read of it."""
 
 
-class _Receipt(NamedTuple):
+class Receipt(NamedTuple):
     """The events of one request are committed, or safe in the spool."""
 
     ids: Sequence[UUID]
@@ -182,7 +182,7 @@ class _Receipt(NamedTuple):
     submission: Submission
 
 
-async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> _Receipt:
+async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> Receipt:
     """Have the writer store the events."""
     await authorize(request)
     clock, drafts = asyncio.get_running_loop().time, posted.drafts
@@ -212,12 +212,17 @@ async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> 
         is_spooled = await service.writer.submit(submission, deadline)
     except BadRequest as error:
         raise posted.body_format.with_client_names(error) from None
+    return receipt_of(submission, ids, is_spooled)
+
+
+def receipt_of(submission: Submission, ids: Sequence[UUID], is_spooled: bool) -> Receipt:
+    """The receipt of a request that the writer has finished; `ids` are its own, in input order."""
     stored_as = submission.stored_as
     stored_ids = [stored_as.get(one, one) for one in ids] if stored_as else ids
-    return _Receipt(stored_ids, ids, is_spooled, submission)
+    return Receipt(stored_ids, ids, is_spooled, submission)
 
 
-async def _submit_lenient(request: Request, posted: _PostedEvents, deadline_ms: int) -> _Receipt | None:
+async def _submit_lenient(request: Request, posted: _PostedEvents, deadline_ms: int) -> Receipt | None:
     """The receipt of a lenient batch; None if nothing of it can be written."""
     if posted.drafts:
         return await _submit(request, posted, deadline_ms)
@@ -225,7 +230,7 @@ async def _submit_lenient(request: Request, posted: _PostedEvents, deadline_ms: 
     return None
 
 
-def _verdicts(reader: "_BatchReader", receipt: _Receipt | None) -> Response:
+def verdicts(reader: "BatchReader", receipt: Receipt | None) -> Response:
     """What became of each item of a lenient batch."""
     written: dict[int, tuple[UUID, UUID]] = {}
     rejections: dict[UUID, AuditError] = {}
@@ -258,7 +263,7 @@ async def _timestamp(request: Request, draft: Draft, submission: Submission) -> 
     return event.timestamp
 
 
-async def _parse_batch(body: bytes, reader: "_BatchReader", path: str) -> tuple[list[Draft], str]:
+async def parse_batch(body: bytes, reader: "BatchReader", path: str) -> tuple[list[Draft], str]:
     """The drafts of a batch, and the digest of its canonical form, from which their ids are computed.
 
     Large bodies are parsed one at a time, in slices, so that other requests are answered meanwhile.
@@ -278,7 +283,7 @@ async def _parse_batch(body: bytes, reader: "_BatchReader", path: str) -> tuple[
     return reader.drafts(), hashlib.sha256(canonical.canonical(items, plain=document.plain)).hexdigest()
 
 
-async def _parse_slices(body: bytes, reader: "_BatchReader", path: str) -> tuple[list[Draft], str]:
+async def _parse_slices(body: bytes, reader: "BatchReader", path: str) -> tuple[list[Draft], str]:
     digest = hashlib.sha256(b"[")
     slice_end = perf_counter() + _SLICE_SECONDS
     for document in reader.body_format.items(body):
@@ -294,7 +299,7 @@ async def _parse_slices(body: bytes, reader: "_BatchReader", path: str) -> tuple
     return reader.drafts(), digest.hexdigest()
 
 
-class _BatchReader:
+class BatchReader:
     """Reads a batch item by item, and reports the faults of all its items together, or if it is lenient each by itself."""
 
     def __init__(self, body_format: BodyFormat, events_max: int, *, is_lenient: bool = False) -> None:
@@ -335,10 +340,27 @@ class _BatchReader:
         self.indexes.append(self.count)
         self._digests.append(hashlib.sha256(canonical.canonical(value, plain=plain)).hexdigest())
 
+    @property
+    def items(self) -> list[tuple[int, Draft, str]]:
+        """Index, draft and hex digest of each item of a lenient batch that is not refused."""
+        return list(zip(self.indexes, self._drafts, self._digests, strict=True))
+
+    @property
+    def accepted(self) -> list[Draft]:
+        """The drafts of the items that are not refused."""
+        return self._drafts
+
+    def refuse(self, refusal: Callable[[Draft], AuditError | None]) -> None:
+        """Refuse the items of a lenient batch for which `refusal` returns why."""
+        for index, draft in zip(self.indexes, self._drafts, strict=True):
+            if error := refusal(draft):
+                self.refused[index] = error
+        kept = [item for item in self.items if item[0] not in self.refused]
+        self.indexes, self._drafts, self._digests = map(list, zip(*kept, strict=True)) if kept else ([], [], [])
+
     def ids(self, caller: str, source: tuple[str, str], now: datetime) -> list[tuple[UUID, ...]]:
         """Of each item of a lenient batch that is not refused: its id, and those of other sends of it."""
-        items = zip(self.indexes, self._drafts, self._digests, strict=True)
-        return lenient_ids(items, caller, source, now, is_whole=not self.refused)
+        return lenient_ids(self.items, caller, source, now, is_whole=not self.refused)
 
     def drafts(self) -> list[Draft]:
         """The drafts of all items. BadRequest if any item has a fault."""

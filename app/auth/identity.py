@@ -8,11 +8,12 @@ SERVICE_ACCOUNT = "system:serviceaccount:"
 NAME_MAX = 255
 """The width of the columns that names are written to."""
 
-Role = Literal["reader", "writer", "auditor", "admin"]
+Role = Literal["reader", "writer", "auditor", "importer", "admin"]
 ROLE_VERBS: dict[str, frozenset[str]] = {
     "reader": frozenset({"get"}),
     "writer": frozenset({"get", "create"}),
     "auditor": frozenset({"get"}),
+    "importer": frozenset({"get", "import"}),
     "admin": frozenset({"get", "create", "update"}),
 }
 ROLES = (*ROLE_VERBS,)

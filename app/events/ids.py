@@ -7,7 +7,7 @@ from uuid import UUID
 import orjson
 from asyncpg.pgproto import pgproto
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _ARRIVAL_WINDOW = timedelta(minutes=10)
 _48_BITS = (1 << 48) - 1
@@ -26,7 +26,7 @@ def derived_event_id(event_timestamp: datetime, caller: str, source: tuple[str, 
     the hash of a JSON array, so that texts that are split differently give different seeds. This never changes.
     """
     seed = hashlib.sha256(orjson.dumps([1, caller, *source, index])).digest()
-    return _assemble((event_timestamp - _EPOCH) // _MILLISECOND, seed, version=8)
+    return _assemble((event_timestamp - EPOCH) // _MILLISECOND, seed, version=8)
 
 
 def arrival_times(source: tuple[str, str], now: datetime) -> tuple[datetime, ...]:
@@ -36,8 +36,8 @@ def arrival_times(source: tuple[str, str], now: datetime) -> tuple[datetime, ...
     have arrived in the window before, or by another replica's clock in the one after. This never changes.
     """
     if source[0] == "key":
-        return (_EPOCH,)
-    window = now - (now - _EPOCH) % _ARRIVAL_WINDOW
+        return (EPOCH,)
+    window = now - (now - EPOCH) % _ARRIVAL_WINDOW
     return window, window - _ARRIVAL_WINDOW, window + _ARRIVAL_WINDOW
 
 

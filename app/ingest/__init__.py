@@ -9,6 +9,7 @@ outage.
 An event goes through these, in this order:
 
     accept.py               check an item (check_item), then fix its id, times, salt and commitment (accept)
+    import_rules.py         which events of an import are refused for their time
     parents.py              dates of the events that others name as their parent
     claim.py                one use of an Idempotency-Key
     submission.py           one request: its events, its claim, the future of its outcome

@@ -67,6 +67,8 @@ class Acceptance(NamedTuple):
     """Of the caller, from its traceparent header."""
     other_ids: Mapping[UUID, tuple[UUID, ...]] = MappingProxyType({})
     """By id of an event: those under which another send of the same item may be stored."""
+    metadata: bytes | None = None
+    """event_metadata of imported events, in canonical form. These keep their own times, however old."""
 
 
 @dataclass(slots=True)
@@ -83,6 +85,10 @@ class Event:
     """event_metadata in canonical form; like the trace it is written beside `row`."""
     other_ids: tuple[UUID, ...] = ()
     """Ids under which another send of the same item may be stored."""
+
+    @property
+    def is_imported(self) -> bool:
+        return self.metadata is not None and self.metadata != TIME_RECEIVED
 
     @property
     def possible_ids(self) -> tuple[UUID, ...]:
@@ -235,7 +241,7 @@ def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) ->
         "payload_salt": salt,
     }
     columns = tuple(row.values())
-    metadata = row["event_metadata"] = _TIME_RECEIVED if draft.timestamp is None else None
+    metadata = row["event_metadata"] = TIME_RECEIVED if draft.timestamp is None else acceptance.metadata
     hashed = record(row, acceptance.log_name, commitment(salt, committed_jcs(row)))
     hashed["trace_id"], hashed["span_id"] = acceptance.trace_id, acceptance.span_id
     other_ids = acceptance.other_ids.get(event_id, ())
@@ -251,7 +257,7 @@ ACCEPTED_COLUMNS = (
 """Columns of Event.row, in its order. trace_id and span_id are in Event.record only, event_metadata in Event.metadata."""
 _EVENT_DATE = ACCEPTED_COLUMNS.index("event_date")
 _EVENT_TIMESTAMP = ACCEPTED_COLUMNS.index("event_timestamp")
-_TIME_RECEIVED = b'{"event_timestamp":"received"}'
+TIME_RECEIVED = b'{"event_timestamp":"received"}'
 
 
 def computed_ids(drafts: Sequence[Draft], caller: str, source: tuple[str, str], now: datetime) -> list[UUID]:
@@ -295,6 +301,14 @@ def lenient_ids(
     return [
         tuple(candidates(index, draft, digest)) if draft.event_id is None else (draft.event_id,)
         for index, draft, digest in items
+    ]
+
+
+def imported_ids(items: Iterable[tuple[int, Draft, str]]) -> list[UUID]:
+    """For each imported item its own id, or one that is computed from it alone: whoever imports it again, and in which portion."""
+    return [
+        draft.event_id or ids.derived_event_id(draft.timestamp or ids.EPOCH, "", ("import", digest), 0)
+        for _, draft, digest in items
     ]
 
 

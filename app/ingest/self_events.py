@@ -23,10 +23,18 @@ ACTOR = "datastorage-service"
 _CATALOG = Catalog(allow_self_events=True)
 
 
-def self_event(log_name: str, payload: dict[str, Any], *, about: UUID | None = None, actor_id: str = ACTOR) -> Event:
+def self_event(
+    log_name: str,
+    payload: dict[str, Any],
+    *,
+    about: UUID | None = None,
+    actor_id: str = ACTOR,
+    event_id: UUID | None = None,
+) -> Event:
     """The event with `payload`: one of app/events/catalog/self_events.py, with its event_type. Raises BadRequest if it is not valid.
 
     Events with the same `about` share a chain. `actor_id` is who ordered what the event records, if not the service itself.
+    An event with an `event_id` is stored once, whatever its date.
     """
     event_type: str = payload["event_type"]
     _, kind, action = event_type.split(".")
@@ -45,8 +53,9 @@ def self_event(log_name: str, payload: dict[str, Any], *, about: UUID | None = N
     }
     document = parse(orjson.dumps(item))
     draft = check_item(_CATALOG, document.value, "", plain=document.plain, depth=document.depth)
-    event_id = ids.random_event_id(time_ns() // 1_000_000, os.urandom(10))
-    return accept([draft], [event_id], Acceptance(now, {}, log_name))[0]
+    other_ids = {event_id: (event_id,)} if event_id else {}
+    event_id = event_id or ids.random_event_id(time_ns() // 1_000_000, os.urandom(10))
+    return accept([draft], [event_id], Acceptance(now, {}, log_name, other_ids=other_ids))[0]
 
 
 async def write_self_event(writer: EventWriter, event: Event, deadline_ms: int) -> None:

@@ -14,7 +14,6 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 from uuid import UUID
@@ -26,7 +25,7 @@ from app.db import DATABASE_ERRORS, Connection, FailureKind, connect_writer, fai
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
 from app.ingest import partitions
-from app.ingest.accept import ACCEPTED_COLUMNS, Event
+from app.ingest.accept import ACCEPTED_COLUMNS, TIME_RECEIVED, Event
 from app.ingest.claim import Claim
 from app.ingest.hold_index import HoldIndex
 from app.ingest.link import Flush, Head, link
@@ -49,6 +48,8 @@ _PAUSE_SECONDS = 0.02
 _MEMBER_OF_COLUMN = {"event_version": "version"}
 _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
+
+SAME_AS_STORED = ", which differs only in what is not stored"
 
 Claimed = tuple[Claim, list[UUID]]
 """The claim of an Idempotency-Key, and the event ids in the answer to its request."""
@@ -257,11 +258,11 @@ class Store:
         if row is None:
             return ""
         sent = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True))
-        if event.metadata is not None:  # the time of arrival: each send has another
+        if event.metadata == TIME_RECEIVED:  # the time of arrival: each send has another
             sent["event_timestamp"] = row["event_timestamp"]
         stored = {**row, "event_data": canonical(loads(row["event_data"]))}
         names = [_MEMBER_OF_COLUMN.get(name, name) for name, value in stored.items() if value != sent[name]]
-        return f", which differs in {', '.join(names)}" if names else ", which differs only in what is not stored"
+        return f", which differs in {', '.join(names)}" if names else SAME_AS_STORED
 
     async def close(self) -> None:
         """Close the connection; if the server answers, the session ends without an error in its log."""
@@ -393,7 +394,8 @@ class Store:
         dates = [event.date for event in events]
         try:
             connection = await self.connection()
-            await partitions.ensure(connection, min(dates), max(dates) + timedelta(days=1))
+            for month in sorted({date.replace(day=1) for date in dates}):  # not those between: imports reach far back
+                await partitions.ensure(connection, month, month)
         except DATABASE_ERRORS as error:
             if getattr(error, "sqlstate", "") == "55000":
                 raise MonthDetached from error

@@ -136,7 +136,8 @@ def used_twice(draft: Draft, event_id: UUID) -> Conflict:
 
 def _refusal(draft: Draft, acceptance: Acceptance) -> BadRequest | None:
     """Why the rules of time and parent refuse `draft`, or None."""
-    if draft.timestamp is not None and (
+    is_import = acceptance.metadata is not None
+    if (draft.timestamp is not None and not (is_import and draft.timestamp < acceptance.now)) and (
         refusal := time_window_error(draft.timestamp, acceptance.now, draft.pointer + "/event_timestamp")
     ):
         return refusal

@@ -28,7 +28,7 @@ from app.ingest.claim import Claim, key_reused
 from app.ingest.event_writer import WriterState
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledRequest
-from app.ingest.store import Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store, Stored
+from app.ingest.store import SAME_AS_STORED, Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store, Stored
 from app.ingest.submission import Submission, conflict
 from app.settings import Settings
 from app.workers import Reminder
@@ -462,8 +462,13 @@ class Writer:
         for submission in submissions:
             others = [e for e in submission.events if e.id in stored and not stored[e.id].same]
             conflicts = {one.id: conflict(one.id) for one in others}
-            for one in others[:_DIFFERENCES_MAX]:
-                conflicts[one.id] = conflict(one.id, await self.store.difference(one, deadline))
+            for number, one in enumerate(others):
+                if number < _DIFFERENCES_MAX or one.is_imported:
+                    text = await self.store.difference(one, deadline)
+                    conflicts[one.id] = conflict(one.id, text)
+                    if text == SAME_AS_STORED and one.is_imported:  # it was posted in another form
+                        stored[one.id] = Stored(one.id, same=True)
+                        del conflicts[one.id]
             submission.reject(conflicts)
         for submission in submissions:
             _settle_without_write(submission, stored)

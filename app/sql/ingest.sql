@@ -130,6 +130,10 @@ WHERE l.relation = 'log_flushes'::regclass AND l.mode = 'RowExclusiveLock' AND a
 -- Events older than this may have been purged already: replaying them has to be asked for (--force).
 SELECT COALESCE(min(retention_days), 2555) FROM audit_retention_policies
 
+-- name: retention_policies
+-- How long events of each category stay, so that none is imported whose retention is over.
+SELECT event_category, retention_days, floor_days, ceiling_days FROM audit_retention_policies
+
 -- name: durability
 -- Settings of the server that are off and without which a commit may be lost.
 SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'

@@ -102,6 +102,20 @@ class ExportCreatedPayload(TypedDict):
     file_sha256: NotRequired[Sha256Hex]
 
 
+class ImportStoredPayload(TypedDict):
+    """A portion of events from elsewhere was imported with their own times; each of them has `imported` in its event_metadata.
+
+    The count includes those of the portion that were stored before.
+    """
+
+    event_type: Literal["datastorage.import.stored"]
+    import_id: Uuid
+    imported_by: str
+    event_count: Count
+    first_event_timestamp: DateTime
+    last_event_timestamp: DateTime
+
+
 class ReadAuditedPayload(TypedDict):
     """Somebody read events, on an installation that records this."""
 
