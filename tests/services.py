@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parent.parent
-READY_SECONDS = 20.0
+READY_SECONDS = 60.0
 STOP_SECONDS = 45.0
 PROCESSES = int(os.environ.get("DATASTORAGE_TEST_PROCESSES", "1"))
 """Of each service that a test does not start with another number."""
