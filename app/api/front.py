@@ -42,8 +42,8 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})
 # Headers in which proxies name the user. Here only a token does, so nothing after the front may see one of these.
 _IDENTITY_HEADERS = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
 _ID_PREFIXES = (
-    *("/api/v1/audit/correlations/", "/api/v1/audit/legal-hold/", "/api/v1/audit/remediation-requests/"),
-    "/api/v1/effectiveness/",
+    *(b"/api/v1/audit/correlations/", b"/api/v1/audit/legal-hold/", b"/api/v1/audit/remediation-requests/"),
+    b"/api/v1/effectiveness/",
 )
 """After these follows a correlation id, in which a slash can be encoded."""
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -123,9 +123,9 @@ class Front:
         state = scope.setdefault("state", {})  # optional in ASGI, as are raw_path and client
         if scope.get("raw_path") is None:
             scope["raw_path"] = quote(scope["path"]).encode()
-        elif b"%2" in scope["raw_path"] and not scope["path"].startswith(_ID_PREFIXES):
+        elif b"%2" in (raw := scope["raw_path"]) and b"%2f" in raw.lower() and not raw.startswith(_ID_PREFIXES):
             # What separates segments is never encoded: without this, a proxy that checks paths could be evaded.
-            scope["path"] = scope["raw_path"].decode("latin-1")
+            scope["path"] = raw.decode("latin-1")
         headers = dict(reversed(scope["headers"]))
         if any(name.startswith(_IDENTITY_HEADERS) for name in headers):
             scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY_HEADERS)]

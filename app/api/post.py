@@ -271,7 +271,7 @@ async def parse_batch(body: bytes, reader: "BatchReader", path: str) -> tuple[li
     if len(body) > _LARGE_BYTES:
         async with _one_large_body:
             return await _parse_slices(body, reader, path)
-    if reader.body_format.one_a_line:
+    if reader.body_format.one_a_line or reader.is_lenient:  # which may have to name the faults of every item
         return await _parse_slices(body, reader, path)
     document = canonical.parse(body)
     items = document.value

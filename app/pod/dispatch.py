@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.health import OWN_PATHS
 from app.api.post import DIRECT
-from app.errors import Unavailable
+from app.errors import AuditError, Unavailable
 from app.pod.relay import NobodyAnswers
 from app.pod.state import PodState
 from app.settings import Settings
@@ -40,12 +40,16 @@ class Dispatch:
                 await other(scope, receive, send)
             except NobodyAnswers:
                 scope.setdefault("state", {})["refusal"] = ReaderAway()
+            except AuditError as error:
+                scope.setdefault("state", {})["refusal"] = error
             else:
                 return
         await self._here(scope, receive, send)
 
     def _other(self, scope: Scope) -> ASGIApp | None:
         """The application that has another process answer this request; None if this process does."""
+        if "refusal" in scope.get("state", {}):
+            return None
         method, path = request = scope["method"], scope["path"]
         is_extra = bool(self._extra_ports) and (scope.get("server") or ("", None))[1] in self._extra_ports
         if request in DIRECT and not is_extra:

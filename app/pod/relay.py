@@ -17,6 +17,7 @@ from zlib import crc32
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import AuditError
 from app.pod.messages import connect, is_own_peer, listen, pack, read
 
 _IDLE_MAX = 32
@@ -67,7 +68,7 @@ class Relay:
         self._running = dict.fromkeys(names, 0)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Raises NobodyAnswers."""
+        """Raises NobodyAnswers, and what `receive` raises for a body that is not HTTP."""
         connection = await self._connection(self._preferred(scope))
         self._running[connection.name] += 1
         try:
@@ -122,9 +123,12 @@ class _Exchange:
         self._body_is_sent = False
         self._client_is_gone = False
         self._is_complete = False
+        self._refusal: AuditError | None = None
 
     async def run(self, scope: Scope) -> bool:
-        """Returns whether the connection can be used for another request. Raises NobodyAnswers before the answer has begun."""
+        """Returns whether the connection can be used for another request. Raises, before the answer has begun, NobodyAnswers, and
+        what `receive` raises for a body that is not HTTP.
+        """
         begun = False
         sending = None
         try:
@@ -135,6 +139,8 @@ class _Exchange:
                 self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
                 await self._send(message)
         except _BROKEN as error:
+            if self._refusal is not None and not begun:
+                raise self._refusal from None
             if self._client_is_gone or self._is_complete:
                 return False
             if not begun:
@@ -150,10 +156,13 @@ class _Exchange:
 
         Servers say http.disconnect when the answer is complete too.
         """
-        with suppress(*_BROKEN):
-            while (message := await self._receive())["type"] != "http.disconnect":
-                await self._connection.send(message)
-                self._body_is_sent = self._body_is_sent or not message.get("more_body", False)
+        try:
+            with suppress(*_BROKEN):
+                while (message := await self._receive())["type"] != "http.disconnect":
+                    await self._connection.send(message)
+                    self._body_is_sent = self._body_is_sent or not message.get("more_body", False)
+        except AuditError as error:  # the connection's: what follows is not HTTP
+            self._refusal = error
         if not self._is_complete:
             self._client_is_gone = True
             self._connection.writer.transport.abort()

@@ -13,6 +13,8 @@ import pytest
 
 from tests import pods
 from tests.events import make_event
+from tests.framing.cases import PROBE, WENT_ON
+from tests.framing.wire import answers_to
 from tests.services import Service
 from tests.waiting import until
 
@@ -237,3 +239,19 @@ async def _load(running: Service) -> AsyncIterator[_Load]:
             yield load
         finally:
             load.end()
+
+
+@pytest.mark.parametrize("processes", [2, 4], indirect=True)
+def test_what_is_not_http_in_a_pod(service: Callable[..., Service]) -> None:
+    """A request that is not HTTP gets no answer, or another one, because another process would answer it if it were."""
+    port = int(service().url.rpartition(":")[2])
+    head = b"HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+    def statuses(sent: bytes) -> list[int]:
+        return [answer.status for answer in answers_to(port, sent + PROBE)]
+
+    for path in (b"/api/v1/audit/events", b"/api/v1/audit/verify-chain", b"/api/v1/audit/notifications"):
+        assert statuses(b"GET %b HTTP/1.1\r\nHost: x\r\nno field\r\n\r\n" % path) == [400]
+        for body in (b"zz\r\n", b"2\r\n{}\r\nzz\r\n", b"2\r\n{}zz\r\n"):
+            assert statuses(b"POST %b %bTransfer-Encoding: chunked\r\n\r\n%b" % (path, head, body)) == [400]
+        assert statuses(b"POST %b %bContent-Length: 2\r\n\r\n{}" % (path, head)) == [400, WENT_ON]

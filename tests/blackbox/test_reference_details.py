@@ -128,7 +128,8 @@ def test_slash_in_a_path(client: httpx.Client) -> None:
         ("POST", "/api/v1/audit/remediation-requests/a%2Freconstruct"),
         ("POST", "/api/v1/audit/remediation-requests/a/b/reconstruct"),
         ("GET", f"{timelines}%2Fa"),
-        ("GET", "/api/v1/audit%2Fcorrelations/a"),
+        ("GET", "/api/v1/audit%2Fcorrelations/a%2Fb"),
+        ("GET", "/api/v1/audit%2fcorrelations/a%2Fb"),
         ("GET", "/api/v1/audit%2Fevents"),
         ("POST", "/api/v1/audit%2Fevents"),
         ("POST", "/api/v1/audit%2flegal-hold"),
@@ -137,6 +138,9 @@ def test_slash_in_a_path(client: httpx.Client) -> None:
     ]
     for method, path in unknown:
         assert status_of(client, method, path) == 404, path
+    assert (
+        status_of(client, "GET", "/api/v1/audit/event%2Dtypes") == 200
+    )  # the same as a hyphen (RFC 3986, section 6.2.2.2)
 
 
 def status_of(client: httpx.Client, method: str, path: str) -> int:

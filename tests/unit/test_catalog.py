@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from app.events.catalog import EVENT_TYPES, PAYLOAD_CHECKS, PAYLOADS, SELF_EVENT_TYPES
+from app.errors import BadRequest
+from app.events.catalog import EVENT_TYPES, PAYLOAD_CHECKS, PAYLOADS, SELF_EVENT_TYPES, Catalog
 from app.events.catalog.examples import json_schema
 from app.events.catalog.freeform import FREEFORM
 
@@ -186,3 +187,19 @@ def test_class_names_are_unique() -> None:
 def test_producer(name: str, producer: str) -> None:
     """A filter by producer misses a type."""
     assert EVENT_TYPES[name].producer == producer
+
+
+def test_one_wrong_name_many_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lenient batch of ten thousand events under one wrong name takes half a minute to refuse."""
+    compared: list[str] = []
+
+    def near(*arguments: Any, **_: object) -> list[str]:
+        compared.append(arguments[0])
+        return ["a.b.c"]
+
+    monkeypatch.setattr("app.events.catalog.get_close_matches", near)
+    catalog = Catalog()
+    for _ in range(100):
+        with pytest.raises(BadRequest, match=r"a\.b\.c"):
+            catalog.check_payload("gateway.signal.received", {"event_type": "no.such.type"}, "/event_data")
+    assert compared == ["no.such.type"]

@@ -16,7 +16,7 @@ examples.py     a valid example and the JSON Schema of each payload class
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any, Literal, NoReturn, get_args
@@ -154,6 +154,8 @@ class Catalog:
         checks = PAYLOAD_CHECKS | {one.name: one.check for one in custom}
         self.typed = {name: (self.types[name], check) for name, check in checks.items()}
         """By every name that is valid in a payload: the type, and the check of the payload."""
+        # To find them takes milliseconds, and a batch may have one wrong name a thousand times.
+        self._nearest = lru_cache(256)(lambda name: nearest(name, self.typed))
         self._accept_unknown = accept_unknown
         self._reserved = frozenset() if allow_self_events else SELF_EVENT_TYPES
 
@@ -187,12 +189,12 @@ class Catalog:
         """The payload has no event_type, and that of the envelope is not a free-form name."""
         message = (
             f"event_data has no event_type, and the outer event_type {excerpt(outer_type)} is not one of the free-form "
-            f"names: expected event_data.event_type such as {', '.join(nearest(outer_type, self.typed))}"
+            f"names: expected event_data.event_type such as {', '.join(self._nearest(outer_type[:_COMPARED_CHARACTERS_MAX]))}"
         )
         raise bad_fields({pointer + "/event_type": message})
 
     def _raise_unknown_type(self, pointer: str, inner_type: Any) -> NoReturn:
-        near = nearest(inner_type if isinstance(inner_type, str) else "", self.typed)
+        near = self._nearest(inner_type[:_COMPARED_CHARACTERS_MAX] if isinstance(inner_type, str) else "")
         message = f"expected a known event type such as {', '.join(near)}, got {excerpt(inner_type)}"
         raise bad_fields({pointer + "/event_type": message})
 
