@@ -49,12 +49,12 @@ ENV PATH=/opt/datastorage/bin:$PATH \
     PYTHONPYCACHEPREFIX=/opt/datastorage/pycache \
     PYTHONDONTWRITEBYTECODE=1 \
     XDG_STATE_HOME=/var/lib \
-    DATASTORAGE_HOST=0.0.0.0
+    DATASTORAGE_HOST=0.0.0.0,::
 # Any other uid works too: only the spool is written, and everybody can read all files.
 USER 65532:65532
 EXPOSE 8080
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD ["python", "-c", "import ssl; from os import environ as e; from urllib.request import urlopen; s = 's' if e.get('DATASTORAGE_TLS_DIR') else ''; urlopen(f\"http{s}://127.0.0.1:{e.get('DATASTORAGE_PORT', '8080')}/healthz\", timeout=2, context=ssl._create_unverified_context())"]
+    CMD ["datastorage", "health"]
 # The service handles SIGTERM itself, also as process 1.
 ENTRYPOINT ["datastorage"]
 CMD ["serve"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 _RETRY_SECONDS = 0.25
+_HEALTH_SECONDS = 2.0
 
 
 def main() -> int:
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         "--wait", type=float, default=0, metavar="SECONDS", help="for a Postgres that is not there yet"
     )
     migrate.set_defaults(run=_migrate)
+    health = commands.add_parser("health", help="whether the service of these settings answers on this machine")
+    health.set_defaults(run=_health)
     settings = commands.add_parser("settings", help="show every setting, its value and what it means")
     settings.set_defaults(run=_settings)
     types = commands.add_parser("event-types", help="list the event types, or show one with its schema and an example")
@@ -355,6 +358,23 @@ def _retention_settings() -> "Settings":
     if settings.database_url is None and settings.retention_url is None:
         raise Fatal("Set DATASTORAGE_RETENTION_URL, or DATASTORAGE_DATABASE_URL if one role does everything.")
     return settings
+
+
+def _health(arguments: argparse.Namespace) -> None:
+    """Ask /healthz. Raises OSError when nobody answers 200."""
+    del arguments
+    import ssl
+    from urllib.request import HTTPSHandler, ProxyHandler, build_opener
+
+    from app.settings import load
+
+    url = load().local_url
+    context = ssl.create_default_context()
+    # The certificate is for the name by which others call, and nothing secret is sent.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    opener = build_opener(ProxyHandler({}), HTTPSHandler(context=context))
+    with opener.open(f"{url}/healthz", timeout=_HEALTH_SECONDS) as answer:
+        print(answer.read().decode())
 
 
 def _settings(arguments: argparse.Namespace) -> None:

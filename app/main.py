@@ -67,7 +67,7 @@ from app.presence import Presence
 from app.query import page, warming
 from app.retention import claims
 from app.settings import Settings
-from app.state_dir import state_dir
+from app.state_dir import find_state_dir
 from app.tlog import prove
 from app.tlog.keys import private_key, signing_key
 from app.tlog.witness import Witness
@@ -111,9 +111,7 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
         read_slots=read_slots(settings),
-        export_key_store=ExportKeyStore(
-            settings.signer_cert_dir or state_dir(settings.data_dir) / "export-certificate"
-        ),
+        export_key_store=ExportKeyStore(settings.signer_cert_dir or _in_state_dir(settings, "export-certificate")),
         metrics_text=health.own_metrics if member is None else member.metrics.text,
     )
     app.start = Start(settings)
@@ -361,13 +359,20 @@ def _open_spool(settings: Settings) -> Spool | None:
         return None
     if settings.spool_dir is not None:
         return Spool(settings.spool_dir, settings.spool_bytes_max)
-    directory = state_dir(settings.data_dir) / f"spool-{settings.port}"
+    directory = _in_state_dir(settings, f"spool-{settings.port}")
+    if directory is None:
+        return None
     try:
         return Spool(directory, settings.spool_bytes_max)
     except Fatal:
         if os.access(directory, os.W_OK):
             raise
         return None
+
+
+def _in_state_dir(settings: Settings, name: str) -> Path | None:
+    directory = find_state_dir(settings.data_dir)
+    return None if directory is None else directory / name
 
 
 def _load_key_pair(key_store: ExportKeyStore, directory: Path) -> None:

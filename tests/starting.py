@@ -2,6 +2,7 @@
 
 import json
 import os
+import pwd
 import subprocess
 import sys
 import traceback
@@ -19,6 +20,8 @@ class Start:
     directory: str
     environment: Mapping[str, str]
     arguments: Sequence[str] = ("serve",)
+    nameless: bool = False
+    """As a user who has neither a home nor an entry in passwd."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,8 @@ def _run(start: Start) -> int:
     try:
         os.chdir(start.directory)
         os.environ.update(start.environment)
+        if start.nameless:
+            _forget_user()
         for name, descriptor in (("output", 1), ("errors", 2)):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT, 0o600), descriptor)
         sys.argv = ["datastorage", *start.arguments]
@@ -70,6 +75,13 @@ def _run(start: Start) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _forget_user() -> None:
+    for variable in ("HOME", "XDG_STATE_HOME", "XDG_DATA_HOME"):
+        os.environ.pop(variable, None)
+    pwd.getpwuid = {}.__getitem__  # type: ignore[assignment]  # raises KeyError
+    os.geteuid = lambda: 12345
 
 
 if __name__ == "__main__":

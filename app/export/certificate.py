@@ -45,16 +45,20 @@ class ExportKeyPair:
 
 
 class ExportKeyStore:
-    """The service's key pair for exports: read from `directory`, or created there, when it is first needed."""
+    """The service's key pair for exports: read from `directory`, or created there, when it is first needed.
 
-    def __init__(self, directory: Path) -> None:
+    Without a directory the pair that is created is stored nowhere.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
         self._directory = directory
         self._key_pair: ExportKeyPair | None = None
         self._lock = asyncio.Lock()
 
     def load(self) -> None:
         """Read the pair now if the directory has one, so that a bad one is found at start. OSError or ValueError if it is bad."""
-        self._key_pair = stored_key_pair(self._directory)
+        if self._directory is not None:
+            self._key_pair = stored_key_pair(self._directory)
 
     async def key_pair(self) -> ExportKeyPair:
         """The pair, read or created at the first call. OSError or ValueError when the directory's files are not a pair."""
@@ -70,12 +74,14 @@ def stored_key_pair(directory: Path) -> ExportKeyPair | None:
     return _read_key_pair(directory) if exists else None
 
 
-def read_or_create_key_pair(directory: Path) -> ExportKeyPair:
+def read_or_create_key_pair(directory: Path | None) -> ExportKeyPair:
     """The pair in `directory`; created there if it has neither file. OSError or ValueError when its files are not a pair."""
-    if (stored := stored_key_pair(directory)) is not None:
+    if directory is not None and (stored := stored_key_pair(directory)) is not None:
         return stored
     created = _create_key_pair()
     try:
+        if directory is None:
+            raise FileNotFoundError("there is no state directory")
         _write_key_pair(directory, created)
     except OSError as error:
         log.warning(

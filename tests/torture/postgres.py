@@ -38,7 +38,7 @@ def binaries(version: int) -> Path:
         return DEBIAN
     package = data_directory.package_directory()
     return (
-        data_directory.copied_binaries(package)
+        data_directory.copied_binaries(package, data_directory.postgres_account())
         if os.geteuid() == 0
         else package / f"pginstall{data_directory.MAJOR}/bin"
     )

