@@ -129,13 +129,19 @@ class _Exchange:
         """Returns whether the connection can be used for another request. Raises, before the answer has begun, NobodyAnswers, and
         what `receive` raises for a body that is not HTTP.
         """
+        begin: dict[str, Any] = {}
         begun = False
         sending = None
         try:
             await self._connection.send({name: scope[name] for name in _MEMBERS if name in scope})
             sending = asyncio.create_task(self._send_body())
             while isinstance(message := await read(self._connection.reader), dict):
-                begun = True
+                if message["type"] == "http.response.start":
+                    begin = message  # nothing is said to the client until it is sure that there is an answer
+                    continue
+                if not begun:
+                    begun = True
+                    await self._send(begin)
                 self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
                 await self._send(message)
         except _BROKEN as error:
@@ -191,21 +197,44 @@ class RelayServer:
 
     async def _serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         self._connections[writer] = asyncio.current_task()
+        incoming = _Incoming(reader)
         with suppress(*_BROKEN):
             while is_own_peer(writer.transport):
-                request = _Relayed(await read(reader), reader, writer)
+                request = _Relayed(await incoming.next(), incoming, writer)
                 if not await request.answer(self._app):
                     break
+        incoming.close()
         writer.close()
         self._connections.pop(writer)
+
+
+class _Incoming:
+    """The messages of one connection. Who waits for the next one may be cancelled: it goes to whoever asks after him."""
+
+    def __init__(self, reader: StreamReader) -> None:
+        self._reader = reader
+        self._next: asyncio.Task[Any] | None = None
+
+    async def next(self) -> Any:
+        """Raises OSError or IncompleteReadError when the other end is gone."""
+        if self._next is None:
+            self._next = asyncio.create_task(read(self._reader))
+        message = await asyncio.shield(self._next)
+        self._next = None
+        return message
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+        if self._next is not None and not (self._next.cancel() or self._next.cancelled()):
+            self._next.exception()
 
 
 class _Relayed:
     """One relayed request, as the application that answers it sees it."""
 
-    def __init__(self, scope: dict[str, Any], reader: StreamReader, writer: StreamWriter) -> None:
+    def __init__(self, scope: dict[str, Any], incoming: _Incoming, writer: StreamWriter) -> None:
         self._scope = scope
-        self._reader = reader
+        self._incoming = incoming
         self._writer = writer
         self._body_is_read = False
         self._is_gone = False
@@ -225,7 +254,7 @@ class _Relayed:
         """The next part of the body; after the body this returns only when the client is gone."""
         if not self._is_gone:
             try:
-                message: Message = await read(self._reader)
+                message: Message = await self._incoming.next()
             except _BROKEN:
                 self._is_gone = True
             else:
@@ -241,6 +270,9 @@ class _Relayed:
                 await _write(self._writer, message if len(body) <= _PIECE_BYTES else _piece(message, body, start))
         except OSError:
             self._is_gone = True
+            await asyncio.sleep(
+                0
+            )  # an application that only sends would keep out the task that waits for the disconnect
 
 
 def _piece(message: Message, body: bytes, start: int) -> Message:

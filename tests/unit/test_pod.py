@@ -201,16 +201,40 @@ async def test_connections_are_used_again() -> None:
     assert "state" not in scopes[0]
 
 
+async def test_application_that_stops_waiting() -> None:
+    """A wait for the client's disconnect, cancelled with the answer, takes the next request, or ends the connection."""
+
+    async def cancels(_: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.create_task(_wait_for_disconnect(receive))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        await send({"type": "http.response.start", "status": 503, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    connections = set()
+    async with _relayed(cancels) as relay:
+        for _ in range(3):
+            client = _Client([{"type": "http.request", "body": b"", "more_body": False}])
+            client.reads.set()
+            await relay(_SCOPE, client.receive, client.send)
+            assert client.sent[0]["status"] == 503
+            connections |= set(relay._idle)
+    assert len(connections) == 1
+
+
 async def test_process_that_fails() -> None:
-    """An answer that breaks off looks complete, or one that did not begin is not refused."""
+    """An answer that breaks off looks complete, or one of which nothing was sent is not refused."""
 
     async def fails(scope: Scope, _: Receive, send: Send) -> None:
-        if scope["path"] == "/later":
+        if scope["path"] != "/at-once":
             await send({"type": "http.response.start", "status": 200, "headers": []})
+        if scope["path"] == "/later":
+            await send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise RuntimeError
 
+    broken = (OSError, EOFError)
     async with _relayed(fails) as relay:
-        for path, expected in (("/later", (OSError, EOFError)), ("/at-once", NobodyAnswers)):
+        for path, expected in (("/later", broken), ("/begun", NobodyAnswers), ("/at-once", NobodyAnswers)):
             client = _Client([{"type": "http.request", "body": b"", "more_body": False}])
             client.reads.set()
             with pytest.raises(expected):
