@@ -14,7 +14,8 @@ from bench.crowd import Asked, Connection
 from tests.torture.world import World
 
 _READERS = 40
-_ANSWERS = {"200", "503", "cut"}
+_ANSWERS = {"200", "404", "503", "cut"}
+"""404: nothing was stored yet about what is asked for."""
 _AT_ONCE = 16
 """More than a replica has connections for reads."""
 _REFUSED_SECONDS = 0.05
