@@ -80,6 +80,7 @@ def test_limits_count_what_is_unpacked(client: httpx.Client) -> None:
     assert client.post(EVENTS, json=make_event()).status_code == 201
 
 
+@pytest.mark.every_pod
 def test_answers_are_compressed_where_asked(client: httpx.Client) -> None:
     """A page, a report or an export is sent at its full size, or differs from the one without gzip."""
     correlation_id = "rr-compressed"
@@ -150,6 +151,7 @@ def test_one_event_a_line(client: httpx.Client, media_type: str) -> None:
     assert f"POST {BATCH}" in client.post(EVENTS, content=lines[0], headers=headers).json()["detail"]
 
 
+@pytest.mark.every_pod
 def test_encodings_whatever_the_framing(service: Callable[..., Service]) -> None:
     """An encoded body loses its end in chunks, behind an offer or an expectation, or an encoded answer has no end in HTTP/1.0."""
     port = int(service().url.rpartition(":")[2])
