@@ -221,6 +221,15 @@ async def _join(app: Application, member: Member) -> None:
     member.report_ready()
 
 
+async def _wait_for_others(member: Member, presence: Presence, *, was_ready: bool) -> None:
+    """Become ready only when the other processes answer too. Who has been ready, since there is a spool, stays so."""
+    can_spool = presence.can_spool
+    if not was_ready:
+        presence.can_spool = lambda: False
+    await member.wait_for_others()
+    presence.can_spool = can_spool
+
+
 def _freeze() -> None:
     """What lives as long as the process is not searched for garbage again."""
     gc.collect()
@@ -248,6 +257,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
             foundation.spool.on_depth = member.on_depth
             member.on_depth(foundation.spool.depth)
         log_name = await _find_log(app, foundation, member)
+        was_ready = isinstance(app.service, Service)
         service = await _settle_log(app, foundation, log_name, member)
         checkpoints = CheckpointWorker.create(settings, service.signing_key) if settings.tlog else None
     except Exception as error:  # a service that cannot start logs the cause and ends, whatever failed
@@ -263,7 +273,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
     _freeze()
     if member is not None:
         workers.append(asyncio.create_task(member.metrics.gather_forever(), name="metrics"))
-        await member.wait_for_others()
+        await _wait_for_others(member, presence, was_ready=was_ready)
     presence.database_seen = True
     presence.waiting_for = ""
     await _writer_of(service).on_presence("")
