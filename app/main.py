@@ -69,7 +69,7 @@ from app.retention import claims
 from app.settings import Settings
 from app.state_dir import find_state_dir
 from app.tlog import prove
-from app.tlog.keys import private_key, signing_key
+from app.tlog.keys import earlier_keys, private_key, signing_key
 from app.tlog.witness import Witness
 from app.tlog.worker import CheckpointWorker
 from app.verify.worker import verify_forever
@@ -128,6 +128,7 @@ def check_files(settings: Settings) -> None:
     if settings.signer_cert_dir is not None:
         _load_key_pair(ExportKeyStore(settings.signer_cert_dir), settings.signer_cert_dir)
     private_key(settings)
+    earlier_keys(settings)
     for text in settings.witnesses:
         Witness.parse(text)
     if (spool := _open_spool(settings)) is not None:

@@ -119,12 +119,20 @@ def _private_key(pem: bytes) -> Ed25519PrivateKey:
     return key
 
 
+def earlier_keys(settings: Settings) -> tuple[PublicKey, ...]:
+    """The public keys that signed before. Fatal when one is not a key."""
+    return tuple(map(_earlier_key, settings.checkpoint_earlier_keys))
+
+
+def _earlier_key(text: str) -> PublicKey:
+    try:
+        return PublicKey.parse(text)
+    except MalformedNote as error:
+        raise Fatal(f"DATASTORAGE_CHECKPOINT_EARLIER_KEYS has {text!r}, which is not a key: {error}.") from None
+
+
 def _earlier_keys(settings: Settings, log_name: str) -> Iterator[PublicKey]:
-    for text in settings.checkpoint_earlier_keys:
-        try:
-            key = PublicKey.parse(text)
-        except MalformedNote as error:
-            raise Fatal(f"DATASTORAGE_CHECKPOINT_EARLIER_KEYS has {text!r}, which is not a key: {error}.") from None
+    for key in earlier_keys(settings):
         if key.name != log_name:
             raise Fatal(f"DATASTORAGE_CHECKPOINT_EARLIER_KEYS has a key of {key.name!r}, not of {log_name!r}.")
         yield key

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from app.tlog.note import PublicKey
 from tests import starting
 from tests.certificates import Authority
 from tests.databases import scratch
@@ -51,6 +52,7 @@ FAULTS = {
     "no proxy": ({"trusted_proxies": "10.0.0.0/99"}, "10.0.0.0/99"),
     "no checkpoint key": ({"checkpoint_key_file": "missing"}, "cannot read DATASTORAGE_CHECKPOINT_KEY_FILE: "),
     "bad checkpoint key": ({"checkpoint_key_file": "file"}, "The key for checkpoints is not the PEM"),
+    "bad earlier key": ({"checkpoint_earlier_keys": '["nobody"]'}, "'nobody', which is not a key"),
     "bad witness": ({"witnesses": '["nobody"]'}, "nobody"),
     "bad export pair": ({"signer_cert_dir": "pair"}, "The key pair that signs exports cannot be read from pair: "),
     "spool in use": ({"spool_dir": "used"}, "Another DataStorage uses the spool used: stop it"),
@@ -134,12 +136,12 @@ def test_fault_that_only_the_database_shows() -> None:
     """When the start fails after Postgres is there, the welcome is printed, the exit code is 0, or Postgres goes on running."""
     with scratch() as directory:
         (directory / "cwd").mkdir()
-        key = "elsewhere.example+8b1f4d0a+AY6DZEzpwdAvOx0HY7bqEJZjgw8MlMyq2YxQqdZ7bq8Q"
-        settings = {"checkpoint_earlier_keys": json.dumps([key]), "data_dir": str(directory / "state")}
+        key = PublicKey("elsewhere.example", bytes(32))
+        settings = {"checkpoint_earlier_keys": json.dumps([str(key)]), "data_dir": str(directory / "state")}
         start = starting.Start(str(directory / "cwd"), _environment(settings, {}, "embedded"))
         outcome = starting.run({"": start})[""]
         assert not (directory / "state/postgres/postmaster.pid").exists()
     assert outcome.code == 1
     first, last = outcome.errors.splitlines()
     assert first == "Starting the service's own Postgres ..."
-    assert last.startswith("datastorage: DATASTORAGE_CHECKPOINT_EARLIER_KEYS has ")
+    assert last.startswith("datastorage: DATASTORAGE_CHECKPOINT_EARLIER_KEYS has a key of 'elsewhere.example', not of ")
