@@ -92,6 +92,7 @@ class Writer:
         """Why the last flush could not be committed, in the words of Postgres or the network; empty if it was."""
         self._outage = _Outage() if away else None
         """From the first failure until everything that was spooled is replayed."""
+        self._replaying = False
         self._spool_failed = False
         """Replay waits for `on_presence`, which mends the spool."""
         self._committed_at = 0.0
@@ -209,7 +210,7 @@ class Writer:
         self._state.away = self._spool_failed = False
         if self._replay_is_due:
             self._arrived.set()
-        elif self.spool is None or not self.spool.depth.requests:
+        elif not self._replaying and (self.spool is None or not self.spool.depth.requests):
             self._end_outage()
 
     def _begin_outage(self, failure: str) -> None:
@@ -308,6 +309,7 @@ class Writer:
 
     async def _replay(self, spool: Spool) -> None:
         """Write one portion of the spool, in order. What Postgres refuses for its content is quarantined."""
+        self._replaying = True  # what it removes from the spool last is counted after that
         try:
             settings = self._settings
             requests = await spool.next(settings.flush_events_max, settings.flush_bytes_max, self.store.log_name)
@@ -324,6 +326,8 @@ class Writer:
             log.exception("replay failed unexpectedly")
             self.store.disconnect()
             self._state.away = True
+        finally:
+            self._replaying = False
 
     async def _replay_requests(self, spool: Spool, requests: list[SpooledRequest]) -> None:
         submissions = [Submission(request.events, {}, may_exist=True, claim=request.claim) for request in requests]
