@@ -141,23 +141,24 @@ class Exchange:
         """Status line and headers, and how the body ends: after Content-Length, by its chunks, or with the connection."""
         if self._expects_continue:  # whether the client sends the body now is its choice
             self._expects_continue = self.is_persistent = False
-        lines = [STATUS_LINE[status].rstrip()]
+        lines = [STATUS_LINE[status]]
         for name, value in headers:
             if name == b"content-length":
                 self._bytes_left = int(value)
             elif name == b"connection":
                 self.is_persistent = self.is_persistent and b"close" not in value.lower()
                 continue
-            lines.append(b"%b: %b" % (name, value))
+            lines.append(name + b": " + value + b"\r\n")
         if not self.is_persistent:
-            lines.append(b"connection: close")
+            lines.append(b"connection: close\r\n")
         if self.scope["method"] == "HEAD" or status in _WITHOUT_BODY:
             self._bytes_left = None
         elif self._bytes_left is None and self.scope["http_version"] == "1.1":
             self._is_chunked = True
-            lines.append(b"transfer-encoding: chunked")
-        head = b"\r\n".join((*lines, b"", b""))
-        if not head.count(b"\r\n") == head.count(b"\r") == head.count(b"\n") == len(lines) + 1:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        if not head.count(b"\r\n") == head.count(b"\r") == head.count(b"\n") == len(lines):
             raise RuntimeError("A header of the response contains a line break.")
         return head
 

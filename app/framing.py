@@ -11,7 +11,7 @@ from httptools import HttpParserInvalidURLError, parse_url
 
 from app.errors import AuditError
 
-_HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[\w.:~-]+\])(?::\d*)?")
+_HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[\w.:~%-]+\])(?::\d*)?")
 
 
 class Malformed(AuditError):

@@ -14,9 +14,11 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from functools import cache
 from time import perf_counter
 from urllib.parse import quote
 
+from prometheus_client import Histogram
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -151,13 +153,11 @@ class Front:
         """
         scope = request.scope
         try:
-            if refusal := scope["state"].get("refusal"):
-                raise refusal  # noqa: TRY301 -- what is no HTTP, by the connection
+            _check_refusal(scope)
             if (preflight := self._browser_headers.preflight(request, request_headers)) is not None:
                 return preflight
             self._check_head(scope)
             self._check_content_length(request, request_headers)
-            _check_dispatch(scope)
             if scope["path"].startswith(GUARDED_PREFIX):
                 fields = await self._access_control.admit(request, request_headers.get(b"authorization"))
                 extra_headers += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
@@ -209,12 +209,17 @@ class Front:
     def _record(self, scope: Scope, status: int, size: int, seconds: float) -> None:
         """One observation in the metrics and one line in the access log."""
         method, route = scope["method"], self._route(scope)
-        metrics.REQUEST_DURATION.labels(method if route != "unknown" else "any", route, str(status)).observe(seconds)
+        _request_duration(method if route != "unknown" else "any", route, str(status)).observe(seconds)
         self._access_log.write(scope, status, size, seconds)
 
 
-def _check_dispatch(scope: Scope) -> None:
-    """Raise the refusal of a request that another process of the pod should have answered (app/pod/dispatch.py)."""
+def _check_refusal(scope: Scope) -> None:
+    """Raise the refusal of what is not HTTP (app/connection.py), or of what another process should have answered (app/pod/dispatch.py)."""
     refusal: AuditError | None = scope["state"].get("refusal")
     if refusal is not None:
         raise refusal
+
+
+@cache  # to find the time series of three values again costs more than to observe it
+def _request_duration(method: str, route: str, status: str) -> Histogram:
+    return metrics.REQUEST_DURATION.labels(method, route, status)

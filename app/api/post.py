@@ -8,11 +8,13 @@ import ctypes
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from time import perf_counter
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
 from fastapi import APIRouter
+from prometheus_client import Histogram
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -37,6 +39,7 @@ _LARGE_BYTES = 256 * 1024
 _RELEASE_SECONDS = 0.5
 """After the answer to a large batch, when nothing refers to its events any more."""
 
+_SINGLE_DURATION, _BATCH_DURATION = map(metrics.WRITE_DURATION.labels, ("audit_events", "audit_events_batch"))
 _one_large_body = asyncio.Lock()
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
 
@@ -112,7 +115,7 @@ async def post_event(request: Request) -> Response:
     except DatabaseFailed as error:
         raise DatabaseFailed(slug="database_error") from (error.__cause__ or error)
     finally:
-        metrics.WRITE_DURATION.labels("audit_events").observe(perf_counter() - started)
+        _SINGLE_DURATION.observe(perf_counter() - started)
     event_id = str(receipt.ids[0])
     if receipt.is_spooled:
         message = "Audit event accepted: the database is away, and the event is queued on disk"
@@ -153,7 +156,7 @@ async def post_batch(request: Request) -> Response:
     except DatabaseFailed as error:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
     finally:
-        metrics.WRITE_DURATION.labels("audit_events_batch").observe(perf_counter() - started)
+        _BATCH_DURATION.observe(perf_counter() - started)
         if is_large:
             del drafts, reader, posted
             asyncio.get_running_loop().call_later(_RELEASE_SECONDS, _release_memory)
@@ -397,7 +400,12 @@ def _observe_lag(draft: Draft) -> None:
         return
     category = draft.posted["event_category"]
     lag = (datetime.now(UTC) - draft.timestamp).total_seconds()
-    metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER_CATEGORIES else category).observe(max(lag, 0.0))
+    _lag_of(category).observe(max(lag, 0.0))
+
+
+@cache
+def _lag_of(category: str) -> Histogram:
+    return metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER_CATEGORIES else category)
 
 
 router = APIRouter(tags=["events"])

@@ -44,7 +44,8 @@ def request(
 ) -> bytes:
     """A request with these lines in its head, which say how `body` is framed."""
     lines = f"Content-Type: application/json\r\n{head}\r\n" if head else ""
-    return f"{method} {EVENTS} HTTP/{version}\r\n{host}{lines}\r\n".encode() + body
+    path = EVENTS if method == "POST" else f"{EVENTS.removesuffix('s')}-types"  # which reads nothing from the database
+    return f"{method} {path} HTTP/{version}\r\n{host}{lines}\r\n".encode() + body
 
 
 def sized(head: str = "", body: bytes | None = None, **rest: str) -> bytes:
@@ -154,6 +155,10 @@ def _codings() -> Iterator[Case]:
     }
     for what, chunk in spoilt.items():
         yield Case(f"chunk: {what}", chunked("", chunk + b"0\r\n\r\n" + SMUGGLED), (400,), goes_on=False)
+    hold = chunks(HOLD_BODY)[:-5]
+    for what, end in {"no last chunk": b"x\r\n\r\n", "a bad trailer": b"0\r\nX : 1\r\n\r\n"}.items():
+        sent = chunked("", hold + end).replace(EVENTS.encode(), HOLD.encode())
+        yield Case(f"hold with {what}", sent, (400,), goes_on=False)
     for field in (b"Content-Length: 5", b"Transfer-Encoding: chunked", b"X : 1", b" X: 1", b"X: 1\n"):
         body = chunks(event(), trailers=field + b"\r\n")
         yield Case(f"trailer {field!r}", chunked("", body + SMUGGLED), (400,), goes_on=False)
@@ -249,7 +254,16 @@ def _targets() -> Iterator[Case]:
     }.items():
         yield Case(name, plain("GET /healthz HTTP/1.1", host) + SMUGGLED, (400,), goes_on=False)
     yield Case("no Host in HTTP/1.0", plain("GET /healthz HTTP/1.0", ""), (200,), goes_on=False)
-    for host in ("", "x", "x:8080", "127.0.0.1", "[::1]:80", "xn--bcher-kva.example", "a_b.svc.cluster.local"):
+    for host in (
+        "",
+        "x",
+        "x:8080",
+        "127.0.0.1",
+        "[::1]:80",
+        "[fe80::1%25eth0]",
+        "xn--bcher-kva.example",
+        "a_b.svc.cluster.local",
+    ):
         yield Case(f"Host {host}", plain("GET /healthz HTTP/1.1", f"Host: {host}\r\n"), (200,))
 
 
