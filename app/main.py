@@ -52,7 +52,7 @@ from app.api.reading import read_slots
 from app.api.service import Application, Foundation, Service, Start
 from app.auth.authenticator import Authenticator
 from app.database_url import reason
-from app.errors import DatabaseAway, Fatal
+from app.errors import AuditError, DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.custom import custom_types
 from app.export.certificate import ExportKeyStore
@@ -216,7 +216,7 @@ async def _join(app: Application, member: Member) -> None:
             app.service = Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
             app.start.end()
     if member.slot.role is Role.READER:
-        with suppress(DatabaseAway, *db.DATABASE_ERRORS):
+        with suppress(AuditError, *db.DATABASE_ERRORS):  # then the first requests wait for it
             await _warm(foundation.engine)
     _freeze()
     member.report_ready()

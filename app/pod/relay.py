@@ -127,11 +127,13 @@ class _Exchange:
 
     async def run(self, scope: Scope) -> bool:
         """Returns whether the connection can be used for another request. Raises, before the answer has begun, NobodyAnswers, and
-        what `receive` raises for a body that is not HTTP.
+        what `receive` raises for a body that is not HTTP. An answer that breaks off stays incomplete: the server closes the client's
+        connection then.
         """
         begin: dict[str, Any] = {}
         begun = False
         sending = None
+        message: Any = False
         try:
             await self._connection.send({name: scope[name] for name in _MEMBERS if name in scope})
             sending = asyncio.create_task(self._send_body())
@@ -144,17 +146,15 @@ class _Exchange:
                     await self._send(begin)
                 self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
                 await self._send(message)
-        except _BROKEN as error:
-            if self._refusal is not None and not begun:
-                raise self._refusal from None
-            if self._client_is_gone or self._is_complete:
-                return False
-            if not begun:
-                raise NobodyAnswers from error
-            raise  # the server closes the client's connection: its answer stays incomplete
+        except _BROKEN:
+            message = False
         finally:
             if sending is not None:
                 sending.cancel()
+        if not (begun or self._client_is_gone):
+            raise self._refusal or NobodyAnswers
+        if not (self._is_complete or self._client_is_gone or self._refusal):
+            log.warning("an answer was cut by the process that gave it, or by its end", extra={"path": scope["path"]})
         return bool(message) and self._is_complete and self._body_is_sent
 
     async def _send_body(self) -> None:
@@ -163,14 +163,16 @@ class _Exchange:
         Servers say http.disconnect when the answer is complete too.
         """
         try:
-            with suppress(*_BROKEN):
-                while (message := await self._receive())["type"] != "http.disconnect":
-                    await self._connection.send(message)
-                    self._body_is_sent = self._body_is_sent or not message.get("more_body", False)
+            while (message := await self._receive())["type"] != "http.disconnect":
+                await self._connection.send(message)
+                self._body_is_sent = self._body_is_sent or not message.get("more_body", False)
+        except _BROKEN:
+            return  # the other process is gone, not the client: who reads its answer sees that
         except AuditError as error:  # the connection's: what follows is not HTTP
             self._refusal = error
+        else:
+            self._client_is_gone = not self._is_complete
         if not self._is_complete:
-            self._client_is_gone = True
             self._connection.writer.transport.abort()
 
 

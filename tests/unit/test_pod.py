@@ -3,7 +3,7 @@
 import asyncio
 import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from secrets import token_hex
@@ -20,6 +20,7 @@ from app.ingest.claim import key_reused
 from app.ingest.store import MonthDetached, RowRefused
 from app.ingest.submission import conflict
 from app.pod import plan, pod_metrics
+from app.pod.messages import listen
 from app.pod.plan import Role, slots
 from app.pod.pod_metrics import PodMetrics
 from app.pod.relay import NobodyAnswers, Relay, RelayServer
@@ -222,23 +223,52 @@ async def test_application_that_stops_waiting() -> None:
     assert len(connections) == 1
 
 
-async def test_process_that_fails() -> None:
+async def test_process_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """An answer that breaks off looks complete, or one of which nothing was sent is not refused."""
 
     async def fails(scope: Scope, _: Receive, send: Send) -> None:
+        if scope["path"] == "/never":
+            return
         if scope["path"] != "/at-once":
             await send({"type": "http.response.start", "status": 200, "headers": []})
         if scope["path"] == "/later":
             await send({"type": "http.response.body", "body": b"half", "more_body": True})
         raise RuntimeError
 
-    broken = (OSError, EOFError)
     async with _relayed(fails) as relay:
-        for path, expected in (("/later", broken), ("/begun", NobodyAnswers), ("/at-once", NobodyAnswers)):
-            client = _Client([{"type": "http.request", "body": b"", "more_body": False}])
-            client.reads.set()
-            with pytest.raises(expected):
-                await relay({**_SCOPE, "path": path}, client.receive, client.send)
+        for path in ("/begun", "/at-once", "/never"):
+            with pytest.raises(NobodyAnswers):
+                await relay({**_SCOPE, "path": path}, (client := _reading_client()).receive, client.send)
+            assert client.sent == []
+        await relay({**_SCOPE, "path": "/later"}, (client := _reading_client()).receive, client.send)
+    assert client.sent[-1]["more_body"]
+    (record,) = (
+        one for one in caplog.records if one.message == "an answer was cut by the process that gave it, or by its end"
+    )
+    assert record.exc_info is None
+
+
+@pytest.mark.parametrize("more_body", [False, True])
+async def test_process_that_ends_before_it_has_the_body(more_body: bool) -> None:
+    """A process that is gone when the body is sent to it is taken for a client that is gone: nobody answers, nobody refuses."""
+    name = f"test-{token_hex(8)}"
+    with listen(name) as listening:
+        client = _reading_client()
+
+        async def receive() -> Message:
+            with suppress(BlockingIOError):  # of the second piece
+                listening.accept()[0].close()
+            return {"type": "http.request", "body": b"x", "more_body": more_body}
+
+        with pytest.raises(NobodyAnswers):
+            await Relay([name], by_caller=False)(_SCOPE, receive, client.send)
+    assert client.sent == []
+
+
+def _reading_client() -> "_Client":
+    client = _Client([{"type": "http.request", "body": b"", "more_body": False}])
+    client.reads.set()
+    return client
 
 
 async def _wait_for_disconnect(receive: Callable[[], Awaitable[Message]]) -> None:
