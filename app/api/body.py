@@ -40,7 +40,7 @@ class ByteBudget:
             self._large -= old
         else:
             self._small -= old
-        if not self._fits(new):
+        if new and not self._fits(new):
             raise BodiesFull
         if new > SMALL_BYTES:
             self._large += new

@@ -91,6 +91,7 @@ class Front:
         async def send_with_headers(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
+                scope["state"]["reservation"].release()  # first: the client may send its next body once it is answered
                 status = message["status"]
                 own_headers = message["headers"]
                 message["headers"] = [

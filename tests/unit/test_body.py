@@ -78,3 +78,12 @@ def test_a_body_that_grows() -> None:
     for _ in range(100):
         alone.add(SMALL_BYTES)
     assert alone.bytes == 100 * SMALL_BYTES
+
+
+def test_what_is_released_is_never_refused() -> None:
+    """An answered request fails, since others use more than the budget."""
+    budget = ByteBudget(MIB)
+    small = [reserved(budget, SMALL_BYTES) for _ in range(16)]  # the whole budget
+    reserved(budget, 50 * MIB)
+    for one in small:
+        one.release()
