@@ -292,14 +292,23 @@ class HttpConnection(asyncio.Protocol):
             self._deadline = self._loop.time() + _READ_SECONDS
 
     def _watch(self) -> None:
-        """The one timer of a connection: closes it at its deadline, which is never nearer than the next look."""
-        left = self._deadline - self._loop.time()
+        """The one timer of a connection: closes it at its deadline, which is never nearer than the next look.
+
+        One that is closing waits until the client has received what is on its way, but not for ever.
+        """
+        now, is_closing = self._loop.time(), self._transport.is_closing()
+        if is_closing and self._deadline == inf:
+            self._deadline = now + _READ_SECONDS
+        left = self._deadline - now
+        if left <= 0 and is_closing:
+            self._transport.abort()
+            return
         if left <= 0 and self._flow.read_paused:  # the client cannot go on
             left = _READ_SECONDS
         if left <= 0:
             self._transport.close()
-        else:
-            self._timer = self._loop.call_later(min(left, _READ_SECONDS), self._watch)
+            self._deadline, left = inf, _READ_SECONDS
+        self._timer = self._loop.call_later(min(left, _READ_SECONDS), self._watch)
 
 
 def _parser(callbacks: object) -> HttpRequestParser:
