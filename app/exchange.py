@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Scope
@@ -13,6 +15,7 @@ Headers = list[tuple[bytes, bytes]]
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _FAILED = b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _WITHOUT_BODY = frozenset({204, 304})
+_RESET = struct.pack("ii", 1, 0)  # to linger for no time: what is not sent yet is dropped
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +93,16 @@ class Exchange:
             return
         if not self._is_started and not self._is_disconnected:
             self._transport.write(_FAILED)
-        self._transport.close()
+        has_frame = self._is_chunked or self._bytes_left is not None
+        if self._is_started and not has_frame and not self._transport.is_closing():
+            self._reset()
+        else:
+            self._transport.close()
+
+    def _reset(self) -> None:
+        """End the connection by a reset: to a client of HTTP/1.0, as proxies are, a body that simply ends would be whole."""
+        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self._transport.abort()
 
     async def _receive(self) -> Message:
         if self._expects_continue and not self._is_disconnected:

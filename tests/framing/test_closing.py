@@ -1,17 +1,19 @@
-"""How a connection ends whose client does not receive."""
+"""How a connection ends whose client does not receive, or whose answer was cut."""
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+import uvloop
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn import Config
 from uvicorn.server import ServerState
 
 from app import connection
+from app.api.body import ClientDisconnected
 from app.connection import HttpConnection
 from tests.waiting import eventually
 
@@ -46,3 +48,27 @@ async def test_who_never_receives_the_last_answer(monkeypatch: pytest.MonkeyPatc
                 return True if state.total_requests == 1 and not state.connections else None
 
             assert await eventually(is_over)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_is_cut_is_never_whole(loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    """To a client of HTTP/1.0 (nginx is one, unless it is told) a page that was cut looks complete."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half of it", "more_body": True})
+        raise ClientDisconnected
+
+    def receive_all(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            while client.recv(4096):
+                pass
+
+    async def test() -> None:
+        async with serving(app) as (port, _):
+            with pytest.raises(ConnectionResetError):
+                await asyncio.to_thread(receive_all, port)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(test())
