@@ -81,7 +81,7 @@ class _ClosingResponse(Response):
         self.headers["Connection"] = "close"
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         await send({"type": "http.response.body", "body": self.body, "more_body": True})
-        with suppress(TimeoutError):
+        with suppress(TimeoutError, AuditError):  # the latter if the rest is not framed as HTTP has it
             async with asyncio.timeout(_DRAIN_SECONDS):
                 while (await receive()).get("more_body", False):
                     pass
