@@ -24,6 +24,7 @@ from app.framing import (
     Malformed,
     check_coding,
     check_host,
+    check_length,
     expects_continue,
     fields_by_name,
     read_target,
@@ -172,6 +173,8 @@ class HttpConnection(asyncio.Protocol):
         if host is None or host != self._host:
             check_host(host, version)
             self._host = host
+        if b"content-length" in fields:
+            check_length(fields[b"content-length"])
         if b"transfer-encoding" in fields:
             check_coding(fields[b"transfer-encoding"], version)
         self._is_offer = parser.should_upgrade()

@@ -11,6 +11,7 @@ from httptools import HttpParserInvalidURLError, parse_url
 
 from app.errors import AuditError
 
+_LENGTH_DIGITS_MAX = 19
 _HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[\w.:~%-]+\])(?::\d*)?")
 
 
@@ -79,6 +80,12 @@ def check_host(host: bytes | None, version: str) -> None:
     """Malformed unless there is one valid Host; in HTTP/1.0 there may be none."""
     if (version == "1.1") if host is None else not _HOST.fullmatch(host):
         raise Malformed("Host: expected one host, with or without a port.")
+
+
+def check_length(length: bytes) -> None:
+    """Malformed if it has more digits than any size needs: zeros, which the parser takes, but others may not."""
+    if len(length) > _LENGTH_DIGITS_MAX:
+        raise Malformed("Content-Length: too many digits.")
 
 
 def check_coding(coding: bytes, version: str) -> None:
