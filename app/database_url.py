@@ -323,6 +323,7 @@ def _context(mode: str, given: Mapping[str, str]) -> ssl.SSLContext:
     root = given.get("sslrootcert", "")
     verify = mode.startswith("verify") or (mode == "require" and root != "")
     _require(root != "system" or mode == "verify-full", "sslrootcert", "system needs sslmode=verify-full")
+    _require(root or mode != "verify-ca", "sslrootcert", "verify-ca needs one: public authorities sign for every name")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = mode == "verify-full"
     context.verify_mode = ssl.CERT_REQUIRED if verify else ssl.CERT_NONE

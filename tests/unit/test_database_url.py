@@ -92,7 +92,6 @@ def test_variables_of_libpq() -> None:
         ("sslmode=allow", ssl.CERT_NONE, False),
         ("sslmode=require", ssl.CERT_NONE, False),
         ("sslmode=require&sslrootcert={ca}", ssl.CERT_REQUIRED, False),
-        ("sslmode=verify-ca", ssl.CERT_REQUIRED, False),
         ("sslmode=verify-ca&sslrootcert={ca}", ssl.CERT_REQUIRED, False),
         ("sslmode=verify-full", ssl.CERT_REQUIRED, True),
         ("sslmode=verify-full&sslrootcert=system", ssl.CERT_REQUIRED, True),
@@ -124,6 +123,7 @@ def test_tls(parameters: str, verify: ssl.VerifyMode, names: bool, tmp_path: Pat
             "sslrootcert of the database's URL: /etc/hostname has no certificate",
         ),
         ("sslmode=verify-ca&sslrootcert=system", "sslrootcert of the database's URL: system needs sslmode=verify-full"),
+        ("sslmode=verify-ca", "sslrootcert of the database's URL: verify-ca needs one"),
         ("passfile=/nowhere/pass", "passfile of the database's URL: cannot read /nowhere/pass"),
         (
             "channel_binding=require",
