@@ -71,6 +71,7 @@ class HttpConnection(asyncio.Protocol):
         self._url = b""
         self._headers: Headers = []
         self._deadline = inf
+        self._stalled_bytes = 0  # that the client has not received, at the last look of the timer
 
     # What the transport calls
 
@@ -134,6 +135,7 @@ class HttpConnection(asyncio.Protocol):
         self._flow.pause_writing()
 
     def resume_writing(self) -> None:
+        self._stalled_bytes = 0
         self._flow.resume_writing()
 
     # What uvicorn calls
@@ -297,8 +299,12 @@ class HttpConnection(asyncio.Protocol):
     def _watch(self) -> None:
         """The one timer of a connection: closes it at its deadline, which is never nearer than the next look.
 
-        One that is closing waits until the client has received what is on its way, but not for ever.
+        One that is closing waits until the client has received what is on its way, but not for ever; and none waits for a client
+        that receives nothing.
         """
+        if self._is_stalled():
+            self._transport.abort()
+            return
         now, is_closing = self._loop.time(), self._transport.is_closing()
         if is_closing and self._deadline == inf:
             self._deadline = now + _READ_SECONDS
@@ -312,6 +318,13 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
             self._deadline, left = inf, _READ_SECONDS
         self._timer = self._loop.call_later(min(left, _READ_SECONDS), self._watch)
+
+    def _is_stalled(self) -> bool:
+        """Whether the client has received nothing since the last look, although an answer waits for it."""
+        last, self._stalled_bytes = self._stalled_bytes, 0
+        if self._flow.write_paused:
+            self._stalled_bytes = self._transport.get_write_buffer_size()
+        return 0 < last <= self._stalled_bytes
 
 
 def _parser(callbacks: object) -> HttpRequestParser:

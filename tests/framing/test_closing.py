@@ -4,6 +4,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import uvloop
@@ -33,8 +35,9 @@ async def serving(app: ASGIApp) -> AsyncIterator[tuple[int, ServerState]]:
     server.close()
 
 
-async def test_who_never_receives_the_last_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that does not read keeps its connection for ever, although the service has closed it."""
+@pytest.mark.parametrize("sent", [GET, GET.replace("close", "keep-alive") * 2], ids=["the last", "the one before"])
+async def test_who_never_receives_an_answer(sent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that does not read keeps its connection for ever, although the service has closed it or more answers wait."""
     monkeypatch.setattr(connection, "_READ_SECONDS", 0.05)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +45,7 @@ async def test_who_never_receives_the_last_answer(monkeypatch: pytest.MonkeyPatc
 
     async with serving(app) as (port, state):
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.sendall(GET.encode())
+            client.sendall(sent.encode())
 
             async def is_over() -> bool | None:
                 return True if state.total_requests == 1 and not state.connections else None
@@ -72,3 +75,11 @@ def test_what_is_cut_is_never_whole(loop: Callable[[], asyncio.AbstractEventLoop
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(test())
+
+
+def test_who_receives_slowly() -> None:
+    """A client that receives a little between two looks is taken for one that does not, or the other way round."""
+    sizes = iter([9, 8, 7, 7])
+    flow, transport = SimpleNamespace(write_paused=True), SimpleNamespace(get_write_buffer_size=lambda: next(sizes))
+    looked_at: Any = SimpleNamespace(_flow=flow, _transport=transport, _stalled_bytes=0)
+    assert [HttpConnection._is_stalled(looked_at) for _ in range(4)] == [False, False, False, True]
