@@ -1,7 +1,7 @@
 """Local sockets between the processes of a pod, and messages over them: pickled, behind their length in four bytes.
 
 The sockets have a name and no file (Linux: abstract), so that a read-only file system is enough. Pickle can do anything to who
-reads it: a connection counts only if it comes from a process of the same user, which could do anything anyway.
+reads it: a connection counts only if it comes from a process of the same user and container, which could do anything anyway.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ def listen(name: str) -> socket.socket:
 
 
 def connect(name: str) -> socket.socket:
-    """A connection to the process that listens under this name. OSError if none does, or if it is not of this user."""
+    """A connection to the process that listens under this name. OSError if none does, or if it is a stranger."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.setblocking(False)
     try:
@@ -43,14 +43,16 @@ def connect(name: str) -> socket.socket:
 
 
 def is_own_peer(transport: asyncio.BaseTransport) -> bool:
-    """Whether the other end of `transport` is a process of this user."""
+    """Whether the other end of `transport` is a process of this user and container."""
     with socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno())) as sock:
         return _is_own(sock)
 
 
 def _is_own(sock: socket.socket) -> bool:
     credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())
+    pid, user, _ = _CREDENTIALS.unpack(credentials)
+    # Without a number it is a process of another container that has this one's network.
+    return bool(pid and user == os.geteuid())
 
 
 def pack(message: object) -> bytes:
@@ -62,7 +64,7 @@ def pack(message: object) -> bytes:
 async def read(reader: asyncio.StreamReader) -> Any:
     """The next message. Raises OSError or IncompleteReadError when the other end is gone."""
     (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
-    return pickle.loads(await reader.readexactly(length))  # noqa: S301 -- of this user, see above
+    return pickle.loads(await reader.readexactly(length))  # noqa: S301 -- of this container, see above
 
 
 class Messages(asyncio.Protocol):
@@ -126,7 +128,7 @@ class Messages(asyncio.Protocol):
             if len(received) < end:
                 break
             with memoryview(received) as view:
-                messages = pickle.loads(view[_LENGTH.size : end])  # noqa: S301 -- of this user, see above
+                messages = pickle.loads(view[_LENGTH.size : end])  # noqa: S301 -- of this container, see above
             del received[:end]
             for message in messages:
                 self._on_message(self, message)

@@ -1,7 +1,9 @@
 """Several processes as one service: the plan, the relay, the metrics, and what crosses from one process to another."""
 
 import asyncio
+import os
 import pickle
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import fields
@@ -19,7 +21,7 @@ from app.ingest.accept import Event
 from app.ingest.claim import key_reused
 from app.ingest.store import MonthDetached, RowRefused
 from app.ingest.submission import conflict
-from app.pod import plan, pod_metrics
+from app.pod import messages, plan, pod_metrics
 from app.pod.messages import listen
 from app.pod.plan import Role, slots
 from app.pod.pod_metrics import PodMetrics
@@ -296,3 +298,15 @@ class _Client:
     async def send(self, message: Message) -> None:
         await self.reads.wait()
         self.sent.append(message)
+
+
+@pytest.mark.parametrize(("pid", "other_user", "is_own"), [(1, 0, True), (1, 1, False), (0, 0, False)])
+def test_who_may_send_messages(pid: int, other_user: int, is_own: bool) -> None:
+    """Another user, or a container beside this one that has its user (65532 is common) and network, is unpickled."""
+
+    class Peer:
+        def getsockopt(self, *_: int) -> bytes:
+            return struct.pack("3i", pid, os.geteuid() + other_user, 0)
+
+    sock: Any = Peer()
+    assert messages._is_own(sock) == is_own
