@@ -211,8 +211,6 @@ def _verify_export(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> None:
-    from pydantic import SecretStr
-
     from app import logs, tracing
     from app.presence import Presence
     from app.serve import Server, listening, serve
@@ -231,14 +229,23 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     # Everything that can fail comes before the launch of Postgres, which takes seconds.
     with listening(settings) as sockets, EmbeddedPostgres.reserve(settings.data_dir) as postgres:
-        embedded = {"database_url": SecretStr(postgres.url), "migrate": True}
-        settings = settings.model_copy(update=embedded | _embedded_checkpoint_key(settings))
+        settings = _on_embedded(settings, postgres.url).model_copy(update={"migrate": True})
         server = Server(settings, presence, sockets)
         print("Starting the service's own Postgres ...", file=sys.stderr)
         postgres.launch()
         threading.Thread(target=_stop_when_postgres_ends, args=(postgres, presence), daemon=True).start()
         presence.on_start = lambda: print(_first_steps(settings.local_url), file=sys.stderr)
         server.serve_to_end()
+
+
+def _on_embedded(settings: "Settings", url: str) -> "Settings":
+    """The settings on the embedded Postgres at `url`. Libpq's variables do not count for it."""
+    from pydantic import SecretStr
+
+    from app import database_url
+
+    database_url.ignore_variables()
+    return settings.model_copy(update={"database_url": SecretStr(url)} | _embedded_checkpoint_key(settings))
 
 
 def _embedded_checkpoint_key(settings: "Settings") -> dict[str, Path]:
@@ -424,8 +431,6 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _settings_with_running_database() -> "Settings":
     """The settings; without a database of its own, with that of a running service's embedded Postgres and its key."""
-    from pydantic import SecretStr
-
     from app import embedded
     from app.settings import load
 
@@ -437,7 +442,7 @@ def _settings_with_running_database() -> "Settings":
         raise Fatal(
             "There is no database: set DATASTORAGE_DATABASE_URL, or start the embedded one with `datastorage serve`."
         )
-    return settings.model_copy(update={"database_url": SecretStr(url)} | _embedded_checkpoint_key(settings))
+    return _on_embedded(settings, url)
 
 
 def _verify_proof(arguments: argparse.Namespace) -> None:

@@ -187,6 +187,12 @@ def parse(url: str, environment: Mapping[str, str] | None = None) -> DatabaseUrl
     )
 
 
+def ignore_variables() -> None:
+    """For a server of the service's own: what the environment says is meant for others."""
+    for variable in _VARIABLES.values():
+        os.environ.pop(variable, None)
+
+
 def _split(url: str) -> tuple[str, str, str]:
     """(netloc, path, query) of a URL in which every character that separates its parts means that.
 

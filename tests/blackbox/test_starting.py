@@ -138,6 +138,7 @@ def test_fault_that_only_the_database_shows() -> None:
         (directory / "cwd").mkdir()
         key = PublicKey("elsewhere.example", bytes(32))
         settings = {"checkpoint_earlier_keys": json.dumps([str(key)]), "data_dir": str(directory / "state")}
+        settings["PGSERVICE"] = "of another server"  # else it would be refused before
         start = starting.Start(str(directory / "cwd"), _environment(settings, {}, "embedded"))
         outcome = starting.run({"": start})[""]
         assert not (directory / "state/postgres/postmaster.pid").exists()
