@@ -150,9 +150,17 @@ class DatabaseUrl:
 def parse(url: str, environment: Mapping[str, str] | None = None) -> DatabaseUrl:
     """Read a URL, and the variables of libpq. Raises Fatal with what is wrong."""
     environment = os.environ if environment is None else environment
-    given = {name: environment[v] for name, v in _VARIABLES.items() if environment.get(v)} | dict(
-        _parameters(*_split(url))
-    )
+    own = dict(_parameters(*_split(url)))
+    variables = {name: environment[v] for name, v in _VARIABLES.items() if environment.get(v)}
+    try:
+        return _target(variables | own)
+    except _BadParameter as error:
+        if error.name in own or error.name not in variables:
+            raise
+        raise Fatal(f"Invalid configuration: {_VARIABLES[error.name]}: {error.reason}.") from None
+
+
+def _target(given: Mapping[str, str]) -> DatabaseUrl:
     _refuse_what_the_driver_cannot(given)
     mode = given.get("sslmode") or ("verify-full" if given.get("sslrootcert") == "system" else "prefer")
     _require(mode in _MODES, "sslmode", f"expected one of {', '.join(_MODES)}")
@@ -217,9 +225,17 @@ def _invalid() -> Fatal:
     return Fatal(f"Invalid configuration: the database's URL is not valid: {_EXPECTED}")
 
 
+class _BadParameter(Fatal):
+    """A parameter of the URL, or the variable that counts instead, cannot be used."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"Invalid configuration: {name} of the database's URL: {reason}.")
+        self.name, self.reason = name, reason
+
+
 def _require(condition: object, name: str, reason: str) -> None:
     if not condition:
-        raise Fatal(f"Invalid configuration: {name} of the database's URL: {reason}.")
+        raise _BadParameter(name, reason)
 
 
 def _parameters(netloc: str, path: str, query: str) -> Iterator[tuple[str, str]]:

@@ -83,7 +83,10 @@ def test_variables_of_libpq() -> None:
     assert (target.hosts, target.user, target.password, target.sslmode) == ((("other", 7),), "u", "w", "disable")
     assert parse(HOST, environment).password == "p"
     assert parse("postgresql://u@h/d", {"HOME": "/root"}).passfile == "/dev/null/none"
-    assert "passfile of the database's URL: cannot read /nowhere/pass" in refusal(HOST, PGPASSFILE="/nowhere/pass")
+    assert ": PGPASSFILE: cannot read /nowhere/pass" in refusal(HOST, PGPASSFILE="/nowhere/pass")
+    assert "PGSERVICE: this service's driver cannot" in refusal(HOST, PGSERVICE="x")
+    assert "sslmode of the database's URL: expected" in refusal(f"{HOST}?sslmode=on", PGSSLMODE="require")
+    assert "sslrootcert of the database's URL: verify-ca needs" in refusal(HOST, PGSSLMODE="verify-ca")
 
 
 @pytest.mark.parametrize(
