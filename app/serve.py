@@ -21,7 +21,7 @@ from app.pod.acceptor import Acceptor
 from app.pod.member import Member
 from app.pod.plan import Role, Slot, process_count, settings_of
 from app.pod.state import shared_state
-from app.pod.supervisor import STOP_SIGNAL, Supervisor
+from app.pod.supervisor import SHOW_SIGNAL, STOP_SIGNAL, Supervisor
 from app.presence import Presence
 from app.settings import Settings, host_and_port
 from app.tls import Certificate
@@ -155,6 +155,7 @@ class MemberServer(Server):
     def capture_signals(self) -> Iterator[None]:
         """Only the supervisor's signal stops this process, or its own when it cannot continue."""
         signal.signal(STOP_SIGNAL, self.handle_exit)
+        signal.signal(SHOW_SIGNAL, self._show_stop)
         signal.signal(signal.SIGTERM, self._on_term)
         yield
 
@@ -162,11 +163,13 @@ class MemberServer(Server):
         if self._presence.fatal is not None:
             self.handle_exit(sig, frame)
 
+    def _show_stop(self, *_: object) -> None:
+        self._presence.shutting_down = True
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._member.only_shows_stop and not (self._presence.shutting_down or self._presence.fatal):
-            self._presence.shutting_down = True
-        else:
-            super().handle_exit(sig, frame)
+        if not self._member.slot.accepts:
+            self._presence.shutting_down = True  # no router sends anything here
+        super().handle_exit(sig, frame)
 
 
 def _serve_in_processes(

@@ -45,11 +45,6 @@ class Member:
         return self.slot.role is Role.WRITER
 
     @property
-    def only_shows_stop(self) -> bool:
-        """Whether the first order to stop only changes the readiness here: of a writer whose fronts still take requests."""
-        return self.writes and not self.slot.accepts
-
-    @property
     def connections(self) -> int:
         """How many connections from outside this process has, as the others see it."""
         return int(self.state.connections[self.slot.index])

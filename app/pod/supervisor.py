@@ -29,6 +29,8 @@ from app.settings import Settings
 
 STOP_SIGNAL = signal.SIGUSR1
 """From the supervisor to a process. The usual ones are ignored there: a terminal or a service manager sends them to all."""
+SHOW_SIGNAL = signal.SIGUSR2
+"""To the writer: the service stops, but the fronts still take requests. Another one, since the kernel merges equal ones."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _PAUSES = (0.05, 5.0)
 """Seconds before the first restart of a process, and at most."""
@@ -116,10 +118,11 @@ class Supervisor:
         limit = (self._settings.propagation_delay_ms + self._settings.shutdown_timeout_ms) / 1000
         for child in self._children:
             child.restart_at = None
-            if child.slot.accepts:
+            if child.slot.accepts and child.pid:
                 _order_stop(child, limit)
-            elif child is self._writer and first:
-                _order_stop(child, None)  # it only shows from now on that the service stops
+        if first and self._writer.pid and not self._writer.slot.accepts:
+            os.kill(self._writer.pid, SHOW_SIGNAL)
+            self._stop_writer_after_fronts()
 
     def _reap(self) -> None:
         for child in self._children:
@@ -131,8 +134,8 @@ class Supervisor:
 
     def _on_end(self, child: _Child, code: int) -> None:
         if self._is_stopping:
-            if not self._running(accepting=True) and self._writer.pid and child is not self._writer:
-                _order_stop(self._writer, self._settings.shutdown_timeout_ms / 1000)
+            if child.slot.accepts:
+                self._stop_writer_after_fronts()
             if child is self._writer:
                 for other in self._running(accepting=False):
                     _order_stop(other, 0.0)
@@ -150,6 +153,11 @@ class Supervisor:
             child.restart_at = time.monotonic() + child.pause
             child.pause = min(2 * child.pause, _PAUSES[1])
             log.error("a process ended and is started again", extra=_about(child, code))
+
+    def _stop_writer_after_fronts(self) -> None:
+        """Order the writer to stop if no process takes connections any more; perhaps none did when the stop began."""
+        if not self._running(accepting=True) and self._writer.pid:
+            _order_stop(self._writer, self._settings.shutdown_timeout_ms / 1000)
 
     def _running(self, *, accepting: bool) -> list[_Child]:
         return [child for child in self._children if child.pid and child.slot.accepts == accepting]
@@ -185,10 +193,10 @@ def _about(child: _Child, code: int | None) -> dict[str, object]:
     return {"ended": child.slot.name, "exit_code": code}
 
 
-def _order_stop(child: _Child, limit_seconds: float | None) -> None:
+def _order_stop(child: _Child, limit_seconds: float) -> None:
     """Order a process to stop; it is killed if that takes longer than `limit_seconds` and a grace period."""
     os.kill(child.pid, STOP_SIGNAL)
-    if limit_seconds is not None and child.kill_at is None:
+    if child.kill_at is None:
         child.kill_at = time.monotonic() + limit_seconds + _GRACE_SECONDS
 
 

@@ -26,7 +26,10 @@ from app.pod.messages import listen
 from app.pod.plan import Role, slots
 from app.pod.pod_metrics import PodMetrics
 from app.pod.relay import NobodyAnswers, Relay, RelayServer
+from app.pod.state import shared_state
+from app.pod.supervisor import SHOW_SIGNAL, STOP_SIGNAL, Supervisor
 from app.pod.writer_link import decode_events, encode_events
+from app.presence import Presence
 from app.settings import PROCESSES_MAX, Settings
 
 
@@ -78,6 +81,21 @@ def test_shares() -> None:
         sum(one.inbox_bytes_max for one, slot in zip(made, slots(8), strict=True) if slot.accepts)
         <= settings.inbox_bytes_max
     )
+
+
+@pytest.mark.parametrize("fronts", [(), (13,)])
+def test_stop_while_a_front_starts_again(fronts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stop signals a process that is not there, which is the whole process group, or leaves the writer running."""
+    supervisor = Supervisor(Settings(), 4, shared_state(), Presence(), [])
+    writer, reader, *accepting = supervisor._children
+    for child, pid in zip((writer, reader, *accepting), (11, 12, *fronts), strict=False):
+        child.pid = pid
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    supervisor._stop()
+    supervisor._stop()
+    orders = [(13, STOP_SIGNAL), (11, SHOW_SIGNAL), (13, STOP_SIGNAL)]
+    assert sent == (orders if fronts else [(11, SHOW_SIGNAL), (11, STOP_SIGNAL)])
 
 
 def test_events_cross() -> None:
