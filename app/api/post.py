@@ -31,7 +31,7 @@ from app.events.explain import Faults
 from app.ingest.accept import Acceptance, Draft, computed_ids, lenient_ids, other_ids, single_id
 from app.ingest.claim import Claim
 from app.ingest.parents import find_parent_dates
-from app.ingest.submission import Submission, new_submission, used_twice
+from app.ingest.submission import Submission, new_submission, refusal, used_twice
 from app.query.page import event_by_id
 
 _SLICE_SECONDS = 0.005
@@ -203,7 +203,7 @@ async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> 
         datetime.now(UTC), parent_dates, service.log_name, actor_override(request), trace_id, span_id
     )
     if posted.lenient is not None and posted.id_source is not None:
-        candidates = posted.lenient.ids(caller_name(request), posted.id_source, acceptance.now)
+        candidates = posted.lenient.ids(caller_name(request), posted.id_source, acceptance)
         ids = [one[0] for one in candidates]
         acceptance = acceptance._replace(other_ids={one[0]: one[1:] for one in candidates})
     elif posted.id_source is None:
@@ -356,10 +356,10 @@ class BatchReader:
         """The drafts of the items that are not refused."""
         return self._drafts
 
-    def refuse(self, refusal: Callable[[Draft], AuditError | None]) -> None:
-        """Refuse the items of a lenient batch for which `refusal` returns why."""
+    def refuse(self, rule: Callable[[Draft], AuditError | None]) -> None:
+        """Refuse the items of a lenient batch for which `rule` returns why."""
         for index, draft in zip(self.indexes, self._drafts, strict=True):
-            if error := refusal(draft):
+            if error := rule(draft):
                 self.refused[index] = error
         kept = [item for item in self.items if item[0] not in self.refused]
         self.indexes, self._drafts, self._digests = map(list, zip(*kept, strict=True)) if kept else ([], [], [])
@@ -369,9 +369,13 @@ class BatchReader:
         if self._drafts:
             self._drafts[-1].posted["event_data"] = {}
 
-    def ids(self, caller: str, source: tuple[str, str], now: datetime) -> list[tuple[UUID, ...]]:
+    def ids(self, caller: str, source: tuple[str, str], acceptance: Acceptance) -> list[tuple[UUID, ...]]:
         """Of each item of a lenient batch that is not refused: its id, and those of other sends of it."""
-        return lenient_ids(self.items, caller, source, now, is_whole=not self.refused)
+        # An id that the client chose may belong to another event, which only the writer will find.
+        is_whole = not self.refused and all(
+            draft.event_id is None and refusal(draft, acceptance) is None for draft in self._drafts
+        )
+        return lenient_ids(self.items, caller, source, acceptance.now, is_whole=is_whole)
 
     def drafts(self) -> list[Draft]:
         """The drafts of all items. BadRequest if any item has a fault."""

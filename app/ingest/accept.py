@@ -288,7 +288,7 @@ def lenient_ids(
 ) -> list[tuple[UUID, ...]]:
     """For each item (index in the body, draft, hex digest) of a lenient batch: its id, then those of other sends of the item.
 
-    If the whole batch is good, ids are those of any batch. Else, without an Idempotency-Key, they are computed from the item
+    If it is sure that the whole batch is good, ids are those of any batch. Else, without an Idempotency-Key, they are computed from the item
     and its index instead of the whole body, so that the item is recognised when the others have been corrected.
     """
 

@@ -103,10 +103,10 @@ async def new_submission(
     may_exist = claim is not None or len(drafts) > 1 or drafts[0].event_id is not None or drafts[0].pointer != ""
     refusals = {}
     for draft, event_id in zip(unique, unique_ids, strict=True):
-        if refusal := _refusal(draft, acceptance):
+        if error := refusal(draft, acceptance):
             if not may_exist:
-                raise refusal
-            refusals[event_id] = refusal
+                raise error
+            refusals[event_id] = error
     events = accept(unique[:_SLICE], unique_ids[:_SLICE], acceptance)
     for start in range(_SLICE, len(unique), _SLICE):
         await asyncio.sleep(0)
@@ -134,13 +134,13 @@ def used_twice(draft: Draft, event_id: UUID) -> Conflict:
     )
 
 
-def _refusal(draft: Draft, acceptance: Acceptance) -> BadRequest | None:
+def refusal(draft: Draft, acceptance: Acceptance) -> BadRequest | None:
     """Why the rules of time and parent refuse `draft`, or None."""
     is_import = acceptance.metadata is not None
     if (draft.timestamp is not None and not (is_import and draft.timestamp < acceptance.now)) and (
-        refusal := time_window_error(draft.timestamp, acceptance.now, draft.pointer + "/event_timestamp")
+        error := time_window_error(draft.timestamp, acceptance.now, draft.pointer + "/event_timestamp")
     ):
-        return refusal
+        return error
     if draft.parent_id is not None and draft.parent_id not in acceptance.parents:
         pointer = draft.pointer + "/parent_event_id"
         return bad_fields(

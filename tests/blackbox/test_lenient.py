@@ -114,6 +114,26 @@ def test_resends(client: httpx.Client, timestamp: str | None) -> None:
     assert total(client) == 6
 
 
+@pytest.mark.parametrize("timestamp", [None, ZERO])
+def test_resends_of_what_the_writer_refuses(client: httpx.Client, timestamp: str | None) -> None:
+    """A good event is stored again when an item was corrected that only its time, its parent or its id was at fault."""
+    taken, old = make_event(event_id=str(uuid4())), (datetime.now(UTC) - timedelta(days=8)).isoformat()
+    client.post(EVENTS, json=taken).raise_for_status()
+    bad = [
+        make_event(event_timestamp=old),
+        make_event(parent_event_id=str(uuid4())),
+        taken | {"event_action": "other"},
+    ]
+    for item in bad:
+        good = make_event(**({"event_timestamp": timestamp} if timestamp else {}))
+        first = ids(post(client, [good, item]))
+        assert (first[0] is None, first[1]) == (False, None)
+        mended = ids(post(client, [good, corrected := make_event(event_id=str(uuid4()))]))
+        assert mended == [first[0], corrected["event_id"]]
+        assert ids(post(client, [good, make_event()]))[0] == first[0]
+    assert total(client) == 1 + 3 * len(bad)
+
+
 def test_under_a_key(client: httpx.Client) -> None:
     """A resend under its key is not recognised, its answer changes, or another body is taken for it."""
     batch = [make_event(), {}, make_event(event_timestamp=ZERO), make_event(parent_event_id=(parent := str(uuid4())))]
