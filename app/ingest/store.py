@@ -198,8 +198,8 @@ class Store:
     async def find_stored(self, events: Sequence[Event], deadline: float) -> dict[UUID, Stored]:
         """By id, those of `events` that are stored, under this or another id of the same item.
 
-        An id that the service computed has the same content by construction. For an event with a digest, the digest in its
-        claim is compared. Retried until `deadline`; raises DatabaseAway or DatabaseFailed.
+        The digests in the claims are compared. An id that the service computed has the same content by construction, and no
+        claim, unless a client has chosen it for another event. Retried until `deadline`; raises DatabaseAway or DatabaseFailed.
         """
 
         async def find(connection: Connection) -> dict[UUID, Stored]:
@@ -222,15 +222,15 @@ class Store:
 
     async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, Stored]:
         ids = [one for event in events for one in event.possible_ids]
-        chosen = [str(event.id) for event in events if event.digest is not None]
         stored = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
-        claims = await connection.fetch(SQL["event_claims"], chosen) if chosen else []
+        claimed = stored | {event.id for event in events if event.digest is not None}
+        claims = await connection.fetch(SQL["event_claims"], list(map(str, claimed))) if claimed else []
         digests = {row["event_id"]: row["body_digest"] for row in claims}
         stored |= {row["event_id"] for row in claims if row["purged"]}
         if void := [str(event_id) for event_id in digests.keys() - stored]:
             await connection.execute(SQL["delete_void_claims"], void)
         return {
-            event.id: Stored(one, one != event.id or event.digest is None or digests.get(one) == event.digest)
+            event.id: Stored(one, digests.get(one) == event.digest)
             for event in events
             for one in reversed(event.possible_ids)  # its own id counts if several are stored
             if one in stored

@@ -467,10 +467,11 @@ class Writer:
             others = [e for e in submission.events if e.id in stored and not stored[e.id].same]
             conflicts = {one.id: conflict(one.id) for one in others}
             for number, one in enumerate(others):
-                if number < _DIFFERENCES_MAX or one.is_imported:
+                other_form = one.is_imported or one.digest is None  # it may have been posted in another form
+                if number < _DIFFERENCES_MAX or other_form:
                     text = await self.store.difference(one, deadline)
                     conflicts[one.id] = conflict(one.id, text)
-                    if text == SAME_AS_STORED and one.is_imported:  # it was posted in another form
+                    if text == SAME_AS_STORED and other_form:
                         stored[one.id] = Stored(one.id, same=True)
                         del conflicts[one.id]
             submission.reject(conflicts)

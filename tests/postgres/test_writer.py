@@ -162,6 +162,24 @@ async def test_a_different_event_refuses_the_whole_batch(database_url: str, conn
     assert await count(connection) == 1
 
 
+async def test_computed_id_that_a_client_has_chosen(database_url: str, connection: Any) -> None:
+    """Who knows what another client will send makes the service answer that it is stored, by an event of his own under its id."""
+
+    def computed(posted: dict[str, Any]) -> UUID:
+        source = ("body", hashlib.sha256(canonical([posted])).hexdigest())
+        drafts = [check_item(CATALOG, posted, "/0", plain=False, depth=3)]
+        return computed_ids(drafts, "", source, datetime.now(UTC))[0]
+
+    taken, same = item("rr-1"), item("rr-2")
+    async with replica(database_url) as one:
+        await one.post(taken | {"event_id": str(computed(taken)), "event_action": "other"})
+        with pytest.raises(Conflict, match="differs in event_action"):
+            await one.batch(taken)
+        await one.post(same | {"event_id": str(computed(same))})
+        assert await one.batch(same) == [computed(same)]
+    assert await count(connection) == 2
+
+
 async def test_id_twice_in_one_batch(database_url: str, connection: Any) -> None:
     """Equal items under one id are not collapsed, or different ones are not refused."""
     twice = item(event_id=str(uuid4()))
