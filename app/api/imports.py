@@ -93,7 +93,9 @@ async def _submit(request: Request, reader: BatchReader, import_id: UUID, body_d
     parents |= await find_parent_dates(service.engine, service.writer, drafts, deadline)
     metadata = canonical.canonical({"imported": {"at": now.isoformat().replace("+00:00", "Z"), "by": by}})
     own_ids = imported_ids(reader.items)
-    acceptance = Acceptance(now, parents, service.log_name, metadata=metadata)
+    # As among its other ids it is looked up whatever its date and correlation: somebody may have chosen it for another event.
+    other_ids = {one: (one,) for one in own_ids}
+    acceptance = Acceptance(now, parents, service.log_name, metadata=metadata, other_ids=other_ids)
     submission = await new_submission(drafts, own_ids, acceptance, is_lenient=True)
     times = sorted(map(_time, drafts))
     payload = {

@@ -1,6 +1,7 @@
 """Events from elsewhere, with their own times: the import route, and `datastorage import` with exports and plain files."""
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
+from app.events.canonical import canonical
+from app.events.ids import derived_event_id
 from tests import databases
 from tests.blackbox.test_access import bearer, write_tokens
 from tests.events import make_event
@@ -97,6 +100,18 @@ def test_refused(client: httpx.Client) -> None:
     assert [item["status"] for item in send(client, events)] == [400, 400, 400, 400, 201, 400, 400, 201]
     assert [item["status"] for item in send(client, events[:2])] == [400, 400]
     assert len(stored(client)) == 2
+
+
+def test_id_that_somebody_has_chosen(client: httpx.Client) -> None:
+    """Who knows what will be imported suppresses it with an event of his own under its id, or makes two events have one id."""
+    event = old(3, correlation_id="rr-1")
+    time = datetime.fromisoformat(event["event_timestamp"])
+    event_id = derived_event_id(time, "", ("import", hashlib.sha256(canonical(event)).hexdigest()), 0)
+    client.post(EVENTS, json=make_event(correlation_id="rr-2", event_id=str(event_id))).raise_for_status()
+    [item, good] = send(client, [event, old(4)])
+    assert (item["status"], good["status"]) == (409, 201)
+    assert "differs in event_timestamp, " in item["detail"]
+    assert len(stored(client, correlation_id="rr-1")) == 0
 
 
 def test_role(service: Callable[..., Service], tmp_path: Path) -> None:
