@@ -48,13 +48,18 @@ class RemoteWriter:
         """As Writer.submit(). DatabaseAway at the deadline also if the writer hangs or ends: then the outcome is unknown."""
         number = next(self._numbers)
         *parts, last = _parts(submission)
-        for part in parts:
-            self._messages.send(("part", number, encode_events(part)))
-            await self._messages.sent()
+        try:
+            async with asyncio.timeout_at(deadline):
+                for part in parts:
+                    self._messages.send(("part", number, encode_events(part)))
+                    await self._messages.sent()
+        except TimeoutError:
+            self._messages.send(("forget", number))
+            raise DatabaseAway from None
         rest = {"refusals": submission.refusals, "may_exist": submission.may_exist, "claim": submission.claim}
         rest["is_lenient"] = submission.rejections is not None
         is_spooled, submission.stored_as, submission.rejections = await self._ask(
-            deadline, "submit", number, encode_events(last), rest, deadline
+            deadline, "submit", number, len(submission.events), encode_events(last), rest, deadline
         )
         return bool(is_spooled)
 

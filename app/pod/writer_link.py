@@ -1,10 +1,11 @@
 """The writer's end of the connections by which the other processes of the pod hand it events, and it asks them for metrics.
 
 Messages to the writer:   ("part", number, events)                               a further part of a large submission
-                          ("submit", number, events, rest, deadline)             answered with (number, error, cause, outcome)
+                          ("forget", number)                                     there will be no submission of these parts
+                          ("submit", number, count, events, rest, deadline)      answered with (number, error, cause, outcome)
                           ("dates", number, ids)                                 answered with (number, error, cause, dates)
                           ("samples", samples)                                   the answer to METRICS_PLEASE
-`events` is what encode_events() makes, `outcome` (is_spooled, stored_as, rejections). A deadline is on the clock that all processes of one machine share.
+`events` is what encode_events() makes, `count` the number of all events of the submission, `outcome` (is_spooled, stored_as, rejections). A deadline is on the clock that all processes of one machine share.
 """
 
 import asyncio
@@ -79,20 +80,22 @@ class WriterLink:
         match message:
             case "part", number, events:
                 self._parts.setdefault((messages, number), []).extend(decode_events(events))
-            case "submit", number, events, rest, deadline:
-                parts = self._parts.pop((messages, number), [])
-                self._answer(messages, number, self._submit([*parts, *decode_events(events)], rest, deadline))
+            case "forget", number:
+                self._parts.pop((messages, number), None)
+            case "submit", number, count, last, rest, deadline:
+                events = [*self._parts.pop((messages, number), []), *decode_events(last)]
+                self._answer(messages, number, self._submit(events, count, rest, deadline))
             case "dates", number, ids:
                 self._answer(messages, number, self._waiting_event_dates(ids))
             case "samples", samples:
                 self._metrics.update(messages, samples)
 
     async def _submit(
-        self, events: Sequence[Event], rest: dict[str, Any], deadline: float
+        self, events: Sequence[Event], count: int, rest: dict[str, Any], deadline: float
     ) -> tuple[bool, dict[UUID, UUID], dict[UUID, AuditError] | None]:
-        """Have the writer store the events. DatabaseAway if they were made for another log than it writes to."""
+        """Have the writer store the events. DatabaseAway if a part is missing, or they were made for another log than it writes to."""
         writer = self._writer()
-        if writer is None or events[0].record["log"] != writer.store.log_name:
+        if writer is None or len(events) != count or events[0].record["log"] != writer.store.log_name:
             raise DatabaseAway
         submission = Submission(events, **rest)
         is_spooled = await writer.submit(submission, deadline)

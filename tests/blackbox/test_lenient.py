@@ -41,7 +41,7 @@ def total(client: httpx.Client) -> int:
     return int(client.get(EVENTS).json()["pagination"]["total"])
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, 3])
 def test_verdicts(service: Callable[..., Service], processes: int) -> None:
     """A good event is lost with the others, a bad one is stored, or its faults are not those of a whole batch."""
     with httpx.Client(base_url=service(processes=processes).url, timeout=30) as client:

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -20,15 +21,17 @@ from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyB
 from app.ingest.accept import Event
 from app.ingest.claim import key_reused
 from app.ingest.store import MonthDetached, RowRefused
-from app.ingest.submission import conflict
+from app.ingest.submission import Submission, conflict
+from app.ingest.writer import Writer
 from app.pod import messages, plan, pod_metrics
-from app.pod.messages import listen
+from app.pod.messages import Messages, connect, listen
 from app.pod.plan import Role, slots
 from app.pod.pod_metrics import PodMetrics
 from app.pod.relay import NobodyAnswers, Relay, RelayServer
+from app.pod.remote_writer import RemoteWriter
 from app.pod.state import shared_state
 from app.pod.supervisor import SHOW_SIGNAL, STOP_SIGNAL, Supervisor
-from app.pod.writer_link import decode_events, encode_events
+from app.pod.writer_link import WriterLink, decode_events, encode_events
 from app.presence import Presence
 from app.settings import PROCESSES_MAX, Settings
 
@@ -104,6 +107,31 @@ def test_events_cross() -> None:
     event = Event(event_id, "rr-1", (event_id, 1), {"log": "x"}, b"digest", 7, b"{}", (uuid4(),))
     assert all(getattr(event, field.name) != field.default for field in fields(Event))
     assert decode_events(pickle.loads(pickle.dumps(encode_events([event])))) == [event]
+
+
+async def test_writer_that_does_not_read() -> None:
+    """A batch of many parts waits longer than its deadline for a writer that hangs, and leaves its parts there for ever."""
+    loop = asyncio.get_running_loop()
+    event = Event(uuid4(), "rr-1", (), {"log": "x"}, None, 1024 * 1024, bytes(1024 * 1024))
+    remote = RemoteWriter(shared_state())
+    link = WriterLink(lambda: None, PodMetrics(), name := token_hex(16))
+    with listen(name):
+        await remote.connect(name)
+        with pytest.raises(DatabaseAway):
+            await remote.submit(Submission([event] * 8, {}, may_exist=True), loop.time() + 0.2)
+    await remote.close()
+    sender = Messages(lambda *_: None, lambda _: None)
+    for message in (("part", 1, encode_events([event])), ("forget", 1)):
+        link.on_message(sender, message)
+    assert not link._parts
+
+
+async def test_submission_of_which_a_part_is_missing() -> None:
+    """It is answered as stored although some of its events are not."""
+    event = Event(uuid4(), "rr-1", (uuid4(),), {"log": "x"}, None, 1)
+    link = WriterLink(lambda: cast("Writer", SimpleNamespace(store=SimpleNamespace(log_name="x"))), PodMetrics(), "")
+    with pytest.raises(DatabaseAway):
+        await link._submit([event], 2, {"refusals": {}, "may_exist": True}, 0.0)
 
 
 @pytest.mark.parametrize(
