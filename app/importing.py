@@ -55,6 +55,8 @@ class Progress:
     """Read, and either stored or refused."""
     stored: int = 0
     refused: int = 0
+    file: str = ""
+    """Size and time of change of the file: another one under its name is imported from the beginning."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,9 +89,14 @@ class _Import:
         self._file = file
         self._state = file.with_name(file.name + ".import.json")
         self._report = file.with_name(file.name + ".refused.ndjson")
-        self._progress = Progress(str(uuid4()))
+        status = file.stat()
+        self._progress = Progress(str(uuid4()), file=f"{status.st_size} {status.st_mtime_ns}")
         with suppress(FileNotFoundError):
-            self._progress = Progress(**json.loads(self._state.read_text()))
+            earlier = Progress(**json.loads(self._state.read_text()))
+            if earlier.file == self._progress.file:
+                self._progress = earlier
+            else:
+                self._state.unlink()
 
     def run(self, portion_max: int) -> int:
         """Send what is not sent yet. Returns how many events were refused."""

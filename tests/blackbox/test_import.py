@@ -151,10 +151,12 @@ def test_command(client: httpx.Client, tmp_path: Path) -> None:
     assert next(one for one in refused if one["record"] == 5)["field_errors"]
     assert "8 events stored, 3 refused" in command(client, file, portion=5).stdout
     assert len(stored(client)) == 8
-    # As after an interruption: it continues behind what is done.
-    (tmp_path / "history.ndjson.import.json").write_text(
-        json.dumps({"import_id": str(uuid4()), "records": 10, "stored": 6, "refused": 3})
-    )
+    # As after an interruption: it continues behind what is done, if the file is the same.
+    status, state = file.stat(), tmp_path / "history.ndjson.import.json"
+    progress = {"import_id": str(uuid4()), "records": 10, "stored": 60, "refused": 3}
+    state.write_text(json.dumps(progress | {"file": f"{status.st_size} {status.st_mtime_ns}"}))
+    assert "62 events stored, 3 refused" in command(client, file).stdout
+    state.write_text(json.dumps(progress | {"file": "another"}))
     assert "8 events stored, 3 refused" in command(client, file).stdout
 
 
