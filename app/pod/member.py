@@ -51,7 +51,8 @@ class Member:
 
     @connections.setter
     def connections(self, number: int) -> None:
-        self.state.connections[self.slot.index] = number
+        if self.slot.accepts:  # else it would count as the one with the fewest
+            self.state.connections[self.slot.index] = number
 
     @property
     def has_most_connections(self) -> bool:

@@ -24,6 +24,7 @@ from app.ingest.store import MonthDetached, RowRefused
 from app.ingest.submission import Submission, conflict
 from app.ingest.writer import Writer
 from app.pod import messages, plan, pod_metrics
+from app.pod.member import Member
 from app.pod.messages import Messages, connect, listen
 from app.pod.plan import Role, slots
 from app.pod.pod_metrics import PodMetrics
@@ -84,6 +85,17 @@ def test_shares() -> None:
         sum(one.inbox_bytes_max for one, slot in zip(made, slots(8), strict=True) if slot.accepts)
         <= settings.inbox_bytes_max
     )
+
+
+def test_fewest_connections() -> None:
+    """A front lets others go first that take no connections, so that each connection of a client begins late."""
+    state, plan_of_four = shared_state(), slots(4)
+    writer, reader, one, other = (Member(slot, 4, state, "") for slot in plan_of_four)
+    writer.connections = reader.connections = 0
+    one.connections = 5
+    assert not one.has_most_connections  # the other is not there yet
+    other.connections = 6
+    assert (one.has_most_connections, other.has_most_connections) == (False, True)
 
 
 @pytest.mark.parametrize("fronts", [(), (13,)])
