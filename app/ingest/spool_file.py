@@ -225,7 +225,7 @@ class SpoolFile:
         if submission.may_exist:
             digests = self._digests([one for event in submission.events for one in event.possible_ids])
             others = [e.id for e in submission.events if e.id in digests and digests[e.id] != e.digest]
-            if others and submission.rejections is None:
+            if others and submission.fails_without(others):
                 return conflict(others[0])
             submission.reject({one: conflict(one) for one in others})
             submission.stored_as |= {

@@ -1,7 +1,7 @@
 """What one request asks to write: whole or not at all."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from app import tracing
@@ -57,12 +57,19 @@ class Submission:
         self.payload_bytes = sum(event.payload_bytes for event in events)
         self.outcome: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
+    def fails_without(self, ids: Collection[UUID]) -> bool:
+        """Whether nothing is written if these events cannot be: the request is strict, or one is the self event about the others."""
+        return self.rejections is None or any(
+            event.id in ids and event.record["event_type"].startswith("datastorage.") for event in self.events
+        )
+
     def reject(self, errors: Mapping[UUID, AuditError]) -> None:
         """Leave out the events with these ids if the request is lenient, else fail the whole request."""
-        if self.rejections is None:
+        if self.fails_without(errors):
             for error in errors.values():
                 self.fail(error)
         elif errors:
+            assert self.rejections is not None
             self.rejections |= errors
             self.events = [event for event in self.events if event.id not in errors]
 

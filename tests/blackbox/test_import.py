@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from app.events.canonical import canonical
-from app.events.ids import derived_event_id
+from app.events.ids import EPOCH, derived_event_id
 from tests import databases
 from tests.blackbox.test_access import bearer, write_tokens
 from tests.events import make_event
@@ -112,6 +112,17 @@ def test_id_that_somebody_has_chosen(client: httpx.Client) -> None:
     assert (item["status"], good["status"]) == (409, 201)
     assert "differs in event_timestamp, " in item["detail"]
     assert len(stored(client, correlation_id="rr-1")) == 0
+
+
+def test_import_that_cannot_be_recorded(client: httpx.Client) -> None:
+    """Who takes the id of the self event beforehand imports events of which the log does not tell."""
+    events = [old(3), old(4)]
+    digest = hashlib.sha256(canonical(events)).hexdigest()
+    taken = derived_event_id(EPOCH, "anonymous", ("import", digest), len(events))
+    client.post(EVENTS, json=make_event(event_id=str(taken))).raise_for_status()
+    answer = client.post(IMPORT, json=events)
+    assert (answer.status_code, answer.json()["value"]) == (409, str(taken))
+    assert len(stored(client)) == 1
 
 
 def test_role(service: Callable[..., Service], tmp_path: Path) -> None:
