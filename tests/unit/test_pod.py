@@ -25,7 +25,7 @@ from app.ingest.submission import Submission, conflict
 from app.ingest.writer import Writer
 from app.pod import messages, plan, pod_metrics
 from app.pod.member import Member
-from app.pod.messages import Messages, connect, listen
+from app.pod.messages import Messages, listen
 from app.pod.plan import Role, slots
 from app.pod.pod_metrics import PodMetrics
 from app.pod.relay import NobodyAnswers, Relay, RelayServer
