@@ -45,6 +45,7 @@ REFUSED = {
     "expected a URI": "29 and cloudevents.md: dataschema and source, as CloudEvents 1.0 says",
     "expected a media type": "29 and cloudevents.md: datacontenttype, as CloudEvents 1.0 says",
     "whose name has only lower-case": "29 and cloudevents.md: names of attributes, as CloudEvents 1.0 says",
+    "line 1: ": "7: a line holds one event, which the document does not say of text",
     "significant digits": "29: numbers are kept exactly, so there is a bound to them (docs/design.md, section 4)",
     "invalid time format": "8: forms of since and until",
     "belong together": "8: detail_key and detail_value, both or neither",
@@ -75,6 +76,12 @@ KNOWN = REFUSED | ACCEPTED | ELSEWHERE
 _SINGLE = "POST /api/v1/audit/events"
 _ATTRIBUTE = re.compile("[a-z0-9]+")
 _BOUND_BY_CLOUDEVENTS = ("data_base64", "dataschema", "datacontenttype")
+
+
+@schemathesis.serializer("application/x-ndjson", "application/ndjson", "application/jsonl")
+def lines(_: schemathesis.SerializationContext, text: object) -> bytes:
+    """A batch with one event a line, of which the document only says that it is text."""
+    return str(text).encode("utf-8", "replace")
 
 
 def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
