@@ -45,6 +45,9 @@ REFUSED = {
     "expected a URI": "29 and cloudevents.md: dataschema and source, as CloudEvents 1.0 says",
     "expected a media type": "29 and cloudevents.md: datacontenttype, as CloudEvents 1.0 says",
     "whose name has only lower-case": "29 and cloudevents.md: names of attributes, as CloudEvents 1.0 says",
+    "expected JSON in base64": "29 and cloudevents.md: data_base64 that is JSON is accepted",
+    "the batch is empty": "7: a text without lines, which the document does not exclude",
+    "its sender has not set": "14: a sent_at of the year 1 is one that was not set",
     "line 1: ": "7: a line holds one event, which the document does not say of text",
     "significant digits": "29: numbers are kept exactly, so there is a bound to them (docs/design.md, section 4)",
     "invalid time format": "8: forms of since and until",
@@ -69,6 +72,7 @@ ACCEPTED = {
 }
 ELSEWHERE = {
     "key sent before": "an Idempotency-Key that came before with another body is 422, or runs still (409)",
+    "verdicts": "7 and 29: a lenient batch and an import are answered 207, and each item by itself",
     "newline in a path": "1: no route has one, so it is an unknown path, which is answered in text",
     "no HTTP": "2: the connection refuses what is not HTTP",
 }
@@ -96,6 +100,8 @@ def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
         yield "key sent before"
     elif kind == "UndefinedContentType" and "%0A" in str(response.request.url):
         yield "newline in a path"
+    elif kind == "AcceptedNegativeData" and response.status_code == 207:
+        yield "verdicts"
     elif kind == "AcceptedNegativeData" and " in query" in failure.message:
         sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
         for name in re.findall(r"at /properties/(\w+)", failure.message):
