@@ -51,7 +51,7 @@ def test_session_pool(service: Callable[..., Service], database_url: str) -> Non
 
 async def test_settings_of_a_session(database_url: str) -> None:
     """The writer runs without its timeouts, or with what another client has left in the session."""
-    wanted = {"lock_timeout": "3s", "statement_timeout": "10s", "tcp_user_timeout": "15s"}
+    wanted = {"lock_timeout": "3s", "statement_timeout": "10s", "tcp_user_timeout": "15000"}
     wanted |= {"idle_in_transaction_session_timeout": "5s", "plan_cache_mode": "force_generic_plan", "jit": "off"}
     wanted |= {"application_name": "datastorage", "TimeZone": "UTC"}
     with pgbouncer(database_url, default_pool_size=1) as pooler:
