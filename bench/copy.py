@@ -34,7 +34,7 @@ def rows(number: int) -> list[tuple[Any, ...]]:
         ids = computed_ids(drafts, "", ("body", hashlib.sha256(os.urandom(16)).hexdigest()), datetime.now(UTC))
         flush = link(accept(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), tail, {})
         tail = (flush.first_index, len(flush.rows))
-        made += [(*row, None, None, 0, "sha256-rfc6962") for row in flush.rows]
+        made += [(*row, None, None, None, 0, "sha256-rfc6962") for row in flush.rows]
     return made
 
 

@@ -12,7 +12,7 @@ from app.ingest.store import COPY_COLUMNS
 from app.settings import Settings
 from bench.copy import rows
 
-ROWS = "INSERT INTO audit_events ({}) SELECT r.*, NULL, NULL, 0, 'sha256-rfc6962' FROM {} r"
+ROWS = "INSERT INTO audit_events ({}) SELECT r.*, NULL, NULL, NULL, 0, 'sha256-rfc6962' FROM {} r"
 TYPES = [
     "uuid",
     "text",
@@ -54,8 +54,8 @@ async def main() -> None:
     arrays = ROWS.format(columns, f"unnest({', '.join(f'${i}::{t}[]' for i, t in enumerate(TYPES, 1))})")
     composite = ROWS.format(columns, "unnest($1::flush_row[])")
     ways = {
-        "array per column": lambda flush: connection.execute(arrays, *zip(*(r[:-4] for r in flush), strict=True)),
-        "composite array": lambda flush: connection.execute(composite, [r[:-4] for r in flush]),
+        "array per column": lambda flush: connection.execute(arrays, *zip(*(r[:-5] for r in flush), strict=True)),
+        "composite array": lambda flush: connection.execute(composite, [r[:-5] for r in flush]),
         "COPY": lambda flush: connection.copy_records_to_table("audit_events", records=flush, columns=COPY_COLUMNS),
     }
     for size in (1, 20, 50, 200, 700):
