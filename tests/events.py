@@ -55,3 +55,14 @@ def _envelope() -> dict[str, Any]:
         "severity": "warning",
         "duration_ms": 1250,
     }
+
+
+NOTIFICATION = {
+    "remediation_id": "rr-1",
+    "notification_id": "n-1",
+    "recipient": "sre",
+    "channel": "slack",
+    "message_summary": "done",
+    "status": "sent",
+    "sent_at": "2026-11-24T10:00:00Z",
+}

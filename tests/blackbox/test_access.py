@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.apiserver import ACCOUNT, ALL, ApiServer
-from tests.events import make_event
+from tests.events import NOTIFICATION, make_event
 from tests.issuer import Issuer, make_key
 from tests.services import ROOT, Service
 
@@ -22,15 +22,6 @@ EVENTS, BATCH, VERIFY = "/api/v1/audit/events", "/api/v1/audit/events/batch", "/
 READ, WRITE, HOLD = {"reader", "writer", "auditor", "admin"}, {"writer", "admin"}, {"admin"}
 OPEN = READ | {"nobody", "none"}
 EVENT_ID = "01a20e0c-7ce0-710e-bfce-35434f8305e9"
-NOTIFICATION = {
-    "remediation_id": "rr-1",
-    "notification_id": "n-1",
-    "recipient": "sre",
-    "channel": "slack",
-    "message_summary": "done",
-    "status": "sent",
-    "sent_at": "2026-11-24T10:00:00Z",
-}
 HISTORY = "targetKind=Deployment&targetName=api&targetNamespace=payments&currentSpecHash=sha256:1"
 
 

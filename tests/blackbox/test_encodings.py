@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.events import make_event
+from tests.events import NOTIFICATION, make_event
 from tests.framing.cases import H2C, PROBE, WENT_ON, chunks, event, request
 from tests.framing.wire import answers_to
 from tests.services import Service
@@ -17,15 +17,6 @@ EVENTS = "/api/v1/audit/events"
 BATCH = "/api/v1/audit/events/batch"
 NOTIFICATIONS = "/api/v1/audit/notifications"
 GZIP = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
-NOTIFICATION = {
-    "remediation_id": "rr-1",
-    "notification_id": "n-1",
-    "recipient": "sre",
-    "channel": "slack",
-    "message_summary": "done",
-    "status": "sent",
-    "sent_at": "2026-11-24T10:00:00Z",
-}
 
 
 @pytest.fixture
