@@ -54,7 +54,6 @@ from app.auth.authenticator import Authenticator
 from app.database_url import reason
 from app.errors import AuditError, DatabaseAway, Fatal
 from app.events.catalog import Catalog
-from app.events.custom import custom_types
 from app.export.certificate import ExportKeyStore
 from app.ingest import partitions, self_events
 from app.ingest.notification_replay import replay_forever
@@ -146,6 +145,10 @@ def create_catalog(settings: Settings) -> Catalog:
                 files[str(path)] = path.read_bytes()
     except OSError as error:
         raise Fatal(f"Cannot read DATASTORAGE_EVENT_TYPES_DIR: {error}") from None
+    if not files:
+        return Catalog([], accept_unknown=settings.unknown_event_types == "accept")
+    from app.events.custom import custom_types  # noqa: PLC0415 -- its library of JSON Schema is slow to import
+
     return Catalog(custom_types(files), accept_unknown=settings.unknown_event_types == "accept")
 
 

@@ -4,12 +4,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
+
+from tests import forkserver
 
 ROOT = Path(__file__).parent.parent
 READY_SECONDS = 60.0
@@ -18,7 +19,7 @@ PROCESSES = int(os.environ.get("DATASTORAGE_TEST_PROCESSES", "1"))
 """Of each service that a test does not start with another number."""
 OTHER_SETTINGS = ("DATASTORAGE_", "CONFIG_PATH", "PORT", "HEALTH_PORT")
 
-_spawned: list[subprocess.Popen[bytes]] = []
+_spawned: list[forkserver.Process] = []
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Service:
     """A running `datastorage serve`."""
 
     url: str
-    process: subprocess.Popen[bytes]
+    process: forkserver.Process
     log: Path
 
 
@@ -41,14 +42,7 @@ def spawn(settings: dict[str, object], directory: Path) -> Service:
         if value is not None
     }
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "app", "serve"],
-            cwd=directory,
-            env=env | {"PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
+        process = forkserver.start(["serve"], directory, env | {"PYTHONPATH": str(ROOT)}, output)
     _spawned.append(process)
     return Service(f"http://127.0.0.1:{port}", process, log)
 

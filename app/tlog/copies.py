@@ -6,8 +6,6 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
-import httpx
-
 from app import metrics
 
 _TAIL_BYTES = 64 * 1024
@@ -42,6 +40,8 @@ class CheckpointCopies:
         """Post the newest checkpoint, if that has not succeeded yet."""
         if self._unsent is None or self._url is None:
             return
+        import httpx  # noqa: PLC0415 -- a service that posts no copies starts without it
+
         try:
             async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
                 response = await client.post(

@@ -8,9 +8,8 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
-
-import httpx
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Self
 
 from app import metrics
 from app.errors import Fatal
@@ -24,6 +23,9 @@ from app.tlog.note import (
     parse_signatures,
     signature_line,
 )
+
+if TYPE_CHECKING:
+    import httpx
 
 _TIMEOUT_SECONDS = 2.0
 _RESPONSE_BYTES_MAX = 100_000
@@ -80,17 +82,21 @@ class Witnesses:
 
         A witness that does not cosign is logged and counted.
         """
+        import httpx  # noqa: PLC0415 -- a service without witnesses starts without it
+
         async with httpx.AsyncClient(timeout=_TIMEOUT_SECONDS) as client:
             lines = await asyncio.gather(*(self._ask(client, one, note, size, prove) for one in self._seen_sizes))
         return "".join(lines)
 
     async def _ask(
-        self, client: httpx.AsyncClient, witness: Witness, note: str, size: int, prove: ProveConsistency
+        self, client: "httpx.AsyncClient", witness: Witness, note: str, size: int, prove: ProveConsistency
     ) -> str:
         """One witness's line, or nothing. It is asked again if it has seen another size than this process knows."""
+        import httpx  # noqa: PLC0415 -- as above
+
         try:
             response = await self._send(client, witness, note, prove)
-            if response.status_code == httpx.codes.CONFLICT and (seen := _seen_size(response)) is not None:
+            if response.status_code == HTTPStatus.CONFLICT and (seen := _seen_size(response)) is not None:
                 if seen > size:
                     return _raise_alarm(witness, "witness_ahead", f"it has seen {seen} leaves, this log has {size}")
                 self._seen_sizes[witness] = seen
@@ -102,15 +108,15 @@ class Witnesses:
             self._seen_sizes[witness] = size
             return line
         # With the right old size, a witness answers so only if it has seen another tree under the log's name.
-        if response.status_code in {httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY}:
+        if response.status_code in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}:
             return _raise_alarm(
                 witness, "witness_conflict", f"it has seen another log of this name: {response.text[:200]}"
             )
         return _record_failure(witness, f"{response.status_code} {response.text[:200]}")
 
     async def _send(
-        self, client: httpx.AsyncClient, witness: Witness, note: str, prove: ProveConsistency
-    ) -> httpx.Response:
+        self, client: "httpx.AsyncClient", witness: Witness, note: str, prove: ProveConsistency
+    ) -> "httpx.Response":
         old = self._seen_sizes[witness]
         proof = "".join(f"{encoded_base64(one)}\n" for one in await prove(old))
         content = f"old {old}\n{proof}\n{note}".encode()
@@ -119,9 +125,9 @@ class Witnesses:
             return await client.post(f"{witness.url}/add-checkpoint", content=content)
 
 
-def _verified_line(witness: Witness, note: str, response: httpx.Response) -> str:
+def _verified_line(witness: Witness, note: str, response: "httpx.Response") -> str:
     """The witness's signature line in its response; empty when it did not sign. MalformedNote when it is not valid."""
-    if response.status_code != httpx.codes.OK or len(response.content) > _RESPONSE_BYTES_MAX:
+    if response.status_code != HTTPStatus.OK or len(response.content) > _RESPONSE_BYTES_MAX:
         return ""
     text = Note.parse(note).text
     for name, signed in parse_signatures(response.text):
@@ -130,7 +136,7 @@ def _verified_line(witness: Witness, note: str, response: httpx.Response) -> str
     raise MalformedNote("the response has no valid signature of the witness")
 
 
-def _seen_size(response: httpx.Response) -> int | None:
+def _seen_size(response: "httpx.Response") -> int | None:
     """The size that a witness names in a response of 409; None when it names none."""
     if not response.headers.get("content-type", "").startswith("text/x.tlog.size"):
         return None
