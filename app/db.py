@@ -28,6 +28,7 @@ Connection = database_url.Connection
 _CLOSE_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
 _PAUSE_SECONDS_MAX = 30.0
+_FIRST_CONNECTIONS = 2
 _SERVER_SETTINGS = {
     "jit": "off",  # compiling a plan over many partitions costs more than it saves
     "timezone": "UTC",
@@ -233,14 +234,17 @@ async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list
         return await connection.fetch(statement, *arguments)
 
 
-async def on_every_connection(engine: AsyncEngine, work: Callable[[Connection], Awaitable[None]]) -> None:
-    """Run `work` once on each connection of the pool; all are checked out at the same time, so that none is used twice."""
+async def on_first_connections(engine: AsyncEngine, work: Callable[[Connection], Awaitable[None]]) -> None:
+    """Run `work` once on each of the connections that a few readers need; all are checked out at the same time, so that none is
+    used twice. Crowds open further ones.
+    """
 
     async def on_one() -> None:
         async with driver_connection(engine) as connection:
             await work(connection)
 
-    await asyncio.gather(*(on_one() for _ in range(engine.pool.size())))  # type: ignore[attr-defined]  # QueuePool's
+    size: int = engine.pool.size()  # type: ignore[attr-defined]  # QueuePool's
+    await asyncio.gather(*(on_one() for _ in range(min(_FIRST_CONNECTIONS, size))))
 
 
 async def refuse_unsafe(connection: Connection) -> None:

@@ -56,6 +56,7 @@ from app.errors import AuditError, DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.export.certificate import ExportKeyStore
 from app.ingest import partitions, self_events
+from app.ingest.event_writer import OwnState
 from app.ingest.notification_replay import replay_forever
 from app.ingest.spool import Spool
 from app.ingest.store import Store
@@ -102,6 +103,7 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
         redirect_slashes=False,
     )
     authenticator = Authenticator(settings)
+    writer_state = OwnState() if member is None else member.state
     app.service = Foundation(
         settings=settings,
         catalog=create_catalog(settings),
@@ -109,7 +111,8 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
         engine=db.create_engine(settings),
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
-        read_slots=read_slots(settings),
+        read_slots=read_slots(settings, writer_state),
+        writer_state=writer_state,
         export_key_store=ExportKeyStore(settings.signer_cert_dir or _in_state_dir(settings, "export-certificate")),
         metrics_text=health.own_metrics if member is None else member.metrics.text,
     )
@@ -290,7 +293,7 @@ async def _find_log(app: Application, foundation: Foundation, member: Member | N
     settings, spool = foundation.settings, foundation.spool
     if spool is None or spool.log_name is None or settings.log_name not in {None, spool.log_name}:
         return await _find_database(foundation, lambda: None)
-    service = _new_service(foundation, spool.log_name, member, away=True)
+    service = _new_service(foundation, spool.log_name, away=True)
 
     def on_away() -> None:
         if app.service is foundation:
@@ -311,16 +314,16 @@ async def _settle_log(app: Application, foundation: Foundation, log_name: str, m
     if spool is not None:
         await spool.belong_to(log_name)
     if not (isinstance(service, Service) and service.log_name == log_name):
-        service = _new_service(foundation, log_name, member, away=False)
+        service = _new_service(foundation, log_name, away=False)
         _accept_events(app, service, member)
     return service
 
 
-def _new_service(foundation: Foundation, log_name: str, member: Member | None, *, away: bool) -> Service:
+def _new_service(foundation: Foundation, log_name: str, *, away: bool) -> Service:
     """The service on this foundation, with a writer that is not started. Fatal if the log's key cannot be used."""
     key = signing_key(foundation.settings, log_name)
-    state = None if member is None else member.state
-    writer = Writer(Store(foundation.settings, log_name), foundation.settings, foundation.spool, state, away=away)
+    store = Store(foundation.settings, log_name)
+    writer = Writer(store, foundation.settings, foundation.spool, foundation.writer_state, away=away)
     return Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
 
 

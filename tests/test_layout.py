@@ -16,6 +16,7 @@ STATIONS = {path.stem if path.is_file() else path.name for path in (ROOT / "app"
 
 MAY_IMPORT = {
     "go_duration": "",
+    "cores": "",
     "config_file": "errors go_duration",
     "settings": "config_file errors",  # a bad setting is Fatal
     "errors": "",
@@ -44,9 +45,9 @@ MAY_IMPORT = {
     # verify: rows in portions of one snapshot, and the check of a chain's link
     "export": "events query verify tlog db sql tables errors",
     # presence: what the probes show
-    "api": "auth events ingest tlog verify query export retention presence go_duration db logs settings errors metrics tracing",
+    "api": "auth events ingest tlog verify query export retention presence cores go_duration db logs settings errors metrics tracing",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
-    "pod": "api ingest presence settings errors",
+    "pod": "api ingest presence cores settings errors",
     "main": "pod api auth events ingest tlog verify query export retention schema presence database_url db workers settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",

@@ -183,8 +183,10 @@ class Front:
         caller = caller_name(request) or client_address(scope)
         arrivals = Arrivals(request.receive)
         try:
-            async with self._read_slots.slot(caller, arrivals, is_long=is_long(scope["path"], scope["query_string"])):
-                await self._compressed_app(scope, arrivals, PacedSend(send))
+            async with self._read_slots.slot(
+                caller, arrivals, is_long=is_long(scope["path"], scope["query_string"])
+            ) as turn:
+                await self._compressed_app(scope, arrivals, PacedSend(send, turn))
         except AuditError as error:  # of the slot: the framework answers those of its routes
             await problem_response(request, error)(scope, request.receive, send)
 

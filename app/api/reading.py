@@ -3,23 +3,32 @@
 Reads share a few slots, so that neither Postgres nor this process works on more of them than leaves writing its share, and so that
 the pool of connections is never empty. A read that gets no slot within WAIT_SECONDS is answered 503. Callers take turns, no caller
 has all slots, and neither have long reads.
+
+What reads do in Postgres, events wait for: its processes for reads have the same priority as the one that writes. So while the
+writer is busy, slots rest after each piece of work, in proportion to it.
 """
 
 import asyncio
-import os
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 
 from starlette.types import Message, Receive
 
 from app import metrics
 from app.api.body import ClientDisconnected
+from app.cores import granted_cores
 from app.errors import Unavailable
+from app.ingest.event_writer import WriterState
 from app.settings import Settings
 
 WAIT_SECONDS = 0.9
+_CORES_SHARE = 0.25
+"""Of the cores, how much reads may keep busy on average while the writer has no pause."""
+_REST_SECONDS_MAX = 1.0
+_WINDOW_SECONDS = 0.2
 _CONNECTIONS_LEFT = 2
 """Connections of the pool that reads leave to posts, which look up parents and store notifications."""
 _API, _TLOG, _AUDIT = "/api/v1/", "/tlog/", "/api/v1/audit/"
@@ -48,41 +57,86 @@ class Arrivals:
                 await asyncio.Event().wait()
 
 
+class Pace:
+    """How long slots rest after work, so that reads keep no more than their share of the cores busy while the writer has no pause."""
+
+    def __init__(self, slots: int, cores: float, writer: WriterState) -> None:
+        self._writer = writer
+        self._factor = max(0.0, slots / (_CORES_SHARE * cores) - 1)
+        self._seen_at, self._seen = monotonic(), writer.busy_seconds
+        self._busy = 0.0
+
+    def rest(self, worked: float) -> float:
+        """Seconds of rest after so many seconds of work."""
+        now, busy_seconds = monotonic(), self._writer.busy_seconds
+        if (window := now - self._seen_at) > _WINDOW_SECONDS:
+            self._busy = min(1.0, (busy_seconds - self._seen) / window)
+            self._seen_at, self._seen = now, busy_seconds
+        return min(_REST_SECONDS_MAX, worked * self._factor * self._busy)
+
+
 @dataclass(slots=True)
-class _Turn:
+class Turn:
     """One read that has a slot or waits for one."""
 
     caller: str
     is_long: bool
+    pace: Pace
     admitted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    rest_owed: float = 0.0
+    """Seconds for which its slot has to rest before any more work."""
+    _working_since: float | None = None
+
+    def work(self) -> None:
+        """What the read does from now on is work."""
+        self._working_since = monotonic()
+
+    def pause(self) -> None:
+        """What the read does from now on is to wait for its client, or nothing."""
+        if self._working_since is not None:
+            self.rest_owed += self.pace.rest(monotonic() - self._working_since)
+            self._working_since = None
+
+    async def rest(self) -> None:
+        """Rest for what is owed, then go on with the work."""
+        if self.rest_owed:
+            await asyncio.sleep(self.rest_owed)
+            self.rest_owed = 0.0
+        self.work()
 
 
 class ReadSlots:
     """The slots of this process, and the reads that wait for one, by caller in the order of their turns."""
 
-    def __init__(self, slots: int) -> None:
+    def __init__(self, slots: int, pace: Pace) -> None:
         self._free = slots
+        self._pace = pace
         self._most = max(1, slots - 1)
         """Slots that one caller, and that all long reads, may have."""
         self._held = Counter[str]()
         self._long = 0
-        self._waiting: OrderedDict[str, deque[_Turn]] = OrderedDict()
+        self._waiting: OrderedDict[str, deque[Turn]] = OrderedDict()
 
     @asynccontextmanager
-    async def slot(self, caller: str, arrivals: Arrivals, *, is_long: bool) -> AsyncIterator[None]:
+    async def slot(self, caller: str, arrivals: Arrivals, *, is_long: bool) -> AsyncIterator[Turn]:
         """A slot for one read of `caller`. ReadsBusy if none is free in time, ClientDisconnected if the client does not wait.
 
         While it waits also what `arrivals` raises for a body that is not framed as HTTP has it.
         """
-        turn = _Turn(caller, is_long)
+        turn = Turn(caller, is_long, self._pace)
         self._waiting.setdefault(caller, deque()).append(turn)
         self._admit()
         try:
             if not turn.admitted.done():
                 await _wait(turn, arrivals)
-            yield
+            turn.work()
+            yield turn
         finally:
-            self._leave(turn)
+            turn.pause()
+            if turn.rest_owed:
+                asyncio.get_running_loop().call_later(turn.rest_owed, self._leave, turn)
+            else:
+                self._leave(turn)
 
     def _admit(self) -> None:
         """Give free slots to those who wait, one for each caller in turn."""
@@ -92,7 +146,7 @@ class ReadSlots:
             self._long += turn.is_long
             turn.admitted.set_result(None)
 
-    def _next(self) -> _Turn | None:
+    def _next(self) -> Turn | None:
         for caller, turns in self._waiting.items():
             if self._held[caller] < self._most:
                 for turn in turns:
@@ -103,13 +157,13 @@ class ReadSlots:
                         return turn
         return None
 
-    def _remove(self, turn: _Turn) -> None:
+    def _remove(self, turn: Turn) -> None:
         turns = self._waiting[turn.caller]
         turns.remove(turn)
         if not turns:
             del self._waiting[turn.caller]
 
-    def _leave(self, turn: _Turn) -> None:
+    def _leave(self, turn: Turn) -> None:
         if not turn.admitted.done():
             self._remove(turn)
             return
@@ -121,7 +175,7 @@ class ReadSlots:
         self._admit()
 
 
-async def _wait(turn: _Turn, arrivals: Arrivals) -> None:
+async def _wait(turn: Turn, arrivals: Arrivals) -> None:
     gone = asyncio.ensure_future(arrivals.disconnect())
     try:
         await asyncio.wait({turn.admitted, gone}, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -136,11 +190,12 @@ async def _wait(turn: _Turn, arrivals: Arrivals) -> None:
     raise ReadsBusy
 
 
-def read_slots(settings: Settings) -> ReadSlots:
+def read_slots(settings: Settings, writer: WriterState) -> ReadSlots:
     """The slots that the settings ask for, else two for each core, and fewer than the pool has connections."""
-    cores = len(os.sched_getaffinity(0))
-    by_default = min(2 * cores, settings.pool_connections_max - _CONNECTIONS_LEFT)
-    return ReadSlots(settings.reads_at_once_max or max(1, by_default))
+    cores = granted_cores()
+    by_default = min(round(2 * cores), settings.pool_connections_max - _CONNECTIONS_LEFT)
+    slots = settings.reads_at_once_max or max(1, by_default)
+    return ReadSlots(slots, Pace(slots, cores, writer))
 
 
 def needs_slot(method: str, path: str) -> bool:

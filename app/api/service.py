@@ -22,7 +22,7 @@ from app.errors import DatabaseAway, InboxFull
 from app.events.catalog import Catalog
 from app.export.certificate import ExportKeyStore
 from app.ingest.accept import Draft
-from app.ingest.event_writer import EventWriter
+from app.ingest.event_writer import EventWriter, WriterState
 from app.ingest.spool import Spool
 from app.presence import Presence
 from app.settings import Settings
@@ -43,6 +43,8 @@ class Foundation:
     authenticator: Authenticator
     byte_budget: ByteBudget
     read_slots: ReadSlots
+    writer_state: WriterState
+    """Of the pod's writer, which may be in another process."""
     export_key_store: ExportKeyStore
     metrics_text: Callable[[], Awaitable[bytes]]
     """Every metric, as Prometheus reads it."""

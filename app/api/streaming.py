@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app.api.body import ClientDisconnected
+from app.api.reading import Turn
 
 STALL_SECONDS = 30.0
 BYTES_PER_SECOND_MIN = 64 * 1024
@@ -19,18 +20,28 @@ log = logging.getLogger(__name__)
 
 
 class PacedSend:
-    """The `send` of a read. Bodies leave in pieces, each when the server has passed on the last one to the client.
+    """The `send` of a read. Bodies leave in pieces, each when the server has passed on the last one to the client, and more is
+    read after the rest that the read's slot needs.
 
     A client may let the service wait for STALL_SECONDS, and for a second more for each BYTES_PER_SECOND_MIN that it has received,
     but never for longer than STALL_SECONDS at once; then its response is cut: it must not occupy its slot for ever.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, turn: Turn) -> None:
         self._send = send
+        self._turn = turn
         self._seconds_left = STALL_SECONDS
 
     async def __call__(self, message: Message) -> None:
         """Raises ClientDisconnected for a client that receives too slowly."""
+        self._turn.pause()
+        await self._send_whole(message)
+        if message.get("more_body", False):
+            await self._turn.rest()
+        elif message["type"] == "http.response.start":
+            self._turn.work()
+
+    async def _send_whole(self, message: Message) -> None:
         body = message.get("body", b"")
         if len(body) <= _PIECE_BYTES:
             await self._send_piece(message)

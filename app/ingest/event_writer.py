@@ -1,5 +1,6 @@
 """What requests use of the writer, wherever it runs: in this process, or in another one of the pod."""
 
+from dataclasses import dataclass
 from datetime import date
 from typing import Protocol
 from uuid import UUID
@@ -24,3 +25,13 @@ class WriterState(Protocol):
 
     away: bool
     """Postgres was away at the last flush."""
+    busy_seconds: float
+    """How long the writer has been writing since it started; it grows at the end of each flush."""
+
+
+@dataclass
+class OwnState:
+    """The state of a writer that nobody outside of its process sees."""
+
+    away: bool = False
+    busy_seconds: float = 0.0

@@ -25,7 +25,7 @@ from app.db import server_names
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
 from app.ingest.claim import Claim, key_reused
-from app.ingest.event_writer import WriterState
+from app.ingest.event_writer import OwnState, WriterState
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledRequest
 from app.ingest.store import SAME_AS_STORED, Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store, Stored
@@ -39,11 +39,6 @@ _DIFFERENCES_MAX = 20  # conflicts of one request of which the members that diff
 _COMMIT_SECONDS_MIN = 2.0  # for one commit, however late it begins
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class _OwnState:
-    away: bool = False
 
 
 @dataclass(slots=True)
@@ -84,7 +79,7 @@ class Writer:
         self._claims_running: set[tuple[str, str]] = set()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._state = state or _OwnState()
+        self._state = state or OwnState()
         """While it is away, what arrives is spooled until `on_presence`."""
         self._state.away = away
         self._server = server_names(settings)
@@ -255,12 +250,14 @@ class Writer:
             if self._inbox:
                 submissions = self._in_flush = self._next_flush()
                 metrics.INBOX_EVENTS.set(self._events_waiting)
+                began = monotonic()
                 try:
                     await self._write_or_spool(submissions)
                 except Exception:  # the top of the loop: without it nothing would be written any more
                     log.exception("requests could not be spooled")
                     _fail(submissions, SpoolFailed())
                 self._in_flush = []
+                self._state.busy_seconds += monotonic() - began
             elif not (self._closing or self._replay_is_due):
                 await self._arrived.wait()
 

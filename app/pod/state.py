@@ -25,6 +25,8 @@ class PodState(ctypes.Structure):
     has_spool: bool
     has_spooled: bool
     """Events wait in the spool."""
+    busy_seconds: float
+    """How long the writer has been writing since it started."""
     log_name: bytes
     ready: "ctypes.Array[ctypes.c_bool]"
     """For each process, whether it answers."""
@@ -32,6 +34,7 @@ class PodState(ctypes.Structure):
     """For each process, how many connections from outside it has."""
     _fields_ = [
         *((name, ctypes.c_bool) for name in ("started", "database_seen", "away", "has_spool", "has_spooled")),
+        ("busy_seconds", ctypes.c_double),
         ("log_name", ctypes.c_char * _NAME_BYTES_MAX),
         ("ready", ctypes.c_bool * PROCESSES_MAX),
         ("connections", ctypes.c_int * PROCESSES_MAX),

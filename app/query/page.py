@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, ColumnElement, Select, Text, bindparam, case,
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from app.db import Connection, driver_connection, fetch, on_every_connection
+from app.db import Connection, driver_connection, fetch, on_first_connections
 from app.errors import DatabaseFailed
 from app.events.canonical import sorted_json
 from app.events.record import Row
@@ -118,7 +118,7 @@ async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | N
 
 
 async def warm(engine: AsyncEngine) -> None:
-    """Run each form of the statements once on every connection of the pool: the first plan over many partitions is slow."""
+    """Run each form of the statements once on the first connections of the pool: the first plan over many partitions is slow."""
     since = datetime.now(UTC) - timedelta(days=7)
     queries = [
         EventQuery(correlation_id="-", total="none"),
@@ -134,7 +134,7 @@ async def warm(engine: AsyncEngine) -> None:
             await _total(connection, query)
         await connection.fetchrow(_by_id_statement().text, UUID(int=0))
 
-    await on_every_connection(engine, run_each)
+    await on_first_connections(engine, run_each)
 
 
 @lru_cache(256)

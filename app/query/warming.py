@@ -5,7 +5,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, on_every_connection
+from app.db import Connection, on_first_connections
 from app.query.correlations import SCANS
 from app.sql import load
 
@@ -34,7 +34,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
 
 
 async def warm(engine: AsyncEngine) -> None:
-    """Run every statement once on every connection of the pool, the scan in each of its sizes."""
+    """Run every statement once on the first connections of the pool, the scan in each of its sizes."""
     statements = load("reports")
     runs = [(statements[name], arguments) for name, arguments in ARGUMENTS.items() if name != "scan"]
     runs += [(scan, ARGUMENTS["scan"][:3]) for scan in SCANS.values()]
@@ -44,4 +44,4 @@ async def warm(engine: AsyncEngine) -> None:
             for statement, arguments in runs:
                 await connection.fetch(statement, *arguments)
 
-    await on_every_connection(engine, run_each)
+    await on_first_connections(engine, run_each)

@@ -7,7 +7,7 @@ import asyncpg
 import orjson
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, driver_connection, on_every_connection
+from app.db import Connection, driver_connection, on_first_connections
 from app.errors import Conflict, NotFound, Unavailable
 from app.events.record import commitment, committed_jcs, record
 from app.tlog import merkle
@@ -63,7 +63,7 @@ async def prove_event(engine: AsyncEngine, event_id: UUID, log_name: str) -> Eve
 
 
 async def warm(engine: AsyncEngine) -> None:
-    """Run each statement once on every connection of the pool: planning it first over many partitions is slow."""
+    """Run each statement once on the first connections of the pool: planning it first over many partitions is slow."""
 
     async def run_each(connection: Connection) -> None:
         await connection.fetchrow(SQL["published_checkpoint"])
@@ -71,7 +71,7 @@ async def warm(engine: AsyncEngine) -> None:
         await connection.fetch(SQL["leaves"], 0, 0)
         await connection.fetch(SQL["tiles"], [1], [0])
 
-    await on_every_connection(engine, run_each)
+    await on_first_connections(engine, run_each)
 
 
 async def prove_consistency(engine: AsyncEngine, old: int, new: int | None) -> Consistency | int:

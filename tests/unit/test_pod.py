@@ -17,6 +17,7 @@ import pytest
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import cores
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy
 from app.ingest.accept import Event
 from app.ingest.claim import key_reused
@@ -51,7 +52,7 @@ def test_plan(processes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "cores"),
+    ("files", "granted"),
     [
         ({}, 8),
         ({"cpu.max": "max 100000"}, 8),
@@ -62,16 +63,16 @@ def test_plan(processes: int) -> None:
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
     ],
 )
-def test_cores(files: dict[str, str], cores: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cores(files: dict[str, str], granted: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod that is granted two cores of sixty-four starts eight processes."""
     (tmp_path / "pod").mkdir()
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
-    monkeypatch.setattr(plan, "_MOUNT", tmp_path)
-    monkeypatch.setattr(plan, "_own_group", lambda: "pod")
+    monkeypatch.setattr(cores, "_MOUNT", tmp_path)
+    monkeypatch.setattr(cores, "_own_group", lambda: "pod")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert plan.granted_cores() == cores
+    assert cores.granted_cores() == granted
     assert plan.process_count(Settings(processes=3)) == 3
 
 

@@ -9,8 +9,9 @@ from starlette.types import Message
 
 from app.api import reading
 from app.api.body import ClientDisconnected
-from app.api.reading import Arrivals, ReadsBusy, ReadSlots, is_long, needs_slot
+from app.api.reading import Arrivals, Pace, ReadsBusy, ReadSlots, Turn, is_long, needs_slot
 from app.errors import BadRequest
+from app.ingest.event_writer import OwnState
 
 
 async def waiting_client() -> Message:
@@ -22,7 +23,7 @@ class Readers:
     """Reads of several callers; each runs until it is ended."""
 
     def __init__(self, slots: int) -> None:
-        self.slots = ReadSlots(slots)
+        self.slots = ReadSlots(slots, Pace(slots, 2, OwnState()))
         self.running: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -179,3 +180,55 @@ async def test_bad_framing_while_a_read_waits() -> None:
         with pytest.raises(BadRequest, match="not HTTP"):
             async with those.slots.slot("b", Arrivals(receive), is_long=False):
                 pass
+
+
+class Clock:
+    """The clock of reads, and a writer that writes for a share of the time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.writer = OwnState()
+        monkeypatch.setattr(reading, "monotonic", lambda: self.now)
+
+    def advance(self, seconds: float, busy: float) -> None:
+        self.now += seconds
+        self.writer.busy_seconds += seconds * busy
+
+
+@pytest.mark.parametrize(("busy", "rest"), [(0.0, 0.0), (0.1, 0.07), (1.0, 0.7)])
+async def test_slots_rest_while_the_writer_is_busy(busy: float, rest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers that do not pause keep more of the cores busy than their share, or are slowed down when nobody writes."""
+    clock = Clock(monkeypatch)
+    turn = Turn("a", is_long=False, pace=Pace(4, 2, clock.writer))
+    clock.advance(1, busy)
+    turn.work()
+    clock.advance(0.1, busy)
+    turn.pause()
+    clock.advance(5, busy)  # the client receives
+    turn.pause()
+    assert turn.rest_owed == pytest.approx(rest)
+
+
+async def test_no_rest_is_longer_than_a_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One slow query closes its slot for minutes."""
+    clock = Clock(monkeypatch)
+    turn = Turn("a", is_long=False, pace=Pace(4, 2, clock.writer))
+    turn.work()
+    clock.advance(60, 1)
+    turn.pause()
+    assert turn.rest_owed == 1
+
+
+async def test_a_slot_is_taken_until_it_has_rested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next read begins at once, and what reads may do is exceeded."""
+    async with readers(1) as reads:
+        clock = Clock(monkeypatch)
+        reads.slots._pace = Pace(1, 2, clock.writer)
+        await reads.begin("a1", "a2")
+        clock.advance(0.3, 1)
+        await reads.end("a1")
+        assert reads.running == []
+        while reads.running != ["a2"]:  # noqa: ASYNC110 -- the loop's timer sets it
+            await asyncio.sleep(0.01)
+        clock.advance(1, 0)
+        await reads.end("a2")

@@ -7,7 +7,13 @@ from starlette.types import Message
 
 from app.api import streaming
 from app.api.body import ClientDisconnected
+from app.api.reading import Pace, Turn
 from app.api.streaming import PacedSend
+from app.ingest.event_writer import OwnState
+
+
+def a_turn() -> Turn:
+    return Turn("a", is_long=False, pace=Pace(1, 1, OwnState()))
 
 
 async def test_large_bodies_leave_in_pieces() -> None:
@@ -17,7 +23,7 @@ async def test_large_bodies_leave_in_pieces() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    paced = PacedSend(send)
+    paced = PacedSend(send, a_turn())
     body = bytes(range(256)) * 1000
     await paced({"type": "http.response.start", "status": 200, "headers": []})
     await paced({"type": "http.response.body", "body": body, "more_body": True})
@@ -36,7 +42,7 @@ async def test_who_does_not_receive_is_cut(monkeypatch: pytest.MonkeyPatch) -> N
         await asyncio.Event().wait()
 
     with pytest.raises(ClientDisconnected):
-        await PacedSend(send)({"type": "http.response.body", "body": b"x"})
+        await PacedSend(send, a_turn())({"type": "http.response.body", "body": b"x"})
 
 
 async def test_who_receives_too_slowly_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +53,7 @@ async def test_who_receives_too_slowly_is_cut(monkeypatch: pytest.MonkeyPatch) -
         await asyncio.sleep(0.02)
 
     async def send_all(body: bytes, times: int) -> None:
-        paced = PacedSend(send)
+        paced = PacedSend(send, a_turn())
         for _ in range(times):
             await paced({"type": "http.response.body", "body": body, "more_body": True})
 
