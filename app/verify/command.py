@@ -25,6 +25,7 @@ from app.verify.database import (
     Runner,
     TrustAnchors,
     WorkItem,
+    sequential_runner,
     verify_database,
     verify_tree_and_checkpoints,
 )
@@ -34,6 +35,8 @@ from app.verify.snapshot import SQL
 
 EXIT_NO_DEFECTS, EXIT_DEFECTS, EXIT_NOT_VERIFIED = 0, 1, 2
 _PROGRESS_SECONDS = 1.0
+_SMALL_LOG = 20_000
+"""Positions that are verified before a second process has started."""
 
 
 def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) -> int:
@@ -66,8 +69,11 @@ async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _verify_all(connection: Connection, settings: Settings, anchors: TrustAnchors, processes: int) -> int:
     started = time.monotonic()
     snapshot = await connection.fetchval(SQL["export_snapshot"])
+    log_end = await connection.fetchval(SQL["log_extent"], column=1)
+    processes = processes if (log_end or 0) > _SMALL_LOG else 1
     with process_pool(settings, snapshot, processes) as pool:
-        result = await verify_database(connection, _with_progress(pool.run), anchors, settings.hmac_key)
+        run = pool.run if processes > 1 else sequential_runner(connection)
+        result = await verify_database(connection, _with_progress(run), anchors, settings.hmac_key)
     _print_defects(result.defects.listed, result.defects.count)
     _print_lines(_summary(result))
     seconds, cpu = time.monotonic() - started, sum(pool.cpu_seconds.values()) + time.process_time()
