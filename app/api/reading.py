@@ -24,11 +24,13 @@ from app.errors import Unavailable
 from app.ingest.event_writer import WriterState
 from app.settings import Settings
 
-WAIT_SECONDS = 0.9
-_CORES_SHARE = 0.25
+WAIT_SECONDS = 0.8
+_CORES_SHARE = 0.15
 """Of the cores, how much reads may keep busy on average while the writer has no pause."""
 _REST_SECONDS_MAX = 1.0
 _WINDOW_SECONDS = 0.2
+_WAITING_FOR_SLOT_MAX = 16
+"""Reads that wait for each slot; what comes beyond is refused at once, rather than all of them in one moment later."""
 _CONNECTIONS_LEFT = 2
 """Connections of the pool that reads leave to posts, which look up parents and store notifications."""
 _API, _TLOG, _AUDIT = "/api/v1/", "/tlog/", "/api/v1/audit/"
@@ -58,21 +60,39 @@ class Arrivals:
 
 
 class Pace:
-    """How long slots rest after work, so that reads keep no more than their share of the cores busy while the writer has no pause."""
+    """How long slots rest after work, so that reads keep no more than their share of the cores busy while the writer has no pause.
+
+    Work is counted on a clock that reads share: while several work at once, it goes slower by their number.
+    """
 
     def __init__(self, slots: int, cores: float, writer: WriterState) -> None:
         self._writer = writer
         self._factor = max(0.0, slots / (_CORES_SHARE * cores) - 1)
+        self._working = 0
+        self._clock, self._clock_at = 0.0, monotonic()
         self._seen_at, self._seen = monotonic(), writer.busy_seconds
         self._busy = 0.0
 
-    def rest(self, worked: float) -> float:
-        """Seconds of rest after so many seconds of work."""
-        now, busy_seconds = monotonic(), self._writer.busy_seconds
+    def begin(self) -> float:
+        """When work begins, on the shared clock."""
+        self._advance()
+        self._working += 1
+        return self._clock
+
+    def end(self, began: float) -> float:
+        """Seconds of rest after the work that ends now."""
+        self._advance()
+        self._working -= 1
+        return min(_REST_SECONDS_MAX, (self._clock - began) * self._factor * self._busy)
+
+    def _advance(self) -> None:
+        now = monotonic()
+        self._clock += (now - self._clock_at) / max(1, self._working)
+        self._clock_at = now
         if (window := now - self._seen_at) > _WINDOW_SECONDS:
+            busy_seconds = self._writer.busy_seconds
             self._busy = min(1.0, (busy_seconds - self._seen) / window)
             self._seen_at, self._seen = now, busy_seconds
-        return min(_REST_SECONDS_MAX, worked * self._factor * self._busy)
 
 
 @dataclass(slots=True)
@@ -85,17 +105,17 @@ class Turn:
     admitted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     rest_owed: float = 0.0
     """Seconds for which its slot has to rest before any more work."""
-    _working_since: float | None = None
+    _began: float | None = None
 
     def work(self) -> None:
         """What the read does from now on is work."""
-        self._working_since = monotonic()
+        self._began = self.pace.begin()
 
     def pause(self) -> None:
         """What the read does from now on is to wait for its client, or nothing."""
-        if self._working_since is not None:
-            self.rest_owed += self.pace.rest(monotonic() - self._working_since)
-            self._working_since = None
+        if self._began is not None:
+            self.rest_owed += self.pace.end(self._began)
+            self._began = None
 
     async def rest(self) -> None:
         """Rest for what is owed, then go on with the work."""
@@ -110,6 +130,7 @@ class ReadSlots:
 
     def __init__(self, slots: int, pace: Pace) -> None:
         self._free = slots
+        self._waiting_max = slots * _WAITING_FOR_SLOT_MAX
         self._pace = pace
         self._most = max(1, slots - 1)
         """Slots that one caller, and that all long reads, may have."""
@@ -126,9 +147,10 @@ class ReadSlots:
         turn = Turn(caller, is_long, self._pace)
         self._waiting.setdefault(caller, deque()).append(turn)
         self._admit()
+        if sum(map(len, self._waiting.values())) > self._waiting_max:
+            self._refuse_one()
         try:
-            if not turn.admitted.done():
-                await _wait(turn, arrivals)
+            await _wait(turn, arrivals)
             turn.work()
             yield turn
         finally:
@@ -137,6 +159,12 @@ class ReadSlots:
                 asyncio.get_running_loop().call_later(turn.rest_owed, self._leave, turn)
             else:
                 self._leave(turn)
+
+    def _refuse_one(self) -> None:
+        """Refuse the last read of the caller with the most that wait: it would wait in vain."""
+        turn = max(self._waiting.values(), key=len)[-1]
+        self._remove(turn)
+        turn.admitted.set_exception(ReadsBusy())
 
     def _admit(self) -> None:
         """Give free slots to those who wait, one for each caller in turn."""
@@ -167,6 +195,8 @@ class ReadSlots:
         if not turn.admitted.done():
             self._remove(turn)
             return
+        if turn.admitted.exception() is not None:
+            return
         self._free += 1
         self._long -= turn.is_long
         self._held[turn.caller] -= 1
@@ -176,18 +206,18 @@ class ReadSlots:
 
 
 async def _wait(turn: Turn, arrivals: Arrivals) -> None:
-    gone = asyncio.ensure_future(arrivals.disconnect())
-    try:
-        await asyncio.wait({turn.admitted, gone}, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        if turn.admitted.done():
-            return
-        if gone.done():
-            gone.result()  # raises what is wrong with the rest of the request
-            raise ClientDisconnected
-    finally:
-        gone.cancel()
-    metrics.READS_REFUSED.inc()
-    raise ReadsBusy
+    if not turn.admitted.done():
+        gone = asyncio.ensure_future(arrivals.disconnect())
+        try:
+            await asyncio.wait({turn.admitted, gone}, timeout=WAIT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if gone.done() and not turn.admitted.done():
+                gone.result()  # raises what is wrong with the rest of the request
+                raise ClientDisconnected
+        finally:
+            gone.cancel()
+    if not turn.admitted.done() or turn.admitted.exception() is not None:
+        metrics.READS_REFUSED.inc()
+        raise ReadsBusy
 
 
 def read_slots(settings: Settings, writer: WriterState) -> ReadSlots:

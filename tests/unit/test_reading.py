@@ -113,6 +113,19 @@ async def test_waiting_ends(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ReadsBusy.retry_after_seconds == 1
 
 
+async def test_a_crowd_is_refused_at_once() -> None:
+    """Hundreds of reads wait in vain and are all refused in one moment, or a crowd has those of others refused."""
+    async with readers(1) as reads:
+        await reads.begin("a0", *(f"a{number}" for number in range(1, 17)))
+        await reads.begin("b1")
+        with pytest.raises(ReadsBusy):
+            await reads.tasks["a16"]
+        assert not any(reads.tasks[name].done() for name in ("a15", "b1"))
+        await reads.end("a0")
+        await reads.end("a1")
+        assert reads.running == ["b1"]
+
+
 async def test_a_client_that_is_gone_leaves() -> None:
     """A slot is given to a read for which nobody waits, or the request's body is lost while it waits."""
     async with readers(2) as reads:
@@ -195,18 +208,24 @@ class Clock:
         self.writer.busy_seconds += seconds * busy
 
 
-@pytest.mark.parametrize(("busy", "rest"), [(0.0, 0.0), (0.1, 0.07), (1.0, 0.7)])
-async def test_slots_rest_while_the_writer_is_busy(busy: float, rest: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("busy", [0.0, 0.1, 1.0])
+async def test_slots_rest_while_the_writer_is_busy(busy: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers that do not pause keep more of the cores busy than their share, or are slowed down when nobody writes."""
     clock = Clock(monkeypatch)
-    turn = Turn("a", is_long=False, pace=Pace(4, 2, clock.writer))
+    pace = Pace(4, 2, clock.writer)
+    one, other = (Turn(caller, is_long=False, pace=pace) for caller in "ab")
     clock.advance(1, busy)
-    turn.work()
-    clock.advance(0.1, busy)
-    turn.pause()
-    clock.advance(5, busy)  # the client receives
-    turn.pause()
-    assert turn.rest_owed == pytest.approx(rest)
+    one.work()
+    clock.advance(0.01, busy)
+    other.work()
+    clock.advance(0.04, busy)
+    one.pause()
+    clock.advance(0.05, busy)  # its client receives
+    one.pause()
+    other.pause()
+    # Together 0.1 s of work, on four slots, which may use 0.15 of two cores.
+    assert one.rest_owed == pytest.approx(0.03 * (4 / 0.3 - 1) * busy)
+    assert other.rest_owed == pytest.approx(0.07 * (4 / 0.3 - 1) * busy)
 
 
 async def test_no_rest_is_longer_than_a_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
