@@ -70,6 +70,7 @@ from app.settings import Settings
 from app.state_dir import find_state_dir
 from app.tlog import prove
 from app.tlog.keys import earlier_keys, private_key, signing_key
+from app.tlog.signer import signed_size
 from app.tlog.witness import Witness
 from app.tlog.worker import CheckpointWorker
 from app.verify.worker import verify_forever
@@ -322,7 +323,7 @@ async def _settle_log(app: Application, foundation: Foundation, log_name: str, m
 def _new_service(foundation: Foundation, log_name: str, *, away: bool) -> Service:
     """The service on this foundation, with a writer that is not started. Fatal if the log's key cannot be used."""
     key = signing_key(foundation.settings, log_name)
-    store = Store(foundation.settings, log_name)
+    store = Store(foundation.settings, log_name, None if key is None else partial(signed_size, keys=key.all_public))
     writer = Writer(store, foundation.settings, foundation.spool, foundation.writer_state, away=away)
     return Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
 

@@ -24,6 +24,7 @@ from app import metrics, tracing
 from app.db import DATABASE_ERRORS, Connection, FailureKind, connect_writer, failure_kind
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
+from app.events.record import stored_hash
 from app.ingest import partitions
 from app.ingest.accept import ACCEPTED_COLUMNS, TIME_RECEIVED, Event
 from app.ingest.claim import Claim
@@ -48,6 +49,7 @@ _PAUSE_SECONDS = 0.02
 _MEMBER_OF_COLUMN = {"event_version": "version"}
 _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
+_TAIL_STEPS = 10_000
 
 SAME_AS_STORED = ", which differs only in what is not stored"
 
@@ -60,6 +62,8 @@ FlushAction = Callable[[Connection, Flush], Awaitable[None]]
 Nobody else can write to the log until the commit, so what it reads stays true. A store does not see that its own action has
 changed a hold: it must not be used again.
 """
+SignedSize = Callable[[Connection], Awaitable[int]]
+"""Reads how many events the newest checkpoint in the database covers that the log's key has signed; 0 without one."""
 
 log = logging.getLogger(__name__)
 
@@ -99,9 +103,10 @@ class MonthDetached(Unavailable):
 class Store:
     """The writer's own connection, and its cache of the end of the log, of chain heads and of holds."""
 
-    def __init__(self, settings: Settings, log_name: str) -> None:
+    def __init__(self, settings: Settings, log_name: str, signed_size: SignedSize | None = None) -> None:
         self.log_name = log_name
         self._settings = settings
+        self._signed_size = signed_size or _nothing_signed
         self._connection: Connection | None = None
         self._tail: tuple[int, int] | None = None
         """first_index and count of the last flush in the log; None if it has to be read."""
@@ -109,7 +114,8 @@ class Store:
         self._holds = HoldIndex()
         self._holds_version: tuple[int | None, int | None] = None, None
         """Positions at which a hold was last placed and last released."""
-        self._log_size_seen = 0
+        self._known_flush: tuple[int, int] | None = None
+        """first_index and end of the last flush that this process has read or written; None before the first."""
         self._flushes_reading_heads = 0
         """Flushes that still read unknown heads before they are sent: after a start, and after a lost race."""
         self._flushes_locking_log = 0
@@ -294,39 +300,73 @@ class Store:
         return link(events, self._tail, self._heads)
 
     async def _read_tail(self, connection: Connection) -> tuple[int, int]:
-        row = await connection.fetchrow(SQL["tail"])
-        if (
-            not self._log_size_seen
-            or row is None
-            or row["count"] < 1
-            or row["first_index"] + row["count"] < self._log_size_seen
-        ):
-            row = await self._checked_tail(connection)
+        """The last flush of the log: the one that follows without a gap from what this process knows.
+
+        Whatever lies beyond a gap is not followed, so that no row that somebody inserts decides where the log goes on.
+        """
+        if is_new := self._known_flush is None:
+            self._known_flush, is_new = await self._first_known_flush(connection)
+        first, end = self._known_flush
+        while True:
+            row = await connection.fetchrow(SQL["tail"], first, end, _TAIL_STEPS)
+            if row is None:
+                first, end = await self._continue_after_damage(connection, end)
+                continue
+            first, end = row["first_index"], row["first_index"] + row["count"]
+            if row["step"] == _TAIL_STEPS:
+                continue
+            behind = await self._end_of_events(connection, end) if is_new else end
+            if behind == end:
+                break
+            first, end, is_new = end, behind, False
+        self._known_flush = first, end
         if self._holds_version != (version := (row["placed"], row["released"])):
             self._holds = HoldIndex(await connection.fetch(SQL["active_holds"]))
             self._holds_version = version
-        return row["first_index"], row["count"]
+        return first, end - first
 
-    async def _checked_tail(self, connection: Connection) -> asyncpg.Record:
-        """The last flush of a log that this process reads for the first time, or that is shorter than this process left it.
+    async def _first_known_flush(self, connection: Connection) -> tuple[tuple[int, int], bool]:
+        """Where a process that has read nothing yet begins to follow: at the leaf up to which a checkpoint was signed.
 
-        The flush ends after the position of every row; if none does, one is appended.
+        Without one it is the leaf up to which the tiles reach, and without a flush there the first flush. Then (True) events that
+        have lost their flushes at the end count too.
         """
-        row = await connection.fetchrow(SQL["tail_and_last"])
-        log_size = 0 if row is None else row["first_index"] + row["count"]
-        if row is not None and log_size < self._log_size_seen:
-            _alarm("rolled_back", f"the log ends at {log_size}; this process has written up to {self._log_size_seen}")
-            self._log_size_seen = log_size
-        if row is not None and row["count"] > 0 and (row["last"] is None or row["last"] < log_size):
-            return row
+        signed = await self._signed_size(connection)
+        for size in (signed or await connection.fetchval(SQL["tiled_size"]), 0):
+            row = await connection.fetchrow(SQL["flush_before"], size)
+            if row is not None and row["end"] >= size:
+                return (row["first_index"], row["end"]), not signed
+            if signed:  # what was signed is there, whatever became of its flushes
+                return (signed, signed), False
+        return (0, 0), True
+
+    async def _end_of_events(self, connection: Connection, end: int) -> int:
+        """The position behind the events that follow from position `end` on and have their own hash, but have lost their flushes."""
+        while True:
+            before = end
+            for row in await connection.fetch(SQL["events_behind"], end):
+                if row["log_index"] != end or stored_hash(row, self.log_name) != row["event_hash"]:
+                    return end
+                end += 1
+            if end == before:
+                return end
+
+    async def _continue_after_damage(self, connection: Connection, end: int) -> tuple[int, int]:
+        """The flush after which the log goes on if no flush ends at `end`, where this process knows that one did."""
+        row = await connection.fetchrow(SQL["flush_before"], end)
+        first, stored_end = (-1, -1) if row is None else (row["first_index"], row["end"])
+        if row is not None and stored_end < end and await connection.fetchval(SQL["is_end"], stored_end):
+            _alarm("rolled_back", f"the log ends at {stored_end}; this process has seen it up to {end}")
+            return first, stored_end
         _alarm(
-            "damaged",
-            "rows of log_flushes are missing or changed; the log continues after every position that is known",
+            "damaged", f"rows of log_flushes before position {end} are missing or changed; the log continues after them"
         )
-        await connection.execute(SQL["continue_after_damage"])
-        row = await connection.fetchrow(SQL["tail"])
+        if stored_end > end:
+            return first, stored_end
+        await connection.execute(SQL["fill_hole"], stored_end, end)
+        row = await connection.fetchrow(SQL["flush_before"], end)
         assert row is not None
-        return row
+        return row["first_index"], row["end"]
 
     async def _send(
         self,
@@ -436,7 +476,7 @@ class Store:
 
     def _cache_flush_result(self, flush: Flush) -> None:
         self._tail = (flush.first_index, len(flush.rows))
-        self._log_size_seen = flush.first_index + len(flush.rows)
+        self._known_flush = flush.first_index, flush.first_index + len(flush.rows)
         self._flushes_reading_heads = max(0, self._flushes_reading_heads - 1)
         self._flushes_locking_log = max(0, self._flushes_locking_log - 1)
         heads = self._heads
@@ -445,6 +485,11 @@ class Store:
             heads[correlation_id] = head
         while len(heads) > _HEADS_MAX:
             del heads[next(iter(heads))]
+
+
+async def _nothing_signed(connection: Connection) -> int:
+    del connection
+    return 0
 
 
 async def _pause(retry: int, deadline: float, error: Exception) -> None:

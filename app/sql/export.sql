@@ -1,10 +1,7 @@
 -- name: log_size
--- The log's size in this snapshot: the larger of what its flushes and its rows show, in case somebody removed some of either.
-SELECT greatest(
-    0,
-    (SELECT first_index + count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1),
-    (SELECT max(log_index) + 1 FROM audit_events)
-)
+-- The log's size in this snapshot, by the flushes that follow each other. Rows beyond it are in no export as events of the log.
+WITH RECURSIVE anchor AS ({known_size}), {following_flushes}
+SELECT coalesce((SELECT first_index + greatest(count, 1) FROM following ORDER BY first_index DESC LIMIT 1), 0)
 
 -- name: checkpoint
 -- The newest published checkpoint; if none is published yet, since witnesses have not answered, the newest signed one.

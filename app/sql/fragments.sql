@@ -38,3 +38,51 @@ unmarked AS (
     RETURNING e.legal_hold
 )
 SELECT count(*) FROM unmarked WHERE NOT legal_hold
+
+-- fragment: first_flush_with
+-- Where the first of the last few flushes begins that have position $1.
+(SELECT min(first_index) FROM (
+        SELECT first_index, count FROM log_flushes WHERE log_id = 0 AND first_index <= $1 ORDER BY first_index DESC LIMIT 4
+    ) near WHERE first_index + count > $1)
+
+-- fragment: tiled_size
+-- How many leaves the full tiles of level 1 cover. A row of log_tiles beyond a missing one counts for nothing.
+SELECT coalesce(max((index * 256 + octet_length(hashes) / 32) * 256), 0) AS size FROM (
+        SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place
+        FROM log_tiles WHERE log_id = 0 AND level = 1 AND index >= 0
+    ) t WHERE index = place
+
+-- fragment: known_size
+-- The largest size of the log that is known from the last checkpoint or from tiles, and that a flush reaches; 0 at least. The walk
+-- to the log's end begins there, so it has a second's flushes or some hundred.
+SELECT size FROM (
+        SELECT size FROM (
+            SELECT CASE WHEN split_part(note, E'\n', 2) ~ '^[0-9]{1,18}$' THEN split_part(note, E'\n', 2)::bigint END AS size
+            FROM log_signers WHERE log_id = 0
+            UNION ALL SELECT (index * 256 + octet_length(hashes) / 32) * 256 FROM (
+                SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place
+                FROM log_tiles WHERE log_id = 0 AND level = 1 AND index >= 0
+            ) t WHERE index = place
+            UNION ALL SELECT 0
+        ) sizes WHERE size IS NOT NULL ORDER BY size DESC OFFSET 0
+    ) known CROSS JOIN LATERAL (
+        SELECT first_index + greatest(count, 1) AS flush_end FROM log_flushes
+        WHERE log_id = 0 AND first_index < greatest(known.size, 1) ORDER BY first_index DESC LIMIT 1
+    ) f WHERE flush_end >= size LIMIT 1
+
+-- fragment: following_flushes
+-- The flushes that follow each other without a gap up to the log's end, from the one on that has the leaf before `anchor`, or the
+-- first one. What lies beyond a gap is not part of the log. LIMIT: each step is one look into the index, whatever the planner expects.
+following AS (
+    (
+        SELECT first_index, count, flushed_at FROM log_flushes
+        WHERE log_id = 0 AND first_index < greatest((SELECT size FROM anchor), 1)
+            AND (first_index + greatest(count, 1) >= (SELECT size FROM anchor) OR first_index IN (-1, 0))
+        ORDER BY first_index DESC LIMIT 1
+    )
+    UNION ALL
+    SELECT f.* FROM following p CROSS JOIN LATERAL (
+        SELECT first_index, count, flushed_at FROM log_flushes
+        WHERE log_id = 0 AND first_index = p.first_index + greatest(p.count, 1) LIMIT 1
+    ) f
+)

@@ -1,14 +1,49 @@
 -- name: tail
--- The last flush, where the log ends. Read before everything else that a flush relies on: a won compare-and-set then proves that
--- all of it is current. In the same snapshot, the positions at which holds last changed.
-SELECT first_index, count, (SELECT max(placed_index) FROM holds) AS placed, (SELECT max(released_index) FROM holds) AS released
-FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+-- Where the log ends: the flush that is reached in at most $3 steps, each from one flush to the one that begins where it ends, from
+-- the flush at $1 that ends at $2. Read before everything else that a flush relies on: a won compare-and-set then proves that all of
+-- it is current. In the same snapshot, the positions at which holds last changed.
+WITH RECURSIVE following AS (
+    (
+        SELECT first_index, count, 1 AS step FROM log_flushes
+        WHERE log_id = 0 AND (first_index = $2 OR (first_index = $1 AND first_index + greatest(count, 1) = $2))
+        ORDER BY first_index DESC LIMIT 1
+    )
+    UNION ALL
+    SELECT f.*, p.step + 1 FROM following p CROSS JOIN LATERAL (
+        SELECT first_index, count FROM log_flushes
+        WHERE log_id = 0 AND first_index = p.first_index + greatest(p.count, 1) LIMIT 1
+    ) f WHERE p.step < $3
+)
+SELECT first_index, greatest(count, 1) AS count, step,
+    (SELECT max(placed_index) FROM holds) AS placed, (SELECT max(released_index) FROM holds) AS released
+FROM following ORDER BY first_index DESC LIMIT 1
 
--- name: tail_and_last
--- The last flush and the highest position of a row, in one snapshot. The service itself writes no position beyond 2^62.
-SELECT first_index, count, (SELECT max(placed_index) FROM holds) AS placed, (SELECT max(released_index) FROM holds) AS released,
-    (SELECT max(log_index) FROM audit_events WHERE log_index < 4611686018427387904) AS last
-FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+-- name: flush_before
+-- The flush that has the leaf before position $1, or is the last one before it.
+SELECT first_index, first_index + greatest(count, 1) AS "end" FROM log_flushes
+WHERE log_id = 0 AND (first_index < $1 OR first_index = -1) ORDER BY first_index DESC LIMIT 1
+
+-- name: tiled_size
+-- How far the tiles reach, which are made of flushes that follow each other.
+{tiled_size}
+
+-- name: is_end
+-- Whether nothing is stored at position $1 or beyond it, neither a flush nor an event.
+SELECT NOT EXISTS (SELECT FROM log_flushes WHERE log_id = 0 AND first_index >= $1)
+    AND NOT EXISTS (SELECT FROM audit_events WHERE log_index >= $1)
+
+-- name: events_behind
+-- Events from position $1 on although no flush has them; none where checkpoints are signed, which tell where the log ends.
+SELECT {hashed_columns} FROM audit_events
+WHERE log_index >= $1 AND log_index < 4611686018427387904
+    AND NOT EXISTS (SELECT FROM log_signers WHERE log_id = 0 AND note IS NOT NULL)
+ORDER BY log_index LIMIT 100
+
+-- name: fill_hole
+-- Flushes without leaves for the positions from $1 up to, not including, $2, whose flushes are lost: none of these is given again.
+INSERT INTO log_flushes (log_id, first_index, count, leaves)
+SELECT 0, first, least($2::bigint - first, 2147483647)::integer, '' FROM generate_series($1::bigint, $2::bigint - 1, 2147483647) AS first
+ON CONFLICT DO NOTHING
 
 -- name: chain_heads
 -- Heads of the chains of one flush. Not in the statement that waits for the lock, which would see the heads from before it.
@@ -38,7 +73,7 @@ WITH won AS (
     INSERT INTO log_flushes (log_id, first_index, count, leaves)
     SELECT 0, $2, $3, $4
     FROM pg_advisory_xact_lock_shared(hashtextextended('datastorage.log', 0)), log_flushes p
-    WHERE p.log_id = 0 AND p.first_index = $1 AND p.first_index + p.count = $2
+    WHERE p.log_id = 0 AND p.first_index = $1 AND p.first_index + greatest(p.count, 1) = $2
     RETURNING 1
 ), new_chains AS (
     INSERT INTO chain_heads (correlation_id, length, hash)
@@ -106,16 +141,6 @@ SELECT ensure_partitions($1, $2)
 -- name: parents
 -- Dates of the events that others name as their parent.
 SELECT event_id, event_date FROM audit_events WHERE event_id = ANY($1::uuid[])
-
--- name: continue_after_damage
--- Rows of the log were removed or changed: appends a flush without leaves, so that the next position is one that no row has used.
-INSERT INTO log_flushes (log_id, first_index, count, leaves)
-SELECT 0, GREATEST(
-    (SELECT max(first_index) + 1 FROM log_flushes WHERE log_id = 0),
-    (SELECT max(log_index) FROM audit_events WHERE log_index < 4611686018427387904),
-    (SELECT LEAST(sum(length), 4611686018427387904)::bigint - 1 FROM chain_heads WHERE length BETWEEN 1 AND 4611686018427387904),
-    -1), 1, ''
-ON CONFLICT DO NOTHING
 
 -- name: terminate_stalled_sessions
 -- Terminates sessions of this service that have locked the log and wait for their client: a stopped process, a dead host.

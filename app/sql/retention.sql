@@ -49,7 +49,8 @@ SET LOCAL statement_timeout = '10min'
 
 -- name: log_size
 -- Number of positions in the log; the next event gets this position.
-SELECT first_index + count FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+WITH RECURSIVE anchor AS ({known_size}), {following_flushes}
+SELECT first_index + greatest(count, 1) FROM following ORDER BY first_index DESC LIMIT 1
 
 -- name: authorize_release
 -- Allows this transaction to unmark rows that no other hold covers.

@@ -10,17 +10,30 @@ SELECT pg_try_advisory_xact_lock(hashtextextended('datastorage.publisher', 0))
 
 -- name: log_end
 -- How many leaves the log has, when the last flush was written, and how many seconds ago that was.
-SELECT first_index + count AS size, flushed_at, extract(epoch FROM now() - flushed_at)::float8 AS silent_seconds
-FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
+WITH RECURSIVE anchor AS ({known_size}), {following_flushes}
+SELECT first_index + greatest(count, 1) AS size, flushed_at, extract(epoch FROM now() - flushed_at)::float8 AS silent_seconds
+FROM following ORDER BY first_index DESC LIMIT 1
+
+-- name: beyond_log
+-- What lies beyond the log's end, or where no position is: a row of the log's tables or of an event that the service did not write.
+WITH RECURSIVE anchor AS ({known_size}), {following_flushes},
+log_end AS (SELECT first_index + greatest(count, 1) AS size FROM following ORDER BY first_index DESC LIMIT 1)
+SELECT CASE
+    WHEN (SELECT max(first_index) FROM log_flushes WHERE log_id = 0) >= (SELECT size FROM log_end)
+        OR (SELECT min(first_index) FROM log_flushes WHERE log_id = 0) < -1
+        OR (SELECT max(log_id) FROM log_flushes) > 0 OR (SELECT min(log_id) FROM log_flushes) < 0 THEN 'log_flushes'
+    WHEN (SELECT max(log_index) FROM audit_events) >= (SELECT size FROM log_end)
+        OR (SELECT min(log_index) FROM audit_events) < 0 THEN 'audit_events'
+END
 
 -- name: leaves
--- Leaf hashes from position $1 up to, not including, $2, flush by flush.
+-- Leaf hashes from position $1 up to, not including, $2, flush by flush. Of flushes with one position the first counts, so that those
+-- that somebody inserts between hide no leaf: near the first position a few flushes are looked at.
 SELECT GREATEST(first_index, $1) AS first,
     substring(leaves FROM (32 * (GREATEST(first_index, $1) - first_index) + 1)::int
                      FOR (32 * (LEAST(first_index + count, $2) - GREATEST(first_index, $1)))::int) AS leaves
 FROM log_flushes
-WHERE log_id = 0 AND first_index + count > $1 AND first_index < $2 AND first_index >= COALESCE(
-    (SELECT max(first_index) FROM log_flushes WHERE log_id = 0 AND first_index <= $1), $1)
+WHERE log_id = 0 AND first_index + count > $1 AND first_index < $2 AND first_index >= COALESCE({first_flush_with}, $1)
 ORDER BY first_index
 
 -- name: leaves_at
@@ -28,8 +41,10 @@ ORDER BY first_index
 SELECT position, substr(f.leaves, ((position - f.first_index) * 32 + 1)::int, 32) AS leaf
 FROM unnest($1::bigint[]) AS position
 CROSS JOIN LATERAL (
-    SELECT first_index, count, leaves FROM log_flushes
-    WHERE log_id = 0 AND first_index <= position ORDER BY first_index DESC LIMIT 1
+    SELECT first_index, count, leaves FROM (
+        SELECT first_index, count, leaves FROM log_flushes
+        WHERE log_id = 0 AND first_index BETWEEN 0 AND position ORDER BY first_index DESC LIMIT 4
+    ) near WHERE position - first_index < count ORDER BY first_index LIMIT 1
 ) f
 WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
 
@@ -44,8 +59,11 @@ SELECT level, index, hashes FROM log_tiles
 WHERE log_id = 0 AND (level, index) IN (SELECT * FROM unnest($1::smallint[], $2::bigint[]))
 
 -- name: level_size
--- How many hashes a level above 0 has.
-SELECT index * 256 + octet_length(hashes) / 32 FROM log_tiles WHERE log_id = 0 AND level = $1 ORDER BY index DESC LIMIT 1
+-- How many hashes a level above 0 has. A tile beyond a missing one counts for nothing.
+SELECT index * 256 + octet_length(hashes) / 32 FROM (
+    SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place
+    FROM log_tiles WHERE log_id = 0 AND level = $1 AND index >= 0
+) t WHERE index = place ORDER BY index DESC LIMIT 1
 
 -- name: append_to_tile
 -- Append $4 to a tile that has $3 hashes; no row is returned if it has another number of them.
@@ -61,6 +79,11 @@ SELECT note FROM log_signers WHERE log_id = 0 FOR UPDATE
 -- name: newest_checkpoint
 -- The largest checkpoint that is stored.
 SELECT note FROM log_checkpoints WHERE log_id = 0 ORDER BY size DESC LIMIT 1
+
+-- name: newest_notes
+-- The last signed checkpoint that the database knows, and the largest that are stored: several, in case some are forged.
+SELECT note FROM log_signers WHERE log_id = 0 AND note IS NOT NULL
+UNION ALL (SELECT note FROM log_checkpoints WHERE log_id = 0 ORDER BY size DESC LIMIT 10)
 
 -- name: record_signed
 -- The last signed checkpoint is $1.

@@ -36,27 +36,62 @@ WHERE correlation_id = $1 AND log_index IS NULL AND chain_index IS NULL AND even
 SELECT length, hash FROM chain_heads WHERE correlation_id = $1
 
 -- name: all_flushes
--- The log from its beginning.
-SELECT first_index, count, leaves FROM log_flushes WHERE log_id = 0 ORDER BY first_index
+-- The log from its beginning to its end, $1.
+SELECT first_index, count, leaves FROM log_flushes WHERE log_id = 0 AND first_index >= -1 AND first_index < $1 ORDER BY first_index
+
+-- name: outside_rows
+-- Rows of audit_events that say that they are the log's, where the log of $1 events has no position. UNION ALL: an index for each.
+SELECT {hashed_columns} FROM audit_events WHERE log_index >= $1
+UNION ALL SELECT {hashed_columns} FROM audit_events WHERE log_index < 0
+UNION ALL SELECT {hashed_columns} FROM audit_events
+WHERE log_index IS NULL AND num_nonnulls(log_id, chain_index, payload_salt, payload_commitment) > 0
+
+-- name: outside_flushes
+-- Rows of the log's own tables that are no part of the log of $1 events.
+SELECT 'log_flushes' AS "table", log_id, first_index AS position FROM log_flushes
+WHERE (log_id = 0 AND (first_index >= greatest($1, 0) OR first_index < -1)) OR log_id <> 0
+UNION ALL SELECT 'log_tiles', log_id, index * 65536 FROM log_tiles WHERE log_id = 0 AND level = 1 AND index > $1 / 65536
+UNION ALL SELECT 'log_tiles', log_id, NULL FROM log_tiles WHERE log_id <> 0
+UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id <> 0
+UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id <> 0
+UNION ALL SELECT 'logs', log_id, NULL FROM logs WHERE log_id <> 0
+ORDER BY 1, 2, 3 LIMIT 10000
 
 -- name: flushes_between
 -- The flushes that have leaves from position $1 up to, not including, $2.
 SELECT first_index, count, leaves FROM log_flushes
 WHERE log_id = 0 AND first_index < $2
-    AND first_index >= (SELECT coalesce(max(first_index), $1) FROM log_flushes WHERE log_id = 0 AND first_index <= $1)
+    AND first_index >= coalesce({first_flush_with}, $1)
 ORDER BY first_index
 
 -- name: log_name
 -- The log's name, which is part of every hash.
 SELECT name FROM logs WHERE log_id = 0
 
--- name: log_extent
--- The log's name, and its size by its last flush.
-SELECT (SELECT name FROM logs WHERE log_id = 0) AS name,
-    (
-        SELECT greatest(0, first_index + least(count, octet_length(leaves) / 32))
-        FROM log_flushes WHERE log_id = 0 ORDER BY first_index DESC LIMIT 1
-    ) AS log_end
+-- name: last_flush
+-- Where the last flush begins, whoever wrote it: about how long the log is.
+SELECT max(first_index) FROM log_flushes WHERE log_id = 0
+
+-- name: covered_size
+-- The largest of the sizes $1, and of the tiles' if $2, up to which a flush reaches. No flush reaches a size that somebody invented.
+SELECT coalesce(max(size), 0) FROM (
+    SELECT unnest($1::bigint[]) AS size UNION ALL SELECT size FROM ({tiled_size}) tiled WHERE $2
+) candidates CROSS JOIN LATERAL (
+    SELECT first_index, count FROM log_flushes
+    WHERE log_id = 0 AND first_index < candidates.size ORDER BY first_index DESC LIMIT 1
+) f WHERE first_index + greatest(count, 1) >= size
+
+-- name: log_end
+-- The log's size: the end of the last flush that follows without a gap from the leaf before position $1.
+WITH RECURSIVE anchor AS (SELECT $1::bigint AS size), {following_flushes}
+SELECT first_index + greatest(count, 1) FROM following ORDER BY first_index DESC LIMIT 1
+
+-- name: flush_behind_lost_ones
+-- Where the next flush behind position $1 begins, if every position before it has a row: then the flushes between were lost.
+SELECT first_index FROM (
+    SELECT first_index FROM log_flushes WHERE log_id = 0 AND first_index > $1 ORDER BY first_index LIMIT 1
+) next
+WHERE first_index - $1 = (SELECT count(DISTINCT log_index) FROM audit_events WHERE log_index >= $1 AND log_index < next.first_index)
 
 -- name: chain_links
 -- The links of the chains of some correlations, and their heads. A head without rows has a row here too.

@@ -12,14 +12,23 @@ Nor while hashes of the log are missing, so that its root cannot be computed (Ha
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from app import metrics
 from app.db import Connection
 from app.errors import AuditError
 from app.tlog import merkle
 from app.tlog.keys import SigningKey
-from app.tlog.note import Checkpoint, MalformedNote, Note, NoValidSignature, sign_checkpoint, verified_checkpoint
+from app.tlog.note import (
+    Checkpoint,
+    MalformedNote,
+    Note,
+    NoValidSignature,
+    PublicKey,
+    sign_checkpoint,
+    verified_checkpoint,
+)
 from app.tlog.tiles import SQL, HashesMissing, log_size, range_roots, tiled_size
 
 log = logging.getLogger(__name__)
@@ -31,6 +40,10 @@ class SigningRefused(AuditError):
     def __init__(self, alarm: str, detail: str) -> None:
         self.alarm = alarm
         super().__init__(detail)
+
+
+class RowsInserted(HashesMissing):
+    """Rows are where the log has no position: they were inserted, or the hashes before them are missing. Signing goes on before them."""
 
 
 class Signer:
@@ -107,22 +120,33 @@ async def _consistent_root(connection: Connection, size: int, earlier: set[Check
     return root
 
 
+async def signed_size(connection: Connection, keys: Iterable[PublicKey]) -> int:
+    """How many events the largest checkpoint in the database covers that one of `keys` has signed; 0 without one."""
+    trusted, size = tuple(keys), 0
+    for row in await connection.fetch(SQL["newest_notes"]):
+        with suppress(MalformedNote, NoValidSignature):
+            size = max(size, verified_checkpoint(row["note"], trusted).size)
+    return size
+
+
 class Alarms:
-    """Reports once that signing is refused, and once that it works again."""
+    """Reports once that something is wrong with the log, and once that it is over."""
 
     def __init__(self) -> None:
         self._current = ""
 
     def report(self, error: SigningRefused | HashesMissing) -> None:
         """Count and log the error, unless the last round had the same alarm."""
-        alarm = error.alarm if isinstance(error, SigningRefused) else "incomplete"
+        inserted = isinstance(error, RowsInserted)
+        alarm = error.alarm if isinstance(error, SigningRefused) else "inserted" if inserted else "incomplete"
         if alarm != self._current:
             metrics.LOG_ALARMS.labels(alarm=alarm).inc()
-            log.error("signing is refused", extra={"alarm": alarm, "reason": error.detail})
+            what = "rows were inserted outside the log" if inserted else "signing is refused"
+            log.error(what, extra={"alarm": alarm, "reason": error.detail})
         self._current = alarm
 
     def clear(self) -> None:
-        """Signing works; log it if it did not before."""
+        """Nothing is wrong; log it if something was before."""
         if self._current:
-            log.warning("checkpoints are signed again", extra={"alarm": self._current})
+            log.warning("the log's alarm is over", extra={"alarm": self._current})
         self._current = ""

@@ -18,7 +18,7 @@ from app.settings import Settings
 from app.tlog import merkle
 from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
-from app.tlog.signer import Alarms, Signer, SigningRefused
+from app.tlog.signer import Alarms, RowsInserted, Signer, SigningRefused
 from app.tlog.tiles import SQL, HashesMissing, extend_tiles, range_roots
 from app.tlog.witness import Witness, Witnesses
 from app.workers import WorkerConnection, run_forever
@@ -90,7 +90,7 @@ class CheckpointWorker:
                 self.witnesses.restore_sizes(row["size"], row["cosignatures"])
 
     async def run_round(self, connection: Connection, heartbeat: Heartbeat) -> None:
-        """One round. Raises SigningRefused or HashesMissing."""
+        """One round. Raises SigningRefused or HashesMissing; RowsInserted only after it has signed."""
         await self._write_heartbeat(connection, heartbeat)
         while await _extend_tiles(connection):
             pass
@@ -98,7 +98,11 @@ class CheckpointWorker:
             await self.signer.sign(connection)
             await self._publish(connection)
             await self.copies.retry_post()
-            self.alarms.clear()
+        if (table := await connection.fetchval(SQL["beyond_log"])) is not None:
+            raise RowsInserted(
+                f"{table} has a row beyond the end of the log, or before its beginning, or of another log"
+            )
+        self.alarms.clear()
 
     async def _write_heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> None:
         """Call `heartbeat` after an interval in which nothing was written. The lock of the tiles makes it one replica's task."""

@@ -1,6 +1,6 @@
 """Signed checkpoints against the log: those that the database has, and one from outside. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from app.tlog.note import Checkpoint, MalformedNote, Note, PublicKey
@@ -18,6 +18,12 @@ def parse_checkpoint(note: str) -> Checkpoint | None:
         return Checkpoint.parse(Note.parse(note).text)
     except MalformedNote:
         return None
+
+
+def signed_sizes(notes: Iterable[str], keys: Sequence[PublicKey]) -> list[int]:
+    """The sizes of those checkpoints that one of `keys` signed; without keys, of all."""
+    parsed = [(note, checkpoint) for note in notes if (checkpoint := parse_checkpoint(note)) is not None]
+    return [one.size for note, one in parsed if not keys or any(Note.parse(note).is_signed_by(key) for key in keys)]
 
 
 @dataclass(frozen=True, slots=True)

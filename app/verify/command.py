@@ -69,8 +69,8 @@ async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _verify_all(connection: Connection, settings: Settings, anchors: TrustAnchors, processes: int) -> int:
     started = time.monotonic()
     snapshot = await connection.fetchval(SQL["export_snapshot"])
-    log_end = await connection.fetchval(SQL["log_extent"], column=1)
-    processes = processes if (log_end or 0) > _SMALL_LOG else 1
+    last_flush = await connection.fetchval(SQL["last_flush"])
+    processes = processes if (last_flush or 0) > _SMALL_LOG else 1
     with process_pool(settings, snapshot, processes) as pool:
         run = pool.run if processes > 1 else sequential_runner(connection)
         result = await verify_database(connection, _with_progress(run), anchors, settings.hmac_key)

@@ -17,7 +17,9 @@ from app.tlog.gaps import MissingPositions
 from app.tlog.note import PublicKey
 from app.verify.chain import ChainChecker, gap_defect
 from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint
+from app.verify.extent import log_size
 from app.verify.log import LogResult, verify_positions
+from app.verify.outside import verify_outside
 from app.verify.row import DEFECTS_MAX, Defect, Defects, mark_reordered
 from app.verify.snapshot import SQL, portions
 from app.verify.tree import Tree, read_tree
@@ -27,7 +29,6 @@ _EVENTS_PER_ITEM = 20_000
 _CHAINS_PER_ITEM = 2_000
 _UNSEALED_CORRELATIONS_PER_ITEM = 500
 _ROWS_MAX = 500
-_LOWEST, _HIGHEST = -(2**63), 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +81,19 @@ async def verify_database(
     connection: Connection, run: Runner, anchors: TrustAnchors, hmac_key: bytes | None = None
 ) -> DatabaseResult:
     """Verify everything. `connection` is in the snapshot that `run` uses for its items. Raises Fatal when there is no log."""
-    result = await _new_result(connection)
-    evidence = await read_evidence(connection, result.log_name)
     checkpoints = await _named_checkpoints(connection, anchors)
+    result = await _new_result(connection, checkpoints, anchors)
+    evidence = await read_evidence(connection, result.log_name)
     items = [
-        WorkItem("tree", (_checkpoint_sizes(checkpoints),), 0),
+        WorkItem("tree", (_checkpoint_sizes(checkpoints), result.size), 0),
+        WorkItem("outside", (result.size,), 0),
         *await _position_items(connection, result, evidence),
     ]
     async for _, of_item in run(items):
         if isinstance(of_item, Tree):
             _add_tree(result, of_item, checkpoints, anchors)
+        elif isinstance(of_item, Defects):
+            result.events.defects.extend(of_item)
         else:
             _add_positions(result.events, of_item)
     _add_missing_events(result)
@@ -108,19 +112,22 @@ async def verify_database(
 
 async def verify_tree_and_checkpoints(connection: Connection, anchors: TrustAnchors) -> DatabaseResult:
     """Verify the log's own tables and the checkpoints, but no row. `connection` is in a snapshot. Raises Fatal when there is no log."""
-    result, checkpoints = await _new_result(connection), await _named_checkpoints(connection, anchors)
-    _add_tree(result, await read_tree(connection, _checkpoint_sizes(checkpoints)), checkpoints, anchors)
+    checkpoints = await _named_checkpoints(connection, anchors)
+    result = await _new_result(connection, checkpoints, anchors)
+    tree = await read_tree(connection, _checkpoint_sizes(checkpoints), result.size)
+    _add_tree(result, tree, checkpoints, anchors)
     return result
 
 
-async def _new_result(connection: Connection) -> DatabaseResult:
-    extent = await connection.fetchrow(SQL["log_extent"], timeout=LONG_FETCH_SECONDS)
-    assert extent is not None
-    if extent["name"] is None:
+async def _new_result(
+    connection: Connection, checkpoints: "Sequence[_NamedCheckpoint]", anchors: TrustAnchors
+) -> DatabaseResult:
+    name = await connection.fetchval(SQL["log_name"], timeout=LONG_FETCH_SECONDS)
+    if name is None:
         raise Fatal(
             "The table logs has no row for log 0: put it back, with the name that the events were hashed under."
         )
-    return DatabaseResult(extent["name"], extent["log_end"] or 0)
+    return DatabaseResult(name, await log_size(connection, [one.note for one in checkpoints], anchors.keys))
 
 
 async def verify_links(
@@ -184,6 +191,7 @@ async def _verify_many_positions(
 
 TASKS: dict[str, Callable[..., Any]] = {
     "tree": read_tree,
+    "outside": verify_outside,
     "positions": _verify_many_positions,
     "chains": verify_links,
     "unsealed": _verify_all_unsealed,
@@ -202,14 +210,14 @@ def sequential_runner(connection: Connection) -> Runner:
 
 
 async def _position_items(connection: Connection, result: DatabaseResult, evidence: Evidence) -> list[WorkItem]:
-    """Items for all positions that a row can have. Those before and after the log have no leaves: every row there is a defect."""
+    """Items for all positions of the log."""
     rows = await connection.fetch(SQL["log_part_starts"], _EVENTS_PER_ITEM, timeout=LONG_FETCH_SECONDS)
-    edges = [_LOWEST, *(row["first"] for row in rows if row["first"] < result.size), result.size, _HIGHEST]
+    edges = [*(row["first"] for row in rows if row["first"] < result.size), result.size]
     return [
         WorkItem(
             "positions",
             (result.log_name, first, end, evidence.within(first, end)),
-            end - first if 0 <= first < result.size else 0,
+            end - first,
         )
         for first, end in pairwise(edges)
     ]

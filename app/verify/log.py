@@ -1,12 +1,14 @@
 """A part of the log against the rows at its positions."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.positions import Positions
+from app.events.record import Row
 from app.tlog.evidence import Evidence
 from app.tlog.merkle import HASH_BYTES
-from app.verify.row import DEFECTS_MAX, Defects, defect_of, row_defects
+from app.verify.row import DEFECTS_MAX, Defect, Defects, defect_of, row_defects
 from app.verify.snapshot import SQL, portions, yielding_to_others
 
 _ROWS_MAX = 64
@@ -44,29 +46,54 @@ async def verify_positions(
     # Leaves and rows are merged: both come in the order of their positions.
     remaining = iter(leaves.items())
     position, leaf = next(remaining, (end, ""))
-    last = None
+    last: _Checked | None = None
     async for rows in portions(connection, SQL["log_rows"], first, end, widest="event_data", rows_max=rows_max):
         async for row in yielding_to_others(rows):
             index = row["log_index"]
+            result.total += 1
+            if last is not None and index == last.position:
+                last = _rightful(result, last, row, log_name, evidence)
+                continue
+            _add_row(result, last)
             while position < index:
                 _add_missing(result, position, leaf, evidence.purged)
                 position, leaf = next(remaining, (end, ""))
-            result.total += 1
-            if index == last:
-                result.defects.add(defect_of(row, "inserted", f"another event is at position {index} of the log too"))
-                continue
-            defects = list(row_defects(row, leaf if index == position else None, log_name, evidence.erased))
-            for defect in defects:
-                result.defects.add(defect)
-            result.verified += not defects
-            result.erased += not defects and row["payload_commitment"] is not None
-            last = index
+            own_leaf = leaf if index == position else None
+            last = _Checked(index, own_leaf, row, list(row_defects(row, own_leaf, log_name, evidence.erased)))
             if index == position:
                 position, leaf = next(remaining, (end, ""))
+    _add_row(result, last)
     while position < end:
         _add_missing(result, position, leaf, evidence.purged)
         position, leaf = next(remaining, (end, ""))
     return result
+
+
+class _Checked(NamedTuple):
+    """The row at a position, which may still turn out not to be the only one there."""
+
+    position: int
+    leaf: str | None
+    row: Row
+    defects: list[Defect]
+
+
+def _add_row(result: LogResult, checked: _Checked | None) -> None:
+    """Count the row at a position, and add its defects."""
+    if checked is None:
+        return
+    for defect in checked.defects:
+        result.defects.add(defect)
+    result.verified += not checked.defects
+    result.erased += not checked.defects and checked.row["payload_commitment"] is not None
+
+
+def _rightful(result: LogResult, last: _Checked, row: Row, log_name: str, evidence: Evidence) -> _Checked:
+    """Which of two rows at one position is the event that was logged there; the other one was inserted."""
+    defects = list(row_defects(row, last.leaf, log_name, evidence.erased)) if last.defects else []
+    other = last.row if last.defects and not defects else row
+    result.defects.add(defect_of(other, "inserted", f"another event is at position {last.position} of the log too"))
+    return last if other is row else last._replace(row=row, defects=defects)
 
 
 async def _read_leaves(connection: Connection, first: int, end: int) -> dict[int, str]:

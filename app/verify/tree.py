@@ -25,10 +25,10 @@ class Tree:
     defects: Defects = field(default_factory=Defects)
 
 
-async def read_tree(connection: Connection, sizes: Collection[int]) -> Tree:
-    """Read the whole log, check its flushes and tiles, and compute its roots at `sizes`. `connection` is in a snapshot."""
+async def read_tree(connection: Connection, sizes: Collection[int], end: int) -> Tree:
+    """Read the log up to its end, check its flushes and tiles, and compute its roots at `sizes`. `connection` is in a snapshot."""
     tree, tiles = Tree(roots={0: EMPTY_ROOT}), _RecomputedTiles(connection)
-    async for flushes in portions(connection, SQL["all_flushes"], widest="leaves"):
+    async for flushes in portions(connection, SQL["all_flushes"], end, widest="leaves"):
         for flush in flushes:
             for leaf in _check_flush(tree, flush["first_index"], flush["count"], flush["leaves"]):
                 tree.frontier.append(leaf)
@@ -45,14 +45,20 @@ async def read_tree(connection: Connection, sizes: Collection[int]) -> Tree:
 def _check_flush(tree: Tree, first: int, count: int, leaves: bytes) -> list[bytes]:
     """Check the next flush and return its leaves; none from the first damaged flush on, since no root can be computed then."""
     end = tree.end
-    if end is None and first == -1:  # the flush before the first one has no event
+    if end is None and (first, count) == (-1, 1):  # the flush before the first one has no event
         tree.end = 0
         return []
     if end is None or first > end:
         _add_damage(tree, "removed", f"flushes between positions {end or 0} and {first} of the log are missing")
-    elif first < end:
-        _add_damage(tree, "inserted", f"positions {first} to {end - 1} of the log are in two flushes")
-    if len(leaves) != count * HASH_BYTES:
+    elif first < end:  # the first flush counts
+        until = min(end, first + max(count, 1)) - 1
+        tree.defects.add(Defect("inserted", f"inserted: positions {first} to {until} of the log are in two flushes"))
+        return []
+    if not leaves:
+        _add_damage(
+            tree, "removed", f"the flush at {first} stands for {count} events whose flushes were lost: it has no leaves"
+        )
+    elif len(leaves) != count * HASH_BYTES:
         _add_damage(tree, "edited", f"the flush at {first} has {len(leaves)} bytes of leaves for {count} events")
     tree.end = max(end or 0, first + count)
     return hashes(leaves) if tree.is_whole else []

@@ -19,7 +19,9 @@ from app.tlog.merkle import HASH_BYTES, Frontier, hashes
 from app.tlog.note import PublicKey
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect
+from app.verify.extent import log_size
 from app.verify.log import LogResult, verify_positions
+from app.verify.outside import verify_outside
 from app.verify.row import Defect, mark_reordered
 from app.verify.snapshot import SQL
 from app.workers import WorkerConnection, run_forever
@@ -90,22 +92,36 @@ class Verifier:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             state = await connection.fetchrow(SQL["verifier_state"])
             first: int = 0 if state is None else state["position"]
-            extent = await connection.fetchrow(SQL["log_extent"])
-            size: int = 0 if extent is None else extent["log_end"] or 0
+            size = await self._size(connection)
             end = min(first + self._part_events, size)
-            defects = [] if first >= size else await self._verify_part(connection, first, end, size)
+            is_end = first >= size
+            defects = (
+                await self._verify_rest(connection, size)
+                if is_end
+                else await self._verify_part(connection, first, end, size)
+            )
             if self._last_round is not None and size < self._last_round[0]:
                 message = f"rolled back: the log has {size} events; {self._last_round[0]} were verified before"
                 defects.append(Defect("rolled back", message, position=size))
                 self._last_round = None
         await _store_findings(connection, defects, 1 if state is None else state["round"])
-        if first >= size:
+        if is_end:
             await self._end_round(connection, size)
             return 0
         await connection.execute(SQL["set_verifier_position"], end)
         metrics.VERIFIER_POSITION.set(end)
         metrics.VERIFIED_EVENTS.inc(end - first)
         return end - first
+
+    async def _size(self, connection: Connection) -> int:
+        """How many positions the log has, whatever stands beyond its end."""
+        notes = [row["note"] for row in await connection.fetch(TLOG_SQL["newest_notes"])]
+        known = 0 if self._last_round is None else self._last_round[0]
+        return await log_size(connection, notes, self._keys, max(known, self._frontier.size))
+
+    async def _verify_rest(self, connection: Connection, size: int) -> list[Defect]:
+        """The defects of rows that are at no position of the log, at the end of a round."""
+        return (await verify_outside(connection, size)).listed
 
     async def _verify_part(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
         """The defects of positions from `first` up to, not including, `end`: of rows, heads, flushes and checkpoints."""
@@ -130,8 +146,14 @@ class Verifier:
         if self._frontier.size != first:
             return []  # this process began in the middle of a round, or a flush is missing
         notes = {row["size"]: row["note"] for row in await connection.fetch(SQL["checkpoints_within"], first, end)}
-        leaves = b"".join([row["leaves"] for row in await connection.fetch(TLOG_SQL["leaves"], first, end)])
-        defects = []
+        leaves, defects = b"", []
+        for row in await connection.fetch(TLOG_SQL["leaves"], first, end):
+            position = first + len(leaves) // HASH_BYTES
+            if leaves and row["first"] < position:
+                message = f"inserted: another flush has the leaf at position {row['first']} of the log too"
+                defects.append(Defect("inserted", message, position=row["first"]))
+            else:
+                leaves += row["leaves"]
         if len(leaves) != (end - first) * HASH_BYTES:
             message = (
                 f"removed: flushes between positions {first} and {end} of the log are missing, or have lost leaves"

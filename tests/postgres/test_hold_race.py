@@ -164,12 +164,8 @@ class Case:
 # The statements before which each session stops; STEPS is how often that is when it runs alone. A statement between two gates reads
 # nothing that the other session writes, except the end of the log, whose change the flush detects. RACE_ORDERS=full stops there, too.
 FULL = os.environ.get("RACE_ORDERS") == "full"
-HOLD_GATES = {SQL["mark_rows"], INGEST["flush"], "COMMIT"} | (
-    {SQL["log_size"], INGEST["tail_and_last"]} if FULL else set()
-)
-ROW_GATES = {SQL["due_events"], INGEST["flush"], SQL["purge"], "COMMIT"} | (
-    {INGEST["tail_and_last"]} if FULL else set()
-)
+HOLD_GATES = {SQL["mark_rows"], INGEST["flush"], "COMMIT"} | ({SQL["log_size"], INGEST["tail"]} if FULL else set())
+ROW_GATES = {SQL["due_events"], INGEST["flush"], SQL["purge"], "COMMIT"} | ({INGEST["tail"]} if FULL else set())
 MONTH_GATES = {INGEST["flush"], "COMMIT", SQL["drop_month"]} | ({SQL["month_unchanged"]} if FULL else set())
 STEPS = {"rows": (7, 5), "month": (7, 5)} if FULL else {"rows": (5, 4), "month": (5, 4)}
 

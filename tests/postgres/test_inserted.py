@@ -1,0 +1,255 @@
+"""Rows that anybody who may INSERT puts where the log has no position: named, and never followed. Triggers are on."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from app.events.catalog import Catalog
+from app.ingest.accept import Acceptance, Event, accept, check_item, single_id
+from app.ingest.store import Store
+from app.metrics import LOG_ALARMS
+from app.retention.holds import HoldOrder, Selector, place
+from app.settings import Settings
+from app.tlog.keys import SigningKey
+from app.tlog.signer import RowsInserted, Signer, signed_size
+from app.tlog.tiles import HashesMissing
+from app.verify.worker import Verifier
+from tests.events import make_event
+from tests.postgres.log import LOG, write
+from tests.postgres.test_background import a_round, findings
+from tests.postgres.test_checkpoints import new_key, no_heartbeat, worker
+from tests.postgres.test_tampering import KEY, PUBLIC, found, found_in, verified
+from tests.sealed import insert, plain_row
+
+pytestmark = pytest.mark.damaged
+
+Connection = asyncpg.Connection
+FAR = 4_611_686_018_427_387_903
+Forge = Callable[[Connection], Awaitable[Any]]
+
+
+def event(position: int | None, log_id: int | None = 0, **columns: Any) -> Forge:
+    """An INSERT of an event that says that it is at this position."""
+
+    async def forge(connection: Connection) -> None:
+        row = plain_row("rr-9", log_index=position, log_id=log_id, recorded_at=datetime.now(UTC), event_hash="ab" * 32)
+        await insert(connection, row | columns)
+
+    return forge
+
+
+def flush(first: int, count: int = 1, leaves: bytes = bytes(32), log_id: int = 0) -> Forge:
+    """An INSERT into log_flushes."""
+
+    async def forge(connection: Connection) -> None:
+        values = log_id, first, count, leaves
+        await connection.execute(
+            "INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES ($1, $2, $3, $4)", *values
+        )
+
+    return forge
+
+
+FORGERIES = {
+    "an event far beyond the end": event(FAR, chain_index=0),
+    "an event at the greatest position": event(2**63 - 1),
+    "an event one beyond the end": event(4),
+    "a negative position": event(-7),
+    "the smallest position": event(-(2**63)),
+    "another event at a position": event(1),
+    "a chain position alone": event(None, None, chain_index=0),
+    "a log alone": event(None, 0),
+    "no log": event(FAR, None),
+    "no log at a position": event(1, None),
+    "another log": event(FAR, 7),
+    "another log at a position": event(1, -1),
+    "a flush far beyond the end": flush(FAR),
+    "a flush of nothing": flush(FAR, 0, b""),
+    "a negative flush": flush(-9),
+    "a flush of another log": flush(3, log_id=1),
+    "a flush of a negative log": flush(3, log_id=-1),
+}
+
+
+@pytest.fixture(params=FORGERIES)
+def forge(request: pytest.FixtureRequest) -> Forge:
+    return FORGERIES[request.param]
+
+
+@pytest.fixture
+async def log(connection: Connection, database_url: str) -> Connection:
+    """A log of three events."""
+    await write(database_url, {}, {}, {})
+    return connection
+
+
+async def positions(connection: Connection, ids: list[UUID]) -> list[int]:
+    rows = await connection.fetch("SELECT log_index FROM audit_events WHERE event_id = ANY($1) ORDER BY 1", ids)
+    return [row["log_index"] for row in rows]
+
+
+async def test_is_named(log: Connection, forge: Forge) -> None:
+    """A row that the service never wrote is not found, or is found under another name, with an anchor or without one."""
+    await forge(log)
+    for checkpoint in (None, "nothing"):
+        kinds = await found(log, checkpoint) - {"forged checkpoint"}
+        assert "inserted" in kinds
+        assert kinds <= {"inserted", "removed", "edited"}  # its chain has no head, or its flush no event
+    verifier = Verifier(LOG, (), 2)
+    await a_round(verifier, log)
+    assert "inserted" in {kind for kind, _, _ in await findings(log)}
+    # What was logged is not blamed: the three events match the log.
+    assert (await verified(log)).events.verified == 3
+
+
+async def test_is_never_followed(log: Connection, database_url: str, forge: Forge) -> None:
+    """The next events go to positions behind a row that somebody inserted, in this process or in a new one, or a hold misses them."""
+    await forge(log)
+    ids = await write(database_url, {})
+    await place(settings_of(database_url), LOG, Selector(correlation_id="rr-1"), HoldOrder("Ada", "x"))
+    ids += await write(database_url, {}, {})
+    assert await positions(log, ids) == [3, 5, 6]  # 4 is that of the hold
+    rows = await log.fetch("SELECT legal_hold FROM audit_events WHERE event_id = ANY($1)", ids)
+    assert all(row["legal_hold"] for row in rows)
+
+
+async def test_signing_goes_on(log: Connection, database_url: str, forge: Forge) -> None:
+    """One INSERT stops the service from signing, or nobody is told of it."""
+    key = new_key(LOG)
+    signing = worker(Signer(key))
+    await signing.run_round(log, no_heartbeat)
+    await forge(log)
+    ids = await write(database_url, {}, {})
+    assert await positions(log, ids) == [3, 4]
+    told = False
+    try:
+        await signing.run_round(log, no_heartbeat)
+    except RowsInserted:
+        told = True
+    assert await signed_size(log, key.all_public) == 5
+    # At a position of the log, or at none: only who reads every row can see it.
+    at = await log.fetchval("SELECT log_index FROM audit_events WHERE correlation_id = 'rr-9'")
+    is_event = await log.fetchval("SELECT EXISTS (SELECT FROM audit_events WHERE correlation_id = 'rr-9')")
+    assert told or (is_event and at in {None, 1, 4})
+
+
+def settings_of(database_url: str) -> Settings:
+    return Settings(database_url=SecretStr(database_url))
+
+
+@pytest.mark.parametrize("place", [1, 2, 5, 8])
+async def test_flush_between(connection: Connection, database_url: str, place: int) -> None:
+    """A flush that somebody inserts between others, or where the next ones will be, hides leaves from who signs and who verifies."""
+    key = SigningKey(KEY, PUBLIC)
+    signing = worker(Signer(key))
+    store = Store(settings_of(database_url), LOG)
+    await store.commit([made() for _ in range(4)], [], deadline())
+    await flush(place)(connection)
+    await store.commit([made() for _ in range(6)], [], deadline())
+    await store.close()
+    await signing.run_round(connection, no_heartbeat)
+    assert await signed_size(connection, key.all_public) == 10
+    assert await found(connection) == {"inserted"}
+    verifier = Verifier(LOG, key.all_public, 3)
+    await a_round(verifier, connection)
+    assert {kind for kind, _, _ in await findings(connection)} == {"inserted"}
+    assert (await found_in(connection, "rr-1"))[0] == set()
+
+
+def made() -> Event:
+    now = datetime.now(UTC)
+    draft = check_item(Catalog(), make_event(correlation_id="rr-1"), "", plain=False, depth=3)
+    return accept([draft], [single_id(draft)], Acceptance(now, {}, LOG))[0]
+
+
+def deadline() -> float:
+    return asyncio.get_running_loop().time() + 30
+
+
+async def test_start_behind_a_forged_run(log: Connection, database_url: str) -> None:
+    """A process that starts takes for the log what somebody inserted as a run of flushes, tiles and a checkpoint of their own."""
+    key = new_key(LOG)
+    await worker(Signer(key)).run_round(log, no_heartbeat)
+    for first in range(FAR, FAR + 30):
+        await flush(first)(log)
+    await log.execute("INSERT INTO log_tiles VALUES (0, 1, $1, $2)", FAR // 65536, bytes(32 * 200))
+    await log.execute("INSERT INTO log_checkpoints (log_id, size, note) VALUES (0, $1, 'mine')", FAR + 5)
+
+    async def signed(connection: Any) -> int:
+        return await signed_size(connection, key.all_public)
+
+    for reader in (signed, None):
+        store = Store(settings_of(database_url), LOG, reader)
+        assert await store._read_tail(await store.connection()) == (2, 1)
+        await store.close()
+
+
+async def test_lost_flushes(log: Connection, database_url: str) -> None:
+    """Where rows of log_flushes are missing, positions are given twice by a process that knows them, or nobody is told."""
+    store = Store(settings_of(database_url), LOG)
+    assert await store._read_tail(await store.connection()) == (2, 1)
+    before = LOG_ALARMS.labels(alarm="damaged")._value.get()
+    await log.execute("DELETE FROM log_flushes WHERE first_index >= 1")
+    store._tail = None
+    first, count = await store._read_tail(await store.connection())
+    assert first + count == 3
+    assert LOG_ALARMS.labels(alarm="damaged")._value.get() == before + 1
+    await store.close()
+    [event_id] = await write(database_url, {})  # a new process comes to the same end
+    assert await positions(log, [event_id]) == [3]
+    assert await found(log) == {"removed", "inserted"}
+    with pytest.raises(HashesMissing):
+        await worker(Signer(new_key(LOG))).run_round(log, no_heartbeat)
+
+
+async def test_lost_flushes_that_were_signed(log: Connection, database_url: str) -> None:
+    """A new process gives positions again that a checkpoint covers, since their flushes are missing."""
+    key = new_key(LOG)
+    await worker(Signer(key)).run_round(log, no_heartbeat)
+    await log.execute("DELETE FROM log_flushes WHERE first_index >= 1")
+
+    async def signed(connection: Any) -> int:
+        return await signed_size(connection, key.all_public)
+
+    store = Store(settings_of(database_url), LOG, signed)
+    first, count = await store._read_tail(await store.connection())
+    await store.close()
+    assert first + count == 3
+
+
+async def test_restored_database(log: Connection, database_url: str) -> None:
+    """After a consistent rollback a process that has seen more cannot go on, or does not tell."""
+    store = Store(settings_of(database_url), LOG)
+    await store._read_tail(await store.connection())
+    before = LOG_ALARMS.labels(alarm="rolled_back")._value.get()
+    await log.execute("SET session_replication_role = replica")
+    await log.execute("DELETE FROM log_flushes WHERE first_index >= 1; DELETE FROM audit_events WHERE log_index >= 1")
+    store._tail = None
+    assert await store._read_tail(await store.connection()) == (0, 1)
+    assert LOG_ALARMS.labels(alarm="rolled_back")._value.get() == before + 1
+    await store.close()
+
+
+@pytest.mark.usefixtures("log")
+async def test_a_long_way_to_the_end(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has not read the log for long does not come to its end."""
+    monkeypatch.setattr("app.ingest.store._TAIL_STEPS", 2)
+    store = Store(settings_of(database_url), LOG)
+    assert await store._read_tail(await store.connection()) == (2, 1)
+    await write(database_url, *({} for _ in range(6)))
+    assert await store._read_tail(await store.connection()) == (8, 1)
+    await store.close()
+
+
+async def test_correlation_of_a_forgery(log: Connection) -> None:
+    """verify-chain of the correlation that a forged row names says that it is whole."""
+    await event(FAR, chain_index=0)(log)
+    kinds, _, _ = await found_in(log, "rr-9")
+    assert kinds
+    assert (await found_in(log, "rr-1"))[0] == set()
