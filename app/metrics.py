@@ -59,7 +59,8 @@ AUTH_FAILURES = Counter(
 LOG_ALARMS = Counter("datastorage_log_alarms", "The log is not as this process left it.", ["alarm"])
 # fmt: off
 DEFECT_KINDS = (
-    "edited", "removed", "inserted", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key", "unverifiable",
+    "edited", "removed", "inserted", "shadowed", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key",
+    "unverifiable",
 )
 # fmt: on
 VERIFIER_POSITION = Gauge(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter, HTTPException, Path
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +23,7 @@ from app.api.parameters import (
     query_parameters,
     read_fields,
     time_or_age,
+    true_or_false,
     whole_number,
 )
 from app.api.service import foundation_of, service_of
@@ -75,6 +76,9 @@ class Event(BaseModel):
     legal_hold_placed_by: str
     legal_hold_placed_at: datetime | None
     event_data: dict[str, Any]
+    sealed: Annotated[
+        bool, Field(description="false, or absent: others inserted the event by SQL; it is in no log")
+    ] = True
 
 
 class Pagination(BaseModel):
@@ -150,6 +154,7 @@ def parse_query(query_string: bytes, now: datetime) -> EventQuery:
         "since": time_or_age(now),
         "until": time_or_age(now),
         "cursor": cursor(Cursor),
+        "sealed": true_or_false(),
     }
     fields = read_fields(in_order, readers, when_empty=_WHEN_EMPTY)
     if ("detail_key" in fields) != ("detail_value" in fields):

@@ -153,7 +153,7 @@ def _check_length(correlation_id: str) -> None:
 def chain_verified(correlation_id: str, report: CorrelationResult) -> dict[str, Any]:
     """The members of ChainVerified, in the contract's order."""
     unsealed = report.unsealed.defects if report.is_sealed else Defects()
-    tampered = report.sealed.defects if report.is_sealed else report.unsealed.defects
+    tampered = report.defects
     left_out_when_empty = {
         "skipped_null_hash": report.unsealed.unhashed,
         "unsealed_events": report.unsealed.total,

@@ -66,6 +66,12 @@ def stored_hash(row: Row, log_name: str, *, stored: bool = True) -> str:
     return record_leaf_hash(record(row, log_name, commitment_of(row, stored=stored))).hex()
 
 
+def is_logged(row: Row, log_name: str) -> bool:
+    """Whether a stored row is what the log named `log_name` has at its position: whether it hashes to `leaf`, its leaf there in hex."""
+    leaf = row["leaf"]
+    return leaf is not None and bool(stored_hash(row, log_name) == leaf)
+
+
 def record(row: Row, log_name: str, commitment: bytes) -> dict[str, Any]:
     """The record of `row` in the log named `log_name`, members in JCS order.
 

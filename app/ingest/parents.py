@@ -35,7 +35,10 @@ async def find_parent_dates(
         try:
             async with asyncio.timeout_at(deadline):
                 rows = await fetch(engine, SQL["parents"], list(ids))
-            dates = {row["event_id"]: row["event_date"] for row in rows}
+                dates = {row["event_id"]: row["event_date"] for row in rows}
+                if len(dates) < len(rows):
+                    rows = await fetch(engine, SQL["parents_that_stand_twice"], list(ids))
+                    dates = {row["event_id"]: row["event_date"] for row in rows}
         except (DatabaseAway, TimeoutError):
             if not writer.has_spool:
                 raise DatabaseAway from None

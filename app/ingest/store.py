@@ -12,7 +12,7 @@ DatabaseAway; the writer then spools the requests, and replay looks every id up 
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
@@ -24,7 +24,7 @@ from app import metrics, tracing
 from app.db import DATABASE_ERRORS, Connection, FailureKind, connect_writer, failure_kind
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
-from app.events.record import stored_hash
+from app.events.record import is_logged, stored_hash
 from app.ingest import partitions
 from app.ingest.accept import ACCEPTED_COLUMNS, TIME_RECEIVED, Event
 from app.ingest.claim import Claim
@@ -50,6 +50,7 @@ _MEMBER_OF_COLUMN = {"event_version": "version"}
 _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
 _TAIL_STEPS = 10_000
+_ROWS_HASHED_AT_ONCE = 100
 
 SAME_AS_STORED = ", which differs only in what is not stored"
 
@@ -75,6 +76,8 @@ class Stored(NamedTuple):
     """Its own, or that of another send of the same item."""
     same: bool
     """Whether it has the same content."""
+    is_sealed: bool = True
+    """False if only rows that others inserted by SQL have the id: then the event itself is not stored."""
 
 
 class LostRace(AuditError):
@@ -228,19 +231,35 @@ class Store:
 
     async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, Stored]:
         ids = [one for event in events for one in event.possible_ids]
-        stored = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
+        taken = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
+        stored = await self._sealed_ids(connection, taken)
         claimed = stored | {event.id for event in events if event.digest is not None}
         claims = await connection.fetch(SQL["event_claims"], list(map(str, claimed))) if claimed else []
         digests = {row["event_id"]: row["body_digest"] for row in claims}
         stored |= {row["event_id"] for row in claims if row["purged"]}
         if void := [str(event_id) for event_id in digests.keys() - stored]:
             await connection.execute(SQL["delete_void_claims"], void)
-        return {
-            event.id: Stored(one, digests.get(one) == event.digest)
-            for event in events
-            for one in reversed(event.possible_ids)  # its own id counts if several are stored
-            if one in stored
-        }
+        found: dict[UUID, Stored] = {}
+        for event in events:
+            known = [one for one in event.possible_ids if one in stored]
+            if known:  # its own id counts if several are stored
+                found[event.id] = Stored(known[0], digests.get(known[0]) == event.digest)
+            elif unsealed := [one for one in event.possible_ids if one in taken]:
+                found[event.id] = Stored(unsealed[0], same=False, is_sealed=False)
+        for one in found.values():
+            if not one.is_sealed:
+                _alarm("unsealed", f"an event was sent whose id {one.id} a row has that the log does not")
+        return found
+
+    async def _sealed_ids(self, connection: Connection, ids: Collection[UUID]) -> set[UUID]:
+        """Those of `ids` under which the log has an event that is stored: rows that others inserted by SQL do not count."""
+        sealed, remaining = set[UUID](), list(ids)
+        while remaining:
+            some, remaining = remaining[:_ROWS_HASHED_AT_ONCE], remaining[_ROWS_HASHED_AT_ONCE:]
+            for row in await connection.fetch(SQL["rows_with_ids"], some):
+                if is_logged(row, self.log_name):
+                    sealed.add(row["event_id"])
+        return sealed
 
     async def find_claims(self, claims: Sequence[Claim], deadline: float) -> dict[tuple[str, str], bytes]:
         """The digest of the first body under each (scope, key) of `claims` that was sent before. Raises as find_stored()."""

@@ -93,6 +93,17 @@ def conflict(event_id: UUID, difference: str = "") -> Conflict:
     )
 
 
+def unsealed_conflict(event_id: UUID) -> Conflict:
+    """The refusal of an event whose id is that of a row which others inserted by SQL."""
+    return Conflict(
+        f"event_id {event_id} belongs to a row that is not in the log, so the event cannot be stored: ask the operator, whom an "
+        "alarm has told",
+        resource="audit_event",
+        field="event_id",
+        value=str(event_id),
+    )
+
+
 async def new_submission(
     drafts: Sequence[Draft],
     ids: Sequence[UUID],

@@ -29,7 +29,7 @@ from app.ingest.event_writer import OwnState, WriterState
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledRequest
 from app.ingest.store import SAME_AS_STORED, Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store, Stored
-from app.ingest.submission import Submission, conflict
+from app.ingest.submission import Submission, conflict, unsealed_conflict
 from app.settings import Settings
 from app.workers import Reminder
 
@@ -462,8 +462,11 @@ class Writer:
         submissions = [s for s in submissions if not s.outcome.done()]
         for submission in submissions:
             others = [e for e in submission.events if e.id in stored and not stored[e.id].same]
-            conflicts = {one.id: conflict(one.id) for one in others}
-            for number, one in enumerate(others):
+            conflicts = {
+                one.id: conflict(one.id) if stored[one.id].is_sealed else unsealed_conflict(stored[one.id].id)
+                for one in others
+            }
+            for number, one in enumerate(one for one in others if stored[one.id].is_sealed):
                 other_form = one.is_imported or one.digest is None  # it may have been posted in another form
                 if number < _DIFFERENCES_MAX or other_form:
                     text = await self.store.difference(one, deadline)

@@ -7,10 +7,23 @@ text. Paging, counting and warming follow. `ExportQuery` (export/select.py) list
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
-from sqlalchemy import ColumnElement, Text, and_, bindparam, func, literal_column, not_, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Text,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    not_,
+    tuple_,
+)
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from app.events.envelope import Outcome
 from app.query.cursor import Cursor
@@ -51,6 +64,9 @@ class EventQuery(BaseModel, frozen=True, extra="forbid"):
     include: Literal["self"] | None = Field(
         None, description="self: the service's own events too, if neither type, category nor correlation is asked for"
     )
+    sealed: bool | None = Field(
+        None, description="true: without the events that others inserted by SQL; false: only those"
+    )
 
     @property
     def includes_self_events(self) -> bool:
@@ -71,6 +87,8 @@ class EventQuery(BaseModel, frozen=True, extra="forbid"):
             yield f"detail {self.detail_key}" if self.detail_key in _INDEXED_DETAILS else "detail"
         if not self.includes_self_events:
             yield "not self event"
+        if self.sealed is not None:
+            yield "sealed" if self.sealed else "unsealed"
 
     def page_conditions(self) -> tuple[str, ...]:
         """Names in CONDITIONS that an event on the page must meet.
@@ -123,6 +141,18 @@ IS_SELF_EVENT = and_(
 )
 """Whether an event is a self event (docs/design.md, section 2)."""
 
+_LOG_END = (
+    "(SELECT first_index + count FROM log_flushes WHERE log_flushes.log_id = 0 ORDER BY first_index DESC LIMIT 1)"
+)
+
+
+def is_sealed(c: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[bool]:
+    """Whether a row says that it is at a position of the log. Whether the log has its hash there, verification finds out."""
+    zero, end = literal_column("0", BigInteger), literal_column(_LOG_END, BigInteger)
+    on_log = and_(c.log_id == zero, c.log_index >= zero, c.log_index < end)
+    return case((on_log, literal_column("true", Boolean)), else_=literal_column("false", Boolean))
+
+
 CONDITIONS: dict[str, ColumnElement[bool]] = {
     **{name: _e[name] == bindparam(name, type_=_e[name].type) for name in _EQUAL},
     "since": _e.event_timestamp >= bindparam("since"),
@@ -133,4 +163,6 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     **{f"detail {key}": _indexed_detail(key) for key in _INDEXED_DETAILS},
     "cursor": _after_cursor(),
     "not self event": not_(IS_SELF_EVENT),
+    "sealed": is_sealed(_e),
+    "unsealed": not_(is_sealed(_e)),
 }

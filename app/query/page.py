@@ -17,12 +17,12 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from app.db import Connection, driver_connection, fetch, on_first_connections
 from app.errors import DatabaseFailed
 from app.events.canonical import sorted_json
-from app.events.record import Row
+from app.events.record import Row, is_logged
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
-from app.query.filter import CONDITIONS, EventQuery
+from app.query.filter import CONDITIONS, EventQuery, is_sealed
 from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none, utc_text
-from app.sql import load
+from app.sql import fragment, load
 from app.tables import audit_events
 
 SQL = load("reports")
@@ -51,7 +51,8 @@ def _columns(c: ReadOnlyColumnCollection[str, Any]) -> list[ColumnElement[Any]]:
 
 _UNKNOWN_BEFORE_COMMIT = dict.fromkeys(
     ("event_hash", "previous_event_hash", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "hold_placed_at")
-)
+) | {"sealed": True}
+_KEY = ("event_id", "event_date", "correlation_id")
 _OMITTED_WHEN_EMPTY = (
     *("resource_type", "resource_id", "namespace", "cluster_id", "severity", "duration_ms", "error_code"),
     *("error_message", "actor_id", "actor_type", "actor_ip"),
@@ -91,11 +92,15 @@ async def rest_of_page(engine: AsyncEngine, page: Page) -> AsyncIterator[list[di
     DatabaseFailed if one of them was removed since the page was read.
     """
     for rows in _portions(page.rest):
-        ids, dates = [row["event_id"] for row in rows], [row["event_date"] for row in rows]
-        found = {row["event_id"]: row for row in await fetch(engine, SQL["wide_members"], ids, dates)}
+        keys = [[row[name] for row in rows] for name in _KEY]
+        found = {_key(row): row for row in await fetch(engine, SQL["wide_members"], *keys)}
         if len(found) != len(rows):
             raise DatabaseFailed("An event was removed while its page was read.")
-        yield [_event(dict(row) | dict(found[row["event_id"]])) for row in rows]
+        yield [_event(dict(row) | dict(found[_key(row)])) for row in rows]
+
+
+def _key(row: asyncpg.Record) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _KEY)
 
 
 def _portions(rows: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
@@ -111,10 +116,16 @@ def _portions(rows: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Recor
 
 
 async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | None:
-    """The stored event with this id in the form of the answer; None if absent."""
+    """The stored event with this id in the form of the answer, the sealed one if several rows have it; None if absent."""
     async with driver_connection(engine) as connection:
-        row = await connection.fetchrow(_by_id_statement().text, event_id)
-    return None if row is None else _event(row)
+        rows = await connection.fetch(_by_id_statement().text, event_id)
+        if len(rows) > 1:
+            candidates = await connection.fetch(SQL["rows_with_id"], event_id)
+            logged = {
+                (str(one["event_date"]), one["correlation_id"]) for one in candidates if is_logged(one, one["log"])
+            }
+            rows.sort(key=lambda row: (row["event_date"], row["correlation_id"]) not in logged)
+    return _event(rows[0]) if rows else None
 
 
 async def warm(engine: AsyncEngine) -> None:
@@ -132,7 +143,7 @@ async def warm(engine: AsyncEngine) -> None:
         for query in queries:
             await _fetch(connection, _page_statement(query.page_conditions(), offset=False), query)
             await _total(connection, query)
-        await connection.fetchrow(_by_id_statement().text, UUID(int=0))
+        await connection.fetch(_by_id_statement().text, UUID(int=0))
 
     await on_first_connections(engine, run_each)
 
@@ -148,7 +159,8 @@ def _page_statement(conditions: tuple[str, ...], *, offset: bool) -> Statement:
     is_whole = before + size <= literal_column(str(PORTION_BYTES))
     wide = {"error_message": c.error_message, "payload": cast(c.event_data, Text)}
     shown = [case((or_(before == literal_column("0"), is_whole), value)).label(name) for name, value in wide.items()]
-    return compile_statement(_newest_first(select(*_columns(c), *shown, size.label("size")), c))
+    columns = *_columns(c), *shown, size.label("size"), is_sealed(c).label("sealed")
+    return compile_statement(_newest_first(select(*columns), c))
 
 
 def _newest_first(selected: Select[Any], c: ReadOnlyColumnCollection[str, Any]) -> Select[Any]:
@@ -176,10 +188,12 @@ def _count_statement(conditions: tuple[str, ...], rows_max: int | None) -> State
 
 @lru_cache(1)
 def _by_id_statement() -> Statement:
+    leaf = literal_column(f"({fragment('leaf_of_row')})", Text)
+    sealed = func.coalesce(leaf == _e.event_hash, literal_column("false")).label("sealed")
     return compile_statement(
-        select(*_columns(_e), _e.error_message, cast(_e.event_data, Text).label("payload"))
+        select(*_columns(_e), _e.error_message, cast(_e.event_data, Text).label("payload"), sealed)
         .where(_e.event_id == bindparam("event_id"))
-        .limit(literal_column("1"))
+        .order_by(_e.log_index, _e.event_date, _e.correlation_id)
     )
 
 
@@ -239,14 +253,19 @@ def _event(row: Row) -> dict[str, Any]:
         "parent_event_date": rfc3339_or_none(f"{row['parent_event_date']}T00:00:00"),
     }
     event |= {name: row[name] for name in _OMITTED_WHEN_EMPTY if row[name]}
-    return event | {
-        "retention_days": row["retention_days"],
-        "is_sensitive": row["is_sensitive"],
-        "event_hash": row["event_hash"] or "",
-        "previous_event_hash": row["previous_event_hash"] or "",
-        "legal_hold": row["legal_hold"] or False,
-        "legal_hold_reason": row["legal_hold_reason"] or "",
-        "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
-        "legal_hold_placed_at": rfc3339_or_none(row["hold_placed_at"] or ""),
-        "event_data": orjson.Fragment(sorted_json(row["payload"])),
-    }
+    unsealed = {} if row["sealed"] else {"sealed": False}
+    return (
+        event
+        | {
+            "retention_days": row["retention_days"],
+            "is_sensitive": row["is_sensitive"],
+            "event_hash": row["event_hash"] or "",
+            "previous_event_hash": row["previous_event_hash"] or "",
+            "legal_hold": row["legal_hold"] or False,
+            "legal_hold_reason": row["legal_hold_reason"] or "",
+            "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
+            "legal_hold_placed_at": rfc3339_or_none(row["hold_placed_at"] or ""),
+            "event_data": orjson.Fragment(sorted_json(row["payload"])),
+        }
+        | unsealed
+    )

@@ -12,7 +12,8 @@ from app.sql import load
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _EVENT = ("2000-01-01T00:00:00", UUID(int=0))
 ARGUMENTS: dict[str, tuple[object, ...]] = {
-    "wide_members": ([], []),
+    "wide_members": ([], [], []),
+    "rows_with_id": (UUID(int=0),),
     "reconstruction": ("-", ["-"]),
     "effectiveness": ("-",),
     "remediations": ("-", None, _LONG_AGO, _LONG_AGO, "-"),

@@ -19,6 +19,11 @@ def load(station: str) -> dict[str, str]:
     return {name: _PLACEHOLDER.sub(lambda use: fragments[use[1]], text) for name, text in statements.items()}
 
 
+def fragment(name: str) -> str:
+    """The text of a fragment, for statements that are made elsewhere."""
+    return _sections("fragments", _FRAGMENT_NAME)[name]
+
+
 @cache  # every module of a station loads the station's file, and each load the fragments
 def _sections(file: str, heading: re.Pattern[str]) -> dict[str, str]:
     """The texts of a file by the names in the headings before them."""

@@ -19,6 +19,16 @@ event_id, event_version,
     error_message, is_sensitive, event_hash, previous_event_hash, log_id, log_index, chain_index, payload_salt,
     payload_commitment
 
+-- fragment: leaf_of_row
+-- The leaf, in hex, that the log has at the position of a row of audit_events; NULL without one. As in the statement leaves_at, of
+-- flushes with one position the first counts.
+CASE WHEN log_id = 0 THEN (
+        SELECT encode(substr(leaves, ((log_index - first_index) * 32 + 1)::int, 32), 'hex') FROM (
+            SELECT first_index, count, leaves FROM log_flushes
+            WHERE log_flushes.log_id = 0 AND first_index BETWEEN 0 AND log_index ORDER BY first_index DESC LIMIT 4
+        ) near WHERE log_index - first_index < least(count, octet_length(leaves) / 32) ORDER BY first_index LIMIT 1
+    ) END
+
 -- fragment: held_rows
 -- Rows of audit_events as e, each with the hold as h that covers it now, if one does.
 SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at

@@ -109,15 +109,19 @@ SELECT flush_guard((SELECT count(*) FROM won), (SELECT count(*) FROM new_chains)
 SELECT leaves FROM log_flushes WHERE log_id = 0 AND first_index = $1
 
 -- name: stored_ids
--- Those of these ids under which an event is stored, whatever its date and correlation.
+-- Those of these ids that a row has, whatever its date and correlation, sealed or not.
 SELECT DISTINCT event_id FROM audit_events WHERE event_id = ANY($1::uuid[])
 
+-- name: rows_with_ids
+-- All rows with these ids, each with the leaf that the log has at its position.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events WHERE event_id = ANY($1::uuid[])
+
 -- name: stored_event
--- The event with this id, to report to a client in which members its event differs.
+-- The event with this id, the sealed one if there are several, to report to a client in which members its event differs.
 SELECT event_version, event_timestamp, event_type, event_category, event_action, event_outcome, actor_type, actor_id,
     host(actor_ip) AS actor_ip, resource_type, resource_id, correlation_id, parent_event_id, namespace, cluster_id, severity,
     duration_ms, error_code, error_message, event_data::text AS event_data, retention_days, is_sensitive
-FROM audit_events WHERE event_id = $1 LIMIT 1
+FROM audit_events WHERE event_id = $1 ORDER BY {leaf_of_row} = event_hash DESC NULLS LAST LIMIT 1
 
 -- name: event_claims
 -- Claims of the ids that clients chose. A purge records in `answer` that the event was stored.
@@ -141,6 +145,11 @@ SELECT ensure_partitions($1, $2)
 -- name: parents
 -- Dates of the events that others name as their parent.
 SELECT event_id, event_date FROM audit_events WHERE event_id = ANY($1::uuid[])
+
+-- name: parents_that_stand_twice
+-- The same, where one of them has several rows: the sealed one comes last.
+SELECT event_id, event_date FROM audit_events WHERE event_id = ANY($1::uuid[])
+ORDER BY {leaf_of_row} = event_hash NULLS FIRST
 
 -- name: terminate_stalled_sessions
 -- Terminates sessions of this service that have locked the log and wait for their client: a stopped process, a dead host.

@@ -2,10 +2,16 @@
 -- Rows with equal times are ordered by their content, so that no answer depends on the order of arrival.
 
 -- name: wide_members
--- What can be large of these events, which are named by id and date.
-SELECT e.event_id, e.event_data::text AS payload, e.error_message
-FROM unnest($1::uuid[], $2::text[]) AS wanted (event_id, event_date)
+-- What can be large of these events, which are named by id, date and correlation.
+SELECT e.event_id, e.event_date::text, e.correlation_id, e.event_data::text AS payload, e.error_message
+FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (event_id, event_date, correlation_id)
 JOIN audit_events e ON e.event_id = wanted.event_id AND e.event_date = wanted.event_date::date
+    AND e.correlation_id = wanted.correlation_id
+
+-- name: rows_with_id
+-- All rows with an id, each with the leaf that the log has at its position, and the log's name.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf, (SELECT name FROM logs WHERE logs.log_id = 0) AS log
+FROM audit_events WHERE event_id = $1
 
 -- name: reconstruction
 -- The events from which one lost RemediationRequest is rebuilt.

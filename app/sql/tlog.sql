@@ -117,11 +117,9 @@ WHERE log_id = 0 AND published_at IS NOT NULL ORDER BY size DESC LIMIT 1
 -- The newest cosignatures: they show which size of the log each witness has seen.
 SELECT size, cosignatures FROM log_checkpoints WHERE log_id = 0 AND cosignatures <> '' ORDER BY size DESC LIMIT 1
 
--- name: event_by_id
--- The event with an id. If there are several rows, the sealed one.
-SELECT {hashed_columns}
-FROM audit_events WHERE event_id = $1
-ORDER BY log_index NULLS LAST LIMIT 1
+-- name: rows_with_id
+-- All rows with an id, sealed ones first, each with the leaf that the log has at its position.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events WHERE event_id = $1 ORDER BY log_index NULLS LAST
 
 -- name: chain_rows
 -- Sealed rows of some correlations, each chain in order.

@@ -64,6 +64,36 @@ WHERE log_id = 0 AND first_index < $2
     AND first_index >= coalesce({first_flush_with}, $1)
 ORDER BY first_index
 
+-- name: ids_outside_the_log
+-- Rows that are not in the log of $1 events and whose id another row has too, and a correlation of that one. UNION ALL: as above.
+SELECT e.event_id, CASE WHEN e.event_timestamp >= '0001-01-02Z' AND e.event_timestamp < '9999-12-31Z'
+        THEN e.event_timestamp ELSE 'infinity' END AS event_timestamp, e.correlation_id, e.log_index, e.previous_event_hash, o.correlation_id AS other
+FROM (
+    SELECT * FROM audit_events WHERE log_index IS NULL
+    UNION ALL SELECT * FROM audit_events WHERE log_index >= $1 UNION ALL SELECT * FROM audit_events WHERE log_index < 0
+) e CROSS JOIN LATERAL (
+    SELECT correlation_id FROM audit_events
+    WHERE event_id = e.event_id AND (event_date, correlation_id) <> (e.event_date, e.correlation_id) LIMIT 1
+) o LIMIT 10000
+
+-- name: ids_of_a_correlation
+-- Events of one correlation whose id another row has too, and a correlation of that one.
+SELECT e.event_id, CASE WHEN e.event_timestamp >= '0001-01-02Z' AND e.event_timestamp < '9999-12-31Z'
+        THEN e.event_timestamp ELSE 'infinity' END AS event_timestamp, e.correlation_id, e.log_index, e.previous_event_hash, o.correlation_id AS other
+FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) e CROSS JOIN LATERAL (
+    SELECT correlation_id FROM audit_events
+    WHERE event_id = e.event_id AND (event_date, correlation_id) <> (e.event_date, e.correlation_id) LIMIT 1
+) o ORDER BY e.event_id LIMIT 10000
+
+-- name: ids_of_events
+-- Those of the events with these ids and correlations whose id another row has too.
+SELECT e.event_id, CASE WHEN e.event_timestamp >= '0001-01-02Z' AND e.event_timestamp < '9999-12-31Z'
+        THEN e.event_timestamp ELSE 'infinity' END AS event_timestamp, e.correlation_id, e.log_index, e.previous_event_hash, o.correlation_id AS other
+FROM audit_events e CROSS JOIN LATERAL (
+    SELECT correlation_id FROM audit_events
+    WHERE event_id = e.event_id AND (event_date, correlation_id) <> (e.event_date, e.correlation_id) LIMIT 1
+) o WHERE e.event_id = ANY($1::uuid[]) AND e.log_index >= 0
+
 -- name: log_name
 -- The log's name, which is part of every hash.
 SELECT name FROM logs WHERE log_id = 0

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection, on_first_connections
 from app.errors import Conflict, NotFound, Unavailable
-from app.events.record import commitment, committed_jcs, record
+from app.events.record import commitment, committed_jcs, is_logged, record
 from app.tlog import merkle
 from app.tlog.proof import Proof
 from app.tlog.tiles import SQL, range_roots
@@ -46,9 +46,10 @@ async def prove_event(engine: AsyncEngine, event_id: UUID, log_name: str) -> Eve
     """
     async with driver_connection(engine) as connection:
         size, note = await _published_checkpoint(connection)
-        row = await connection.fetchrow(SQL["event_by_id"], event_id)
-        if row is None:
+        rows = await connection.fetch(SQL["rows_with_id"], event_id)
+        if not rows:
             raise NotFound(f"There is no event {event_id}.")
+        row = next((row for row in rows if is_logged(row, log_name)), rows[0]) if len(rows) > 1 else rows[0]
         index = row["log_index"]
         if index is None:
             raise NotFound(f"Event {event_id} was inserted by SQL and has no position in the log.")
@@ -67,7 +68,7 @@ async def warm(engine: AsyncEngine) -> None:
 
     async def run_each(connection: Connection) -> None:
         await connection.fetchrow(SQL["published_checkpoint"])
-        await connection.fetchrow(SQL["event_by_id"], UUID(int=0))
+        await connection.fetchrow(SQL["rows_with_id"], UUID(int=0))
         await connection.fetch(SQL["leaves"], 0, 0)
         await connection.fetch(SQL["tiles"], [1], [0])
 

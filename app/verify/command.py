@@ -87,12 +87,10 @@ async def _verify_correlation(
 ) -> int:
     log_result = await verify_tree_and_checkpoints(connection, anchors)
     correlation_result = await verify_correlation(connection, correlation_id, log_result.log_name, hmac_key)
-    defects = correlation_result.sealed.defects
+    defects = correlation_result.defects
     if correlation_result.head_defect is not None:
         defects.add(correlation_result.head_defect)
     defects.extend(log_result.defects)
-    if not correlation_result.is_sealed:
-        defects.extend(correlation_result.unsealed.defects)
     _print_defects(defects.listed, defects.count)
     _print_lines(_chain_summary(correlation_id, correlation_result))
     return EXIT_DEFECTS if defects.count else EXIT_NO_DEFECTS

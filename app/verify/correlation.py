@@ -8,7 +8,8 @@ from app.tlog.evidence import NO_EVIDENCE, Evidence, leaves_at, read_evidence
 from app.tlog.gaps import judge_gap_by_leaf
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.chain import ChainChecker, gap_defect
-from app.verify.row import Defect, mark_reordered
+from app.verify.row import Defect, Defects, mark_reordered
+from app.verify.shadowed import verify_ids_in
 from app.verify.snapshot import SQL, portions, yielding_to_others
 from app.verify.unsealed import UnsealedResult, verify_unsealed
 
@@ -22,6 +23,8 @@ class CorrelationResult:
     purged_total: int = 0
     """Events of the chain that were purged, as recorded in the log."""
     unsealed: UnsealedResult = field(default_factory=UnsealedResult)
+    shadowed: Defects = field(default_factory=Defects)
+    """Of rows of the correlation, sealed or not, whose ids other rows have too."""
 
     @property
     def is_sealed(self) -> bool:
@@ -30,10 +33,16 @@ class CorrelationResult:
 
     @property
     def is_valid(self) -> bool:
-        """Whether the chain has no defect. Unsealed rows count only where there is no chain."""
-        if self.is_sealed:
-            return not self.sealed.defects.count and self.head_defect is None
-        return not self.unsealed.defects.count
+        """Whether the chain has no defect, and no id stands twice. Else unsealed rows count only where there is no chain."""
+        return not self.defects.count and self.head_defect is None
+
+    @property
+    def defects(self) -> Defects:
+        """Those of single events that the verdict is about."""
+        of_rows, defects = self.sealed.defects if self.is_sealed else self.unsealed.defects, Defects()
+        defects.extend(of_rows)
+        defects.extend(self.shadowed)
+        return defects
 
 
 async def verify_correlation(
@@ -46,6 +55,7 @@ async def verify_correlation(
         if evidence.purged or evidence.erased:
             result = await _verify_sealed(connection, correlation_id, log_name, evidence)
     result.unsealed = await verify_unsealed(connection, correlation_id, hmac_key)
+    result.shadowed = await verify_ids_in(connection, correlation_id)
     return result
 
 

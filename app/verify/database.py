@@ -18,9 +18,10 @@ from app.tlog.note import PublicKey
 from app.verify.chain import ChainChecker, gap_defect
 from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint
 from app.verify.extent import log_size
+from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
-from app.verify.outside import verify_outside
 from app.verify.row import DEFECTS_MAX, Defect, Defects, mark_reordered
+from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL, portions
 from app.verify.tree import Tree, read_tree
 from app.verify.unsealed import UnsealedResult, verify_unsealed
@@ -86,7 +87,8 @@ async def verify_database(
     evidence = await read_evidence(connection, result.log_name)
     items = [
         WorkItem("tree", (_checkpoint_sizes(checkpoints), result.size), 0),
-        WorkItem("outside", (result.size,), 0),
+        WorkItem("inserted", (result.size,), 0),
+        WorkItem("unlogged ids", (result.size,), 0),
         *await _position_items(connection, result, evidence),
     ]
     async for _, of_item in run(items):
@@ -96,6 +98,7 @@ async def verify_database(
             result.events.defects.extend(of_item)
         else:
             _add_positions(result.events, of_item)
+    result.defects.extend(await verify_ids_of(connection, result.events.defects.listed))
     _add_missing_events(result)
     unpurged = Positions(result.events.missing)
     missing = MissingPositions(evidence.purged, unpurged, frozenset(result.events.missing_leaves))
@@ -191,7 +194,8 @@ async def _verify_many_positions(
 
 TASKS: dict[str, Callable[..., Any]] = {
     "tree": read_tree,
-    "outside": verify_outside,
+    "inserted": verify_inserted,
+    "unlogged ids": verify_unlogged_ids,
     "positions": _verify_many_positions,
     "chains": verify_links,
     "unsealed": _verify_all_unsealed,

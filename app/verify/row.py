@@ -17,7 +17,8 @@ _EMPTIED = ("actor_ip", "resource_name", "error_message", "event_metadata", "pay
 
 # fmt: off
 Kind = Literal[
-    "edited", "removed", "inserted", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key", "unverifiable",
+    "edited", "removed", "inserted", "shadowed", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key",
+    "unverifiable",
 ]
 # fmt: on
 
@@ -102,10 +103,10 @@ def row_defects(row: Row, leaf: str | None, log_name: str, erased: Positions) ->
     expected, actual = stored_hash(row, log_name), row.get("event_hash") or ""
     if expected == actual == leaf:
         return
-    if leaf is None and row.get("log_index") is not None:
-        yield defect_of(row, "inserted", f"the log has no position {row.get('log_index')}", expected, actual)
-    elif expected != actual or leaf is None:
+    if expected != actual:
         yield defect_of(row, "edited", "the stored hash is not the hash of this event", expected, actual, leaf or "")
+    elif leaf is None:
+        yield defect_of(row, "inserted", f"the log has no position {row.get('log_index')}", "", actual)
     else:
         message = f"the event at position {row.get('log_index')} differs from the log's leaf"
         yield defect_of(row, "edited", message, leaf, actual, leaf)

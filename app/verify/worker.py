@@ -20,9 +20,10 @@ from app.tlog.note import PublicKey
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect
 from app.verify.extent import log_size
+from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
-from app.verify.outside import verify_outside
 from app.verify.row import Defect, mark_reordered
+from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL
 from app.workers import WorkerConnection, run_forever
 
@@ -30,6 +31,8 @@ _PART_EVENTS_MAX = 500
 _PARTS_PER_SECOND = 2
 _RETRY_SECONDS = 10.0
 _IDLE_SECONDS = 5.0
+_IDLE_TIMES = 20
+"""How many times longer than the end of a round the pause after it is: it reads all unsealed rows."""
 _FINDINGS_MAX = 100
 _STATEMENT_TIMEOUT_MS = 600_000
 
@@ -54,7 +57,8 @@ async def verify_forever(settings: Settings, log_name: str, keys: tuple[PublicKe
             if not verifier.has_lock and not await verifier.try_lock(usable):
                 return _RETRY_SECONDS
             verified = await verifier.verify_next_part(usable)
-            return max(0.0, verified / rate - (monotonic() - started)) if verified else _IDLE_SECONDS
+            took = monotonic() - started
+            return max(0.0, verified / rate - took) if verified else max(_IDLE_SECONDS, _IDLE_TIMES * took)
 
     await run_forever(
         "verifier",
@@ -121,7 +125,7 @@ class Verifier:
 
     async def _verify_rest(self, connection: Connection, size: int) -> list[Defect]:
         """The defects of rows that are at no position of the log, at the end of a round."""
-        return (await verify_outside(connection, size)).listed
+        return (await verify_inserted(connection, size)).listed + (await verify_unlogged_ids(connection, size)).listed
 
     async def _verify_part(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
         """The defects of positions from `first` up to, not including, `end`: of rows, heads, flushes and checkpoints."""
@@ -132,6 +136,7 @@ class Verifier:
             self._evidence = await read_evidence(connection, self._log_name)
             result = await verify_positions(connection, self._log_name, first, end, self._evidence)
         defects = mark_reordered(result.defects.listed, result.missing_leaves)
+        defects += (await verify_ids_of(connection, result.defects.listed)).listed
         if result.missing:
             defects += await _missing_event_defects(connection, result)
         for row in await connection.fetch(SQL["head_mismatches"], first, end):

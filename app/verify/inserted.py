@@ -5,7 +5,7 @@ from app.verify.row import Defect, Defects, defect_of
 from app.verify.snapshot import SQL, portions
 
 
-async def verify_outside(connection: Connection, size: int) -> Defects:
+async def verify_inserted(connection: Connection, size: int) -> Defects:
     """A defect for each row that is not in the log of `size` events and has columns that only the service writes.
 
     `connection` is in a snapshot.
