@@ -19,7 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from app import database_url
 from app.errors import AuditError, DatabaseAway, DatabaseBusy, DatabaseFailed, Fatal
-from app.events.record import ip_packed
+from app.events.record import ip_packed, ip_text
 from app.settings import Settings
 from app.sql import load
 
@@ -141,7 +141,7 @@ async def connect_writer(settings: Settings) -> Connection:
     await connection.set_type_codec(
         "jsonb", schema="pg_catalog", format="binary", encoder=_jsonb, decoder=lambda raw: raw[1:]
     )
-    await connection.set_type_codec("inet", schema="pg_catalog", format="binary", encoder=_inet, decoder=bytes)
+    await connection.set_type_codec("inet", schema="pg_catalog", format="binary", encoder=_inet, decoder=_inet_text)
     return connection
 
 
@@ -155,6 +155,12 @@ def _inet(text: str) -> bytes:
     packed = ip_packed(text)
     family = socket.AF_INET if len(packed) == 4 else socket.AF_INET + 1  # PGSQL_AF_INET6 is AF_INET + 1 everywhere
     return bytes((family, len(packed) * 8, 0, len(packed))) + packed
+
+
+def _inet_text(raw: bytes) -> str:
+    """An inet as the record has it, from its binary form; one with a mask, which the service never writes, with its mask."""
+    text = ip_text(raw[4:])
+    return text if raw[1] == 8 * raw[3] else f"{text}/{raw[1]}"
 
 
 def create_engine(settings: Settings) -> AsyncEngine:

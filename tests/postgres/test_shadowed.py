@@ -185,6 +185,7 @@ async def test_resends_of_what_is_stored(database_url: str, connection: Connecti
     settings = Settings(database_url=SecretStr(database_url))
     async with replica(database_url) as one:
         posted = [item("rr-1", event_action=f"step-{i}") for i in range(3)]
+        posted += [item("rr-1", actor_ip=address) for address in ("10.0.0.1", "::ffff:10.0.0.1", "2001:DB8::1")]
         ids = [(await one.batch(each))[0] for each in posted]
         await connection.execute("UPDATE audit_events SET event_hash = 'overwritten' WHERE event_id = $1", ids[0])
         await forge(connection, ids[1])
