@@ -107,7 +107,7 @@ def _frames(events: int, size: int) -> Sequence[bytes]:
             drafts.append(check_item(catalog, document.value, "", plain=document.plain, depth=document.depth))
         made = accept(drafts, [random_event_id(0, os.urandom(10)) for _ in drafts], Acceptance(now, {}, LOG_NAME))
         rest = {"refusals": {}, "may_exist": size > 1, "claim": None}
-        messages.append(("submit", number + 1, encode_events(made), rest, deadline))
+        messages.append(("submit", number + 1, size, encode_events(made), rest, deadline))
     return [pack(messages[start : start + 100]) for start in range(0, len(messages), 100)]
 
 
