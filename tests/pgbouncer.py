@@ -82,13 +82,12 @@ class PgBouncer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Return when it takes connections, whether Postgres does or not. May be called while it runs."""
-        if not self.runs:
-            self._process = self._spawn()
+        """Return when it takes connections, whether Postgres does or not. May be called while it runs, or is about to end."""
         deadline = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            assert self.runs, self.log
+        while not (self.runs and self._answers()):
             assert time.monotonic() < deadline, self.log
+            if not self.runs:
+                self._process = self._spawn()
             time.sleep(_POLL_SECONDS)
 
     def signal(self, sig: signal.Signals) -> None:
