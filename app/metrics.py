@@ -70,6 +70,11 @@ VERIFIER_ROUNDS = Counter("datastorage_verifier_rounds", "Times that the backgro
 VERIFIED_EVENTS = Counter("datastorage_verifier_events", "Positions that the background verifier has looked at.")
 VERIFIER_FINDINGS = Gauge("datastorage_verifier_findings", "What the background verifier still finds wrong.", ["kind"])
 VERIFIER_DEFECTS = Counter("datastorage_verifier_defects", "What it found wrong for the first time.", ["kind"])
+UNSEALED = Gauge(
+    "datastorage_unsealed",
+    "Rows that others inserted by SQL, and their correlations; absent until the background verifier has counted them.",
+    ["what"],
+)
 CHECKPOINT_SIZE = Gauge("datastorage_checkpoint_size", "Leaves of the log in the last checkpoint that was signed.")
 WITNESS_FAILURES = Counter(
     "datastorage_witness_failures", "Checkpoints that a witness did not cosign, alarms not counted.", ["witness"]

@@ -135,7 +135,7 @@ def timeline_lines(answer: dict[str, Any]) -> Iterator[str]:
     yield from _section("Legal holds", ["state", "events", "placed by", "reason"], holds)
     events = [
         [
-            str(one.get("log_index", "-")),
+            _position_text(one),
             _time_text(one["event_timestamp"]) + _time_note(one),
             _time_text(one["recorded_at"]),
             one["event_type"],
@@ -145,6 +145,8 @@ def timeline_lines(answer: dict[str, Any]) -> Iterator[str]:
         for one in answer["events"]
     ]
     yield from _section("Events", ["position", "happened", "recorded", "type", "outcome", "actor"], events)
+    if unsealed := sum(one.get("sealed") is False for one in answer["events"]):
+        yield f"{unsealed} unsealed: others inserted them by SQL, they are not in the log"
     if answer["pagination"]["has_more"]:
         yield f"only the first {len(events)} events are shown"
 
@@ -165,6 +167,11 @@ def _table(head: list[str], rows: Sequence[list[str]]) -> Iterator[str]:
 
 def _time_text(text: str) -> str:
     return text.replace("T", " ").removesuffix("Z").partition(".")[0]
+
+
+def _position_text(event: dict[str, Any]) -> str:
+    """Its position in the log; of a row that others inserted by SQL, that it has none."""
+    return "unsealed" if event.get("sealed") is False else str(event.get("log_index", "-"))
 
 
 def _time_note(event: dict[str, Any]) -> str:

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, nullcontext
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -54,6 +54,7 @@ _READERS: dict[str, Reader] = {
     "offset": whole_number(0, OFFSET_MAX),
     "redact_pii": true_or_false(_BOOLEANS),
     "include_detached_signature": true_or_false(_BOOLEANS),
+    "sealed": true_or_false(),
 }
 
 # Each file uses a connection of the pool, with one snapshot, until its client has received all of it.
@@ -97,10 +98,17 @@ class ExportedEvent(BaseModel):
     previous_event_hash: str
     hash_chain_valid: bool
     legal_hold: bool
+    sealed: Annotated[
+        bool | None,
+        Field(description="false: others inserted the event by SQL, it is not in the log; absent in all others"),
+    ] = None
 
 
 class HashChainVerification(BaseModel):
-    """What was found on the page: events without a hash are not broken, nor is what links to an event that is not on it."""
+    """What was found on the page. What links to an event that is not on it is not broken.
+
+    Unsealed events without a hash, or with one that cannot be computed here, are neither valid nor broken: `unverified_events`.
+    """
 
     total_events_verified: int
     valid_chain_events: int
@@ -108,6 +116,10 @@ class HashChainVerification(BaseModel):
     chain_integrity_percentage: float
     verification_timestamp: datetime
     tampered_event_ids: list[UUID]
+    unverified_events: Annotated[int | None, Field(description="absent if there are none")] = None
+    unsealed_events: Annotated[
+        int | None, Field(description="events that are not in the log; absent if there are none")
+    ] = None
 
 
 class ExportedPage(BaseModel):

@@ -39,7 +39,7 @@ _UTC_Z = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 
 class TimelineEvent(BaseModel):
-    """An event without its payload. One without log_index is unsealed: others inserted it by SQL."""
+    """An event without its payload."""
 
     event_id: UUID
     event_timestamp: Annotated[datetime, Field(description="by the sender's clock")]
@@ -61,6 +61,10 @@ class TimelineEvent(BaseModel):
     event_metadata: Annotated[
         dict[str, Any] | None,
         Field(description="what the service noted; event_timestamp `received`: its time of arrival"),
+    ] = None
+    sealed: Annotated[
+        bool | None,
+        Field(description="false: others inserted the event by SQL, it is not in the log; absent in all others"),
     ] = None
 
 
@@ -201,6 +205,12 @@ _TIMELINE = [
         "description": "events to skip, in the order of the log",
         "schema": {"type": "integer", "minimum": 0, "maximum": OFFSET_MAX},
     },
+    {
+        "name": "sealed",
+        "in": "query",
+        "description": "true: without the events that others inserted by SQL; false: only those",
+        "schema": {"type": "boolean"},
+    },
 ]
 
 
@@ -208,6 +218,7 @@ _TIMELINE_READERS = {
     "limit": whole_number(1, EVENTS_MAX),
     "offset": whole_number(0, OFFSET_MAX),
     "verify": true_or_false(),
+    "sealed": true_or_false(),
 }
 
 
@@ -240,7 +251,8 @@ async def get_timeline(request: Request, correlation_id: str) -> Response:
     sent = query_parameters(request.scope["query_string"], _TIMELINE_READERS)
     fields = read_fields({name: sent[name] for name in _TIMELINE_READERS if name in sent}, _TIMELINE_READERS)
     limit, offset = fields.get("limit", EVENTS_DEFAULT), fields.get("offset", 0)
-    found = await within_deadline(request, timeline(service_of(request).engine, correlation_id, limit, offset))
+    of_events = timeline(service_of(request).engine, correlation_id, limit, offset, sealed=fields.get("sealed"))
+    found = await within_deadline(request, of_events)
     if found.is_empty:
         raise NotFound(f"There is nothing about a correlation {correlation_id}.", instance=request.url.path)
     verification = await _verify_now(request, correlation_id) if fields.get("verify") else _last_verdict(found)

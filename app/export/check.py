@@ -181,6 +181,8 @@ class _Checker:
         self._position = max(self._position, position)
         self._last = position
         self._first = position if self._first is None else self._first
+        if event.get("sealed") is False:
+            self._result.add_problem(f"{where}: not in the log: it had another hash at position {position}, or none")
         changed = set(event["redacted"] or ()) - COMMITTED
         if changed:
             self._counts["unverifiable"] += 1
@@ -225,6 +227,8 @@ class _Checker:
 
     def _check_unsealed(self, event: dict[str, Any], where: str) -> None:
         self._counts["unsealed"] += 1
+        if event.get("sealed"):
+            self._result.add_problem(f"{where}: edited: it is marked as sealed, but has no position in the log")
         if event["chain_index"] is not None:
             self._result.add_problem(f"{where}: edited: it has a chain position, but no position in the log")
         if not event["event_hash"]:

@@ -24,12 +24,15 @@ MEMBERS = (
     *("duration_ms", "error_code", "error_message", "is_sensitive", "trace_id", "span_id", "retention_days"),
     *("legal_hold", "legal_hold_reason", "legal_hold_placed_by", "legal_hold_placed_at", "hash_algorithm", "log"),
     *("log_index", "chain_index", "previous_event_hash", "event_hash", "payload_salt", "payload_commitment"),
-    *("event_metadata", "event_data", "redacted"),
+    *("event_metadata", "event_data", "redacted", "sealed"),
 )
 """Members of an exported event: the columns by their names; the log's name, so that a record can be hashed without anything else;
-and `redacted`, the names of the members that redaction changed, if it changed any."""
+`redacted`, the names of the members that redaction changed, if it changed any; and `sealed`, whether the log had the event's hash at
+its position when it was exported."""
+_OLDER_MEMBERS = MEMBERS[:-1]
+"""Those of files from before `sealed`, which are read for ever."""
 JSON_MEMBERS = frozenset({"event_data", "event_metadata", "duration_ms", "retention_days", "log_index", "chain_index"})
-JSON_MEMBERS |= {"is_sensitive", "legal_hold", "redacted"}
+JSON_MEMBERS |= {"is_sensitive", "legal_hold", "redacted", "sealed"}
 """Members that are JSON in CSV too; the others are text there."""
 COMMITTED = frozenset(
     {"actor_id", "actor_ip", "resource_id", "resource_name", "error_message", "event_data", "event_metadata"}
@@ -99,16 +102,19 @@ class RecordReader:
         return record.startswith(mark)
 
     def is_header(self, record: bytes) -> bool:
-        return self.form == "csv" and record == header_record("csv")
+        return self.form == "csv" and record in _HEADERS
 
     def envelope(self, record: bytes) -> Any:
         """The manifest's envelope, any JSON value. MalformedRecord if the record cannot be read."""
         return _parse(record, lambda: loads(record if self.form == "ndjson" else _cells(record)[1]))
 
     def event(self, record: bytes) -> dict[str, Any]:
-        """The exported event. MalformedRecord if the record cannot be read, or does not have exactly the members of one."""
+        """The exported event. MalformedRecord if the record cannot be read, or does not have exactly the members of one.
+
+        One of an older file has no member `sealed`.
+        """
         event = _parse(record, lambda: loads(record) if self.form == "ndjson" else _from_cells(_cells(record)))
-        if not isinstance(event, dict) or set(event) != set(MEMBERS):
+        if not isinstance(event, dict) or set(event) not in (set(MEMBERS), set(_OLDER_MEMBERS)):
             raise MalformedRecord("expected the members of an exported event")
         return event
 
@@ -145,16 +151,19 @@ def _quoted(cell: str) -> str:
     return cell
 
 
+_HEADERS = _csv_record(MEMBERS), _csv_record(_OLDER_MEMBERS)
+
+
 def _cells(record: bytes) -> list[str]:
     rows = list(csv.reader(io.StringIO(record.decode(), newline=""), strict=True))
-    if len(rows) != 1 or len(rows[0]) != len(MEMBERS):
+    if len(rows) != 1 or len(rows[0]) not in {len(MEMBERS), len(_OLDER_MEMBERS)}:
         raise MalformedRecord(f"expected one record of {len(MEMBERS)} fields")
     return rows[0]
 
 
 def _from_cells(cells: list[str]) -> dict[str, Any]:
     event: dict[str, Any] = {}
-    for name, cell in zip(MEMBERS, cells, strict=True):
+    for name, cell in zip(MEMBERS, cells, strict=False):  # an older record has no last one
         text = cell.removeprefix("'")
         event[name] = None if not cell else loads(text) if name in JSON_MEMBERS else text
     return event

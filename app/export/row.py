@@ -6,12 +6,14 @@ from typing import Any
 import orjson
 
 from app.events.canonical import canonical, loads, sorted_json
-from app.events.record import Row, commitment_of, ip_packed, ip_text, stored_hash
+from app.events.positions import Positions
+from app.events.record import Row, commitment_of, ip_packed, ip_text
 from app.events.reference import recompute_hash
 from app.export import redact
 from app.export.file import JSON_MEMBERS, MEMBERS
 from app.export.manifest import ExportPosition
 from app.export.select import ExportQuery
+from app.verify.row import row_defects
 
 _JSON = ("event_data", "event_metadata")
 _NOT_TEXT = JSON_MEMBERS | {
@@ -47,19 +49,24 @@ def export_position(row: Row) -> ExportPosition:
     return ExportPosition(None, row["event_id"], row["event_date"].isoformat())
 
 
-def has_own_hash(row: Row, log_name: str, hmac_key: bytes | None) -> bool:
-    """Whether hash and date of a row fit its content. True also for an unsealed row without a hash, or without the key of its hash."""
+def verdict_on(row: Row, log_name: str, hmac_key: bytes | None, erased: Positions) -> bool | None:
+    """Whether a row by itself is as verification wants it: a sealed one has the log's leaf, which the row has as `leaf`.
+
+    None for an unsealed row of which nothing can be said: it has no hash, or one whose algorithm or key is not known. `erased` are the
+    positions that were erased, as recorded in the log.
+    """
     if row["log_index"] is None:
-        return not row["event_hash"] or _has_reference_hash(row, hmac_key)
+        return _has_reference_hash(row, hmac_key) if row["event_hash"] else None
     event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and _record_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
-    return (stored_hash(event, log_name), event["event_timestamp"].date()) == (event["event_hash"], event["event_date"])
+    return not any(row_defects(event, row["leaf"], log_name, erased))
 
 
-def _has_reference_hash(row: Row, hmac_key: bytes | None) -> bool:
+def _has_reference_hash(row: Row, hmac_key: bytes | None) -> bool | None:
     try:
-        return recompute_hash(row, row["previous_event_hash"] or "", hmac_key) in {None, row["event_hash"]}
+        expected = recompute_hash(row, row["previous_event_hash"] or "", hmac_key)
     except ValueError:
         return False  # the reference cannot have written it
+    return None if expected is None else bool(expected == row["event_hash"])
 
 
 @lru_cache(4096)

@@ -33,6 +33,7 @@ from app.export.file import MEMBERS
 from app.export.manifest import ExportPosition
 from app.query.compiled import Statement, compile_statement
 from app.query.filter import CONDITIONS, OFFSET_MAX, EventQuery
+from app.sql import fragment
 from app.tables import audit_events
 from app.verify.snapshot import portions
 
@@ -40,6 +41,7 @@ PAGE_MAX = 10_000
 _ROWS_AT_ONCE = 128
 
 _e = audit_events.c
+_LEAF = literal_column(f"({fragment('leaf_of_row')})", Text)
 
 
 class ExportQuery(BaseModel, frozen=True, extra="forbid"):
@@ -55,6 +57,9 @@ class ExportQuery(BaseModel, frozen=True, extra="forbid"):
     include: Literal["self"] | None = Field(
         None, description="self: the service's own events too, if neither category nor correlation is asked for"
     )
+    sealed: bool | None = Field(
+        None, description="true: without the events that others inserted by SQL; false: only those"
+    )
     redact_pii: bool = Field(default=False, description="mask e-mail and IP addresses, telephone and card numbers")
     include_detached_signature: bool = Field(default=False, description="of json: the signature once more, as text")
     offset: int = Field(0, ge=0, le=OFFSET_MAX, description="of json: events to skip")
@@ -68,11 +73,12 @@ class ExportQuery(BaseModel, frozen=True, extra="forbid"):
             since=self.start_time,
             until=self.end_time,
             include=self.include,
+            sealed=self.sealed,
         )
 
     def filters(self) -> dict[str, Any]:
         """The filters that the query has, as JSON values."""
-        names = {"start_time", "end_time", "correlation_id", "event_category", "include"}
+        names = {"start_time", "end_time", "correlation_id", "event_category", "include", "sealed"}
         return self.model_dump(mode="json", include=names, exclude_none=True)
 
 
@@ -102,7 +108,7 @@ def page_rows(connection: Connection, query: ExportQuery, log_name: str) -> Port
 
 
 async def page_links(connection: Connection, query: ExportQuery) -> list[asyncpg.Record]:
-    """Of the events on that page: correlation, chain position, stored hash, and the hash to which it links."""
+    """Of the events on that page: id, correlation, positions, stored hash, the hash to which it links, and whether it is erased."""
     statement = _links_statement(query.events.page_conditions())
     arguments = query.events.arguments() | {"offset": query.offset, "limit": query.limit}
     return await connection.fetch(statement.text, *statement.bind(arguments))
@@ -137,6 +143,7 @@ def _columns() -> list[ColumnElement[Any]]:
     """A column for each member of an exported event, by its name."""
     special: dict[str, ColumnElement[Any]] = {
         "log": cast(bindparam("log"), Text),
+        "sealed": func.coalesce(_e.event_hash == _LEAF, literal_column("false")),
         "redacted": literal_column("NULL::text"),
         "actor_ip": func.nullif(func.format(literal_column("'%s'"), _e.actor_ip), literal_column("''")),
         "payload_salt": func.encode(_e.payload_salt, literal_column("'hex'")),
@@ -168,15 +175,17 @@ def _unsealed_statement(conditions: tuple[str, ...], *, resumed: bool) -> Statem
 
 @lru_cache(64)
 def _page_statement(conditions: tuple[str, ...]) -> Statement:
-    on_page = _on_page(_select(conditions, *_columns(), _e.event_timestamp.label("order_time"))).subquery()
-    shown = select(*(on_page.c[name] for name in MEMBERS))
+    more = _e.event_timestamp.label("order_time"), _e.log_id, _LEAF.label("leaf")
+    on_page = _on_page(_select(conditions, *_columns(), *more)).subquery()
+    shown = select(*(on_page.c[name] for name in (*MEMBERS, "log_id", "leaf")))
     return compile_statement(shown.order_by(on_page.c.correlation_id, on_page.c.order_time, on_page.c.event_id))
 
 
 @lru_cache(64)
 def _links_statement(conditions: tuple[str, ...]) -> Statement:
-    columns = (_e.correlation_id, _e.chain_index, _e.event_hash, _e.previous_event_hash)
-    return compile_statement(_on_page(_select(conditions, *columns)))
+    columns = (_e.event_id, _e.correlation_id, _e.chain_index, _e.log_index, _e.event_hash, _e.previous_event_hash)
+    erased = _e.payload_commitment.is_not(None).label("erased")
+    return compile_statement(_on_page(_select(conditions, *columns, erased)))
 
 
 def _on_page(selected: Select[Any]) -> Select[Any]:

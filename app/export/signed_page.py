@@ -17,12 +17,14 @@ import orjson
 
 from app.db import Connection
 from app.events.canonical import canonical, loads
+from app.events.positions import NO_POSITIONS, Positions
 from app.events.record import Row
 from app.export.certificate import ExportKeyPair
-from app.export.row import has_own_hash, mask
+from app.export.row import mask, verdict_on
 from app.export.select import ExportQuery, page_links, page_rows
 from app.sql import load
 from app.tlog.evidence import read_evidence
+from app.tlog.gaps import Gap, judge_gap_by_leaf
 
 SQL = load("export")
 ALGORITHM = "SHA256withRSA"
@@ -44,6 +46,9 @@ class SignedPage:
     export_id: UUID = field(default_factory=uuid4)
     event_count: int = 0
     tampered: list[str] = field(default_factory=list)
+    unverified: int = 0
+    """Unsealed events that have no hash, or one that cannot be computed here: they are not called valid, nor tampered with."""
+    unsealed: int = 0
     first_position: None = None
     last_position: None = None
 
@@ -82,9 +87,13 @@ class SignedPage:
     def _event(self, row: Row, links: "_Links") -> bytes:
         """The event as JCS. Verified is the stored row, also when what is shown is masked."""
         self.event_count += 1
-        valid = links.fits(row) and has_own_hash(row, self.log_name, self.hmac_key)
-        if not valid:
+        by_itself = verdict_on(row, self.log_name, self.hmac_key, links.erased)
+        valid = links.fits(row) and by_itself is True
+        if by_itself is None and not links.stands_twice(row):
+            self.unverified += 1
+        elif not valid:
             self.tampered.append(row["event_id"])
+        self.unsealed += not row["sealed"]
         event = {name: mask(self.query, row[name] or "") for name in _TEXTS} | {
             "event_id": row["event_id"],
             "version": mask(self.query, row["event_version"]),
@@ -93,6 +102,8 @@ class SignedPage:
             "hash_chain_valid": valid,
             "legal_hold": bool(row["legal_hold"]),
         }
+        if not row["sealed"]:
+            event["sealed"] = False
         return orjson.dumps(event, option=orjson.OPT_SORT_KEYS)
 
     def _metadata(self, now: str) -> dict[str, Any]:
@@ -108,58 +119,101 @@ class SignedPage:
         }
 
     def _verification(self, now: str) -> dict[str, Any]:
-        valid = self.event_count - len(self.tampered)
+        valid = self.event_count - len(self.tampered) - self.unverified
+        more = {"unverified_events": self.unverified, "unsealed_events": self.unsealed}
         return {
-            "total_events_verified": self.event_count,
+            "total_events_verified": self.event_count - self.unverified,
             "valid_chain_events": valid,
             "broken_chain_events": len(self.tampered),
             "chain_integrity_percentage": 100.0 * valid / self.event_count if self.event_count else 100.0,
             "verification_timestamp": now,
             "tampered_event_ids": self.tampered,
-        }
+        } | {name: count for name, count in more.items() if count}
 
 
 class _Links:
     """What the events of a page link to, on the page or before it.
 
-    This is not the link check of app/verify/chain.py, which reads one chain in order, counts its gaps and leaves it open whether
-    they are purges: a page has events of many chains in any order, so the event before each is looked up, and the answer is yes
-    or no. A missing event before is excused by any purge in the log.
+    This is not the link check of app/verify/chain.py, which reads one chain in order and counts its gaps: a page has events of many
+    chains in any order, so the event before each is looked up, and the answer is yes or no. What the answer vouches for is what
+    verification of the correlation would not call a defect: a missing event before is excused by its own purge only, and no event
+    fits whose id stands twice.
     """
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self._stored: dict[tuple[str, int], list[str]] = defaultdict(list)
         # Correlations and hashes to which unsealed events link; after `complete`, those of them that are stored.
         self._linked: set[tuple[str, str]] = set()
-        self._purged = False
-        for row in rows:
+        self._firsts: set[tuple[str, str]] = set()
+        """Correlations and ids of unsealed events that may link to none."""
+        self._purged_before: set[tuple[str, int]] = set()
+        """Correlations and chain positions of events before which others were purged."""
+        self._twice: set[str] = set()
+        """Ids that stand in several rows."""
+        self.erased = NO_POSITIONS
+        """Positions that were erased, as recorded in the log."""
+        self._rows = list(rows)
+        for row in self._rows:
             if row["chain_index"] is not None:
                 self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
             elif row["previous_event_hash"]:
                 self._linked.add((row["correlation_id"], row["previous_event_hash"]))
 
     async def complete(self, connection: Connection, log_name: str) -> None:
-        """Read the events before those of the page. A missing one was removed, unless any purge is recorded in the log."""
+        """Read the events before those of the page, and what the log records of purges and erasures where it matters."""
         if self._linked:
             found = await connection.fetch(SQL["linked"], *_columns(self._linked))
             self._linked = {(row["correlation_id"], row["event_hash"]) for row in found}
+        if unsealed := {row["correlation_id"] for row in self._rows if row["chain_index"] is None}:
+            found = await connection.fetch(SQL["first_without_link"], list(unsealed))
+            self._firsts = {(row["correlation_id"], row["event_id"]) for row in found}
+        found = await connection.fetch(SQL["ids_that_stand_twice"], [row["event_id"] for row in self._rows])
+        self._twice = {row["event_id"] for row in found}
         before = {(correlation, index - 1) for correlation, index in self._stored if index} - self._stored.keys()
-        if not before:
-            return
-        for row in await connection.fetch(SQL["before"], *_columns(before)):
-            self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
-        if before - self._stored.keys():
-            self._purged = bool((await read_evidence(connection, log_name)).purged)
+        if before:
+            for row in await connection.fetch(SQL["before"], *_columns(before)):
+                self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
+        missing = before - self._stored.keys()
+        if missing or any(row["erased"] for row in self._rows):
+            evidence = await read_evidence(connection, log_name)
+            self.erased = evidence.erased
+            await self._judge_gaps(connection, missing, evidence.purged)
+        self._rows.clear()
+
+    async def _judge_gaps(
+        self, connection: Connection, missing: Collection[tuple[str, int]], purged: Positions
+    ) -> None:
+        """Find the events of the page before which others were purged."""
+        for row in self._rows:
+            correlation, index = row["correlation_id"], row["chain_index"]
+            if index is None or row["log_index"] is None or (correlation, index - 1) not in missing:
+                continue
+            end = await connection.fetchrow(SQL["end_before"], correlation, index)
+            assert end is not None
+            last_hash = row["previous_event_hash"] or ""
+            gap = Gap(index - end["chain_index"] - 1, index, end["log_index"], row["log_index"], last_hash)
+            if (await judge_gap_by_leaf(connection, gap, purged)).is_purge:
+                self._purged_before.add((correlation, index))
+
+    def stands_twice(self, row: Row) -> bool:
+        """Whether another row has the event's id."""
+        return row["event_id"] in self._twice
 
     def fits(self, row: Row) -> bool:
         """Whether the event links to the one before it and is the only one at its chain position. An unsealed one may link to any."""
         correlation, index, previous = row["correlation_id"], row["chain_index"], row["previous_event_hash"] or ""
+        if self.stands_twice(row):
+            return False
         if row["log_index"] is None:
-            return index is None and (not previous or (correlation, previous) in self._linked)
+            if index is not None or not row["event_hash"]:
+                return index is None
+            return (
+                (correlation, previous) in self._linked if previous else (correlation, row["event_id"]) in self._firsts
+            )
         if not index:
             return index == 0 and not previous and len(self._stored[correlation, 0]) == 1
         before = self._stored.get((correlation, index - 1))
-        follows = self._purged if before is None else previous in before
+        follows = (correlation, index) in self._purged_before if before is None else previous in before
         return len(self._stored[correlation, index]) == 1 and bool(previous) and follows
 
 

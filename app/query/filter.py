@@ -7,11 +7,10 @@ text. Paging, counting and warming follow. `ExportQuery` (export/select.py) list
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, WithJsonSchema
 from sqlalchemy import (
-    BigInteger,
     Boolean,
     ColumnElement,
     Text,
@@ -23,11 +22,11 @@ from sqlalchemy import (
     not_,
     tuple_,
 )
-from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from app.events.envelope import Outcome
 from app.query.cursor import Cursor
 from app.query.postgres_time import utc_time
+from app.sql import fragment
 from app.tables import audit_events
 
 LIMIT_MAX = 1000
@@ -141,17 +140,12 @@ IS_SELF_EVENT = and_(
 )
 """Whether an event is a self event (docs/design.md, section 2)."""
 
-_LOG_END = (
-    "(SELECT first_index + count FROM log_flushes WHERE log_flushes.log_id = 0 ORDER BY first_index DESC LIMIT 1)"
+IS_SEALED = case(
+    (literal_column(fragment("on_log"), Boolean), literal_column("true", Boolean)),
+    else_=literal_column("false", Boolean),
 )
-
-
-def is_sealed(c: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[bool]:
-    """Whether a row says that it is at a position of the log. Whether the log has its hash there, verification finds out."""
-    zero, end = literal_column("0", BigInteger), literal_column(_LOG_END, BigInteger)
-    on_log = and_(c.log_id == zero, c.log_index >= zero, c.log_index < end)
-    return case((on_log, literal_column("true", Boolean)), else_=literal_column("false", Boolean))
-
+"""Whether a row says that it is at a position of the log; of the one table that the statement reads. CASE: what the planner expects
+of a position would mislead it."""
 
 CONDITIONS: dict[str, ColumnElement[bool]] = {
     **{name: _e[name] == bindparam(name, type_=_e[name].type) for name in _EQUAL},
@@ -163,6 +157,6 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     **{f"detail {key}": _indexed_detail(key) for key in _INDEXED_DETAILS},
     "cursor": _after_cursor(),
     "not self event": not_(IS_SELF_EVENT),
-    "sealed": is_sealed(_e),
-    "unsealed": not_(is_sealed(_e)),
+    "sealed": IS_SEALED,
+    "unsealed": not_(IS_SEALED),
 }

@@ -20,7 +20,7 @@ from app.events.canonical import sorted_json
 from app.events.record import Row, is_logged
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
-from app.query.filter import CONDITIONS, EventQuery, is_sealed
+from app.query.filter import CONDITIONS, IS_SEALED, EventQuery
 from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none, utc_text
 from app.sql import fragment, load
 from app.tables import audit_events
@@ -159,7 +159,7 @@ def _page_statement(conditions: tuple[str, ...], *, offset: bool) -> Statement:
     is_whole = before + size <= literal_column(str(PORTION_BYTES))
     wide = {"error_message": c.error_message, "payload": cast(c.event_data, Text)}
     shown = [case((or_(before == literal_column("0"), is_whole), value)).label(name) for name, value in wide.items()]
-    columns = *_columns(c), *shown, size.label("size"), is_sealed(c).label("sealed")
+    columns = *_columns(c), *shown, size.label("size"), IS_SEALED.label("sealed")
     return compile_statement(_newest_first(select(*columns), c))
 
 

@@ -74,16 +74,21 @@ class Timeline:
         return not (self.extent["count"] or self.head or self.notifications)
 
 
-async def timeline(engine: AsyncEngine, correlation_id: str, limit: int, offset: int) -> Timeline:
-    """The timeline of one correlation, read in one snapshot: at most `limit` of its events, after the first `offset`."""
+async def timeline(
+    engine: AsyncEngine, correlation_id: str, limit: int, offset: int, *, sealed: bool | None = None
+) -> Timeline:
+    """The timeline of one correlation, read in one snapshot: at most `limit` of its events, after the first `offset`.
+
+    With `sealed` it is made of those events only that are sealed, or of those that are not.
+    """
     async with (
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        events = await connection.fetchval(SQL["timeline"], correlation_id, limit, offset) or "[]"
-        steps = _by_time(await connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS)))
-        [extent] = await connection.fetch(SQL["extent"], correlation_id)
-        holds = await connection.fetch(SQL["holds"], correlation_id) if extent["with_hold"] else []
+        events = await connection.fetchval(SQL["timeline"], correlation_id, limit, offset, sealed) or "[]"
+        steps = _by_time(await connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS), sealed))
+        [extent] = await connection.fetch(SQL["extent"], correlation_id, sealed)
+        holds = await connection.fetch(SQL["holds"], correlation_id, sealed) if extent["with_hold"] else []
         return Timeline(
             extent,
             await connection.fetchrow(SQL["chain_head"], correlation_id),

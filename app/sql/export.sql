@@ -18,3 +18,19 @@ JOIN unnest($1::text[], $2::bigint[]) AS wanted (correlation_id, chain_index) US
 SELECT DISTINCT correlation_id, event_hash
 FROM (SELECT correlation_id, event_hash FROM audit_events WHERE correlation_id = ANY($1::text[]) OFFSET 0) AS stored
 JOIN unnest($1::text[], $2::text[]) AS wanted (correlation_id, event_hash) USING (correlation_id, event_hash)
+
+-- name: first_without_link
+-- Of each of these correlations the unsealed event that is its first, and may link to none.
+SELECT DISTINCT ON (correlation_id) correlation_id, event_id::text AS event_id
+FROM (SELECT * FROM audit_events WHERE correlation_id = ANY($1::text[]) OFFSET 0) AS stored
+WHERE log_index IS NULL AND chain_index IS NULL AND event_hash IS NOT NULL AND coalesce(previous_event_hash, '') = ''
+ORDER BY correlation_id, event_timestamp, stored.event_id
+
+-- name: ids_that_stand_twice
+-- Those of these ids that several rows have.
+SELECT event_id::text AS event_id FROM audit_events WHERE event_id = ANY($1::uuid[]) GROUP BY 1 HAVING count(*) > 1
+
+-- name: end_before
+-- The last event of a chain before chain position $2: its chain position, and the greatest position in the log of those before.
+SELECT coalesce(max(chain_index), -1) AS chain_index, coalesce(max(log_index), -1) AS log_index
+FROM audit_events WHERE correlation_id = $1 AND chain_index < $2

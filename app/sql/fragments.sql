@@ -19,6 +19,12 @@ event_id, event_version,
     error_message, is_sensitive, event_hash, previous_event_hash, log_id, log_index, chain_index, payload_salt,
     payload_commitment
 
+-- fragment: on_log
+-- Whether a row of audit_events says that it is at a position of the log. Whether the log has its hash there, verification finds out.
+(log_id = 0 AND log_index >= 0 AND log_index < (
+        SELECT first_index + count FROM log_flushes WHERE log_flushes.log_id = 0 ORDER BY first_index DESC LIMIT 1
+    )) IS TRUE
+
 -- fragment: leaf_of_row
 -- The leaf, in hex, that the log has at the position of a row of audit_events; NULL without one. As in the statement leaves_at, of
 -- flushes with one position the first counts.

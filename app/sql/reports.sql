@@ -78,7 +78,7 @@ ORDER BY event_timestamp, event_type, payload
 LIMIT $2
 
 -- name: timeline
--- Every event of one correlation in the order of the log, without its payload; unsealed ones come last. The result is a JSON array
+-- Every event of one correlation, or with $4 those that are sealed or are not, in the order of the log, without its payload; unsealed ones come last. The result is a JSON array
 -- of objects without unknown members: Postgres writes it in a third of the time that Python needs. A time that Python cannot
 -- represent becomes the nearest one. NULL: there are no events.
 SELECT '[{' || string_agg(members, '},{') || '}]' FROM (
@@ -102,8 +102,10 @@ SELECT '[{' || string_agg(members, '},{') || '}]' FROM (
         '"duration_ms":' || duration_ms,
         '"error_code":' || to_json(error_code::text),
         '"parent_event_id":"' || parent_event_id || '"',
-        '"event_metadata":' || CASE WHEN log_index IS NOT NULL THEN event_metadata::text END) AS members
+        '"event_metadata":' || CASE WHEN log_index IS NOT NULL THEN event_metadata::text END,
+        CASE WHEN NOT {on_log} THEN '"sealed":false' END) AS members
     FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- otherwise Postgres reads the log from its beginning
+    WHERE $4::boolean IS NULL OR ({on_log}) = $4
     ORDER BY log_index, event_timestamp, event_id
     LIMIT $2 OFFSET $3
 ) AS event
@@ -121,7 +123,7 @@ FROM (
         max(chain_index) FILTER (
             WHERE log_index < (SELECT greatest(position, completed_end) FROM verifier WHERE log_id = 0)
         ) + 1 AS verified
-    FROM audit_events WHERE correlation_id = $1
+    FROM audit_events WHERE correlation_id = $1 AND ($2::boolean IS NULL OR ({on_log}) = $2)
 ) AS totals
 
 -- name: chain_head
@@ -152,7 +154,7 @@ FROM (
     SELECT event_id, event_timestamp, event_type, actor_type, actor_id,
         CASE WHEN event_type = ANY($2) THEN event_data END AS phase,
         CASE WHEN event_type = ANY($3) THEN event_data END AS decided
-    FROM audit_events WHERE correlation_id = $1 OFFSET 0
+    FROM audit_events WHERE correlation_id = $1 AND ($4::boolean IS NULL OR ({on_log}) = $4) OFFSET 0
 ) AS e
 WHERE phase IS NOT NULL OR decided IS NOT NULL
 ORDER BY e.event_timestamp
@@ -163,7 +165,7 @@ LIMIT 10000
 SELECT legal_hold IS TRUE AS active, left(legal_hold_reason, 1000) AS reason, left(legal_hold_placed_by, 255) AS placed_by,
     timezone('UTC', legal_hold_placed_at)::text AS placed_at, count(*) AS events
 FROM audit_events
-WHERE correlation_id = $1 AND (legal_hold OR legal_hold_reason IS NOT NULL)
+WHERE correlation_id = $1 AND (legal_hold OR legal_hold_reason IS NOT NULL) AND ($2::boolean IS NULL OR ({on_log}) = $2)
 GROUP BY 1, 2, 3, 4
 ORDER BY 4 NULLS FIRST, 3, 2, 1
 LIMIT 1000

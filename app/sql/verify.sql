@@ -152,6 +152,11 @@ SELECT correlation_id FROM (
     SELECT correlation_id, row_number() OVER (ORDER BY correlation_id) AS number FROM chain_heads
 ) numbered WHERE number % $1 = 0 ORDER BY correlation_id
 
+-- name: count_unsealed
+-- How many unsealed rows there are, how many of them have no hash, and in how many correlations they are.
+SELECT count(*) AS rows, count(*) FILTER (WHERE event_hash IS NULL) AS unhashed, count(DISTINCT correlation_id) AS correlations
+FROM audit_events WHERE log_index IS NULL AND chain_index IS NULL
+
 -- name: unsealed_correlations
 -- Correlations that have hashed unsealed rows.
 SELECT DISTINCT correlation_id FROM audit_events

@@ -32,6 +32,7 @@ from app.verify.database import (
 from app.verify.processes import connect_for_verification, process_pool
 from app.verify.row import DEFECTS_MAX, Defect
 from app.verify.snapshot import SQL
+from app.verify.unsealed import UnsealedResult
 
 EXIT_NO_DEFECTS, EXIT_DEFECTS, EXIT_NOT_VERIFIED = 0, 1, 2
 _PROGRESS_SECONDS = 1.0
@@ -154,7 +155,7 @@ def _summary(result: DatabaseResult) -> Iterable[str]:
     if events.purged or events.erased:
         yield f"purged: {events.purged:,} events, erased: {events.erased:,} events, as recorded in the log"
     yield f"{result.chains:,} chains, {result.checkpoints} checkpoints"
-    yield from _unsealed_summary(result.unsealed.total, result.unsealed.verified)
+    yield from _unsealed_summary(result.unsealed)
     yield f"DEFECTS FOUND: {result.defects.count:,}" if result.defects.count else "no defects found"
 
 
@@ -163,12 +164,16 @@ def _chain_summary(correlation_id: str, result: CorrelationResult) -> Iterable[s
     yield one_line(f"{correlation_id}: {chain.verified:,} of {chain.total:,} events match the log")
     if result.purged_total or chain.erased_total:
         yield f"purged: {result.purged_total:,} events, erased: {chain.erased_total:,} events, as recorded in the log"
-    yield from _unsealed_summary(result.unsealed.total, result.unsealed.verified)
+    yield from _unsealed_summary(result.unsealed)
 
 
-def _unsealed_summary(total: int, verified: int) -> Iterable[str]:
-    if total:
-        yield f"unsealed rows, which are not part of the log: {verified:,} of {total:,} have the right hash"
+def _unsealed_summary(unsealed: UnsealedResult) -> Iterable[str]:
+    hashed, count = unsealed.total, unsealed.total + unsealed.unhashed
+    where = f"{count:,} in {unsealed.correlations:,} correlation(s)"
+    right = (
+        f"; {unsealed.verified:,} of {hashed:,} with a hash have the right one" if hashed else ", all without a hash"
+    )
+    yield f"unsealed rows, which are not part of the log: {where + right if count else 'none'}"
 
 
 def _print_lines(lines: Iterable[str]) -> None:

@@ -110,6 +110,10 @@ async def verify_database(
             number, defects = of_item
             result.chains += number
             result.defects.extend(defects)
+    # Those of correlations without any hash are only counted.
+    counted = await connection.fetchrow(SQL["count_unsealed"], timeout=LONG_FETCH_SECONDS)
+    assert counted is not None
+    result.unsealed.unhashed, result.unsealed.correlations = counted["unhashed"], counted["correlations"]
     return result
 
 

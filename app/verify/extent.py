@@ -15,8 +15,10 @@ async def log_size(connection: Connection, notes: Sequence[str], keys: Sequence[
     Known are `known` positions, and those that a checkpoint among `notes` covers that one of `keys` signed. If there is none, other
     checkpoints and the tiles count as well, and the log goes on behind lost flushes whose events are all there.
     """
-    trusted = max([known, *(signed_sizes(notes, keys) if keys else ())])
-    sizes = [trusted] if trusted else signed_sizes(notes, ())
+    sizes = [known, *(signed_sizes(notes, keys) if keys else ())]
+    trusted = max(sizes) > 0
+    if not trusted:
+        sizes = signed_sizes(notes, ())
     anchor = await _fetch(connection, "covered_size", sizes, not trusted)
     while True:
         size: int = await _fetch(connection, "log_end", anchor) or 0

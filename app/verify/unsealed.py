@@ -20,6 +20,8 @@ class UnsealedResult:
     """Rows whose hash is right."""
     unhashed: int = 0
     """Rows that have no hash."""
+    correlations: int = 0
+    """In how many correlations they all are."""
     unknown: str = ""
     """Why the last of the rows that could not be hashed could not."""
     defects: Defects = field(default_factory=Defects)
@@ -29,6 +31,7 @@ class UnsealedResult:
         self.total += other.total
         self.verified += other.verified
         self.unhashed += other.unhashed
+        self.correlations += other.correlations
         self.defects.extend(other.defects)
 
 
@@ -40,6 +43,7 @@ async def verify_unsealed(connection: Connection, correlation_id: str, hmac_key:
             _check_row(result, row, hmac_key, has_first=has_first)
             has_first = has_first or not row["previous_event_hash"]
     result.unhashed = await connection.fetchval(SQL["count_unhashed"], correlation_id, timeout=LONG_FETCH_SECONDS)
+    result.correlations = int(result.total + result.unhashed > 0)
     return result
 
 

@@ -31,6 +31,7 @@ _PART_EVENTS_MAX = 500
 _PARTS_PER_SECOND = 2
 _RETRY_SECONDS = 10.0
 _IDLE_SECONDS = 5.0
+_COUNT_SECONDS = 300.0
 _IDLE_TIMES = 20
 """How many times longer than the end of a round the pause after it is: it reads all unsealed rows."""
 _FINDINGS_MAX = 100
@@ -83,6 +84,9 @@ class Verifier:
         self._frontier = Frontier()
         self._last_round: tuple[int, bytes] | None = None
         """Size and root of the log at the end of the last round, which nobody who writes to the database can change."""
+        self._unsealed: int | None = None
+        """How many unsealed rows were counted last."""
+        self._count_again_at = 0.0
         self.has_lock = False
         """Whether this process is the one that verifies."""
 
@@ -99,6 +103,8 @@ class Verifier:
             size = await self._size(connection)
             end = min(first + self._part_events, size)
             is_end = first >= size
+            if monotonic() > self._count_again_at:
+                await self._count_unsealed(connection)
             defects = (
                 await self._verify_rest(connection, size)
                 if is_end
@@ -125,7 +131,22 @@ class Verifier:
 
     async def _verify_rest(self, connection: Connection, size: int) -> list[Defect]:
         """The defects of rows that are at no position of the log, at the end of a round."""
+        await self._count_unsealed(connection)
         return (await verify_inserted(connection, size)).listed + (await verify_unlogged_ids(connection, size)).listed
+
+    async def _count_unsealed(self, connection: Connection) -> None:
+        """Count the rows that others inserted: at the end of each round, and every few minutes of a long one."""
+        started = monotonic()
+        counted = await connection.fetchrow(SQL["count_unsealed"])
+        assert counted is not None
+        rows, correlations = counted["rows"], counted["correlations"]
+        for what, count in (("rows", rows), ("correlations", correlations)):
+            metrics.UNSEALED.labels(what=what).set(count)
+        if self._unsealed is not None and rows > self._unsealed:
+            extra = {"new": rows - self._unsealed, "rows": rows, "correlations": correlations}
+            log.warning("others have inserted events by SQL, which are not in the log", extra=extra)
+        self._unsealed = rows
+        self._count_again_at = monotonic() + max(_COUNT_SECONDS, _IDLE_TIMES * (monotonic() - started))
 
     async def _verify_part(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
         """The defects of positions from `first` up to, not including, `end`: of rows, heads, flushes and checkpoints."""

@@ -153,6 +153,35 @@ async def test_unsealed_rows_and_holds(client: httpx.Client, connection: Any) ->
     assert found["phases"][0]["phase"] == "Pending"
 
 
+@pytest.mark.damaged
+async def test_unsealed_rows_are_marked(client: httpx.Client, connection: Any, tmp_path: Path) -> None:
+    """What others inserted by SQL looks like an event of the log, cannot be left out, or an event of the log is marked."""
+    post(client, "rr-1")
+    now = datetime.now(UTC)
+    await insert(connection, make_row("rr-1", "orchestrator.phase.transitioned", "odd", {"to_phase": "Forged"}, now))
+    far = make_row("rr-1", "x", "odd", {}, now)
+    await insert(connection, far)
+    await connection.execute(
+        "UPDATE audit_events SET log_id = 0, log_index = 4611686018427387903 WHERE event_type = 'x'"
+    )
+    marks = [event.get("sealed") for event in get(client, f"{LIST}/rr-1")["events"]]
+    assert sorted(marks, key=str) == [False, False, None]
+    for asked, expected in (("true", [None]), ("false", [False, False])):
+        found = get(client, EVENTS, sealed=asked)
+        assert [event.get("sealed") for event in found["data"]] == expected
+        assert found["pagination"]["total"] == len(expected)
+        for event in found["data"]:
+            assert get(client, f"{EVENTS}/{event['event_id']}") == event
+        story = get(client, f"{LIST}/rr-1", sealed=asked)
+        assert (story["event_count"], len(story["events"])) == (len(expected), len(expected))
+        assert ("Forged" in str(story["phases"])) == (asked == "false")
+        page = get(client, "/api/v1/audit/export", sealed=asked)
+        assert [event.get("sealed") for event in page["events"]] == expected
+    shown = run(client, tmp_path, "show", "rr-1").stdout
+    assert len([line for line in shown.splitlines() if line.startswith("unsealed ")]) == 2
+    assert "2 unsealed" in shown
+
+
 def test_parts(client: httpx.Client) -> None:
     """A part of the events is another one, a stranger is found, or a bad question is answered."""
     for _ in range(5):

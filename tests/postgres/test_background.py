@@ -5,10 +5,10 @@ import logging
 import asyncpg
 import pytest
 
-from app.metrics import VERIFIER_FINDINGS, VERIFIER_POSITION
+from app.metrics import UNSEALED, VERIFIER_FINDINGS, VERIFIER_POSITION
 from app.tlog import merkle
 from app.verify.worker import Verifier
-from tests.sealed import LOG, seal
+from tests.sealed import LOG, insert, plain_row, seal
 
 Connection = asyncpg.Connection
 
@@ -64,6 +64,20 @@ async def test_findings(owner: Connection, caplog: pytest.LogCaptureFixture) -> 
         await a_round(verifier, owner)
     assert "removed" not in {kind for kind, _, _ in await findings(owner)}
     assert VERIFIER_FINDINGS.labels(kind="removed")._value.get() == 0
+
+
+@pytest.mark.damaged
+async def test_unsealed_rows(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody is told that others have inserted rows, is told of those that were there, or an honest one counts as a defect."""
+    await insert(owner, plain_row("rr-0"))
+    verifier = Verifier(LOG, (), 50)
+    await a_round(verifier, owner)
+    assert [record for record in caplog.records if record.levelno == logging.WARNING] == []
+    await insert(owner, plain_row("rr-7"))
+    await a_round(verifier, owner)
+    assert [record.new for record in caplog.records if record.levelno == logging.WARNING] == [1]  # type: ignore[attr-defined]
+    counts = [UNSEALED.labels(what=what)._value.get() for what in ("rows", "correlations")]
+    assert (counts, await findings(owner)) == ([2, 2], set())
 
 
 @pytest.mark.damaged

@@ -287,6 +287,8 @@ async def test_erased_and_purged(
     assert verdict(file).problems == []
     assert (await page(engine, signing))["hash_chain_verification"]["broken_chain_events"] == 3
     await own(superuser, "datastorage.retention.purged", "{[0,2),[6,7)}", operation_id="one")
+    assert (await page(engine, signing))["hash_chain_verification"]["broken_chain_events"] == 2
+    await own(superuser, "datastorage.event.erased", "{[2,4)}")
     assert (await page(engine, signing))["hash_chain_verification"]["broken_chain_events"] == 0
 
 
@@ -352,8 +354,11 @@ async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connec
     counts = verdict(await export(engine)).counts
     assert [counts[name] for name in ("recomputed", "wrong unsealed", "unverifiable", "unhashed")] == [2, 1, 1, 8]
     exported = await page(engine, signing)
-    assert exported["hash_chain_verification"]["tampered_event_ids"] == [str(wrong)]
-    assert len(exported["events"]) == 12
+    verification = exported["hash_chain_verification"]
+    assert verification["tampered_event_ids"] == [str(wrong)]
+    assert (verification["valid_chain_events"], verification["unverified_events"]) == (2, 9)
+    assert (verification["unsealed_events"], len(exported["events"])) == (11, 12)
+    assert sum(event.get("sealed", True) for event in exported["events"]) == 1
     assert {event["event_hash"] for event in exported["events"]} >= {"", "ab" * 32}
 
 

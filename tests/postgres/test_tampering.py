@@ -395,6 +395,19 @@ async def test_command(owner: Connection, database_url: str, tmp_path: Path, mon
     assert (code, "150 of 150 events match the log" in output) == (0, True)
 
 
+async def test_unsealed_rows_are_counted(owner: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is told how many rows others have inserted, since they have no hash or are where the log has none; or it is a defect."""
+    code, output = run(monkeypatch, database_url)
+    assert (code, "unsealed rows, which are not part of the log: none" in output) == (0, True)
+    for correlation in ("rr-0", "rr-9", "rr-9"):
+        await insert(owner, plain_row(correlation))
+    assert "3 in 2 correlation(s), all without a hash" in run(monkeypatch, database_url)[1]
+    await insert(owner, plain_row("rr-9", event_hash="wrong"))
+    code, output = run(monkeypatch, database_url)
+    assert (code, "4 in 2 correlation(s); 0 of 1 with a hash have the right one" in output) == (0, True)
+    assert "1 in 1 correlation(s), all without a hash" in run(monkeypatch, database_url, "rr-0")[1]
+
+
 @pytest.mark.parametrize(
     "more",
     [
