@@ -40,7 +40,8 @@ MAY_IMPORT = {
     "verify": "events tlog workers database_url db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
     "ingest": "events schema database_url db workers sql settings errors metrics tracing",
-    "retention": "events ingest schema db workers sql settings errors",  # holds and runs are events too
+    # ingest: holds and runs are events too; tlog: what purge events among those that are purged have recorded
+    "retention": "events ingest tlog schema db workers sql settings errors",
     "query": "events go_duration db sql tables errors",
     # verify: rows in portions of one snapshot, and the check of a chain's link
     "export": "events query verify tlog db sql tables errors",

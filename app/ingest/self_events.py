@@ -15,6 +15,7 @@ import orjson
 from app.events import ids
 from app.events.canonical import parse
 from app.events.catalog import Catalog
+from app.events.catalog.self_events import CATEGORY, correlation_of
 from app.ingest.accept import Acceptance, Event, accept, check_item
 from app.ingest.event_writer import EventWriter
 from app.ingest.submission import Submission
@@ -37,18 +38,18 @@ def self_event(
     An event with an `event_id` is stored once, whatever its date.
     """
     event_type: str = payload["event_type"]
-    _, kind, action = event_type.split(".")
+    action = event_type.rpartition(".")[2]
     now = datetime.now(UTC)
     item = {
         "version": "1.0",
         "event_type": event_type,
         "event_timestamp": now.isoformat(),
-        "event_category": "security",
+        "event_category": CATEGORY,
         "event_action": action,
         "event_outcome": "success",
         "actor_type": "service" if actor_id == ACTOR else "user",
         "actor_id": actor_id,
-        "correlation_id": f"datastorage:{kind}:{about or uuid4()}",
+        "correlation_id": correlation_of(event_type, about or uuid4()),
         "event_data": payload,
     }
     document = parse(orjson.dumps(item))

@@ -23,6 +23,7 @@ from app.retention.removal import (
     SLOW_SECONDS,
     RetentionSession,
     purge_events,
+    purged_by,
     read_contents,
     remove_month,
     resume_month,
@@ -33,6 +34,8 @@ from app.sql import load
 SQL = load("retention")
 BATCH_ROWS = 1_000
 _PASSES_MAX = 100
+_PURGES = "datastorage:retention:"
+"""How the correlations of purge events begin."""
 
 log = logging.getLogger(__name__)
 
@@ -170,11 +173,14 @@ async def _pass(session: RetentionSession, run_id: UUID, month: Month, after: in
             return deleted
 
 
+def _may_be_purge(row: asyncpg.Record) -> bool:
+    return row["log_index"] is not None and row["correlation_id"].startswith(_PURGES)
+
+
 async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg.Record]) -> int:
     """Delete `rows` and write their purge events, together. 0 if one of them is held now; the next pass omits it."""
     positions = Positions.of(row["log_index"] for row in rows if row["log_index"] is not None)
-    named = [row["purged"] for row in rows if row["purged"] is not None]
-    repeated = Positions.parse(await session.connection.fetchval(SQL["union_of_positions"], named))
+    repeated = await purged_by(session, sorted({row["correlation_id"] for row in rows if _may_be_purge(row)}))
     unsealed = sum(row["log_index"] is None for row in rows)
     keys = [[row[name] for row in rows] for name in ("event_id", "event_date", "correlation_id")]
 

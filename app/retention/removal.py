@@ -11,7 +11,7 @@ own, and the next run finishes what a crash between two steps has left:
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from uuid import UUID, uuid4
 
@@ -19,7 +19,7 @@ import asyncpg
 
 from app.db import Connection
 from app.errors import AuditError, Fatal
-from app.events.positions import Positions
+from app.events.positions import NO_POSITIONS, Positions
 from app.ingest.accept import Event
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
@@ -27,6 +27,7 @@ from app.ingest.store import Store
 from app.retention.logged import commit_action
 from app.retention.policy import Month, MonthContents, Terms
 from app.sql import load
+from app.tlog.evidence import read_evidence
 
 SQL = load("retention")
 SLOW_SECONDS = 3600.0
@@ -102,7 +103,8 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
     if rows.held or rows.not_due:
         return False
     arguments = month.name, *terms.columns()
-    named = await connection.fetchval(SQL["purged_positions_in_month"], *arguments, timeout=SLOW_SECONDS)
+    due = await connection.fetch(SQL["purges_in_month"], *arguments, timeout=SLOW_SECONDS)
+    repeated = await purged_by(session, [row["correlation_id"] for row in due])
     operation = uuid4()
 
     async def check_unchanged(connection: Connection, flush: Flush) -> None:
@@ -110,13 +112,24 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
         if not await connection.fetchval(SQL["month_unchanged"], month.first, month.end, log_size, *version):
             raise MonthChanged
 
-    positions, repeated = Positions.parse(rows.positions), Positions.parse(named)
+    positions = Positions.parse(rows.positions)
     events = list(purge_events(session, operation, positions, repeated, unsealed=rows.unsealed, month=month.name))
     try:
         await commit_action(session.store, events, check_unchanged)
     except MonthChanged:
         return False
     return True
+
+
+async def purged_by(session: RetentionSession, correlation_ids: Sequence[str]) -> Positions:
+    """The positions that were purged by the operations with these correlations, as the log records it.
+
+    A row that only looks like a purge event, because somebody inserted it, adds none.
+    """
+    if not correlation_ids:
+        return NO_POSITIONS
+    async with session.connection.transaction(isolation="repeatable_read", readonly=True):
+        return (await read_evidence(session.connection, session.store.log_name, correlation_ids)).purged
 
 
 def purge_events(

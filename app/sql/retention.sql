@@ -148,10 +148,10 @@ SELECT count(*) FROM deleted
 -- Positions that are still stored in a month, attached or not, although purge events name them.
 SELECT (positions * purged_positions($1))::text FROM month_contents($1::text::regclass, $2, $3, $4)
 
--- name: purged_positions_in_month
--- The positions that the purge events in a month name, so that the event of their own purge can repeat them.
-SELECT coalesce(range_agg((purged)::int8multirange), '{}')::text
-FROM due_events($1::text::regclass, $2, $3, $4, -1, 2147483647) WHERE purged IS NOT NULL
+-- name: purges_in_month
+-- Correlations of the due events of a month that may be purge events, so that the event of their own purge can repeat their positions.
+SELECT DISTINCT correlation_id
+FROM due_events($1::text::regclass, $2, $3, $4, -1, 2147483647) WHERE starts_with(correlation_id, 'datastorage:retention:')
 
 -- name: purges_of_month
 -- The purges of one whole month that were not reverted.
@@ -188,10 +188,6 @@ SELECT drop_month($1, $2, $3, $4)
 -- name: attach_month
 -- Attaches a detached month again.
 SELECT attach_month($1)
-
--- name: union_of_positions
--- Several multiranges in one.
-SELECT coalesce(range_agg(m::int8multirange), '{}')::text FROM unnest($1::text[]) AS m
 
 -- name: erasable
 -- The events that an erasure names and that are not erased yet, except the evidence of purges and erasures; and whether each is held.

@@ -128,9 +128,12 @@ FROM audit_events
 WHERE correlation_id = ANY($1) AND (log_index IS NOT NULL OR chain_index IS NOT NULL)
 ORDER BY correlation_id, chain_index NULLS LAST, log_index
 
--- name: correlations_of_types
--- Correlations that have sealed events of some types.
-SELECT DISTINCT correlation_id FROM audit_events WHERE event_type = ANY($1) AND log_index IS NOT NULL
+-- name: evidence
+-- Sealed self events of some types, of all correlations or of some, each with the leaf that the log has at its position.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf
+FROM audit_events
+WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%' AND log_index IS NOT NULL
+    AND ($2::text[] IS NULL OR correlation_id = ANY($2))
 
 -- name: count_positions_with_rows
 -- How many positions from $1 up to, not including, $2 have rows: of the purged positions $3, and of the others.

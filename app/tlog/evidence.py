@@ -1,18 +1,22 @@
 """What was purged or erased, as recorded in the log itself: read from self events, each of which is verified first."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
-from app.db import Connection
+from app.db import LONG_FETCH_SECONDS, Connection
+from app.events.catalog.self_events import CATEGORY, correlation_of
 from app.events.positions import Positions, Range
-from app.events.record import Row, stored_hash
+from app.events.record import Row, is_logged
 from app.tlog.tiles import SQL
 
 PURGED, RESTORED, ERASED = "datastorage.retention.purged", "datastorage.retention.restored", "datastorage.event.erased"
-_CHAINS_AT_ONCE = 500
+_OPERATION = {PURGED: "operation_id", RESTORED: "operation_id", ERASED: "erasure_id"}
+"""By type: the member of the payload that is part of the event's correlation."""
+_ROWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,41 +34,62 @@ class Evidence:
 NO_EVIDENCE = Evidence()
 
 
-async def read_evidence(connection: Connection, log_name: str) -> Evidence:
-    """The evidence in the log named `log_name`. Self events that do not match the log are ignored.
+async def read_evidence(
+    connection: Connection, log_name: str, correlation_ids: Sequence[str] | None = None
+) -> Evidence:
+    """The evidence in the log named `log_name`, or only that in some correlations. Self events that do not match the log are ignored.
 
-    `connection` is in a snapshot.
+    `connection` is in a snapshot. Only self events are read, and a few at a time, whatever else their correlations contain.
     """
-    found = await connection.fetch(SQL["correlations_of_types"], [PURGED, RESTORED, ERASED])
-    correlation_ids = [row["correlation_id"] for row in found]
-    rows: list[Row] = []
-    for start in range(0, len(correlation_ids), _CHAINS_AT_ONCE):
-        rows += await connection.fetch(SQL["chain_rows"], correlation_ids[start : start + _CHAINS_AT_ONCE])
-    leaves = await leaves_at(connection, [row["log_index"] for row in rows])
-    return evidence_in(row for row in rows if _matches_log(row, leaves.get(row["log_index"]), log_name))
-
-
-def evidence_in(rows: Iterable[Row]) -> Evidence:
-    """The evidence in verified self events. Each counts only for positions before its own."""
-    purged: dict[str, list[Range]] = defaultdict(list)
-    restored: dict[str, list[Range]] = defaultdict(list)
-    erased: list[Range] = []
-    for row in rows:
+    recorded = _Recorded()
+    rows = connection.cursor(
+        SQL["evidence"], list(_OPERATION), correlation_ids, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS
+    )
+    async for row in rows:
         payload = orjson.loads(row["event_data"])
-        kind = payload.get("event_type")
-        ranges = Positions.parse(payload.get("positions", "")).within(0, row["log_index"])
-        if kind == PURGED:
-            purged[payload["operation_id"]] += ranges
-        elif kind == RESTORED:
-            restored[payload["operation_id"]] += ranges
-        elif kind == ERASED:
-            erased += ranges
-    not_restored = [
-        remaining
-        for operation, ranges in purged.items()
-        for remaining in Positions(ranges).without(Positions(restored[operation])).ranges
-    ]
-    return Evidence(Positions(not_restored), Positions(erased))
+        if is_evidence(row, payload) and _matches_log(row, log_name):
+            recorded.add(payload, row["log_index"])
+    return recorded.evidence()
+
+
+def is_evidence(row: Row, payload: Any) -> bool:
+    """Whether the columns of a self event agree with its payload, as they do in all that the service writes and in no other event."""
+    event_type = row["event_type"]
+    if event_type not in _OPERATION or not isinstance(payload, dict) or payload.get("event_type") != event_type:
+        return False
+    operation = payload.get(_OPERATION[event_type])
+    if not isinstance(operation, str) or row["event_category"] != CATEGORY:
+        return False
+    return bool(row["correlation_id"] == correlation_of(event_type, operation))
+
+
+class _Recorded:
+    """What the self events that were read so far record."""
+
+    def __init__(self) -> None:
+        self._purged: dict[str, list[Range]] = defaultdict(list)
+        self._restored: dict[str, list[Range]] = defaultdict(list)
+        self._erased: list[Range] = []
+
+    def add(self, payload: dict[str, Any], position: int) -> None:
+        """Add the event at this position of the log. It counts only for positions before its own."""
+        ranges = Positions.parse(str(payload.get("positions"))).within(0, position)
+        match payload["event_type"]:
+            case "datastorage.retention.purged":
+                self._purged[payload["operation_id"]] += ranges
+            case "datastorage.retention.restored":
+                self._restored[payload["operation_id"]] += ranges
+            case _:
+                self._erased += ranges
+
+    def evidence(self) -> Evidence:
+        """The positions that are purged and not restored by the same operation, and those that are erased."""
+        not_restored = [
+            remaining
+            for operation, ranges in self._purged.items()
+            for remaining in Positions(ranges).without(Positions(self._restored[operation])).ranges
+        ]
+        return Evidence(Positions(not_restored), Positions(self._erased))
 
 
 async def leaves_at(connection: Connection, positions: list[int]) -> dict[int, str]:
@@ -73,9 +98,9 @@ async def leaves_at(connection: Connection, positions: list[int]) -> dict[int, s
     return {row["position"]: row["leaf"].hex() for row in rows}
 
 
-def _matches_log(row: Row, leaf: str | None, log_name: str) -> bool:
-    """Whether a row is the event whose leaf in the log is `leaf`. A self event that is evidence is never erased."""
-    is_erased = row.get("payload_commitment") is not None
+def _matches_log(row: Row, log_name: str) -> bool:
+    """Whether a row is the event that the log has at its position. A self event that is evidence is never erased."""
+    is_erased = row["payload_commitment"] is not None
     if is_erased or row["log_id"] != 0 or row["event_date"] != row["event_timestamp"].date():
         return False
-    return leaf is not None and stored_hash(row, log_name) == leaf and leaf == str(row["event_hash"])
+    return is_logged(row, log_name) and bool(row["event_hash"] == row["leaf"])

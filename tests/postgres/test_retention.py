@@ -18,6 +18,8 @@ from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from tests.postgres import log
 from tests.postgres.log import LOG
+from tests.postgres.test_tampering import PURGED, found
+from tests.sealed import insert, plain_row, seal
 
 pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know purges
 NOW = datetime.now(UTC)
@@ -177,6 +179,34 @@ async def test_purged_purges_are_repeated(database_url: str, connection: Connect
     assert done.rows_deleted == 2
     assert await connection.fetchval("SELECT purged_positions(NULL)::text") == "{[0,5)}"
     assert len(await stored(connection)) == 0
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_forged_purges_are_not_repeated(database_url: str, connection: Connection, whole: bool) -> None:
+    """A run takes what somebody inserted for a purge event and repeats its positions, so that the log excuses any removal."""
+    await write(database_url, {"event_timestamp": NOW.isoformat(), "retention_days": 2555})
+    if not whole:
+        await write(database_url, {"retention_days": 2555})
+    operation = str(uuid4())
+    payload = {"event_type": PURGED, "operation_id": operation, "positions": "{[0,1)}"}
+    columns = {
+        "event_timestamp": MONTH_AGO,
+        "event_date": MONTH_AGO.date(),
+        "retention_days": 10,
+        "event_category": "security",
+    }
+    columns |= {"event_type": PURGED, "event_data": orjson.dumps(payload).decode()}
+    correlation_id = f"datastorage:retention:{operation}"
+    await insert(connection, plain_row(correlation_id, **columns))
+    await insert(connection, plain_row(correlation_id, **columns, log_id=0, log_index=2**40))
+    # As somebody can who writes to the log as the service does.
+    await seal(connection, correlation_id, columns | {"event_type": "workflow.completed"})
+    await purge.run(settings_of(database_url), NOW)
+    purges = [one for one in await self_events(connection, "purged") if one["operation_id"] != operation]
+    assert "{[0,1)}" not in {one["positions"] for one in purges}
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("DELETE FROM audit_events WHERE log_index = 0")
+    assert await found(connection) >= {"removed"}
 
 
 async def test_claim_outlives_the_row(database_url: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -19,10 +20,13 @@ from pydantic import SecretStr
 
 from app.settings import Settings
 from app.tlog import merkle, note
+from app.tlog.evidence import read_evidence
 from app.verify import command
 from app.verify.correlation import verify_correlation
 from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
+from app.verify.worker import Verifier
 from tests import databases
+from tests.postgres.test_background import a_round, findings
 from tests.sealed import LOG, insert, plain_row, seal, sealed_hash
 from tests.services import ROOT
 
@@ -36,6 +40,7 @@ UPDATE audit_events SET (log_index, chain_index) = (
     SELECT o.log_index, o.chain_index FROM audit_events o WHERE o.log_index = 27 - audit_events.log_index
 ) WHERE log_index IN (13, 14)
 """
+PURGED, RESTORED, ERASED = "datastorage.retention.purged", "datastorage.retention.restored", "datastorage.event.erased"
 PEOPLE = ("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt")
 
 
@@ -118,14 +123,15 @@ async def rewrite(connection: Connection, *, key: Ed25519PrivateKey | None) -> N
 
 async def own(connection: Connection, kind: str, positions: str, **members: object) -> UUID:
     """A self event, which records that something was done at these positions."""
+    about = members.setdefault("erasure_id" if kind == ERASED else "operation_id", str(uuid4()))
     payload = {"event_type": kind, "positions": positions} | members
-    name = f"datastorage:{kind.split('.')[1]}:{uuid4()}"
-    [event_id] = await seal(connection, name, {"event_type": kind, "event_data": orjson.dumps(payload).decode()})
+    columns = {"event_type": kind, "event_category": "security", "event_data": orjson.dumps(payload).decode()}
+    [event_id] = await seal(connection, f"datastorage:{kind.split('.')[1]}:{about}", columns)
     return event_id
 
 
 async def purge(connection: Connection, positions: str, operation: str = "one") -> None:
-    await own(connection, "datastorage.retention.purged", positions, operation_id=operation)
+    await own(connection, PURGED, positions, operation_id=operation)
     await connection.execute("DELETE FROM audit_events WHERE $1::text::int8multirange @> log_index", positions)
 
 
@@ -305,8 +311,8 @@ async def test_purged_chain(owner: Connection) -> None:
 
 async def test_restored_purge(owner: Connection) -> None:
     """A purge that was undone still excuses rows that are missing there."""
-    await own(owner, "datastorage.retention.purged", "{[0,20)}", operation_id="one")
-    await own(owner, "datastorage.retention.restored", "{[10,20)}", operation_id="one")
+    await own(owner, PURGED, "{[0,20)}", operation_id="one")
+    await own(owner, RESTORED, "{[10,20)}", operation_id="one")
     await owner.execute("DELETE FROM audit_events WHERE log_index < 10")
     assert await found(owner) == set()
     await owner.execute("DELETE FROM audit_events WHERE log_index = 10")
@@ -318,7 +324,7 @@ async def test_purged_without_an_event(owner: Connection) -> None:
     await owner.execute("INSERT INTO retention_operations (rows_deleted, status) VALUES (1, 'completed')")
     await owner.execute("DELETE FROM audit_events WHERE log_index = 7")
     payload = '{"event_type": "datastorage.retention.purged", "positions": "{[0,300)}", "operation_id": "one"}'
-    kind = "datastorage.retention.purged"
+    kind = PURGED
     await insert(owner, plain_row("datastorage:retention:x", event_type=kind, event_data=payload))
     assert await found(owner) == {"removed"}
     await seal(owner, "rr-0", {"event_type": kind, "event_data": '{"event_type": "x", "positions": "{[0,300)}"}'})
@@ -330,9 +336,70 @@ async def test_purged_without_an_event(owner: Connection) -> None:
     assert (await found_in(owner, "rr-0"))[:2] == ({"removed"}, 0)
 
 
+@pytest.mark.parametrize(
+    "differs",
+    [
+        {"event_type": "workflow.completed"},
+        {"event_type": RESTORED},
+        {"event_category": "workflow"},
+        {"correlation_id": "rr-0"},
+        {"correlation_id": "datastorage:retention:two"},
+        {"correlation_id": "datastorage:hold:one"},
+        {
+            "event_data": '{"event_type": "datastorage.retention.purged", "positions": "{[0,300)}", "operation_id": "two"}'
+        },
+        {"event_data": '{"event_type": "datastorage.retention.purged", "positions": "{[0,300)}"}'},
+        {"event_data": '{"event_type": "datastorage.event.erased", "positions": "{[0,300)}", "operation_id": "one"}'},
+        {"event_data": '{"positions": "{[0,300)}", "operation_id": "one"}'},
+        {"event_data": '["datastorage.retention.purged"]'},
+    ],
+)
+@pytest.mark.parametrize("kind", [PURGED, ERASED])
+async def test_evidence_that_does_not_agree(owner: Connection, kind: str, differs: dict[str, str]) -> None:
+    """An event that was logged beside a genuine purge excuses a removal or an erasure, although no query for such events finds it."""
+    member = "erasure_id" if kind == ERASED else "operation_id"
+    await own(owner, PURGED, "{[3,4)}", operation_id="one")
+    await own(owner, ERASED, "{[3,4)}", erasure_id="one")
+    payload = {"event_type": kind, "positions": "{[0,300)}", member: "one"}
+    forged = {
+        "correlation_id": f"datastorage:{kind.split('.')[1]}:one",
+        "event_type": kind,
+        "event_category": "security",
+    }
+    forged |= {"event_data": orjson.dumps(payload).decode()} | differs
+    await seal(owner, forged.pop("correlation_id"), forged)
+    assert await found(owner) == set()
+    await (erase(owner, 7) if kind == ERASED else owner.execute("DELETE FROM audit_events WHERE log_index = 7"))
+    named = "edited" if kind == ERASED else "removed"
+    assert await found(owner) == {named}
+    assert (await found_in(owner, "rr-0"))[0] == {named}
+
+
+async def test_evidence_is_read_in_portions(owner: Connection) -> None:
+    """What clients have posted under the service's correlations in former times makes each verification larger."""
+    await own(owner, PURGED, "{[0,10)}", operation_id="one")
+    await own(owner, ERASED, "{[12,13)}", erasure_id="one")
+    large = {"event_data": orjson.dumps({"text": "x" * 250_000}).decode()}
+    for name in ("datastorage:retention:one", "datastorage:event:one"):
+        await seal(owner, name, *(large for _ in range(60)))
+    await owner.execute("DELETE FROM audit_events WHERE log_index < 10")
+    tracemalloc.start()
+    try:
+        async with owner.transaction(isolation="repeatable_read", readonly=True):
+            evidence = await read_evidence(owner, LOG)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+        tracemalloc.reset_peak()
+        await a_round(Verifier(LOG, (), 500), owner)
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000  # of 30 MB that were posted
+    finally:
+        tracemalloc.stop()
+    assert (str(evidence.purged), str(evidence.erased)) == ("{[0,10)}", "{[12,13)}")
+    assert await findings(owner) == set()
+
+
 async def test_purge_of_the_future(owner: Connection) -> None:
     """A purge event excuses the removal of events that were written after it."""
-    await own(owner, "datastorage.retention.purged", "{[290,400)}", operation_id="one")
+    await own(owner, PURGED, "{[290,400)}", operation_id="one")
     await seal(owner, "rr-0", {}, {})
     await owner.execute("DELETE FROM audit_events WHERE log_index = 301")
     assert await found(owner) == {"removed"}
@@ -340,7 +407,7 @@ async def test_purge_of_the_future(owner: Connection) -> None:
 
 async def test_erased(owner: Connection) -> None:
     """An erased event is reported as edited although the log records the erasure, or an edited one as erased."""
-    await own(owner, "datastorage.event.erased", "{[7,8)}")
+    await own(owner, ERASED, "{[7,8)}")
     await erase(owner, 7)
     report = await verified(owner)
     assert (report.defects.listed, report.events.erased) == ([], 1)

@@ -1,6 +1,7 @@
 """Self events: events that this service writes about itself, each under a correlation id of its own, `datastorage:<kind>:<uuid>`.
 
-A client cannot post them, because verification accepts a position as purged, or a row as erased, if one of these records it.
+A client cannot post them, nor any other event under such a correlation id, because verification accepts a position as purged, or
+a row as erased, if one of these records it.
 `positions` are positions in the log, as text of a Postgres int8multirange: `{[0,5),[7,9)}`.
 """
 
@@ -11,6 +12,13 @@ from typing_extensions import TypedDict
 from app.events.catalog.value_types import Count, DateTime, Sha256Hex, Uuid
 
 CATEGORY = "security"
+CORRELATIONS = "datastorage:"
+"""How the correlation ids begin that only the service itself uses."""
+
+
+def correlation_of(event_type: str, about: object) -> str:
+    """The correlation id of the self events of one type that are about the same thing."""
+    return f"{CORRELATIONS}{event_type.split('.')[1]}:{about}"
 
 
 class HoldPlacedPayload(TypedDict):
