@@ -21,7 +21,7 @@ from app import metrics
 from app.api.body import ClientDisconnected
 from app.cores import granted_cores
 from app.errors import Unavailable
-from app.ingest.event_writer import WriterState
+from app.ingest.event_writer import WriterState, busy_seconds_until
 from app.settings import Settings
 
 WAIT_SECONDS = 0.8
@@ -70,7 +70,7 @@ class Pace:
         self._factor = max(0.0, slots / (_CORES_SHARE * cores) - 1)
         self._working = 0
         self._clock, self._clock_at = 0.0, monotonic()
-        self._seen_at, self._seen = monotonic(), writer.busy_seconds
+        self._seen_at, self._seen = self._clock_at, busy_seconds_until(self._clock_at, writer)
         self._busy = 0.0
 
     def begin(self) -> float:
@@ -90,8 +90,8 @@ class Pace:
         self._clock += (now - self._clock_at) / max(1, self._working)
         self._clock_at = now
         if (window := now - self._seen_at) > _WINDOW_SECONDS:
-            busy_seconds = self._writer.busy_seconds
-            self._busy = min(1.0, (busy_seconds - self._seen) / window)
+            busy_seconds = busy_seconds_until(now, self._writer)
+            self._busy = min(1.0, max(0.0, (busy_seconds - self._seen) / window))
             self._seen_at, self._seen = now, busy_seconds
 
 

@@ -26,7 +26,13 @@ class WriterState(Protocol):
     away: bool
     """Postgres was away at the last flush."""
     busy_seconds: float
-    """How long the writer has been writing since it started; it grows at the end of each flush."""
+    """How long the writer has been writing to Postgres; while it writes, less the monotonic time when it began: so below 0."""
+
+
+def busy_seconds_until(now: float, state: WriterState) -> float:
+    """How long the writer has been writing to Postgres, also with what it writes at `now`, the monotonic time."""
+    seconds = state.busy_seconds
+    return seconds + now if seconds < 0 else seconds
 
 
 @dataclass

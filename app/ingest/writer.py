@@ -82,6 +82,7 @@ class Writer:
         self._state = state or OwnState()
         """While it is away, what arrives is spooled until `on_presence`."""
         self._state.away = away
+        self._state.busy_seconds = 0.0
         self._server = server_names(settings)
         self.failure = ""
         """Why the last flush could not be committed, in the words of Postgres or the network; empty if it was."""
@@ -246,27 +247,36 @@ class Writer:
         while not (self._closing and not self._inbox):
             self._arrived.clear()
             if self.spool is not None and self._replay_is_due:
-                await self._replay(self.spool)
+                with self._busy():
+                    await self._replay(self.spool)
             if self._inbox:
                 submissions = self._in_flush = self._next_flush()
                 metrics.INBOX_EVENTS.set(self._events_waiting)
-                began = monotonic()
                 try:
                     await self._write_or_spool(submissions)
                 except Exception:  # the top of the loop: without it nothing would be written any more
                     log.exception("requests could not be spooled")
                     _fail(submissions, SpoolFailed())
                 self._in_flush = []
-                self._state.busy_seconds += monotonic() - began
             elif not (self._closing or self._replay_is_due):
                 await self._arrived.wait()
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Show readers that this writes to Postgres. To spool is not to be busy: Postgres has nothing of it."""
+        self._state.busy_seconds -= monotonic()
+        try:
+            yield
+        finally:
+            self._state.busy_seconds += monotonic()
 
     async def _write_or_spool(self, submissions: list[Submission]) -> None:
         """Commit what can be committed; spool what has to be written after spooled events, or cannot be written now."""
         now, later = (submissions, []) if self.spool is None else self._split_for_spool(self.spool, submissions)
         try:
             if now:
-                await self._write(now)
+                with self._busy():
+                    await self._write(now)
         except DatabaseAway as error:
             self._state.away = self.spool is not None
             self._begin_outage(reason(error.__cause__ or error))

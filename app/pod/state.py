@@ -26,7 +26,7 @@ class PodState(ctypes.Structure):
     has_spooled: bool
     """Events wait in the spool."""
     busy_seconds: float
-    """How long the writer has been writing since it started."""
+    """As WriterState has it."""
     log_name: bytes
     ready: "ctypes.Array[ctypes.c_bool]"
     """For each process, whether it answers."""

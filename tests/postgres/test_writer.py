@@ -5,6 +5,8 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import monotonic
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -17,6 +19,8 @@ from app.events.canonical import canonical
 from app.events.catalog import Catalog
 from app.ingest import partitions
 from app.ingest.accept import Acceptance, check_item, computed_ids, other_ids, single_id
+from app.ingest.event_writer import OwnState, busy_seconds_until
+from app.ingest.spool import Spool
 from app.ingest.store import LostRace, MonthDetached, Store, _claim_columns
 from app.ingest.submission import new_submission
 from app.ingest.writer import Writer
@@ -263,6 +267,33 @@ async def test_three_replicas_at_once(database_url: str, connection: Any) -> Non
     async with replica(database_url) as a, replica(database_url) as b, replica(database_url) as c:
         answers = await asyncio.gather(*(work(r.post, str(n)) for n, r in enumerate((a, b, c, a, b, c))))
     assert await count(connection) == len({i for answer in answers for i in answer}) == 240
+
+
+async def test_the_writer_shows_when_it_writes(database_url: str, connection: Any, tmp_path: Path) -> None:
+    """Reads do not yield to a long flush or to a replay before its end, or yield to events that are only spooled."""
+    settings, state = Settings(database_url=SecretStr(database_url)), OwnState()
+    spool = Spool(tmp_path, 1 << 20)
+    writer = Writer(Store(settings, LOG), settings, spool, state, away=True)
+    writer.start()
+    one = Replica(writer)
+    await one.post(item())
+    assert state.busy_seconds == 0
+    written = 0.0
+    for write in (lambda: writer.on_presence(""), lambda: one.post(item())):
+        async with connection.transaction(), asyncio.timeout(20):
+            await connection.execute("LOCK TABLE log_flushes IN EXCLUSIVE MODE")
+            writing = asyncio.create_task(write())
+            while state.busy_seconds >= 0:  # noqa: ASYNC110 -- the writer's loop sets it
+                await asyncio.sleep(0.01)
+            assert busy_seconds_until(monotonic(), state) < busy_seconds_until(monotonic() + 1, state)
+        await writing
+        async with asyncio.timeout(20):
+            while state.busy_seconds < 0:  # noqa: ASYNC110 -- as above
+                await asyncio.sleep(0.01)
+        assert state.busy_seconds > written
+        written = state.busy_seconds
+    await writer.close()
+    spool.close()
 
 
 async def test_missing_partition_is_made(database_url: str, connection: Any) -> None:

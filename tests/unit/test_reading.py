@@ -228,6 +228,25 @@ async def test_slots_rest_while_the_writer_is_busy(busy: float, monkeypatch: pyt
     assert other.rest_owed == pytest.approx(0.07 * (4 / 0.3 - 1) * busy)
 
 
+async def test_slots_rest_during_a_long_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a large batch is written, for seconds, reads take what its statements need."""
+    clock = Clock(monkeypatch)
+    pace = Pace(4, 2, clock.writer)
+    clock.advance(1, 0)
+    clock.writer.busy_seconds -= clock.now  # as a writer that begins
+    rests = []
+    for seconds in (0.3, 0.01):
+        began = pace.begin()
+        clock.advance(seconds, 0)
+        rests.append(pace.end(began))
+    assert rests[1] == pytest.approx(0.01 * (4 / 0.3 - 1))
+    clock.writer.busy_seconds += clock.now
+    clock.advance(60, 0)
+    began = pace.begin()
+    clock.advance(0.01, 0)
+    assert pace.end(began) < 0.01
+
+
 async def test_no_rest_is_longer_than_a_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """One slow query closes its slot for minutes."""
     clock = Clock(monkeypatch)
