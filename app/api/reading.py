@@ -27,7 +27,8 @@ from app.settings import Settings
 WAIT_SECONDS = 0.8
 _CORES_SHARE = 0.15
 """Of the cores, how much reads may keep busy on average while the writer has no pause."""
-_REST_SECONDS_MAX = 1.0
+_REST_SECONDS_MAX = 0.7
+"""Less than a read waits: who asks one question after another, alone, is answered also where there is one slot."""
 _WINDOW_SECONDS = 0.2
 _WAITING_FOR_SLOT_MAX = 16
 """Reads that wait for each slot; what comes beyond is refused at once, rather than all of them in one moment later."""
@@ -83,7 +84,7 @@ class Pace:
         """Seconds of rest after the work that ends now."""
         self._advance()
         self._working -= 1
-        return min(_REST_SECONDS_MAX, (self._clock - began) * self._factor * self._busy)
+        return (self._clock - began) * self._factor * self._busy
 
     def _advance(self) -> None:
         now = monotonic()
@@ -114,7 +115,7 @@ class Turn:
     def pause(self) -> None:
         """What the read does from now on is to wait for its client, or nothing."""
         if self._began is not None:
-            self.rest_owed += self.pace.end(self._began)
+            self.rest_owed = min(_REST_SECONDS_MAX, self.rest_owed + self.pace.end(self._began))
             self._began = None
 
     async def rest(self) -> None:
