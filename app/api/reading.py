@@ -162,8 +162,8 @@ class ReadSlots:
                 self._leave(turn)
 
     def _refuse_one(self) -> None:
-        """Refuse the last read of the caller with the most that wait: it would wait in vain."""
-        turn = max(self._waiting.values(), key=len)[-1]
+        """Refuse the last read of the caller with the most that wait, and whose turn comes last of those: it would wait in vain."""
+        turn = max(reversed(self._waiting.values()), key=len)[-1]
         self._remove(turn)
         turn.admitted.set_exception(ReadsBusy())
 

@@ -126,6 +126,16 @@ async def test_a_crowd_is_refused_at_once() -> None:
         assert reads.running == ["b1"]
 
 
+async def test_a_crowd_of_callers_does_not_refuse_who_is_next() -> None:
+    """While ever more callers arrive, the one that has waited longest is refused instead of the one that has just come."""
+    async with readers(1) as reads:
+        await reads.begin("a0", *(f"{caller}1" for caller in "bcdefghijklmnopqr"))
+        with pytest.raises(ReadsBusy):
+            await reads.tasks["r1"]
+        await reads.end("a0")
+        assert reads.running == ["b1"]
+
+
 async def test_a_client_that_is_gone_leaves() -> None:
     """A slot is given to a read for which nobody waits, or the request's body is lost while it waits."""
     async with readers(2) as reads:
