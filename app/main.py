@@ -112,7 +112,7 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
         engine=db.create_engine(settings),
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
-        read_slots=read_slots(settings, writer_state),
+        read_slots=read_slots(settings, writer_state, readers=1 if member is None else member.alike),
         writer_state=writer_state,
         export_key_store=ExportKeyStore(settings.signer_cert_dir or _in_state_dir(settings, "export-certificate")),
         metrics_text=health.own_metrics if member is None else member.metrics.text,

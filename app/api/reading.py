@@ -221,12 +221,15 @@ async def _wait(turn: Turn, arrivals: Arrivals) -> None:
         raise ReadsBusy
 
 
-def read_slots(settings: Settings, writer: WriterState) -> ReadSlots:
-    """The slots that the settings ask for, else two for each core, and fewer than the pool has connections."""
+def read_slots(settings: Settings, writer: WriterState, readers: int) -> ReadSlots:
+    """The slots that the settings ask for, else two for each core, and fewer than the pool has connections.
+
+    `readers` processes share the writer, and what reads may keep busy of the cores.
+    """
     cores = granted_cores()
     by_default = min(round(2 * cores), settings.pool_connections_max - _CONNECTIONS_LEFT)
     slots = settings.reads_at_once_max or max(1, by_default)
-    return ReadSlots(slots, Pace(slots, cores, writer))
+    return ReadSlots(slots, Pace(slots, cores / readers, writer))
 
 
 def needs_slot(method: str, path: str) -> bool:

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp
 from app.ingest.spool_file import Depth
 from app.ingest.writer import Writer
 from app.pod.dispatch import Dispatch
-from app.pod.plan import Role, Slot, slots
+from app.pod.plan import Role, Slot, alike, slots
 from app.pod.pod_metrics import PodMetrics
 from app.pod.relay import Relay, RelayServer
 from app.pod.remote_writer import RemoteWriter
@@ -43,6 +43,11 @@ class Member:
     def writes(self) -> bool:
         """Whether this is the pod's writer."""
         return self.slot.role is Role.WRITER
+
+    @property
+    def alike(self) -> int:
+        """How many processes of the pod have the role of this one."""
+        return alike(self.slot, self.processes)
 
     @property
     def connections(self) -> int:

@@ -49,13 +49,17 @@ def slots(processes: int) -> list[Slot]:
     return [Slot(role, index, role is accepting) for index, role in enumerate(roles)]
 
 
+def alike(slot: Slot, processes: int) -> int:
+    """How many processes of the pod have the role of this one."""
+    return sum(one.role is slot.role for one in slots(processes))
+
+
 def settings_of(slot: Slot, settings: Settings, processes: int) -> Settings:
     """The settings of one process: its share of what the settings give to the pod."""
     plan = slots(processes)
-    alike = sum(one.role is slot.role for one in plan)
     accepting = sum(one.accepts for one in plan)
     is_reader = slot.role is Role.READER
-    pool = max(1, settings.pool_connections_max // alike) if is_reader else _POOL_OF_OTHERS
+    pool = max(1, settings.pool_connections_max // alike(slot, processes)) if is_reader else _POOL_OF_OTHERS
     # The writer's inbox is the pod's; of the others this bounds the bodies that are being read.
     inbox = settings.inbox_bytes_max if slot.role is Role.WRITER else settings.inbox_bytes_max // accepting
     return settings.model_copy(

@@ -9,9 +9,13 @@ from starlette.types import Message
 
 from app.api import reading
 from app.api.body import ClientDisconnected
-from app.api.reading import WAIT_SECONDS, Arrivals, Pace, ReadsBusy, ReadSlots, Turn, is_long, needs_slot
+from app.api.reading import WAIT_SECONDS, Arrivals, Pace, ReadsBusy, ReadSlots, Turn, is_long, needs_slot, read_slots
 from app.errors import BadRequest
 from app.ingest.event_writer import OwnState
+from app.pod.member import Member
+from app.pod.plan import Role, slots
+from app.pod.state import PodState
+from app.settings import Settings
 
 
 async def waiting_client() -> Message:
@@ -236,6 +240,22 @@ async def test_slots_rest_while_the_writer_is_busy(busy: float, monkeypatch: pyt
     # Together 0.05 s of work, on four slots, which may use 0.15 of two cores.
     assert one.rest_owed == pytest.approx(0.015 * (4 / 0.3 - 1) * busy)
     assert other.rest_owed == pytest.approx(0.035 * (4 / 0.3 - 1) * busy)
+
+
+@pytest.mark.parametrize("processes", [2, 5, 6, 8])
+def test_readers_of_a_pod_share_what_reads_may_use(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two readers together keep twice as much of the cores busy as one may."""
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr(reading, "granted_cores", lambda: 8.0)
+    at_work = 0.0
+    for slot in (one for one in slots(processes) if one.role is Role.READER):
+        member = Member(slot, processes, PodState(), "")
+        pace = read_slots(Settings(reads_at_once_max=6), clock.writer, member.alike)._pace
+        clock.advance(1, 1)
+        began = pace.begin()
+        clock.advance(0.01, 1)
+        at_work += 6 * 0.01 / (0.01 + pace.end(began))
+    assert at_work == pytest.approx(0.15 * 8)
 
 
 async def test_slots_rest_during_a_long_flush(monkeypatch: pytest.MonkeyPatch) -> None:
