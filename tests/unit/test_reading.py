@@ -16,6 +16,7 @@ from app.pod.member import Member
 from app.pod.plan import Role, slots
 from app.pod.state import PodState
 from app.settings import Settings
+from tests.reading import Clock
 
 
 async def waiting_client() -> Message:
@@ -207,19 +208,6 @@ async def test_bad_framing_while_a_read_waits() -> None:
         with pytest.raises(BadRequest, match="not HTTP"):
             async with those.slots.slot("b", Arrivals(receive), is_long=False):
                 pass
-
-
-class Clock:
-    """The clock of reads, and a writer that writes for a share of the time."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        self.writer = OwnState()
-        monkeypatch.setattr(reading, "monotonic", lambda: self.now)
-
-    def advance(self, seconds: float, busy: float) -> None:
-        self.now += seconds
-        self.writer.busy_seconds += seconds * busy
 
 
 @pytest.mark.parametrize("busy", [0.0, 0.1, 1.0])

@@ -7,9 +7,10 @@ from starlette.types import Message
 
 from app.api import streaming
 from app.api.body import ClientDisconnected
-from app.api.reading import Pace, Turn
+from app.api.reading import Arrivals, Pace, ReadSlots, Turn
 from app.api.streaming import PacedSend
 from app.ingest.event_writer import OwnState
+from tests.reading import Clock
 
 
 def a_turn() -> Turn:
@@ -60,3 +61,73 @@ async def test_who_receives_too_slowly_is_cut(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ClientDisconnected):
         await send_all(b"x", 1000)
     await send_all(b"x" * 65536, 50)
+
+
+async def test_work_is_what_happens_between_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream is read on without rests, or its slot rests because its client is slow."""
+    clock = Clock(monkeypatch)
+    pace = Pace(1, 1, clock.writer)
+    turn = Turn("a", is_long=False, pace=pace)
+    clock.advance(1, 1)
+
+    async def send(_: Message) -> None:
+        assert pace._working == 0
+        clock.advance(10, 1)
+
+    paced = PacedSend(send, turn)
+    turn.work()
+    await paced({"type": "http.response.start", "status": 200, "headers": []})
+    clock.advance(0.01, 1)
+    before = asyncio.get_running_loop().time()
+    await paced({"type": "http.response.body", "body": b"x", "more_body": True})
+    assert asyncio.get_running_loop().time() - before >= 0.01 * (1 / 0.15 - 1)
+    assert pace._working == 1
+    await paced({"type": "http.response.body", "body": b""})
+    assert (pace._working, turn.rest_owed) == (0, 0)
+
+
+@pytest.mark.parametrize("ends", ["while it waits", "while it works", "while it sends", "while it rests"])
+async def test_a_cancelled_read_leaves_nothing_behind(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a read whose client has gone there is one slot less, or work counts as shared with a read that is over."""
+    clock = Clock(monkeypatch)
+    pace = Pace(1, 1, clock.writer)
+    slots = ReadSlots(1, pace)
+    clock.advance(1, 1)
+    entered = asyncio.Event()
+
+    async def wait(message: Message | None = None) -> Message:
+        if ends == "while it rests" and message is not None:
+            return message
+        entered.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        await wait(message)
+
+    async def read() -> None:
+        async with slots.slot("a", Arrivals(wait), is_long=True) as turn:
+            clock.advance(0.05, 1)
+            if ends == "while it works":
+                await wait()
+            asyncio.get_running_loop().call_later(0.01, entered.set)
+            await PacedSend(send, turn)({"type": "http.response.body", "body": b"x", "more_body": True})
+
+    holder = asyncio.create_task(read())
+    await entered.wait()
+    if ends == "while it waits":
+        entered.clear()
+        waiting = asyncio.create_task(read())
+        await entered.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    holder.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await holder
+    async with asyncio.timeout(5):
+        while not slots._free:  # noqa: ASYNC110 -- the loop's timer sets it
+            await asyncio.sleep(0.01)
+    assert (slots._free, slots._long, pace._working) == (1, 0, 0)
+    assert not slots._held
+    assert not slots._waiting
