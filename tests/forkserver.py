@@ -90,6 +90,8 @@ def serve(descriptor: int) -> NoReturn:
     from app.cli import main
 
     gc.freeze()
+    # A terminal interrupts every process of its group; this one has to end the services that hang.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     calls = socket.socket(fileno=descriptor)
     running: set[int] = set()
     while True:
@@ -127,3 +129,4 @@ def _become(message: dict[str, Any], output: int) -> None:
     os.environ.clear()
     os.environ.update(message["env"])
     sys.argv = ["datastorage", *message["arguments"]]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
