@@ -66,9 +66,11 @@ class Pace:
     Work is counted on a clock that reads share: while several work at once, it goes slower by their number.
     """
 
-    def __init__(self, slots: int, cores: float, writer: WriterState) -> None:
+    def __init__(self, cores: float, writer: WriterState) -> None:
         self._writer = writer
-        self._factor = max(0.0, slots / (_CORES_SHARE * cores) - 1)
+        self._share = _CORES_SHARE * cores
+        self.slots_in_use = 0
+        """The share is divided among them."""
         self._working = 0
         self._clock, self._clock_at = 0.0, monotonic()
         self._seen_at, self._seen = self._clock_at, busy_seconds_until(self._clock_at, writer)
@@ -84,7 +86,8 @@ class Pace:
         """Seconds of rest after the work that ends now."""
         self._advance()
         self._working -= 1
-        return (self._clock - began) * self._factor * self._busy
+        factor = max(0.0, self.slots_in_use / self._share - 1)
+        return (self._clock - began) * factor * self._busy
 
     def _advance(self) -> None:
         now = monotonic()
@@ -171,6 +174,7 @@ class ReadSlots:
         """Give free slots to those who wait, one for each caller in turn."""
         while self._free and (turn := self._next()) is not None:
             self._free -= 1
+            self._pace.slots_in_use += 1
             self._held[turn.caller] += 1
             self._long += turn.is_long
             turn.admitted.set_result(None)
@@ -199,6 +203,7 @@ class ReadSlots:
         if turn.admitted.exception() is not None:
             return
         self._free += 1
+        self._pace.slots_in_use -= 1
         self._long -= turn.is_long
         self._held[turn.caller] -= 1
         if not self._held[turn.caller]:
@@ -229,7 +234,7 @@ def read_slots(settings: Settings, writer: WriterState, readers: int) -> ReadSlo
     cores = granted_cores()
     by_default = min(round(2 * cores), settings.pool_connections_max - _CONNECTIONS_LEFT)
     slots = settings.reads_at_once_max or max(1, by_default)
-    return ReadSlots(slots, Pace(slots, cores / readers, writer))
+    return ReadSlots(slots, Pace(cores / readers, writer))
 
 
 def needs_slot(method: str, path: str) -> bool:

@@ -28,7 +28,7 @@ class Readers:
     """Reads of several callers; each runs until it is ended."""
 
     def __init__(self, slots: int) -> None:
-        self.slots = ReadSlots(slots, Pace(slots, 2, OwnState()))
+        self.slots = ReadSlots(slots, Pace(2, OwnState()))
         self.running: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
@@ -214,7 +214,8 @@ async def test_bad_framing_while_a_read_waits() -> None:
 async def test_slots_rest_while_the_writer_is_busy(busy: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Readers that do not pause keep more of the cores busy than their share, or are slowed down when nobody writes."""
     clock = Clock(monkeypatch)
-    pace = Pace(4, 2, clock.writer)
+    pace = Pace(2, clock.writer)
+    pace.slots_in_use = 4
     one, other = (Turn(caller, is_long=False, pace=pace) for caller in "ab")
     clock.advance(1, busy)
     one.work()
@@ -225,7 +226,7 @@ async def test_slots_rest_while_the_writer_is_busy(busy: float, monkeypatch: pyt
     clock.advance(0.025, busy)  # its client receives
     one.pause()
     other.pause()
-    # Together 0.05 s of work, on four slots, which may use 0.15 of two cores.
+    # Together 0.05 s of work, with four slots in use, for which reads may use 0.15 of two cores.
     assert one.rest_owed == pytest.approx(0.015 * (4 / 0.3 - 1) * busy)
     assert other.rest_owed == pytest.approx(0.035 * (4 / 0.3 - 1) * busy)
 
@@ -239,6 +240,7 @@ def test_readers_of_a_pod_share_what_reads_may_use(processes: int, monkeypatch: 
     for slot in (one for one in slots(processes) if one.role is Role.READER):
         member = Member(slot, processes, PodState(), "")
         pace = read_slots(Settings(reads_at_once_max=6), clock.writer, member.alike)._pace
+        pace.slots_in_use = 6
         clock.advance(1, 1)
         began = pace.begin()
         clock.advance(0.01, 1)
@@ -249,7 +251,8 @@ def test_readers_of_a_pod_share_what_reads_may_use(processes: int, monkeypatch: 
 async def test_slots_rest_during_a_long_flush(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a large batch is written, for seconds, reads take what its statements need."""
     clock = Clock(monkeypatch)
-    pace = Pace(4, 2, clock.writer)
+    pace = Pace(2, clock.writer)
+    pace.slots_in_use = 4
     clock.advance(1, 0)
     clock.writer.busy_seconds -= clock.now  # as a writer that begins
     rests = []
@@ -268,7 +271,8 @@ async def test_slots_rest_during_a_long_flush(monkeypatch: pytest.MonkeyPatch) -
 async def test_no_rest_is_longer_than_a_client_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """One slow query closes its slot for minutes, or whoever asks alone is refused because of his own last question."""
     clock = Clock(monkeypatch)
-    turn = Turn("a", is_long=False, pace=Pace(4, 2, clock.writer))
+    turn = Turn("a", is_long=False, pace=Pace(2, clock.writer))
+    turn.pace.slots_in_use = 1
     for _ in ("the answer's head", "its body"):
         turn.work()
         clock.advance(60, 1)
@@ -280,8 +284,9 @@ async def test_a_slot_is_taken_until_it_has_rested(monkeypatch: pytest.MonkeyPat
     """The next read begins at once, and what reads may do is exceeded."""
     async with readers(1) as reads:
         clock = Clock(monkeypatch)
-        reads.slots._pace = Pace(1, 2, clock.writer)
+        reads.slots._pace = Pace(2, clock.writer)
         await reads.begin("a1", "a2")
+        assert reads.slots._pace.slots_in_use == 1
         clock.advance(0.3, 1)
         await reads.end("a1")
         assert reads.running == []

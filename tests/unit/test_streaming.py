@@ -14,7 +14,7 @@ from tests.reading import Clock
 
 
 def a_turn() -> Turn:
-    return Turn("a", is_long=False, pace=Pace(1, 1, OwnState()))
+    return Turn("a", is_long=False, pace=Pace(1, OwnState()))
 
 
 async def test_large_bodies_leave_in_pieces() -> None:
@@ -66,7 +66,8 @@ async def test_who_receives_too_slowly_is_cut(monkeypatch: pytest.MonkeyPatch) -
 async def test_work_is_what_happens_between_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream is read on without rests, or its slot rests because its client is slow."""
     clock = Clock(monkeypatch)
-    pace = Pace(1, 1, clock.writer)
+    pace = Pace(1, clock.writer)
+    pace.slots_in_use = 1
     turn = Turn("a", is_long=False, pace=pace)
     clock.advance(1, 1)
 
@@ -90,7 +91,7 @@ async def test_work_is_what_happens_between_pieces(monkeypatch: pytest.MonkeyPat
 async def test_a_cancelled_read_leaves_nothing_behind(ends: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a read whose client has gone there is one slot less, or work counts as shared with a read that is over."""
     clock = Clock(monkeypatch)
-    pace = Pace(1, 1, clock.writer)
+    pace = Pace(1, clock.writer)
     slots = ReadSlots(1, pace)
     clock.advance(1, 1)
     entered = asyncio.Event()
