@@ -117,6 +117,7 @@ def check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth:
 
 def _check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: int) -> Draft:
     posted = check_envelope(item, pointer)
+    catalog.check_correlation_id(posted["correlation_id"], pointer + "/correlation_id")
     payload = posted["event_data"]
     # First: it bounds the length of what the check of the payload may have to report.
     text = _canonical_payload(payload, pointer, plain=plain, depth=depth)
@@ -167,7 +168,7 @@ def _faults(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth: in
         with faults:
             _canonical_payload(payload, pointer, plain=plain, depth=depth)
             catalog.check_payload(outer_type if isinstance(outer_type, str) else "", payload, pointer + "/event_data")
-    for name, decode in _PARSERS.items():
+    for name, decode in {"correlation_id": catalog.check_correlation_id, **_PARSERS}.items():
         if isinstance(text := get(name), str):
             with faults:
                 decode(text, f"{pointer}/{name}")

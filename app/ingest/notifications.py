@@ -13,6 +13,7 @@ from typing_extensions import TypedDict
 
 from app.db import fetch
 from app.errors import BadRequest, Conflict, DatabaseFailed
+from app.events.catalog.self_events import CORRELATIONS, RESERVED
 from app.events.envelope import DateTime, Name255, parse_timestamp
 from app.events.explain import bad_fields, by_member_name, explain
 from app.ingest.claim import Claim, key_reused
@@ -81,6 +82,8 @@ def check_notification(posted: PostedNotification, sent_at: datetime, now: datet
         for name in ("remediation_id", "notification_id", "message_summary")
         if not posted[name].strip()
     }
+    if posted["remediation_id"].startswith(CORRELATIONS):
+        faults["remediation_id"] = RESERVED
     if not posted["recipient"]:
         faults["recipient"] = "expected a text that is not empty"
     if len(posted["recipient"]) > _RECIPIENT_MAX:

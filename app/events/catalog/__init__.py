@@ -144,7 +144,7 @@ class Catalog:
     """The event types that one service knows: the built-in ones and the operator's `custom` ones.
 
     `accept_unknown`: whether events of unknown types are accepted, with any object as payload. `allow_self_events`: whether
-    self events are, which is so only where the service writes them.
+    self events and their correlation ids are, which is so only where the service writes them.
     """
 
     def __init__(
@@ -158,6 +158,12 @@ class Catalog:
         self._nearest = lru_cache(256)(lambda name: nearest(name, self.typed))
         self._accept_unknown = accept_unknown
         self._reserved = frozenset() if allow_self_events else SELF_EVENT_TYPES
+        self._allows_self_events = allow_self_events
+
+    def check_correlation_id(self, correlation_id: str, pointer: str) -> None:
+        """BadRequest for one of the service's own correlation ids. `pointer` is its place in the body."""
+        if correlation_id.startswith(self_events.CORRELATIONS) and not self._allows_self_events:
+            raise bad_fields({pointer: self_events.RESERVED})
 
     def check_payload(self, outer_type: str, payload: dict[str, Any], pointer: str) -> EventType | None:
         """The type of `payload`, or None for an unknown type that is accepted. BadRequest if it does not fit its type.

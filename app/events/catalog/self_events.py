@@ -14,6 +14,8 @@ from app.events.catalog.value_types import Count, DateTime, Sha256Hex, Uuid
 CATEGORY = "security"
 CORRELATIONS = "datastorage:"
 """How the correlation ids begin that only the service itself uses."""
+RESERVED = f"correlation ids that begin with {CORRELATIONS!r} are the service's own: use another"
+"""What a client is told that sends such a correlation id."""
 
 
 def correlation_of(event_type: str, about: object) -> str:
