@@ -59,11 +59,17 @@ SELECT level, index, hashes FROM log_tiles
 WHERE log_id = 0 AND (level, index) IN (SELECT * FROM unnest($1::smallint[], $2::bigint[]))
 
 -- name: level_size
--- How many hashes a level above 0 has. A tile beyond a missing one counts for nothing.
+-- How many hashes a level above 0 has. A tile behind a missing one, or behind one that is not full, counts for nothing.
 SELECT index * 256 + octet_length(hashes) / 32 FROM (
-    SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place
+    SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place,
+        coalesce(bool_and(octet_length(hashes) = 8192) OVER (
+            ORDER BY index ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS follows
     FROM log_tiles WHERE log_id = 0 AND level = $1 AND index >= 0
-) t WHERE index = place ORDER BY index DESC LIMIT 1
+) t WHERE index = place AND follows ORDER BY index DESC LIMIT 1
+
+-- name: delete_tiles
+-- Delete the tiles of a level from the one with index $2 on, and those with a negative index: they are made of the leaves again.
+DELETE FROM log_tiles WHERE log_id = 0 AND level = $1 AND (index >= $2 OR index < 0) RETURNING index
 
 -- name: append_to_tile
 -- Append $4 to a tile that has $3 hashes; no row is returned if it has another number of them.

@@ -51,7 +51,7 @@ async def prove_event(engine: AsyncEngine, event_id: UUID, log_name: str) -> Eve
             raise NotFound(f"There is no event {event_id}.")
         row = next((row for row in rows if is_logged(row, log_name)), rows[0]) if len(rows) > 1 else rows[0]
         index = row["log_index"]
-        if index is None:
+        if index is None or index < 0 or (index >= size and row["leaf"] is None):
             raise NotFound(f"Event {event_id} was inserted by SQL and has no position in the log.")
         if index >= size:
             raise NotSignedYet

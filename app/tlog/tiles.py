@@ -3,6 +3,7 @@
 Each hash in a tile of level L is the root over 256^L leaves. Tiles only grow, and can be made again from the leaves.
 """
 
+import logging
 import re
 from asyncio import sleep
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -16,6 +17,7 @@ from app.tlog import merkle
 from app.tlog.merkle import HASH_BYTES, Node, Range
 
 SQL = load("tlog")
+log = logging.getLogger(__name__)
 WIDTH = 256
 _WIDTH_BITS = 8
 _LEVEL_MAX = 5
@@ -109,16 +111,25 @@ async def extend_tiles(connection: Connection) -> bool:
     """
     size_below, more = await log_size(connection), False
     for level in range(1, _LEVEL_MAX + 1):
-        size: int = await connection.fetchval(SQL["level_size"], level) or 0
-        end = min(size_below // WIDTH, size + _TILES_PER_TRANSACTION)
-        more |= end < size_below // WIDTH
+        complete = size_below // WIDTH
+        size = await _trimmed_size(connection, level, complete)
+        end = min(complete, size + _TILES_PER_TRANSACTION)
+        more |= end < complete
         if size < end:
             roots = [root async for root in _full_tile_roots(connection, level - 1, size, end)]
             await _append_hashes(connection, level, size, roots)
-        size_below = max(size, end)
-        if size_below < WIDTH:
-            break
+        size_below = end
     return more
+
+
+async def _trimmed_size(connection: Connection, level: int, complete: int) -> int:
+    """How many hashes a level has, once the tiles are deleted that cannot be of the log, which has `complete` hashes there."""
+    size: int = await connection.fetchval(SQL["level_size"], level) or 0
+    tiles = complete // WIDTH if size > complete else -(-size // WIDTH)
+    deleted = await connection.fetch(SQL["delete_tiles"], level, tiles)
+    if deleted:
+        log.warning("tiles that are not of the log were deleted", extra={"level": level, "tiles": len(deleted)})
+    return min(size, tiles * WIDTH)
 
 
 async def _full_tile_roots(connection: Connection, level: int, first: int, last: int) -> AsyncIterator[bytes]:

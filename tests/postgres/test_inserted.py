@@ -10,20 +10,26 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
+from app.db import create_engine
+from app.errors import NotFound
 from app.events.catalog import Catalog
 from app.ingest.accept import Acceptance, Event, accept, check_item, single_id
 from app.ingest.store import Store
 from app.metrics import LOG_ALARMS
 from app.retention.holds import HoldOrder, Selector, place
 from app.settings import Settings
+from app.tlog import merkle
 from app.tlog.keys import SigningKey
+from app.tlog.note import Checkpoint, verified_checkpoint
+from app.tlog.prove import prove_event
 from app.tlog.signer import RowsInserted, Signer, signed_size
 from app.tlog.tiles import HashesMissing
 from app.verify.worker import Verifier
 from tests.events import make_event
 from tests.postgres.log import LOG, write
 from tests.postgres.test_background import a_round, findings
-from tests.postgres.test_checkpoints import new_key, no_heartbeat, worker
+from tests.postgres.test_checkpoints import leaves, new_key, no_heartbeat, worker
+from tests.postgres.test_checkpoints import write as write_leaves
 from tests.postgres.test_tampering import KEY, PUBLIC, found, found_in, verified
 from tests.sealed import insert, plain_row
 
@@ -188,6 +194,37 @@ async def test_start_behind_a_forged_run(log: Connection, database_url: str) -> 
         store = Store(settings_of(database_url), LOG, reader)
         assert await store._read_tail(await store.connection()) == (2, 1)
         await store.close()
+
+
+@pytest.mark.parametrize(
+    ("level", "index", "hashes"),
+    [(1, 0, 300), (1, 1, 2), (1, 7, 256), (1, -1, 4), (1, FAR, 1), (2, 0, 1), (2, 3, 1), (5, 0, 9)],
+)
+async def test_inserted_tile(connection: Connection, level: int, index: int, hashes: int) -> None:
+    """A tile that somebody inserts ends signing, or becomes part of a root."""
+    key = SigningKey(KEY, PUBLIC)
+    signing = worker(Signer(key))
+    written = leaves(600)
+    await write_leaves(connection, written[:100])
+    await signing.run_round(connection, no_heartbeat)
+    await connection.execute("INSERT INTO log_tiles VALUES (0, $1, $2, $3)", level, index, bytes(32 * hashes))
+    for start in (100, 400):
+        await write_leaves(connection, written[start : start + 300 if start == 100 else 600])
+        await signing.run_round(connection, no_heartbeat)
+    note = await connection.fetchval("SELECT note FROM log_signers")
+    assert verified_checkpoint(note, [PUBLIC]) == Checkpoint(LOG, 600, merkle.root(written))
+
+
+async def test_proof_of_a_forgery(log: Connection, database_url: str) -> None:
+    """Who asks for the proof of a row that was inserted beyond the end is told to wait for it."""
+    await worker(Signer(SigningKey(KEY, PUBLIC))).run_round(log, no_heartbeat)
+    engine = create_engine(settings_of(database_url))
+    for position in (FAR, -7, None):
+        await event(position, chain_index=0)(log)
+    for row in await log.fetch("SELECT event_id FROM audit_events WHERE correlation_id = 'rr-9'"):
+        with pytest.raises(NotFound):
+            await prove_event(engine, row["event_id"], LOG)
+    await engine.dispose()
 
 
 async def test_lost_flushes(log: Connection, database_url: str) -> None:
