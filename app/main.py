@@ -26,7 +26,7 @@ from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import ASGIApp
 
-from app import db, schema
+from app import db, rollup, schema
 from app.api import (
     effectiveness,
     events,
@@ -361,6 +361,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
         "presence": service.presence.watch(settings, writer.on_presence),
         "claims": claims.delete_expired_forever(service.engine),
         "partitions": partitions.create_ahead_forever(url, lambda: datetime.now(UTC)),
+        "rollup": rollup.follow_forever(settings),
     }
     if checkpoints is not None:
         workers["checkpoints"] = checkpoints.run(settings, write_heartbeat)

@@ -16,7 +16,7 @@ from sqlalchemy import (
     Text,
     Uuid,
 )
-from sqlalchemy.dialects.postgresql import INET, JSONB
+from sqlalchemy.dialects.postgresql import INET, JSONB, OID
 
 metadata = MetaData()
 
@@ -232,4 +232,67 @@ verifier_findings = Table(
     Column("correlation_id", Text, nullable=False),
     Column("round", BigInteger, nullable=False),
     Column("found_at", DateTime(timezone=True), nullable=False),
+)
+
+# The roll-up: counts of sealed events that follow the log.
+rollups = Table(
+    "rollups",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+    Column("tail", BigInteger),
+    Column("tail_xmin", Text),
+)
+
+# A view: each roll-up, and whether its log still has what was counted.
+rollup_progress = Table(
+    "rollup_progress",
+    metadata,
+    Column("log_id", SmallInteger),
+    Column("position", BigInteger),
+    Column("is_same_log", Boolean),
+)
+
+rollup_months = Table(
+    "rollup_months",
+    metadata,
+    Column("month", OID, primary_key=True, autoincrement=False),
+    Column("first_day", Date, nullable=False),
+    Column("identity", Text, nullable=False),
+    Column("building", BigInteger),
+)
+
+rollup_counts = Table(
+    "rollup_counts",
+    metadata,
+    Column("span", Text, nullable=False),
+    Column("start", DateTime(timezone=True), nullable=False),
+    Column("month", OID, nullable=False),
+    Column("event_type", String(100), nullable=False),
+    Column("event_category", String(50), nullable=False),
+    Column("event_outcome", String(20), nullable=False),
+    Column("severity", String(20)),
+    Column("events", BigInteger, nullable=False),
+)
+
+rollup_changes = Table(
+    "rollup_changes",
+    metadata,
+    Column("month", OID, nullable=False),
+    Column("log_index", BigInteger, nullable=False),
+    Column("event_timestamp", DateTime(timezone=True), nullable=False),
+    Column("event_type", String(100), nullable=False),
+    Column("event_category", String(50), nullable=False),
+    Column("event_outcome", String(20), nullable=False),
+    Column("severity", String(20)),
+    Column("events", SmallInteger, nullable=False),
+)
+
+# A view: the attached monthly tables, and what each is known by.
+rollup_tables = Table(
+    "rollup_tables",
+    metadata,
+    Column("month", OID),
+    Column("first_day", Date),
+    Column("identity", Text),
 )

@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "db": "events database_url settings errors sql",  # events: the binary form of an address
     "workers": "db errors metrics",
     "presence": "database_url db workers settings errors",
+    "rollup": "workers db sql settings",
     "tlog": "events workers db sql settings errors metrics",
     "verify": "events tlog workers database_url db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
@@ -49,7 +50,7 @@ MAY_IMPORT = {
     "api": "auth events ingest tlog verify query export retention presence cores go_duration db logs settings errors metrics tracing",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
     "pod": "api ingest presence cores settings errors",
-    "main": "pod api auth events ingest tlog verify query export retention schema presence database_url db workers settings state_dir errors",
+    "main": "pod api auth events ingest rollup tlog verify query export retention schema presence database_url db workers settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",
     "connection": "exchange framing errors",

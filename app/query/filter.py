@@ -13,6 +13,7 @@ from pydantic import BaseModel, Field, WithJsonSchema
 from sqlalchemy import (
     Boolean,
     ColumnElement,
+    Table,
     Text,
     and_,
     bindparam,
@@ -133,12 +134,17 @@ def _after_cursor() -> ColumnElement[bool]:
     return tuple_(_e.event_timestamp, _e.event_id) < last
 
 
-IS_SELF_EVENT = and_(
-    _e.event_category == literal_column("'security'"),
-    _e.event_type.like(literal_column("'datastorage.%'")),
-    _e.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference writes it too, and shows it
-)
-"""Whether an event is a self event (docs/design.md, section 2)."""
+def conditions_on(events: Table) -> dict[str, ColumnElement[bool]]:
+    """The conditions that any table can answer that has these columns of events."""
+    c = events.c
+    is_self_event = and_(  # docs/design.md, section 2
+        c.event_category == literal_column("'security'"),
+        c.event_type.like(literal_column("'datastorage.%'")),
+        c.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference writes it too, and shows it
+    )
+    equal = {name: c[name] == bindparam(name, type_=c[name].type) for name in _EQUAL if name in c}
+    return equal | {"not self event": not_(is_self_event)}
+
 
 IS_SEALED = case(
     (literal_column(fragment("on_log"), Boolean), literal_column("true", Boolean)),
@@ -147,8 +153,7 @@ IS_SEALED = case(
 """Whether a row says that it is at a position of the log; of the one table that the statement reads. CASE: what the planner expects
 of a position would mislead it."""
 
-CONDITIONS: dict[str, ColumnElement[bool]] = {
-    **{name: _e[name] == bindparam(name, type_=_e[name].type) for name in _EQUAL},
+CONDITIONS: dict[str, ColumnElement[bool]] = conditions_on(audit_events) | {
     "since": _e.event_timestamp >= bindparam("since"),
     "until": _e.event_timestamp <= bindparam("until"),
     "since_date": _e.event_date >= bindparam("since_date"),
@@ -156,7 +161,6 @@ CONDITIONS: dict[str, ColumnElement[bool]] = {
     "detail": _detail(bindparam("detail_key", type_=Text)) == bindparam("detail_value", type_=Text),
     **{f"detail {key}": _indexed_detail(key) for key in _INDEXED_DETAILS},
     "cursor": _after_cursor(),
-    "not self event": not_(IS_SELF_EVENT),
     "sealed": IS_SEALED,
     "unsealed": not_(IS_SEALED),
 }

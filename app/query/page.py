@@ -1,6 +1,5 @@
 """One page of events, newest first, with the number of events in all; and one event by its id."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,12 +21,11 @@ from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, IS_SEALED, EventQuery
 from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none, utc_text
+from app.query.total import total
 from app.sql import fragment, load
 from app.tables import audit_events
 
 SQL = load("reports")
-COUNT_SECONDS = 1.0
-CAPPED_TOTAL = 10_000
 
 _e = audit_events.c
 PORTION_BYTES = 1024 * 1024
@@ -78,12 +76,12 @@ async def page(engine: AsyncEngine, query: EventQuery) -> Page:
     async with driver_connection(engine) as connection:
         statement = _page_statement(query.page_conditions(), offset=bool(query.offset))
         rows = await _fetch(connection, statement, query)
-        total, exact = await _total(connection, query)
+        number, exact = await total(connection, query)
     shown = rows[: query.limit]
     has_more = len(rows) > query.limit
     next_cursor = Cursor(shown[-1]["timestamp"].replace(" ", "T", 1), shown[-1]["event_id"]) if has_more else None
     whole = next((number for number, row in enumerate(shown) if row["payload"] is None), len(shown))
-    return Page([_event(row) for row in shown[:whole]], shown[whole:], has_more, next_cursor, total, exact)
+    return Page([_event(row) for row in shown[:whole]], shown[whole:], has_more, next_cursor, number, exact)
 
 
 async def rest_of_page(engine: AsyncEngine, page: Page) -> AsyncIterator[list[dict[str, Any]]]:
@@ -142,7 +140,7 @@ async def warm(engine: AsyncEngine) -> None:
     async def run_each(connection: Connection) -> None:
         for query in queries:
             await _fetch(connection, _page_statement(query.page_conditions(), offset=False), query)
-            await _total(connection, query)
+            await total(connection, query)
         await connection.fetch(_by_id_statement().text, UUID(int=0))
 
     await on_first_connections(engine, run_each)
@@ -176,16 +174,6 @@ def _size(c: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[int]:
     )
 
 
-@lru_cache(256)
-def _count_statement(conditions: tuple[str, ...], rows_max: int | None) -> Statement:
-    matching: Select[Any] = select(literal_column("1")).select_from(audit_events)
-    matching = matching.where(*(CONDITIONS[name] for name in conditions))
-    if rows_max is None:
-        return compile_statement(matching.with_only_columns(func.count()))
-    capped = matching.limit(literal_column(str(rows_max))).subquery()
-    return compile_statement(select(func.count()).select_from(capped))
-
-
 @lru_cache(1)
 def _by_id_statement() -> Statement:
     leaf = literal_column(f"({fragment('leaf_of_row')})", Text)
@@ -199,31 +187,6 @@ def _by_id_statement() -> Statement:
 
 async def _fetch(connection: Connection, statement: Statement, query: EventQuery) -> list[asyncpg.Record]:
     return await connection.fetch(statement.text, *statement.bind(query.arguments()))
-
-
-async def _total(connection: Connection, query: EventQuery) -> tuple[int | None, bool]:
-    """(how many events match, whether that is exact)."""
-    if query.total == "none":
-        return None, True
-    if query.total == "capped":
-        count = (await _fetch(connection, _count_statement(query.conditions(), CAPPED_TOTAL + 1), query))[0][0]
-        return min(count, CAPPED_TOTAL), count <= CAPPED_TOTAL
-    statement = _count_statement(query.conditions(), None)
-    try:
-        async with asyncio.timeout(COUNT_SECONDS):
-            return (await _fetch(connection, statement, query))[0][0], True
-    except TimeoutError:
-        return await _estimate(connection, statement, query), False
-
-
-async def _estimate(connection: Connection, count: Statement, query: EventQuery) -> int:
-    """How many rows the planner expects to count, without counting them."""
-    explain = Statement(f"EXPLAIN (FORMAT JSON) {count.text}", count.parameters)
-    # SQLAlchemy has set its own codec for json on the connections of its pool.
-    plan = (await _fetch(connection, explain, query))[0][0][0]["Plan"]
-    while "Plans" in plan and plan["Node Type"] in {"Aggregate", "Gather"}:
-        plan = plan["Plans"][0]
-    return int(plan["Plan Rows"])
 
 
 def spooled_event(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -102,3 +102,19 @@ following AS (
         WHERE log_id = 0 AND first_index = p.first_index + greatest(p.count, 1) LIMIT 1
     ) f
 )
+
+-- fragment: add_counts
+-- Adds what is `counted` to the counts, by hours, days and months.
+by_hour AS MATERIALIZED (
+    SELECT month, date_trunc('hour', event_timestamp, 'UTC') AS start, event_type, event_category, event_outcome, severity,
+        sum(events) AS events
+    FROM counted GROUP BY 1, 2, 3, 4, 5, 6
+), added AS (
+    INSERT INTO rollup_counts AS c (span, start, month, event_type, event_category, event_outcome, severity, events)
+    SELECT s.span, date_trunc(s.unit, h.start, 'UTC'), month, event_type, event_category, event_outcome, severity,
+        sum(events)
+    FROM by_hour h CROSS JOIN (VALUES ('h', 'hour'), ('d', 'day'), ('m', 'month')) s(span, unit)
+    GROUP BY 1, 2, 3, 4, 5, 6, 7
+    ON CONFLICT (span, start, month, event_type, event_category, event_outcome, severity)
+        DO UPDATE SET events = c.events + excluded.events
+)

@@ -30,7 +30,7 @@ BEGIN
     END IF;
     FOR object IN
         SELECT format('TABLE %s', oid::regclass) FROM pg_class
-        WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p')
+        WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v')
         UNION ALL
         SELECT format('FUNCTION %s', oid::regprocedure) FROM pg_proc
         WHERE pronamespace = current_schema()::regnamespace AND prokind = 'f'

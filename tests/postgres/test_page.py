@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import db
 from app.errors import DatabaseFailed
 from app.query import page as pages
+from app.query import total as totals
 from app.query.filter import EventQuery
 from app.settings import Settings
 
@@ -62,13 +63,31 @@ async def test_totals(engine: AsyncEngine, connection: Any, monkeypatch: pytest.
     """A total is wrong, holds the page up, or does not say that it is an estimate."""
     await insert(connection, rows=20)
     await connection.execute("ANALYZE audit_events")
-    monkeypatch.setattr(pages, "CAPPED_TOTAL", 12)
+    monkeypatch.setattr(totals, "CAPPED_TOTAL", 12)
     exact, capped, none = [await pages.page(engine, EventQuery(total=t, limit=2)) for t in ("exact", "capped", "none")]
     assert [(p.total, p.total_exact) for p in (exact, capped, none)] == [(20, True), (12, False), (None, True)]
-    monkeypatch.setattr(pages, "COUNT_SECONDS", 0)
+    monkeypatch.setattr(totals, "COUNT_SECONDS", 0)
     late = await pages.page(engine, EventQuery(limit=2))
     assert (late.total_exact, len(late.events)) == (False, 2)
     assert late.total is not None
+
+
+async def test_an_estimate_is_right(engine: AsyncEngine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An estimate is what one of several workers of a parallel plan is expected to count."""
+    await insert(connection, rows=20_000)
+    await connection.execute("ANALYZE audit_events")
+    for setting in ("min_parallel_table_scan_size", "parallel_setup_cost", "parallel_tuple_cost"):
+        await connection.execute(
+            f"DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET {setting} = 0', current_database()); END $$"
+        )
+    monkeypatch.setattr(totals, "COUNT_SECONDS", 0)
+    found = await pages.page(engine, EventQuery(limit=1))
+    (plan,) = await db.fetch(
+        engine, "EXPLAIN (FORMAT JSON) SELECT 1 FROM audit_events WHERE event_category <> 'security'"
+    )
+    assert "Gather" in str(plan[0])
+    assert found.total == pytest.approx(20_000, rel=0.02)
+    assert not found.total_exact
 
 
 async def test_own_events_are_left_out_until_asked_for(engine: AsyncEngine, connection: Any) -> None:

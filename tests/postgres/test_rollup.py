@@ -1,0 +1,458 @@
+"""The roll-up on a real Postgres: whatever was done to the rows, by whom and when, a total is what counting them gives."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import db
+from app.events.catalog import Catalog
+from app.query import total as totals
+from app.query.filter import EventQuery
+from app.retention import erase, purge
+from app.retention.erase import Erasure
+from app.rollup import MonthCheck, count_portion
+from app.settings import Settings
+from tests import databases, sealed
+from tests.postgres import log
+
+pytestmark = pytest.mark.damaged  # rows are deleted and changed by SQL
+Connection = Any
+
+NOW = datetime.now(UTC)
+THIS_MONTH = NOW.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+LAST_MONTH = (THIS_MONTH - timedelta(days=1)).replace(day=1)
+MONTH_BEFORE = (LAST_MONTH - timedelta(days=1)).replace(day=1)
+TYPES = ("orchestrator.lifecycle.started", "b", "datastorage.ratelimit.denied")
+CATEGORIES = ("orchestration", "gateway", "security")
+OUTCOMES = ("success", "failure")
+SEVERITIES = (None, "warning", "critical")
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = db.create_engine(settings_of(database_url))
+    yield engine
+    await engine.dispose()
+
+
+def settings_of(url: str) -> Settings:
+    return Settings(database_url=SecretStr(url), pool_connections_max=2)
+
+
+def moment(pick: random.Random) -> datetime:
+    """A time of the last three months, often one at which an hour, a day or a month begins."""
+    month = pick.choice((MONTH_BEFORE, LAST_MONTH, THIS_MONTH))
+    days = (NOW - month).days if month == THIS_MONTH else 27
+    time = month + timedelta(days=pick.choice((0, 0, 1, pick.randint(0, days))))
+    time += pick.choice((0, 1, 5)) * timedelta(hours=1)
+    time += pick.choice((0, 0, 1, 1_800_000_000, 3_599_999_999)) * timedelta(microseconds=1)
+    return min(time, NOW)
+
+
+def members(pick: random.Random) -> dict[str, Any]:
+    made = {
+        "event_timestamp": moment(pick),
+        "event_type": pick.choice(TYPES),
+        "event_category": pick.choice(CATEGORIES),
+        "event_outcome": pick.choice(OUTCOMES),
+        "severity": pick.choice(SEVERITIES),
+        "retention_days": pick.choice((1, 2555, 2555, 2555)),
+    }
+    return {name: value for name, value in made.items() if value is not None}
+
+
+def row_of(event: dict[str, Any], pick: random.Random) -> dict[str, Any]:
+    return event | {"event_date": event["event_timestamp"].date(), "correlation_id": f"sql-{pick.randint(0, 9)}"}
+
+
+def queries(pick: random.Random) -> list[EventQuery]:
+    made = [EventQuery(), EventQuery(include="self")]
+    for _ in range(10):
+        fields: dict[str, Any] = {}
+        if pick.random() < 0.5:
+            fields["event_type"] = pick.choice((*TYPES, "datastorage.retention.purged"))
+        if pick.random() < 0.3:
+            fields["event_category"] = pick.choice(CATEGORIES)
+        if pick.random() < 0.3:
+            fields["event_outcome"] = pick.choice(OUTCOMES)
+        if pick.random() < 0.3:
+            fields["severity"] = pick.choice(("warning", "critical"))
+        since, until = sorted((moment(pick), moment(pick)))
+        fields |= {"since": since} if pick.random() < 0.6 else {}
+        fields |= {"until": until} if pick.random() < 0.6 else {}
+        made.append(EventQuery(**fields, include=pick.choice((None, "self"))))
+    return made
+
+
+async def counted(connection: Connection, query: EventQuery) -> int:
+    """What the query means, in words of its own."""
+    equal = ("event_type", "event_category", "event_outcome", "severity")
+    hidden = not (query.include or query.event_type or query.event_category)
+    return int(
+        await connection.fetchval(
+            "SELECT count(*) FROM audit_events WHERE "
+            + " AND ".join(f"(${n}::text IS NULL OR {name} = ${n})" for n, name in enumerate(equal, 1))
+            + " AND ($5::timestamptz IS NULL OR event_timestamp >= $5) AND ($6::timestamptz IS NULL OR event_timestamp <= $6)"
+            " AND NOT ($7 AND event_category = 'security' AND event_type LIKE 'datastorage.%'"
+            " AND event_type <> 'datastorage.ratelimit.denied')",
+            *(getattr(query, name) for name in equal),
+            *(query.since, query.until, hidden),
+        )
+    )
+
+
+class Story:
+    """Something happens to the rows of one database, again and again."""
+
+    def __init__(self, url: str, connection: Connection, other: Connection, pick: random.Random) -> None:
+        self._url = url
+        self._connection = connection
+        self._other = other
+        """A session that leaves its transactions open for a while."""
+        self._pick = pick
+        self.is_open = False
+        self.from_rollup = 0
+
+    async def step(self) -> str:
+        """One step, and its name. Those that lock whole tables wait until nobody has a transaction open."""
+        rows = [
+            self.write,
+            self.write,
+            self.insert,
+            self.insert_at,
+            self.seal,
+            self.delete,
+            self.delete_directly,
+            self.transaction,
+        ]
+        tables = [
+            self.update,
+            self.update,
+            self.purge,
+            self.erase,
+            self.truncate,
+            self.reattach,
+            self.drop,
+            self.without_triggers,
+            self.as_replica,
+        ]
+        steps: list[Callable[[], Awaitable[None]]] = [
+            *rows,
+            *rows,
+            *rows,
+            *([] if self.is_open else [*tables, self.lose_tail]),
+        ]
+        chosen = self._pick.choice(steps)
+        await chosen()
+        return chosen.__name__
+
+    async def write(self) -> None:
+        items = [members(self._pick) for _ in range(self._pick.randint(1, 5))]
+        await log.write(self._url, *(item | {"event_timestamp": item["event_timestamp"].isoformat()} for item in items))
+
+    async def insert(self) -> None:
+        event = members(self._pick) | self._pick.choice(
+            ({}, {"event_type": "datastorage.x", "event_category": "security"})
+        )
+        await sealed.insert(self._connection, sealed.plain_row("sql") | row_of(event, self._pick))
+
+    async def seal(self) -> None:
+        await sealed.seal(
+            self._connection,
+            "sealed by others",
+            *(
+                {k: v for k, v in row_of(members(self._pick), self._pick).items() if k != "correlation_id"}
+                for _ in range(2)
+            ),
+        )
+
+    async def insert_at(self) -> None:
+        """A row at a position that no log has, or far beyond the end of this one; and a flush there."""
+        position = self._pick.choice((-1, -7, 1_000_000 + self._pick.randint(0, 9), 2**40))
+        await sealed.insert(
+            self._connection,
+            sealed.plain_row("x", log_id=0, log_index=position) | row_of(members(self._pick), self._pick),
+        )
+        await self._connection.execute(
+            "INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, $1, 1, '') ON CONFLICT DO NOTHING",
+            max(position, 1_000_000),
+        )
+
+    async def delete(self, connection: Connection | None = None) -> None:
+        await (connection or self._connection).execute(
+            "DELETE FROM audit_events e WHERE event_id IN ("
+            "SELECT event_id FROM audit_events ORDER BY md5($1 || event_id::text) LIMIT 2 FOR UPDATE SKIP LOCKED)",
+            str(self._pick.random()),
+        )
+
+    async def delete_directly(self) -> None:
+        month = await self._month()
+        await self._connection.execute(
+            f"DELETE FROM {month} WHERE event_id IN ("
+            f"SELECT event_id FROM {month} ORDER BY md5($1 || event_id::text) LIMIT 1 FOR UPDATE SKIP LOCKED)",
+            str(self._pick.random()),
+        )
+
+    async def update(self, connection: Connection | None = None) -> None:
+        """What only somebody can do who switches a guard off; in a transaction, so that nobody else sees it off."""
+        connection = connection or self._connection
+        changed = self._pick.choice(
+            (
+                "severity = 'critical'",
+                "event_type = 'b', event_outcome = 'failure'",
+                "event_category = 'security'",
+                "event_timestamp = event_timestamp + interval '90 min'",
+                "event_timestamp = 'infinity'",
+                "log_index = NULL",
+                "log_index = log_index + 100000",
+                "log_index = 0",
+                "event_timestamp = event_timestamp + interval '31 days', event_date = (event_timestamp + interval '31 days')::date",
+                "event_timestamp = event_timestamp - interval '31 days', event_date = (event_timestamp - interval '31 days')::date",
+            )
+        )
+        async with connection.transaction():
+            await connection.execute("SET LOCAL lock_timeout = '2s'")
+            await connection.execute("ALTER TABLE audit_events DISABLE TRIGGER refuse_change")
+            await connection.execute(
+                f"UPDATE audit_events SET {changed} WHERE isfinite(event_timestamp)"
+                " AND event_id IN (SELECT event_id FROM audit_events ORDER BY md5($1 || event_id::text) LIMIT 2)",
+                str(self._pick.random()),
+            )
+            await connection.execute("ALTER TABLE audit_events ENABLE TRIGGER refuse_change")
+
+    async def transaction(self) -> None:
+        """Begin one and delete, or end the one that is open."""
+        if self.is_open:
+            await self._other.execute(self._pick.choice(("COMMIT", "COMMIT", "ROLLBACK")))
+        else:
+            await self._other.execute("BEGIN")
+            await self.delete(self._other)
+        self.is_open = not self.is_open
+
+    async def purge(self) -> None:
+        await purge.run(settings_of(self._url), NOW)
+
+    async def erase(self) -> None:
+        event_id = await self._connection.fetchval(
+            "SELECT event_id FROM audit_events WHERE event_category <> 'security' LIMIT 1"
+        )
+        if event_id is not None:
+            erasure = Erasure("asked for", "eve", event_ids=[event_id])
+            await erase.erase(settings_of(self._url), Catalog(), erasure, dry_run=False)
+
+    async def truncate(self) -> None:
+        await self._connection.execute(f"TRUNCATE {await self._month()}")
+
+    async def reattach(self) -> None:
+        month = await self._month()
+        day = await self._connection.fetchval("SELECT to_date(right($1, 7), 'YYYY_MM')", month)
+        end = (day + timedelta(days=31)).replace(day=1)
+        await self._connection.execute(f"ALTER TABLE audit_events DETACH PARTITION {month}")
+        await self._connection.execute(f"DELETE FROM {month} WHERE severity IS NULL")
+        await self._connection.execute(
+            f"ALTER TABLE audit_events ATTACH PARTITION {month} FOR VALUES FROM ('{day}') TO ('{end}')"
+        )
+
+    async def drop(self) -> None:
+        month = await self._month()
+        await self._connection.execute(f"DROP TABLE {month}")
+        await self._connection.execute(
+            "SELECT ensure_partitions(day, day) FROM (SELECT to_date(right($1, 7), 'YYYY_MM') AS day) d", month
+        )
+
+    async def without_triggers(self) -> None:
+        await self._connection.execute("ALTER TABLE audit_events DISABLE TRIGGER ALL")
+        await self.delete()
+        await self._connection.execute("ALTER TABLE audit_events ENABLE TRIGGER ALL")
+        for name in ("deleted", "changed", "moved"):
+            await self._connection.execute(f"ALTER TABLE audit_events ENABLE ALWAYS TRIGGER record_{name}")
+
+    async def as_replica(self) -> None:
+        """A session in which ordinary triggers do not fire."""
+        async with self._connection.transaction():
+            await self._connection.execute("SET LOCAL session_replication_role = replica")
+            await self.delete()
+
+    async def lose_tail(self) -> None:
+        """The end of the log is removed, and the positions are given again."""
+        first = await self._connection.fetchval(
+            "DELETE FROM log_flushes WHERE first_index = (SELECT max(first_index) FROM log_flushes WHERE first_index BETWEEN 0 AND 999999)"
+            " RETURNING first_index"
+        )
+        await self._connection.execute("DELETE FROM audit_events WHERE log_index >= $1", first or 0)
+        await self.write()
+
+    async def _month(self) -> str:
+        """The name of a month's table, which a purge may have dropped."""
+        month = self._pick.choice((MONTH_BEFORE, LAST_MONTH, THIS_MONTH))
+        await self._connection.execute("SELECT ensure_partitions($1, $1)", month.date())
+        return f"audit_events_{month:%Y_%m}"
+
+    async def work(self) -> None:
+        """The worker runs for a while: with portions so small that it is interrupted anywhere."""
+        for _ in range(self._pick.randint(0, 3)):
+            await count_portion(self._connection, rows=self._pick.randint(1, 4))
+
+    async def check(self, *, must_answer: bool = False) -> None:
+        for query in queries(self._pick):
+            expected = await counted(self._connection, query)
+            found = await totals.from_rollup(self._connection, query)
+            assert found in {None, expected}, query
+            assert found is not None or not must_answer or totals.whole_spans(query.since, query.until) is None, query
+            self.from_rollup += found is not None
+            assert await totals.total(self._connection, query) == (expected, True)
+
+
+async def catch_up(connection: Connection) -> None:
+    for _ in range(500):
+        if not await count_portion(connection, rows=7):
+            return
+    raise AssertionError("the worker never catches up")
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_totals_are_counts(database_url: str, connection: Connection, seed: int) -> None:
+    """Something that is done to rows makes a total wrong: at once, while the worker is behind, or when it has caught up."""
+    pick = random.Random(seed)
+    async with databases.connected(database_url) as other:
+        story = Story(database_url, connection, other, pick)
+        done: list[str] = []
+        for number in range(45):
+            done.append(await story.step())
+            try:
+                await story.check()
+                await story.work()
+                await story.check()
+                if number % 10 == 9:
+                    await catch_up(connection)
+                    await story.check(must_answer=True)
+            except AssertionError as error:
+                raise AssertionError(f"after {done}") from error
+        if story.is_open:
+            await other.execute("COMMIT")
+        await catch_up(connection)
+        await story.check(must_answer=True)
+    assert story.from_rollup > 300
+
+
+async def test_every_snapshot_is_right(database_url: str, connection: Connection) -> None:
+    """Workers, writers and deleters that run at the same time make a total wrong that somebody reads meanwhile."""
+    pick = random.Random(3)
+    done = asyncio.Event()
+
+    async def work(worker: Connection) -> None:
+        while not done.is_set():
+            await count_portion(worker, rows=5)
+
+    async def write() -> None:
+        for _ in range(12):
+            items = [members(pick) for _ in range(10)]
+            await log.write(database_url, *(i | {"event_timestamp": i["event_timestamp"].isoformat()} for i in items))
+
+    async def delete(deleter: Connection) -> None:
+        while not done.is_set():
+            async with deleter.transaction():
+                await deleter.execute(
+                    "DELETE FROM audit_events WHERE event_id IN (SELECT event_id FROM audit_events LIMIT 1)"
+                )
+                await asyncio.sleep(0.01)
+
+    async def read(reader: Connection) -> int:
+        found = 0
+        while not done.is_set():
+            async with reader.transaction(isolation="repeatable_read", readonly=True):
+                for query in queries(pick)[:4]:
+                    answer = await totals.from_rollup(reader, query)
+                    assert answer in {None, await counted(reader, query)}, query
+                    found += answer is not None
+        return found
+
+    async with (
+        databases.connected(database_url) as first,
+        databases.connected(database_url) as second,
+        databases.connected(database_url) as deleter,
+    ):
+        reading = asyncio.create_task(read(connection))
+        others = [asyncio.create_task(one) for one in (work(first), work(second), delete(deleter))]
+        await write()
+        done.set()
+        assert await reading > 20
+        await asyncio.gather(*others)
+        await catch_up(connection)
+        assert await totals.from_rollup(connection, EventQuery()) == await counted(connection, EventQuery())
+
+
+async def test_a_new_month_has_its_counts(database_url: str, connection: Connection) -> None:
+    """For a second after a month was made, also for one late event, every list counts rows."""
+    await log.write(database_url, {})
+    await catch_up(connection)
+    await connection.execute("SELECT ensure_partitions('2020-02-03', '2020-02-03')")
+    assert await totals.from_rollup(connection, EventQuery()) == 1
+
+
+async def test_a_forged_position_is_found(
+    database_url: str, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A row that SQL inserts at a position that was counted is never counted."""
+    await log.write(database_url, {}, {})
+    await catch_up(connection)
+    await sealed.insert(connection, sealed.plain_row("forged", log_id=0, log_index=0, chain_index=0))
+    check = MonthCheck()
+    while "is counted again" not in caplog.text:
+        assert await totals.from_rollup(connection, EventQuery()) == 2
+        await check.run(connection)
+    assert await totals.from_rollup(connection, EventQuery()) is None
+    await catch_up(connection)
+    assert await totals.from_rollup(connection, EventQuery()) == 3
+    for _ in range(20):
+        await check.run(connection)
+    assert await totals.from_rollup(connection, EventQuery()) == 3
+
+
+async def test_what_is_inserted_beyond_the_log(database_url: str, connection: Connection) -> None:
+    """One INSERT far beyond the end of the log, or at a negative position, hides what is written from then on, or is not counted."""
+    await log.write(database_url, *({} for _ in range(3)))
+    await connection.execute("INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, 200000, 1, '')")
+    for position in (200_000, -5, 2**63 - 1):
+        await sealed.insert(connection, sealed.plain_row("inserted", log_id=0, log_index=position))
+    await catch_up(connection)
+    await log.write(database_url, {})
+    await catch_up(connection)
+    for query in (EventQuery(), EventQuery(until=NOW), EventQuery(since=NOW - timedelta(days=40))):
+        assert await totals.from_rollup(connection, query) == await counted(connection, query)
+    await connection.execute("DELETE FROM audit_events WHERE log_index < 0")
+    assert await totals.from_rollup(connection, EventQuery()) == await counted(connection, EventQuery()) == 6
+
+
+async def test_far_from_the_end_rows_are_counted(connection: Connection) -> None:
+    """After the first migration, or a long outage of the worker, lists read most rows by an index on their positions."""
+    await catch_up(connection)
+    await connection.execute(
+        "INSERT INTO audit_events (event_timestamp, event_date, event_type, event_category, event_action, event_outcome, actor_type,"
+        " actor_id, resource_type, resource_id, correlation_id, event_data, log_id, log_index)"
+        " SELECT now(), now()::date, 't', 'c', 'a', 'success', '', '', '', '', '', '{}', 0, n FROM generate_series(1, $1) n",
+        totals.LAG_MAX + 1,
+    )
+    assert await totals.from_rollup(connection, EventQuery()) is None
+    await connection.execute("DELETE FROM audit_events WHERE log_index = 7")
+    assert await totals.from_rollup(connection, EventQuery()) == totals.LAG_MAX
+
+
+async def test_a_table_that_cannot_be_counted(
+    database_url: str, connection: Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A table without the triggers of a month is counted, or nobody is told why lists are slow."""
+    await log.write(database_url, {})
+    await connection.execute(
+        "CREATE TABLE other PARTITION OF audit_events FOR VALUES FROM ('2019-01-01') TO ('2019-02-01')"
+    )
+    await catch_up(connection)
+    assert await totals.from_rollup(connection, EventQuery()) is None
+    await MonthCheck().run(connection)
+    assert "counted from the rows" in caplog.text

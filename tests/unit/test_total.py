@@ -1,0 +1,73 @@
+"""The whole hours, days and months within a time."""
+
+import random
+from datetime import UTC, datetime, timedelta, timezone
+
+from app.query.total import whole_spans
+
+HOUR = timedelta(hours=1)
+START, END = datetime(2026, 1, 30, tzinfo=UTC), datetime(2026, 3, 3, tzinfo=UTC)
+
+
+def covered(spans: dict[str, datetime | None], since: datetime | None, until: datetime | None) -> list[datetime]:
+    """The hours that the parts of a total count between START and END, one for each time that it is counted."""
+    never, ever = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+
+    def within(hour: datetime, start: str, end: str) -> bool:
+        return (spans[start] or never) <= hour < (spans[end] or ever)
+
+    hours = [START + n * HOUR for n in range(int((END - START) / HOUR))]
+    found = []
+    for hour in hours:
+        day = hour.replace(hour=0)
+        parts = [within(day.replace(day=1), "month_from", "month_to")]
+        if since is not None:
+            parts += [within(day, "day_from", "month_from"), within(hour, "hour_from", "day_from")]
+        if until is not None:
+            parts += [within(day, "month_to", "day_to"), within(hour, "day_to", "hour_to")]
+        found += [hour] * sum(parts)
+    return found
+
+
+def test_every_whole_hour_is_counted_once() -> None:
+    """Somewhere between two times an hour is counted twice or not at all."""
+    pick = random.Random(5)
+    kinds = set()
+    for _ in range(3_000):
+        times = sorted(
+            START + pick.randint(0, 32 * 24 * 4) * HOUR / 4 + pick.choice((0, 0, 1)) * timedelta(microseconds=1)
+            for _ in range(2)
+        )
+        since, until = (time if pick.random() < 0.8 else None for time in times)
+        spans = whole_spans(since, until)
+        hours = [START + n * HOUR for n in range(int((END - START) / HOUR))]
+        whole = [h for h in hours if (since is None or h >= since) and (until is None or h + HOUR <= until)]
+        if spans is None:
+            assert not whole, (since, until)
+            continue
+        assert covered(spans, since, until) == whole, (since, until)
+        kinds.add(
+            (
+                since is None,
+                until is None,
+                spans["day_from"] == spans["day_to"],
+                spans["month_from"] == spans["month_to"],
+            )
+        )
+    assert len(kinds) >= 6
+
+
+def test_times_of_other_zones() -> None:
+    """An hour of a zone whose offset is half an hour is taken for one of UTC."""
+    kathmandu = timezone(timedelta(hours=5, minutes=45))
+    spans = whole_spans(datetime(2026, 2, 1, 12, 0, tzinfo=kathmandu), None)
+    assert spans is not None
+    assert spans["hour_from"] == datetime(2026, 2, 1, 7, tzinfo=UTC)
+
+
+def test_the_ends_of_time() -> None:
+    """A time in the year 1 or 9999 fails the list."""
+    first, last = datetime.min.replace(tzinfo=timezone(HOUR)), datetime.max.replace(tzinfo=UTC)
+    assert whole_spans(last, None) is None
+    assert whole_spans(first, None) is None
+    assert whole_spans(None, last) is not None
