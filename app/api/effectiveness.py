@@ -63,6 +63,10 @@ class EffectivenessScore(BaseModel):
     hash_comparison: HashComparison
     assessment_status: AssessmentStatus
     computed_at: datetime
+    sealed: Annotated[
+        bool | None,
+        Field(description="false: of some events that others inserted by SQL; absent if all are in the log"),
+    ] = None
 
 
 class NotAssessed(AuditError):

@@ -1,7 +1,7 @@
 """Reconstruction of a RemediationRequest: POST as in the reference, and GET, which does not require the verb create."""
 
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
@@ -37,6 +37,10 @@ class Reconstructed(BaseModel):
     reconstructed_at: datetime
     correlation_id: str
     cluster_id: str | None = None
+    sealed: Annotated[
+        bool | None,
+        Field(description="false: of some events that others inserted by SQL; absent if all are in the log"),
+    ] = None
 
 
 async def _response(request: Request, correlation_id: str) -> Response:
@@ -46,7 +50,7 @@ async def _response(request: Request, correlation_id: str) -> Response:
         built = await within_deadline(request, rebuild(service_of(request).engine, correlation_id, now))
     except DatabaseFailed as error:
         raise Unreadable from (error.__cause__ or error)
-    answer = {
+    answer: dict[str, Any] = {
         "remediation_request_yaml": built.yaml,
         "validation": {
             "is_valid": not built.errors,
@@ -59,6 +63,8 @@ async def _response(request: Request, correlation_id: str) -> Response:
     }
     if built.cluster_id:
         answer["cluster_id"] = built.cluster_id
+    if not built.is_sealed:
+        answer["sealed"] = False
     return json_response(answer)
 
 

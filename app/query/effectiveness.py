@@ -44,6 +44,8 @@ class Effectiveness:
     reason: str = ""
     total: int = 0
     """How many assessments were added."""
+    is_sealed: bool = True
+    """Whether all of them are events of the log, as far as their rows say."""
 
     def add(self, event_type: str, payload: Any) -> None:
         """Add one assessment; the payload may be any JSON value."""
@@ -102,6 +104,7 @@ async def effectiveness(engine: AsyncEngine, correlation_id: str) -> Effectivene
     async with driver_connection(engine) as connection, connection.transaction(readonly=True):
         async for row in connection.cursor(SQL, correlation_id, prefetch=_ROWS_AT_ONCE):
             result.add(row["event_type"], loads(row["payload"]))
+            result.is_sealed = result.is_sealed and row["sealed"]
     return result
 
 
@@ -138,4 +141,4 @@ def answer(correlation_id: str, result: Effectiveness, computed_at: str) -> Mapp
         "hash_comparison": result.hashes,
         "assessment_status": result.status,
         "computed_at": computed_at,
-    }
+    } | ({} if result.is_sealed else {"sealed": False})

@@ -81,6 +81,8 @@ class Reconstruction:
     errors: list[str]
     warnings: list[str]
     cluster_id: str
+    is_sealed: bool
+    """Whether all events are in the log, as far as their rows say."""
 
 
 @dataclass(slots=True)
@@ -99,9 +101,11 @@ class _Request:
     """Events that were read."""
     parsed: int = 0
     """Of those, the ones that had anything."""
+    is_sealed: bool = True
 
     def read(self, event: Row) -> None:
         self.count += 1
+        self.is_sealed = self.is_sealed and event.get("sealed") is not False
         self.parsed += _read_event(self, event)
 
     def set_spec(self, **members: str) -> None:
@@ -143,7 +147,7 @@ def _reconstruction(correlation_id: str, request: "_Request", now: datetime) -> 
             f"Only {completeness}% of the RemediationRequest is known, at least {COMPLETENESS_MIN}% are needed: {missing}"
         )
     text = _yaml(_resource(correlation_id, request, now))
-    return Reconstruction(text, completeness, errors, warnings, request.spec.get("clusterID", ""))
+    return Reconstruction(text, completeness, errors, warnings, request.spec.get("clusterID", ""), request.is_sealed)
 
 
 def _read_event(request: _Request, event: Row) -> bool:

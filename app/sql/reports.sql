@@ -15,7 +15,7 @@ FROM audit_events WHERE event_id = $1
 
 -- name: reconstruction
 -- The events from which one lost RemediationRequest is rebuilt.
-SELECT event_type, namespace, cluster_id, event_data::text AS payload
+SELECT event_type, namespace, cluster_id, event_data::text AS payload, {on_log} AS sealed
 FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- otherwise Postgres reads every row of these types
 WHERE event_type = ANY($2)
 ORDER BY event_timestamp, event_type, event_data, cluster_id, namespace
@@ -28,7 +28,7 @@ SELECT event_type, jsonb_build_object(
         'reason', event_data->'reason', 'hash_match', event_data->'hash_match',
         'pre_remediation_spec_hash', event_data->'pre_remediation_spec_hash',
         'post_remediation_spec_hash', event_data->'post_remediation_spec_hash'
-    )::text AS payload
+    )::text AS payload, {on_log} AS sealed
 FROM audit_events
 WHERE correlation_id = $1 AND event_category = 'effectiveness'
 ORDER BY event_timestamp, event_type, event_data

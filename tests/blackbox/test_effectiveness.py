@@ -74,6 +74,7 @@ async def test_nothing_known(client: httpx.Client, connection: Any) -> None:
     assert problem["instance"] == "/api/v1/effectiveness/rr-1"
     await insert(connection, ("assessment.scheduled", {}))
     found = ask(client)
+    assert found["sealed"] is False  # somebody inserted it by SQL
     assert (found["score"], found["hash_comparison"], found["assessment_status"]) == (None, {}, "no_data")
     assert found["components"] == {
         "health_assessed": False,

@@ -165,6 +165,7 @@ async def test_texts_stay_texts(client: httpx.Client, connection: Any) -> None:
         row("orchestrator.lifecycle.created", NAMES | {"timeout_config": {"global": "1h"}}),
     )
     found = ask(client, "rr-1").json()
+    assert found["sealed"] is False  # somebody inserted the events by SQL
     text = found["remediation_request_yaml"]
     spec = yaml.safe_load(text)["spec"]
     assert (spec["signalLabels"], spec["signalFingerprint"], spec["originalPayload"]) == (labels, "1e5", "{}")
