@@ -337,7 +337,11 @@ class Store:
             behind = await self._end_of_events(connection, end) if is_new else end
             if behind == end:
                 break
-            first, end, is_new = end, behind, False
+            row = await connection.fetchrow(SQL["tail"], first, end, 2)
+            if (
+                row is not None and row["first_index"] + row["count"] == end
+            ):  # else another replica has written them since
+                first, end, is_new = end, behind, False
         self._known_flush = first, end
         if self._holds_version != (version := (row["placed"], row["released"])):
             self._holds = HoldIndex(await connection.fetch(SQL["active_holds"]))

@@ -245,6 +245,24 @@ async def test_lost_flushes(log: Connection, database_url: str) -> None:
         await worker(Signer(new_key(LOG))).run_round(log, no_heartbeat)
 
 
+async def test_events_of_another_replica(log: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that starts while others write takes their events for ones that have lost their flushes, and raises an alarm."""
+    before = LOG_ALARMS.labels(alarm="damaged")._value.get()
+    store = Store(settings_of(database_url), LOG)
+    original = store._end_of_events
+
+    async def meanwhile(connection: Any, end: int) -> int:
+        if end == 3:
+            await write(database_url, {}, {})
+        return await original(connection, end)
+
+    monkeypatch.setattr(store, "_end_of_events", meanwhile)
+    assert await store._read_tail(await store.connection()) == (4, 1)
+    await store.close()
+    assert LOG_ALARMS.labels(alarm="damaged")._value.get() == before
+    assert await log.fetchval("SELECT count(*) FROM log_flushes WHERE leaves = ''") == 1  # the one before the first
+
+
 async def test_lost_flushes_that_were_signed(log: Connection, database_url: str) -> None:
     """A new process gives positions again that a checkpoint covers, since their flushes are missing."""
     key = new_key(LOG)
