@@ -65,6 +65,7 @@ from app.pod.member import Member
 from app.pod.plan import Role
 from app.presence import Presence
 from app.query import page, warming
+from app.query.sharing import SharedReads
 from app.retention import claims
 from app.settings import Settings
 from app.state_dir import find_state_dir
@@ -105,11 +106,13 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
     )
     authenticator = Authenticator(settings)
     writer_state = OwnState() if member is None else member.state
+    engine = db.create_engine(settings)
     app.service = Foundation(
         settings=settings,
         catalog=create_catalog(settings),
         presence=presence or Presence(),
-        engine=db.create_engine(settings),
+        engine=engine,
+        pages=SharedReads(partial(page.page, engine)),
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
         read_slots=read_slots(settings, writer_state, readers=1 if member is None else member.alike),

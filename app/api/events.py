@@ -33,7 +33,7 @@ from app.events.explain import bad_fields
 from app.ingest.accept import ACCEPTED_COLUMNS
 from app.query.cursor import Cursor
 from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
-from app.query.page import Page, event_by_id, page, rest_of_page, spooled_event
+from app.query.page import Page, event_by_id, rest_of_page, spooled_event
 
 router = APIRouter(tags=["query"])
 
@@ -110,7 +110,7 @@ async def list_events(request: Request) -> Response:
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
     try:
         with cursor_errors(query.cursor):
-            found = await within_deadline(request, page(service_of(request).engine, query))
+            found = await within_deadline(request, service_of(request).pages.ask(query))
     except DatabaseFailed as error:
         error.extra["instance"] = request.url.path
         raise

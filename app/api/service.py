@@ -25,6 +25,9 @@ from app.ingest.accept import Draft
 from app.ingest.event_writer import EventWriter, WriterState
 from app.ingest.spool import Spool
 from app.presence import Presence
+from app.query.filter import EventQuery
+from app.query.page import Page
+from app.query.sharing import SharedReads
 from app.settings import Settings
 from app.tlog.keys import SigningKey
 
@@ -40,6 +43,7 @@ class Foundation:
     catalog: Catalog
     presence: Presence
     engine: AsyncEngine
+    pages: SharedReads[EventQuery, Page]
     authenticator: Authenticator
     byte_budget: ByteBudget
     read_slots: ReadSlots
