@@ -24,13 +24,14 @@ from app.tlog.note import Checkpoint, verified_checkpoint
 from app.tlog.prove import prove_event
 from app.tlog.signer import RowsInserted, Signer, signed_size
 from app.tlog.tiles import HashesMissing
+from app.verify.database import TrustAnchors, sequential_runner, verify_database
 from app.verify.worker import Verifier
 from tests.events import make_event
 from tests.postgres.log import LOG, write
 from tests.postgres.test_background import a_round, findings
 from tests.postgres.test_checkpoints import leaves, new_key, no_heartbeat, worker
 from tests.postgres.test_checkpoints import write as write_leaves
-from tests.postgres.test_tampering import KEY, PUBLIC, found, found_in, verified
+from tests.postgres.test_tampering import KEY, PUBLIC, found, found_in, sign, verified
 from tests.sealed import insert, plain_row
 
 pytestmark = pytest.mark.damaged
@@ -102,9 +103,14 @@ async def positions(connection: Connection, ids: list[UUID]) -> list[int]:
 
 async def test_is_named(log: Connection, forge: Forge) -> None:
     """A row that the service never wrote is not found, or is found under another name, with an anchor or without one."""
+    outside = await sign(log)
+    await log.execute("DELETE FROM log_checkpoints")  # only the one outside, and log_signers
     await forge(log)
-    for checkpoint in (None, "nothing"):
-        kinds = await found(log, checkpoint) - {"forged checkpoint"}
+    with_all = await found(log, outside)
+    await log.execute("UPDATE log_signers SET note = NULL")
+    async with log.transaction(isolation="repeatable_read", readonly=True):
+        nothing_known = await verify_database(log, sequential_runner(log), TrustAnchors())
+    for kinds in (with_all, {defect.kind for defect in nothing_known.defects.listed}):
         assert "inserted" in kinds
         assert kinds <= {"inserted", "removed", "edited"}  # its chain has no head, or its flush no event
     verifier = Verifier(LOG, (), 2)
