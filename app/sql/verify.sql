@@ -139,6 +139,29 @@ FROM (
 ) h USING (correlation_id)
 ORDER BY correlation_id, chain_index NULLS LAST, log_index
 
+-- name: heads_without_end
+-- Heads of chains whose last event is not there: how many sealed events the chain has at least, by the last one, and its position.
+SELECT h.correlation_id, h.length, h.hash, coalesce(last.chain_index, -1) + 1 AS rows, coalesce(last.log_index, -1) AS position
+FROM (
+    SELECT * FROM chain_heads h WHERE NOT EXISTS (
+        SELECT FROM audit_events e WHERE e.correlation_id = h.correlation_id AND e.chain_index = h.length - 1
+    ) OFFSET 0
+) h LEFT JOIN LATERAL (
+    SELECT chain_index, log_index FROM audit_events e
+    WHERE e.correlation_id = h.correlation_id AND chain_index >= 0 AND log_index >= 0 ORDER BY chain_index DESC LIMIT 1
+) last ON true
+WHERE coalesce(last.chain_index, -1) < h.length - 1 OR h.length < 1
+
+-- name: equal_heads
+-- Heads that have the last hash of another chain's head, and how many of them have it.
+SELECT correlation_id, number FROM chain_heads JOIN (
+    SELECT hash, count(*) AS number FROM chain_heads GROUP BY hash HAVING count(*) > 1 LIMIT 1000
+) doubled USING (hash) ORDER BY hash, correlation_id LIMIT 1000
+
+-- name: sum_of_heads
+-- How many events all chains have together.
+SELECT coalesce(sum(length), 0)::bigint FROM chain_heads
+
 -- name: log_part_starts
 -- Positions that cut the log into parts of about $1 events. Counted by leaves, since a damaged flush may claim any position.
 SELECT min(first_index) AS first FROM (

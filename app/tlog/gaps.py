@@ -7,19 +7,23 @@ event is known, since the next event or the chain's head has it. There are two w
   last missing event must have been purged, and between the neighbours no position may be missing that was not purged.
 - MissingPositions.judge_gap_by_count() is for a whole database whose log has been compared with its rows already. Every position
   that is missing without a purge is a defect of its own by then, so a gap needs only as many missing positions as it has events.
-  That needs no query: a database may have a hundred thousand gaps.
+  That needs no query: a database may have a hundred thousand gaps. Those that pass are judged by judge_gaps_by_leaf(), many at
+  once: the leaves of all purged positions are read for them.
 
 An export of format=json does not use either: there any purge in the log excuses a missing predecessor (export/signed_page.py).
 """
 
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.db import LONG_FETCH_SECONDS, Connection
-from app.events.positions import Positions
+from app.events.positions import NO_POSITIONS, Positions
+from app.tlog.merkle import HASH_BYTES
 from app.tlog.tiles import SQL
 
 _POSITION_END = 2**62
+_LEAVES_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +57,61 @@ _PURGE, _NO_PURGE = GapVerdict(is_purge=True), GapVerdict(is_purge=False)
 class MissingPositions:
     """The positions of a whole log that have no row."""
 
-    purged: Positions
+    purged: Positions = NO_POSITIONS
     """Those that were purged, as recorded in the log; some of them may have rows."""
-    unpurged: Positions
+    unpurged: Positions = NO_POSITIONS
     """The others, all without a row."""
-    unpurged_leaves: frozenset[str]
+    unpurged_leaves: frozenset[str] = frozenset()
     """The leaf hashes of the first of the others."""
 
     def judge_gap_by_count(self, gap: Gap) -> GapVerdict:
         """Whether the gap can be a purge: it is not larger than the number of positions that are missing there."""
         if gap.last_hash in self.unpurged_leaves:
             return _NO_PURGE
-        first, end = gap.position_before + 1, _POSITION_END if gap.position_after is None else gap.position_after
+        return self._judge_up_to(gap, _POSITION_END if gap.position_after is None else gap.position_after)
+
+    def judge_gap_by_end(self, gap: Gap, last: int | None) -> GapVerdict:
+        """Whether the gap is a purge, if the log has the hash of its last event at the purged position `last`, or at none."""
+        end = _POSITION_END if gap.position_after is None else gap.position_after
+        if last is None or not gap.position_before < last < end:
+            return GapVerdict(is_purge=False, detail="; the last of them is not among the purged ones")
+        return self._judge_up_to(gap, last + 1)
+
+    def _judge_up_to(self, gap: Gap, end: int) -> GapVerdict:
+        first = gap.position_before + 1
         missing = self.unpurged.count(first, end) + self.purged.count(first, end)
         if gap.missing <= missing:
             return _PURGE
         return GapVerdict(is_purge=False, detail=f"; only {missing} positions of the log are missing there")
+
+
+async def judge_gaps_by_leaf(
+    connection: Connection, gaps: Sequence[Gap], missing: MissingPositions
+) -> list[GapVerdict]:
+    """Whether each gap is a purge: the hash of its last event is the leaf of a purged position. `connection` is in a snapshot."""
+    wanted = frozenset(gap.last_hash for gap in gaps)
+    positions = await _purged_positions(connection, missing.purged, wanted) if gaps else {}
+    return [missing.judge_gap_by_end(gap, positions.get(gap.last_hash)) for gap in gaps]
+
+
+async def _purged_positions(connection: Connection, purged: Positions, wanted: Container[str]) -> dict[str, int]:
+    """The positions of those of the leaf hashes `wanted`, in hex, that are at purged positions."""
+    found: dict[str, int] = {}
+    if not purged:
+        return found
+    for start in range(purged.ranges[0][0], purged.ranges[-1][1], _LEAVES_AT_ONCE):
+        end = start + _LEAVES_AT_ONCE
+        if not purged.count(start, end):
+            continue
+        for row in await connection.fetch(SQL["leaves"], start, end, timeout=LONG_FETCH_SECONDS):
+            first, leaves = row["first"], row["leaves"]
+            for low, high in purged.within(first, first + len(leaves) // HASH_BYTES):
+                joined = leaves[(low - first) * HASH_BYTES : (high - first) * HASH_BYTES].hex()
+                for place in range(high - low):
+                    leaf = joined[place * 2 * HASH_BYTES : (place + 1) * 2 * HASH_BYTES]
+                    if leaf in wanted:
+                        found.setdefault(leaf, low + place)
+    return found
 
 
 async def judge_gap_by_leaf(connection: Connection, gap: Gap, purged: Positions) -> GapVerdict:

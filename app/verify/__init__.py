@@ -9,6 +9,7 @@ chain.py        what is wrong with one chain: links, gaps, head; unsealed rows a
 checkpoints.py  what is wrong with a signed checkpoint. Pure
 snapshot.py     reading: one snapshot, rows in portions, pauses for other requests
 log.py          a part of the log against the rows at its positions
+heads.py        gaps and heads against the leaves of what was purged; all heads together
 tree.py         flushes against each other, tiles against leaves, roots at the sizes of checkpoints
 unsealed.py     rows that others inserted by SQL, by the rules that they were hashed by
 correlation.py  one correlation: its chain, its gaps, its unsealed rows

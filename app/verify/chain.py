@@ -127,6 +127,8 @@ class ChainChecker:
         if head is None:
             return Defect("removed", "removed: the head of this chain is missing") if self.total else None
         length, last_hash = head
+        if not self.next_index and length < 1:
+            return Defect("edited", f"edited: the head of this chain has length {length}")
         if self.next_index < length:
             gap = Gap(length - self.next_index, length, self.last_position, None, last_hash)
             self.gaps.append((gap, None))

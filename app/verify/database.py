@@ -18,6 +18,7 @@ from app.tlog.note import PublicKey
 from app.verify.chain import ChainChecker, gap_defect
 from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint
 from app.verify.extent import log_size
+from app.verify.heads import GAPS_AT_ONCE, ChainGap, verify_equal_heads, verify_gaps, verify_sum_of_heads
 from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
 from app.verify.row import DEFECTS_MAX, Defect, Defects, mark_reordered
@@ -30,6 +31,7 @@ _EVENTS_PER_ITEM = 20_000
 _CHAINS_PER_ITEM = 2_000
 _UNSEALED_CORRELATIONS_PER_ITEM = 500
 _ROWS_MAX = 500
+_NAMED_IN_A_DEFECT = ("event_id", "event_timestamp", "previous_event_hash", "log_index", "correlation_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +104,23 @@ async def verify_database(
     _add_missing_events(result)
     unpurged = Positions(result.events.missing)
     missing = MissingPositions(evidence.purged, unpurged, frozenset(result.events.missing_leaves))
+    gaps: list[ChainGap] = []
     items = [*await _chain_items(connection, missing), *await _unsealed_items(connection, hmac_key)]
     async for _, of_item in run(items):
         if isinstance(of_item, UnsealedResult):
             result.unsealed.add(of_item)
         else:
-            number, defects = of_item
+            number, defects, may_be_purges = of_item
             result.chains += number
             result.defects.extend(defects)
+            gaps += may_be_purges
+            if len(gaps) >= GAPS_AT_ONCE:
+                result.defects.extend(await verify_gaps(connection, gaps, missing))
+                gaps.clear()
+    result.defects.extend(await verify_gaps(connection, gaps, missing))
+    result.defects.extend(await verify_equal_heads(connection))
+    if not result.defects.count:  # else it is known already why the sum is another one
+        result.defects.extend(await verify_sum_of_heads(connection, result.size))
     # Those of correlations without any hash are only counted.
     counted = await connection.fetchrow(SQL["count_unsealed"], timeout=LONG_FETCH_SECONDS)
     assert counted is not None
@@ -139,24 +150,25 @@ async def _new_result(
 
 async def verify_links(
     connection: Connection, first: str, end: str | None, missing: MissingPositions
-) -> tuple[int, Defects]:
+) -> tuple[int, Defects, list[ChainGap]]:
     """Verify the links of the chains of correlations from `first` up to, not including, `end`: how many there are, and defects.
 
-    `end` is None for the last correlations. The rows' own hashes are verified by position, not here.
+    `end` is None for the last correlations. The rows' own hashes are verified by position, not here. The last of the answer are
+    the gaps that can be purges by their size; verify_gaps() decides.
     """
-    number, defects = 0, Defects()
+    number, defects, gaps = 0, Defects(), list[ChainGap]()
     chain, head, correlation_id = ChainChecker(), None, None
     async for rows in portions(connection, SQL["chain_links"], first, end, widest="event_hash", rows_max=_ROWS_MAX):
         for row in rows:
             if row["correlation_id"] != correlation_id:
-                _finish_chain(chain, correlation_id, head, missing, defects)
+                gaps += _finish_chain(chain, correlation_id, head, missing, defects)
                 chain, correlation_id = ChainChecker(), row["correlation_id"]
                 head = None if row["length"] is None else (row["length"], row["hash"])
                 number += 1
             if row["event_id"] is not None:
                 chain.check_link(row)
-    _finish_chain(chain, correlation_id, head, missing, defects)
-    return number, defects
+    gaps += _finish_chain(chain, correlation_id, head, missing, defects)
+    return number, defects, gaps
 
 
 def _finish_chain(
@@ -165,19 +177,24 @@ def _finish_chain(
     head: tuple[int, str] | None,
     missing: MissingPositions,
     defects: Defects,
-) -> None:
-    """Check the chain's head and gaps after its last row, and add its defects."""
+) -> list[ChainGap]:
+    """Check the chain's head and gaps after its last row, and add its defects. Returns the gaps that may be purges."""
     if correlation_id is None:
-        return
+        return []
+    may_be_purges = []
     head_defect = chain.check_head(head)
     of_chain = [head_defect] if head_defect is not None else []
     for gap, row in chain.gaps:
         verdict = missing.judge_gap_by_count(gap)
-        if not verdict.is_purge:
+        if verdict.is_purge:
+            after = None if row is None else {name: row.get(name) for name in _NAMED_IN_A_DEFECT}
+            may_be_purges.append(ChainGap(correlation_id, gap, after))
+        else:
             of_chain.append(gap_defect(gap, row, verdict.detail))
     defects.extend(chain.defects)
     for defect in of_chain:
         defects.add(replace(defect, correlation_id=correlation_id))
+    return may_be_purges
 
 
 async def _verify_all_unsealed(

@@ -20,6 +20,7 @@ from app.tlog.note import PublicKey
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect
 from app.verify.extent import log_size
+from app.verify.heads import verify_equal_heads, verify_heads_without_end, verify_sum_of_heads
 from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
 from app.verify.row import Defect, mark_reordered
@@ -130,9 +131,17 @@ class Verifier:
         return await log_size(connection, notes, self._keys, max(known, self._frontier.size))
 
     async def _verify_rest(self, connection: Connection, size: int) -> list[Defect]:
-        """The defects of rows that are at no position of the log, at the end of a round."""
+        """The defects of rows that are at no position of the log, and of heads without a last event, at the end of a round."""
         await self._count_unsealed(connection)
-        return (await verify_inserted(connection, size)).listed + (await verify_unlogged_ids(connection, size)).listed
+        found = [
+            await verify_inserted(connection, size),
+            await verify_unlogged_ids(connection, size),
+            await verify_heads_without_end(connection, self._log_name),
+            await verify_equal_heads(connection),
+        ]
+        if not any(defects.count for defects in found):  # else it is known already why the sum is another one
+            found.append(await verify_sum_of_heads(connection, size))
+        return [defect for defects in found for defect in defects.listed]
 
     async def _count_unsealed(self, connection: Connection) -> None:
         """Count the rows that others inserted: at the end of each round, and every few minutes of a long one."""

@@ -1,0 +1,77 @@
+"""What is left of chains whose events were purged: gaps and heads, compared with the leaves of purged events; and all heads together."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from app.db import LONG_FETCH_SECONDS, Connection
+from app.events.record import Row
+from app.tlog.evidence import read_evidence
+from app.tlog.gaps import Gap, MissingPositions, judge_gaps_by_leaf
+from app.verify.chain import gap_defect
+from app.verify.row import Defect, Defects
+from app.verify.snapshot import SQL, portions
+
+GAPS_AT_ONCE = 100_000
+"""For so many gaps the leaves of all purged positions are read once."""
+_HEADS_MAX = 1_000
+
+
+class ChainGap(NamedTuple):
+    """A gap that may be a purge, until the leaves have shown it."""
+
+    correlation_id: str
+    gap: Gap
+    row: Row | None = None
+    """The event after the gap, as far as a defect names it; None if the chain's end is missing."""
+
+
+async def verify_gaps(connection: Connection, gaps: Sequence[ChainGap], missing: MissingPositions) -> Defects:
+    """A defect for each gap that is not a purge. `connection` is in a snapshot."""
+    defects = Defects()
+    verdicts = await judge_gaps_by_leaf(connection, [one.gap for one in gaps], missing)
+    for one, verdict in zip(gaps, verdicts, strict=True):
+        if not verdict.is_purge:
+            defect = gap_defect(one.gap, one.row, verdict.detail)
+            defects.add(replace(defect, correlation_id=one.correlation_id))
+    return defects
+
+
+async def verify_heads_without_end(connection: Connection, log_name: str) -> Defects:
+    """A defect for each head whose last event is missing and was not purged. `connection` is in a snapshot."""
+    defects, gaps, missing = Defects(), list[ChainGap](), MissingPositions()
+    has_evidence = False
+    async for heads in portions(connection, SQL["heads_without_end"], widest="hash", rows_max=_HEADS_MAX):
+        if not has_evidence:
+            missing, has_evidence = MissingPositions((await read_evidence(connection, log_name)).purged), True
+        for correlation_id, length, last_hash, rows, position in heads:
+            if length > 0:
+                gap = Gap(length - rows, length, position, None, last_hash)
+                gaps.append(ChainGap(correlation_id, gap))
+            else:
+                message = f"edited: the head of this chain has length {length}"
+                defects.add(Defect("edited", message, correlation_id=correlation_id))
+        if len(gaps) >= GAPS_AT_ONCE:
+            defects.extend(await verify_gaps(connection, gaps, missing))
+            gaps.clear()
+    defects.extend(await verify_gaps(connection, gaps, missing))
+    return defects
+
+
+async def verify_equal_heads(connection: Connection) -> Defects:
+    """A defect for each head that ends with the event of another chain: there are no two events with one hash."""
+    defects = Defects()
+    for row in await connection.fetch(SQL["equal_heads"], timeout=LONG_FETCH_SECONDS):
+        message = f"inserted: the head of this chain has the last hash of {row['number'] - 1} other(s)"
+        defects.add(Defect("inserted", message, correlation_id=row["correlation_id"]))
+    return defects
+
+
+async def verify_sum_of_heads(connection: Connection, size: int) -> Defects:
+    """A defect if the chains together do not have the events of the log of `size` events, each of which is in one chain."""
+    defects = Defects()
+    length = await connection.fetchval(SQL["sum_of_heads"], timeout=LONG_FETCH_SECONDS)
+    if length != size:
+        message = f"the heads of all chains have {length} events, but the log has {size}: the length of one was changed"
+        defects.add(Defect("edited", f"edited: {message}, or one was removed or inserted"))
+    return defects
