@@ -18,7 +18,7 @@ MASK = "***"
 _ATOM = r"[\w.!#$%&'*+/=?^`{|}~-]"
 # Each matches from the beginning of a run of its characters, with possessive quantifiers, so that no text makes it backtrack for long.
 # A domain needs a dot: image@sha256 is not an address.
-_EMAIL = re.compile(rf"(?<!{_ATOM})({_ATOM}){_ATOM}*+\"?@(\w[\w-]*+(?:\.\w[\w-]*+)+)")
+_EMAIL = re.compile(rf"(?<!{_ATOM})({_ATOM}){_ATOM}*+\"?@([\w-]++(?:\.[\w-]++)+)")
 _IPV4 = re.compile(r"(?<!\d)(\d{1,3})(?:\.\d{1,3}){3}(?!\d)")
 _HEX_GROUPS = re.compile(r"[0-9A-Fa-f:.]*+")
 _PHONE = re.compile(r"\+(\d{1,3})[ ().-]{0,3}(?:\d[ ().-]{0,3}){6,13}\d(?!\d)")
