@@ -375,6 +375,33 @@ async def test_evidence_that_does_not_agree(owner: Connection, kind: str, differ
     assert (await found_in(owner, "rr-0"))[0] == {named}
 
 
+FIRST_VERSION = {
+    "datastorage:event:309705e0-3c61-4b24-ac6b-560cec517a5f": """{"reason": "asked", "erased_by": "eve", "event_ids":
+        ["01a22612-98f3-7055-849e-e4ddc8ed8f64"], "positions": "{[12,13)}", "event_type": "datastorage.event.erased",
+        "erasure_id": "309705e0-3c61-4b24-ac6b-560cec517a5f"}""",
+    "datastorage:retention:c530cce8-c6fc-43c2-803c-492015d53c8b": """{"cutoff": "2034-01-11T06:51:22.666388+00:00",
+        "partition": "audit_events_2026_09", "positions": "{[0,10)}", "event_type": "datastorage.retention.purged",
+        "event_count": 10, "operation_id": "c530cce8-c6fc-43c2-803c-492015d53c8b", "unsealed_count": 0}""",
+    "datastorage:retention:0ee6dd74-0e5a-4d8f-8d1c-6266ba9445fa": """{"cutoff": "2034-01-11T06:51:22.666388+00:00",
+        "partition": null, "positions": "{[14,15),[16,17)}", "event_type": "datastorage.retention.purged",
+        "event_count": 0, "operation_id": "0ee6dd74-0e5a-4d8f-8d1c-6266ba9445fa", "unsealed_count": 0}""",
+}
+"""Self events by their correlations, as the version of 2026-11-25 wrote them, the first that could purge and erase."""
+
+
+async def test_evidence_of_the_first_version(owner: Connection) -> None:
+    """Purges and erasures that earlier versions recorded are no evidence any more."""
+    for correlation_id, payload in FIRST_VERSION.items():
+        event_type = orjson.loads(payload)["event_type"]
+        columns = {"event_type": event_type, "event_category": "security", "event_data": payload}
+        await seal(owner, correlation_id, columns)
+    await erase(owner, 12)
+    await owner.execute("DELETE FROM audit_events WHERE log_index < 10 OR log_index IN (14, 16)")
+    assert await found(owner) == set()
+    assert await found_in(owner, "rr-0") == (set(), 10, 0)
+    assert await found_in(owner, "rr-1") == (set(), 2, 1)
+
+
 async def test_evidence_is_read_in_portions(owner: Connection) -> None:
     """What clients have posted under the service's correlations in former times makes each verification larger."""
     await own(owner, PURGED, "{[0,10)}", operation_id="one")
