@@ -17,7 +17,7 @@ from app.events.canonical import canonical, loads
 from app.events.catalog import Catalog
 from app.events.neutral import neutral_payload
 from app.events.positions import Positions
-from app.events.record import commitment_of
+from app.events.record import commitment_of, is_logged
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
@@ -51,7 +51,10 @@ class Erasure:
 
 @dataclass(slots=True)
 class Erased:
-    """What was erased, or would be: event ids. Those of unsealed rows are only listed, since such rows have no proof to protect."""
+    """What was erased, or would be: event ids. Those of rows that are not what the log has are only listed.
+
+    Such rows have no proof to protect, and the erasure event would excuse that the log's own event at their position is changed.
+    """
 
     erasure_id: UUID
     events: list[UUID] = field(default_factory=list)
@@ -80,10 +83,12 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
         async with action_store(settings, log_name) as store:
             for start in range(0, len(sealed), BATCH_ROWS):
                 batch = [row["event_id"] for row in sealed[start : start + BATCH_ROWS]]
-                if not dry_run:
-                    full_rows = await connection.fetch(SQL["to_erase"], batch, timeout=_SLOW_SECONDS)
-                    await _erase(store, catalog, erased.erasure_id, erasure, full_rows)
-                erased.events += batch
+                found = await connection.fetch(SQL["to_erase"], batch, timeout=_SLOW_SECONDS)
+                logged = [row for row in found if is_logged(row, log_name)]
+                if logged and not dry_run:
+                    await _erase(store, catalog, erased.erasure_id, erasure, logged)
+                erased.events += [row["event_id"] for row in logged]
+                erased.unsealed += sorted({row["event_id"] for row in found} - {row["event_id"] for row in logged})
     finally:
         await connection.close()
     return erased

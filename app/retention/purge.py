@@ -162,15 +162,23 @@ async def _pass(session: RetentionSession, run_id: UUID, month: Month, after: in
     while True:
         arguments = month.name, *session.terms.columns(), after, BATCH_ROWS
         due = await session.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
-        rows = [row for row in due if row["log_index"] is None or row["log_index"] < session.log_size]
-        if not rows:
-            return deleted
-        purged = await _purge(session, run_id, rows)
+        rows = due if after is None else await _purgeable(session, due)
+        purged = await _purge(session, run_id, rows) if rows else 0
         deleted += purged
-        if after is not None:
-            after = rows[-1]["log_index"]
-        elif not purged:
+        if not due or (after is None and not purged):
             return deleted
+        if after is not None:
+            after = due[-1]["log_index"]
+
+
+async def _purgeable(session: RetentionSession, due: Sequence[asyncpg.Record]) -> list[asyncpg.Record]:
+    """Sealed rows whose positions the purge event may name: those that the log had when the run began, and that no other row has.
+
+    Else somebody could insert a row that is due at the position of an event that is not, and the log would excuse its removal.
+    """
+    alone = await session.connection.fetch(SQL["single_positions"], [row["log_index"] for row in due])
+    positions = {row["log_index"] for row in alone if row["log_index"] < session.log_size}
+    return [row for row in due if row["log_index"] in positions]
 
 
 def _may_be_purge(row: asyncpg.Record) -> bool:

@@ -61,7 +61,7 @@ async def read_contents(session: RetentionSession, month: Month) -> MonthContent
 
 
 async def remove_month(session: RetentionSession, month: Month) -> bool:
-    """Purge a whole month. False, with nothing lost, if some of it was held or written before its purge was committed."""
+    """Purge a whole month. False, with nothing lost, if some of it was held, written or inserted before its purge was committed."""
     return await _write_purge(session, month) and await _detach_and_drop(session, month)
 
 
@@ -94,13 +94,18 @@ async def _still_stored(session: RetentionSession, month: Month) -> str:
 
 
 async def _write_purge(session: RetentionSession, month: Month) -> bool:
-    """Step 1. Its conditions are true at the commit, since nobody else can write to the log meanwhile."""
+    """Step 1. Its conditions are true at the commit, since nobody else can write to the log meanwhile.
+
+    Not done if somebody has inserted a row at a position that another row has too: the event would name that position.
+    """
     connection, terms = session.connection, session.terms
     log_size = await connection.fetchval(SQL["log_size"]) or 0
     version = await connection.fetchrow(SQL["holds_version"])
     assert version is not None
     rows = await read_contents(session, month)
-    if rows.held or rows.not_due:
+    positions = Positions.parse(rows.positions)
+    named = await connection.fetchval(SQL["rows_at_positions"], rows.positions, timeout=SLOW_SECONDS)
+    if rows.held or rows.not_due or not positions.size == rows.total - rows.unsealed == named:
         return False
     arguments = month.name, *terms.columns()
     due = await connection.fetch(SQL["purges_in_month"], *arguments, timeout=SLOW_SECONDS)
@@ -112,7 +117,6 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
         if not await connection.fetchval(SQL["month_unchanged"], month.first, month.end, log_size, *version):
             raise MonthChanged
 
-    positions = Positions.parse(rows.positions)
     events = list(purge_events(session, operation, positions, repeated, unsealed=rows.unsealed, month=month.name))
     try:
         await commit_action(session.store, events, check_unchanged)

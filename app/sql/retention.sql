@@ -148,6 +148,16 @@ SELECT count(*) FROM deleted
 -- Positions that are still stored in a month, attached or not, although purge events name them.
 SELECT (positions * purged_positions($1))::text FROM month_contents($1::text::regclass, $2, $3, $4)
 
+-- name: single_positions
+-- Those of some positions of the log that one row has.
+SELECT log_index FROM audit_events WHERE log_index = ANY($1) GROUP BY log_index HAVING count(*) = 1
+
+-- name: rows_at_positions
+-- How many rows have one of these positions, in any month.
+WITH named AS MATERIALIZED (SELECT $1::text::int8multirange AS positions)
+SELECT count(*) FROM audit_events, named
+WHERE log_index >= lower(positions) AND log_index < upper(positions) AND positions @> log_index
+
 -- name: purges_in_month
 -- Correlations of the due events of a month that may be purge events, so that the event of their own purge can repeat their positions.
 SELECT DISTINCT correlation_id
@@ -199,10 +209,8 @@ WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND p
 ORDER BY log_index
 
 -- name: to_erase
--- What the commitments of these events cover.
-SELECT event_id, log_index, actor_id, actor_ip, resource_id, resource_name, error_message, event_data::text,
-    event_metadata::text, payload_salt
-FROM audit_events WHERE event_id = ANY($1::uuid[]) AND log_index IS NOT NULL AND payload_commitment IS NULL
+-- These events, each with the leaf that the log has at its position.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events WHERE event_id = ANY($1::uuid[]) AND log_index IS NOT NULL AND payload_commitment IS NULL
 ORDER BY log_index
 
 -- name: erase

@@ -20,7 +20,9 @@ from app.retention import erase, holds
 from app.retention.erase import Erasure, UnderHold
 from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
+from app.tlog.evidence import read_evidence
 from tests.postgres.log import LOG, write
+from tests.sealed import insert, plain_row
 
 pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know erasures
 CATALOG = Catalog()
@@ -149,3 +151,16 @@ async def test_evidence_is_not_erased(database_url: str, connection: Any) -> Non
     assert await connection.fetchval("SELECT count(payload_commitment) FROM audit_events") == 1
     assert {"datastorage.event.erased"} < SELF_EVENT_TYPES
     assert isinstance(first.erasure_id, UUID)
+
+
+async def test_inserted_row_is_not_erased(database_url: str, connection: Any) -> None:
+    """An erasure names the position of a row that somebody inserted, and so excuses that the log's event there is emptied."""
+    ids = await write(database_url, {"actor_id": "ada"}, {"actor_id": "eve"})
+    forged = plain_row("rr-9", actor_id="ada", log_id=0, log_index=1)
+    row = await connection.fetchrow("SELECT event_hash, payload_salt FROM audit_events WHERE log_index = 1")
+    await insert(connection, forged | dict(row))
+    done = await erased(database_url, actor_id="ada")
+    assert (done.events, done.unsealed) == ([ids[0]], [forged["event_id"]])
+    assert (await erased(database_url, event_ids=[forged["event_id"]])).events == []
+    async with connection.transaction():
+        assert str((await read_evidence(connection, LOG)).erased) == "{[0,1)}"

@@ -16,6 +16,7 @@ from app.events.positions import Positions
 from app.retention import holds, purge, removal
 from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
+from app.tlog.evidence import read_evidence
 from tests.postgres import log
 from tests.postgres.log import LOG
 from tests.postgres.test_tampering import PURGED, found
@@ -207,6 +208,26 @@ async def test_forged_purges_are_not_repeated(database_url: str, connection: Con
     await connection.execute("SET session_replication_role = replica")
     await connection.execute("DELETE FROM audit_events WHERE log_index = 0")
     assert await found(connection) >= {"removed"}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("place", [0, 1])
+async def test_position_of_another_event(database_url: str, connection: Connection, whole: bool, place: int) -> None:
+    """A run purges a row that was inserted at the position of an event that is not due, so that the log excuses its removal."""
+    await write(database_url, *({"event_timestamp": NOW.isoformat(), "retention_days": 2555} for _ in range(2)))
+    await write(database_url, *({"retention_days": days} for days in (10, 10 if whole else 2555, 10)))
+    due = {"event_timestamp": MONTH_AGO, "event_date": MONTH_AGO.date(), "retention_days": 10}
+    for log_index in (place, place, 2**40):
+        await insert(connection, plain_row("rr-1", **due, log_id=0, log_index=log_index))
+    await purge.run(settings_of(database_url), NOW)
+    async with connection.transaction():
+        purged = (await read_evidence(connection, LOG)).purged
+    assert str(purged) == ("{[2,5)}" if whole else "{[2,3),[4,5)}")
+    assert (
+        await connection.fetchval("SELECT count(*) FROM audit_events WHERE correlation_id = 'rr-1' AND log_index < 2")
+        == 4
+    )
+    assert (await purge.run(settings_of(database_url), NOW)).rows_deleted == 0
 
 
 async def test_claim_outlives_the_row(database_url: str) -> None:
