@@ -11,6 +11,7 @@ paging follow. The export has fields of its own: `ExportQuery` (export/select.py
 
 filter.py               which events a query asks for: the fields, and the SQL condition of each
 page.py                 one page of events with their number in all, or one event by its id
+offset.py               deep offsets, by what the roll-up has counted
 sharing.py              answers that equal questions share
 total.py                how many events match: from the roll-up, else from the rows
 cursor.py               where the next page begins, as opaque text

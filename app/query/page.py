@@ -1,6 +1,7 @@
 """One page of events, newest first, with the number of events in all; and one event by its id."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -20,6 +21,7 @@ from app.events.record import Row, is_logged
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, IS_SEALED, EventQuery
+from app.query.offset import is_deep, nearer
 from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none, utc_text
 from app.query.total import total
 from app.sql import fragment, load
@@ -74,8 +76,7 @@ class Page:
 async def page(engine: AsyncEngine, query: EventQuery) -> Page:
     """The events that match `query`. DatabaseAway or DatabaseFailed when Postgres does not answer."""
     async with driver_connection(engine) as connection:
-        statement = _page_statement(query.page_conditions(), offset=bool(query.offset))
-        rows = await _fetch(connection, statement, query)
+        rows = await page_rows(connection, query)
         number, exact = await total(connection, query)
     shown = rows[: query.limit]
     has_more = len(rows) > query.limit
@@ -183,6 +184,20 @@ def _by_id_statement() -> Statement:
         .where(_e.event_id == bindparam("event_id"))
         .order_by(_e.log_index, _e.event_date, _e.correlation_id)
     )
+
+
+async def page_rows(connection: Connection, query: EventQuery) -> list[asyncpg.Record]:
+    """The rows of the page, and one more if there are more."""
+    if is_deep(query):
+        with suppress(asyncpg.InsufficientPrivilegeError):  # roles.sql was not run after the migration
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                return await rows_after_offset(connection, await nearer(connection, query))
+    return await rows_after_offset(connection, query)
+
+
+async def rows_after_offset(connection: Connection, query: EventQuery) -> list[asyncpg.Record]:
+    """The same, read from the newest row on."""
+    return await _fetch(connection, _page_statement(query.page_conditions(), offset=bool(query.offset)), query)
 
 
 async def _fetch(connection: Connection, statement: Statement, query: EventQuery) -> list[asyncpg.Record]:

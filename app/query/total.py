@@ -47,7 +47,7 @@ async def from_rollup(connection: Connection, query: EventQuery) -> int | None:
     """How many events match, exactly; None if the roll-up has no answer to this query, or none at this moment."""
     conditions = query.conditions()
     spans = whole_spans(query.since, query.until)
-    if spans is None or not _IN_ROLLUP.issuperset(conditions):
+    if spans is None or not IN_ROLLUP.issuperset(conditions):
         return None
     try:
         count: int | None = await _fetchval(connection, _rollup_statement(conditions), query.arguments() | spans)
@@ -130,7 +130,8 @@ def _count_statement(conditions: tuple[str, ...], rows_max: int | None) -> State
 
 
 _ON_COUNTS, _ON_CHANGES = conditions_on(rollup_counts), conditions_on(rollup_changes)
-_IN_ROLLUP = _ON_COUNTS.keys() | {"since", "until"}
+IN_ROLLUP = _ON_COUNTS.keys() | {"since", "until"}
+"""Names of the conditions that the roll-up can answer."""
 
 _months = (
     select(rollup_tables.c.month, rollup_months.c.month.is_not(None).label("is_counted"))
@@ -173,7 +174,7 @@ _position = select(_rollup.c.position).scalar_subquery()
 
 @lru_cache(256)
 def _rollup_statement(conditions: tuple[str, ...]) -> Statement:
-    """The number of events that meet `conditions`, which are some of _IN_ROLLUP; NULL while the counts are not current."""
+    """The number of events that meet `conditions`, which are some of IN_ROLLUP; NULL while the counts are not current."""
     matching = _matching(conditions).with_only_columns(func.count())
     counted = [_counts_of(conditions, *span) for span in _spans(conditions)]
     after = matching.where(_e.log_index >= _position, _e.log_index <= literal(str(_POSITION_MAX)))

@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from app import schema
 from app.events.catalog import Catalog
+from app.query import page as pages
 from app.query import total as totals
 from app.query.filter import EventQuery
 from app.retention import erase, purge
@@ -109,6 +110,7 @@ async def test_service_role_counts(roles: Callable[[str], str], database_url: st
     await connection.execute("REVOKE ALL ON rollup_counts FROM datastorage_service")
     assert await totals.from_rollup(service, EventQuery()) is None
     assert await totals.total(service, EventQuery()) == (2, True)
+    assert await pages.page_rows(service, EventQuery(offset=20_000)) == []
     await service.close()
 
 

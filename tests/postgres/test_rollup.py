@@ -6,12 +6,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import httpx
 import pytest
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db
 from app.events.catalog import Catalog
+from app.query import offset
+from app.query import page as pages
 from app.query import total as totals
 from app.query.filter import EventQuery
 from app.retention import erase, purge
@@ -19,7 +22,10 @@ from app.retention.erase import Erasure
 from app.rollup import MonthCheck, count_portion
 from app.settings import Settings
 from tests import databases, sealed
+from tests.events import make_event
 from tests.postgres import log
+from tests.services import Service
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.damaged  # rows are deleted and changed by SQL
 Connection = Any
@@ -117,7 +123,7 @@ class Story:
         """A session that leaves its transactions open for a while."""
         self._pick = pick
         self.is_open = False
-        self.from_rollup = 0
+        self.from_rollup = self.nearer = 0
 
     async def step(self) -> str:
         """One step, and its name. Those that lock whole tables wait until nobody has a transaction open."""
@@ -307,6 +313,17 @@ class Story:
             assert found is not None or not must_answer or totals.whole_spans(query.since, query.until) is None, query
             self.from_rollup += found is not None
             assert await totals.total(self._connection, query) == (expected, True)
+            await self._check_offset(query, expected)
+
+    async def _check_offset(self, query: EventQuery, total: int) -> None:
+        """A page that is found by the roll-up is the page that is found by leaving rows out."""
+        far = query.model_copy(update={"offset": self._pick.randint(1, total + 2), "limit": 3})
+        async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            near = await offset.nearer(self._connection, far)
+            self.nearer += near != far
+            rows = [await pages.rows_after_offset(self._connection, one) for one in (far, near)]
+        by_offset, by_rollup = ([row["event_id"] for row in one] for one in rows)
+        assert by_rollup == by_offset, (far, near)
 
 
 async def catch_up(connection: Connection) -> None:
@@ -338,7 +355,7 @@ async def test_totals_are_counts(database_url: str, connection: Connection, seed
             await other.execute("COMMIT")
         await catch_up(connection)
         await story.check(must_answer=True)
-    assert story.from_rollup > 300
+    assert (story.from_rollup > 300, story.nearer > 100) == (True, True)
 
 
 async def test_every_snapshot_is_right(database_url: str, connection: Connection) -> None:
@@ -456,3 +473,39 @@ async def test_a_table_that_cannot_be_counted(
     assert await totals.from_rollup(connection, EventQuery()) is None
     await MonthCheck().run(connection)
     assert "counted from the rows" in caplog.text
+
+
+async def test_a_deep_page(engine: AsyncEngine, connection: Connection) -> None:
+    """A page far from the newest event is another one than by leaving rows out, or its rows are all read."""
+    rows = 11_100
+    await connection.execute(
+        "INSERT INTO audit_events (event_timestamp, event_date, event_type, event_category, event_action, event_outcome, actor_type,"
+        " actor_id, resource_type, resource_id, correlation_id, event_data, log_id, log_index)"
+        " SELECT at, at::date, 't', 'c', 'a', 'success', '', '', '', '', '', '{}', 0, n"
+        " FROM (SELECT n, $1::timestamptz + n / 2 * interval '1 min' AS at FROM generate_series(0, $2 - 1) n) numbered",
+        *(MONTH_BEFORE, rows),
+    )
+    await connection.execute("INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, 0, $1, '')", rows)
+    await catch_up(connection)
+    query = EventQuery(offset=11_000, limit=7)
+    async with connection.transaction(isolation="repeatable_read"):
+        near = await offset.nearer(connection, query)
+    assert near.offset < 120
+    found = await pages.page(engine, query)
+    expected = [str(row["event_id"]) for row in await pages.rows_after_offset(connection, query)]
+    assert [event["event_id"] for event in found.events] == expected[:7]
+    assert (found.total, found.has_more) == (rows, True)
+
+
+async def test_the_service_counts(service: Callable[..., Service], connection: Connection) -> None:
+    """Nobody runs the worker."""
+    async with httpx.AsyncClient(base_url=service().url, timeout=30) as client:
+        posted = await client.post("/api/v1/audit/events/batch", json=[make_event() for _ in range(3)])
+        assert posted.status_code == 201
+
+        async def all_counted() -> bool | None:
+            return await connection.fetchval("SELECT position FROM rollups") == 3 or None
+
+        await eventually(all_counted)
+        page = (await client.get("/api/v1/audit/events")).json()
+        assert page["pagination"]["total"] == 3
