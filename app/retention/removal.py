@@ -27,7 +27,7 @@ from app.ingest.store import Store
 from app.retention.logged import commit_action
 from app.retention.policy import Month, MonthContents, Terms
 from app.sql import load
-from app.tlog.evidence import read_evidence
+from app.tlog.evidence import RESTORED, read_evidence, read_records
 
 SQL = load("retention")
 SLOW_SECONDS = 3600.0
@@ -75,16 +75,32 @@ async def resume_month(session: RetentionSession, month: Month) -> bool | None:
     still_stored = await _still_stored(session, month)
     if intact and still_stored == "{}":
         return None
-    if not await session.connection.fetch(SQL["purges_of_month"], month.name):
-        log.error(
-            "a month is detached, and the log has no purge of it: attach it again by hand", extra={"month": month.name}
-        )
+    if not await _purges_of(session, month):
+        if not intact:
+            message = "a month is detached, and the log has no purge of it: attach it again by hand"
+            log.error(message, extra={"month": month.name})
         return None
     rows = await read_contents(session, month)
     if intact and (rows.held or rows.not_due or rows.positions != still_stored):
         await _restore(session, month)  # its due rows are purged in batches
         return False
     return await _detach_and_drop(session, month)
+
+
+async def _purges_of(session: RetentionSession, month: Month) -> list[str]:
+    """The operations that have purged the whole month, as the log records it, and have not put it back."""
+    rows = await session.connection.fetch(SQL["purges_of_month"], month.name)
+    purges: list[str] = []
+    restored: set[str] = set()
+    async with session.connection.transaction(isolation="repeatable_read", readonly=True):
+        correlation_ids = [row["correlation_id"] for row in rows]
+        async for payload, _ in read_records(session.connection, session.store.log_name, correlation_ids):
+            operation = payload["operation_id"]
+            if payload["event_type"] == RESTORED:
+                restored.add(operation)
+            elif payload.get("partition") == month.name and operation not in purges:
+                purges.append(operation)
+    return [operation for operation in purges if operation not in restored]
 
 
 async def _still_stored(session: RetentionSession, month: Month) -> str:
@@ -186,7 +202,7 @@ async def _detach(connection: Connection, month: Month) -> None:
 async def _restore(session: RetentionSession, month: Month, *, detached: bool = False) -> None:
     """Revert the purge of a month in the log, and attach the month if it is detached, in one transaction."""
     still_stored = Positions.parse(await _still_stored(session, month))
-    purges = await session.connection.fetch(SQL["purges_of_month"], month.name)
+    purges = await _purges_of(session, month)
 
     async def attach(connection: Connection, flush: Flush) -> None:
         del flush
@@ -198,14 +214,14 @@ async def _restore(session: RetentionSession, month: Month, *, detached: bool = 
             session.store.log_name,
             {
                 "event_type": "datastorage.retention.restored",
-                "operation_id": row["operation_id"],
+                "operation_id": operation,
                 "positions": str(portion),
                 "partition": month.name,
                 "reason": _REASON_RESTORED,
             },
-            about=UUID(row["operation_id"]),
+            about=UUID(operation),
         )
-        for row in purges
+        for operation in purges
         for portion in still_stored.portions()
     ]
     await commit_action(session.store, events, attach)

@@ -164,13 +164,10 @@ SELECT DISTINCT correlation_id
 FROM due_events($1::text::regclass, $2, $3, $4, -1, 2147483647) WHERE starts_with(correlation_id, 'datastorage:retention:')
 
 -- name: purges_of_month
--- The purges of one whole month that were not reverted.
-SELECT DISTINCT event_data->>'operation_id' AS operation_id FROM audit_events p
+-- Correlations of what may be purges of one whole month.
+SELECT DISTINCT correlation_id FROM audit_events
 WHERE event_type = 'datastorage.retention.purged' AND event_data->>'partition' = $1 AND log_index IS NOT NULL
-    AND NOT EXISTS (
-        SELECT FROM audit_events r
-        WHERE r.event_type = 'datastorage.retention.restored' AND r.event_data->>'operation_id' = p.event_data->>'operation_id'
-    )
+    AND starts_with(correlation_id, 'datastorage:retention:')
 
 -- name: begin_run
 -- The row of a run that begins.

@@ -1,7 +1,7 @@
 """What was purged or erased, as recorded in the log itself: read from self events, each of which is verified first."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,14 +42,22 @@ async def read_evidence(
     `connection` is in a snapshot. Only self events are read, and a few at a time, whatever else their correlations contain.
     """
     recorded = _Recorded()
+    async for payload, position in read_records(connection, log_name, correlation_ids):
+        recorded.add(payload, position)
+    return recorded.evidence()
+
+
+async def read_records(
+    connection: Connection, log_name: str, correlation_ids: Sequence[str] | None = None
+) -> AsyncIterator[tuple[dict[str, Any], int]]:
+    """The self events that are evidence: payload and position in the log of each. As read_evidence()."""
     rows = connection.cursor(
         SQL["evidence"], list(_OPERATION), correlation_ids, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS
     )
     async for row in rows:
         payload = orjson.loads(row["event_data"])
         if is_evidence(row, payload) and _matches_log(row, log_name):
-            recorded.add(payload, row["log_index"])
-    return recorded.evidence()
+            yield payload, row["log_index"]
 
 
 def is_evidence(row: Row, payload: Any) -> bool:

@@ -13,6 +13,7 @@ event is known, since the next event or the chain's head has it. There are two w
 An export of format=json does not use either: there any purge in the log excuses a missing predecessor (export/signed_page.py).
 """
 
+from asyncio import sleep
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,7 +24,8 @@ from app.tlog.merkle import HASH_BYTES
 from app.tlog.tiles import SQL
 
 _POSITION_END = 2**62
-_LEAVES_AT_ONCE = 65_536
+_LEAVES_AT_ONCE = 8_192
+_GAPS_AT_ONCE = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,12 @@ async def judge_gaps_by_leaf(
     """Whether each gap is a purge: the hash of its last event is the leaf of a purged position. `connection` is in a snapshot."""
     wanted = frozenset(gap.last_hash for gap in gaps)
     positions = await _purged_positions(connection, missing.purged, wanted) if gaps else {}
-    return [missing.judge_gap_by_end(gap, positions.get(gap.last_hash)) for gap in gaps]
+    verdicts: list[GapVerdict] = []
+    for start in range(0, len(gaps), _GAPS_AT_ONCE):
+        some = gaps[start : start + _GAPS_AT_ONCE]
+        verdicts += [missing.judge_gap_by_end(gap, positions.get(gap.last_hash)) for gap in some]
+        await sleep(0)  # other tasks of the event loop run
+    return verdicts
 
 
 async def _purged_positions(connection: Connection, purged: Positions, wanted: Container[str]) -> dict[str, int]:

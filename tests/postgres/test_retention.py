@@ -210,6 +210,18 @@ async def test_forged_purges_are_not_repeated(database_url: str, connection: Con
     assert await found(connection) >= {"removed"}
 
 
+@pytest.mark.parametrize("operation", ["none", str(uuid4())])
+async def test_forged_purge_of_a_month(database_url: str, connection: Connection, operation: str) -> None:
+    """What somebody inserted for the purge of a month ends every run, or the run takes back what was never purged."""
+    ids = await write(database_url, {"retention_days": 10}, {"retention_days": 2555})
+    payload = {"event_type": PURGED, "operation_id": operation, "positions": "{[0,2)}", "partition": THE_MONTH}
+    columns = {"event_type": PURGED, "event_category": "security", "event_data": orjson.dumps(payload).decode()}
+    await insert(connection, plain_row(f"datastorage:retention:{operation}", **columns, log_id=0, log_index=2**40))
+    done = await purge.run(settings_of(database_url), NOW)
+    assert (done.rows_deleted, done.restored, await stored(connection)) == (1, [], {ids[1]})
+    assert await self_events(connection, "restored") == []
+
+
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("place", [0, 1])
 async def test_position_of_another_event(database_url: str, connection: Connection, whole: bool, place: int) -> None:
