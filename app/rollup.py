@@ -20,8 +20,8 @@ _ROUND_SECONDS = 1.0
 _PORTION_SECONDS = 0.05
 """Between portions, so that catching up leaves Postgres room for others."""
 _CHECK_SHARE = 0.01
-"""Part of the time in which months are checked, but one every two seconds at most."""
-_CHECK_SECONDS = 2.0
+"""Part of the time in which counts are checked, and that only every few seconds."""
+_CHECK_SECONDS = 5.0
 _STATEMENT_TIMEOUT_MS = 600_000
 _TRANSACTION_IDLE_MAX = "15s"
 
@@ -36,7 +36,7 @@ async def follow_forever(settings: Settings) -> NoReturn:
         return await connect(slow, lock_timeout="3s", idle_in_transaction_session_timeout=_TRANSACTION_IDLE_MAX)
 
     connection = WorkerConnection(open_connection)
-    check = MonthCheck()
+    check = Check()
 
     async def do_round() -> float | None:
         async with connection.use() as usable:
@@ -67,16 +67,15 @@ async def count_portion(connection: Connection, rows: int = PORTION_ROWS) -> boo
         return bool(await connection.fetchval(SQL["follow"], rows))
 
 
-class MonthCheck:
-    """Counts the rows of one month after another again, in case something happened to them that no trigger has seen."""
+class Check:
+    """Counts the rows again, in case something happened to them that no trigger has seen."""
 
     def __init__(self) -> None:
         self._due_at = 0.0
-        self._last = date.min
         self._reminder = Reminder()
 
     async def run_if_due(self, connection: Connection) -> None:
-        """Check the next month, unless the last one was checked a moment ago."""
+        """Check, unless that was done a moment ago."""
         started = monotonic()
         if started >= self._due_at:
             self._due_at = started + _CHECK_SECONDS
@@ -84,8 +83,8 @@ class MonthCheck:
             self._due_at = started + max(_CHECK_SECONDS, (monotonic() - started) / _CHECK_SHARE)
 
     async def run(self, connection: Connection) -> None:
-        """Check the next month. If its counts are wrong they are discarded, to be made again. Warns of that, and of tables
-        because of which the roll-up is not used.
+        """If counts are wrong, those of their months are discarded, to be made again. Warns of that, and of tables because of
+        which the roll-up is not used.
         """
         async with connection.transaction():
             if not await connection.fetchval(SQL["try_lock"]):
@@ -95,9 +94,15 @@ class MonthCheck:
                     "every total is counted from the rows, since tables have lost triggers or have other names than months",
                     extra={"tables": uncounted},
                 )
-            month = await connection.fetchrow(SQL["difference"], self._last)
-            self._last = date.min if month is None else month["first_day"]
-            if month is not None and month["difference"]:
-                extra = {"month": str(month["first_day"]), "rows": int(month["difference"])}
-                log.warning("a month has another number of events than was counted; it is counted again", extra=extra)
-                await connection.execute(SQL["discard_month"], month["month"])
+            if await connection.fetchval(SQL["difference"]):
+                await _discard_wrong_months(connection)
+
+
+async def _discard_wrong_months(connection: Connection) -> None:
+    day = date.min
+    while (month := await connection.fetchrow(SQL["difference_of_month"], day)) is not None:
+        day = month["first_day"]
+        if month["difference"]:
+            extra = {"month": str(day), "rows": int(month["difference"])}
+            log.warning("a month has another number of events than was counted; it is counted again", extra=extra)
+            await connection.execute(SQL["discard_month"], month["month"])

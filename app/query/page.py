@@ -23,7 +23,7 @@ from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, IS_SEALED, EventQuery
 from app.query.offset import is_deep, nearer
 from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none, utc_text
-from app.query.total import total
+from app.query.total import from_rollup, total
 from app.sql import fragment, load
 from app.tables import audit_events
 
@@ -142,6 +142,7 @@ async def warm(engine: AsyncEngine) -> None:
         for query in queries:
             await _fetch(connection, _page_statement(query.page_conditions(), offset=False), query)
             await total(connection, query)
+        await from_rollup(connection, EventQuery())  # not the total: it may have to be counted
         await connection.fetch(_by_id_statement().text, UUID(int=0))
 
     await on_first_connections(engine, run_each)

@@ -118,6 +118,21 @@ SELECT coalesce(max(before + count), 0) >= $1 FROM following
 SELECT array_agg(month::regclass::text) FROM rollup_tables WHERE identity IS NULL
 
 -- name: difference
+-- How many rows there are more than the counts say; no row while some months are not counted. Read from the index of positions alone.
+SELECT (SELECT count(*) FROM audit_events WHERE log_index >= 0 AND log_index < r.position) - (
+        SELECT coalesce(sum(events), 0) FROM rollup_counts
+        WHERE span = 'm' AND month IN (SELECT month FROM rollup_tables)
+    ) - (
+        SELECT coalesce(sum(events), 0) FROM rollup_changes
+        WHERE log_index < r.position AND month IN (SELECT month FROM rollup_tables)
+    )
+FROM rollups r
+WHERE log_id = 0 AND NOT EXISTS (
+    SELECT FROM rollup_tables t WHERE NOT EXISTS (
+        SELECT FROM rollup_months m WHERE m.month = t.month AND m.identity = t.identity AND m.building IS NULL)
+)
+
+-- name: difference_of_month
 -- The month after $1 that has all its counts, and how many rows it has more than they say.
 WITH one AS (
     SELECT month, first_day, (first_day + interval '1 month')::date AS next_day, position
