@@ -129,4 +129,5 @@ def _become(message: dict[str, Any], output: int) -> None:
     os.environ.clear()
     os.environ.update(message["env"])
     sys.argv = ["datastorage", *message["arguments"]]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it was ignored
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
