@@ -22,6 +22,8 @@ from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from app.tlog.evidence import read_evidence
 from tests.postgres.log import LOG, write
+from tests.postgres.test_tampering import erase as empty
+from tests.postgres.test_tampering import found_by_each, sign
 from tests.sealed import insert, plain_row
 
 pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know erasures
@@ -164,3 +166,10 @@ async def test_inserted_row_is_not_erased(database_url: str, connection: Any) ->
     assert (await erased(database_url, event_ids=[forged["event_id"]])).events == []
     async with connection.transaction():
         assert str((await read_evidence(connection, LOG)).erased) == "{[0,1)}"
+    outside = await sign(connection)
+    for kinds in await found_by_each(connection, "rr-9", outside):
+        assert kinds & {"inserted", "edited"}
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("DELETE FROM audit_events WHERE correlation_id = 'rr-9'")
+    await empty(connection, 1)
+    assert await found_by_each(connection, "rr-1", outside) == ({"edited"},) * 4

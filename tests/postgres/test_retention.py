@@ -19,7 +19,7 @@ from app.settings import Settings
 from app.tlog.evidence import read_evidence
 from tests.postgres import log
 from tests.postgres.log import LOG
-from tests.postgres.test_tampering import PURGED, found
+from tests.postgres.test_tampering import PURGED, found_by_each, sign
 from tests.sealed import insert, plain_row, seal
 
 pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know purges
@@ -205,9 +205,11 @@ async def test_forged_purges_are_not_repeated(database_url: str, connection: Con
     await purge.run(settings_of(database_url), NOW)
     purges = [one for one in await self_events(connection, "purged") if one["operation_id"] != operation]
     assert "{[0,1)}" not in {one["positions"] for one in purges}
+    outside = await sign(connection)
     await connection.execute("SET session_replication_role = replica")
     await connection.execute("DELETE FROM audit_events WHERE log_index = 0")
-    assert await found(connection) >= {"removed"}
+    for kinds in await found_by_each(connection, "rr-1", outside):
+        assert kinds & {"removed", "truncated"}
 
 
 @pytest.mark.parametrize("operation", ["none", str(uuid4())])
@@ -230,16 +232,20 @@ async def test_position_of_another_event(database_url: str, connection: Connecti
     await write(database_url, *({"retention_days": days} for days in (10, 10 if whole else 2555, 10)))
     due = {"event_timestamp": MONTH_AGO, "event_date": MONTH_AGO.date(), "retention_days": 10}
     for log_index in (place, place, 2**40):
-        await insert(connection, plain_row("rr-1", **due, log_id=0, log_index=log_index))
+        await insert(connection, plain_row("rr-9", **due, log_id=0, log_index=log_index))
     await purge.run(settings_of(database_url), NOW)
     async with connection.transaction():
         purged = (await read_evidence(connection, LOG)).purged
     assert str(purged) == ("{[2,5)}" if whole else "{[2,3),[4,5)}")
-    assert (
-        await connection.fetchval("SELECT count(*) FROM audit_events WHERE correlation_id = 'rr-1' AND log_index < 2")
-        == 4
-    )
+    assert await connection.fetchval("SELECT count(*) FROM audit_events WHERE log_index < 2") == 4
     assert (await purge.run(settings_of(database_url), NOW)).rows_deleted == 0
+    outside = await sign(connection)
+    for kinds in await found_by_each(connection, "rr-9", outside):
+        assert kinds & {"inserted", "edited"}
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("DELETE FROM audit_events WHERE log_index = $1", place)
+    for kinds in await found_by_each(connection, "rr-1", outside):
+        assert kinds & {"removed", "truncated"}
 
 
 async def test_claim_outlives_the_row(database_url: str) -> None:
