@@ -25,10 +25,10 @@ _MIGRATE = "run `datastorage migrate`, or start with `datastorage serve --migrat
 
 
 async def upgrade(database_url: str, log_name: str | None = None) -> None:
-    """Migrate the schema to HEAD, unless it is there already. Replicas that start together take turns.
+    """Migrate the schema to HEAD, unless it is there already, or further. Replicas that start together take turns.
 
-    `log_name` is used by the first migration only; None draws a name. Raises Fatal when the schema is newer than HEAD,
-    or when Postgres refuses a migration; that migration is rolled back.
+    `log_name` is used by the first migration only; None draws a name. Raises Fatal when the schema is newer than HEAD and does not
+    take what this release writes, or when Postgres refuses a migration; that migration is rolled back.
     """
     connection = await connect(database_url, seconds=_CONNECT_SECONDS)
     try:
@@ -49,7 +49,7 @@ async def check_and_read_log_name(connection: asyncpg.Connection, log_name: str 
     if stored < HEAD:
         raise Fatal(f"This service is newer than the schema (it needs {HEAD}, found {stored}): {_MIGRATE}.")
     if stored > HEAD:
-        raise _older(stored)
+        await _refuse_unless_writable(connection, stored)
     name: str | None = await connection.fetchval(SQL["log_name"])
     if name is None:
         raise Fatal(
@@ -78,7 +78,8 @@ async def role_warning(connection: asyncpg.Connection) -> str | None:
 async def _at_head(connection: asyncpg.Connection) -> bool:
     stored = await _revision(connection)
     if stored is not None and stored > HEAD:
-        raise _older(stored)
+        await _refuse_unless_writable(connection, stored)
+        return True
     return stored == HEAD
 
 
@@ -88,8 +89,10 @@ async def _revision(connection: asyncpg.Connection) -> str | None:
     return stored
 
 
-def _older(stored: str) -> Fatal:
-    return Fatal(f"This service is older than the schema (it knows {HEAD}, found {stored}): upgrade the service.")
+async def _refuse_unless_writable(connection: asyncpg.Connection, stored: str) -> None:
+    """Fatal when the newer schema does not take what this release writes."""
+    if await connection.fetchval(SQL["min_writer"]) > HEAD:
+        raise Fatal(f"This service is older than the schema (it knows {HEAD}, found {stored}): upgrade the service.")
 
 
 async def _migrate(connection: asyncpg.Connection, log_name: str | None) -> None:

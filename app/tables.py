@@ -234,6 +234,9 @@ verifier_findings = Table(
     Column("found_at", DateTime(timezone=True), nullable=False),
 )
 
+# One row: the oldest release that may write to this schema, by the last migration that it knows.
+schema_min_writer = Table("schema_min_writer", metadata, Column("revision", Text, nullable=False))
+
 # The roll-up: counts of sealed events that follow the log.
 rollups = Table(
     "rollups",

@@ -10,6 +10,10 @@ SELECT to_regclass('alembic_version') IS NOT NULL
 -- The last migration that ran; no row while the first one is still running.
 SELECT version_num FROM alembic_version
 
+-- name: min_writer
+-- The last migration that a release has to know to write to this schema.
+SELECT revision FROM schema_min_writer
+
 -- name: log_name
 -- The name under which every event of this database was hashed.
 SELECT name FROM logs WHERE log_id = 0

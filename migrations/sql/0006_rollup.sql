@@ -163,3 +163,8 @@ BEGIN
     EXECUTE format('ALTER FUNCTION audit_events_record_change() SET search_path = %I, pg_temp', current_schema());
 END
 $$;
+
+-- The oldest release that may write to this schema, by the last migration that it knows. A later migration that it would write wrongly
+-- after raises it.
+CREATE TABLE schema_min_writer (revision text NOT NULL);
+INSERT INTO schema_min_writer VALUES ('0005_pre_verify');

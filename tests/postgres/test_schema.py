@@ -2,12 +2,13 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
+import httpx
 import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
@@ -17,6 +18,8 @@ from sqlalchemy.dialects import postgresql
 import app.sql
 from app import schema, tables
 from app.errors import Fatal
+from tests.events import make_event
+from tests.services import Service
 
 # docs/contract.md, section 25, and ours from recorded_at on: name, type, whether NULL is refused, default.
 COLUMNS = """
@@ -384,6 +387,7 @@ async def test_foreign_table(empty_url: str) -> None:
 async def test_other_revision(connection: asyncpg.Connection, stored: str, words: str) -> None:
     """The service serves on a schema that it does not know, or does not say what to do."""
     await connection.execute("UPDATE alembic_version SET version_num = $1", stored)
+    await connection.execute("UPDATE schema_min_writer SET revision = $1", stored)
     with pytest.raises(Fatal, match=words):
         await schema.check_and_read_log_name(connection, None)
 
@@ -391,8 +395,21 @@ async def test_other_revision(connection: asyncpg.Connection, stored: str, words
 async def test_newer_schema_is_left_alone(connection: asyncpg.Connection, database_url: str) -> None:
     """An old replica that starts with --migrate works on the schema of a newer one."""
     await connection.execute("UPDATE alembic_version SET version_num = '9999_pre_later'")
+    await connection.execute("UPDATE schema_min_writer SET revision = '9999_pre_later'")
     with pytest.raises(Fatal, match="upgrade the service"):
         await schema.upgrade(database_url)
+
+
+async def test_newer_schema_that_takes_this_release(
+    connection: asyncpg.Connection, database_url: str, service: Callable[..., Service]
+) -> None:
+    """While an upgrade is rolled out, an old replica that restarts is refused, or migrates back."""
+    await connection.execute("UPDATE alembic_version SET version_num = '9999_pre_later'")
+    await schema.upgrade(database_url)
+    assert await connection.fetchval("SELECT version_num FROM alembic_version") == "9999_pre_later"
+    running = await asyncio.to_thread(service, migrate=True)
+    async with httpx.AsyncClient(base_url=running.url) as client:
+        assert (await client.post("/api/v1/audit/events", json=make_event())).status_code == 201
 
 
 async def test_log_name(connection: asyncpg.Connection) -> None:
