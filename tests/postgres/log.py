@@ -23,23 +23,29 @@ async def write(url: str, *items: dict[str, Any]) -> list[UUID]:
     writer = Writer(Store(settings, LOG), settings)
     writer.start()
     written = []
-    for members in items:
-        now = datetime.now(UTC)
-        item = {
-            "version": "1.0",
-            "event_type": "orchestrator.lifecycle.started",
-            "event_timestamp": now.isoformat(),
-            "event_category": "orchestration",
-            "event_action": "started",
-            "event_outcome": "success",
-            "correlation_id": "rr-1",
-            "event_data": {"event_type": "orchestrator.lifecycle.started", "rr_name": "rr", "namespace": "payments"},
-        } | members
-        draft = check_item(Catalog(), item, "", plain=False, depth=3)
-        parents = {draft.parent_id: now.date()} if draft.parent_id else {}
-        event = accept([draft], [single_id(draft)], Acceptance(now, parents, LOG))[0]
-        submission = Submission([event], {}, may_exist=event.digest is not None)
-        await writer.submit(submission, asyncio.get_running_loop().time() + 30)
-        written.append(event.id)
-    await writer.close()
+    try:
+        for members in items:
+            now = datetime.now(UTC)
+            item = {
+                "version": "1.0",
+                "event_type": "orchestrator.lifecycle.started",
+                "event_timestamp": now.isoformat(),
+                "event_category": "orchestration",
+                "event_action": "started",
+                "event_outcome": "success",
+                "correlation_id": "rr-1",
+                "event_data": {
+                    "event_type": "orchestrator.lifecycle.started",
+                    "rr_name": "rr",
+                    "namespace": "payments",
+                },
+            } | members
+            draft = check_item(Catalog(), item, "", plain=False, depth=3)
+            parents = {draft.parent_id: now.date()} if draft.parent_id else {}
+            event = accept([draft], [single_id(draft)], Acceptance(now, parents, LOG))[0]
+            submission = Submission([event], {}, may_exist=event.digest is not None)
+            await writer.submit(submission, asyncio.get_running_loop().time() + 30)
+            written.append(event.id)
+    finally:
+        await writer.close()
     return written
