@@ -20,7 +20,7 @@ from app.embedded import EmbeddedPostgres
 from app.tlog import keys
 from bench import bodies
 from bench.client import drive, prepared
-from bench.processes import Running, create_databases, database_url, service
+from bench.processes import Running, create_databases, database_url, postgres_cpu_seconds, service
 from tests.apiserver import ACCOUNT, ALL, api_server
 
 RESAMPLES = 10_000
@@ -45,25 +45,32 @@ def main() -> None:
         parser.error("name a revision or a setting to compare with")
     base_name = " ".join(filter(None, (options.base, *options.base_setting)))
     ratios: dict[str, list[float]] = {"single at 64": [], "batch at 16": []}
-    with _both(options) as (ours, base):
+    costs: dict[str, list[float]] = {name: [] for name in ratios}
+    with _both(options) as (ours, base, postgres_pid):
         for pair in range(options.pairs):
             order = (ours, base) if pair % 2 else (base, ours)
             for name, values in ratios.items():
-                rates = {server.pid: _rate(server, name, options) for server in order}
-                values.append(rates[ours.pid] / rates[base.pid])
-            shown = ", ".join(f"{name} {values[-1]:.3f}" for name, values in ratios.items())
+                found = {server.pid: _measure(server, name, options, postgres_pid) for server in order}
+                (rate, cost), (base_rate, base_cost) = found[ours.pid], found[base.pid]
+                values.append(rate / base_rate)
+                costs[name].append(cost / base_cost)
+            shown = ", ".join(f"{name} {values[-1]:.3f}, CPU {costs[name][-1]:.3f}" for name, values in ratios.items())
             print(f"pair {pair + 1} of {options.pairs}: {shown}", file=sys.stderr, flush=True)
     slower = False
     print(f"\nthis checkout / {base_name}, {options.pairs} alternating pairs of {options.seconds:g} s, client included")
     for name, values in ratios.items():
         low, high = interval(values)
         slower |= high < options.least
-        print(f"{name:14} median {statistics.median(values):.3f}   95 % interval {low:.3f} to {high:.3f}")
+        print(f"{name:14} rate          median {statistics.median(values):.3f}   95 % interval {low:.3f} to {high:.3f}")
+        low, high = interval(costs[name])
+        print(
+            f"{'':14} CPU an event  median {statistics.median(costs[name]):.3f}   95 % interval {low:.3f} to {high:.3f}"
+        )
     sys.exit(f"slower than {options.least} of {base_name}" if slower else 0)
 
 
 @contextlib.contextmanager
-def _both(options: argparse.Namespace) -> Iterator[tuple[Running, Running]]:
+def _both(options: argparse.Namespace) -> Iterator[tuple[Running, Running, int]]:
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="datastorage-bench-")))
         directory.chmod(0o711)
@@ -90,11 +97,12 @@ def _both(options: argparse.Namespace) -> Iterator[tuple[Running, Running]]:
         yield (
             serving(ROOT, "ours", ours),
             serving(tree, "base", dict(one.split("=", 1) for one in options.base_setting)),
+            postgres.pid,
         )
 
 
-def _rate(server: Running, name: str, options: argparse.Namespace) -> float:
-    """Events per second."""
+def _measure(server: Running, name: str, options: argparse.Namespace, postgres_pid: int) -> tuple[float, float]:
+    """Events a second, and seconds of CPU of service and Postgres for an event."""
     seconds = options.seconds
     singles = name == "single at 64"
     requests = bodies.singles("pair") if singles else bodies.batches("pair")
@@ -102,7 +110,9 @@ def _rate(server: Running, name: str, options: argparse.Namespace) -> float:
     if options.kubernetes:  # both get the header
         header = f"\r\nAuthorization: Bearer {_TOKEN}\r\n".encode()
         requests = (request.replace(b"\r\n", header, 1) for request in requests)
-    return drive(server.port, prepared(requests, number), 64 if singles else 16, seconds).rate
+    before = server.cpu_seconds() + postgres_cpu_seconds(postgres_pid)
+    rate = drive(server.port, prepared(requests, number), 64 if singles else 16, seconds).rate
+    return rate, (server.cpu_seconds() + postgres_cpu_seconds(postgres_pid) - before) / (rate * seconds)
 
 
 def interval(values: list[float]) -> tuple[float, float]:
