@@ -12,13 +12,13 @@ from app.verify.snapshot import SQL
 async def log_size(connection: Connection, notes: Sequence[str], keys: Sequence[PublicKey], known: int = 0) -> int:
     """How many positions the log has: up to the last flush that follows without a gap from what is known to be the log's.
 
-    Known are `known` positions, and those that a checkpoint among `notes` covers that one of `keys` signed. If there is none, other
-    checkpoints and the tiles count as well, and the log goes on behind lost flushes whose events are all there.
+    Known are `known` positions, and those that a checkpoint among `notes` covers that one of `keys` signed. Without such a checkpoint
+    others and the tiles count as well, so that the walk to the end is short, and the log goes on behind lost flushes whose events are
+    all there.
     """
-    sizes = [known, *(signed_sizes(notes, keys) if keys else ())]
-    trusted = max(sizes) > 0
-    if not trusted:
-        sizes = signed_sizes(notes, ())
+    sizes = list(signed_sizes(notes, keys)) if keys else []
+    trusted = bool(sizes)
+    sizes = [known, *(sizes if trusted else signed_sizes(notes, ()))]
     anchor = await _fetch(connection, "covered_size", sizes, not trusted)
     while True:
         size: int = await _fetch(connection, "log_end", anchor) or 0

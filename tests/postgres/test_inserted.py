@@ -25,6 +25,7 @@ from app.tlog.prove import prove_event
 from app.tlog.signer import RowsInserted, Signer, signed_size
 from app.tlog.tiles import HashesMissing
 from app.verify.database import TrustAnchors, sequential_runner, verify_database
+from app.verify.extent import log_size
 from app.verify.worker import Verifier
 from tests.events import make_event
 from tests.postgres.log import LOG, write
@@ -306,6 +307,16 @@ async def test_a_long_way_to_the_end(database_url: str, monkeypatch: pytest.Monk
     await write(database_url, *({} for _ in range(6)))
     assert await store._read_tail(await store.connection()) == (8, 1)
     await store.close()
+
+
+async def test_end_of_a_log_without_key(connection: Connection) -> None:
+    """Without a key the verifier walks from where its round is to the log's end, part by part, or ends its round at a lost flush."""
+    written = leaves(900)
+    for start in (0, 300, 600):
+        await write_leaves(connection, written[start : start + 300])
+    await worker(None).run_round(connection, no_heartbeat)
+    await connection.execute("DELETE FROM log_flushes WHERE first_index = 300")
+    assert {await log_size(connection, [], (), known) for known in (0, 100, 300)} == {900}
 
 
 async def test_correlation_of_a_forgery(log: Connection) -> None:
