@@ -31,8 +31,8 @@ event_id, event_version,
 CASE WHEN log_id = 0 THEN (
         SELECT encode(substr(leaves, ((log_index - first_index) * 32 + 1)::int, 32), 'hex') FROM (
             SELECT first_index, count, leaves FROM log_flushes
-            WHERE log_flushes.log_id = 0 AND first_index BETWEEN 0 AND log_index ORDER BY first_index DESC LIMIT 4
-        ) near WHERE log_index - first_index < least(count, octet_length(leaves) / 32) ORDER BY first_index LIMIT 1
+            WHERE log_flushes.log_id = 0 AND first_index <= log_index ORDER BY first_index DESC LIMIT 4
+        ) near WHERE first_index >= 0 AND log_index - first_index < least(count, octet_length(leaves) / 32) ORDER BY first_index LIMIT 1
     ) END
 
 -- fragment: held_rows

@@ -43,8 +43,8 @@ FROM unnest($1::bigint[]) AS position
 CROSS JOIN LATERAL (
     SELECT first_index, count, leaves FROM (
         SELECT first_index, count, leaves FROM log_flushes
-        WHERE log_id = 0 AND first_index BETWEEN 0 AND position ORDER BY first_index DESC LIMIT 4
-    ) near WHERE position - first_index < count ORDER BY first_index LIMIT 1
+        WHERE log_id = 0 AND first_index <= position ORDER BY first_index DESC LIMIT 4
+    ) near WHERE first_index >= 0 AND position - first_index < count ORDER BY first_index LIMIT 1
 ) f
 WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
 

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import orjson
 import pytest
 from pydantic import SecretStr
 
@@ -23,6 +24,7 @@ from app.tlog.keys import SigningKey
 from app.tlog.note import Checkpoint, verified_checkpoint
 from app.tlog.prove import prove_event
 from app.tlog.signer import RowsInserted, Signer, signed_size
+from app.tlog.tiles import SQL as TLOG_SQL
 from app.tlog.tiles import HashesMissing
 from app.verify.database import TrustAnchors, sequential_runner, verify_database
 from app.verify.extent import log_size
@@ -317,6 +319,22 @@ async def test_end_of_a_log_without_key(connection: Connection) -> None:
     await worker(None).run_round(connection, no_heartbeat)
     await connection.execute("DELETE FROM log_flushes WHERE first_index = 300")
     assert {await log_size(connection, [], (), known) for known in (0, 100, 300)} == {900}
+
+
+async def test_few_flushes_are_read_for_a_leaf(connection: Connection) -> None:
+    """For each event by its id, each resend and each row of a page all flushes before it are read and sorted."""
+    written = leaves(300)
+    for start in range(300):
+        await write_leaves(connection, written[start : start + 1])
+    await connection.execute("ANALYZE log_flushes")
+    plans = await connection.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + TLOG_SQL["leaves_at"], [290, 295])
+    pending, read = [orjson.loads(plans)[0]["Plan"]], []
+    while pending:
+        node = pending.pop()
+        pending += node.get("Plans", [])
+        if "flushes" in node.get("Index Name", node.get("Relation Name", "")):
+            read.append(node["Actual Rows"])
+    assert 0 < max(read) <= 4
 
 
 async def test_correlation_of_a_forgery(log: Connection) -> None:
