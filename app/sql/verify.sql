@@ -139,18 +139,23 @@ FROM (
 ) h USING (correlation_id)
 ORDER BY correlation_id, chain_index NULLS LAST, log_index
 
--- name: heads_without_end
--- Heads of chains whose last event is not there: how many sealed events the chain has at least, by the last one, and its position.
-SELECT h.correlation_id, h.length, h.hash, coalesce(last.chain_index, -1) + 1 AS rows, coalesce(last.log_index, -1) AS position
-FROM (
-    SELECT * FROM chain_heads h WHERE NOT EXISTS (
-        SELECT FROM audit_events e WHERE e.correlation_id = h.correlation_id AND e.chain_index = h.length - 1
-    ) OFFSET 0
-) h LEFT JOIN LATERAL (
+-- name: heads
+-- The next $2 heads from correlation $1 on, without that one if $3 is 1, and whether the last event of each chain is there. If not: how
+-- many sealed events the chain has at least, by the last one, and its position. By the index, some heads at a time: one statement for
+-- all of them would read every event, and end at its timeout in a large database.
+SELECT h.correlation_id, h.length, h.hash, whole.chain_index IS NOT NULL AS is_whole, coalesce(last.chain_index, -1) + 1 AS rows,
+    coalesce(last.log_index, -1) AS position
+FROM (SELECT * FROM chain_heads WHERE correlation_id >= $1 ORDER BY correlation_id LIMIT $2 OFFSET $3) h
+LEFT JOIN LATERAL (
+    SELECT chain_index FROM audit_events e WHERE e.correlation_id = h.correlation_id AND e.chain_index = h.length - 1
+    ORDER BY event_timestamp DESC LIMIT 1
+) whole ON true
+LEFT JOIN LATERAL (
     SELECT chain_index, log_index FROM audit_events e
-    WHERE e.correlation_id = h.correlation_id AND chain_index >= 0 AND log_index >= 0 ORDER BY chain_index DESC LIMIT 1
+    WHERE whole.chain_index IS NULL AND e.correlation_id = h.correlation_id AND chain_index >= 0 AND log_index >= 0
+    ORDER BY chain_index DESC LIMIT 1
 ) last ON true
-WHERE coalesce(last.chain_index, -1) < h.length - 1 OR h.length < 1
+ORDER BY h.correlation_id
 
 -- name: equal_heads
 -- Heads that have the last hash of another chain's head, and how many of them have it.

@@ -10,11 +10,11 @@ from app.tlog.evidence import read_evidence
 from app.tlog.gaps import Gap, MissingPositions, judge_gaps_by_leaf
 from app.verify.chain import gap_defect
 from app.verify.row import Defect, Defects
-from app.verify.snapshot import SQL, portions
+from app.verify.snapshot import SQL
 
 GAPS_AT_ONCE = 100_000
 """For so many gaps the leaves of all purged positions are read once."""
-_HEADS_MAX = 1_000
+_HEADS_AT_ONCE = 1_000
 
 
 class ChainGap(NamedTuple):
@@ -40,17 +40,22 @@ async def verify_gaps(connection: Connection, gaps: Sequence[ChainGap], missing:
 async def verify_heads_without_end(connection: Connection, log_name: str) -> Defects:
     """A defect for each head whose last event is missing and was not purged. `connection` is in a snapshot."""
     defects, gaps, missing = Defects(), list[ChainGap](), MissingPositions()
-    has_evidence = False
-    async for heads in portions(connection, SQL["heads_without_end"], widest="hash", rows_max=_HEADS_MAX):
-        if not has_evidence:
-            missing, has_evidence = MissingPositions((await read_evidence(connection, log_name)).purged), True
-        for correlation_id, length, last_hash, rows, position in heads:
-            if length > 0:
-                gap = Gap(length - rows, length, position, None, last_hash)
-                gaps.append(ChainGap(correlation_id, gap))
+    has_evidence, correlation_id, known = False, "", 0
+    while heads := await connection.fetch(
+        SQL["heads"], correlation_id, _HEADS_AT_ONCE, known, timeout=LONG_FETCH_SECONDS
+    ):
+        correlation_id, known = heads[-1]["correlation_id"], 1
+        for head in heads:
+            if head["is_whole"] or head["rows"] >= head["length"] > 0:
+                continue
+            if not has_evidence:
+                missing, has_evidence = MissingPositions((await read_evidence(connection, log_name)).purged), True
+            if head["length"] > 0:
+                gap = Gap(head["length"] - head["rows"], head["length"], head["position"], None, head["hash"])
+                gaps.append(ChainGap(head["correlation_id"], gap))
             else:
-                message = f"edited: the head of this chain has length {length}"
-                defects.add(Defect("edited", message, correlation_id=correlation_id))
+                message = f"edited: the head of this chain has length {head['length']}"
+                defects.add(Defect("edited", message, correlation_id=head["correlation_id"]))
         if len(gaps) >= GAPS_AT_ONCE:
             defects.extend(await verify_gaps(connection, gaps, missing))
             gaps.clear()
