@@ -61,24 +61,24 @@ SELECT count(*) FROM unmarked WHERE NOT legal_hold
         SELECT first_index, count FROM log_flushes WHERE log_id = 0 AND first_index <= $1 ORDER BY first_index DESC LIMIT 4
     ) near WHERE first_index + count > $1)
 
--- fragment: tiled_size
--- How many leaves the full tiles of level 1 cover. A row of log_tiles beyond a missing one counts for nothing.
-SELECT coalesce(max((index * 256 + octet_length(hashes) / 32) * 256), 0) AS size FROM (
-        SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place
+-- fragment: tiled_sizes
+-- How many leaves each tile of level 1 and those before it cover. A tile behind a missing one, or behind one that is not full, counts
+-- for nothing; and where the next one will begin the service has put an empty one, so that nobody can insert it.
+SELECT (index * 256 + octet_length(hashes) / 32) * 256 AS size FROM (
+        SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place,
+            coalesce(bool_and(octet_length(hashes) = 8192) OVER (
+                ORDER BY index ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS follows
         FROM log_tiles WHERE log_id = 0 AND level = 1 AND index >= 0
-    ) t WHERE index = place
+    ) t WHERE index = place AND follows
 
 -- fragment: known_size
--- The largest size of the log that is known from the last checkpoint or from tiles, and that a flush reaches; 0 at least. The walk
+-- The largest size of the log that is known from the last checkpoint or from tiles (`tiled`), and that a flush reaches; 0 at least. The walk
 -- to the log's end begins there, so it has a second's flushes or some hundred.
 SELECT size FROM (
         SELECT size FROM (
             SELECT CASE WHEN split_part(note, E'\n', 2) ~ '^[0-9]{1,18}$' THEN split_part(note, E'\n', 2)::bigint END AS size
             FROM log_signers WHERE log_id = 0
-            UNION ALL SELECT (index * 256 + octet_length(hashes) / 32) * 256 FROM (
-                SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place
-                FROM log_tiles WHERE log_id = 0 AND level = 1 AND index >= 0
-            ) t WHERE index = place
+            UNION ALL SELECT size FROM tiled
             UNION ALL SELECT 0
         ) sizes WHERE size IS NOT NULL ORDER BY size DESC OFFSET 0
     ) known CROSS JOIN LATERAL (

@@ -25,7 +25,7 @@ WHERE log_id = 0 AND (first_index < $1 OR first_index = -1) ORDER BY first_index
 
 -- name: tiled_size
 -- How far the tiles reach, which are made of flushes that follow each other.
-{tiled_size}
+SELECT coalesce(max(size), 0) FROM ({tiled_sizes}) tiled
 
 -- name: is_end
 -- Whether nothing is stored at position $1 or beyond it, neither a flush nor an event.

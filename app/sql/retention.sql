@@ -49,7 +49,7 @@ SET LOCAL statement_timeout = '10min'
 
 -- name: log_size
 -- Number of positions in the log; the next event gets this position.
-WITH RECURSIVE anchor AS ({known_size}), {following_flushes}
+WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), {following_flushes}
 SELECT first_index + greatest(count, 1) FROM following ORDER BY first_index DESC LIMIT 1
 
 -- name: authorize_release

@@ -10,13 +10,13 @@ SELECT pg_try_advisory_xact_lock(hashtextextended('datastorage.publisher', 0))
 
 -- name: log_end
 -- How many leaves the log has, when the last flush was written, and how many seconds ago that was.
-WITH RECURSIVE anchor AS ({known_size}), {following_flushes}
+WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), {following_flushes}
 SELECT first_index + greatest(count, 1) AS size, flushed_at, extract(epoch FROM now() - flushed_at)::float8 AS silent_seconds
 FROM following ORDER BY first_index DESC LIMIT 1
 
 -- name: beyond_log
 -- What lies beyond the log's end, or where no position is: a row of the log's tables or of an event that the service did not write.
-WITH RECURSIVE anchor AS ({known_size}), {following_flushes},
+WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), {following_flushes},
 log_end AS (SELECT first_index + greatest(count, 1) AS size FROM following ORDER BY first_index DESC LIMIT 1)
 SELECT CASE
     WHEN (SELECT max(first_index) FROM log_flushes WHERE log_id = 0) >= (SELECT size FROM log_end)
@@ -68,8 +68,13 @@ SELECT index * 256 + octet_length(hashes) / 32 FROM (
 ) t WHERE index = place AND follows ORDER BY index DESC LIMIT 1
 
 -- name: delete_tiles
--- Delete the tiles of a level from the one with index $2 on, and those with a negative index: they are made of the leaves again.
-DELETE FROM log_tiles WHERE log_id = 0 AND level = $1 AND (index >= $2 OR index < 0) RETURNING index
+-- Delete the tiles of a level from the one with index $2 on, those with a negative index, and those with parts of hashes: they are
+-- made of the leaves again.
+DELETE FROM log_tiles WHERE log_id = 0 AND level = $1 AND (index >= $2 OR index < 0 OR octet_length(hashes) % 32 <> 0) RETURNING index
+
+-- name: begin_tile
+-- Begin a tile of level 1 without hashes. Nobody can insert one there then.
+INSERT INTO log_tiles (log_id, level, index, hashes) VALUES (0, 1, $1, '') ON CONFLICT DO NOTHING
 
 -- name: append_to_tile
 -- Append $4 to a tile that has $3 hashes; no row is returned if it has another number of them.

@@ -105,7 +105,7 @@ SELECT max(first_index) FROM log_flushes WHERE log_id = 0
 -- name: covered_size
 -- The largest of the sizes $1, and of the tiles' if $2, up to which a flush reaches. No flush reaches a size that somebody invented.
 SELECT coalesce(max(size), 0) FROM (
-    SELECT unnest($1::bigint[]) AS size UNION ALL SELECT size FROM ({tiled_size}) tiled WHERE $2
+    SELECT unnest($1::bigint[]) AS size UNION ALL SELECT size FROM ({tiled_sizes}) tiled WHERE $2
 ) candidates CROSS JOIN LATERAL (
     SELECT first_index, count FROM log_flushes
     WHERE log_id = 0 AND first_index < candidates.size ORDER BY first_index DESC LIMIT 1

@@ -118,6 +118,10 @@ async def extend_tiles(connection: Connection) -> bool:
         if size < end:
             roots = [root async for root in _full_tile_roots(connection, level - 1, size, end)]
             await _append_hashes(connection, level, size, roots)
+        if level == 1 and end % WIDTH == 0:
+            await connection.execute(
+                SQL["begin_tile"], end // WIDTH
+            )  # the log's end is looked for from the last tile on
         size_below = end
     return more
 
@@ -125,7 +129,7 @@ async def extend_tiles(connection: Connection) -> bool:
 async def _trimmed_size(connection: Connection, level: int, complete: int) -> int:
     """How many hashes a level has, once the tiles are deleted that cannot be of the log, which has `complete` hashes there."""
     size: int = await connection.fetchval(SQL["level_size"], level) or 0
-    tiles = complete // WIDTH if size > complete else -(-size // WIDTH)
+    tiles = complete // WIDTH if size > complete else size // WIDTH + 1
     deleted = await connection.fetch(SQL["delete_tiles"], level, tiles)
     if deleted:
         log.warning("tiles that are not of the log were deleted", extra={"level": level, "tiles": len(deleted)})

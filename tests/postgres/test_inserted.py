@@ -205,6 +205,31 @@ async def test_start_behind_a_forged_run(log: Connection, database_url: str) -> 
         await store.close()
 
 
+@pytest.mark.parametrize("size", [3, 300, 255 * 256, 256 * 256, 256 * 256 + 300])
+async def test_tile_and_flush(connection: Connection, database_url: str, size: int) -> None:
+    """Two INSERTs, of a tile and of the flush that it promises, move the log's end: positions run away, or signing ends."""
+    key = SigningKey(KEY, PUBLIC)
+    written = leaves(size + 3)
+    await write_leaves(connection, written[:size])
+    await worker(Signer(key) if size % 2 else None).run_round(connection, no_heartbeat)
+    for index in range(4):
+        values = index, bytes(32 * 100)
+        await connection.execute("INSERT INTO log_tiles VALUES (0, 1, $1, $2) ON CONFLICT DO NOTHING", *values)
+        await flush((index * 256 + 100) * 256 - 1)(connection)
+    await connection.execute(
+        "INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, $1, 3, $2)",
+        size,
+        b"".join(written[size:]),
+    )
+    store = Store(settings_of(database_url), LOG)
+    assert await store._read_tail(await store.connection()) == (size, 3)
+    await store.close()
+    with pytest.raises(RowsInserted):
+        await worker(Signer(key)).run_round(connection, no_heartbeat)
+    note = await connection.fetchval("SELECT note FROM log_signers")
+    assert verified_checkpoint(note, [PUBLIC]) == Checkpoint(LOG, size + 3, merkle.root(written))
+
+
 @pytest.mark.parametrize(
     ("level", "index", "hashes"),
     [(1, 0, 300), (1, 1, 2), (1, 7, 256), (1, -1, 4), (1, FAR, 1), (2, 0, 1), (2, 3, 1), (5, 0, 9)],
@@ -216,7 +241,8 @@ async def test_inserted_tile(connection: Connection, level: int, index: int, has
     written = leaves(600)
     await write_leaves(connection, written[:100])
     await signing.run_round(connection, no_heartbeat)
-    await connection.execute("INSERT INTO log_tiles VALUES (0, $1, $2, $3)", level, index, bytes(32 * hashes))
+    put = "INSERT INTO log_tiles VALUES (0, $1, $2, $3) ON CONFLICT (log_id, level, index) DO UPDATE SET hashes = excluded.hashes"
+    await connection.execute(put, level, index, bytes(32 * hashes))
     for start in (100, 400):
         await write_leaves(connection, written[start : start + 300 if start == 100 else 600])
         await signing.run_round(connection, no_heartbeat)
