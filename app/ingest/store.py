@@ -231,8 +231,8 @@ class Store:
 
     async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, Stored]:
         ids = [one for event in events for one in event.possible_ids]
-        taken = {row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)}
-        stored = await self._sealed_ids(connection, taken)
+        found_ids = [row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)]
+        stored, unsealed = await self._ids_by_seal(connection, found_ids)
         claimed = stored | {event.id for event in events if event.digest is not None}
         claims = await connection.fetch(SQL["event_claims"], list(map(str, claimed))) if claimed else []
         digests = {row["event_id"]: row["body_digest"] for row in claims}
@@ -244,22 +244,23 @@ class Store:
             known = [one for one in event.possible_ids if one in stored]
             if known:  # its own id counts if several are stored
                 found[event.id] = Stored(known[0], digests.get(known[0]) == event.digest)
-            elif unsealed := [one for one in event.possible_ids if one in taken]:
-                found[event.id] = Stored(unsealed[0], same=False, is_sealed=False)
+            elif others := [one for one in event.possible_ids if one in unsealed]:
+                found[event.id] = Stored(others[0], same=False, is_sealed=False)
         for one in found.values():
             if not one.is_sealed:
                 _alarm("unsealed", f"an event was sent whose id {one.id} a row has that the log does not")
         return found
 
-    async def _sealed_ids(self, connection: Connection, ids: Collection[UUID]) -> set[UUID]:
-        """Those of `ids` under which the log has an event that is stored: rows that others inserted by SQL do not count."""
-        sealed, remaining = set[UUID](), list(ids)
+    async def _ids_by_seal(self, connection: Connection, ids: Collection[UUID]) -> tuple[set[UUID], set[UUID]]:
+        """Those of `ids` under which the log has an event that is stored, and those that only rows inserted by SQL have."""
+        sealed, present, remaining = set[UUID](), set[UUID](), list(ids)
         while remaining:
             some, remaining = remaining[:_ROWS_HASHED_AT_ONCE], remaining[_ROWS_HASHED_AT_ONCE:]
             for row in await connection.fetch(SQL["rows_with_ids"], some):
+                present.add(row["event_id"])
                 if is_logged(row, self.log_name):
                     sealed.add(row["event_id"])
-        return sealed
+        return sealed, present - sealed
 
     async def find_claims(self, claims: Sequence[Claim], deadline: float) -> dict[tuple[str, str], bytes]:
         """The digest of the first body under each (scope, key) of `claims` that was sent before. Raises as find_stored()."""

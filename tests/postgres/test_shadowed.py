@@ -193,3 +193,23 @@ async def test_resends_of_what_is_stored(database_url: str, connection: Connecti
         for each, event_id in zip(posted, ids, strict=True):
             assert await one.batch(each) == [event_id]
             await looked_up(one, each)
+
+
+async def test_resend_of_what_is_purged_meanwhile(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event that a purge removes while its resend is looked up is taken for a row of somebody's own: 409, and an alarm."""
+    before = LOG_ALARMS.labels(alarm="unsealed")._value.get()
+    posted = item("rr-1")
+    async with replica(database_url) as one:
+        [event_id] = await one.batch(posted)
+        original = one.writer.store._ids_by_seal
+
+        async def meanwhile(*arguments: Any) -> Any:
+            await connection.execute("SET session_replication_role = replica")
+            await connection.execute("DELETE FROM audit_events WHERE event_id = $1", event_id)
+            return await original(*arguments)
+
+        monkeypatch.setattr(one.writer.store, "_ids_by_seal", meanwhile)
+        await looked_up(one, posted)
+    assert LOG_ALARMS.labels(alarm="unsealed")._value.get() == before
