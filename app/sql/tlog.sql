@@ -30,8 +30,8 @@ END
 -- Leaf hashes from position $1 up to, not including, $2, flush by flush. Of flushes with one position the first counts, so that those
 -- that somebody inserts between hide no leaf: near the first position a few flushes are looked at.
 SELECT GREATEST(first_index, $1) AS first,
-    substring(leaves FROM (32 * (GREATEST(first_index, $1) - first_index) + 1)::int
-                     FOR (32 * (LEAST(first_index + count, $2) - GREATEST(first_index, $1)))::int) AS leaves
+    substring(leaves FROM LEAST(32 * (GREATEST(first_index, $1) - first_index) + 1, 2147483647)::int
+                     FOR LEAST(32 * (LEAST(first_index + count, $2) - GREATEST(first_index, $1)), 2147483647)::int) AS leaves
 FROM log_flushes
 WHERE log_id = 0 AND first_index + count > $1 AND first_index < $2 AND first_index >= COALESCE({first_flush_with}, $1)
 ORDER BY first_index

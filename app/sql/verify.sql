@@ -49,8 +49,8 @@ WHERE log_index IS NULL AND num_nonnulls(log_id, chain_index, payload_salt, payl
 -- name: outside_flushes
 -- Rows of the log's own tables that are no part of the log of $1 events.
 SELECT 'log_flushes' AS "table", log_id, first_index AS position FROM log_flushes
-WHERE (log_id = 0 AND (first_index >= greatest($1, 0) OR first_index < -1)) OR log_id <> 0
-UNION ALL SELECT 'log_tiles', log_id, index * 65536 FROM log_tiles WHERE log_id = 0 AND level = 1 AND index > $1 / 65536
+WHERE (log_id = 0 AND (first_index >= greatest($1::bigint, 0) OR first_index < -1)) OR log_id <> 0
+UNION ALL SELECT 'log_tiles', log_id, index * 65536 FROM log_tiles WHERE log_id = 0 AND level = 1 AND index > $1::bigint / 65536
 UNION ALL SELECT 'log_tiles', log_id, NULL FROM log_tiles WHERE log_id <> 0
 UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id <> 0
 UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id <> 0

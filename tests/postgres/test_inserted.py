@@ -177,6 +177,21 @@ async def test_flush_between(connection: Connection, database_url: str, place: i
     assert (await found_in(connection, "rr-1"))[0] == set()
 
 
+@pytest.mark.parametrize("leaves_there", [0, 1])
+async def test_flush_of_all_positions(log: Connection, database_url: str, leaves_there: int) -> None:
+    """A flush that claims two thousand million positions ends verification with an error, as a log of that size would."""
+    await flush(3, 2**31 - 1, bytes(32 * leaves_there))(log)
+    assert await positions(log, await write(database_url, {})) == [2**31 + 2]
+    assert await found(log) >= {"removed" if leaves_there == 0 else "edited"}
+    assert (await found_in(log, "rr-1"))[0] == set()
+    rows = await log.fetch(TLOG_SQL["leaves"], 2**31 - 9, 2**31 + 3)
+    assert [len(row["leaves"]) for row in rows] == [0, 32]
+    verifier = Verifier(LOG, (), 2**32)
+    await verifier.verify_next_part(log)
+    assert await verifier.verify_next_part(log) == 0
+    assert await findings(log)
+
+
 def made() -> Event:
     now = datetime.now(UTC)
     draft = check_item(Catalog(), make_event(correlation_id="rr-1"), "", plain=False, depth=3)
