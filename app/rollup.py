@@ -55,7 +55,8 @@ async def count_portion(connection: Connection, rows: int = PORTION_ROWS) -> boo
             return False
         work = await connection.fetchrow(SQL["work"])
         if work is None:
-            return False
+            await connection.execute(SQL["restart"])
+            return True
         if work["discard"]:
             await connection.execute(SQL["discard"])
         if work["begin"] or work["discard"]:

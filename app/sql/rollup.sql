@@ -41,9 +41,16 @@ DELETE FROM rollup_counts WHERE month IN (SELECT month FROM discarded)
 WITH discarded AS (DELETE FROM rollup_months WHERE month = $1 RETURNING month)
 DELETE FROM rollup_counts WHERE month IN (SELECT month FROM discarded)
 
+-- name: restart
+-- The roll-up of a log whose row was deleted.
+INSERT INTO rollups (log_id, position, tail_xmin) VALUES (0, 1, 'unknown') ON CONFLICT DO NOTHING
+
 -- name: begin
--- Begins the counts of months that have none. What was changed in them before this snapshot is of no interest.
-WITH begun AS (
+-- Begins the counts of months that have none. What was changed in them before this snapshot is of no interest, nor are counts that
+-- somebody left who deleted rows of rollup_months.
+WITH left_over AS (
+    DELETE FROM rollup_counts c WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = c.month)
+), begun AS (
     INSERT INTO rollup_months (month, first_day, identity, building)
     SELECT t.month, t.first_day, t.identity, 0 FROM rollup_tables t
     WHERE t.identity IS NOT NULL AND NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = t.month)

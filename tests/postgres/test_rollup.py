@@ -413,6 +413,21 @@ async def test_a_new_month_has_its_counts(database_url: str, connection: Connect
     assert await totals.from_rollup(connection, EventQuery()) == 1
 
 
+@pytest.mark.parametrize(
+    "emptied", ["rollup_months", "rollups", "rollup_months, rollups", "rollup_months, rollup_counts"]
+)
+async def test_counts_are_made_anew(database_url: str, connection: Connection, emptied: str) -> None:
+    """Whoever deletes the rows of rollup_months or rollups, to have it counted anew, has it counted twice or never."""
+    await log.write(database_url, *({} for _ in range(3)))
+    await catch_up(connection)
+    for table in emptied.split(", "):
+        await connection.execute(f"DELETE FROM {table}")
+    assert await totals.from_rollup(connection, EventQuery()) is None
+    await catch_up(connection)
+    for query in (EventQuery(), EventQuery(since=NOW - timedelta(days=40))):
+        assert await totals.from_rollup(connection, query) == 3
+
+
 async def test_a_forged_position_is_found(
     database_url: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
