@@ -57,6 +57,8 @@ async def count_portion(connection: Connection, rows: int = PORTION_ROWS) -> boo
         if work is None:
             await connection.execute(SQL["restart"])
             return True
+        if not any(work.values()) or not await connection.fetchval(SQL["lock_rollup"]):
+            return False
         if work["discard"]:
             await connection.execute(SQL["discard"])
         if work["begin"] or work["discard"]:

@@ -6,7 +6,8 @@
 SELECT pg_try_advisory_xact_lock(hashtextextended('datastorage.rollup', 0))
 
 -- name: work
--- What there is to do: whether counts have to be discarded, whether a month has none, and whether one is being built.
+-- What there is to do: whether counts have to be discarded, whether a month has none, whether one is being built, and whether
+-- something was written, deleted or changed.
 SELECT
     NOT is_same_log OR EXISTS (
         SELECT FROM rollup_months m
@@ -18,8 +19,13 @@ SELECT
     ) OR EXISTS (
         SELECT FROM rollup_changes c WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = c.month)
     ) AS begin,
-    EXISTS (SELECT FROM rollup_months WHERE building IS NOT NULL) AS build
+    EXISTS (SELECT FROM rollup_months WHERE building IS NOT NULL) AS build,
+    EXISTS (SELECT FROM log_flushes f WHERE f.log_id = 0 AND f.first_index = position) OR EXISTS (SELECT FROM rollup_changes) AS follow
 FROM rollup_progress WHERE log_id = 0
+
+-- name: lock_rollup
+-- Nobody reports flushes as lost until this transaction ends, so that it does not overwrite the report. NULL while somebody does.
+SELECT true FROM rollups WHERE log_id = 0 FOR UPDATE SKIP LOCKED
 
 -- name: discard
 -- Discards the counts of months that are gone or have another identity; if the log has lost what was counted, all.
@@ -88,7 +94,8 @@ SELECT count(*) FROM portion
 WITH RECURSIVE following AS (
     (
         SELECT first_index, greatest(count, 1) AS count, xmin::text AS tail_xmin, 0::bigint AS before
-        FROM log_flushes WHERE log_id = 0 AND first_index = (SELECT position FROM rollups WHERE log_id = 0)
+        FROM log_flushes
+        WHERE log_id = 0 AND first_index = (SELECT position FROM rollup_progress WHERE log_id = 0 AND is_same_log)
     )
     UNION ALL
     SELECT f.*, p.before + p.count FROM following p CROSS JOIN LATERAL (

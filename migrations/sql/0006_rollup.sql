@@ -156,11 +156,33 @@ BEGIN
 END
 $$;
 
--- No table of a caller's may stand in for the real ones.
+-- Positions are given again when flushes are lost that lie before others (docs/decisions/0034): what was counted there is not what is
+-- there then. No flush is deleted or changed but by somebody who damages the log. Inserting one fires nothing.
+CREATE FUNCTION log_flushes_record_loss() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    UPDATE rollups SET tail_xmin = NULL;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER record_loss AFTER DELETE OR UPDATE OR TRUNCATE ON log_flushes
+    FOR EACH STATEMENT EXECUTE FUNCTION log_flushes_record_loss();
+ALTER TABLE log_flushes ENABLE ALWAYS TRIGGER record_loss;
+
+-- No table of a caller's may stand in for the real ones, and nobody else may hang what runs as its owner on a table of his own, if only
+-- a temporary one. Whoever migrates may be another role than the owner of the events, as which ensure_partitions() runs: months have
+-- to be made before roles.sql is run again.
 DO $$
+DECLARE
+    owner regrole := (SELECT relowner FROM pg_class WHERE oid = 'audit_events'::regclass);
+    object text;
 BEGIN
     EXECUTE format('ALTER FUNCTION ensure_partitions(date, date) SET search_path = %I, pg_temp', current_schema());
-    EXECUTE format('ALTER FUNCTION audit_events_record_change() SET search_path = %I, pg_temp', current_schema());
+    FOREACH object IN ARRAY ARRAY['audit_events_record_change()', 'log_flushes_record_loss()'] LOOP
+        EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', object, current_schema());
+        EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', object);
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %s', object, owner);
+    END LOOP;
+    EXECUTE format('GRANT ALL ON rollups, rollup_progress, rollup_months, rollup_counts, rollup_changes, rollup_tables TO %s', owner);
 END
 $$;
 

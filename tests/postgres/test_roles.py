@@ -114,6 +114,34 @@ async def test_service_role_counts(roles: Callable[[str], str], database_url: st
     await service.close()
 
 
+async def test_months_are_made_before_roles_are_run_again(roles: Callable[[str], str], connection: Any) -> None:
+    """Somebody else than the owner migrates, and until roles.sql was run again no late event finds its month."""
+    for name in ("rollups", "rollup_months", "rollup_counts", "rollup_changes", "rollup_tables", "rollup_progress"):
+        await connection.execute(
+            f"ALTER TABLE {name} OWNER TO CURRENT_USER; REVOKE ALL ON {name} FROM datastorage_owner"
+        )
+    for name in ("audit_events_record_change()", "log_flushes_record_loss()"):
+        await connection.execute(f"ALTER FUNCTION {name} OWNER TO CURRENT_USER")
+    migration = (Path(ROOT) / "migrations" / "sql" / "0006_rollup.sql").read_text("utf-8")
+    _, begin, grants = migration.rpartition("DO $$")
+    await connection.execute(begin + grants.partition("$$;")[0] + "$$")
+    service = await asyncpg.connect(roles("datastorage_service"))
+    assert await service.fetchval("SELECT ensure_partitions('2019-01-01', '2019-01-01')") == 1
+    await service.close()
+
+
+async def test_nobody_borrows_what_runs_as_the_owner(roles: Callable[[str], str]) -> None:
+    """A role hangs a trigger function of the owner's on a table of its own, and changes what others count."""
+    service = await asyncpg.connect(roles("datastorage_service"))
+    await service.execute("CREATE TEMP TABLE mine (log_index bigint)")
+    for function in ("audit_events_record_change", "log_flushes_record_loss"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await service.execute(
+                f"CREATE TRIGGER t AFTER DELETE ON mine FOR EACH STATEMENT EXECUTE FUNCTION {function}()"
+            )
+    await service.close()
+
+
 @pytest.mark.damaged
 async def test_retention_role(roles: Callable[[str], str], database_url: str, connection: Any) -> None:
     """Purge and erasure do not work with the role that is meant for them."""

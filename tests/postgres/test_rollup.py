@@ -428,6 +428,51 @@ async def test_counts_are_made_anew(database_url: str, connection: Connection, e
         assert await totals.from_rollup(connection, query) == 3
 
 
+LOSSES = {
+    "deleted": "DELETE FROM log_flushes WHERE first_index = 2",
+    "moved": "UPDATE log_flushes SET first_index = 900 WHERE first_index = 2",
+    "emptied": "TRUNCATE log_flushes; INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, -1, 1, '')",
+}
+
+
+@pytest.mark.parametrize("worked", [False, True])
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+async def test_positions_that_are_given_again(
+    database_url: str, connection: Connection, loss: str, *, worked: bool
+) -> None:
+    """Flushes are lost before others that are counted, and what is written at their positions is never counted."""
+    for number in range(6):
+        await log.write(database_url, {"severity": "warning"} if number % 2 else {})
+    await catch_up(connection)
+    await connection.execute(f"{loss}; DELETE FROM audit_events WHERE log_index >= 2 AND log_index <> 4")
+    assert await totals.from_rollup(connection, EventQuery()) is None
+    if worked:
+        await catch_up(connection)
+    await log.write(database_url, {}, {})
+    assert await connection.fetchval("SELECT count(*) FROM audit_events WHERE log_index = 2") == 1
+    for _ in range(2):
+        for query in (EventQuery(), EventQuery(severity="warning"), EventQuery(since=NOW - timedelta(days=40))):
+            assert await totals.from_rollup(connection, query) in {None, await counted(connection, query)}
+        await catch_up(connection)
+    assert await totals.from_rollup(connection, EventQuery()) == 5
+
+
+async def test_a_loss_is_not_overwritten(database_url: str, connection: Connection) -> None:
+    """A worker that counts while somebody deletes flushes says afterwards that the log still has them all."""
+    await log.write(database_url, {}, {})
+    await catch_up(connection)
+    await log.write(database_url, {})
+    await connection.execute("SET lock_timeout = '2s'")
+    async with databases.connected(database_url) as other:
+        async with other.transaction():
+            await other.execute("DELETE FROM log_flushes WHERE first_index = 0")
+            await catch_up(connection)  # does not wait
+            assert await totals.from_rollup(connection, EventQuery()) == 3
+        assert await totals.from_rollup(connection, EventQuery()) is None
+        await catch_up(connection)
+        assert await totals.from_rollup(connection, EventQuery()) == 3
+
+
 async def test_a_forged_position_is_found(
     database_url: str, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
