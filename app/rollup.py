@@ -9,6 +9,8 @@ from datetime import date
 from time import monotonic
 from typing import NoReturn
 
+import asyncpg
+
 from app.db import Connection, connect
 from app.settings import Settings
 from app.sql import load
@@ -89,16 +91,23 @@ class Check:
         """If counts are wrong, those of their months are discarded, to be made again. Warns of that, and of tables because of
         which the roll-up is not used.
         """
-        async with connection.transaction():
-            if not await connection.fetchval(SQL["try_lock"]):
-                return
-            if (uncounted := await connection.fetchval(SQL["uncounted"])) and self._reminder.is_due():
-                log.warning(
-                    "every total is counted from the rows, since tables have lost triggers or have other names than months",
-                    extra={"tables": uncounted},
-                )
-            if await connection.fetchval(SQL["difference"]):
-                await _discard_wrong_months(connection)
+        try:
+            async with connection.transaction():
+                if await connection.fetchval(SQL["try_lock"]):
+                    await self._check(connection)
+        except asyncpg.QueryCanceledError:
+            log.info("there are too many rows to compare them with their counts")
+
+    async def _check(self, connection: Connection) -> None:
+        if (uncounted := await connection.fetchval(SQL["uncounted"])) and self._reminder.is_due():
+            log.warning(
+                "every total is counted from the rows, since tables have lost triggers or have other names than months",
+                extra={"tables": uncounted},
+            )
+        await connection.execute(SQL["check_timeout"])
+        if await connection.fetchval(SQL["difference"]):
+            await connection.execute(SQL["discard_timeout"])
+            await _discard_wrong_months(connection)
 
 
 async def _discard_wrong_months(connection: Connection) -> None:

@@ -131,6 +131,13 @@ SELECT coalesce(max(before + count), 0) >= $1 FROM following
 -- Tables whose rows cannot be counted: they have lost triggers, or have other names than those that this service gives.
 SELECT array_agg(month::regclass::text) FROM rollup_tables WHERE identity IS NULL
 
+-- name: check_timeout
+-- While a process checks, nobody counts: no more than some ten thousand events may wait for it.
+SET LOCAL statement_timeout = '15s'
+
+-- name: discard_timeout
+SET LOCAL statement_timeout = '10min'
+
 -- name: difference
 -- How many rows there are more than the counts say; no row while some months are not counted. Read from the index of positions alone.
 SELECT (SELECT count(*) FROM audit_events WHERE log_index >= 0 AND log_index < r.position) - (

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import db
+from app import db, rollup
 from app.events.catalog import Catalog
 from app.query import offset
 from app.query import page as pages
@@ -489,6 +489,25 @@ async def test_a_forged_position_is_found(
     assert await totals.from_rollup(connection, EventQuery()) == 3
     await check.run(connection)
     assert await totals.from_rollup(connection, EventQuery()) == 3
+
+
+async def test_too_many_rows_to_check(
+    database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With many rows their recount keeps events from being counted for minutes, and fails as often as it is tried."""
+    await log.write(database_url, {})
+    await catch_up(connection)
+    others = await connection.fetchval("SHOW statement_timeout")
+    with monkeypatch.context() as patched:
+        patched.setitem(rollup.SQL, "difference", "SELECT pg_sleep(60)")
+        patched.setitem(rollup.SQL, "check_timeout", rollup.SQL["check_timeout"].replace("15s", "10ms"))
+        caplog.set_level("INFO")
+        await Check().run(connection)
+    assert "too many rows" in caplog.text
+    assert await connection.fetchval("SHOW statement_timeout") == others
+    await log.write(database_url, {})
+    await catch_up(connection)
+    assert await connection.fetchval("SELECT position FROM rollups") == 2
 
 
 async def test_what_is_inserted_beyond_the_log(database_url: str, connection: Connection) -> None:
