@@ -11,16 +11,18 @@ _Answer = TypeVar("_Answer")
 class SharedReads(Generic[_Question, _Answer]):
     """Reads each question once for all who ask it while its last reading is under way.
 
-    Nobody gets an answer whose reading began before they asked: they find what they have written. A reading that nobody waits
-    for any more is cancelled. An answer belongs to all who get it, and must not be changed.
+    Nobody gets an answer whose reading began before they asked: they find what they have written. Nobody waits for a reading of
+    others longer than `patience_seconds`: a slow one would take them the time that they have for their own. A reading that nobody
+    waits for any more is cancelled. An answer belongs to all who get it, and must not be changed.
     """
 
-    def __init__(self, read: Callable[[_Question], Awaitable[_Answer]]) -> None:
+    def __init__(self, read: Callable[[_Question], Awaitable[_Answer]], patience_seconds: float = 1.0) -> None:
         self._read = read
+        self._patience_seconds = patience_seconds
         self._begun: dict[_Question, asyncio.Task[_Answer]] = {}
-        """The readings that are under way, by question; no more than one of each."""
+        """The readings that are under way, by question; of each the one that began last."""
         self._next: dict[_Question, _Reading[_Answer]] = {}
-        """Those that begin when the reading of the same question ends."""
+        """Those that begin when the reading of the same question ends, or has taken too long."""
 
     async def ask(self, question: _Question) -> _Answer:
         """The answer to `question`. Raises what the reading raises."""
@@ -40,7 +42,7 @@ class SharedReads(Generic[_Question, _Answer]):
 
     async def _read_in_turn(self, question: _Question) -> _Answer:
         if (before := self._begun.get(question)) is not None:
-            await asyncio.wait({before})
+            await asyncio.wait({before}, timeout=self._patience_seconds)
         task = asyncio.current_task()
         assert task is not None
         del self._next[question]  # from here on nobody joins
@@ -48,7 +50,8 @@ class SharedReads(Generic[_Question, _Answer]):
         try:
             return await self._read(question)
         finally:
-            del self._begun[question]
+            if self._begun.get(question) is task:
+                del self._begun[question]
 
 
 class _Reading(Generic[_Answer]):

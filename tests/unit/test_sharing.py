@@ -17,9 +17,11 @@ class Library:
         self.most_under_way = 0
         self.cancelled = 0
         self.gate = asyncio.Event()
+        self.begun = asyncio.Semaphore(0)
 
     async def read(self, question: str) -> tuple[str, int]:
         self.readings += 1
+        self.begun.release()
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         found = self.content
@@ -93,6 +95,26 @@ async def test_who_does_not_wait_ends_nothing(gone: list[int]) -> None:
     assert [isinstance(one, asyncio.CancelledError) for one in found] == [number in gone for number in range(4)]
     assert library.cancelled == (1 if 0 in gone else 0)
     assert await shared.ask("same") == ("same", 0)
+
+
+async def test_a_slow_reading_is_not_waited_for() -> None:
+    """Who asks while a slow reading is under way has no time left for his own when it ends."""
+    library = Library()
+    shared = SharedReads(library.read, patience_seconds=0.01)
+    asked = [asyncio.create_task(shared.ask("same"))]
+    await library.begun.acquire()
+    for content in (1, 2):
+        library.content = content
+        asked += [asyncio.create_task(shared.ask("same")) for _ in range(8)]
+        await asyncio.wait_for(library.begun.acquire(), 30)
+    asked[1].cancel()
+    await turns()
+    library.gate.set()
+    found = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(found.pop(1), asyncio.CancelledError)
+    assert found == [("same", 0), *[("same", 1)] * 7, *[("same", 2)] * 8]
+    assert (library.readings, library.most_under_way, library.cancelled) == (3, 3, 0)
+    assert await shared.ask("same") == ("same", 2)
 
 
 async def test_an_error_is_everybodys() -> None:
