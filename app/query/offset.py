@@ -16,6 +16,8 @@ _DEEP_UNINDEXED = 1_000
 """As _DEEP, with a filter for which each row has to be looked at."""
 _UNINDEXED = {"event_category", "severity", "event_outcome"}
 _TICK = timedelta(microseconds=1)
+_FIRST, _LAST = datetime(1, 2, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
+"""Events of other months are not skipped: Python need not have a time before them, or theirs."""
 _SPANS = ("m", "d", "h")
 _ON_COUNTS = conditions_on(rollup_counts)
 
@@ -44,8 +46,7 @@ async def nearer(connection: Connection, query: EventQuery) -> EventQuery:
 async def _hour_before_page(connection: Connection, query: EventQuery) -> datetime | None:
     """The earliest beginning of an hour from which on there are no more events than the offset, as far as the counts alone tell."""
     time, skipped = None, 0
-    start = datetime.min.replace(tzinfo=UTC)
-    end = datetime.max.replace(tzinfo=UTC) if query.until is None else query.until
+    start, end = _FIRST, _LAST if query.until is None else min(query.until, _LAST)
     statement = _counts_statement(query.conditions())
     for span in _SPANS:
         arguments = query.arguments() | {"span": span, "start": start, "end": end}

@@ -107,10 +107,11 @@ async def test_service_role_counts(roles: Callable[[str], str], database_url: st
     while await count_portion(service):
         pass
     assert await totals.from_rollup(service, EventQuery()) == 2
-    await connection.execute("REVOKE ALL ON rollup_counts FROM datastorage_service")
-    assert await totals.from_rollup(service, EventQuery()) is None
-    assert await totals.total(service, EventQuery()) == (2, True)
-    assert await pages.page_rows(service, EventQuery(offset=20_000)) == []
+    for table in ("rollup_changes", "rollup_counts"):
+        await connection.execute(f"REVOKE ALL ON {table} FROM datastorage_service")
+        assert await totals.from_rollup(service, EventQuery()) is None
+        assert await totals.total(service, EventQuery()) == (2, True)
+        assert await pages.page_rows(service, EventQuery(offset=20_000)) == []
     await service.close()
 
 

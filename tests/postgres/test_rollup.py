@@ -575,6 +575,23 @@ async def test_a_deep_page(engine: AsyncEngine, connection: Connection) -> None:
     assert (found.total, found.has_more) == (rows, True)
 
 
+@pytest.mark.parametrize(
+    "time", ["-infinity", "0001-01-02T00:00:00Z", "infinity", "9999-12-30T23:00:00Z", "20000-01-01T00:00:00Z"]
+)
+async def test_deep_pages_with_times_at_the_ends(
+    database_url: str, engine: AsyncEngine, connection: Connection, time: str
+) -> None:
+    """One event of a time that Python does not have, or that has no earlier month, makes each deep page an error."""
+    await log.write(database_url, {}, {})
+    await connection.execute("ALTER TABLE audit_events DISABLE TRIGGER refuse_change")
+    await connection.execute(
+        "UPDATE audit_events SET event_timestamp = $1::text::timestamptz WHERE log_index = 1", time
+    )
+    await catch_up(connection)
+    found = await pages.page(engine, EventQuery(offset=20_000))
+    assert (found.events, found.total) == ([], 2)
+
+
 async def test_the_service_counts(service: Callable[..., Service], connection: Connection) -> None:
     """Nobody runs the worker."""
     async with httpx.AsyncClient(base_url=service().url, timeout=30) as client:
