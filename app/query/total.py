@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, and_, bindparam, case, cast, func, select
+from sqlalchemy import BigInteger, Boolean, ColumnElement, Select, Table, and_, bindparam, case, cast, func, select
 from sqlalchemy import literal_column as literal
 
 from app.db import Connection
@@ -148,6 +148,10 @@ _months = (
     .cte("months")
 )
 """The attached months, and whether all their counts are there."""
+_is_detaching = literal(
+    "EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'audit_events'::regclass AND inhdetachpending)", Boolean
+)
+"""Whether a month is being detached. If Postgres has planned before that began, rows of it are found that no count has."""
 _progress = rollup_progress.c
 _too_far = (
     select(_e.log_index)
@@ -163,6 +167,7 @@ _rollup = (
     .where(
         _progress.log_id == literal("0"),
         _progress.is_same_log,
+        ~_is_detaching,
         ~select(_months.c.month).where(~_months.c.is_counted).exists(),
         ~_too_far,
     )
