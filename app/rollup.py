@@ -101,7 +101,7 @@ class Check:
     async def _check(self, connection: Connection) -> None:
         if (uncounted := await connection.fetchval(SQL["uncounted"])) and self._reminder.is_due():
             log.warning(
-                "every total is counted from the rows, since tables have lost triggers or have other names than months",
+                "every total is counted from the rows, since tables lack triggers or have other names or days than months",
                 extra={"tables": uncounted},
             )
         await connection.execute(SQL["check_timeout"])

@@ -103,6 +103,11 @@ following AS (
     ) f
 )
 
+-- fragment: can_be_counted
+-- Whether a table of rollup_tables as t has its triggers, and the days of the month that its name says.
+(t.identity IS NOT NULL AND pg_get_expr((SELECT relpartbound FROM pg_class WHERE oid = t.month), t.month)
+        = format('FOR VALUES FROM (%L) TO (%L)', t.first_day, (t.first_day + interval '1 month')::date))
+
 -- fragment: add_counts
 -- Adds what is `counted` to the counts, by hours, days and months.
 by_hour AS MATERIALIZED (

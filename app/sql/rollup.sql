@@ -15,7 +15,7 @@ SELECT
     ) AS discard,
     EXISTS (
         SELECT FROM rollup_tables t
-        WHERE t.identity IS NOT NULL AND NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = t.month)
+        WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = t.month) AND {can_be_counted}
     ) OR EXISTS (
         SELECT FROM rollup_changes c WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = c.month)
     ) AS begin,
@@ -59,7 +59,7 @@ WITH left_over AS (
 ), begun AS (
     INSERT INTO rollup_months (month, first_day, identity, building)
     SELECT t.month, t.first_day, t.identity, 0 FROM rollup_tables t
-    WHERE t.identity IS NOT NULL AND NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = t.month)
+    WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = t.month) AND {can_be_counted}
 )
 DELETE FROM rollup_changes c WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = c.month)
 
@@ -128,8 +128,8 @@ WITH RECURSIVE following AS (
 SELECT coalesce(max(before + count), 0) >= $1 FROM following
 
 -- name: uncounted
--- Tables whose rows cannot be counted: they have lost triggers, or have other names than those that this service gives.
-SELECT array_agg(month::regclass::text) FROM rollup_tables WHERE identity IS NULL
+-- Tables whose rows cannot be counted: they have lost triggers, or have other names or other days than those that this service gives.
+SELECT array_agg(month::regclass::text) FROM rollup_tables t WHERE {can_be_counted} IS NOT TRUE
 
 -- name: check_timeout
 -- While a process checks, nobody counts: no more than some ten thousand events may wait for it.
