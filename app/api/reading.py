@@ -25,7 +25,7 @@ from app.ingest.event_writer import WriterState, busy_seconds_until
 from app.settings import Settings
 
 WAIT_SECONDS = 0.8
-_CORES_SHARE = 0.15
+_CORES_SHARE = 0.1
 """Of the cores, how much reads may keep busy on average while the writer has no pause."""
 _REST_SECONDS_MAX = 0.7
 """Less than a read waits: who asks one question after another, alone, is answered also where there is one slot."""

@@ -20,7 +20,7 @@ from app.settings import Settings
 
 _POLL_SECONDS = 0.01
 _READY_SECONDS = 10.0
-_NICENESS_OF_READERS = 5
+_NICENESS_OF_READERS = 7
 
 
 @dataclass
