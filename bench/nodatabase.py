@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from unittest.mock import patch
 
-from app import main, serve
+from app import main, rollup, serve
 from app.ingest import partitions
 from app.ingest.accept import Event
 from app.ingest.link import Head, link
-from app.ingest.store import Claimed, FlushAction, Store
+from app.ingest.store import Claimed, FlushAction, SignedSize, Store
 from app.presence import Presence
 from app.settings import Settings, load
 
@@ -16,8 +16,8 @@ from app.settings import Settings, load
 class NoStore(Store):
     """Commits nowhere, after one turn of the event loop."""
 
-    def __init__(self, settings: Settings, log_name: str) -> None:
-        super().__init__(settings, log_name)
+    def __init__(self, settings: Settings, log_name: str, signed_size: SignedSize | None = None) -> None:
+        super().__init__(settings, log_name, signed_size)
         self._end = (-1, 1)
         self._heads_by_correlation: dict[str, Head] = {}
 
@@ -48,5 +48,6 @@ if __name__ == "__main__":
         patch.object(main, "_find_database", _find_database),
         patch.object(Presence, "watch", _nothing),
         patch.object(partitions, "create_ahead_forever", _nothing),
+        patch.object(rollup, "follow_forever", _nothing),
     ):
         serve.serve(load(database_url="postgresql://nobody@127.0.0.1:1/nothing"), Presence())
