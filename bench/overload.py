@@ -183,7 +183,11 @@ def progress(text: str) -> None:
 
 
 async def _alone(server: Running, seconds: float) -> float:
-    return len(await _write(server, seconds / 2)) / (seconds / 2)
+    """Writes a second without readers; probes come all the time, in the phases too."""
+    writes, *_ = await asyncio.gather(
+        _write(server, seconds / 2), *(_probe(server, path, seconds / 2) for path in _PROBES)
+    )
+    return len(writes) / (seconds / 2)
 
 
 async def _one_phase(server: Running, one: Measured, seconds: float, reader: ProcessPoolExecutor) -> None:
