@@ -32,8 +32,6 @@ _REST_SECONDS_MAX = 0.7
 _WINDOW_SECONDS = 0.2
 _WAITING_FOR_SLOT_MAX = 16
 """Reads that wait for each slot; what comes beyond is refused at once, rather than all of them in one moment later."""
-_LONG_MAX = 2
-"""Long reads at once: each has a connection of the pool with one snapshot, an export until its client has received all of it."""
 _CONNECTIONS_LEFT = 2
 """Connections of the pool that reads leave to posts, which look up parents and store notifications."""
 _API, _TLOG, _AUDIT = "/api/v1/", "/tlog/", "/api/v1/audit/"
@@ -139,8 +137,7 @@ class ReadSlots:
         self._waiting_max = slots * _WAITING_FOR_SLOT_MAX
         self._pace = pace
         self._most = max(1, slots - 1)
-        """Slots that one caller may have."""
-        self._most_long = min(_LONG_MAX, self._most)
+        """Slots that one caller, and that all long reads, may have."""
         self._held = Counter[str]()
         self._long = 0
         self._waiting: OrderedDict[str, deque[Turn]] = OrderedDict()
@@ -186,7 +183,7 @@ class ReadSlots:
         for caller, turns in self._waiting.items():
             if self._held[caller] < self._most:
                 for turn in turns:
-                    if not turn.is_long or self._long < self._most_long:
+                    if not turn.is_long or self._long < self._most:
                         self._remove(turn)
                         if caller in self._waiting:
                             self._waiting.move_to_end(caller)
