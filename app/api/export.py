@@ -1,8 +1,7 @@
 """GET of an export: a signed page as in the reference, or all events as a file with its manifests."""
 
-import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, nullcontext
+from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -25,7 +24,7 @@ from app.api.parameters import (
 )
 from app.api.service import Service, foundation_of, service_of
 from app.api.streaming import StreamedResponse
-from app.errors import AuditError, DatabaseFailed, Unavailable
+from app.errors import AuditError, DatabaseFailed
 from app.events.envelope import parse_timestamp
 from app.events.explain import bad_fields
 from app.export.certificate import ExportKeyPair
@@ -56,9 +55,6 @@ _READERS: dict[str, Reader] = {
     "include_detached_signature": true_or_false(_BOOLEANS),
     "sealed": true_or_false(),
 }
-
-# Each file uses a connection of the pool, with one snapshot, until its client has received all of it.
-_file_slots = asyncio.Semaphore(2)
 
 PEM = "application/x-pem-file"
 AFTER = {
@@ -207,9 +203,6 @@ def _token(text: str) -> ResumeToken:
 
 async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerator[bytes]:
     """The answer in pieces. The event that records the export is written before the last piece leaves."""
-    is_file = isinstance(export, Export)
-    if is_file and _file_slots.locked():
-        raise Unavailable("Two exports are running already: try again when one of them has ended.")
     is_recorded = False
 
     async def record() -> None:
@@ -217,7 +210,7 @@ async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerat
         is_recorded = True
         await _write_export_event(service, export)
 
-    async with _file_slots if is_file else nullcontext(), snapshot(service.engine) as connection:
+    async with snapshot(service.engine) as connection:
         try:
             async with aclosing(export.stream(connection, record)) as chunks:
                 async for chunk in chunks:

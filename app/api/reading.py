@@ -137,7 +137,9 @@ class ReadSlots:
         self._waiting_max = slots * _WAITING_FOR_SLOT_MAX
         self._pace = pace
         self._most = max(1, slots - 1)
-        """Slots that one caller, and that all long reads, may have."""
+        """Slots that one caller may have."""
+        self._most_long = max(1, slots // 2)
+        """Slots that all long reads may have: an export has a connection with one snapshot until its client has received all of it."""
         self._held = Counter[str]()
         self._long = 0
         self._waiting: OrderedDict[str, deque[Turn]] = OrderedDict()
@@ -183,7 +185,7 @@ class ReadSlots:
         for caller, turns in self._waiting.items():
             if self._held[caller] < self._most:
                 for turn in turns:
-                    if not turn.is_long or self._long < self._most:
+                    if not turn.is_long or self._long < self._most_long:
                         self._remove(turn)
                         if caller in self._waiting:
                             self._waiting.move_to_end(caller)
@@ -245,5 +247,7 @@ def needs_slot(method: str, path: str) -> bool:
 
 
 def is_long(path: str, query_string: bytes) -> bool:
-    """Whether the read may take longer than a query may: an export, or the verification of a chain."""
-    return path == _AUDIT + "export" or (path.startswith(_AUDIT + "correlations/") and b"verify=" in query_string)
+    """Whether the read may take longer than a query may: an export to a file, or the verification of a chain."""
+    if path == _AUDIT + "export":
+        return b"=ndjson" in query_string or b"=csv" in query_string
+    return path.startswith(_AUDIT + "correlations/") and b"verify=" in query_string

@@ -92,12 +92,12 @@ async def test_no_caller_has_all_slots() -> None:
         assert reads.running == ["a1", "a2", "b1"]
 
 
-async def test_long_reads_leave_a_slot() -> None:
+async def test_long_reads_leave_slots() -> None:
     """Exports and verifications of several callers keep out all queries, or a query waits after a long read that cannot start."""
-    async with readers(3) as reads:
+    async with readers(4) as reads:
         await reads.begin("a1", "b1", "c1", "d1", is_long=True)
         assert reads.running == ["a1", "b1"]
-        await reads.begin("c2", "d2")
+        await reads.begin("c2")
         assert reads.running == ["a1", "b1", "c2"]
 
 
@@ -192,7 +192,9 @@ def test_what_needs_a_slot() -> None:
         *(("GET", "/metrics"), ("GET", "/readyz"), ("GET", "/healthz"), ("GET", "/tlog/key"), ("GET", "/openapi.json")),
     ):
         assert not needs_slot(method, path), path
-    assert is_long(audit + "export", b"")
+    assert is_long(audit + "export", b"format=ndjson")
+    assert is_long(audit + "export", b"sealed=true&format=csv")
+    assert not is_long(audit + "export", b"format=json&limit=1")
     assert is_long(audit + "correlations/rr", b"verify=true")
     assert not is_long(audit + "correlations", b"")
 
