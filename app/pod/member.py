@@ -1,9 +1,11 @@
 """What one process of a pod has besides the service: its slot, the shared state, and its connections to the other processes."""
 
 import asyncio
+import logging
 import os
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from starlette.types import ASGIApp
 
@@ -17,6 +19,8 @@ from app.pod.remote_writer import RemoteWriter
 from app.pod.state import PodState
 from app.pod.writer_link import WriterLink
 from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.01
 _READY_SECONDS = 10.0
@@ -111,7 +115,7 @@ class Member:
         """Wait until the pod's writer can be used, however long it takes."""
         while not self.state.started:  # noqa: ASYNC110 -- another process sets it
             await asyncio.sleep(_POLL_SECONDS)
-        writer = RemoteWriter(self.state)
+        writer = RemoteWriter(self.state, _end if self.slot.role is Role.FRONT else lambda: None)
         await writer.connect(self._writer_name)
         return writer
 
@@ -147,3 +151,9 @@ class Member:
 
     def _relay_name(self, slot: Slot) -> str:
         return f"datastorage-{self.token}-{slot.name}"
+
+
+def _end() -> NoReturn:
+    """A front that cannot reach the writer answers 503 to every event: the supervisor starts it again."""
+    log.error("the connection to the process that writes was lost")
+    os._exit(1)

@@ -85,6 +85,11 @@ class Messages(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._send_all)
         self._unsent.append(message)
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the other end has read most of what was sent."""
+        return self._writable.is_set()
+
     async def sent(self) -> None:
         """Return when the other end has read most of what was sent."""
         await asyncio.sleep(0)

@@ -1,7 +1,7 @@
 """The pod's writer as the other processes see it: EventWriter over a local connection."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import date
 from itertools import count
 from typing import Any
@@ -23,8 +23,10 @@ _DATES_SECONDS = 5.0
 class RemoteWriter:
     """Hands submissions to the pod's writer."""
 
-    def __init__(self, state: PodState) -> None:
+    def __init__(self, state: PodState, on_lost: Callable[[], None] = lambda: None) -> None:
+        """`on_lost` is called when the connection ends and nobody here has closed it."""
         self._state = state
+        self._when_lost = on_lost
         self._messages = Messages(self._on_message, self._on_lost)
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -53,8 +55,11 @@ class RemoteWriter:
                 for part in parts:
                     self._messages.send(("part", number, encode_events(part)))
                     await self._messages.sent()
+                if not self._messages.is_writable:  # a writer that hangs is not sent more and more
+                    await self._messages.sent()
         except TimeoutError:
-            self._messages.send(("forget", number))
+            if parts:
+                self._messages.send(("forget", number))
             raise DatabaseAway from None
         rest = {"refusals": submission.refusals, "may_exist": submission.may_exist, "claim": submission.claim}
         rest["is_lenient"] = submission.rejections is not None
@@ -71,6 +76,7 @@ class RemoteWriter:
 
     async def close(self) -> None:
         """Close the connection."""
+        self._when_lost = lambda: None
         self._messages.close()
 
     async def _ask(self, deadline: float, kind: str, number: int, *arguments: object) -> Any:
@@ -106,6 +112,7 @@ class RemoteWriter:
         self._is_lost = True
         for answer in self._waiting.values():
             _fail(answer)
+        self._when_lost()
 
 
 def _fail(answer: asyncio.Future[Any]) -> None:

@@ -139,6 +139,40 @@ async def test_writer_that_does_not_read() -> None:
     assert not link._parts
 
 
+async def test_writer_that_hangs_is_sent_little() -> None:
+    """What clients send again and again to a pod whose writer hangs gathers in the front until it is out of memory."""
+    loop = asyncio.get_running_loop()
+    event = Event(uuid4(), "rr-1", (), {"log": "x"}, None, 1024, bytes(512 * 1024))
+    remote = RemoteWriter(shared_state())
+    with listen(name := token_hex(16)):
+        await remote.connect(name)
+        for _ in range(8):
+            with pytest.raises(DatabaseAway):
+                await remote.submit(Submission([event], {}, may_exist=True), loop.time() + 0.05)
+        transport = remote._messages._transport
+        assert transport is not None
+        assert transport.get_write_buffer_size() < 2 * 512 * 1024
+    await remote.close()
+
+
+async def test_connection_to_the_writer_is_lost() -> None:
+    """A front without a writer answers 503 to every event until somebody starts the pod again."""
+    loop = asyncio.get_running_loop()
+    cut, closed = asyncio.Event(), asyncio.Event()
+    remote, other = RemoteWriter(shared_state(), cut.set), RemoteWriter(shared_state(), closed.set)
+    with listen(name := token_hex(16)) as server:
+        await remote.connect(name)
+        accepted, _ = await loop.sock_accept(server)
+        await other.connect(name)
+        await other.close()
+        accepted.close()
+        await cut.wait()
+    assert not closed.is_set()
+    event = Event(uuid4(), "rr-1", (), {"log": "x"}, None, 1)
+    with pytest.raises(DatabaseAway):
+        await remote.submit(Submission([event], {}, may_exist=True), loop.time() + 60)
+
+
 async def test_submission_of_which_a_part_is_missing() -> None:
     """It is answered as stored although some of its events are not."""
     event = Event(uuid4(), "rr-1", (uuid4(),), {"log": "x"}, None, 1)
