@@ -9,6 +9,7 @@ Removal:   retention (holds, policies, purge, erase).
 Postgres:  db (connections), schema (revision, migrations), tables and sql (SQLAlchemy tables, named statements), presence
            (whether Postgres answers, whether the process shuts down), workers (the loop of background workers), embedded (a private server).
 Shared:    settings and config_file (configuration), errors (one class per problem type), metrics, logs, tracing, openapi,
-           watched_file (reloads a changed file), state_dir (paths of local state), go_duration, terminal.
+           masking (credentials in shown texts), watched_file (reloads a changed file), state_dir (paths of local state),
+           go_duration, terminal.
 Commands:  cli (the command `datastorage`), show and simulate (clients of a running service: HTTP only).
 """

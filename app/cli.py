@@ -17,6 +17,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from app.errors import AuditError, Fatal
+from app.masking import masked, masked_values
 
 if TYPE_CHECKING:
     from app.embedded import EmbeddedPostgres
@@ -34,10 +35,10 @@ def main() -> int:
     try:
         return int(arguments.run(arguments) or 0)
     except AuditError as error:
-        print(f"datastorage: {_with_cause(error)}", file=sys.stderr)
+        print(f"datastorage: {masked(_with_cause(error))}", file=sys.stderr)
         return 1
     except OSError as error:  # a file, a directory or a port that the system refuses
-        print(f"datastorage: {error}", file=sys.stderr)
+        print(f"datastorage: {masked(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -403,7 +404,7 @@ def _settings(arguments: argparse.Namespace) -> None:
 
     settings = load()
     for name, field in Settings.model_fields.items():
-        print(f"DATASTORAGE_{name.upper()} = {getattr(settings, name)}\n    {field.description}")
+        print(f"DATASTORAGE_{name.upper()} = {masked_values(getattr(settings, name))}\n    {field.description}")
 
 
 def _token_create(arguments: argparse.Namespace) -> None:

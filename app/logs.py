@@ -11,6 +11,7 @@ import orjson
 from starlette.types import Scope
 
 from app import tracing
+from app.masking import masked, masked_values
 
 _FLUSH_SECONDS = 0.1
 _STANDARD_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -31,7 +32,11 @@ class JsonLines(logging.Formatter):
             line["trace_id"] = trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        return orjson.dumps(masked_values(line), default=_masked_text).decode()
+
+
+def _masked_text(value: object) -> str:
+    return masked(str(value))
 
 
 class AccessLog:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from app.config_file import MIB, ConfigFile, SecretFiles
 from app.errors import Fatal
@@ -331,6 +331,8 @@ def load(**overrides: Any) -> Settings:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
         raise Fatal(f"Invalid configuration: {'; '.join(faults)}") from None
+    except SettingsError as error:  # its cause may contain the value
+        raise Fatal(f"Invalid configuration: {error}; expected JSON") from None
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

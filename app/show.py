@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import quote
 
+from app.masking import masked
 from app.terminal import one_line
 
 _TIMEOUT_SECONDS = 30.0
@@ -64,7 +65,7 @@ def _print(arguments: argparse.Namespace, path: str, parameters: dict[str, str],
         answer = httpx.get(arguments.url + path, params=parameters, headers=headers, timeout=_TIMEOUT_SECONDS)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
-        sys.stderr.write(f"datastorage: no service answers at {arguments.url} ({reason})\n")
+        sys.stderr.write(f"datastorage: no service answers at {masked(arguments.url)} ({masked(reason)})\n")
         return 1
     if not answer.is_success:
         sys.stderr.write(f"datastorage: {_problem(answer.text, answer.status_code)}\n")

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "errors": "",
     "metrics": "",
     "tracing": "errors",  # an extra that is not installed is Fatal
-    "logs": "tracing",
+    "masking": "",
+    "logs": "tracing masking",  # credentials in the texts of others' errors
     "tables": "",
     "sql": "",
     "state_dir": "errors",  # a user without a home is Fatal
@@ -58,9 +59,9 @@ MAY_IMPORT = {
     "serve": "connection main pod tls presence settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
     "importing": "events export errors",  # a client that reads export files
-    "simulate": "",  # a client: it could be shipped alone
-    "show": "terminal",  # as simulate
-    "cli": "auth serve openapi simulate show importing schema main events ingest tlog verify export retention presence database_url db embedded logs settings state_dir errors tracing",
+    "simulate": "masking",  # a client: it could be shipped alone
+    "show": "masking terminal",  # as simulate
+    "cli": "masking auth serve openapi simulate show importing schema main events ingest tlog verify export retention presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

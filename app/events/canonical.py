@@ -113,6 +113,21 @@ def loads(text: str | bytes) -> Any:
         return _parse_deep_jsonb(decoded)
 
 
+def loads_strict(text: str | bytes) -> Any:
+    """As `loads`, for JSON from outside that is verified: every reader has to find the same value in it.
+
+    ValueError also if an object has a member twice, for NaN and infinities, and for lone surrogates in texts.
+    """
+    body = text.encode() if isinstance(text, str) else text
+    try:
+        value = loads(body)
+    except IndexError:  # deeper than the standard library reads, and no JSON
+        raise ValueError("expected JSON, got brackets that do not match") from None
+    if not _loses_nothing(value, body):
+        _check_strictly(value, body)
+    return value
+
+
 def canonical(value: Any, *, plain: bool = False) -> bytes:
     """The RFC 8785 form (JCS) of `value`, with exact digits for numbers that no double represents.
 
@@ -400,6 +415,45 @@ def _parse_deep_jsonb(text: str) -> Any:
         elif token not in (",", ":"):
             nodes[-1].append(_JSONB_DECODER.decode(token))
     return nodes[0][0]
+
+
+# What readers of JSON disagree about.
+
+
+def _members_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has the member {twice!r} twice")
+    return members
+
+
+_STRICT_DECODER = json.JSONDecoder(
+    object_pairs_hook=_members_once, parse_int=str, parse_float=str, parse_constant=_raise_not_a_number
+)
+
+
+def _loses_nothing(value: Any, body: bytes) -> bool:
+    """Whether `value`, written again, is `body`: as quick as to parse it, and true of nearly all that the service has written."""
+    try:
+        return orjson.dumps(value) == body.strip()
+    except orjson.JSONEncodeError:
+        return False
+
+
+def _check_strictly(value: Any, body: bytes) -> None:
+    try:
+        _STRICT_DECODER.decode(body.decode())
+        if _may_have_bad_text(body):
+            _raise_first_fault(value, "")
+    except RecursionError:
+        if _serialise(value, list) != body.strip():
+            raise ValueError("it is nested too deep, and not in the form in which the service writes it") from None
+    except _NotANumber as error:
+        raise ValueError(f"{error.token} is not a JSON number") from None
+    except BadRequest as error:
+        raise ValueError(error.detail) from None
 
 
 # Faults that are reported with a pointer.

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
+ALGORITHM = "SHA256withRSA"
 CERTIFICATE, KEY = "tls.crt", "tls.key"
 _YEARS = 10
 
@@ -133,3 +134,11 @@ def _write_key_pair(directory: Path, key_pair: ExportKeyPair) -> None:
         shutil.rmtree(incomplete, ignore_errors=True)
         if not (directory / CERTIFICATE).exists():  # otherwise another process was first
             raise
+
+
+def detached_signature(fingerprint: str, signature: str) -> str:
+    """The signature once more, as the text of `detached_signature`."""
+    return (
+        f"-----BEGIN SIGNATURE-----\nAlgorithm: {ALGORITHM}\nCertificate-Fingerprint: {fingerprint}\n\n"
+        f"{signature}\n-----END SIGNATURE-----\n"
+    )

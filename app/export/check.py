@@ -18,9 +18,10 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.x509 import load_pem_x509_certificate
 
 from app.errors import Fatal
-from app.events.canonical import canonical, loads
+from app.events.canonical import canonical, loads_strict
 from app.events.record import stored_hash
 from app.events.reference import UNKEYED_ALGORITHMS, reference_hash
+from app.export.certificate import detached_signature
 from app.export.file import COMMITTED, MalformedRecord, RecordReader
 from app.export.manifest import ExportPosition, Manifest, open_envelope
 from app.tlog import merkle, note
@@ -66,27 +67,37 @@ def check_files(paths: Sequence[Path], key: str) -> CheckResult:
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("rb")) for path in paths]
-            if files[0].peek(len(_PAGE)).startswith(_PAGE):
+            is_page = [file.peek(len(_PAGE)).startswith(_PAGE) for file in files]
+            if is_page == [True]:
                 return check_page(files[0].read(), read_key_text(key))
-            return check(files, read_public_keys(key))
+            if not any(is_page):
+                return check(files, read_public_keys(key))
     except (OSError, ValueError) as error:
         raise Fatal(f"Cannot verify: {error}") from None
+    raise Fatal("Cannot verify: a page of format=json is no part of another file, verify each alone")
 
 
 def check_page(body: bytes, certificate: str) -> CheckResult:
     """Verify the signature of a page of format=json. Its events do not have all members that their hashes are over."""
     result = CheckResult()
-    public = load_pem_x509_certificate(certificate.encode()).public_key()
-    try:
-        answer = loads(body)
-        signature = base64.b64decode(answer["export_metadata"].pop("signature"))
-        answer.pop("detached_signature", None)
-        events, verification = answer["events"], answer["hash_chain_verification"]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        result.add_problem(f"incomplete, or not an export: {error!r}")
-        return result
+    signer = load_pem_x509_certificate(certificate.encode())
+    public = signer.public_key()
     if not isinstance(public, RSAPublicKey):
         raise ValueError("the certificate is not of an RSA key")  # noqa: TRY004 - a file's content is wrong
+    try:
+        answer = loads_strict(body)
+        encoded = answer["export_metadata"].pop("signature")
+        signature = base64.b64decode(encoded, validate=True)
+        if base64.b64encode(signature).decode() != encoded:
+            result.add_problem("edited: the signature is not in the form in which it was written")
+        detached = detached_signature(signer.fingerprint(SHA256()).hex(":"), encoded)
+        if answer.pop("detached_signature", detached) != detached:  # no signature is over it
+            result.add_problem("edited: detached_signature is not the signature of the file once more")
+        events, verification = answer["events"], answer["hash_chain_verification"]
+        broken = verification["broken_chain_events"]
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        result.add_problem(f"incomplete, edited, or not an export: {error}")
+        return result
     try:
         public.verify(signature, canonical(answer), PKCS1v15(), SHA256())
     except InvalidSignature:
@@ -94,7 +105,6 @@ def check_page(body: bytes, certificate: str) -> CheckResult:
             "wrong key, or edited: the signature is not one by this certificate over the content of the file"
         )
     result.counts["events"] = len(events)
-    broken = verification["broken_chain_events"]
     result.checkpoint_result = f"{broken} of {len(events)} events were broken when they were exported"
     return result
 

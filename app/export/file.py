@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
-from app.events.canonical import loads
+from app.events.canonical import loads_strict
 
 Format = Literal["ndjson", "csv"]
 
@@ -105,15 +105,15 @@ class RecordReader:
         return self.form == "csv" and record in _HEADERS
 
     def envelope(self, record: bytes) -> Any:
-        """The manifest's envelope, any JSON value. MalformedRecord if the record cannot be read."""
-        return _parse(record, lambda: loads(record if self.form == "ndjson" else _cells(record)[1]))
+        """The manifest's envelope, any JSON value. MalformedRecord if the record cannot be read, or has more than that."""
+        return _parse(record, lambda: loads_strict(record if self.form == "ndjson" else _manifest_cell(record)))
 
     def event(self, record: bytes) -> dict[str, Any]:
         """The exported event. MalformedRecord if the record cannot be read, or does not have exactly the members of one.
 
         One of an older file has no member `sealed`.
         """
-        event = _parse(record, lambda: loads(record) if self.form == "ndjson" else _from_cells(_cells(record)))
+        event = _parse(record, lambda: loads_strict(record) if self.form == "ndjson" else _from_cells(_cells(record)))
         if not isinstance(event, dict) or set(event) not in (set(MEMBERS), set(_OLDER_MEMBERS)):
             raise MalformedRecord("expected the members of an exported event")
         return event
@@ -161,9 +161,16 @@ def _cells(record: bytes) -> list[str]:
     return rows[0]
 
 
+def _manifest_cell(record: bytes) -> str:
+    _, envelope, *others = _cells(record)
+    if any(others):  # no digest and no signature is over them
+        raise MalformedRecord("expected empty fields after the manifest")
+    return envelope
+
+
 def _from_cells(cells: list[str]) -> dict[str, Any]:
     event: dict[str, Any] = {}
     for name, cell in zip(MEMBERS, cells, strict=False):  # an older record has no last one
         text = cell.removeprefix("'")
-        event[name] = None if not cell else loads(text) if name in JSON_MEMBERS else text
+        event[name] = None if not cell else loads_strict(text) if name in JSON_MEMBERS else text
     return event

@@ -14,12 +14,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import TypeAdapter, ValidationError
 
+from app.events.canonical import loads_strict
 from app.tlog.keys import SigningKey
 from app.tlog.note import ED25519, PublicKey
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://kubernaut.ai/datastorage/audit-export/v1"
+_ENVELOPE = {"payloadType", "payload", "signatures"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class Manifest:
     def parse(statement: bytes) -> "Manifest":
         """The manifest that `statement()` wrote; ValueError for anything else."""
         try:
-            document = orjson.loads(statement)
+            document = loads_strict(statement)
             if (document["_type"], document["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
                 raise ValueError("the manifest is not about an export of this service")
             [subject] = document["subject"]
@@ -113,19 +115,31 @@ def sign_manifest(manifest: Manifest, key: SigningKey | None) -> bytes:
 def open_envelope(envelope: Any, keys: list[PublicKey]) -> tuple[Manifest, PublicKey | None]:
     """The manifest of a DSSE envelope, and which of `keys` signed it: a key counts only for the log of its name.
 
-    ValueError if it is not an envelope, or not of a manifest.
+    ValueError if it is not an envelope, has members that nobody signs, has a wrong signature under the name of one of `keys`, or is
+    not of a manifest.
     """
     try:
         statement = base64.b64decode(envelope["payload"], validate=True)
         if envelope["payloadType"] != PAYLOAD_TYPE:
             raise ValueError(f"the manifest has the type {envelope['payloadType']!r}")
-        signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
-    except (TypeError, LookupError) as error:
+        signatures = [(one.get("keyid"), base64.b64decode(one["sig"], validate=True)) for one in envelope["signatures"]]
+        others = (
+            set(envelope).difference(_ENVELOPE).union(*(set(one) - {"keyid", "sig"} for one in envelope["signatures"]))
+        )
+        if others:
+            raise ValueError(f"the manifest has {', '.join(sorted(others))} beside what is signed")
+    except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"the manifest is not a DSSE envelope: {error!r}") from None
     signed = _signed_bytes(statement)
     manifest = Manifest.parse(statement)
     keys_of_log = [key for key in keys if key.name == manifest.log and key.algorithm == ED25519]
-    return manifest, next((key for key in keys_of_log for one in signatures if _verifies(key, one, signed)), None)
+    signer = None
+    for name, signature in signatures:
+        by = next((key for key in keys_of_log if _verifies(key, signature, signed)), None)
+        if by is None and any(name == key_id(key) for key in keys_of_log):
+            raise ValueError(f"the manifest of part {manifest.part} has a wrong signature under the name of {name}")
+        signer = signer or by
+    return manifest, signer
 
 
 def key_id(key: PublicKey) -> str:

@@ -19,7 +19,7 @@ from app.db import Connection
 from app.events.canonical import canonical, loads
 from app.events.positions import NO_POSITIONS, Positions
 from app.events.record import Row
-from app.export.certificate import ExportKeyPair
+from app.export.certificate import ALGORITHM, ExportKeyPair, detached_signature
 from app.export.row import mask, verdict_on
 from app.export.select import ExportQuery, page_links, page_rows
 from app.sql import load
@@ -27,7 +27,6 @@ from app.tlog.evidence import read_evidence
 from app.tlog.gaps import Gap, judge_gap_by_leaf
 
 SQL = load("export")
-ALGORITHM = "SHA256withRSA"
 _TEXTS = (
     *("event_type", "event_category", "event_action", "event_outcome", "correlation_id"),
     *("event_hash", "previous_event_hash"),
@@ -78,10 +77,7 @@ class SignedPage:
             "hash_chain_verification": verification,
         }
         if self.query.include_detached_signature:
-            answer["detached_signature"] = (
-                f"-----BEGIN SIGNATURE-----\nAlgorithm: {ALGORITHM}\nCertificate-Fingerprint: {self.key_pair.fingerprint}\n\n"
-                f"{signature}\n-----END SIGNATURE-----\n"
-            )
+            answer["detached_signature"] = detached_signature(self.key_pair.fingerprint, signature)
         return b"]," + orjson.dumps(answer)[1:] + b"\n"
 
     def _event(self, row: Row, links: "_Links") -> bytes:

@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import httpx
 
+from app.masking import masked
 from app.simulate.orchestrator import simulate_remediations
 from app.simulate.output import progress, table
 
@@ -68,7 +69,9 @@ async def run_simulation(options: Options) -> int:
                 await _query_all(client, tally)
     except (httpx.TransportError, httpx.InvalidURL) as error:
         reason = str(error) or type(error).__name__
-        sys.stderr.write(f"datastorage: no service answers at {options.url} ({reason}): start one with `make run`\n")
+        sys.stderr.write(
+            f"datastorage: no service answers at {masked(options.url)} ({masked(reason)}): start one with `make run`\n"
+        )
         return 1
     names = ("sent", "acknowledged", "refused", *(("found", "missing") if options.query else ()))
     columns = {name: getattr(tally, name) for name in names}

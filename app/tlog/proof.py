@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import orjson
 
-from app.events.canonical import canonical, loads
+from app.events.canonical import canonical, loads_strict
 from app.tlog import merkle
 from app.tlog.note import (
     Checkpoint,
@@ -125,9 +125,9 @@ def _decoded_text(content: bytes) -> str:
 
 def _parse_object(content: bytes, what: str) -> dict[str, Any]:
     try:
-        value = loads(content)
-    except ValueError:
-        value = None
+        value = loads_strict(content)
+    except ValueError as error:
+        raise MalformedNote(f"{what} is not a JSON object: {error}") from None
     if not isinstance(value, dict):
         raise MalformedNote(f"{what} is not a JSON object")
     return value

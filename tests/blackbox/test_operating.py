@@ -248,11 +248,19 @@ def test_embedded_postgres_that_dies_ends_the_service(tmp_path: Path) -> None:
 
 def test_settings_are_printed_without_secrets() -> None:
     """A password is in the output that operators paste into tickets."""
-    env = {"DATASTORAGE_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1/d", "PYTHONPATH": str(ROOT)}
+    env = {
+        "DATASTORAGE_DATABASE_URL": "postgresql://u:hunter2@127.0.0.1/d",
+        "DATASTORAGE_CHECKPOINT_URL": "https://u:hunter2@copies.example/x?token=hunter2",
+        "DATASTORAGE_WITNESSES": '["w.example+1b2c3d4e+BAAA https://u:hunter2@w.example/a"]',
+        "DATASTORAGE_OTEL_ENDPOINT": "http://hunter2@collector:4318",
+        "DATASTORAGE_OIDC_JWKS_URL": "https://issuer.example/keys?key=hunter2",
+        "PYTHONPATH": str(ROOT),
+    }
     command = [sys.executable, "-m", "app", "settings"]
     shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=True).stdout
     assert "hunter2" not in shown
     assert "DATASTORAGE_BATCH_EVENTS_MAX = 10000" in shown
+    assert "DATASTORAGE_CHECKPOINT_URL = https://***@copies.example/x?token=***" in shown
 
 
 def test_profile(service: Callable[..., Service]) -> None:
