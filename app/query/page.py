@@ -219,6 +219,7 @@ def spooled_event(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _event(row: Row) -> dict[str, Any]:
     """Members in the order of docs/contract.md, section 9; an unknown one is left out."""
+    parent_id, parent_date, held_at = row["parent_event_id"], row["parent_event_date"], row["hold_placed_at"]
     event = {
         "event_id": str(row["event_id"]),
         "event_timestamp": nearest_rfc3339(row["timestamp"]),
@@ -229,23 +230,21 @@ def _event(row: Row) -> dict[str, Any]:
         "event_action": row["event_action"],
         "event_outcome": row["event_outcome"],
         "correlation_id": row["correlation_id"],
-        "parent_event_id": None if row["parent_event_id"] is None else str(row["parent_event_id"]),
-        "parent_event_date": rfc3339_or_none(f"{row['parent_event_date']}T00:00:00"),
+        "parent_event_id": None if parent_id is None else str(parent_id),
+        "parent_event_date": None if parent_date is None else rfc3339_or_none(f"{parent_date}T00:00:00"),
     }
-    event |= {name: row[name] for name in _OMITTED_WHEN_EMPTY if row[name]}
-    unsealed = {} if row["sealed"] else {"sealed": False}
-    return (
-        event
-        | {
-            "retention_days": row["retention_days"],
-            "is_sensitive": row["is_sensitive"],
-            "event_hash": row["event_hash"] or "",
-            "previous_event_hash": row["previous_event_hash"] or "",
-            "legal_hold": row["legal_hold"] or False,
-            "legal_hold_reason": row["legal_hold_reason"] or "",
-            "legal_hold_placed_by": row["legal_hold_placed_by"] or "",
-            "legal_hold_placed_at": rfc3339_or_none(row["hold_placed_at"] or ""),
-            "event_data": orjson.Fragment(sorted_json(row["payload"])),
-        }
-        | unsealed
-    )
+    for name in _OMITTED_WHEN_EMPTY:
+        if value := row[name]:
+            event[name] = value
+    event["retention_days"] = row["retention_days"]
+    event["is_sensitive"] = row["is_sensitive"]
+    event["event_hash"] = row["event_hash"] or ""
+    event["previous_event_hash"] = row["previous_event_hash"] or ""
+    event["legal_hold"] = row["legal_hold"] or False
+    event["legal_hold_reason"] = row["legal_hold_reason"] or ""
+    event["legal_hold_placed_by"] = row["legal_hold_placed_by"] or ""
+    event["legal_hold_placed_at"] = None if held_at is None else rfc3339_or_none(held_at)
+    event["event_data"] = orjson.Fragment(sorted_json(row["payload"]))
+    if not row["sealed"]:
+        event["sealed"] = False
+    return event
