@@ -45,8 +45,8 @@ MAY_IMPORT = {
     # ingest: holds and runs are events too; tlog: what purge events among those that are purged have recorded
     "retention": "events ingest tlog schema db workers sql settings errors",
     "query": "events go_duration db sql tables errors",
-    # verify: rows in portions of one snapshot, and the check of a chain's link
-    "export": "events query verify tlog db sql tables errors",
+    # verify: rows in portions of one snapshot, and the check of a chain's link; terminal: the page of a bundle is read on one
+    "export": "events query verify tlog db sql tables terminal errors",
     # presence: what the probes show
     "api": "auth events ingest tlog verify query export retention presence cores go_duration db logs settings errors metrics tracing",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason

@@ -8,6 +8,7 @@ the checker, and a cut one can be resumed. Nothing here writes to the database: 
 Form:
 file.py         the records of a file in ndjson and CSV, written and read
 manifest.py     the signed statement after each part: an in-toto statement in a DSSE envelope; signed and verified here
+bundle.py       the file of a bundle: its members, written and read
 certificate.py  the RSA key pair that signs pages: read, or created once
 
 Writing:
@@ -15,8 +16,11 @@ select.py       which rows, in which order, in portions that fit into memory
 row.py          one row as an exported event, complete or redacted, and whether a row has its own hash
 redact.py       masks e-mail and IP addresses, telephone and card numbers
 parts.py        a file of parts (ndjson, csv), with the token that resumes it
+bundle_entry.py the entries of a bundle: an event opened, masked or erased
 signed_page.py  one signed page (json), with the check of its events' hashes and links
 
 Checking:
 check.py        verifies a file or a page with only a public key: `datastorage verify-export`
+bundle_check.py the same for a bundle
+result.py       what came out
 """

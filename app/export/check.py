@@ -4,7 +4,6 @@ import base64
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -21,37 +20,18 @@ from app.errors import Fatal
 from app.events.canonical import canonical, loads_strict
 from app.events.record import stored_hash
 from app.events.reference import UNKEYED_ALGORITHMS, reference_hash
+from app.export.bundle import START
+from app.export.bundle_check import check_bundle
 from app.export.certificate import detached_signature
 from app.export.file import COMMITTED, MalformedRecord, RecordReader
 from app.export.manifest import ExportPosition, Manifest, open_envelope
+from app.export.result import CheckResult
 from app.tlog import merkle, note
 from app.tlog.keys import read_key_text, read_public_keys
 from app.tlog.note import PublicKey
 from app.verify.chain import link_fault
 
-PROBLEMS_MAX = 1000
 _PAGE = b'{"events":['
-
-
-@dataclass(slots=True)
-class CheckResult:
-    """The result of verifying a file: it is complete and unchanged if there are no problems."""
-
-    problems: list[str] = field(default_factory=list)
-    """The first PROBLEMS_MAX of them."""
-    problem_count: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    parts: list[Manifest] = field(default_factory=list)
-    """Manifests that could be read."""
-    whole_bytes: int = 0
-    """Size of the file up to and including the last manifest that could be read."""
-    checkpoint_result: str = ""
-    """The result of comparing the events with the log's checkpoint, in words."""
-
-    def add_problem(self, text: str) -> None:
-        self.problem_count += 1
-        if len(self.problems) < PROBLEMS_MAX:
-            self.problems.append(text)
 
 
 def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> CheckResult:
@@ -63,13 +43,18 @@ def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> CheckResult:
 
 
 def check_files(paths: Sequence[Path], key: str) -> CheckResult:
-    """`check` or `check_page` for the files at `paths`. `key` is a key, or a file with one. Fatal if a file or the key cannot be read."""
+    """`check`, `check_page` or `check_bundle` for the files at `paths`. `key` is a key, or a file of keys.
+
+    Fatal if a file or the key cannot be read.
+    """
     try:
         with ExitStack() as stack:
             files = [stack.enter_context(path.open("rb")) for path in paths]
             is_page = [file.peek(len(_PAGE)).startswith(_PAGE) for file in files]
             if is_page == [True]:
                 return check_page(files[0].read(), read_key_text(key))
+            if len(files) == 1 and files[0].peek(len(START)).startswith(START):
+                return check_bundle(files[0].read(), read_public_keys(key))
             if not any(is_page):
                 return check(files, read_public_keys(key))
     except (OSError, ValueError) as error:
@@ -372,10 +357,12 @@ def _utc_time(text: str) -> datetime:
 def result_lines(result: CheckResult) -> Iterator[str]:
     """The lines that the command prints, the result first."""
     counts, parts = result.counts, result.parts
-    yield "the export is complete and unchanged" if not result.problem_count else f"{result.problem_count} problem(s)"
+    yield (
+        f"{result.what} is complete and unchanged" if not result.problem_count else f"{result.problem_count} problem(s)"
+    )
     yield from result.problems
     if not parts:
-        yield from filter(None, [result.checkpoint_result])
+        yield from filter(None, [result.checkpoint_result, *result.summary])
         return
     last = parts[-1]
     yield f"export {last.export_id} of {last.exported_at} by {last.exported_by or 'an unknown caller'}, {last.format}"

@@ -99,8 +99,12 @@ _MANIFEST = TypeAdapter(Manifest)
 
 def sign_manifest(manifest: Manifest, key: SigningKey | None) -> bytes:
     """The manifest in a DSSE envelope, as JSON. Without a key it has no signature: it shows that no part is missing, and no more."""
-    statement = manifest.statement()
-    signatures = [] if key is None else [(key_id(key.public), key.private.sign(_signed_bytes(statement)))]
+    return sign_statement(manifest.statement(), key)
+
+
+def sign_statement(statement: bytes, key: SigningKey | None) -> bytes:
+    """An in-toto statement in a DSSE envelope, as JSON; without a key it has no signature."""
+    signatures = [] if key is None else [(key_id(key.public), key.private.sign(signed_bytes(statement)))]
     return orjson.dumps(
         {
             "payloadType": PAYLOAD_TYPE,
@@ -130,7 +134,7 @@ def open_envelope(envelope: Any, keys: list[PublicKey]) -> tuple[Manifest, Publi
             raise ValueError(f"the manifest has {', '.join(sorted(others))} beside what is signed")
     except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"the manifest is not a DSSE envelope: {error!r}") from None
-    signed = _signed_bytes(statement)
+    signed = signed_bytes(statement)
     manifest = Manifest.parse(statement)
     keys_of_log = [key for key in keys if key.name == manifest.log and key.algorithm == ED25519]
     signer = None
@@ -152,7 +156,7 @@ def rfc3339_microseconds(time: datetime) -> str:
     return f"{time:%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
-def _signed_bytes(statement: bytes) -> bytes:
+def signed_bytes(statement: bytes) -> bytes:
     """What a DSSE signature is over: its pre-authentication encoding (PAE)."""
     payload_type = PAYLOAD_TYPE.encode()
     return b"DSSEv1 %d %b %d %b" % (len(payload_type), payload_type, len(statement), statement)

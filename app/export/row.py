@@ -16,18 +16,18 @@ from app.export.select import ExportQuery
 from app.verify.row import row_defects
 
 _JSON = ("event_data", "event_metadata")
-_NOT_TEXT = JSON_MEMBERS | {
+NOT_TEXT = JSON_MEMBERS | {
     *("event_id", "event_timestamp", "event_date", "recorded_at", "parent_event_id", "parent_event_date", "log"),
     *("payload_salt", "payload_commitment", "legal_hold_placed_at"),
 }
-_TEXTS = tuple(name for name in MEMBERS if name not in _NOT_TEXT)
+_TEXTS = tuple(name for name in MEMBERS if name not in NOT_TEXT)
 
 
 def exported_event(row: Row, *, redacted: bool) -> dict[str, Any]:
     """The members of an exported event. Its event_data and event_metadata are JSON already, as orjson.Fragment."""
     event: dict[str, Any] = dict(row)  # type: ignore[call-overload]  # a record or a dict
     if event["log_index"] is not None and event["actor_ip"] is not None:
-        event["actor_ip"] = _record_address(event["actor_ip"])
+        event["actor_ip"] = record_address(event["actor_ip"])
     if redacted:
         _redact(event)
         return event
@@ -39,7 +39,7 @@ def exported_event(row: Row, *, redacted: bool) -> dict[str, Any]:
 
 def mask(query: ExportQuery, value: Any) -> Any:
     """A JSON value as this export shows it: personal data masked, if it is a redacted one."""
-    return _masked_tree(value) if query.redact_pii else value
+    return masked_tree(value) if query.redact_pii else value
 
 
 def export_position(row: Row) -> ExportPosition:
@@ -57,7 +57,7 @@ def verdict_on(row: Row, log_name: str, hmac_key: bytes | None, erased: Position
     """
     if row["log_index"] is None:
         return _has_reference_hash(row, hmac_key) if row["event_hash"] else None
-    event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and _record_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
+    event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and record_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
     return not any(row_defects(event, row["leaf"], log_name, erased))
 
 
@@ -70,7 +70,7 @@ def _has_reference_hash(row: Row, hmac_key: bytes | None) -> bool | None:
 
 
 @lru_cache(4096)
-def _record_address(text: str) -> str:
+def record_address(text: str) -> str:
     """As the record has it. One with a netmask, which the service never writes, is returned unchanged."""
     try:
         return ip_text(ip_packed(text))
@@ -92,14 +92,14 @@ def _redact(event: dict[str, Any]) -> None:
     for name in _JSON:
         if event[name] is not None:
             value = loads(event[name])
-            masked_value = _masked_tree(value)
+            masked_value = masked_tree(value)
             if masked_value != value:
                 changed.append(name)
             event[name] = orjson.Fragment(canonical(masked_value))
     event["redacted"] = changed or None
 
 
-def _masked_tree(value: Any) -> Any:
+def masked_tree(value: Any) -> Any:
     """A payload too deeply nested for recursion, which only SQL can have inserted, is masked as a whole."""
     try:
         return redact.tree(value)

@@ -1,18 +1,37 @@
-"""Completes vectors: `python docs/vectors/make.py FILE…` computes every derived member from the inputs, in place."""
+"""Completes vectors: `python docs/vectors/make.py FILE…` computes every derived member from the inputs, in place.
+
+Without a file it makes those in docs/vectors/bundles from the events below.
+"""
 # ruff: noqa: INP001 - a script beside the files that it makes
 
 import json
 import sys
 from collections.abc import Callable
-from datetime import date, datetime
+from datetime import UTC, date, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.events.canonical import canonical, parse
 from app.events.record import commitment, committed_jcs, record, record_leaf_hash
+from app.export.bundle import FORMAT, Bundle, BundledGap, BundledLog, BundledNotification, ChainEnd, bundle_file
+from app.export.bundle_entry import bundled_event, masked_members, unproved_row
+from app.export.file import MEMBERS
+from app.tlog import merkle
+from app.tlog.keys import SigningKey
+from app.tlog.note import (
+    COSIGNATURE,
+    Checkpoint,
+    PublicKey,
+    cosigned_message,
+    encoded_base64,
+    sign_checkpoint,
+    signature_line,
+)
 
 LOG = "example.test/datastorage"
 _AS_ASYNCPG_RETURNS_IT: dict[str, Callable[[Any], Any]] = {
@@ -55,6 +74,154 @@ def _completed(event: dict[str, Any], heads: dict[str, str]) -> dict[str, Any]:
     }
 
 
+# Bundles. The log has thirteen leaves; those of events that are in no bundle are hashes of their positions.
+
+BUNDLES = Path(__file__).parent / "bundles"
+_KEY, _WITNESS = (Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32) for number in (1, 2))
+_PUBLIC = PublicKey(LOG, _KEY.public_key().public_bytes_raw())
+_WITNESS_PUBLIC = PublicKey("example.test/witness", _WITNESS.public_key().public_bytes_raw(), COSIGNATURE)
+_SIZE = 13
+_PURGED, _ERASED = (0, 1), 7
+_HOLD, _ERASURE, _PURGE = (f"019abc00-0000-7000-8000-0000000000{number}" for number in ("a1", "a2", "a3"))
+
+
+def _row(position: int, chain_index: int | None, event_type: str, payload: str, **columns: Any) -> dict[str, Any]:
+    """The row of one event, as an export reads it. `payload` is JSON text, whose numbers matter."""
+    time = datetime(2026, 11, 23, 2, 0, position, 287750, tzinfo=UTC)
+    names = event_type.split(".")
+    return (
+        dict.fromkeys(MEMBERS)
+        | {
+            "event_id": f"019abc00-0000-7000-8000-0000000000{position:02}",
+            "event_version": "1.0",
+            "event_timestamp": time,
+            "event_date": time.date(),
+            "recorded_at": time.replace(microsecond=301002),
+            "event_type": event_type,
+            "event_category": names[0],
+            "event_action": names[-1],
+            "event_outcome": "success",
+            "correlation_id": "rr-1",
+            "actor_type": "service",
+            "actor_id": "remediationorchestrator-controller",
+            "resource_type": "RemediationRequest",
+            "resource_id": "rr-1",
+            "severity": "info",
+            "is_sensitive": False,
+            "retention_days": 2555,
+            "legal_hold": chain_index is not None,
+            "hash_algorithm": "sha256-rfc6962",
+            "log": LOG,
+            "log_index": position,
+            "chain_index": chain_index,
+            "payload_salt": f"{position:02x}" * 16,
+            "event_data": payload,
+            "sealed": True,
+        }
+        | columns
+    )
+
+
+def _self_event(position: int, event_type: str, about: str, **payload: Any) -> dict[str, Any]:
+    event_data = json.dumps({"event_type": event_type} | payload)
+    columns = {"event_category": "security", "correlation_id": f"datastorage:{event_type.split('.')[1]}:{about}"}
+    columns |= {
+        "actor_id": "datastorage-service",
+        "resource_type": "security",
+        "resource_id": columns["correlation_id"],
+    }
+    return _row(position, 0, event_type, event_data, **columns)
+
+
+def _rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The events of `rr-1` that are left, and the self events about them."""
+    started = '{"event_type":"orchestrator.lifecycle.started","rr_name":"rr-1","namespace":"payments","big":18446744073709551615,"exact":0.1000000000000000055}'
+    erased = (
+        '{"event_type":"orchestrator.approval.approved","rr_name":"erased","namespace":"erased","approved_by":"erased"}'
+    )
+    done = '{"event_type":"orchestrator.lifecycle.completed","outcome":"Succeeded \\u20ac \\ud83d\\ude00","duration_ms":1e21,"contact":"ada@example.test"}'
+    events = [
+        _row(5, 2, "orchestrator.lifecycle.started", started, namespace="10.1.2.3"),
+        _row(_ERASED, 3, "orchestrator.approval.approved", erased, actor_id="erased", resource_id="erased"),
+        _row(9, 4, "orchestrator.lifecycle.completed", done, actor_ip="10.1.2.3", error_message=""),
+    ]
+    events[1] |= {"payload_salt": None, "payload_commitment": sha256(b"what was erased").hexdigest()}
+    placed = {"hold_id": _HOLD, "correlation_id": "rr-1", "reason": "case 7", "placed_by": "grace@example.test"}
+    erasure = {"erasure_id": _ERASURE, "event_ids": [events[1]["event_id"]], "positions": "{[7,8)}"}
+    purge = {"operation_id": _PURGE, "positions": "{[0,2)}", "event_count": 2, "cutoff": "2026-11-23T00:00:00Z"}
+    return events, [
+        _self_event(8, "datastorage.hold.placed", _HOLD, **placed),
+        _self_event(10, "datastorage.retention.purged", _PURGE, **purge),
+        _self_event(11, "datastorage.event.erased", _ERASURE, erased_by="grace", reason="request 12", **erasure),
+    ]
+
+
+def bundles() -> dict[str, bytes]:
+    """The files of docs/vectors/bundles by their names."""
+    events, evidence = _rows()
+    leaves = {position: sha256(b"%d" % position).digest() for position in range(_SIZE)}
+    last = leaves[_PURGED[-1]].hex()
+    for row in events:
+        row["previous_event_hash"] = last
+        leaves[row["log_index"]] = bytes.fromhex(last := bundled_event(row, None, redacted=False).leaf)
+    for row in evidence:
+        leaves[row["log_index"]] = bytes.fromhex(bundled_event(row, None, redacted=False).leaf)
+    return {
+        "0001-complete.json": _bundle(events, evidence, leaves, last, redacted=False),
+        "0002-redacted.json": _bundle(events, evidence, leaves, last, redacted=True),
+        "keys.txt": f"{_PUBLIC}\n{_WITNESS_PUBLIC}\n".encode(),
+    }
+
+
+def _bundle(
+    events: list[dict[str, Any]], evidence: list[dict[str, Any]], leaves: dict[int, bytes], last: str, *, redacted: bool
+) -> bytes:
+    def proof(position: int) -> list[bytes]:
+        ranges = merkle.inclusion_ranges(position, _SIZE)
+        return [merkle.root(leaves[leaf] for leaf in range(*one)) for one in ranges]
+
+    checkpoint = Checkpoint(LOG, _SIZE, merkle.root(leaves[position] for position in range(_SIZE)))
+    cosigned = (1763863320).to_bytes(8) + _WITNESS.sign(cosigned_message(str(checkpoint), 1763863320))
+    note = sign_checkpoint(checkpoint, _KEY) + signature_line(_WITNESS_PUBLIC.name, _WITNESS_PUBLIC.id + cosigned)
+    unsealed = _row(0, None, "gateway.signal.received", "{}", log_index=None, payload_salt=None, legal_hold=False)
+    notified_at = dict.fromkeys(("sent_at", "created_at", "updated_at"), "2026-11-23T02:00:06.5Z")
+    notification: dict[str, Any] = {
+        "id": 1,
+        "remediation_id": "rr-1",
+        "notification_id": "n-1",
+        "recipient": "ada@example.test",
+    }
+    notification |= {
+        "channel": "email",
+        "message_summary": "approval needed",
+        "status": "sent",
+        "delivery_status": "250 OK",
+    }
+    notification |= {"error_message": None, "escalation_level": 0} | notified_at
+    end = _PURGED[-1]
+    gap_proof = [encoded_base64(one) for one in proof(end)]
+    gap = BundledGap(first=0, end=2, last_hash=leaves[end].hex(), log=LOG, position=end, proof=gap_proof)
+    of_log = [bundled_event(row, proof(row["log_index"]), redacted=redacted) for row in events]
+    of_service = [bundled_event(row, proof(row["log_index"]), redacted=redacted) for row in evidence]
+    notified = [BundledNotification(masked_members(notification, redacted=redacted), None, None, None)]
+    exported = {"exported_at": "2026-11-23T02:05:00.000000Z", "exported_by": "ada"}
+    shown = {"events": of_log, "gaps": [gap], "evidence": of_service, "notifications": notified}
+    shown |= {"unproved": [unproved_row(unsealed, redacted=redacted)], "correlation_id": "rr-1", "redacted": redacted}
+    log = BundledLog(0, LOG, _SIZE, encoded_base64(checkpoint.root), note, None, [])
+    bundle = Bundle(
+        format=FORMAT,
+        page=["This is a vector of the format of bundles.", "", "No event in it ever happened."],
+        logs=[log],
+        chain=ChainEnd(5, last),
+        **shown,
+    )
+    export_id = f"019abc00-0000-7000-8000-0000000000f{redacted:d}"
+    return bundle_file(bundle, export_id, **exported, key=SigningKey(_KEY, _PUBLIC))[0]
+
+
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        for name, content in bundles().items():
+            BUNDLES.joinpath(name).write_bytes(content)
     for path in map(Path, sys.argv[1:]):
         path.write_text(json.dumps(completed(json.loads(path.read_text())), indent=1) + "\n")

@@ -22,8 +22,9 @@ from app.events.catalog import Catalog
 from app.events.reference import reference_hash
 from app.export import parts
 from app.export.certificate import ExportKeyPair, read_or_create_key_pair
-from app.export.check import CheckResult, check
+from app.export.check import check
 from app.export.parts import Export, ResumeToken
+from app.export.result import CheckResult
 from app.export.select import ExportQuery
 from app.export.signed_page import SignedPage
 from app.ingest.accept import Acceptance, check_item, computed_ids

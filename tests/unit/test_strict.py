@@ -14,9 +14,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from app.errors import Fatal
 from app.events.canonical import canonical, loads_strict
 from app.export.certificate import ExportKeyPair, detached_signature, read_or_create_key_pair
-from app.export.check import CheckResult, check, check_files, check_page
+from app.export.check import check, check_files, check_page
 from app.export.file import MEMBERS, event_record, header_record, manifest_record
 from app.export.manifest import Manifest, key_id, sign_manifest
+from app.export.result import CheckResult
 from app.tlog import note
 from app.tlog.keys import SigningKey
 from app.tlog.proof import verify_proof_file

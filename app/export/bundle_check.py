@@ -1,0 +1,512 @@
+"""Verifies a bundle with only the file and public keys: no service, no database, no network (docs/design.md, section 9.6)."""
+
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Literal
+
+import orjson
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from app.errors import AuditError
+from app.events.canonical import loads_strict
+from app.events.catalog.self_events import CATEGORY, CORRELATIONS, correlation_of
+from app.events.positions import NO_POSITIONS, Positions, Range
+from app.export.bundle import RECORD_FIXED, BundledEvent, BundledGap, BundledLog, BundleFile, BundleManifest, parse
+from app.export.file import COMMITTED, RecordReader
+from app.export.manifest import key_id, signed_bytes
+from app.export.result import CheckResult
+from app.terminal import one_line
+from app.tlog import merkle
+from app.tlog.note import (
+    COSIGNATURE,
+    ED25519,
+    Note,
+    NoValidSignature,
+    PublicKey,
+    decoded_base64,
+    decoded_hash,
+    verified_checkpoint,
+)
+
+RECORD_MEMBERS = frozenset(
+    {
+        *("actor_type", "chain_index", "cluster_id", "commitment", "correlation_id", "duration_ms", "error_code"),
+        *("event_action", "event_category", "event_id", "event_outcome", "event_timestamp", "event_type"),
+        *("event_version", "is_sensitive", "log", "log_index", "namespace", "parent_event_date", "parent_event_id"),
+        *("previous_event_hash", "recorded_at", "resource_type", "severity", "span_id", "trace_id", "v"),
+    }
+)
+_ABOUT = {"hold": "hold_id", "retention": "operation_id", "event": "erasure_id"}
+"""By kind of a self event: the member of its payload that its correlation repeats."""
+_STRICT = ConfigDict(strict=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class _Signature:
+    __pydantic_config__ = _STRICT
+    keyid: str
+    sig: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Envelope:
+    __pydantic_config__ = _STRICT
+    payloadType: Literal["application/vnd.in-toto+json"]  # noqa: N815 - DSSE names it
+    payload: str
+    signatures: list[_Signature]
+
+
+_ENVELOPE = TypeAdapter(_Envelope)
+
+
+class Refused(ValueError):
+    """What a part of the file claims does not hold; the message says why."""
+
+
+@dataclass(slots=True)
+class _Tree:
+    """A log of the file whose checkpoint, or seam, was found valid."""
+
+    log: BundledLog
+    size: int
+    root: bytes
+    purged: Positions = NO_POSITIONS
+    erased: Positions = NO_POSITIONS
+
+    def require_leaf(self, position: int, leaf: str, proof: Sequence[str] | None) -> None:
+        """Refused unless `proof` shows that the log has the leaf at this position."""
+        hashes = [decoded_hash(one) for one in proof or ()]
+        if not merkle.verify_inclusion(position, self.size, bytes.fromhex(leaf), hashes, self.root):
+            raise Refused(f"its hash is not proved to be at position {position} of the log {self.log.name!r}")
+
+
+@dataclass(slots=True)
+class _Proved:
+    """An entry that the log has, and what its texts say."""
+
+    entry: BundledEvent
+    record: dict[str, Any]
+    payload: dict[str, Any] = field(default_factory=dict)
+    """event_data of a self event that is evidence; empty for others."""
+
+
+def check_bundle(content: bytes, keys: list[PublicKey]) -> CheckResult:
+    """Verify a bundle: every claim of it that a proof can show, and its manifest."""
+    result = CheckResult(what="the bundle")
+    try:
+        file = parse(content)
+    except ValueError as error:
+        result.add_problem(str(error))
+        return result
+    _Checker(file, keys, result).check()
+    return result
+
+
+class _Checker:
+    """Checks one file, step by step as in docs/design.md; each step adds its problems to the result."""
+
+    def __init__(self, file: BundleFile, keys: list[PublicKey], result: CheckResult) -> None:
+        self._file, self._bundle, self._keys, self._result = file, file.bundle, keys, result
+        self._trees: dict[str, _Tree] = {}
+        self._order = {log.name: number for number, log in enumerate(self._bundle.logs)}
+
+    def check(self) -> None:
+        manifest = self._check_manifest()
+        if self._bundle.logs[-1].size is None and self._bundle.logs[-1].root is None:
+            self._result.add_problem(
+                "nothing in it is proved: the service that wrote it has no key for checkpoints (DATASTORAGE_CHECKPOINT_KEY_FILE)"
+            )
+            return
+        self._check_logs()
+        evidence = [one for one in self._proved("evidence", self._bundle.evidence) if self._is_evidence(one)]
+        self._read_evidence(evidence)
+        events = list(self._proved("events", self._bundle.events))
+        self._check_places()
+        self._check_chain(events)
+        self._check_gaps(events)
+        self._check_erased(events)
+        self._check_unproved()
+        self._check_notifications()
+        self._check_timestamps()
+        self._result.summary = list(self._summary(manifest, events, evidence))
+
+    def _add(self, where: str, text: object) -> None:
+        self._result.add_problem(f"{where}: {text}")
+
+    # The manifest.
+
+    def _check_manifest(self) -> BundleManifest | None:
+        try:
+            manifest = self._signed_manifest()
+        except ValueError as error:
+            self._add("manifest", error)
+            return None
+        actual: dict[str, Any] = {
+            "correlation_id": self._bundle.correlation_id,
+            "redacted": self._bundle.redacted,
+            "log": self._bundle.logs[-1].name,
+        }
+        if manifest.sha256 != self._file.sha256:
+            found = (
+                f"SHA-256 is {self._file.sha256}, but {manifest.sha256} was signed: something in the file was changed"
+            )
+            self._add("manifest", found)
+        for name, value in (actual | self._bundle.counts()).items():
+            if (signed := getattr(manifest, name)) != value:
+                self._add("manifest", f"{name} is {value!r}, but {signed!r} was signed")
+        return manifest
+
+    def _signed_manifest(self) -> BundleManifest:
+        try:
+            envelope = _ENVELOPE.validate_json(orjson.dumps(self._file.envelope))
+        except ValidationError:
+            raise Refused("it is not a DSSE envelope") from None
+        statement = decoded_base64(envelope.payload, "its payload")
+        manifest = BundleManifest.parse(statement)
+        keys = {key_id(key): key for key in self._keys if key.name == manifest.log and key.algorithm == ED25519}
+        signatures = [(keys.get(one.keyid), decoded_base64(one.sig, "its signature")) for one in envelope.signatures]
+        found = [_verifies(key, signature, signed_bytes(statement)) for key, signature in signatures if key is not None]
+        if not found:
+            why = " (without a key for checkpoints a service signs nothing)" if not envelope.signatures else ""
+            raise Refused(f"wrong key: it has no signature by a key of {manifest.log!r} that was asked for{why}")
+        if not all(found):
+            raise Refused("edited: its signature is wrong")
+        return manifest
+
+    # The logs.
+
+    def _check_logs(self) -> None:
+        logs = self._bundle.logs
+        if len({log.name for log in logs}) < len(logs) or len({log.log_id for log in logs}) < len(logs):
+            self._add("logs", "a name or number stands twice")
+        for log in logs:
+            if log.size is None or log.root is None:
+                self._add(f"log {log.name!r}", "it has no size and root, so nothing of it is proved")
+                continue
+            try:
+                root = decoded_hash(log.root)
+                if log.checkpoint is not None:
+                    self._require_checkpoint(log, log.checkpoint, log.size, root)
+                else:
+                    raise Refused("it has no checkpoint" if log.seam is None else "this release does not know seams")
+            except ValueError as error:
+                self._add(f"log {log.name!r}", error)
+            else:
+                self._trees[log.name] = _Tree(log, log.size, root)
+
+    def _require_checkpoint(self, log: BundledLog, text: str, size: int, root: bytes) -> None:
+        checkpoint = verified_checkpoint(text, self._keys)
+        note = Note.parse(text)
+        if any(note.names_key(key) and not note.is_signed_by(key) for key in self._keys):
+            raise NoValidSignature("a signature of its checkpoint, by one of the keys, is wrong")
+        if (checkpoint.origin, checkpoint.size, checkpoint.root) != (log.name, size, root):
+            raise Refused("its checkpoint is of another log, size or root")
+
+    # Entries.
+
+    def _proved(self, name: str, entries: Sequence[BundledEvent]) -> Iterator[_Proved]:
+        """The entries that hold; each other one is a problem."""
+        for number, entry in enumerate(entries):
+            try:
+                yield self._require_entry(entry)
+            except ValueError as error:
+                self._add(f"{name}[{number}], position {entry.position}", error)
+
+    def _require_entry(self, entry: BundledEvent) -> _Proved:
+        if (tree := self._trees.get(entry.log)) is None:
+            raise Refused(f"its log {entry.log!r} is not one that the file proves")
+        tree.require_leaf(entry.position, entry.leaf, entry.proof)
+        changed = set(entry.redacted or ())
+        if entry.redacted is not None:
+            self._require_redaction(entry, changed)
+        record = _parsed(entry.record, "record")
+        is_masked = bool(changed & RECORD_MEMBERS)
+        if not is_masked and merkle.leaf_hash(entry.record.encode()).hex() != entry.leaf:
+            raise Refused("edited: its record does not have the hash that the log has")
+        if set(record) != RECORD_MEMBERS or record["v"] != 1:
+            raise Refused("its record does not have the members of a record, version 1")
+        if (record["log"], record["log_index"]) != (entry.log, entry.position):
+            raise Refused("its record is of another log or of another position")
+        self._require_opening(entry, record, changed)
+        return _Proved(entry, record)
+
+    def _require_redaction(self, entry: BundledEvent, changed: set[str]) -> None:
+        if not self._bundle.redacted:
+            raise Refused("it is redacted, but the bundle is not")
+        if not changed or entry.redacted != sorted(changed) or changed - (RECORD_MEMBERS - RECORD_FIXED) - COMMITTED:
+            raise Refused("`redacted` does not name members that redaction changes, each once and sorted")
+
+    def _require_opening(self, entry: BundledEvent, record: dict[str, Any], changed: set[str]) -> None:
+        if entry.committed is None:
+            if entry.salt is not None or changed & COMMITTED:
+                raise Refused("it has a salt, or masked members, but no committed object")
+            return
+        if set(_parsed(entry.committed, "committed object")) != COMMITTED:
+            raise Refused("its committed object does not have the members of one")
+        if entry.salt is None:
+            if not changed & COMMITTED:
+                raise Refused("it has no salt, although nothing of its committed object is masked")
+            return
+        if changed & COMMITTED:
+            raise Refused("it has a salt, although its committed object is masked")
+        if sha256(bytes.fromhex(entry.salt) + entry.committed.encode()).hexdigest() != record["commitment"]:
+            raise Refused("edited: its committed object is not the one that the record commits to")
+
+    def _check_places(self) -> None:
+        places = [(entry.log, entry.position) for entry in (*self._bundle.events, *self._bundle.evidence)]
+        if len(set(places)) < len(places):
+            self._result.add_problem("inserted: two entries are at one position")
+        evidence = [(self._order.get(one.log, -1), one.position) for one in self._bundle.evidence]
+        if evidence != sorted(evidence):
+            self._result.add_problem("reordered: evidence is not in the order of the log")
+
+    # The chain.
+
+    def _check_chain(self, events: list[_Proved]) -> None:
+        next_index, last_hash, last_place = 0, None, (-1, -1)
+        for one in events:
+            entry, record = one.entry, one.record
+            where = f"event {record['event_id']}"
+            index, previous = record["chain_index"], record["previous_event_hash"]
+            if record["correlation_id"] != self._bundle.correlation_id and "correlation_id" not in (
+                entry.redacted or ()
+            ):
+                self._add(where, "it is of another correlation")
+            place = self._order[entry.log], entry.position
+            if not isinstance(index, int) or index < next_index or place <= last_place:
+                self._add(
+                    where, f"reordered: its place in the chain ({index}) or in the log is not after the one before"
+                )
+                continue
+            if (index == 0) != (previous is None):
+                self._add(where, "edited: only the first event of a chain has no link")
+            elif index == next_index and previous != last_hash:
+                self._add(where, "edited: its link is not the hash of the event before it")
+            next_index, last_hash, last_place = index + 1, entry.leaf, place
+        self._check_head(next_index, last_hash)
+
+    def _check_head(self, next_index: int, last_hash: str | None) -> None:
+        head = self._bundle.chain
+        if head is None:
+            if next_index:
+                self._result.add_problem("removed: the head of the chain is missing")
+        elif next_index > head.length:
+            self._result.add_problem(
+                f"inserted: the chain has {next_index} events, but its head has length {head.length}"
+            )
+        elif next_index == head.length and last_hash not in {None, head.hash}:
+            self._result.add_problem("edited: the head of the chain has the hash of another event")
+
+    def _check_gaps(self, events: list[_Proved]) -> None:
+        wanted = list(self._gaps(events))
+        if [(gap.first, gap.end, gap.last_hash) for gap in self._bundle.gaps] != [one[:3] for one in wanted]:
+            self._result.add_problem("edited: `gaps` are not the chain positions that have no event")
+            return
+        for gap, (first, end, _, before, after) in zip(self._bundle.gaps, wanted, strict=True):
+            try:
+                purged = self._require_purge(gap, before, after)
+            except ValueError as error:
+                purged, why = False, f" ({error})"
+            else:
+                why = ", and the log records no purge of them"
+            if purged:
+                self._result.counts["purged"] += end - first
+            else:
+                self._add(f"chain positions {first} to {end - 1}", f"removed: these events are missing{why}")
+
+    def _gaps(self, events: list[_Proved]) -> Iterator[tuple[int, int, str, BundledEvent | None, BundledEvent | None]]:
+        """First and end of each gap, the hash of its last event, and the entries before and after it."""
+        next_index, before = 0, None
+        for one in events:
+            index = one.record["chain_index"]
+            if isinstance(index, int) and index >= next_index:
+                if index > next_index:
+                    yield next_index, index, one.record["previous_event_hash"], before, one.entry
+                next_index, before = index + 1, one.entry
+        if self._bundle.chain is not None and next_index < self._bundle.chain.length:
+            yield next_index, self._bundle.chain.length, self._bundle.chain.hash, before, None
+
+    def _require_purge(self, gap: BundledGap, before: BundledEvent | None, after: BundledEvent | None) -> bool:
+        """Whether the log records that the gap was purged. Refused if the gap claims it wrongly."""
+        if gap.log is None or gap.position is None or gap.proof is None:
+            if (gap.log, gap.position, gap.proof) != (None, None, None):
+                raise Refused("its place in the log is not complete")
+            return False
+        if (tree := self._trees.get(gap.log)) is None:
+            raise Refused(f"its log {gap.log!r} is not one that the file proves")
+        tree.require_leaf(gap.position, gap.last_hash, gap.proof)
+        first = before.position + 1 if before is not None and before.log == gap.log else 0
+        end = after.position if after is not None and after.log == gap.log else tree.size
+        if not first <= gap.position < end or gap.position not in tree.purged:
+            raise Refused("the last of them was not purged, or is not between its neighbours")
+        if tree.purged.count(first, gap.position) < gap.end - gap.first - 1:
+            raise Refused("fewer events were purged between its neighbours")
+        return True
+
+    # Evidence.
+
+    def _is_evidence(self, one: _Proved) -> bool:
+        """Whether the entry's record and payload agree as in all self events, and in no other event; else a problem."""
+        committed = {} if one.entry.committed is None else loads_strict(one.entry.committed)
+        payload, record = committed.get("event_data"), one.record
+        event_type = record["event_type"]
+        kind = str(event_type).partition(".")[2].partition(".")[0]
+        if (
+            isinstance(payload, dict)
+            and payload.get("event_type") == event_type
+            and record["event_category"] == CATEGORY
+        ):
+            about = payload.get(_ABOUT.get(kind, ""))
+            expected = correlation_of(event_type, "" if about is None else about)
+            found = str(record["correlation_id"])
+            if event_type.startswith("datastorage.") and (
+                found == expected if about is not None else found.startswith(f"{CORRELATIONS}{kind}:")
+            ):
+                one.payload = payload
+                return True
+        self._add(f"evidence, position {one.entry.position}", "it is not an event of the service about itself")
+        return False
+
+    def _read_evidence(self, evidence: list[_Proved]) -> None:
+        """What was purged and erased in each log, as these events record."""
+        purged: dict[tuple[int, str], list[Range]] = defaultdict(list)
+        restored: dict[tuple[int, str], list[Range]] = defaultdict(list)
+        erased: dict[int, list[Range]] = defaultdict(list)
+        ids = {log.name: log.log_id for log in self._bundle.logs}
+        for one in evidence:
+            event_type, payload = one.record["event_type"], one.payload
+            log_id = payload.get("log_id", 0)
+            end = one.entry.position if ids[one.entry.log] == log_id else 2**63 - 1
+            ranges = list(Positions.parse(str(payload.get("positions"))).within(0, end))
+            if event_type == "datastorage.retention.purged":
+                purged[log_id, str(payload.get("operation_id"))] += ranges
+            elif event_type == "datastorage.retention.restored":
+                restored[log_id, str(payload.get("operation_id"))] += ranges
+            elif event_type == "datastorage.event.erased":
+                erased[log_id] += ranges
+        for tree in self._trees.values():
+            log_id = tree.log.log_id
+            left = [
+                remaining
+                for (of_log, operation), ranges in purged.items()
+                if of_log == log_id
+                for remaining in Positions(ranges).without(Positions(restored[of_log, operation])).ranges
+            ]
+            tree.purged, tree.erased = Positions(left), Positions(erased[log_id])
+
+    def _check_erased(self, events: list[_Proved]) -> None:
+        for one in events:
+            if one.entry.is_erased and one.entry.position not in self._trees[one.entry.log].erased:
+                self._add(
+                    f"event {one.record['event_id']}",
+                    "edited: shown as erased, but no erasure of it is recorded in the log",
+                )
+
+    # What the log does not have.
+
+    def _check_unproved(self) -> None:
+        for number, text in enumerate(self._bundle.unproved):
+            raw = text.encode() + b"\n"
+            try:
+                row = RecordReader(io.BytesIO(raw)).event(raw)
+                if row.get("sealed") is not False:
+                    raise Refused("it is not marked as a row that the log does not have")
+                if row["log_index"] is not None:
+                    where = f"position {row['log_index']}"
+                    raise Refused(f"event {row['event_id']} is not in the log: it had another hash at {where}, or none")
+            except (ValueError, AuditError) as error:
+                self._add(f"unproved[{number}]", error)
+
+    def _check_notifications(self) -> None:
+        for number, one in enumerate(self._bundle.notifications):
+            if one.covered_by is not None:
+                self._add(f"notifications[{number}]", "this release does not know events that cover notifications")
+            elif one.salt is not None or one.committed is not None:
+                self._add(
+                    f"notifications[{number}]", "it has a salt or committed columns, but no event that covers them"
+                )
+
+    def _check_timestamps(self) -> None:
+        for log in self._bundle.logs:
+            for number, one in enumerate(log.timestamps):
+                try:
+                    self._require_continued(log, one.checkpoint, [decoded_hash(text) for text in one.consistency])
+                    decoded_base64(one.token, "its token")
+                except ValueError as error:
+                    self._add(f"log {log.name!r}, timestamps[{number}]", error)
+
+    def _require_continued(self, log: BundledLog, note: str, consistency: list[bytes]) -> None:
+        checkpoint = verified_checkpoint(note, self._keys)
+        tree = self._trees.get(log.name)
+        if checkpoint.origin != log.name or tree is None:
+            raise Refused("its checkpoint is of another log")
+        sizes = checkpoint.size, tree.size
+        if not merkle.verify_consistency(*sizes, checkpoint.root, tree.root, consistency):
+            raise Refused(f"the log of {tree.size} events is not proved to continue the one of {checkpoint.size}")
+
+    # What it shows.
+
+    def _summary(
+        self, manifest: BundleManifest | None, events: list[_Proved], evidence: list[_Proved]
+    ) -> Iterator[str]:
+        bundle = self._bundle
+        if manifest is not None:
+            yield f"bundle {manifest.export_id} of {manifest.exported_at} by {manifest.exported_by or 'an unknown caller'}"
+        data = "personal data redacted" if bundle.redacted else "personal data not redacted"
+        yield f"correlation {bundle.correlation_id!r}, {data}"
+        yield f"{len(events)} of {len(bundle.events)} events are proved to be in the log, each with its link to the one before"
+        masked = sum(one.entry.committed is not None and one.entry.salt is None for one in events)
+        erased = sum(one.entry.is_erased for one in events)
+        for count, meaning in (
+            (erased, "erased, as recorded in the log: only what their records still have is proved"),
+            (masked, "masked: what is shown of people in them is the service's word"),
+            (self._result.counts["purged"], "purged, as recorded in the log, and not in the file"),
+            (len(bundle.unproved), "not in the log, inserted by SQL or changed: only the manifest shows them"),
+        ):
+            if count:
+                yield f"  {count} {meaning}"
+        for tree in self._trees.values():
+            yield from self._tree_lines(tree)
+        for one in evidence:
+            if one.record["event_type"].startswith("datastorage.hold."):
+                yield one_line(_hold_line(one))
+        if bundle.notifications:
+            covered = sum(one.covered_by is not None for one in bundle.notifications)
+            yield f"notifications: {len(bundle.notifications)}, {covered} of them with a digest in the log"
+
+    def _tree_lines(self, tree: _Tree) -> Iterator[str]:
+        note = None if tree.log.checkpoint is None else Note.parse(tree.log.checkpoint)
+        cosigners = [key.name for key in self._keys if key.algorithm == COSIGNATURE and note and note.is_signed_by(key)]
+        by = f", cosigned by {', '.join(cosigners)}" if cosigners else ""
+        yield f"log {tree.log.name!r}: checkpoint of {tree.size} events{by}"
+        for one in tree.log.timestamps:
+            size = Note.parse(one.checkpoint).text.split("\n")[1]
+            yield f"  a timestamp of its first {size} events; its token is not checked here"
+
+
+def _hold_line(one: _Proved) -> str:
+    payload, action = one.payload, one.record["event_type"].rpartition(".")[2]
+    by = payload.get("placed_by") or payload.get("released_by") or ""
+    return (
+        f"hold {payload.get('hold_id', '')} {action} {one.record['recorded_at']} by {by}: {payload.get('reason', '')}"
+    )
+
+
+def _parsed(text: str, what: str) -> dict[str, Any]:
+    value = loads_strict(text)
+    if not isinstance(value, dict):
+        raise Refused(f"its {what} is not a JSON object")
+    return value
+
+
+def _verifies(key: PublicKey, signature: bytes, signed: bytes) -> bool:
+    try:
+        Ed25519PublicKey.from_public_bytes(key.public).verify(signature, signed)
+    except (InvalidSignature, ValueError):
+        return False
+    return True

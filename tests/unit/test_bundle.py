@@ -1,0 +1,211 @@
+"""Bundles without a database: the vectors, and files that somebody has changed."""
+
+import hashlib
+import json
+import runpy
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from app.export.bundle import FORMAT
+from app.export.bundle_check import check_bundle
+from app.export.manifest import STATEMENT_TYPE, sign_statement
+from app.tlog.keys import SigningKey, read_public_keys
+from app.tlog.note import PublicKey
+
+BUNDLES = Path(__file__).parents[2] / "docs" / "vectors" / "bundles"
+COMPLETE, REDACTED = (BUNDLES / f"000{name}.json" for name in ("1-complete", "2-redacted"))
+KEYS = read_public_keys(str(BUNDLES / "keys.txt"))
+LOG = "example.test/datastorage"
+PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32)
+KEY = SigningKey(PRIVATE, PublicKey(LOG, PRIVATE.public_key().public_bytes_raw()))
+
+Path_ = tuple[str | int, ...]
+Change = Callable[[Any], Any]
+
+
+def problems(content: bytes, keys: list[PublicKey] = KEYS) -> list[str]:
+    return check_bundle(content, keys).problems
+
+
+def parts(file: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Content and envelope of a bundle, as plain JSON."""
+    document = json.loads(file)
+    return document, document.pop("manifest")
+
+
+def written(content: dict[str, Any], envelope: Any) -> bytes:
+    return orjson.dumps(content)[:-1] + b",\n" + b'"manifest":' + orjson.dumps(envelope) + b"}\n"
+
+
+def signed_again(content: dict[str, Any]) -> bytes:
+    """The file as whoever has the log's key would write it."""
+    lists = ("events", "gaps", "evidence", "unproved", "notifications")
+    counts = {name: len(content[name]) if isinstance(content.get(name), list) else 0 for name in lists}
+    log = value_at(content, ("logs", -1, "name")) if content.get("logs") else None
+    predicate = {
+        "export_id": "e",
+        "correlation_id": content.get("correlation_id"),
+        "redacted": content.get("redacted"),
+        "exported_at": "2026-11-23T02:05:00Z",
+        "exported_by": "",
+        "log": log,
+        "erased": sum(value_at(event, ("committed",)) is None for event in content.get("events") or []),
+    }
+    digest = hashlib.sha256(orjson.dumps(content)[:-1] + b",\n").hexdigest()
+    statement = {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": "bundle-e.json", "digest": {"sha256": digest}}],
+        "predicateType": FORMAT,
+        "predicate": predicate | counts,
+    }
+    return written(content, orjson.loads(sign_statement(orjson.dumps(statement), KEY)))
+
+
+def paths(value: Any, at: Path_ = ()) -> Iterator[Path_]:
+    """The path of every member and every entry, at any depth."""
+    if at:
+        yield at
+    for name, member in (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
+        yield from paths(member, (*at, name))
+
+
+def changes(value: Any) -> Iterator[Change]:
+    """What somebody could do to a value."""
+    if isinstance(value, dict):
+        yield lambda v: v | {"another": None}
+        yield lambda v: dict(list(v.items())[1:])
+    elif isinstance(value, list):
+        yield lambda v: [*v, *(v[-1:] or ["x"])]
+        if value:
+            yield lambda v: v[1:]
+    elif isinstance(value, bool):
+        yield lambda v: not v
+        yield int
+    elif isinstance(value, int):
+        yield lambda v: v + 1
+        yield str
+    elif isinstance(value, str):
+        yield lambda v: v + "x"
+        yield lambda v: v[:-1] + ("0" if v[-1:] != "0" else "1")
+    yield lambda v: "x" if v is None else None
+
+
+def changed(document: dict[str, Any], path: Path_, change: Change) -> dict[str, Any]:
+    document = orjson.loads(orjson.dumps(document))
+    *above, last = path
+    value: Any = document
+    for name in above:
+        value = value[name]
+    value[last] = change(value[last])
+    return document
+
+
+def value_at(document: Any, path: Path_) -> Any:
+    try:
+        for name in path:
+            document = document[name]
+    except (TypeError, LookupError):
+        return None
+    return document
+
+
+@pytest.mark.parametrize("path", [COMPLETE, REDACTED], ids=lambda path: path.stem)
+def test_vector(path: Path) -> None:
+    """A bundle of an earlier version no longer verifies, or the same events make another file."""
+    assert runpy.run_path(str(BUNDLES.parent / "make.py"))["bundles"]()[path.name] == path.read_bytes()
+    assert problems(path.read_bytes()) == []
+    assert problems(path.read_bytes(), KEYS[:1]) == []
+
+
+def test_vectors_are_unchanged() -> None:
+    """The files that other implementations are compared with were edited."""
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in BUNDLES.iterdir()}
+    assert digests == {
+        "0001-complete.json": "678275e3ebbf9b1b",
+        "0002-redacted.json": "904edc3a4952ba62",
+        "keys.txt": "aede958391c0cc19",
+    }
+
+
+@pytest.mark.parametrize("path", [COMPLETE, REDACTED], ids=lambda path: path.stem)
+def test_nothing_can_be_changed(path: Path) -> None:
+    """Somebody without the log's key changes, adds or removes a member, anywhere, and the file verifies."""
+    content, envelope = parts(path.read_bytes())
+    for name, document in (("content", content), ("manifest", envelope)):
+        for at in paths(document):
+            for change in changes(value_at(document, at)):
+                now = changed(document, at, change)
+                file = written(now, envelope) if name == "content" else written(content, now)
+                assert problems(file), (name, at)
+                if name == "content":
+                    break
+
+
+WORDS = {"page", "not_covered", "columns", "unproved"}
+"""Members that nobody but the manifest's signer speaks for; the same is true of the numbers of LISTED, and of what is masked."""
+LISTED = {("evidence",), ("notifications",), ("redacted",), ("events", 2, "redacted")}
+
+
+@pytest.mark.parametrize("path", [COMPLETE, REDACTED], ids=lambda path: path.stem)
+def test_whoever_signs_cannot_change_what_is_proved(path: Path) -> None:
+    """Somebody with the log's key changes an event, its place, a link, a gap or an erasure, signs again, and the file verifies."""
+    content, _ = parts(path.read_bytes())
+    assert problems(signed_again(content)) == []
+    for at in paths(content):
+        if not WORDS & set(at) and at not in LISTED:
+            for change in changes(value_at(content, at)):
+                assert problems(signed_again(changed(content, at, change))), at
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b'"manifest":{"p', b'"events":[],\n"manifest":{"p'),
+        (b'"manifest":{', b'"manifest":{},"manifest":{'),
+        (b"}}\n", b'},"events":[]}\n'),
+        (b'"redacted":false,\n', b'"redacted":false,\n"redacted":false,\n'),
+        (b'"seam":null', b'"seam":null,"seam":null'),
+        (b"}}\n", b"}}\n\n"),
+        (b"}}\n", b"}}"),
+        (b"}}\n", b"}}{}\n"),
+        (b'{"format"', b'\xef\xbb\xbf{"format"'),
+        (b"No event", b"No \xff event"),
+        (b'"size":13', b'"size":13.0'),
+        (b'"size":13', b'"size":"13"'),
+        (b'"size":13', b'"size":NaN'),
+        (b"bundle/v1", b"bundle/v2"),
+    ],
+)
+def test_not_a_bundle(old: bytes, new: bytes) -> None:
+    """Two readers can find different things in one file, and it verifies."""
+    file = COMPLETE.read_bytes()
+    head, found, tail = file.rpartition(old)
+    assert found
+    assert problems(head + new + tail)
+
+
+def test_cut_file() -> None:
+    """A file that was cut verifies, or looks like another kind of file."""
+    file = COMPLETE.read_bytes()
+    for end in (*range(60, len(file), 397), len(file) - 1):
+        assert problems(file[:end]), end
+
+
+def test_keys() -> None:
+    """A bundle verifies by a key that did not sign it, or a wrong cosignature of a witness passes."""
+    stranger = PublicKey(LOG, Ed25519PrivateKey.generate().public_key().public_bytes_raw())
+    assert any("wrong key" in one for one in problems(COMPLETE.read_bytes(), [stranger]))
+    assert any("wrong key" in one for one in problems(COMPLETE.read_bytes(), KEYS[1:]))
+    content, _ = parts(COMPLETE.read_bytes())
+    note: str = content["logs"][0]["checkpoint"]
+    *above, line = note.removesuffix("\n").split("\n")
+    content["logs"][0]["checkpoint"] = "\n".join([*above, f"{line[:-10]}AAAAAA{line[-4:]}\n"])
+    assert any("by one of the keys, is wrong" in one for one in problems(signed_again(content)))
+    assert problems(signed_again(content), KEYS[:1]) == []
