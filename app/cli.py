@@ -461,8 +461,7 @@ def _settings_with_running_database() -> "Settings":
 
 
 def _verify_proof(arguments: argparse.Namespace) -> None:
-    import orjson
-
+    from app.events.canonical import canonical_exact
     from app.tlog.keys import read_public_keys
     from app.tlog.note import MalformedNote, NoValidSignature
     from app.tlog.proof import verify_proof_file
@@ -478,7 +477,7 @@ def _verify_proof(arguments: argparse.Namespace) -> None:
     )
     print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
     shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
-    sys.stdout.buffer.write(orjson.dumps(shown, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE, default=str))
+    print(canonical_exact(shown).decode())
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

@@ -306,6 +306,8 @@ class _Checker:
         for name, actual in actual_values.items():
             if (signed := getattr(manifest, name)) != actual:
                 yield f"{name} is {actual}, but {signed} was signed"
+        if self._last is not None and self._last >= manifest.log_size:
+            yield f"it has position {self._last}, but the log had {manifest.log_size} events"
         if self._logs - {manifest.log}:
             yield f"events of another log than {manifest.log!r} are in it"
         yield from _discontinuities(self._result.parts[-1] if self._result.parts else None, manifest)

@@ -1,0 +1,538 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	gohash "hash"
+	"io"
+	"slices"
+	"strings"
+)
+
+// Section 9.1: the members of a record in their order, and those that are JSON in CSV.
+var (
+	columns = strings.Fields(`event_id event_version event_timestamp event_date recorded_at event_type event_category
+		event_action event_outcome correlation_id actor_type actor_id actor_ip resource_type resource_id resource_name
+		parent_event_id parent_event_date namespace cluster_id severity duration_ms error_code error_message is_sensitive
+		trace_id span_id retention_days legal_hold legal_hold_reason legal_hold_placed_by legal_hold_placed_at hash_algorithm
+		log log_index chain_index previous_event_hash event_hash payload_salt payload_commitment event_metadata event_data
+		redacted sealed`)
+	jsonColumns = strings.Fields(`event_data event_metadata duration_ms retention_days log_index chain_index is_sensitive
+		legal_hold redacted sealed`)
+)
+
+const (
+	statementType = "application/vnd.in-toto+json"
+	predicateType = "https://kubernaut.ai/datastorage/audit-export/v1"
+)
+
+// Export is a file, or its parts in their order, while it is read (section 9.3).
+type Export struct {
+	keys   []Key
+	report func(format string, values ...any)
+
+	format string // ndjson or csv
+	header []string
+
+	part     Part
+	before   *Object // predicate of the last manifest
+	digest   string  // of the part before
+	parts    int
+	position int64 // of the last sealed record
+	last     any   // what `through` has to be
+	unsealed string
+	chains   map[string]link
+	leaves   [][]byte // of the positions from 0 on, as long as there is no gap
+	notes    []*Checkpoint
+	total    counts
+	signers  map[string]bool
+}
+
+type link struct {
+	index int64
+	hash  any
+}
+
+type counts struct{ events, sealed, unsealed, erased, otherHash int64 }
+
+// Part is what has been read since the last manifest.
+type Part struct {
+	digest      gohash.Hash
+	counts      counts
+	first, last any
+	log         map[string]bool
+	isRedacted  bool
+}
+
+func newPart() Part { return Part{digest: sha256.New(), log: map[string]bool{}} }
+
+func newExport(keys []Key, report func(string, ...any)) *Export {
+	return &Export{keys: keys, report: report, part: newPart(), position: -1, chains: map[string]link{}, signers: map[string]bool{}}
+}
+
+// read verifies one file; the next one continues where it ends.
+func (e *Export) read(name string, input io.Reader) {
+	reader := bufio.NewReaderSize(input, 1<<20)
+	report, number := e.report, 0
+	e.report = func(format string, values ...any) {
+		report("%s: record %d: %s", name, number, fmt.Sprintf(format, values...))
+	}
+	defer func() { e.report = report }()
+	for {
+		number++
+		raw, fields, err := e.next(reader)
+		if err == io.EOF {
+			return
+		}
+		if err == nil {
+			err = e.record(raw, fields)
+		}
+		if err != nil {
+			e.report("%v", err)
+			if fields == nil && raw == nil {
+				return // where the next record begins is unknown
+			}
+		}
+	}
+}
+
+// next is one record with its end of line, of CSV also its fields.
+func (e *Export) next(reader *bufio.Reader) (raw []byte, fields []string, err error) {
+	if e.format == "" {
+		e.format = "csv"
+		if start, _ := reader.Peek(1); string(start) == "{" {
+			e.format = "ndjson"
+		}
+	}
+	if e.format == "csv" {
+		return readCSV(reader)
+	}
+	raw, err = reader.ReadBytes('\n')
+	if err == io.EOF && len(raw) > 0 {
+		return nil, nil, errors.New("the record does not end with a newline")
+	}
+	return raw, nil, err
+}
+
+// readCSV reads one record of RFC 4180; its lines end with CR LF, and quoted fields may contain any character.
+func readCSV(reader *bufio.Reader) (raw []byte, fields []string, err error) {
+	var field []byte
+	quoted, closed := false, false
+	for {
+		c, err := reader.ReadByte()
+		if err == io.EOF && len(raw) == 0 {
+			return nil, nil, io.EOF
+		}
+		if err != nil {
+			return nil, nil, errors.New("the record does not end with a newline")
+		}
+		raw = append(raw, c)
+		atStart := len(field) == 0 && !closed
+		switch {
+		case quoted && c == '"':
+			quoted, closed = false, true
+		case quoted:
+			field = append(field, c)
+		case closed && c == '"': // two quotes are one
+			field = append(field, c)
+			quoted, closed = true, false
+		case c == '"' && atStart:
+			quoted = true
+		case c == ',':
+			fields, field, closed = append(fields, string(field)), nil, false
+		case c == '\r':
+			if following, _ := reader.ReadByte(); following != '\n' {
+				return nil, nil, errors.New("not CSV: CR without LF")
+			}
+			return append(raw, '\n'), append(fields, string(field)), nil
+		case c == '"' || c == '\n' || closed:
+			return nil, nil, errors.New("not CSV: a quote or a line's end where none may be")
+		default:
+			field = append(field, c)
+		}
+	}
+}
+
+func (e *Export) record(raw []byte, fields []string) error {
+	if e.format == "csv" {
+		switch {
+		case fields[0] == "#manifest":
+			if len(fields) < 2 || strings.Join(fields[2:], "") != "" || len(fields) != len(e.header) {
+				return errors.New("a manifest has two fields, the others are empty")
+			}
+			return e.manifest([]byte(fields[1]))
+		case e.header == nil:
+			e.header = fields
+			e.part.digest.Write(raw)
+			if !slices.Equal(fields, columns) && !slices.Equal(fields, columns[:len(columns)-1]) {
+				return errors.New("the header is not that of an export")
+			}
+			return nil
+		}
+	} else if bytes.HasPrefix(raw, []byte(`{"payloadType":`)) {
+		return e.manifest(raw)
+	}
+	e.part.digest.Write(raw)
+	e.part.counts.events++
+	row, err := e.row(raw, fields)
+	if err != nil {
+		return err
+	}
+	if e.parts > 0 && e.before != nil && e.before.Values["next"] == nil {
+		return errors.New("something follows the last part")
+	}
+	log, _ := row.Values["log"].(string)
+	e.part.log[log] = true
+	if row.Values["log_index"] != nil {
+		return e.sealed(row)
+	}
+	return e.other(row)
+}
+
+func (e *Export) row(raw []byte, fields []string) (*Object, error) {
+	if e.format == "ndjson" {
+		row, err := parseObject(raw)
+		if err == nil && !slices.Equal(row.Names, columns) && !slices.Equal(row.Names, columns[:len(columns)-1]) {
+			err = errors.New("the record has other members than section 9.1 names, or in another order")
+		}
+		return row, err
+	}
+	if len(fields) != len(e.header) {
+		return nil, fmt.Errorf("the record has %d fields, the header %d", len(fields), len(e.header))
+	}
+	row := &Object{Names: e.header, Values: map[string]any{}}
+	for i, name := range e.header {
+		if fields[i] == "" {
+			row.Values[name] = nil
+			continue
+		}
+		text := strings.TrimPrefix(fields[i], "'")
+		row.Values[name] = text
+		if slices.Contains(jsonColumns, name) {
+			value, err := parseJSON([]byte(text))
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", name, err)
+			}
+			row.Values[name] = value
+		}
+	}
+	return row, nil
+}
+
+func (e *Export) sealed(row *Object) error {
+	e.part.counts.sealed++
+	position, err := integer(row.Values["log_index"])
+	if err != nil {
+		return fmt.Errorf("log_index: %w", err)
+	}
+	e.last = through(row.Values["log_index"], nil, nil)
+	if e.part.first == nil {
+		e.part.first = row.Values["log_index"]
+	}
+	e.part.last = row.Values["log_index"]
+	if position <= e.position || e.unsealed != "" {
+		e.report("position %d is not in the order of the log", position)
+	}
+	e.position = position
+	stored, ok := row.Values["event_hash"].(string)
+	leaf, err := unhex(stored)
+	if !ok || err != nil || len(leaf) != 32 {
+		return errors.New("event_hash is no hash")
+	}
+	if position == int64(len(e.leaves)) {
+		e.leaves = append(e.leaves, leaf)
+	}
+	if row.Values["payload_commitment"] != nil {
+		e.part.counts.erased++
+	}
+	if row.Values["sealed"] == false {
+		e.report("the log did not have the event at position %d: it was inserted or changed", position)
+	}
+	redacted, err := names(row.Values["redacted"])
+	if err != nil {
+		return err
+	}
+	e.part.isRedacted = e.part.isRedacted || len(redacted) > 0
+	changed := func(name string) bool { return slices.Contains(redacted, name) }
+	if !slices.ContainsFunc(redacted, isRecordMember) {
+		computed, err := eventHash(row)
+		if err != nil {
+			return err
+		}
+		if !bytes.Equal(computed, leaf) {
+			e.report("the event at position %d does not have its hash: it was changed", position)
+		}
+	}
+	if date, _ := row.Values["event_date"].(string); !changed("event_timestamp") && !onDate(row.Values["event_timestamp"], date) {
+		e.report("event_date is not the date of event_timestamp")
+	}
+	return e.link(row, stored, changed("correlation_id"))
+}
+
+// link compares an event with the one before it in its chain, as far as the file has it.
+func (e *Export) link(row *Object, stored string, isMasked bool) error {
+	index, err := integer(row.Values["chain_index"])
+	if err != nil {
+		return fmt.Errorf("chain_index: %w", err)
+	}
+	previous := orNil(row.Values["previous_event_hash"])
+	if (index == 0) != (previous == nil) {
+		e.report("only the first event of a chain has no link")
+	}
+	if isMasked {
+		return nil // correlations that look alike are no chain
+	}
+	correlation, _ := row.Values["correlation_id"].(string)
+	before, follows := e.chains[correlation]
+	if follows && index <= before.index {
+		e.report("chain position %d of %q does not follow %d", index, correlation, before.index)
+	}
+	if follows && index == before.index+1 && previous != before.hash {
+		e.report("the link of %q at %d is not the hash of the event before", correlation, index)
+	}
+	e.chains[correlation] = link{index, stored}
+	return nil
+}
+
+func (e *Export) other(row *Object) error {
+	e.part.counts.unsealed++
+	e.last = through(nil, row.Values["event_id"], row.Values["event_date"])
+	id, _ := row.Values["event_id"].(string)
+	date, _ := row.Values["event_date"].(string)
+	if key := id + " " + date; key <= e.unsealed {
+		e.report("the unsealed event %s is not in order", id)
+	} else {
+		e.unsealed = key
+	}
+	if row.Values["chain_index"] != nil || row.Values["sealed"] == true {
+		return errors.New("an unsealed event has no chain position, and is not marked as sealed")
+	}
+	if hash, ok := olderHash(row); ok && hash != row.Values["event_hash"] {
+		e.part.counts.otherHash++
+	}
+	return nil
+}
+
+// manifest is section 9.3, steps 4 and 5.
+func (e *Export) manifest(envelope []byte) error {
+	part := e.part
+	e.part = newPart()
+	digest := hex.EncodeToString(part.digest.Sum(nil))
+	statement, log, err := openEnvelope(envelope, e.keys)
+	if err != nil {
+		return fmt.Errorf("the manifest: %w", err)
+	}
+	e.signers[log] = true
+	p, _ := statement.Values["predicate"].(*Object)
+	wrong := func(what string) { e.report("the manifest's %s is not that of the part", what) }
+	same := func(name string, value any) {
+		if given, present := p.Values[name]; !present || form(given) != form(value) {
+			wrong(name)
+		}
+	}
+	subject := fmt.Sprintf(`[{"digest":{"sha256":"%s"},"name":"export-%v-part-%v.%s"}]`,
+		digest, p.Values["export_id"], p.Values["part"], e.format)
+	if form(statement.Values["subject"]) != subject {
+		wrong("digest or name")
+	}
+	same("format", e.format)
+	same("events", count(part.counts.events))
+	same("sealed", count(part.counts.sealed))
+	same("unsealed", count(part.counts.unsealed))
+	if p.Values["redacted"] != true {
+		same("erased", count(part.counts.erased))
+		e.total.erased += part.counts.erased
+	}
+	if p.Values["redacted"] != true && part.isRedacted {
+		wrong("redacted")
+	}
+	same("first_position", part.first)
+	same("last_position", part.last)
+	same("through", e.last)
+	for name := range part.log {
+		if name != p.Values["log"] {
+			wrong("log")
+		}
+	}
+	if size, err := integer(p.Values["log_size"]); err != nil || e.position >= size {
+		wrong("log_size")
+	}
+	e.parts++
+	e.total.events += part.counts.events
+	e.total.sealed += part.counts.sealed
+	e.total.unsealed += part.counts.unsealed
+	e.total.otherHash += part.counts.otherHash
+	if e.follows(p); p.Values["checkpoint"] != nil {
+		note, _ := p.Values["checkpoint"].(string)
+		checkpoint, err := openCheckpoint(note, e.keys)
+		if err != nil {
+			e.report("%v", err)
+		} else if checkpoint.Origin != log {
+			e.report("the checkpoint is of another log, %q", checkpoint.Origin)
+		} else {
+			e.notes = append(e.notes, checkpoint)
+		}
+	}
+	e.before, e.digest = p, digest
+	return nil
+}
+
+func (e *Export) follows(p *Object) {
+	before, previous := e.before, any(e.digest)
+	if before == nil {
+		if e.parts > 1 {
+			return // the manifest before was refused already
+		}
+		before, previous = &Object{Values: map[string]any{"through": nil, "next": "", "part": Number("0")}}, nil
+		for _, name := range []string{"export_id", "format", "redacted", "filter", "log", "log_size"} {
+			before.Values[name] = p.Values[name]
+		}
+	}
+	if number, err := integer(before.Values["part"]); err != nil || form(p.Values["part"]) != fmt.Sprint(number+1) {
+		e.report("part %v does not follow part %v", form(p.Values["part"]), number)
+	}
+	if before.Values["next"] == nil {
+		e.report("a part follows the last one")
+	}
+	if form(p.Values["previous"]) != form(previous) || form(p.Values["after"]) != form(before.Values["through"]) {
+		e.report("the part does not begin where the one before ends")
+	}
+	for _, name := range []string{"export_id", "format", "redacted", "filter", "log", "log_size"} {
+		if form(p.Values[name]) != form(before.Values[name]) {
+			e.report("the parts differ in %s", name)
+		}
+	}
+}
+
+// end is what can be said once everything was read.
+func (e *Export) end() string {
+	if e.part.counts.events > 0 || e.before == nil || e.before.Values["next"] != nil {
+		e.report("the file is incomplete: it does not end with the manifest of the last part")
+	}
+	covered := int64(0)
+	for _, checkpoint := range e.notes {
+		if checkpoint.Size > int64(len(e.leaves)) || checkpoint.Size == covered {
+			continue
+		}
+		if !bytes.Equal(rootOf(e.leaves[:checkpoint.Size]), checkpoint.Root) {
+			e.report("the events below position %d are not those of the checkpoint", checkpoint.Size)
+		}
+		covered = checkpoint.Size
+	}
+	if e.before == nil {
+		return ""
+	}
+	complete := "that nothing was left out is the exporter's word"
+	if covered > 0 {
+		complete = fmt.Sprintf("complete below position %d", covered)
+	}
+	t := e.total
+	return fmt.Sprintf("export %v of %v in %d parts: %d events, %d sealed, %d unsealed (%d of them with another hash), %d erased; %s",
+		e.before.Values["export_id"], e.before.Values["log"], e.parts, t.events, t.sealed, t.unsealed, t.otherHash, t.erased, complete)
+}
+
+// openEnvelope is the statement of a DSSE envelope that a key of the log that it names has signed, and that name.
+func openEnvelope(text []byte, keys []Key) (statement *Object, log string, err error) {
+	envelope, err := parseObject(text)
+	if err != nil {
+		return nil, "", err
+	}
+	encoded, _ := envelope.Values["payload"].(string)
+	payload, err := unbase64(encoded)
+	if err != nil || !slices.Equal(sorted(envelope.Names), []string{"payload", "payloadType", "signatures"}) || envelope.Values["payloadType"] != statementType {
+		return nil, "", errors.New("not a DSSE envelope with an in-toto statement")
+	}
+	statement, err = parseObject(payload)
+	if err != nil {
+		return nil, "", fmt.Errorf("the statement: %w", err)
+	}
+	predicate, ok := statement.Values["predicate"].(*Object)
+	if !ok || statement.Values["_type"] != "https://in-toto.io/Statement/v1" || statement.Values["predicateType"] != predicateType {
+		return nil, "", errors.New("the statement is not that of an export")
+	}
+	log, _ = predicate.Values["log"].(string)
+	signed := fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(statementType), statementType, len(payload), payload)
+	signatures, _ := envelope.Values["signatures"].([]any)
+	isSigned := false
+	for _, one := range signatures {
+		signature, _ := one.(*Object)
+		if signature == nil || !slices.Equal(sorted(signature.Names), []string{"keyid", "sig"}) {
+			return nil, "", errors.New("a signature is malformed")
+		}
+		encoded, _ := signature.Values["sig"].(string)
+		raw, err := unbase64(encoded)
+		for _, key := range keys {
+			if key.Algorithm != logKey || key.Name != log {
+				continue
+			}
+			if err == nil && ed25519.Verify(key.Public, signed, raw) {
+				isSigned = true
+			} else if signature.Values["keyid"] == key.String() {
+				return nil, "", fmt.Errorf("the signature of %s is wrong", key)
+			}
+		}
+	}
+	if !isSigned {
+		return nil, "", fmt.Errorf("no given key of %q has signed it", log)
+	}
+	return statement, log, nil
+}
+
+func sorted(names []string) []string { return slices.Sorted(slices.Values(names)) }
+
+func integer(value any) (int64, error) {
+	number, ok := value.(Number)
+	if !ok {
+		return 0, errors.New("not a number")
+	}
+	return parseDecimal(string(number))
+}
+
+// form is the canonical text of a value; two values are equal if their forms are.
+func form(value any) string {
+	text, err := jcs(value)
+	if err != nil {
+		return err.Error()
+	}
+	return text
+}
+
+func count(n int64) Number { return Number(fmt.Sprint(n)) }
+
+func through(position, id, date any) *Object {
+	return &Object{
+		Names:  []string{"event_date", "event_id", "position"},
+		Values: map[string]any{"position": position, "event_id": id, "event_date": date},
+	}
+}
+
+func names(value any) ([]string, error) {
+	if value == nil {
+		return nil, nil
+	}
+	items, ok := value.([]any)
+	var all []string
+	for _, item := range items {
+		name, isText := item.(string)
+		ok = ok && isText
+		all = append(all, name)
+	}
+	if !ok {
+		return nil, errors.New("redacted is neither null nor a list of names")
+	}
+	return all, nil
+}
+
+func isRecordMember(name string) bool {
+	return slices.Contains(recordMembers, name) || slices.Contains(recordTimes, name) || name == "previous_event_hash"
+}
+
+func onDate(time any, date string) bool {
+	text, _ := time.(string)
+	return len(date) == 10 && strings.HasPrefix(text, date+"T")
+}

@@ -1,0 +1,3 @@
+module datastorage.test/go_verifier
+
+go 1.23
