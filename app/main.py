@@ -54,6 +54,7 @@ from app.auth.authenticator import Authenticator
 from app.database_url import reason
 from app.errors import AuditError, DatabaseAway, Fatal
 from app.events.catalog import Catalog
+from app.events.log import Log
 from app.export.certificate import ExportKeyStore
 from app.ingest import partitions, self_events
 from app.ingest.event_writer import OwnState
@@ -227,7 +228,7 @@ async def _join(app: Application, member: Member) -> None:
             app.start.end()
     if member.slot.role is Role.READER:
         with suppress(AuditError, *db.DATABASE_ERRORS):  # then the first requests wait for it
-            await _warm(foundation.engine)
+            await _warm(foundation.engine, Log(0, member.log_name))
     _freeze()
     member.report_ready()
 
@@ -270,7 +271,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
         log_name = await _find_log(app, foundation, member)
         was_ready = isinstance(app.service, Service)
         service = await _settle_log(app, foundation, log_name, member)
-        checkpoints = CheckpointWorker.create(settings, service.signing_key) if settings.tlog else None
+        checkpoints = CheckpointWorker.create(settings, service.log, service.signing_key) if settings.tlog else None
     except Exception as error:  # a service that cannot start logs the cause and ends, whatever failed
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
@@ -326,7 +327,9 @@ async def _settle_log(app: Application, foundation: Foundation, log_name: str, m
 def _new_service(foundation: Foundation, log_name: str, *, away: bool) -> Service:
     """The service on this foundation, with a writer that is not started. Fatal if the log's key cannot be used."""
     key = signing_key(foundation.settings, log_name)
-    store = Store(foundation.settings, log_name, None if key is None else partial(signed_size, keys=key.all_public))
+    store = Store(
+        foundation.settings, Log(0, log_name), None if key is None else partial(signed_size, keys=key.all_public)
+    )
     writer = Writer(store, foundation.settings, foundation.spool, foundation.writer_state, away=away)
     return Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
 
@@ -369,7 +372,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
     if checkpoints is not None:
         workers["checkpoints"] = checkpoints.run(settings, write_heartbeat)
     if settings.verifier_events_per_second:
-        workers["verifier"] = verify_forever(settings, service.log_name, key.all_public if key else ())
+        workers["verifier"] = verify_forever(settings, service.log, key.all_public if key else ())
     if service.spool is not None:
         workers["notifications"] = replay_forever(service.engine, service.spool)
     return workers
@@ -414,7 +417,7 @@ async def _find_database(foundation: Foundation, on_away: Callable[[], None]) ->
     while True:
         try:
             log_name = await _check_database(foundation.settings)
-            await _warm(foundation.engine)
+            await _warm(foundation.engine, Log(0, log_name))
         except (DatabaseAway, *db.DATABASE_ERRORS) as error:
             cause = error.__cause__ or error
             pause = db.next_pause(pause, cause, _RETRY_SECONDS)
@@ -447,8 +450,8 @@ async def _check_database(settings: Settings) -> str:
         await connection.close()
 
 
-async def _warm(engine: AsyncEngine) -> None:
+async def _warm(engine: AsyncEngine, of_log: Log) -> None:
     """Compile and prepare the statements of queries, so that the first request does not wait for it."""
     await page.warm(engine)
     await warming.warm(engine)
-    await prove.warm(engine)
+    await prove.warm(engine, of_log)

@@ -32,7 +32,7 @@ def rows(number: int) -> list[tuple[Any, ...]]:
     while len(made) < number:
         drafts = [check_item(CATALOG, event("copy"), f"/{i}", plain=True, depth=3) for i in range(ROWS_AT_ONCE)]
         ids = computed_ids(drafts, "", ("body", hashlib.sha256(os.urandom(16)).hexdigest()), datetime.now(UTC))
-        flush = link(accept(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), tail, {})
+        flush = link(accept(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), "bench", tail, {})
         tail = (flush.first_index, len(flush.rows))
         made += [(*row, None, None, None, 0, "sha256-rfc6962") for row in flush.rows]
     return made

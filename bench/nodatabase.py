@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from unittest.mock import patch
 
 from app import main, rollup, serve
+from app.events.log import Log
 from app.ingest import partitions
 from app.ingest.accept import Event
 from app.ingest.link import Head, link
@@ -16,8 +17,8 @@ from app.settings import Settings, load
 class NoStore(Store):
     """Commits nowhere, after one turn of the event loop."""
 
-    def __init__(self, settings: Settings, log_name: str, signed_size: SignedSize | None = None) -> None:
-        super().__init__(settings, log_name, signed_size)
+    def __init__(self, settings: Settings, of_log: Log, signed_size: SignedSize | None = None) -> None:
+        super().__init__(settings, of_log, signed_size)
         self._end = (-1, 1)
         self._heads_by_correlation: dict[str, Head] = {}
 
@@ -25,7 +26,7 @@ class NoStore(Store):
         self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, action: FlushAction | None = None
     ) -> None:
         del claims, deadline, action
-        flush = link(events, self._end, self._heads_by_correlation)
+        flush = link(events, self.log.name, self._end, self._heads_by_correlation)
         await asyncio.sleep(0)
         self._end = (flush.first_index, len(flush.rows))
         self._heads_by_correlation |= flush.heads

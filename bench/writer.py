@@ -23,6 +23,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.ids import random_event_id
+from app.events.log import Log
 from app.ingest.accept import Acceptance, accept, check_item
 from app.ingest.store import Store
 from app.ingest.writer import Writer
@@ -77,7 +78,7 @@ async def _measure(url: str, rounds: int, events: int, size: int) -> list[float]
     """µs of CPU for each event, for each round."""
     await schema.upgrade(url, LOG_NAME)
     settings = Settings(database_url=SecretStr(url), spool=False, inbox_events_max=10 * events)
-    writer = Writer(Store(settings, LOG_NAME), settings)
+    writer = Writer(Store(settings, Log(0, LOG_NAME)), settings)
     writer.start()
     link = _Link(WriterLink(lambda: writer, PodMetrics(), ""))
     found = []

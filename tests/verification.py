@@ -26,5 +26,5 @@ async def verify_everything(connection: "asyncpg.Connection[asyncpg.Record]") ->
         assert report.defects.listed == [], report.defects.listed[:5]
         assert (report.events.verified, report.size) == (sums["rows"], sums["next"]), report
         for row in await connection.fetch("SELECT correlation_id FROM chain_heads"):
-            chain = await verify_correlation(connection, row["correlation_id"], report.log_name)
+            chain = await verify_correlation(connection, row["correlation_id"], report.log)
             assert chain.is_valid, (row["correlation_id"], chain.head_defect, chain.sealed.defects.listed[:5])

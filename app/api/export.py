@@ -163,9 +163,9 @@ async def export_events(request: Request) -> Response:
     caller = caller_name(request)
     export: Export | SignedPage
     if query.format == "json":
-        export = SignedPage(query, caller, service.log_name, await _key_pair(request), service.settings.hmac_key)
+        export = SignedPage(query, caller, service.log, await _key_pair(request), service.settings.hmac_key)
     else:
-        export = Export(query, caller, service.log_name, service.signing_key, token)
+        export = Export(query, caller, service.log, service.signing_key, token)
     chunks = _chunks(service, export)
     try:
         first = await (within_deadline(request, anext(chunks)) if query.format == "json" else anext(chunks))

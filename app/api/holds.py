@@ -164,7 +164,7 @@ async def place_hold(request: Request) -> Response:
         if body["reason"] and selector.correlation_id is not None:
             await holds.require_events(service.engine, selector.correlation_id)
         raise MissingReason
-    placed = await holds.place(service.settings, service.log_name, selector, HoldOrder(by, body["reason"]))
+    placed = await holds.place(service.settings, service.log, selector, HoldOrder(by, body["reason"]))
     return json_response(
         {"hold_id": str(placed.hold_id)}
         | {name: body[name] for name in _SELECTORS if name in body}  # type: ignore[literal-required]
@@ -210,7 +210,7 @@ async def release_correlation_hold(request: Request, correlation_id: str) -> Res
     body: CorrelationToRelease = await _read_body(request, CorrelationToRelease)
     await authorize(request)
     order = _release_order(request, body)
-    released = await holds.release_correlation(service.settings, service.log_name, correlation_id, order)
+    released = await holds.release_correlation(service.settings, service.log, correlation_id, order)
     return json_response({"correlation_id": correlation_id} | _released(released, order))
 
 
@@ -223,7 +223,7 @@ async def release_hold(request: Request) -> Response:
     body: HoldToRelease = await _read_body(request, HoldToRelease)
     await authorize(request)
     order = _release_order(request, body)
-    released = await holds.release(service.settings, service.log_name, UUID(body["hold_id"]), order)
+    released = await holds.release(service.settings, service.log, UUID(body["hold_id"]), order)
     return json_response({"hold_id": body["hold_id"].lower()} | _released(released, order))
 
 

@@ -40,7 +40,7 @@ async def event_proof(
     except ValueError:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"}) from None
     service = service_of(request)
-    found = await within_deadline(request, prove_event(service.engine, parsed, service.log_name))
+    found = await within_deadline(request, prove_event(service.engine, parsed, service.log))
     if open:
         document = document_with_opening(found.proof, found.salt, found.committed)
         return Response(document, media_type="application/json")
@@ -54,7 +54,8 @@ async def consistency_proof(
     to: Annotated[int | None, Query(ge=0)] = None,
 ) -> Response:
     """Prove that nothing was changed since the log had `from` leaves; `to` is by default the newest checkpoint's size."""
-    found = await within_deadline(request, prove_consistency(service_of(request).engine, from_, to))
+    service = service_of(request)
+    found = await within_deadline(request, prove_consistency(service.engine, service.log, from_, to))
     if isinstance(found, int):
         raise bad_fields({"to": f"expected from <= to <= {found}, the size of the newest checkpoint"})
     document = {

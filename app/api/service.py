@@ -20,6 +20,7 @@ from app.api.reading import ReadSlots
 from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway, InboxFull
 from app.events.catalog import Catalog
+from app.events.log import Log
 from app.export.certificate import ExportKeyStore
 from app.ingest.accept import Draft
 from app.ingest.event_writer import EventWriter, WriterState
@@ -72,6 +73,11 @@ class Service(Foundation):
         """The service on this foundation."""
         shared = {field.name: getattr(foundation, field.name) for field in fields(Foundation)}
         return cls(**shared, writer=writer, log_name=log_name, signing_key=signing_key)
+
+    @property
+    def log(self) -> Log:
+        """The log that events are written to now."""
+        return Log(0, self.log_name)
 
 
 class Start:

@@ -24,7 +24,8 @@ _CACHE_A_SECOND = "public, max-age=1"
 async def checkpoint(request: Request) -> Response:
     """The newest signed checkpoint of the log, with the cosignatures of witnesses."""
     _refuse_if_closed(request)
-    rows = await within_deadline(request, fetch(service_of(request).engine, SQL["published_checkpoint"]))
+    service = service_of(request)
+    rows = await within_deadline(request, fetch(service.engine, SQL.of(service.log)["published_checkpoint"]))
     if not rows:
         raise no_checkpoint(request)
     return PlainTextResponse(rows[0]["note"], headers={"Cache-Control": _CACHE_A_SECOND})
@@ -65,8 +66,9 @@ def no_checkpoint(request: Request) -> NotFound:
 
 
 async def _read(request: Request, tile: Tile) -> bytes | None:
-    async with driver_connection(service_of(request).engine) as connection:
-        return await read_tile(connection, tile)
+    service = service_of(request)
+    async with driver_connection(service.engine) as connection:
+        return await read_tile(connection, service.log, tile)
 
 
 def _refuse_if_closed(request: Request) -> None:

@@ -108,7 +108,7 @@ async def verify_correlation(request: Request, correlation_id: str) -> Correlati
     try:
         async with snapshot(service.engine) as connection:
             return await correlation.verify_correlation(
-                connection, correlation_id, service.log_name, service.settings.hmac_key
+                connection, correlation_id, service.log, service.settings.hmac_key
             )
     except DatabaseFailed as error:
         raise VerificationFailed from error

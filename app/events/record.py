@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import orjson
 
 from app.events.canonical import canonical, loads
+from app.events.log import Log
 
 _UTC = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 
@@ -66,10 +67,10 @@ def stored_hash(row: Row, log_name: str, *, stored: bool = True) -> str:
     return record_leaf_hash(record(row, log_name, commitment_of(row, stored=stored))).hex()
 
 
-def is_logged(row: Row, log_name: str) -> bool:
-    """Whether a stored row is what the log named `log_name` has at its position: whether it hashes to `leaf`, its leaf there in hex."""
+def is_logged(row: Row, log: Log) -> bool:
+    """Whether a stored row is what its log, which is `log` or one before it, has at its position: it hashes to `leaf`, its leaf there."""
     leaf = row["leaf"]
-    return leaf is not None and bool(stored_hash(row, log_name) == leaf)
+    return leaf is not None and bool(stored_hash(row, log.name_of(row["log_id"])) == leaf)
 
 
 def record(row: Row, log_name: str, commitment: bytes) -> dict[str, Any]:

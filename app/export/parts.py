@@ -15,6 +15,7 @@ import asyncpg
 from pydantic import BaseModel, Field
 
 from app.db import Connection
+from app.events.log import Log
 from app.export.file import Format, event_record, header_record, manifest_record
 from app.export.manifest import ExportPosition, Manifest, rfc3339_microseconds, sign_manifest
 from app.export.row import export_position, exported_event, mask
@@ -92,7 +93,7 @@ class Export:
 
     query: ExportQuery
     exported_by: str
-    log_name: str
+    log: Log
     key: SigningKey | None
     token: ResumeToken | None = None
     """Where it is resumed; None for a new export."""
@@ -127,9 +128,9 @@ class Export:
         yield pending + self._manifest(last=True)
 
     async def _begin(self, connection: Connection) -> None:
-        self.checkpoint = await connection.fetchval(SQL["checkpoint"])
+        self.checkpoint = await connection.fetchval(SQL.of(self.log)["checkpoint"])
         if self.token is None:
-            self.log_size = await connection.fetchval(SQL["log_size"])
+            self.log_size = await connection.fetchval(SQL.of(self.log)["log_size"])
             return
         self.export_id, self.log_size = self.token.export_id, self.token.log_size
         self.part = ExportPart(self.token.part, self.token.after, self.token.previous)
@@ -138,9 +139,9 @@ class Export:
         after = self.part.after
         if after is None or after.position is not None:
             first = _LOWEST if after is None or after.position is None else after.position + 1
-            async for rows in sealed_rows(connection, self.query, self.log_name, first, self.log_size):
+            async for rows in sealed_rows(connection, self.query, self.log, first, self.log_size):
                 yield rows
-        async for rows in unsealed_rows(connection, self.query, self.log_name, after):
+        async for rows in unsealed_rows(connection, self.query, self.log, after):
             yield rows
 
     def _record(self, row: asyncpg.Record) -> bytes:
@@ -170,7 +171,7 @@ class Export:
             filter=mask(query, query.filters()),
             exported_at=rfc3339_microseconds(datetime.now(UTC)),
             exported_by=mask(query, self.exported_by),
-            log=self.log_name,
+            log=self.log.name,
             log_size=self.log_size,
             events=part.sealed + part.unsealed,
             sealed=part.sealed,

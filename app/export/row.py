@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from app.events.canonical import canonical, loads, sorted_json
+from app.events.log import Log
 from app.events.positions import Positions
 from app.events.record import Row, commitment_of, ip_packed, ip_text
 from app.events.reference import recompute_hash
@@ -49,7 +50,7 @@ def export_position(row: Row) -> ExportPosition:
     return ExportPosition(None, row["event_id"], row["event_date"].isoformat())
 
 
-def verdict_on(row: Row, log_name: str, hmac_key: bytes | None, erased: Positions) -> bool | None:
+def verdict_on(row: Row, log: Log, hmac_key: bytes | None, erased: Positions) -> bool | None:
     """Whether a row by itself is as verification wants it: a sealed one has the log's leaf, which the row has as `leaf`.
 
     None for an unsealed row of which nothing can be said: it has no hash, or one whose algorithm or key is not known. `erased` are the
@@ -58,7 +59,7 @@ def verdict_on(row: Row, log_name: str, hmac_key: bytes | None, erased: Position
     if row["log_index"] is None:
         return _has_reference_hash(row, hmac_key) if row["event_hash"] else None
     event: dict[str, Any] = dict(row) | {"actor_ip": row["actor_ip"] and record_address(row["actor_ip"])}  # type: ignore[call-overload]  # as above
-    return not any(row_defects(event, row["leaf"], log_name, erased))
+    return not any(row_defects(event, row["leaf"], log, erased))
 
 
 def _has_reference_hash(row: Row, hmac_key: bytes | None) -> bool | None:

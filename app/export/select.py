@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 
 from app.db import Connection
+from app.events.log import Log
 from app.export.file import MEMBERS
 from app.export.manifest import ExportPosition
 from app.query.compiled import Statement, compile_statement
@@ -85,15 +86,15 @@ class ExportQuery(BaseModel, frozen=True, extra="forbid"):
 Portions = AsyncIterator[list[asyncpg.Record]]
 
 
-def sealed_rows(connection: Connection, query: ExportQuery, log_name: str, first: int, end: int) -> Portions:
+def sealed_rows(connection: Connection, query: ExportQuery, log: Log, first: int, end: int) -> Portions:
     """Rows with positions from `first` up to, not including, `end`; `connection` is in a snapshot."""
     statement = _sealed_statement(query.events.page_conditions())
-    return _portions(connection, statement, query.events.arguments() | {"log": log_name, "first": first, "end": end})
+    return _portions(connection, statement, query.events.arguments() | {"log": log.name, "first": first, "end": end})
 
 
-def unsealed_rows(connection: Connection, query: ExportQuery, log_name: str, after: ExportPosition | None) -> Portions:
+def unsealed_rows(connection: Connection, query: ExportQuery, log: Log, after: ExportPosition | None) -> Portions:
     """Rows without a position; if `after` is one of them, those after it."""
-    arguments = query.events.arguments() | {"log": log_name}
+    arguments = query.events.arguments() | {"log": log.name}
     resumed = False
     if after is not None and after.event_id is not None and after.event_date is not None:
         arguments |= {"id": UUID(after.event_id), "date": date.fromisoformat(after.event_date)}
@@ -101,9 +102,9 @@ def unsealed_rows(connection: Connection, query: ExportQuery, log_name: str, aft
     return _portions(connection, _unsealed_statement(query.events.page_conditions(), resumed=resumed), arguments)
 
 
-def page_rows(connection: Connection, query: ExportQuery, log_name: str) -> Portions:
+def page_rows(connection: Connection, query: ExportQuery, log: Log) -> Portions:
     """The rows of one page of `json`, those of a correlation together."""
-    arguments = query.events.arguments() | {"log": log_name, "offset": query.offset, "limit": query.limit}
+    arguments = query.events.arguments() | {"log": log.name, "offset": query.offset, "limit": query.limit}
     return _portions(connection, _page_statement(query.events.page_conditions()), arguments)
 
 

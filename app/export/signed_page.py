@@ -17,6 +17,7 @@ import orjson
 
 from app.db import Connection
 from app.events.canonical import canonical, loads
+from app.events.log import Log
 from app.events.positions import NO_POSITIONS, Positions
 from app.events.record import Row
 from app.export.certificate import ALGORITHM, ExportKeyPair, detached_signature
@@ -39,7 +40,7 @@ class SignedPage:
 
     query: ExportQuery
     exported_by: str
-    log_name: str
+    log: Log
     key_pair: ExportKeyPair
     hmac_key: bytes | None = None
     export_id: UUID = field(default_factory=uuid4)
@@ -54,10 +55,10 @@ class SignedPage:
     async def stream(self, connection: Connection, finished: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes]:
         """The answer, in pieces. `finished` is awaited before the signature: if it raises, the answer is cut there."""
         links = _Links(await page_links(connection, self.query))
-        await links.complete(connection, self.log_name)
+        await links.complete(connection, self.log)
         digest = sha256()
         pending = b'{"events":['
-        async for rows in page_rows(connection, self.query, self.log_name):
+        async for rows in page_rows(connection, self.query, self.log):
             pending += b"," if self.event_count else b""
             pending += b",".join([self._event(row, links) for row in rows])
             digest.update(pending)
@@ -83,7 +84,7 @@ class SignedPage:
     def _event(self, row: Row, links: "_Links") -> bytes:
         """The event as JCS. Verified is the stored row, also when what is shown is masked."""
         self.event_count += 1
-        by_itself = verdict_on(row, self.log_name, self.hmac_key, links.erased)
+        by_itself = verdict_on(row, self.log, self.hmac_key, links.erased)
         valid = links.fits(row) and by_itself is True
         if by_itself is None and not links.stands_twice(row):
             self.unverified += 1
@@ -155,7 +156,7 @@ class _Links:
             elif row["previous_event_hash"]:
                 self._linked.add((row["correlation_id"], row["previous_event_hash"]))
 
-    async def complete(self, connection: Connection, log_name: str) -> None:
+    async def complete(self, connection: Connection, log: Log) -> None:
         """Read the events before those of the page, and what the log records of purges and erasures where it matters."""
         if self._linked:
             found = await connection.fetch(SQL["linked"], *_columns(self._linked))
@@ -171,13 +172,13 @@ class _Links:
                 self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
         missing = before - self._stored.keys()
         if missing or any(row["erased"] for row in self._rows):
-            evidence = await read_evidence(connection, log_name)
+            evidence = await read_evidence(connection, log)
             self.erased = evidence.erased
-            await self._judge_gaps(connection, missing, evidence.purged)
+            await self._judge_gaps(connection, log, missing, evidence.purged)
         self._rows.clear()
 
     async def _judge_gaps(
-        self, connection: Connection, missing: Collection[tuple[str, int]], purged: Positions
+        self, connection: Connection, log: Log, missing: Collection[tuple[str, int]], purged: Positions
     ) -> None:
         """Find the events of the page before which others were purged."""
         for row in self._rows:
@@ -188,7 +189,7 @@ class _Links:
             assert end is not None
             last_hash = row["previous_event_hash"] or ""
             gap = Gap(index - end["chain_index"] - 1, index, end["log_index"], row["log_index"], last_hash)
-            if (await judge_gap_by_leaf(connection, gap, purged)).is_purge:
+            if (await judge_gap_by_leaf(connection, log, gap, purged)).is_purge:
                 self._purged_before.add((correlation, index))
 
     def stands_twice(self, row: Row) -> bool:

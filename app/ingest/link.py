@@ -41,10 +41,11 @@ class Flush:
     """End of each chain after this flush."""
 
 
-def link(events: Sequence[Event], tail: tuple[int, int], heads: dict[str, Head]) -> Flush:
+def link(events: Sequence[Event], log_name: str, tail: tuple[int, int], heads: dict[str, Head]) -> Flush:
     """Give `events` the positions after `tail` (first_index and count of the last flush), and link each into its chain.
 
-    A chain that is not in `heads` is new. The positions are written into each event's record, which is hashed then.
+    A chain that is not in `heads` is new. The log's name and the positions are written
+    into each event's record, which is hashed then.
     """
     flush = Flush(tail[0], tail[0] + tail[1], events)
     leaves = []
@@ -55,6 +56,7 @@ def link(events: Sequence[Event], tail: tuple[int, int], heads: dict[str, Head])
             head = heads.get(correlation_id, NO_HEAD)
             flush.expected[correlation_id] = head.stored
         record = event.record
+        record["log"] = log_name
         record["log_index"] = log_index
         record["chain_index"] = head.length
         record["previous_event_hash"] = head.hash or None

@@ -13,6 +13,7 @@ import orjson
 
 from app import db, schema
 from app.errors import AuditError, Fatal
+from app.events.log import Log
 from app.ingest import notification_replay
 from app.ingest.spool import Spool
 from app.ingest.spool_codec import readable
@@ -96,7 +97,7 @@ async def replay(settings: Settings, directory: Path, *, force: bool, quarantine
                 f"The spool is older than the smallest retention ({days} days): use --force to replay it anyway."
             )
         before = spool.depth.events, spool.depth.notifications
-        await _replay_events(Writer(Store(settings, log_name), settings, spool), spool)
+        await _replay_events(Writer(Store(settings, Log(0, log_name)), settings, spool), spool)
         await _replay_notifications(settings, spool)
         return (
             f"{before[0]} events and {before[1]} notifications replayed from the spool; "

@@ -24,6 +24,7 @@ from app import metrics, tracing
 from app.db import DATABASE_ERRORS, Connection, FailureKind, connect_writer, failure_kind
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
+from app.events.log import Log
 from app.events.record import is_logged, stored_hash
 from app.ingest import partitions
 from app.ingest.accept import ACCEPTED_COLUMNS, TIME_RECEIVED, Event
@@ -40,7 +41,6 @@ COPY_COLUMNS = (
     *("log_index", "chain_index", "previous_event_hash", "event_hash", "trace_id", "span_id", "event_metadata"),
     *("log_id", "hash_algorithm"),
 )
-_LOG_COLUMN_VALUES = (0, "sha256-rfc6962")
 _COPY_ROWS_MIN = 50
 _HEADS_MAX = 50_000
 _CAUTIOUS_FLUSHES = 100
@@ -63,8 +63,8 @@ FlushAction = Callable[[Connection, Flush], Awaitable[None]]
 Nobody else can write to the log until the commit, so what it reads stays true. A store does not see that its own action has
 changed a hold: it must not be used again.
 """
-SignedSize = Callable[[Connection], Awaitable[int]]
-"""Reads how many events the newest checkpoint in the database covers that the log's key has signed; 0 without one."""
+SignedSize = Callable[[Connection, Log], Awaitable[int]]
+"""Reads how many events the newest checkpoint of a log in the database covers that the log's key has signed; 0 without one."""
 
 log = logging.getLogger(__name__)
 
@@ -106,8 +106,9 @@ class MonthDetached(Unavailable):
 class Store:
     """The writer's own connection, and its cache of the end of the log, of chain heads and of holds."""
 
-    def __init__(self, settings: Settings, log_name: str, signed_size: SignedSize | None = None) -> None:
-        self.log_name = log_name
+    def __init__(self, settings: Settings, of_log: Log, signed_size: SignedSize | None = None) -> None:
+        self.log = of_log
+        """The log that it writes to."""
         self._settings = settings
         self._signed_size = signed_size or _nothing_signed
         self._connection: Connection | None = None
@@ -258,7 +259,7 @@ class Store:
             some, remaining = remaining[:_ROWS_HASHED_AT_ONCE], remaining[_ROWS_HASHED_AT_ONCE:]
             for row in await connection.fetch(SQL["rows_with_ids"], some):
                 present.add(row["event_id"])
-                if is_logged(row, self.log_name):
+                if is_logged(row, self.log):
                     sealed.add(row["event_id"])
         return sealed, present - sealed
 
@@ -317,7 +318,7 @@ class Store:
         if others and await connection.fetch(SQL["stored_ids"], others):
             await self._rollback()
             raise PossibleResend
-        return link(events, self._tail, self._heads)
+        return link(events, self.log.name, self._tail, self._heads)
 
     async def _read_tail(self, connection: Connection) -> tuple[int, int]:
         """The last flush of the log: the one that follows without a gap from what this process knows.
@@ -328,7 +329,7 @@ class Store:
             self._known_flush, is_new = await self._first_known_flush(connection)
         first, end = self._known_flush
         while True:
-            row = await connection.fetchrow(SQL["tail"], first, end, _TAIL_STEPS)
+            row = await connection.fetchrow(SQL.of(self.log)["tail"], first, end, _TAIL_STEPS)
             if row is None:
                 first, end = await self._continue_after_damage(connection, end)
                 continue
@@ -338,7 +339,7 @@ class Store:
             behind = await self._end_of_events(connection, end) if is_new else end
             if behind == end:
                 break
-            row = await connection.fetchrow(SQL["tail"], first, end, 2)
+            row = await connection.fetchrow(SQL.of(self.log)["tail"], first, end, 2)
             if (
                 row is not None and row["first_index"] + row["count"] == end
             ):  # else another replica has written them since
@@ -355,9 +356,9 @@ class Store:
         Without one it is the leaf up to which the tiles reach, and without a flush there the first flush. Then (True) events that
         have lost their flushes at the end count too.
         """
-        signed = await self._signed_size(connection)
-        for size in (signed or await connection.fetchval(SQL["tiled_size"]), 0):
-            row = await connection.fetchrow(SQL["flush_before"], size)
+        signed = await self._signed_size(connection, self.log)
+        for size in (signed or await connection.fetchval(SQL.of(self.log)["tiled_size"]), 0):
+            row = await connection.fetchrow(SQL.of(self.log)["flush_before"], size)
             if row is not None and row["end"] >= size:
                 return (row["first_index"], row["end"]), not signed
             if signed:  # what was signed is there, whatever became of its flushes
@@ -368,8 +369,8 @@ class Store:
         """The position behind the events that follow from position `end` on and have their own hash, but have lost their flushes."""
         while True:
             before = end
-            for row in await connection.fetch(SQL["events_behind"], end):
-                if row["log_index"] != end or stored_hash(row, self.log_name) != row["event_hash"]:
+            for row in await connection.fetch(SQL.of(self.log)["events_behind"], end):
+                if row["log_index"] != end or stored_hash(row, self.log.name) != row["event_hash"]:
                     return end
                 end += 1
             if end == before:
@@ -377,9 +378,9 @@ class Store:
 
     async def _continue_after_damage(self, connection: Connection, end: int) -> tuple[int, int]:
         """The flush after which the log goes on if no flush ends at `end`, where this process knows that one did."""
-        row = await connection.fetchrow(SQL["flush_before"], end)
+        row = await connection.fetchrow(SQL.of(self.log)["flush_before"], end)
         first, stored_end = (-1, -1) if row is None else (row["first_index"], row["end"])
-        if row is not None and stored_end < end and await connection.fetchval(SQL["is_end"], stored_end):
+        if row is not None and stored_end < end and await connection.fetchval(SQL.of(self.log)["is_end"], stored_end):
             _alarm("rolled_back", f"the log ends at {stored_end}; this process has seen it up to {end}")
             return first, stored_end
         _alarm(
@@ -387,8 +388,8 @@ class Store:
         )
         if stored_end > end:
             return first, stored_end
-        await connection.execute(SQL["fill_hole"], stored_end, end)
-        row = await connection.fetchrow(SQL["flush_before"], end)
+        await connection.execute(SQL.of(self.log)["fill_hole"], stored_end, end)
+        row = await connection.fetchrow(SQL.of(self.log)["flush_before"], end)
         assert row is not None
         return row["first_index"], row["end"]
 
@@ -411,14 +412,15 @@ class Store:
         if (copied or marks or action) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
         won = await connection.fetchval(
-            SQL["flush"], *parameters, rows, *(zip(*extra, strict=True) if rows else ([], [], []))
+            SQL.of(self.log)["flush"], *parameters, rows, *(zip(*extra, strict=True) if rows else ([], [], []))
         )
         if not won:
             await self._rollback()
             raise LostRace
         # After the compare-and-set, so that a replica with many small flushes cannot win against every large one.
         if copied:
-            records = [row + more + _LOG_COLUMN_VALUES for row, more in zip(copied, extra, strict=True)]
+            log_columns = self.log.id, "sha256-rfc6962"
+            records = [row + more + log_columns for row, more in zip(copied, extra, strict=True)]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
         if marks:
             await connection.execute(SQL["mark_held"], *map(list, zip(*marks, strict=True)))
@@ -468,7 +470,7 @@ class Store:
 
     async def _outcome_in_log(self, connection: Connection, flush: Flush) -> bool | None:
         """Whether a flush of unknown outcome was committed; None while the log has nothing at its position."""
-        leaves = await connection.fetchval(SQL["leaves"], flush.first_index)
+        leaves = await connection.fetchval(SQL.of(self.log)["leaves"], flush.first_index)
         return None if leaves is None else leaves == flush.leaves
 
     async def _rollback(self) -> None:
@@ -511,8 +513,8 @@ class Store:
             del heads[next(iter(heads))]
 
 
-async def _nothing_signed(connection: Connection) -> int:
-    del connection
+async def _nothing_signed(connection: Connection, of_log: Log) -> int:
+    del connection, of_log
     return 0
 
 

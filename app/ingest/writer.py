@@ -319,7 +319,7 @@ class Writer:
         self._replaying = True  # what it removes from the spool last is counted after that
         try:
             settings = self._settings
-            requests = await spool.next(settings.flush_events_max, settings.flush_bytes_max, self.store.log_name)
+            requests = await spool.next(settings.flush_events_max, settings.flush_bytes_max, self.store.log.first_name)
             for portion in _without_repeated_ids(requests):
                 await self._replay_requests(spool, portion)
             if not spool.depth.requests:

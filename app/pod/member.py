@@ -100,7 +100,7 @@ class Member:
         """Let the other processes use the writer of this one."""
         self._writer = writer
         self.state.has_spool = writer.has_spool
-        self.state.log_name = writer.store.log_name.encode()
+        self.state.log_name = writer.store.log.first_name.encode()
         self.state.started = True
 
     async def wait_for_others(self) -> None:

@@ -95,7 +95,7 @@ class WriterLink:
     ) -> tuple[bool, dict[UUID, UUID], dict[UUID, AuditError] | None]:
         """Have the writer store the events. DatabaseAway if a part is missing, or they were made for another log than it writes to."""
         writer = self._writer()
-        if writer is None or len(events) != count or events[0].record["log"] != writer.store.log_name:
+        if writer is None or len(events) != count or events[0].record["log"] != writer.store.log.first_name:
             raise DatabaseAway
         submission = Submission(events, **rest)
         is_spooled = await writer.submit(submission, deadline)

@@ -17,6 +17,7 @@ from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from app.db import Connection, driver_connection, fetch, on_first_connections
 from app.errors import DatabaseFailed
 from app.events.canonical import sorted_json
+from app.events.log import Log
 from app.events.record import Row, is_logged
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
@@ -121,7 +122,9 @@ async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | N
         if len(rows) > 1:
             candidates = await connection.fetch(SQL["rows_with_id"], event_id)
             logged = {
-                (str(one["event_date"]), one["correlation_id"]) for one in candidates if is_logged(one, one["log"])
+                (str(one["event_date"]), one["correlation_id"])
+                for one in candidates
+                if is_logged(one, Log(one["last_log"], one["first_name"]))
             }
             rows.sort(key=lambda row: (row["event_date"], row["correlation_id"]) not in logged)
     return _event(rows[0]) if rows else None

@@ -15,6 +15,7 @@ from app.db import Connection, connect
 from app.errors import AuditError, Conflict
 from app.events.canonical import canonical, loads
 from app.events.catalog import Catalog
+from app.events.log import Log
 from app.events.neutral import neutral_payload
 from app.events.positions import Positions
 from app.events.record import commitment_of, is_logged
@@ -71,7 +72,7 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
     erased = Erased(uuid4())
     connection = await connect(settings, statement_timeout="0")
     try:
-        log_name = await schema.check_and_read_log_name(connection, settings.log_name)
+        log = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
         arguments = erasure.event_ids, erasure.actor_id, erasure.correlation_id
         rows = await connection.fetch(SQL["erasable"], *arguments, timeout=_SLOW_SECONDS)
         if held := sorted({row["correlation_id"] for row in rows if row["held"]}):
@@ -80,11 +81,11 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
             )
         erased.unsealed = [row["event_id"] for row in rows if row["log_index"] is None]
         sealed = [row for row in rows if row["log_index"] is not None]
-        async with action_store(settings, log_name) as store:
+        async with action_store(settings, log) as store:
             for start in range(0, len(sealed), BATCH_ROWS):
                 batch = [row["event_id"] for row in sealed[start : start + BATCH_ROWS]]
                 found = await connection.fetch(SQL["to_erase"], batch, timeout=_SLOW_SECONDS)
-                logged = [row for row in found if is_logged(row, log_name)]
+                logged = [row for row in found if is_logged(row, log)]
                 if logged and not dry_run:
                     await _erase(store, catalog, erased.erasure_id, erasure, logged)
                 erased.events += [row["event_id"] for row in logged]
@@ -118,4 +119,4 @@ async def _erase(
         if len(updated) != len(rows):
             raise EventsChanged
 
-    await commit_action(store, [self_event(store.log_name, payload, about=erasure_id)], erase_rows)
+    await commit_action(store, [self_event(store.log.first_name, payload, about=erasure_id)], erase_rows)

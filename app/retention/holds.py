@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, fetch
 from app.errors import NotFound, Unavailable
+from app.events.log import Log
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
@@ -80,17 +81,17 @@ class HoldOrder:
     reason: str
 
 
-async def place(settings: Settings, log_name: str, selector: Selector, order: HoldOrder) -> Placement:
+async def place(settings: Settings, log: Log, selector: Selector, order: HoldOrder) -> Placement:
     """Hold the events that match `selector`, stored and future ones. It replaces an active hold with the same selector.
 
     Raises NotFound for a correlation without events, HoldChanged, LockTimeout, DatabaseAway or DatabaseFailed.
     """
     hold_id, now = uuid4(), datetime.now(UTC)
     mark = order.reason, order.by, now
-    async with action_store(settings, log_name) as store:
+    async with action_store(settings, log) as store:
         connection = await store.connection()
         await connection.execute(SQL["lock_holds"])
-        log_size: int = await connection.fetchval(SQL["log_size"]) or 0
+        log_size: int = await connection.fetchval(SQL.of(store.log)["log_size"]) or 0
         async with connection.transaction():
             await connection.execute(SQL["long_statement_timeout"])
             covered = await _mark_rows(connection, selector, (None, log_size), mark)
@@ -112,7 +113,7 @@ async def place(settings: Settings, log_name: str, selector: Selector, order: Ho
             )
             covered_later = await _mark_rows(connection, selector, (log_size, flush.first_index), mark)
 
-        await commit_action(store, [self_event(log_name, payload, about=hold_id, actor_id=order.by)], record)
+        await commit_action(store, [self_event(log.first_name, payload, about=hold_id, actor_id=order.by)], record)
     return Placement(hold_id, now, covered + covered_later)
 
 
@@ -126,10 +127,10 @@ def _no_event(correlation_id: str) -> NotFound:
     return NotFound(f"There is no event of correlation {correlation_id}.")
 
 
-async def release_correlation(settings: Settings, log_name: str, correlation_id: str, order: HoldOrder) -> Release:
+async def release_correlation(settings: Settings, log: Log, correlation_id: str, order: HoldOrder) -> Release:
     """End the hold of a correlation and unmark its rows, also those held by SQL alone. NotFound if none of it is held."""
     selector = Selector(correlation_id=correlation_id)
-    async with action_store(settings, log_name) as store:
+    async with action_store(settings, log) as store:
         connection = await store.connection()
         await connection.execute(SQL["lock_holds"])
         hold_id = await connection.fetchval(SQL["active_hold"], *selector.columns())
@@ -140,9 +141,9 @@ async def release_correlation(settings: Settings, log_name: str, correlation_id:
         return await _release(store, hold_id, selector, order, unmark)
 
 
-async def release(settings: Settings, log_name: str, hold_id: UUID, order: HoldOrder) -> Release:
+async def release(settings: Settings, log: Log, hold_id: UUID, order: HoldOrder) -> Release:
     """End one hold by its id and unmark its rows. NotFound if there is no active hold with this id."""
-    async with action_store(settings, log_name) as store:
+    async with action_store(settings, log) as store:
         connection = await store.connection()
         await connection.execute(SQL["lock_holds"])
         hold = await connection.fetchrow(SQL["hold"], hold_id)
@@ -194,7 +195,7 @@ async def _release(
             if hold_id is None and not unmarked:
                 raise NotFound(f"Nothing of correlation {selector.correlation_id} is held.")
 
-    await commit_action(store, [self_event(store.log_name, payload, about=hold_id, actor_id=order.by)], record)
+    await commit_action(store, [self_event(store.log.first_name, payload, about=hold_id, actor_id=order.by)], record)
     return Release(now, unmarked)
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 
 from app.db import DATABASE_ERRORS, FailureKind, failure_kind
 from app.errors import DatabaseAway, DatabaseFailed, Unavailable
+from app.events.log import Log
 from app.ingest.accept import Event
 from app.ingest.store import FlushAction, LostRace, Store
 from app.settings import Settings
@@ -24,9 +25,9 @@ class LockTimeout(Unavailable):
 
 
 @asynccontextmanager
-async def action_store(settings: Settings, log_name: str) -> AsyncIterator[Store]:
+async def action_store(settings: Settings, log: Log) -> AsyncIterator[Store]:
     """A store for one action. Errors of its connection are raised as DatabaseAway, LockTimeout or DatabaseFailed."""
-    store = Store(settings, log_name)
+    store = Store(settings, log)
     try:
         yield store
     except DATABASE_ERRORS as error:

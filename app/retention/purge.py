@@ -15,6 +15,7 @@ import asyncpg
 from app import schema
 from app.db import Connection, connect
 from app.errors import AuditError, Fatal
+from app.events.log import Log
 from app.events.positions import Positions
 from app.ingest.link import Flush
 from app.retention.logged import action_store, commit_action
@@ -114,9 +115,9 @@ async def _session(settings: Settings, now: datetime) -> AsyncIterator[Retention
         settings = settings.model_copy(update={"database_url": settings.retention_url})
     connection = await connect(settings, statement_timeout="0", lock_timeout="10s")
     try:
-        log_name = await schema.check_and_read_log_name(connection, settings.log_name)
-        async with action_store(settings, log_name) as store:
-            log_size = await connection.fetchval(SQL["log_size"]) or 0
+        of_log = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
+        async with action_store(settings, of_log) as store:
+            log_size = await connection.fetchval(SQL.of(of_log)["log_size"]) or 0
             yield RetentionSession(store, connection, Terms.of(settings, now), log_size)
     finally:
         await connection.close()

@@ -94,7 +94,7 @@ async def _purges_of(session: RetentionSession, month: Month) -> list[str]:
     restored: set[str] = set()
     async with session.connection.transaction(isolation="repeatable_read", readonly=True):
         correlation_ids = [row["correlation_id"] for row in rows]
-        async for payload, _ in read_records(session.connection, session.store.log_name, correlation_ids):
+        async for payload, _ in read_records(session.connection, session.store.log, correlation_ids):
             operation = payload["operation_id"]
             if payload["event_type"] == RESTORED:
                 restored.add(operation)
@@ -115,7 +115,7 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
     Not done if somebody has inserted a row at a position that another row has too: the event would name that position.
     """
     connection, terms = session.connection, session.terms
-    log_size = await connection.fetchval(SQL["log_size"]) or 0
+    log_size = await connection.fetchval(SQL.of(session.store.log)["log_size"]) or 0
     version = await connection.fetchrow(SQL["holds_version"])
     assert version is not None
     rows = await read_contents(session, month)
@@ -149,7 +149,7 @@ async def purged_by(session: RetentionSession, correlation_ids: Sequence[str]) -
     if not correlation_ids:
         return NO_POSITIONS
     async with session.connection.transaction(isolation="repeatable_read", readonly=True):
-        return (await read_evidence(session.connection, session.store.log_name, correlation_ids)).purged
+        return (await read_evidence(session.connection, session.store.log, correlation_ids)).purged
 
 
 def purge_events(
@@ -174,7 +174,7 @@ def purge_events(
             "partition": month,
             "cutoff": session.terms.now.isoformat(),
         }
-        yield self_event(session.store.log_name, payload, about=operation)
+        yield self_event(session.store.log.first_name, payload, about=operation)
 
 
 async def _detach_and_drop(session: RetentionSession, month: Month) -> bool:
@@ -211,7 +211,7 @@ async def _restore(session: RetentionSession, month: Month, *, detached: bool = 
 
     events = [
         self_event(
-            session.store.log_name,
+            session.store.log.first_name,
             {
                 "event_type": "datastorage.retention.restored",
                 "operation_id": operation,

@@ -5,7 +5,7 @@ SELECT coalesce((SELECT first_index + greatest(count, 1) FROM following ORDER BY
 
 -- name: checkpoint
 -- The newest published checkpoint; if none is published yet, since witnesses have not answered, the newest signed one.
-SELECT note || cosignatures FROM log_checkpoints WHERE log_id = 0 ORDER BY published_at IS NULL, size DESC LIMIT 1
+SELECT note || cosignatures FROM log_checkpoints WHERE log_id = {log} ORDER BY published_at IS NULL, size DESC LIMIT 1
 
 -- name: before
 -- Hashes of the events at these places of chains. OFFSET 0: each correlation is read once, not once for each of its places.

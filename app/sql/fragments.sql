@@ -21,17 +21,20 @@ event_id, event_version,
 
 -- fragment: on_log
 -- Whether a row of audit_events says that it is at a position of the log. Whether the log has its hash there, verification finds out.
-(log_id = 0 AND log_index >= 0 AND log_index < (
+(log_index >= 0 AND CASE WHEN log_id = 0 THEN log_index < (
         SELECT first_index + count FROM log_flushes WHERE log_flushes.log_id = 0 ORDER BY first_index DESC LIMIT 1
-    )) IS TRUE
+    ) WHEN log_id IN (SELECT log_id FROM logs) THEN log_index < (
+        SELECT first_index + count FROM (SELECT log_id AS of_log, first_index, count FROM log_flushes) f
+        WHERE of_log = log_id ORDER BY first_index DESC LIMIT 1
+    ) END) IS TRUE
 
 -- fragment: leaf_of_row
 -- The leaf, in hex, that the log has at the position of a row of audit_events; NULL without one. As in the statement leaves_at, of
 -- flushes with one position the first counts.
-CASE WHEN log_id = 0 THEN (
+CASE WHEN log_id IN (SELECT log_id FROM logs) THEN (
         SELECT encode(substr(leaves, ((log_index - first_index) * 32 + 1)::int, 32), 'hex') FROM (
-            SELECT first_index, count, leaves FROM log_flushes
-            WHERE log_flushes.log_id = 0 AND first_index <= log_index ORDER BY first_index DESC LIMIT 4
+            SELECT first_index, count, leaves FROM (SELECT log_id AS of_log, first_index, count, leaves FROM log_flushes) f
+            WHERE of_log = log_id AND first_index <= log_index ORDER BY first_index DESC LIMIT 4
         ) near WHERE first_index >= 0 AND log_index - first_index < least(count, octet_length(leaves) / 32) ORDER BY first_index LIMIT 1
     ) END
 
@@ -58,7 +61,7 @@ SELECT count(*) FROM unmarked WHERE NOT legal_hold
 -- fragment: first_flush_with
 -- Where the first of the last few flushes begins that have position $1.
 (SELECT min(first_index) FROM (
-        SELECT first_index, count FROM log_flushes WHERE log_id = 0 AND first_index <= $1 ORDER BY first_index DESC LIMIT 4
+        SELECT first_index, count FROM log_flushes WHERE log_id = {log} AND first_index <= $1 ORDER BY first_index DESC LIMIT 4
     ) near WHERE first_index + count > $1)
 
 -- fragment: tiled_sizes
@@ -68,7 +71,7 @@ SELECT (index * 256 + octet_length(hashes) / 32) * 256 AS size FROM (
         SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place,
             coalesce(bool_and(octet_length(hashes) = 8192) OVER (
                 ORDER BY index ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS follows
-        FROM log_tiles WHERE log_id = 0 AND level = 1 AND index >= 0
+        FROM log_tiles WHERE log_id = {log} AND level = 1 AND index >= 0
     ) t WHERE index = place AND follows
 
 -- fragment: known_size
@@ -77,13 +80,13 @@ SELECT (index * 256 + octet_length(hashes) / 32) * 256 AS size FROM (
 SELECT size FROM (
         SELECT size FROM (
             SELECT CASE WHEN split_part(note, E'\n', 2) ~ '^[0-9]{1,18}$' THEN split_part(note, E'\n', 2)::bigint END AS size
-            FROM log_signers WHERE log_id = 0
+            FROM log_signers WHERE log_id = {log}
             UNION ALL SELECT size FROM tiled
             UNION ALL SELECT 0
         ) sizes WHERE size IS NOT NULL ORDER BY size DESC OFFSET 0
     ) known CROSS JOIN LATERAL (
         SELECT first_index + greatest(count, 1) AS flush_end FROM log_flushes
-        WHERE log_id = 0 AND first_index < greatest(known.size, 1) ORDER BY first_index DESC LIMIT 1
+        WHERE log_id = {log} AND first_index < greatest(known.size, 1) ORDER BY first_index DESC LIMIT 1
     ) f WHERE flush_end >= size LIMIT 1
 
 -- fragment: following_flushes
@@ -92,14 +95,14 @@ SELECT size FROM (
 following AS (
     (
         SELECT first_index, count, flushed_at FROM log_flushes
-        WHERE log_id = 0 AND first_index < greatest((SELECT size FROM anchor), 1)
+        WHERE log_id = {log} AND first_index < greatest((SELECT size FROM anchor), 1)
             AND (first_index + greatest(count, 1) >= (SELECT size FROM anchor) OR first_index IN (-1, 0))
         ORDER BY first_index DESC LIMIT 1
     )
     UNION ALL
     SELECT f.* FROM following p CROSS JOIN LATERAL (
         SELECT first_index, count, flushed_at FROM log_flushes
-        WHERE log_id = 0 AND first_index = p.first_index + greatest(p.count, 1) LIMIT 1
+        WHERE log_id = {log} AND first_index = p.first_index + greatest(p.count, 1) LIMIT 1
     ) f
 )
 

@@ -5,13 +5,13 @@
 WITH RECURSIVE following AS (
     (
         SELECT first_index, count, 1 AS step FROM log_flushes
-        WHERE log_id = 0 AND (first_index = $2 OR (first_index = $1 AND first_index + greatest(count, 1) = $2))
+        WHERE log_id = {log} AND (first_index = $2 OR (first_index = $1 AND first_index + greatest(count, 1) = $2))
         ORDER BY first_index DESC LIMIT 1
     )
     UNION ALL
     SELECT f.*, p.step + 1 FROM following p CROSS JOIN LATERAL (
         SELECT first_index, count FROM log_flushes
-        WHERE log_id = 0 AND first_index = p.first_index + greatest(p.count, 1) LIMIT 1
+        WHERE log_id = {log} AND first_index = p.first_index + greatest(p.count, 1) LIMIT 1
     ) f WHERE p.step < $3
 )
 SELECT first_index, greatest(count, 1) AS count, step,
@@ -21,7 +21,7 @@ FROM following ORDER BY first_index DESC LIMIT 1
 -- name: flush_before
 -- The flush that has the leaf before position $1, or is the last one before it.
 SELECT first_index, first_index + greatest(count, 1) AS "end" FROM log_flushes
-WHERE log_id = 0 AND (first_index < $1 OR first_index = -1) ORDER BY first_index DESC LIMIT 1
+WHERE log_id = {log} AND (first_index < $1 OR first_index = -1) ORDER BY first_index DESC LIMIT 1
 
 -- name: tiled_size
 -- How far the tiles reach, which are made of flushes that follow each other.
@@ -29,20 +29,20 @@ SELECT coalesce(max(size), 0) FROM ({tiled_sizes}) tiled
 
 -- name: is_end
 -- Whether nothing is stored at position $1 or beyond it, neither a flush nor an event.
-SELECT NOT EXISTS (SELECT FROM log_flushes WHERE log_id = 0 AND first_index >= $1)
-    AND NOT EXISTS (SELECT FROM audit_events WHERE log_index >= $1)
+SELECT NOT EXISTS (SELECT FROM log_flushes WHERE log_id = {log} AND first_index >= $1)
+    AND NOT EXISTS (SELECT FROM audit_events WHERE log_index >= $1 AND {in_log})
 
 -- name: events_behind
 -- Events from position $1 on although no flush has them; none where checkpoints are signed, which tell where the log ends.
 SELECT {hashed_columns} FROM audit_events
-WHERE log_index >= $1 AND log_index < 4611686018427387904
-    AND NOT EXISTS (SELECT FROM log_signers WHERE log_id = 0 AND note IS NOT NULL)
+WHERE log_index >= $1 AND log_index < 4611686018427387904 AND {in_log}
+    AND NOT EXISTS (SELECT FROM log_signers WHERE log_id = {log} AND note IS NOT NULL)
 ORDER BY log_index LIMIT 100
 
 -- name: fill_hole
 -- Flushes without leaves for the positions from $1 up to, not including, $2, whose flushes are lost: none of these is given again.
 INSERT INTO log_flushes (log_id, first_index, count, leaves)
-SELECT 0, first, least($2::bigint - first, 2147483647)::integer, '' FROM generate_series($1::bigint, $2::bigint - 1, 2147483647) AS first
+SELECT {log}, first, least($2::bigint - first, 2147483647)::integer, '' FROM generate_series($1::bigint, $2::bigint - 1, 2147483647) AS first
 ON CONFLICT DO NOTHING
 
 -- name: chain_heads
@@ -71,9 +71,9 @@ SELECT pg_advisory_xact_lock(hashtextextended('datastorage.log', 0))
 -- writes nothing. Rows of a large flush follow by COPY; then $17 is empty. The shared lock waits for lock_log of another replica.
 WITH won AS (
     INSERT INTO log_flushes (log_id, first_index, count, leaves)
-    SELECT 0, $2, $3, $4
+    SELECT {log}, $2, $3, $4
     FROM pg_advisory_xact_lock_shared(hashtextextended('datastorage.log', 0)), log_flushes p
-    WHERE p.log_id = 0 AND p.first_index = $1 AND p.first_index + greatest(p.count, 1) = $2
+    WHERE p.log_id = {log} AND p.first_index = $1 AND p.first_index + greatest(p.count, 1) = $2
     RETURNING 1
 ), new_chains AS (
     INSERT INTO chain_heads (correlation_id, length, hash)
@@ -98,7 +98,7 @@ WITH won AS (
         error_message, event_data, retention_days, is_sensitive, recorded_at, payload_salt,
         log_index, chain_index, previous_event_hash, event_hash, trace_id, span_id,
         event_metadata, log_id, hash_algorithm)
-    SELECT r.*, 0, 'sha256-rfc6962'
+    SELECT r.*, {log}, 'sha256-rfc6962'
     FROM won, unnest($17::flush_row[], $18::text[], $19::text[], $20::jsonb[]) r
 )
 SELECT flush_guard((SELECT count(*) FROM won), (SELECT count(*) FROM new_chains) + (SELECT count(*) FROM extended_chains),
@@ -106,7 +106,7 @@ SELECT flush_guard((SELECT count(*) FROM won), (SELECT count(*) FROM new_chains)
 
 -- name: leaves
 -- The leaves at the position of a flush of unknown outcome: its own, those of another replica, or none yet.
-SELECT leaves FROM log_flushes WHERE log_id = 0 AND first_index = $1
+SELECT leaves FROM log_flushes WHERE log_id = {log} AND first_index = $1
 
 -- name: stored_ids
 -- Those of these ids that a row has, whatever its date and correlation, sealed or not.

@@ -10,7 +10,8 @@ JOIN audit_events e ON e.event_id = wanted.event_id AND e.event_date = wanted.ev
 
 -- name: rows_with_id
 -- All rows with an id, each with the leaf that the log has at its position, and the log's name.
-SELECT {hashed_columns}, {leaf_of_row} AS leaf, (SELECT name FROM logs WHERE logs.log_id = 0) AS log
+SELECT {hashed_columns}, {leaf_of_row} AS leaf, (SELECT name FROM logs WHERE logs.log_id = 0) AS first_name,
+    (SELECT max(log_id) FROM logs) AS last_log
 FROM audit_events WHERE event_id = $1
 
 -- name: reconstruction

@@ -19,10 +19,10 @@ FROM following ORDER BY first_index DESC LIMIT 1
 WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), {following_flushes},
 log_end AS (SELECT first_index + greatest(count, 1) AS size FROM following ORDER BY first_index DESC LIMIT 1)
 SELECT CASE
-    WHEN (SELECT max(first_index) FROM log_flushes WHERE log_id = 0) >= (SELECT size FROM log_end)
-        OR (SELECT min(first_index) FROM log_flushes WHERE log_id = 0) < -1
-        OR (SELECT max(log_id) FROM log_flushes) > 0 OR (SELECT min(log_id) FROM log_flushes) < 0 THEN 'log_flushes'
-    WHEN (SELECT max(log_index) FROM audit_events) >= (SELECT size FROM log_end)
+    WHEN (SELECT max(first_index) FROM log_flushes WHERE log_id = {log}) >= (SELECT size FROM log_end)
+        OR (SELECT min(first_index) FROM log_flushes WHERE log_id = {log}) < -1
+        OR (SELECT max(log_id) FROM log_flushes) > {log} OR (SELECT min(log_id) FROM log_flushes) < 0 THEN 'log_flushes'
+    WHEN EXISTS (SELECT FROM audit_events WHERE log_index >= (SELECT size FROM log_end) AND {in_log})
         OR (SELECT min(log_index) FROM audit_events) < 0 THEN 'audit_events'
 END
 
@@ -33,7 +33,7 @@ SELECT GREATEST(first_index, $1) AS first,
     substring(leaves FROM LEAST(32 * (GREATEST(first_index, $1) - first_index) + 1, 2147483647)::int
                      FOR LEAST(32 * (LEAST(first_index + count, $2) - GREATEST(first_index, $1)), 2147483647)::int) AS leaves
 FROM log_flushes
-WHERE log_id = 0 AND first_index + count > $1 AND first_index < $2 AND first_index >= COALESCE({first_flush_with}, $1)
+WHERE log_id = {log} AND first_index + count > $1 AND first_index < $2 AND first_index >= COALESCE({first_flush_with}, $1)
 ORDER BY first_index
 
 -- name: leaves_at
@@ -43,7 +43,7 @@ FROM unnest($1::bigint[]) AS position
 CROSS JOIN LATERAL (
     SELECT first_index, count, leaves FROM (
         SELECT first_index, count, leaves FROM log_flushes
-        WHERE log_id = 0 AND first_index <= position ORDER BY first_index DESC LIMIT 4
+        WHERE log_id = {log} AND first_index <= position ORDER BY first_index DESC LIMIT 4
     ) near WHERE first_index >= 0 AND position - first_index < count ORDER BY first_index LIMIT 1
 ) f
 WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
@@ -51,12 +51,12 @@ WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
 -- name: position_of_leaf
 -- The position of leaf $1 between positions $2 and $3; no row if it is not there.
 SELECT first_index + (position($1::bytea in leaves) - 1) / 32 AS position FROM log_flushes
-WHERE log_id = 0 AND first_index + count > $2 AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
+WHERE log_id = {log} AND first_index + count > $2 AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
 
 -- name: tiles
 -- Tiles of the levels above 0, by pairs of level and index.
 SELECT level, index, hashes FROM log_tiles
-WHERE log_id = 0 AND (level, index) IN (SELECT * FROM unnest($1::smallint[], $2::bigint[]))
+WHERE log_id = {log} AND (level, index) IN (SELECT * FROM unnest($1::smallint[], $2::bigint[]))
 
 -- name: level_size
 -- How many hashes a level above 0 has. A tile behind a missing one, or behind one that is not full, counts for nothing.
@@ -64,69 +64,69 @@ SELECT index * 256 + octet_length(hashes) / 32 FROM (
     SELECT index, hashes, row_number() OVER (ORDER BY index) - 1 AS place,
         coalesce(bool_and(octet_length(hashes) = 8192) OVER (
             ORDER BY index ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), true) AS follows
-    FROM log_tiles WHERE log_id = 0 AND level = $1 AND index >= 0
+    FROM log_tiles WHERE log_id = {log} AND level = $1 AND index >= 0
 ) t WHERE index = place AND follows ORDER BY index DESC LIMIT 1
 
 -- name: delete_tiles
 -- Delete the tiles of a level from the one with index $2 on, those with a negative index, and those with parts of hashes: they are
 -- made of the leaves again.
-DELETE FROM log_tiles WHERE log_id = 0 AND level = $1 AND (index >= $2 OR index < 0 OR octet_length(hashes) % 32 <> 0) RETURNING index
+DELETE FROM log_tiles WHERE log_id = {log} AND level = $1 AND (index >= $2 OR index < 0 OR octet_length(hashes) % 32 <> 0) RETURNING index
 
 -- name: begin_tile
 -- Begin a tile of level 1 without hashes. Nobody can insert one there then.
-INSERT INTO log_tiles (log_id, level, index, hashes) VALUES (0, 1, $1, '') ON CONFLICT DO NOTHING
+INSERT INTO log_tiles (log_id, level, index, hashes) VALUES ({log}, 1, $1, '') ON CONFLICT DO NOTHING
 
 -- name: append_to_tile
 -- Append $4 to a tile that has $3 hashes; no row is returned if it has another number of them.
 INSERT INTO log_tiles AS t (log_id, level, index, hashes)
-SELECT 0, $1, $2, $4 WHERE $3 = 0 OR EXISTS (SELECT FROM log_tiles WHERE log_id = 0 AND level = $1 AND index = $2)
+SELECT {log}, $1, $2, $4 WHERE $3 = 0 OR EXISTS (SELECT FROM log_tiles WHERE log_id = {log} AND level = $1 AND index = $2)
 ON CONFLICT (log_id, level, index) DO UPDATE SET hashes = t.hashes || excluded.hashes WHERE octet_length(t.hashes) = 32 * $3
 RETURNING 1
 
 -- name: lock_signer
 -- One signer at a time, and the last signed checkpoint that the database knows.
-SELECT note FROM log_signers WHERE log_id = 0 FOR UPDATE
+SELECT note FROM log_signers WHERE log_id = {log} FOR UPDATE
 
 -- name: newest_checkpoint
 -- The largest checkpoint that is stored.
-SELECT note FROM log_checkpoints WHERE log_id = 0 ORDER BY size DESC LIMIT 1
+SELECT note FROM log_checkpoints WHERE log_id = {log} ORDER BY size DESC LIMIT 1
 
 -- name: newest_notes
 -- The last signed checkpoint that the database knows, and the largest that are stored: several, in case some are forged.
-SELECT note FROM log_signers WHERE log_id = 0 AND note IS NOT NULL
-UNION ALL (SELECT note FROM log_checkpoints WHERE log_id = 0 ORDER BY size DESC LIMIT 10)
+SELECT note FROM log_signers WHERE log_id = {log} AND note IS NOT NULL
+UNION ALL (SELECT note FROM log_checkpoints WHERE log_id = {log} ORDER BY size DESC LIMIT 10)
 
 -- name: record_signed
 -- The last signed checkpoint is $1.
-INSERT INTO log_signers (log_id, note) VALUES (0, $1) ON CONFLICT (log_id) DO UPDATE SET note = excluded.note
+INSERT INTO log_signers (log_id, note) VALUES ({log}, $1) ON CONFLICT (log_id) DO UPDATE SET note = excluded.note
 
 -- name: store_checkpoint
 -- Store a checkpoint that was just signed. Of those of one hour the last one stays, and the newest published one always.
 WITH superseded AS (
     DELETE FROM log_checkpoints c
-    WHERE c.log_id = 0 AND date_trunc('hour', c.signed_at) = date_trunc('hour', now())
-        AND c.size < (SELECT max(size) FROM log_checkpoints WHERE log_id = 0 AND published_at IS NOT NULL)
+    WHERE c.log_id = {log} AND date_trunc('hour', c.signed_at) = date_trunc('hour', now())
+        AND c.size < (SELECT max(size) FROM log_checkpoints WHERE log_id = {log} AND published_at IS NOT NULL)
 )
-INSERT INTO log_checkpoints (log_id, size, note) VALUES (0, $1, $2)
+INSERT INTO log_checkpoints (log_id, size, note) VALUES ({log}, $1, $2)
 
 -- name: unpublished_checkpoint
 -- The newest checkpoint, if it is not published yet. Older ones are not published any more.
 SELECT size, note FROM (
-    SELECT size, note, published_at FROM log_checkpoints WHERE log_id = 0 ORDER BY size DESC LIMIT 1
+    SELECT size, note, published_at FROM log_checkpoints WHERE log_id = {log} ORDER BY size DESC LIMIT 1
 ) newest WHERE published_at IS NULL
 
 -- name: publish_checkpoint
 -- Publish the checkpoint of size $1 with the witnesses' cosignatures.
-UPDATE log_checkpoints SET cosignatures = $2, published_at = now() WHERE log_id = 0 AND size = $1
+UPDATE log_checkpoints SET cosignatures = $2, published_at = now() WHERE log_id = {log} AND size = $1
 
 -- name: published_checkpoint
 -- The checkpoint that is served.
 SELECT size, note || cosignatures AS note FROM log_checkpoints
-WHERE log_id = 0 AND published_at IS NOT NULL ORDER BY size DESC LIMIT 1
+WHERE log_id = {log} AND published_at IS NOT NULL ORDER BY size DESC LIMIT 1
 
 -- name: last_cosignatures
 -- The newest cosignatures: they show which size of the log each witness has seen.
-SELECT size, cosignatures FROM log_checkpoints WHERE log_id = 0 AND cosignatures <> '' ORDER BY size DESC LIMIT 1
+SELECT size, cosignatures FROM log_checkpoints WHERE log_id = {log} AND cosignatures <> '' ORDER BY size DESC LIMIT 1
 
 -- name: rows_with_id
 -- All rows with an id, sealed ones first, each with the leaf that the log has at its position.
@@ -151,4 +151,4 @@ WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LI
 WITH purged AS MATERIALIZED (SELECT $3::text::int8multirange AS positions)
 SELECT count(DISTINCT log_index) FILTER (WHERE positions @> log_index) AS purged,
     count(DISTINCT log_index) FILTER (WHERE NOT positions @> log_index) AS others
-FROM audit_events, purged WHERE log_index >= $1 AND log_index < $2
+FROM audit_events, purged WHERE log_index >= $1 AND log_index < $2 AND {in_log}

@@ -6,7 +6,7 @@ SET LOCAL statement_timeout = '10min'
 -- Rows of a part of the log, in order.
 SELECT {hashed_columns}
 FROM audit_events
-WHERE log_index >= $1 AND log_index < $2
+WHERE log_index >= $1 AND log_index < $2 AND {in_log}
 ORDER BY log_index
 
 -- name: unsealed_rows
@@ -37,11 +37,11 @@ SELECT length, hash FROM chain_heads WHERE correlation_id = $1
 
 -- name: all_flushes
 -- The log from its beginning to its end, $1.
-SELECT first_index, count, leaves FROM log_flushes WHERE log_id = 0 AND first_index >= -1 AND first_index < $1 ORDER BY first_index
+SELECT first_index, count, leaves FROM log_flushes WHERE log_id = {log} AND first_index >= -1 AND first_index < $1 ORDER BY first_index
 
 -- name: outside_rows
 -- Rows of audit_events that say that they are the log's, where the log of $1 events has no position. UNION ALL: an index for each.
-SELECT {hashed_columns} FROM audit_events WHERE log_index >= $1
+SELECT {hashed_columns} FROM audit_events WHERE log_index >= $1 AND {in_log}
 UNION ALL SELECT {hashed_columns} FROM audit_events WHERE log_index < 0
 UNION ALL SELECT {hashed_columns} FROM audit_events
 WHERE log_index IS NULL AND num_nonnulls(log_id, chain_index, payload_salt, payload_commitment) > 0
@@ -49,18 +49,18 @@ WHERE log_index IS NULL AND num_nonnulls(log_id, chain_index, payload_salt, payl
 -- name: outside_flushes
 -- Rows of the log's own tables that are no part of the log of $1 events.
 SELECT 'log_flushes' AS "table", log_id, first_index AS position FROM log_flushes
-WHERE (log_id = 0 AND (first_index >= greatest($1::bigint, 0) OR first_index < -1)) OR log_id <> 0
-UNION ALL SELECT 'log_tiles', log_id, index * 65536 FROM log_tiles WHERE log_id = 0 AND level = 1 AND index > $1::bigint / 65536
-UNION ALL SELECT 'log_tiles', log_id, NULL FROM log_tiles WHERE log_id <> 0
-UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id <> 0
-UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id <> 0
-UNION ALL SELECT 'logs', log_id, NULL FROM logs WHERE log_id <> 0
+WHERE (log_id = {log} AND (first_index >= greatest($1::bigint, 0) OR first_index < -1)) OR log_id NOT BETWEEN 0 AND {log}
+UNION ALL SELECT 'log_tiles', log_id, index * 65536 FROM log_tiles WHERE log_id = {log} AND level = 1 AND index > $1::bigint / 65536
+UNION ALL SELECT 'log_tiles', log_id, NULL FROM log_tiles WHERE log_id NOT BETWEEN 0 AND {log}
+UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id NOT BETWEEN 0 AND {log}
+UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id NOT BETWEEN 0 AND {log}
+UNION ALL SELECT 'logs', log_id, NULL FROM logs WHERE log_id NOT BETWEEN 0 AND {log}
 ORDER BY 1, 2, 3 LIMIT 10000
 
 -- name: flushes_between
 -- The flushes that have leaves from position $1 up to, not including, $2.
 SELECT first_index, count, leaves FROM log_flushes
-WHERE log_id = 0 AND first_index < $2
+WHERE log_id = {log} AND first_index < $2
     AND first_index >= coalesce({first_flush_with}, $1)
 ORDER BY first_index
 
@@ -70,7 +70,7 @@ SELECT e.event_id, CASE WHEN e.event_timestamp >= '0001-01-02Z' AND e.event_time
         THEN e.event_timestamp ELSE 'infinity' END AS event_timestamp, e.correlation_id, e.log_index, e.previous_event_hash, o.correlation_id AS other
 FROM (
     SELECT * FROM audit_events WHERE log_index IS NULL
-    UNION ALL SELECT * FROM audit_events WHERE log_index >= $1 UNION ALL SELECT * FROM audit_events WHERE log_index < 0
+    UNION ALL SELECT * FROM audit_events WHERE log_index >= $1 AND {in_log} UNION ALL SELECT * FROM audit_events WHERE log_index < 0
 ) e CROSS JOIN LATERAL (
     SELECT correlation_id FROM audit_events
     WHERE event_id = e.event_id AND (event_date, correlation_id) <> (e.event_date, e.correlation_id) LIMIT 1
@@ -100,7 +100,7 @@ SELECT name FROM logs WHERE log_id = 0
 
 -- name: last_flush
 -- Where the last flush begins, whoever wrote it: about how long the log is.
-SELECT max(first_index) FROM log_flushes WHERE log_id = 0
+SELECT max(first_index) FROM log_flushes WHERE log_id = {log}
 
 -- name: covered_size
 -- The largest of the sizes $1, and of the tiles' if $2, up to which a flush reaches. No flush reaches a size that somebody invented.
@@ -108,7 +108,7 @@ SELECT coalesce(max(size), 0) FROM (
     SELECT unnest($1::bigint[]) AS size UNION ALL SELECT size FROM ({tiled_sizes}) tiled WHERE $2
 ) candidates CROSS JOIN LATERAL (
     SELECT first_index, count FROM log_flushes
-    WHERE log_id = 0 AND first_index < candidates.size ORDER BY first_index DESC LIMIT 1
+    WHERE log_id = {log} AND first_index < candidates.size ORDER BY first_index DESC LIMIT 1
 ) f WHERE first_index + greatest(count, 1) >= size
 
 -- name: log_end
@@ -119,9 +119,9 @@ SELECT first_index + greatest(count, 1) FROM following ORDER BY first_index DESC
 -- name: flush_behind_lost_ones
 -- Where the next flush behind position $1 begins, if every position before it has a row: then the flushes between were lost.
 SELECT first_index FROM (
-    SELECT first_index FROM log_flushes WHERE log_id = 0 AND first_index > $1 ORDER BY first_index LIMIT 1
+    SELECT first_index FROM log_flushes WHERE log_id = {log} AND first_index > $1 ORDER BY first_index LIMIT 1
 ) next
-WHERE first_index - $1 = (SELECT count(DISTINCT log_index) FROM audit_events WHERE log_index >= $1 AND log_index < next.first_index)
+WHERE first_index - $1 = (SELECT count(DISTINCT log_index) FROM audit_events WHERE log_index >= $1 AND log_index < next.first_index AND {in_log})
 
 -- name: chain_links
 -- The links of the chains of some correlations, and their heads. A head without rows has a row here too.
@@ -171,7 +171,7 @@ SELECT coalesce(sum(length), 0)::bigint FROM chain_heads
 -- Positions that cut the log into parts of about $1 events. Counted by leaves, since a damaged flush may claim any position.
 SELECT min(first_index) AS first FROM (
     SELECT first_index, sum(octet_length(leaves) / 32) OVER (ORDER BY first_index) / $1 AS part
-    FROM log_flushes WHERE log_id = 0 AND first_index >= 0
+    FROM log_flushes WHERE log_id = {log} AND first_index >= 0
 ) numbered GROUP BY part ORDER BY first
 
 -- name: chain_part_starts
@@ -192,13 +192,13 @@ WHERE log_index IS NULL AND chain_index IS NULL AND event_hash IS NOT NULL
 
 -- name: stored_checkpoints
 -- The signed checkpoints that the database has; the signer's last one without a size.
-SELECT size, note FROM log_checkpoints WHERE log_id = 0
-UNION SELECT NULL, note FROM log_signers WHERE log_id = 0 AND note IS NOT NULL
+SELECT size, note FROM log_checkpoints WHERE log_id = {log}
+UNION SELECT NULL, note FROM log_signers WHERE log_id = {log} AND note IS NOT NULL
 ORDER BY size
 
 -- name: checkpoints_within
 -- The stored checkpoints of sizes above $1 up to $2.
-SELECT size, note FROM log_checkpoints WHERE log_id = 0 AND size > $1 AND size <= $2 ORDER BY size
+SELECT size, note FROM log_checkpoints WHERE log_id = {log} AND size > $1 AND size <= $2 ORDER BY size
 
 -- name: export_snapshot
 -- This transaction's snapshot, for other connections.
@@ -210,35 +210,35 @@ SELECT pg_try_advisory_lock(hashtextextended('datastorage.verifier', 0))
 
 -- name: verifier_state
 -- The next position to verify, the end of the last round, and the number of this round.
-SELECT position, completed_end, round FROM verifier WHERE log_id = 0
+SELECT position, completed_end, round FROM verifier WHERE log_id = {log}
 
 -- name: set_verifier_position
 -- The next position to verify is $1.
-INSERT INTO verifier (log_id, position) VALUES (0, $1)
+INSERT INTO verifier (log_id, position) VALUES ({log}, $1)
 ON CONFLICT (log_id) DO UPDATE SET position = excluded.position, looked_at = now()
 
 -- name: end_verifier_round
 -- A round has ended at position $1, and the next one begins. Findings that the ended round did not find again are deleted.
 WITH ended AS (
     UPDATE verifier SET position = 0, completed_end = $1, completed_at = now(), round = round + 1, looked_at = now()
-    WHERE log_id = 0 RETURNING round
+    WHERE log_id = {log} RETURNING round
 )
-DELETE FROM verifier_findings f USING ended WHERE f.log_id = 0 AND f.round < ended.round - 1
+DELETE FROM verifier_findings f USING ended WHERE f.log_id = {log} AND f.round < ended.round - 1
 
 -- name: store_finding
 -- Store a finding; true if it is new.
-INSERT INTO verifier_findings (log_id, position, kind, message, correlation_id, round) VALUES (0, $1, $2, $3, $4, $5)
+INSERT INTO verifier_findings (log_id, position, kind, message, correlation_id, round) VALUES ({log}, $1, $2, $3, $4, $5)
 ON CONFLICT (log_id, position, kind, message) DO UPDATE SET round = excluded.round
 RETURNING xmax = 0 AS is_new
 
 -- name: count_findings
 -- How many findings there are of each kind.
-SELECT kind, count(*) AS count FROM verifier_findings WHERE log_id = 0 GROUP BY kind
+SELECT kind, count(*) AS count FROM verifier_findings WHERE log_id = {log} GROUP BY kind
 
 -- name: head_mismatches
 -- Events of a part of the log that do not fit the heads of their chains: no head, a head that is too short, or another last hash.
 SELECT e.log_index, e.correlation_id, e.chain_index, h.length FROM audit_events e LEFT JOIN chain_heads h USING (correlation_id)
-WHERE e.log_index >= $1 AND e.log_index < $2 AND (
+WHERE e.log_index >= $1 AND e.log_index < $2 AND {in_log} AND (
     h.length IS NULL OR h.length <= e.chain_index OR (h.length = e.chain_index + 1 AND h.hash <> e.event_hash)
 )
 ORDER BY e.log_index LIMIT 100

@@ -9,6 +9,7 @@ import orjson
 
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.catalog.self_events import CATEGORY, correlation_of
+from app.events.log import Log
 from app.events.positions import Positions, Range
 from app.events.record import Row, is_logged
 from app.tlog.tiles import SQL
@@ -34,21 +35,19 @@ class Evidence:
 NO_EVIDENCE = Evidence()
 
 
-async def read_evidence(
-    connection: Connection, log_name: str, correlation_ids: Sequence[str] | None = None
-) -> Evidence:
-    """The evidence in the log named `log_name`, or only that in some correlations. Self events that do not match the log are ignored.
+async def read_evidence(connection: Connection, log: Log, correlation_ids: Sequence[str] | None = None) -> Evidence:
+    """The evidence in the log, or only that in some correlations. Self events that do not match the log are ignored.
 
     `connection` is in a snapshot. Only self events are read, and a few at a time, whatever else their correlations contain.
     """
     recorded = _Recorded()
-    async for payload, position in read_records(connection, log_name, correlation_ids):
+    async for payload, position in read_records(connection, log, correlation_ids):
         recorded.add(payload, position)
     return recorded.evidence()
 
 
 async def read_records(
-    connection: Connection, log_name: str, correlation_ids: Sequence[str] | None = None
+    connection: Connection, log: Log, correlation_ids: Sequence[str] | None = None
 ) -> AsyncIterator[tuple[dict[str, Any], int]]:
     """The self events that are evidence: payload and position in the log of each. As read_evidence()."""
     rows = connection.cursor(
@@ -56,7 +55,7 @@ async def read_records(
     )
     async for row in rows:
         payload = orjson.loads(row["event_data"])
-        if is_evidence(row, payload) and _matches_log(row, log_name):
+        if is_evidence(row, payload) and _matches_log(row, log):
             yield payload, row["log_index"]
 
 
@@ -100,15 +99,15 @@ class _Recorded:
         return Evidence(Positions(not_restored), Positions(self._erased))
 
 
-async def leaves_at(connection: Connection, positions: list[int]) -> dict[int, str]:
+async def leaves_at(connection: Connection, log: Log, positions: list[int]) -> dict[int, str]:
     """The leaf hashes of the log at these positions, in hex, where it has any."""
-    rows = await connection.fetch(SQL["leaves_at"], positions)
+    rows = await connection.fetch(SQL.of(log)["leaves_at"], positions)
     return {row["position"]: row["leaf"].hex() for row in rows}
 
 
-def _matches_log(row: Row, log_name: str) -> bool:
+def _matches_log(row: Row, log: Log) -> bool:
     """Whether a row is the event that the log has at its position. A self event that is evidence is never erased."""
     is_erased = row["payload_commitment"] is not None
-    if is_erased or row["log_id"] != 0 or row["event_date"] != row["event_timestamp"].date():
+    if is_erased or row["log_id"] != log.id or row["event_date"] != row["event_timestamp"].date():
         return False
-    return is_logged(row, log_name) and bool(row["event_hash"] == row["leaf"])
+    return is_logged(row, log) and bool(row["event_hash"] == row["leaf"])

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.db import LONG_FETCH_SECONDS, Connection
+from app.events.log import Log
 from app.events.positions import NO_POSITIONS, Positions
 from app.tlog.merkle import HASH_BYTES
 from app.tlog.tiles import SQL
@@ -88,11 +89,11 @@ class MissingPositions:
 
 
 async def judge_gaps_by_leaf(
-    connection: Connection, gaps: Sequence[Gap], missing: MissingPositions
+    connection: Connection, log: Log, gaps: Sequence[Gap], missing: MissingPositions
 ) -> list[GapVerdict]:
     """Whether each gap is a purge: the hash of its last event is the leaf of a purged position. `connection` is in a snapshot."""
     wanted = frozenset(gap.last_hash for gap in gaps)
-    positions = await _purged_positions(connection, missing.purged, wanted) if gaps else {}
+    positions = await _purged_positions(connection, log, missing.purged, wanted) if gaps else {}
     verdicts: list[GapVerdict] = []
     for start in range(0, len(gaps), _GAPS_AT_ONCE):
         some = gaps[start : start + _GAPS_AT_ONCE]
@@ -101,7 +102,9 @@ async def judge_gaps_by_leaf(
     return verdicts
 
 
-async def _purged_positions(connection: Connection, purged: Positions, wanted: Container[str]) -> dict[str, int]:
+async def _purged_positions(
+    connection: Connection, log: Log, purged: Positions, wanted: Container[str]
+) -> dict[str, int]:
     """The positions of those of the leaf hashes `wanted`, in hex, that are at purged positions."""
     found: dict[str, int] = {}
     if not purged:
@@ -110,7 +113,7 @@ async def _purged_positions(connection: Connection, purged: Positions, wanted: C
         end = start + _LEAVES_AT_ONCE
         if not purged.count(start, end):
             continue
-        for row in await connection.fetch(SQL["leaves"], start, end, timeout=LONG_FETCH_SECONDS):
+        for row in await connection.fetch(SQL.of(log)["leaves"], start, end, timeout=LONG_FETCH_SECONDS):
             first, leaves = row["first"], row["leaves"]
             for low, high in purged.within(first, first + len(leaves) // HASH_BYTES):
                 joined = leaves[(low - first) * HASH_BYTES : (high - first) * HASH_BYTES].hex()
@@ -121,7 +124,7 @@ async def _purged_positions(connection: Connection, purged: Positions, wanted: C
     return found
 
 
-async def judge_gap_by_leaf(connection: Connection, gap: Gap, purged: Positions) -> GapVerdict:
+async def judge_gap_by_leaf(connection: Connection, log: Log, gap: Gap, purged: Positions) -> GapVerdict:
     """Whether the gap is a purge: the leaf of its last event is at a purged position. `purged` is as recorded in the log.
 
     `connection` is in a snapshot.
@@ -131,7 +134,7 @@ async def judge_gap_by_leaf(connection: Connection, gap: Gap, purged: Positions)
     position_after = _POSITION_END if gap.position_after is None else gap.position_after
     try:
         last = await connection.fetchval(
-            SQL["position_of_leaf"],
+            SQL.of(log)["position_of_leaf"],
             bytes.fromhex(gap.last_hash),
             gap.position_before,
             position_after,
@@ -143,7 +146,7 @@ async def judge_gap_by_leaf(connection: Connection, gap: Gap, purged: Positions)
         return _NO_PURGE
     first = gap.position_before + 1
     with_rows = await connection.fetchrow(
-        SQL["count_positions_with_rows"], first, last, str(purged), timeout=LONG_FETCH_SECONDS
+        SQL.of(log)["count_positions_with_rows"], first, last, str(purged), timeout=LONG_FETCH_SECONDS
     )
     assert with_rows is not None
     purged_between = purged.count(first, last)

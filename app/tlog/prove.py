@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection, on_first_connections
 from app.errors import Conflict, NotFound, Unavailable
+from app.events.log import Log
 from app.events.record import commitment, committed_jcs, is_logged, record
 from app.tlog import merkle
 from app.tlog.proof import Proof
@@ -38,58 +39,58 @@ class Consistency:
     checkpoint: str
 
 
-async def prove_event(engine: AsyncEngine, event_id: UUID, log_name: str) -> EventProof:
+async def prove_event(engine: AsyncEngine, event_id: UUID, log: Log) -> EventProof:
     """The proof that the log of the published checkpoint has an event.
 
     Raises NotFound when there is no such event in the log or no checkpoint, NotSignedYet, and Conflict when the row does not
     match the log: a proof of it would not verify.
     """
     async with driver_connection(engine) as connection:
-        size, note = await _published_checkpoint(connection)
+        size, note = await _published_checkpoint(connection, log)
         rows = await connection.fetch(SQL["rows_with_id"], event_id)
         if not rows:
             raise NotFound(f"There is no event {event_id}.")
-        row = next((row for row in rows if is_logged(row, log_name)), rows[0]) if len(rows) > 1 else rows[0]
+        row = next((row for row in rows if is_logged(row, log)), rows[0]) if len(rows) > 1 else rows[0]
         index = row["log_index"]
         if index is None or index < 0 or (index >= size and row["leaf"] is None):
             raise NotFound(f"Event {event_id} was inserted by SQL and has no position in the log.")
         if index >= size:
             raise NotSignedYet
-        content, committed_object = _record_and_committed(row, log_name)
+        content, committed_object = _record_and_committed(row, log.name)
         ranges = merkle.inclusion_ranges(index, size) if index >= 0 else []
-        leaf, *hashes = await range_roots(connection, [(index, index + 1), *ranges])
+        leaf, *hashes = await range_roots(connection, log, [(index, index + 1), *ranges])
     if leaf != merkle.leaf_hash(content):
         raise Conflict(f"Event {event_id} is not as it was logged, so it cannot be proved: run `datastorage verify`.")
     return EventProof(Proof(content, index, tuple(hashes), note), row["payload_salt"], committed_object)
 
 
-async def warm(engine: AsyncEngine) -> None:
+async def warm(engine: AsyncEngine, log: Log) -> None:
     """Run each statement once on the first connections of the pool: planning it first over many partitions is slow."""
 
     async def run_each(connection: Connection) -> None:
-        await connection.fetchrow(SQL["published_checkpoint"])
+        await connection.fetchrow(SQL.of(log)["published_checkpoint"])
         await connection.fetchrow(SQL["rows_with_id"], UUID(int=0))
-        await connection.fetch(SQL["leaves"], 0, 0)
-        await connection.fetch(SQL["tiles"], [1], [0])
+        await connection.fetch(SQL.of(log)["leaves"], 0, 0)
+        await connection.fetch(SQL.of(log)["tiles"], [1], [0])
 
     await on_first_connections(engine, run_each)
 
 
-async def prove_consistency(engine: AsyncEngine, old: int, new: int | None) -> Consistency | int:
+async def prove_consistency(engine: AsyncEngine, log: Log, old: int, new: int | None) -> Consistency | int:
     """The proof that the log of `old` leaves is a prefix of the log of `new`, by default of the published checkpoint's.
 
     If a size is larger than the published checkpoint's, that size is returned instead. NotFound when there is no checkpoint.
     """
     async with driver_connection(engine) as connection:
-        size, note = await _published_checkpoint(connection)
+        size, note = await _published_checkpoint(connection, log)
         new = size if new is None else new
         if not old <= new <= size:
             return size
-        return Consistency(old, new, await range_roots(connection, merkle.consistency_ranges(old, new)), note)
+        return Consistency(old, new, await range_roots(connection, log, merkle.consistency_ranges(old, new)), note)
 
 
-async def _published_checkpoint(connection: Connection) -> tuple[int, str]:
-    row = await connection.fetchrow(SQL["published_checkpoint"])
+async def _published_checkpoint(connection: Connection, log: Log) -> tuple[int, str]:
+    row = await connection.fetchrow(SQL.of(log)["published_checkpoint"])
     if row is None:
         raise NotFound(
             "No checkpoint was signed yet, so nothing can be proved: /tlog/key shows whether there is a key."

@@ -18,6 +18,7 @@ from contextlib import suppress
 from app import metrics
 from app.db import Connection
 from app.errors import AuditError
+from app.events.log import Log
 from app.tlog import merkle
 from app.tlog.keys import SigningKey
 from app.tlog.note import (
@@ -49,8 +50,11 @@ class RowsInserted(HashesMissing):
 class Signer:
     """Signs with the log's key; remembers the newest checkpoint it has seen."""
 
-    def __init__(self, key: SigningKey, newest_copy: Callable[[], str | None] = lambda: None) -> None:
-        """`newest_copy` reads the newest checkpoint that was copied outside the database, as a note."""
+    def __init__(
+        self, key: SigningKey, newest_copy: Callable[[], str | None] = lambda: None, of_log: Log | None = None
+    ) -> None:
+        """`newest_copy` reads the newest checkpoint that was copied outside the database, as a note. `of_log` is by default log 0."""
+        self._log = of_log or Log(0, key.public.name)
         self.key = key
         self._newest_copy = newest_copy
         self._last_signed: Checkpoint | None = None
@@ -62,7 +66,9 @@ class Signer:
         signature: the note is not published before the commit.
         """
         async with connection.transaction():
-            notes = [await connection.fetchval(SQL[name]) for name in ("lock_signer", "newest_checkpoint")]
+            notes = [
+                await connection.fetchval(SQL.of(self._log)[name]) for name in ("lock_signer", "newest_checkpoint")
+            ]
             if self._last_signed is None:
                 notes.append(self._newest_copy())
             earlier = {self._verified(note) for note in notes if note is not None}
@@ -74,22 +80,22 @@ class Signer:
         return signed
 
     async def _sign_next(self, connection: Connection, earlier: set[Checkpoint]) -> Checkpoint | None:
-        size, signed_size = await tiled_size(connection), max((one.size for one in earlier), default=0)
+        size, signed_size = await tiled_size(connection, self._log), max((one.size for one in earlier), default=0)
         if size < signed_size:
-            if (leaves := await log_size(connection)) < signed_size:
+            if (leaves := await log_size(connection, self._log)) < signed_size:
                 raise SigningRefused(
                     "rolled_back", f"the log has {leaves} leaves, but a checkpoint of {signed_size} was signed"
                 )
             return None  # tiles were lost, and another process builds them again
         if size == signed_size and len(earlier) < 2 and self._last_signed is not None:
             return None
-        root = await _consistent_root(connection, size, earlier)
+        root = await _consistent_root(connection, self._log, size, earlier)
         if size == signed_size:
             return None
         checkpoint = Checkpoint(self.key.public.name, size, root)
         note = sign_checkpoint(checkpoint, self.key.private)
-        await connection.execute(SQL["record_signed"], note)
-        await connection.execute(SQL["store_checkpoint"], size, note)
+        await connection.execute(SQL.of(self._log)["record_signed"], note)
+        await connection.execute(SQL.of(self._log)["store_checkpoint"], size, note)
         return checkpoint
 
     def _verified(self, note: str) -> Checkpoint:
@@ -108,11 +114,11 @@ class Signer:
         )
 
 
-async def _consistent_root(connection: Connection, size: int, earlier: set[Checkpoint]) -> bytes:
+async def _consistent_root(connection: Connection, of_log: Log, size: int, earlier: set[Checkpoint]) -> bytes:
     """The log's root, once every earlier checkpoint is proved to be a prefix of it; SigningRefused if one is not."""
     plans = {one: merkle.consistency_ranges(one.size, size) for one in earlier}
     ranges = {(0, size), *(leaves for plan in plans.values() for leaves in plan)}
-    roots = dict(zip(ranges, await range_roots(connection, list(ranges)), strict=True))
+    roots = dict(zip(ranges, await range_roots(connection, of_log, list(ranges)), strict=True))
     root = roots[0, size]
     for one, plan in plans.items():
         if not merkle.verify_consistency(one.size, size, one.root, root, [roots[leaves] for leaves in plan]):
@@ -120,10 +126,10 @@ async def _consistent_root(connection: Connection, size: int, earlier: set[Check
     return root
 
 
-async def signed_size(connection: Connection, keys: Iterable[PublicKey]) -> int:
+async def signed_size(connection: Connection, of_log: Log, keys: Iterable[PublicKey]) -> int:
     """How many events the largest checkpoint in the database covers that one of `keys` has signed; 0 without one."""
     trusted, size = tuple(keys), 0
-    for row in await connection.fetch(SQL["newest_notes"]):
+    for row in await connection.fetch(SQL.of(of_log)["newest_notes"]):
         with suppress(MalformedNote, NoValidSignature):
             size = max(size, verified_checkpoint(row["note"], trusted).size)
     return size

@@ -12,12 +12,13 @@ from typing import Self
 
 from app.db import Connection
 from app.errors import AuditError
+from app.events.log import Log
 from app.sql import load
 from app.tlog import merkle
 from app.tlog.merkle import HASH_BYTES, Node, Range
 
 SQL = load("tlog")
-log = logging.getLogger(__name__)
+_logger = logging.getLogger(__name__)
 WIDTH = 256
 _WIDTH_BITS = 8
 _LEVEL_MAX = 5
@@ -57,33 +58,33 @@ class Tile:
         return tile if tile.path == path else None
 
 
-async def log_size(connection: Connection) -> int:
+async def log_size(connection: Connection, log: Log) -> int:
     """How many leaves the log has. Raises HashesMissing when it has no flush, not even the empty first one."""
-    row = await connection.fetchrow(SQL["log_end"])
+    row = await connection.fetchrow(SQL.of(log)["log_end"])
     if row is None:
         raise HashesMissing
     size: int = row["size"]
     return size
 
 
-async def tiled_size(connection: Connection) -> int:
+async def tiled_size(connection: Connection, log: Log) -> int:
     """The largest size, up to the log's, whose tree can be computed from the stored tiles."""
-    full_tiles: int = await connection.fetchval(SQL["level_size"], 1) or 0
-    return min(await log_size(connection), (full_tiles + 1) * WIDTH - 1)
+    full_tiles: int = await connection.fetchval(SQL.of(log)["level_size"], 1) or 0
+    return min(await log_size(connection, log), (full_tiles + 1) * WIDTH - 1)
 
 
-async def read_tile(connection: Connection, tile: Tile) -> bytes | None:
+async def read_tile(connection: Connection, log: Log, tile: Tile) -> bytes | None:
     """The hashes of a tile, concatenated; None when the log is not that large yet, or the tile is not stored yet."""
     if tile.level == 0:
         first = tile.index * WIDTH
-        if first + tile.width > await log_size(connection):
+        if first + tile.width > await log_size(connection, log):
             return None
-        return await _read_leaves(connection, first, first + tile.width)
-    hashes = (await _read_tiles(connection, {(tile.level, tile.index)})).get((tile.level, tile.index), b"")
+        return await _read_leaves(connection, log, first, first + tile.width)
+    hashes = (await _read_tiles(connection, log, {(tile.level, tile.index)})).get((tile.level, tile.index), b"")
     return hashes[: tile.width * HASH_BYTES] if len(hashes) >= tile.width * HASH_BYTES else None
 
 
-async def range_roots(connection: Connection, ranges: Sequence[Range]) -> list[bytes]:
+async def range_roots(connection: Connection, log: Log, ranges: Sequence[Range]) -> list[bytes]:
     """The roots over ranges that merkle.py plans, or over whole trees. Raises HashesMissing when a hash is missing."""
     wanted = {node for leaves in ranges for node in merkle.nodes(leaves)}
     roots: dict[Node, bytes] = {}
@@ -93,10 +94,10 @@ async def range_roots(connection: Connection, ranges: Sequence[Range]) -> list[b
         in_tile = [node for node in low if (node[1] << node[0]) // WIDTH == tile]
         first = min(index << level for level, index in in_tile)
         end = max((index + 1) << level for level, index in in_tile)
-        hashes = await _read_leaves(connection, first, end)
+        hashes = await _read_leaves(connection, log, first, end)
         roots |= {node: _subtree_root(hashes, node[0], (node[1] << node[0]) - first) for node in in_tile}
     high = wanted - roots.keys()
-    tiles = await _read_tiles(connection, {_tile_of(node) for node in high}) if high else {}
+    tiles = await _read_tiles(connection, log, {_tile_of(node) for node in high}) if high else {}
     for node in high:
         level, index = node
         level_in_tile = level % _WIDTH_BITS
@@ -104,58 +105,58 @@ async def range_roots(connection: Connection, ranges: Sequence[Range]) -> list[b
     return [merkle.range_root(leaves, roots) for leaves in ranges]
 
 
-async def extend_tiles(connection: Connection) -> bool:
+async def extend_tiles(connection: Connection, log: Log) -> bool:
     """Add the log's new leaves to the levels above 0; True when there are more of them than fit into one transaction.
 
     The caller's transaction holds the lock of try_lock_tiles. Raises HashesMissing when leaves are missing or tiles were changed.
     """
-    size_below, more = await log_size(connection), False
+    size_below, more = await log_size(connection, log), False
     for level in range(1, _LEVEL_MAX + 1):
         complete = size_below // WIDTH
-        size = await _trimmed_size(connection, level, complete)
+        size = await _trimmed_size(connection, log, level, complete)
         end = min(complete, size + _TILES_PER_TRANSACTION)
         more |= end < complete
         if size < end:
-            roots = [root async for root in _full_tile_roots(connection, level - 1, size, end)]
-            await _append_hashes(connection, level, size, roots)
+            roots = [root async for root in _full_tile_roots(connection, log, level - 1, size, end)]
+            await _append_hashes(connection, log, level, size, roots)
         if level == 1 and end % WIDTH == 0:
             await connection.execute(
-                SQL["begin_tile"], end // WIDTH
+                SQL.of(log)["begin_tile"], end // WIDTH
             )  # the log's end is looked for from the last tile on
         size_below = end
     return more
 
 
-async def _trimmed_size(connection: Connection, level: int, complete: int) -> int:
+async def _trimmed_size(connection: Connection, log: Log, level: int, complete: int) -> int:
     """How many hashes a level has, once the tiles are deleted that cannot be of the log, which has `complete` hashes there."""
-    size: int = await connection.fetchval(SQL["level_size"], level) or 0
+    size: int = await connection.fetchval(SQL.of(log)["level_size"], level) or 0
     tiles = complete // WIDTH if size > complete else size // WIDTH + 1
-    deleted = await connection.fetch(SQL["delete_tiles"], level, tiles)
+    deleted = await connection.fetch(SQL.of(log)["delete_tiles"], level, tiles)
     if deleted:
-        log.warning("tiles that are not of the log were deleted", extra={"level": level, "tiles": len(deleted)})
+        _logger.warning("tiles that are not of the log were deleted", extra={"level": level, "tiles": len(deleted)})
     return min(size, tiles * WIDTH)
 
 
-async def _full_tile_roots(connection: Connection, level: int, first: int, last: int) -> AsyncIterator[bytes]:
+async def _full_tile_roots(connection: Connection, log: Log, level: int, first: int, last: int) -> AsyncIterator[bytes]:
     """The roots of full tiles of one level, read some at a time."""
     for start in range(first, last, _TILES_AT_ONCE):
         end = min(last, start + _TILES_AT_ONCE)
         if level == 0:
-            hashes = await _read_leaves(connection, start * WIDTH, end * WIDTH)
+            hashes = await _read_leaves(connection, log, start * WIDTH, end * WIDTH)
         else:
-            tiles = await _read_tiles(connection, [(level, index) for index in range(start, end)])
+            tiles = await _read_tiles(connection, log, [(level, index) for index in range(start, end)])
             hashes = b"".join(tiles.get((level, index), b"") for index in range(start, end))
         for index in range(end - start):
             yield _subtree_root(hashes, _WIDTH_BITS, index * WIDTH)
             await sleep(0)  # other tasks may run between two tiles
 
 
-async def _append_hashes(connection: Connection, level: int, first: int, hashes: list[bytes]) -> None:
+async def _append_hashes(connection: Connection, log: Log, level: int, first: int, hashes: list[bytes]) -> None:
     """Append hashes, which begin at index `first` of the level, to its tiles."""
     while hashes:
         index, filled = divmod(first, WIDTH)
         part, hashes = hashes[: WIDTH - filled], hashes[WIDTH - filled :]
-        if not await connection.fetchval(SQL["append_to_tile"], level, index, filled, b"".join(part)):
+        if not await connection.fetchval(SQL.of(log)["append_to_tile"], level, index, filled, b"".join(part)):
             raise HashesMissing
         first += len(part)
 
@@ -174,11 +175,11 @@ def _subtree_root(hashes: bytes, level: int, first: int) -> bytes:
     return merkle.complete_root(part)
 
 
-async def _read_leaves(connection: Connection, first: int, end: int) -> bytes:
+async def _read_leaves(connection: Connection, log: Log, first: int, end: int) -> bytes:
     """The leaf hashes from position `first` up to, not including, `end`, concatenated. Raises HashesMissing when one is missing."""
     parts: list[bytes] = []
     position = first
-    for row in await connection.fetch(SQL["leaves"], first, end):
+    for row in await connection.fetch(SQL.of(log)["leaves"], first, end):
         if parts and row["first"] < position:
             continue  # inserted between: of flushes with one position the first counts
         if row["first"] != position or len(row["leaves"]) % HASH_BYTES:
@@ -190,8 +191,10 @@ async def _read_leaves(connection: Connection, first: int, end: int) -> bytes:
     return b"".join(parts)
 
 
-async def _read_tiles(connection: Connection, tiles: Iterable[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+async def _read_tiles(
+    connection: Connection, log: Log, tiles: Iterable[tuple[int, int]]
+) -> dict[tuple[int, int], bytes]:
     """Stored tiles, as hashes by level and index; without those that are not stored."""
     wanted = list(tiles)
-    rows = await connection.fetch(SQL["tiles"], [level for level, _ in wanted], [index for _, index in wanted])
+    rows = await connection.fetch(SQL.of(log)["tiles"], [level for level, _ in wanted], [index for _, index in wanted])
     return {(row["level"], row["index"]): row["hashes"] for row in rows}

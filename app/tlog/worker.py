@@ -14,6 +14,7 @@ from typing import NoReturn, Self
 import asyncpg
 
 from app.db import Connection, connect
+from app.events.log import Log
 from app.settings import Settings
 from app.tlog import merkle
 from app.tlog.copies import CheckpointCopies
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 class CheckpointWorker:
     """What the rounds need. Without a signer they extend the tiles and write heartbeats only."""
 
+    log: Log
     signer: Signer | None
     witnesses: Witnesses
     copies: CheckpointCopies
@@ -44,7 +46,7 @@ class CheckpointWorker:
     """Seconds without writes before a heartbeat; 0 for no heartbeats."""
 
     @classmethod
-    def create(cls, settings: Settings, key: SigningKey | None) -> Self:
+    def create(cls, settings: Settings, of_log: Log, key: SigningKey | None) -> Self:
         """The worker that the settings describe. Fatal when a configured witness is not valid."""
         if key is None:
             log.warning(
@@ -55,7 +57,8 @@ class CheckpointWorker:
             log.info("checkpoint signing is enabled", extra={"key": str(key.public)})
         copies = CheckpointCopies(settings.checkpoint_file, settings.checkpoint_url)
         return cls(
-            None if key is None else Signer(key, copies.newest_note),
+            of_log,
+            None if key is None else Signer(key, copies.newest_note, of_log),
             Witnesses([Witness.parse(text) for text in settings.witnesses]),
             copies,
             Alarms(),
@@ -84,7 +87,7 @@ class CheckpointWorker:
 
     async def restore_witness_sizes(self, connection: Connection) -> None:
         """Read from the stored cosignatures which size each witness has seen before this process began."""
-        row = await connection.fetchrow(SQL["last_cosignatures"])
+        row = await connection.fetchrow(SQL.of(self.log)["last_cosignatures"])
         if row is not None and self.witnesses:
             with suppress(ValueError):  # malformed: then each witness answers with its size
                 self.witnesses.restore_sizes(row["size"], row["cosignatures"])
@@ -92,13 +95,13 @@ class CheckpointWorker:
     async def run_round(self, connection: Connection, heartbeat: Heartbeat) -> None:
         """One round. Raises SigningRefused or HashesMissing; RowsInserted only after it has signed."""
         await self._write_heartbeat(connection, heartbeat)
-        while await _extend_tiles(connection):
+        while await _extend_tiles(connection, self.log):
             pass
         if self.signer is not None:
             await self.signer.sign(connection)
             await self._publish(connection)
             await self.copies.retry_post()
-        if (table := await connection.fetchval(SQL["beyond_log"])) is not None:
+        if (table := await connection.fetchval(SQL.of(self.log)["beyond_log"])) is not None:
             raise RowsInserted(
                 f"{table} has a row beyond the end of the log, or before its beginning, or of another log"
             )
@@ -106,11 +109,11 @@ class CheckpointWorker:
 
     async def _write_heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> None:
         """Call `heartbeat` after an interval in which nothing was written. The lock of the tiles makes it one replica's task."""
-        if await _end_if_idle(connection, self.heartbeat_seconds) is None:
+        if await _end_if_idle(connection, self.log, self.heartbeat_seconds) is None:
             return
         async with connection.transaction():
             has_lock = await connection.fetchval(SQL["try_lock_tiles"])
-            if has_lock and (end := await _end_if_idle(connection, self.heartbeat_seconds)):
+            if has_lock and (end := await _end_if_idle(connection, self.log, self.heartbeat_seconds)):
                 await heartbeat(end["size"], end["flushed_at"])
 
     async def _publish(self, connection: Connection) -> None:
@@ -121,7 +124,7 @@ class CheckpointWorker:
         async with connection.transaction():
             row = None
             if await connection.fetchval(SQL["try_lock_publishing"]):
-                row = await connection.fetchrow(SQL["unpublished_checkpoint"])
+                row = await connection.fetchrow(SQL.of(self.log)["unpublished_checkpoint"])
             if row is None:
                 return
             size, note = row["size"], row["note"]
@@ -129,20 +132,20 @@ class CheckpointWorker:
 
             async def prove(old: int) -> Sequence[bytes]:
                 async with one_query:
-                    return await range_roots(connection, merkle.consistency_ranges(old, size))
+                    return await range_roots(connection, self.log, merkle.consistency_ranges(old, size))
 
             lines = await self.witnesses.cosign(note, size, prove) if self.witnesses else ""
-            await connection.execute(SQL["publish_checkpoint"], size, lines)
+            await connection.execute(SQL.of(self.log)["publish_checkpoint"], size, lines)
         await self.copies.add(note + lines)
 
 
-async def _extend_tiles(connection: Connection) -> bool:
+async def _extend_tiles(connection: Connection, of_log: Log) -> bool:
     """Extend the tiles in one transaction, unless another process does; True when there are more."""
     async with connection.transaction():
-        return await connection.fetchval(SQL["try_lock_tiles"]) and await extend_tiles(connection)
+        return await connection.fetchval(SQL["try_lock_tiles"]) and await extend_tiles(connection, of_log)
 
 
-async def _end_if_idle(connection: Connection, seconds: float) -> asyncpg.Record | None:
+async def _end_if_idle(connection: Connection, of_log: Log, seconds: float) -> asyncpg.Record | None:
     """The end of the log, if nothing was written to it for `seconds`; None otherwise, or when `seconds` is 0."""
-    end = await connection.fetchrow(SQL["log_end"])
+    end = await connection.fetchrow(SQL.of(of_log)["log_end"])
     return end if end is not None and 0 < seconds <= end["silent_seconds"] else None

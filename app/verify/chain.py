@@ -15,6 +15,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
+from app.events.log import NO_LOG, Log
 from app.events.positions import NO_POSITIONS, Positions
 from app.events.record import Row
 from app.tlog.gaps import Gap
@@ -53,7 +54,7 @@ def gap_defect(gap: Gap, row: Row | None, detail: str = "") -> Defect:
 class ChainChecker:
     """Checks the sealed rows of one correlation, which come in the order of (chain_index, log_index); times are UTC."""
 
-    log_name: str = ""
+    log: Log = NO_LOG
     """Only check() needs it, which computes hashes."""
     erased: Positions = NO_POSITIONS
     """Log positions whose events may be marked as erased."""
@@ -76,7 +77,7 @@ class ChainChecker:
     def check(self, row: Row, leaf: str | None) -> None:
         """Check the next row: its link, its own hash, and the log's leaf at its position."""
         is_in_log_order = self.check_link(row)
-        defects = list(row_defects(row, leaf, self.log_name, self.erased))
+        defects = list(row_defects(row, leaf, self.log, self.erased))
         self.verified += not defects
         self.erased_total += not defects and row.get("payload_commitment") is not None
         if defects and not is_in_log_order:

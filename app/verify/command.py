@@ -14,6 +14,7 @@ from typing import Any
 from app.database_url import reason
 from app.db import DATABASE_ERRORS, Connection
 from app.errors import DatabaseAway, Fatal
+from app.events.log import NO_LOG
 from app.settings import Settings
 from app.terminal import one_line
 from app.tlog.copies import newest_note_in
@@ -70,7 +71,7 @@ async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _verify_all(connection: Connection, settings: Settings, anchors: TrustAnchors, processes: int) -> int:
     started = time.monotonic()
     snapshot = await connection.fetchval(SQL["export_snapshot"])
-    last_flush = await connection.fetchval(SQL["last_flush"])
+    last_flush = await connection.fetchval(SQL.of(NO_LOG)["last_flush"])
     processes = processes if (last_flush or 0) > _SMALL_LOG else 1
     with process_pool(settings, snapshot, processes) as pool:
         run = pool.run if processes > 1 else sequential_runner(connection)
@@ -87,7 +88,7 @@ async def _verify_correlation(
     connection: Connection, correlation_id: str, anchors: TrustAnchors, hmac_key: bytes | None
 ) -> int:
     log_result = await verify_tree_and_checkpoints(connection, anchors)
-    correlation_result = await verify_correlation(connection, correlation_id, log_result.log_name, hmac_key)
+    correlation_result = await verify_correlation(connection, correlation_id, log_result.log, hmac_key)
     defects = correlation_result.defects
     if correlation_result.head_defect is not None:
         defects.add(correlation_result.head_defect)
@@ -151,7 +152,7 @@ def _print_defects(defects: Iterable[Defect], count: int) -> None:
 
 def _summary(result: DatabaseResult) -> Iterable[str]:
     events = result.events
-    yield f"log {result.log_name}: {result.size:,} positions, {events.verified:,} of {events.total:,} events match the log"
+    yield f"log {result.log.name}: {result.size:,} positions, {events.verified:,} of {events.total:,} events match the log"
     if events.purged or events.erased:
         yield f"purged: {events.purged:,} events, erased: {events.erased:,} events, as recorded in the log"
     yield f"{result.chains:,} chains, {result.checkpoints} checkpoints"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from app.db import Connection
+from app.events.log import Log
 from app.events.positions import Positions
 from app.tlog.evidence import NO_EVIDENCE, Evidence, leaves_at, read_evidence
 from app.tlog.gaps import judge_gap_by_leaf
@@ -46,40 +47,40 @@ class CorrelationResult:
 
 
 async def verify_correlation(
-    connection: Connection, correlation_id: str, log_name: str, hmac_key: bytes | None = None
+    connection: Connection, correlation_id: str, log: Log, hmac_key: bytes | None = None
 ) -> CorrelationResult:
-    """Verify everything that is stored of one correlation in the log named `log_name`. `connection` is in a snapshot."""
-    result = await _verify_sealed(connection, correlation_id, log_name, NO_EVIDENCE)
+    """Verify everything that is stored of one correlation in `log`. `connection` is in a snapshot."""
+    result = await _verify_sealed(connection, correlation_id, log, NO_EVIDENCE)
     if result.is_sealed and not result.is_valid:  # only then does it matter what was purged and erased
-        evidence = await read_evidence(connection, log_name)
+        evidence = await read_evidence(connection, log)
         if evidence.purged or evidence.erased:
-            result = await _verify_sealed(connection, correlation_id, log_name, evidence)
+            result = await _verify_sealed(connection, correlation_id, log, evidence)
     result.unsealed = await verify_unsealed(connection, correlation_id, hmac_key)
     result.shadowed = await verify_ids_in(connection, correlation_id)
     return result
 
 
 async def _verify_sealed(
-    connection: Connection, correlation_id: str, log_name: str, evidence: Evidence
+    connection: Connection, correlation_id: str, log: Log, evidence: Evidence
 ) -> CorrelationResult:
-    chain = ChainChecker(log_name, evidence.erased)
+    chain = ChainChecker(log, evidence.erased)
     result = CorrelationResult(chain)
     async for rows in portions(connection, TLOG_SQL["chain_rows"], [correlation_id], widest="event_data"):
-        leaves = await leaves_at(connection, [row["log_index"] for row in rows if row["log_index"] is not None])
+        leaves = await leaves_at(connection, log, [row["log_index"] for row in rows if row["log_index"] is not None])
         async for row in yielding_to_others(rows):
             chain.check(row, leaves.get(row["log_index"]))
-        await _resolve_gaps(connection, result, evidence.purged)
+        await _resolve_gaps(connection, log, result, evidence.purged)
     head = await connection.fetchrow(SQL["chain_head"], correlation_id)
     result.head_defect = chain.check_head(None if head is None else (head["length"], head["hash"]))
-    await _resolve_gaps(connection, result, evidence.purged)
+    await _resolve_gaps(connection, log, result, evidence.purged)
     chain.defects.listed = mark_reordered(chain.defects.listed)
     return result
 
 
-async def _resolve_gaps(connection: Connection, result: CorrelationResult, purged: Positions) -> None:
+async def _resolve_gaps(connection: Connection, log: Log, result: CorrelationResult, purged: Positions) -> None:
     """Count each gap of the chain as purged, or make it a defect."""
     for gap, row in result.sealed.gaps:
-        verdict = await judge_gap_by_leaf(connection, gap, purged)
+        verdict = await judge_gap_by_leaf(connection, log, gap, purged)
         if verdict.is_purge:
             result.purged_total += gap.missing
         elif row is None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.errors import Fatal
+from app.events.log import Log
 from app.events.positions import Positions
 from app.tlog.evidence import Evidence, read_evidence
 from app.tlog.gaps import MissingPositions
@@ -67,8 +68,7 @@ class TrustAnchors:
 class DatabaseResult:
     """What verification found in the whole database."""
 
-    log_name: str
-    """The log's name."""
+    log: Log
     size: int
     """How many events the log has."""
     events: LogResult = field(default_factory=LogResult)
@@ -84,13 +84,14 @@ async def verify_database(
     connection: Connection, run: Runner, anchors: TrustAnchors, hmac_key: bytes | None = None
 ) -> DatabaseResult:
     """Verify everything. `connection` is in the snapshot that `run` uses for its items. Raises Fatal when there is no log."""
-    checkpoints = await _named_checkpoints(connection, anchors)
-    result = await _new_result(connection, checkpoints, anchors)
-    evidence = await read_evidence(connection, result.log_name)
+    log = await _read_log(connection)
+    checkpoints = await _named_checkpoints(connection, log, anchors)
+    result = await _new_result(connection, log, checkpoints, anchors)
+    evidence = await read_evidence(connection, result.log)
     items = [
-        WorkItem("tree", (_checkpoint_sizes(checkpoints), result.size), 0),
-        WorkItem("inserted", (result.size,), 0),
-        WorkItem("unlogged ids", (result.size,), 0),
+        WorkItem("tree", (result.log, _checkpoint_sizes(checkpoints), result.size), 0),
+        WorkItem("inserted", (result.log, result.size), 0),
+        WorkItem("unlogged ids", (result.log, result.size), 0),
         *await _position_items(connection, result, evidence),
     ]
     async for _, of_item in run(items):
@@ -115,9 +116,9 @@ async def verify_database(
             result.defects.extend(defects)
             gaps += may_be_purges
             if len(gaps) >= GAPS_AT_ONCE:
-                result.defects.extend(await verify_gaps(connection, gaps, missing))
+                result.defects.extend(await verify_gaps(connection, result.log, gaps, missing))
                 gaps.clear()
-    result.defects.extend(await verify_gaps(connection, gaps, missing))
+    result.defects.extend(await verify_gaps(connection, result.log, gaps, missing))
     result.defects.extend(await verify_equal_heads(connection))
     if not result.defects.count:  # else it is known already why the sum is another one
         result.defects.extend(await verify_sum_of_heads(connection, result.size))
@@ -130,22 +131,27 @@ async def verify_database(
 
 async def verify_tree_and_checkpoints(connection: Connection, anchors: TrustAnchors) -> DatabaseResult:
     """Verify the log's own tables and the checkpoints, but no row. `connection` is in a snapshot. Raises Fatal when there is no log."""
-    checkpoints = await _named_checkpoints(connection, anchors)
-    result = await _new_result(connection, checkpoints, anchors)
-    tree = await read_tree(connection, _checkpoint_sizes(checkpoints), result.size)
+    log = await _read_log(connection)
+    checkpoints = await _named_checkpoints(connection, log, anchors)
+    result = await _new_result(connection, log, checkpoints, anchors)
+    tree = await read_tree(connection, result.log, _checkpoint_sizes(checkpoints), result.size)
     _add_tree(result, tree, checkpoints, anchors)
     return result
 
 
-async def _new_result(
-    connection: Connection, checkpoints: "Sequence[_NamedCheckpoint]", anchors: TrustAnchors
-) -> DatabaseResult:
+async def _read_log(connection: Connection) -> Log:
     name = await connection.fetchval(SQL["log_name"], timeout=LONG_FETCH_SECONDS)
     if name is None:
         raise Fatal(
             "The table logs has no row for log 0: put it back, with the name that the events were hashed under."
         )
-    return DatabaseResult(name, await log_size(connection, [one.note for one in checkpoints], anchors.keys))
+    return Log(0, name)
+
+
+async def _new_result(
+    connection: Connection, log: Log, checkpoints: "Sequence[_NamedCheckpoint]", anchors: TrustAnchors
+) -> DatabaseResult:
+    return DatabaseResult(log, await log_size(connection, log, [one.note for one in checkpoints], anchors.keys))
 
 
 async def verify_links(
@@ -207,10 +213,10 @@ async def _verify_all_unsealed(
 
 
 async def _verify_many_positions(
-    connection: Connection, log_name: str, first: int, end: int, evidence: Evidence
+    connection: Connection, log: Log, first: int, end: int, evidence: Evidence
 ) -> LogResult:
     """verify_positions() in larger portions, for a process that answers no requests."""
-    return await verify_positions(connection, log_name, first, end, evidence, rows_max=_ROWS_MAX)
+    return await verify_positions(connection, log, first, end, evidence, rows_max=_ROWS_MAX)
 
 
 TASKS: dict[str, Callable[..., Any]] = {
@@ -236,12 +242,12 @@ def sequential_runner(connection: Connection) -> Runner:
 
 async def _position_items(connection: Connection, result: DatabaseResult, evidence: Evidence) -> list[WorkItem]:
     """Items for all positions of the log."""
-    rows = await connection.fetch(SQL["log_part_starts"], _EVENTS_PER_ITEM, timeout=LONG_FETCH_SECONDS)
+    rows = await connection.fetch(SQL.of(result.log)["log_part_starts"], _EVENTS_PER_ITEM, timeout=LONG_FETCH_SECONDS)
     edges = [*(row["first"] for row in rows if row["first"] < result.size), result.size]
     return [
         WorkItem(
             "positions",
-            (result.log_name, first, end, evidence.within(first, end)),
+            (result.log, first, end, evidence.within(first, end)),
             end - first,
         )
         for first, end in pairwise(edges)
@@ -272,9 +278,9 @@ class _NamedCheckpoint(NamedTuple):
     """The size in the database's column; None if it has none."""
 
 
-async def _named_checkpoints(connection: Connection, anchors: TrustAnchors) -> list[_NamedCheckpoint]:
+async def _named_checkpoints(connection: Connection, log: Log, anchors: TrustAnchors) -> list[_NamedCheckpoint]:
     """The checkpoints of the database, then the one from outside."""
-    rows = await connection.fetch(SQL["stored_checkpoints"], timeout=LONG_FETCH_SECONDS)
+    rows = await connection.fetch(SQL.of(log)["stored_checkpoints"], timeout=LONG_FETCH_SECONDS)
     stored = [
         _NamedCheckpoint(
             f"the stored checkpoint at {row['size']}" if row["size"] is not None else "the last signed checkpoint",
@@ -299,7 +305,7 @@ def _add_tree(
     """Add the defects of the log's own tables, and those of the checkpoints compared with the tree's roots."""
     result.defects.extend(tree.defects)
     result.checkpoints = len(checkpoints)
-    state = LogState(result.log_name, result.size, tree.roots)
+    state = LogState(result.log.name, result.size, tree.roots)
     for name, note, stored_size in checkpoints:
         defect = checkpoint_defect(name, note, anchors.keys, state)
         signed = parse_checkpoint(note)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from app.db import LONG_FETCH_SECONDS, Connection
+from app.events.log import Log
 from app.events.record import Row
 from app.tlog.evidence import read_evidence
 from app.tlog.gaps import Gap, MissingPositions, judge_gaps_by_leaf
@@ -26,10 +27,10 @@ class ChainGap(NamedTuple):
     """The event after the gap, as far as a defect names it; None if the chain's end is missing."""
 
 
-async def verify_gaps(connection: Connection, gaps: Sequence[ChainGap], missing: MissingPositions) -> Defects:
+async def verify_gaps(connection: Connection, log: Log, gaps: Sequence[ChainGap], missing: MissingPositions) -> Defects:
     """A defect for each gap that is not a purge. `connection` is in a snapshot."""
     defects = Defects()
-    verdicts = await judge_gaps_by_leaf(connection, [one.gap for one in gaps], missing)
+    verdicts = await judge_gaps_by_leaf(connection, log, [one.gap for one in gaps], missing)
     for one, verdict in zip(gaps, verdicts, strict=True):
         if not verdict.is_purge:
             defect = gap_defect(one.gap, one.row, verdict.detail)
@@ -37,7 +38,7 @@ async def verify_gaps(connection: Connection, gaps: Sequence[ChainGap], missing:
     return defects
 
 
-async def verify_heads_without_end(connection: Connection, log_name: str) -> Defects:
+async def verify_heads_without_end(connection: Connection, log: Log) -> Defects:
     """A defect for each head whose last event is missing and was not purged. `connection` is in a snapshot."""
     defects, gaps, missing = Defects(), list[ChainGap](), MissingPositions()
     has_evidence, correlation_id, known = False, "", 0
@@ -49,7 +50,7 @@ async def verify_heads_without_end(connection: Connection, log_name: str) -> Def
             if head["is_whole"] or head["rows"] >= head["length"] > 0:
                 continue
             if not has_evidence:
-                missing, has_evidence = MissingPositions((await read_evidence(connection, log_name)).purged), True
+                missing, has_evidence = MissingPositions((await read_evidence(connection, log)).purged), True
             if head["length"] > 0:
                 gap = Gap(head["length"] - head["rows"], head["length"], head["position"], None, head["hash"])
                 gaps.append(ChainGap(head["correlation_id"], gap))
@@ -57,9 +58,9 @@ async def verify_heads_without_end(connection: Connection, log_name: str) -> Def
                 message = f"edited: the head of this chain has length {head['length']}"
                 defects.add(Defect("edited", message, correlation_id=head["correlation_id"]))
         if len(gaps) >= GAPS_AT_ONCE:
-            defects.extend(await verify_gaps(connection, gaps, missing))
+            defects.extend(await verify_gaps(connection, log, gaps, missing))
             gaps.clear()
-    defects.extend(await verify_gaps(connection, gaps, missing))
+    defects.extend(await verify_gaps(connection, log, gaps, missing))
     return defects
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from app.db import LONG_FETCH_SECONDS, Connection
+from app.events.log import Log
 from app.events.positions import Positions
 from app.events.record import Row
 from app.tlog.evidence import Evidence
@@ -35,31 +36,31 @@ class LogResult:
 
 
 async def verify_positions(
-    connection: Connection, log_name: str, first: int, end: int, evidence: Evidence, *, rows_max: int = _ROWS_MAX
+    connection: Connection, log: Log, first: int, end: int, evidence: Evidence, *, rows_max: int = _ROWS_MAX
 ) -> LogResult:
     """Compare the rows at positions from `first` up to, not including, `end` with the leaves that the log has there.
 
     `connection` is in a snapshot.
     """
     result = LogResult()
-    leaves = await _read_leaves(connection, first, end)
+    leaves = await _read_leaves(connection, log, first, end)
     # Leaves and rows are merged: both come in the order of their positions.
     remaining = iter(leaves.items())
     position, leaf = next(remaining, (end, ""))
     last: _Checked | None = None
-    async for rows in portions(connection, SQL["log_rows"], first, end, widest="event_data", rows_max=rows_max):
+    async for rows in portions(connection, SQL.of(log)["log_rows"], first, end, widest="event_data", rows_max=rows_max):
         async for row in yielding_to_others(rows):
             index = row["log_index"]
             result.total += 1
             if last is not None and index == last.position:
-                last = _rightful(result, last, row, log_name, evidence)
+                last = _rightful(result, last, row, log, evidence)
                 continue
             _add_row(result, last)
             while position < index:
                 _add_missing(result, position, leaf, evidence.purged)
                 position, leaf = next(remaining, (end, ""))
             own_leaf = leaf if index == position else None
-            last = _Checked(index, own_leaf, row, list(row_defects(row, own_leaf, log_name, evidence.erased)))
+            last = _Checked(index, own_leaf, row, list(row_defects(row, own_leaf, log, evidence.erased)))
             if index == position:
                 position, leaf = next(remaining, (end, ""))
     _add_row(result, last)
@@ -88,18 +89,18 @@ def _add_row(result: LogResult, checked: _Checked | None) -> None:
     result.erased += not checked.defects and checked.row["payload_commitment"] is not None
 
 
-def _rightful(result: LogResult, last: _Checked, row: Row, log_name: str, evidence: Evidence) -> _Checked:
+def _rightful(result: LogResult, last: _Checked, row: Row, log: Log, evidence: Evidence) -> _Checked:
     """Which of two rows at one position is the event that was logged there; the other one was inserted."""
-    defects = list(row_defects(row, last.leaf, log_name, evidence.erased)) if last.defects else []
+    defects = list(row_defects(row, last.leaf, log, evidence.erased)) if last.defects else []
     other = last.row if last.defects and not defects else row
     result.defects.add(defect_of(other, "inserted", f"another event is at position {last.position} of the log too"))
     return last if other is row else last._replace(row=row, defects=defects)
 
 
-async def _read_leaves(connection: Connection, first: int, end: int) -> dict[int, str]:
+async def _read_leaves(connection: Connection, log: Log, first: int, end: int) -> dict[int, str]:
     """The leaf hashes of a part of the log in hex, by position and in order. Of two flushes with one position the first counts."""
     leaves: dict[int, str] = {}
-    flushes = await connection.fetch(SQL["flushes_between"], first, end, timeout=LONG_FETCH_SECONDS)
+    flushes = await connection.fetch(SQL.of(log)["flushes_between"], first, end, timeout=LONG_FETCH_SECONDS)
     for flush in flushes:
         flush_first, joined = flush["first_index"], flush["leaves"].hex()
         low = max(first, flush_first)

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import orjson
 
+from app.events.log import Log, place_of
 from app.events.neutral import ERASED, is_neutral, neutral_words
 from app.events.positions import Positions
 from app.events.record import Row, stored_hash
@@ -84,23 +85,24 @@ def defect_of(  # noqa: PLR0917 -- the last three are hashes, in the order of th
     )
 
 
-def row_defects(row: Row, leaf: str | None, log_name: str, erased: Positions) -> Iterator[Defect]:
+def row_defects(row: Row, leaf: str | None, log: Log, erased: Positions) -> Iterator[Defect]:
     """What is wrong with a sealed row by itself; nothing when its hash is `leaf`, the log's leaf at its position.
 
-    `leaf` is None where the log has no leaf; `erased` are the positions that were erased, as recorded in the log.
+    The row is of `log` or of one before it. `leaf` is None where its log has none; `erased` are the places (place_of) that were
+    erased, as recorded in the logs.
     """
     # These columns are not in the record.
     if row.get("event_date") != row.get("event_timestamp").date():
         yield defect_of(row, "edited", "event_date is not the UTC date of event_timestamp")
-    if row.get("log_id") != 0:
+    if row.get("log_id") is None or not 0 <= row.get("log_id") <= log.id:
         yield defect_of(row, "edited", f"log_id is {row.get('log_id')}, which is not this log")
     is_erased = row.get("payload_commitment") is not None
-    if is_erased and row.get("log_index") not in erased:
+    if is_erased and place_of(row.get("log_id"), row.get("log_index")) not in erased:
         yield defect_of(row, "edited", "marked as erased, but the log has no erasure event for it")
         return
     if is_erased and not _is_neutral(row):
         yield defect_of(row, "edited", "an erased event contains data again")
-    expected, actual = stored_hash(row, log_name), row.get("event_hash") or ""
+    expected, actual = stored_hash(row, log.name_of(row.get("log_id"))), row.get("event_hash") or ""
     if expected == actual == leaf:
         return
     if expected != actual:

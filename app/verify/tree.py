@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from app.db import LONG_FETCH_SECONDS, Connection
+from app.events.log import Log
 from app.tlog.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, hashes, root
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.tlog.tiles import WIDTH
@@ -25,10 +26,10 @@ class Tree:
     defects: Defects = field(default_factory=Defects)
 
 
-async def read_tree(connection: Connection, sizes: Collection[int], end: int) -> Tree:
+async def read_tree(connection: Connection, log: Log, sizes: Collection[int], end: int) -> Tree:
     """Read the log up to its end, check its flushes and tiles, and compute its roots at `sizes`. `connection` is in a snapshot."""
-    tree, tiles = Tree(roots={0: EMPTY_ROOT}), _RecomputedTiles(connection)
-    async for flushes in portions(connection, SQL["all_flushes"], end, widest="leaves"):
+    tree, tiles = Tree(roots={0: EMPTY_ROOT}), _RecomputedTiles(connection, log)
+    async for flushes in portions(connection, SQL.of(log)["all_flushes"], end, widest="leaves"):
         for flush in flushes:
             for leaf in _check_flush(tree, flush["first_index"], flush["count"], flush["leaves"]):
                 tree.frontier.append(leaf)
@@ -72,8 +73,9 @@ def _add_damage(tree: Tree, kind: Kind, message: str) -> None:
 class _RecomputedTiles:
     """The tiles of the levels above 0, computed from the leaves and compared with the stored ones."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, log: Log) -> None:
         self._connection = connection
+        self._log = log
         self._levels: list[list[bytes]] = [[]]
         """The hashes of the last tile of each level, which is not full."""
         self._counts = [0]
@@ -111,7 +113,9 @@ class _RecomputedTiles:
         computed = {(level, index): joined for level, index, joined in self._not_compared}
         self._not_compared = []
         arguments = [level for level, _ in computed], [index for _, index in computed]
-        for row in await self._connection.fetch(TLOG_SQL["tiles"], *arguments, timeout=LONG_FETCH_SECONDS):
+        for row in await self._connection.fetch(
+            TLOG_SQL.of(self._log)["tiles"], *arguments, timeout=LONG_FETCH_SECONDS
+        ):
             level, index, stored = row["level"], row["index"], row["hashes"]
             if not computed[level, index].startswith(stored):
                 message = f"edited: tile {level}/{index} of the log's tree is not made of the log's leaves"

@@ -13,6 +13,7 @@ from typing import NoReturn
 from app import metrics
 from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway
+from app.events.log import Log
 from app.settings import Settings
 from app.tlog.evidence import NO_EVIDENCE, read_evidence
 from app.tlog.merkle import HASH_BYTES, Frontier, hashes
@@ -41,10 +42,10 @@ _STATEMENT_TIMEOUT_MS = 600_000
 log = logging.getLogger(__name__)
 
 
-async def verify_forever(settings: Settings, log_name: str, keys: tuple[PublicKey, ...] = ()) -> NoReturn:
+async def verify_forever(settings: Settings, of_log: Log, keys: tuple[PublicKey, ...] = ()) -> NoReturn:
     """Verify the log again and again for as long as the process runs, whenever no other replica does."""
     rate = settings.verifier_events_per_second
-    verifier = Verifier(log_name, keys, min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND)))
+    verifier = Verifier(of_log, keys, min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND)))
 
     async def open_connection() -> Connection:
         opened = await connect(settings.model_copy(update={"statement_timeout_ms": _STATEMENT_TIMEOUT_MS}))
@@ -77,8 +78,8 @@ class Verifier:
     The tree so far is in this process only: after a start it is complete at the end of the next whole round.
     """
 
-    def __init__(self, log_name: str, keys: tuple[PublicKey, ...], part_events: int) -> None:
-        self._log_name = log_name
+    def __init__(self, of_log: Log, keys: tuple[PublicKey, ...], part_events: int) -> None:
+        self._log = of_log
         self._keys = keys
         self._part_events = part_events
         self._evidence = NO_EVIDENCE
@@ -99,7 +100,7 @@ class Verifier:
     async def verify_next_part(self, connection: Connection) -> int:
         """Verify the next part of the log and store the findings. Returns how many positions it had; 0 at the end of a round."""
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            state = await connection.fetchrow(SQL["verifier_state"])
+            state = await connection.fetchrow(SQL.of(self._log)["verifier_state"])
             first: int = 0 if state is None else state["position"]
             size = await self._size(connection)
             end = min(first + self._part_events, size)
@@ -115,28 +116,28 @@ class Verifier:
                 message = f"rolled back: the log has {size} events; {self._last_round[0]} were verified before"
                 defects.append(Defect("rolled back", message, position=size))
                 self._last_round = None
-        await _store_findings(connection, defects, 1 if state is None else state["round"])
+        await _store_findings(connection, self._log, defects, 1 if state is None else state["round"])
         if is_end:
             await self._end_round(connection, size)
             return 0
-        await connection.execute(SQL["set_verifier_position"], end)
+        await connection.execute(SQL.of(self._log)["set_verifier_position"], end)
         metrics.VERIFIER_POSITION.set(end)
         metrics.VERIFIED_EVENTS.inc(end - first)
         return end - first
 
     async def _size(self, connection: Connection) -> int:
         """How many positions the log has, whatever stands beyond its end."""
-        notes = [row["note"] for row in await connection.fetch(TLOG_SQL["newest_notes"])]
+        notes = [row["note"] for row in await connection.fetch(TLOG_SQL.of(self._log)["newest_notes"])]
         known = 0 if self._last_round is None else self._last_round[0]
-        return await log_size(connection, notes, self._keys, max(known, self._frontier.size))
+        return await log_size(connection, self._log, notes, self._keys, max(known, self._frontier.size))
 
     async def _verify_rest(self, connection: Connection, size: int) -> list[Defect]:
         """The defects of rows that are at no position of the log, and of heads without a last event, at the end of a round."""
         await self._count_unsealed(connection)
         found = [
-            await verify_inserted(connection, size),
-            await verify_unlogged_ids(connection, size),
-            await verify_heads_without_end(connection, self._log_name),
+            await verify_inserted(connection, self._log, size),
+            await verify_unlogged_ids(connection, self._log, size),
+            await verify_heads_without_end(connection, self._log),
             await verify_equal_heads(connection),
         ]
         if not any(defects.count for defects in found):  # else it is known already why the sum is another one
@@ -161,15 +162,15 @@ class Verifier:
         """The defects of positions from `first` up to, not including, `end`: of rows, heads, flushes and checkpoints."""
         if first == 0:
             self._evidence = NO_EVIDENCE
-        result = await verify_positions(connection, self._log_name, first, end, self._evidence)
+        result = await verify_positions(connection, self._log, first, end, self._evidence)
         if result.missing or result.defects.count:  # only then does it matter what was purged and erased meanwhile
-            self._evidence = await read_evidence(connection, self._log_name)
-            result = await verify_positions(connection, self._log_name, first, end, self._evidence)
+            self._evidence = await read_evidence(connection, self._log)
+            result = await verify_positions(connection, self._log, first, end, self._evidence)
         defects = mark_reordered(result.defects.listed, result.missing_leaves)
         defects += (await verify_ids_of(connection, result.defects.listed)).listed
         if result.missing:
             defects += await _missing_event_defects(connection, result)
-        for row in await connection.fetch(SQL["head_mismatches"], first, end):
+        for row in await connection.fetch(SQL.of(self._log)["head_mismatches"], first, end):
             message = f"edited: the chain's head does not match event {row['chain_index']} of the chain"
             defects.append(Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"]))
         return defects + await self._verify_tree(connection, first, end, size)
@@ -180,9 +181,12 @@ class Verifier:
             self._frontier = Frontier()
         if self._frontier.size != first:
             return []  # this process began in the middle of a round, or a flush is missing
-        notes = {row["size"]: row["note"] for row in await connection.fetch(SQL["checkpoints_within"], first, end)}
+        notes = {
+            row["size"]: row["note"]
+            for row in await connection.fetch(SQL.of(self._log)["checkpoints_within"], first, end)
+        }
         leaves, defects = b"", []
-        for row in await connection.fetch(TLOG_SQL["leaves"], first, end):
+        for row in await connection.fetch(TLOG_SQL.of(self._log)["leaves"], first, end):
             position = first + len(leaves) // HASH_BYTES
             if leaves and row["first"] < position:
                 message = f"inserted: another flush has the leaf at position {row['first']} of the log too"
@@ -198,7 +202,7 @@ class Verifier:
             self._frontier.append(leaf)
             at = self._frontier.size
             if at in notes:
-                state = LogState(self._log_name, size, {at: self._frontier.root()})
+                state = LogState(self._log.name, size, {at: self._frontier.root()})
                 defect = checkpoint_defect(f"the stored checkpoint at {at}", notes[at], self._keys, state)
                 defects += [] if defect is None else [defect]
             last = self._last_round
@@ -209,28 +213,28 @@ class Verifier:
     async def _end_round(self, connection: Connection, size: int) -> None:
         if self._frontier.size == size:
             self._last_round = size, self._frontier.root()
-        await connection.execute(SQL["end_verifier_round"], size)
-        await _export_finding_counts(connection)
+        await connection.execute(SQL.of(self._log)["end_verifier_round"], size)
+        await _export_finding_counts(connection, self._log)
         metrics.VERIFIER_ROUNDS.inc()
 
 
-async def _store_findings(connection: Connection, defects: list[Defect], round_number: int) -> None:
+async def _store_findings(connection: Connection, of_log: Log, defects: list[Defect], round_number: int) -> None:
     """Store the defects; count and log those that were not found before."""
     for defect in defects[:_FINDINGS_MAX]:
         position = -1 if defect.position is None else defect.position
         finding = position, defect.kind, defect.message, defect.correlation_id
-        if await connection.fetchval(SQL["store_finding"], *finding, round_number):
+        if await connection.fetchval(SQL.of(of_log)["store_finding"], *finding, round_number):
             metrics.VERIFIER_DEFECTS.labels(kind=defect.kind).inc()
             extra = {"kind": defect.kind, "position": position, "correlation_id": defect.correlation_id}
             log.critical(defect.message, extra=extra | {"event_id": str(defect.event_id or "")})
     if len(defects) > _FINDINGS_MAX:
         log.critical("more defects were found than are listed; run `datastorage verify`", extra={"count": len(defects)})
     if defects:
-        await _export_finding_counts(connection)
+        await _export_finding_counts(connection, of_log)
 
 
-async def _export_finding_counts(connection: Connection) -> None:
-    counts = Counter({row["kind"]: row["count"] for row in await connection.fetch(SQL["count_findings"])})
+async def _export_finding_counts(connection: Connection, of_log: Log) -> None:
+    counts = Counter({row["kind"]: row["count"] for row in await connection.fetch(SQL.of(of_log)["count_findings"])})
     for kind in metrics.DEFECT_KINDS:
         metrics.VERIFIER_FINDINGS.labels(kind=kind).set(counts[kind])
 

@@ -8,7 +8,8 @@ import pytest
 from app.metrics import UNSEALED, VERIFIER_FINDINGS, VERIFIER_POSITION
 from app.tlog import merkle
 from app.verify.worker import Verifier
-from tests.sealed import LOG, insert, plain_row, seal
+from tests.logs import FIRST_LOG
+from tests.sealed import insert, plain_row, seal
 
 Connection = asyncpg.Connection
 
@@ -34,7 +35,7 @@ async def owner(connection: Connection) -> Connection:
 
 async def test_honest_log(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
     """The verifier accuses an honest log, or does not come to its end."""
-    verifier = Verifier(LOG, (), 3)
+    verifier = Verifier(FIRST_LOG, (), 3)
     assert await verifier.try_lock(owner)
     for _ in range(2):
         await a_round(verifier, owner)
@@ -47,7 +48,7 @@ async def test_honest_log(owner: Connection, caplog: pytest.LogCaptureFixture) -
 @pytest.mark.damaged
 async def test_findings(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
     """A defect is not reported, is reported in every round, or is still shown after it was repaired."""
-    verifier = Verifier(LOG, (), 7)
+    verifier = Verifier(FIRST_LOG, (), 7)
     saved = await owner.fetch("SELECT * FROM audit_events WHERE log_index = 3")
     await owner.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 8")
     await owner.execute("DELETE FROM audit_events WHERE log_index = 3")
@@ -70,7 +71,7 @@ async def test_findings(owner: Connection, caplog: pytest.LogCaptureFixture) -> 
 async def test_unsealed_rows(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
     """Nobody is told that others have inserted rows, is told of those that were there, or an honest one counts as a defect."""
     await insert(owner, plain_row("rr-0"))
-    verifier = Verifier(LOG, (), 50)
+    verifier = Verifier(FIRST_LOG, (), 50)
     await a_round(verifier, owner)
     assert [record for record in caplog.records if record.levelno == logging.WARNING] == []
     await insert(owner, plain_row("rr-7"))
@@ -83,7 +84,7 @@ async def test_unsealed_rows(owner: Connection, caplog: pytest.LogCaptureFixture
 @pytest.mark.damaged
 async def test_rewritten_and_rolled_back(owner: Connection) -> None:
     """Between two rounds the log is rewritten consistently, or cut, and the process that saw it before reports nothing."""
-    verifier = Verifier(LOG, (), 7)
+    verifier = Verifier(FIRST_LOG, (), 7)
     await a_round(verifier, owner)
     leaves = b"".join(
         [
@@ -111,15 +112,15 @@ async def test_one_at_a_time(connection: Connection, database_url: str) -> None:
     """Two replicas verify the log at the same time."""
     from tests import databases
 
-    assert await Verifier(LOG, (), 7).try_lock(connection)
+    assert await Verifier(FIRST_LOG, (), 7).try_lock(connection)
     async with databases.connected(database_url) as other:
-        assert not await Verifier(LOG, (), 7).try_lock(other)
+        assert not await Verifier(FIRST_LOG, (), 7).try_lock(other)
 
 
 @pytest.mark.damaged
 async def test_lost_flushes(owner: Connection) -> None:
     """Flushes that were deleted with their rows go unnoticed, or end the round."""
-    verifier = Verifier(LOG, (), 7)
+    verifier = Verifier(FIRST_LOG, (), 7)
     await a_round(verifier, owner)  # it knows what it has seen
     await owner.execute(
         "DELETE FROM log_flushes WHERE first_index = 5; DELETE FROM audit_events WHERE log_index BETWEEN 5 AND 9"

@@ -18,6 +18,7 @@ from app.tlog.witness import Witnesses
 from app.tlog.worker import CheckpointWorker
 from tests import databases
 from tests.conftest import LOG_NAME
+from tests.logs import FIRST_LOG
 
 # Leaves without rows: verification would miss the events.
 pytestmark = pytest.mark.damaged
@@ -43,7 +44,7 @@ def new_key(name: str = LOG_NAME) -> SigningKey:
 
 
 def worker(signer: Signer | None, *, heartbeat_seconds: float = 0, file: Path | None = None) -> CheckpointWorker:
-    return CheckpointWorker(signer, Witnesses([]), CheckpointCopies(file, None), Alarms(), heartbeat_seconds)
+    return CheckpointWorker(FIRST_LOG, signer, Witnesses([]), CheckpointCopies(file, None), Alarms(), heartbeat_seconds)
 
 
 async def no_heartbeat(*_: object) -> None:
@@ -72,18 +73,24 @@ async def test_tiles_are_the_tree(connection: Connection) -> None:
         await write(connection, part)
         written += part
         async with connection.transaction():
-            assert not await extend_tiles(connection)
+            assert not await extend_tiles(connection, FIRST_LOG)
     size = len(written)
     level_1 = [merkle.root(written[start : start + 256]) for start in range(0, size // 256 * 256, 256)]
     for index in range(size // 256):
-        assert await read_tile(connection, Tile(0, index)) == b"".join(written[index * 256 : (index + 1) * 256])
-    assert await read_tile(connection, Tile(1, 0, len(level_1[:256]))) == b"".join(level_1[:256])
-    assert await read_tile(connection, Tile(0, size // 256, size % 256)) == b"".join(written[size // 256 * 256 :])
-    assert await read_tile(connection, Tile(0, size // 256, size % 256 + 1)) is None
+        assert await read_tile(connection, FIRST_LOG, Tile(0, index)) == b"".join(
+            written[index * 256 : (index + 1) * 256]
+        )
+    assert await read_tile(connection, FIRST_LOG, Tile(1, 0, len(level_1[:256]))) == b"".join(level_1[:256])
+    assert await read_tile(connection, FIRST_LOG, Tile(0, size // 256, size % 256)) == b"".join(
+        written[size // 256 * 256 :]
+    )
+    assert await read_tile(connection, FIRST_LOG, Tile(0, size // 256, size % 256 + 1)) is None
     sizes = [1, 2, 255, 256, 257, size - 1, size, *(chance.randrange(1, size) for _ in range(20))]
-    assert await range_roots(connection, [(0, one) for one in sizes]) == [merkle.root(written[:one]) for one in sizes]
+    assert await range_roots(connection, FIRST_LOG, [(0, one) for one in sizes]) == [
+        merkle.root(written[:one]) for one in sizes
+    ]
     for index in (0, 255, 256, size - 1, *(chance.randrange(size) for _ in range(20))):
-        proof = await range_roots(connection, merkle.inclusion_ranges(index, size))
+        proof = await range_roots(connection, FIRST_LOG, merkle.inclusion_ranges(index, size))
         assert merkle.verify_inclusion(index, size, written[index], proof, merkle.root(written))
 
 
@@ -93,16 +100,16 @@ async def test_a_log_of_three_levels(connection: Connection) -> None:
     for start in range(0, len(written), 10_000):
         await write(connection, written[start : start + 10_000])
     async with connection.transaction():
-        assert not await extend_tiles(connection)
+        assert not await extend_tiles(connection, FIRST_LOG)
     expected = [merkle.root(written), merkle.root(written[:65_536])]
-    assert await range_roots(connection, [(0, 70_000), (0, 65_536)]) == expected
-    assert await read_tile(connection, Tile(2, 0, 1)) == merkle.root(written[:65_536])
+    assert await range_roots(connection, FIRST_LOG, [(0, 70_000), (0, 65_536)]) == expected
+    assert await read_tile(connection, FIRST_LOG, Tile(2, 0, 1)) == merkle.root(written[:65_536])
     await connection.execute("DELETE FROM log_tiles")
     with pytest.raises(HashesMissing):
-        await range_roots(connection, [(0, 70_000)])
+        await range_roots(connection, FIRST_LOG, [(0, 70_000)])
     async with connection.transaction():
-        await extend_tiles(connection)
-    assert await range_roots(connection, [(0, 70_000), (0, 65_536)]) == expected
+        await extend_tiles(connection, FIRST_LOG)
+    assert await range_roots(connection, FIRST_LOG, [(0, 70_000), (0, 65_536)]) == expected
 
 
 async def test_two_replicas_sign_one_history(database_url: str, key: SigningKey) -> None:
@@ -222,7 +229,7 @@ async def test_a_crash_leaves_nothing_half_signed(database_url: str, connection:
     """A process that ends between tiles and checkpoint, or before the checkpoint's commit, stops or forks the log."""
     await write(connection, leaves(700))
     async with connection.transaction():
-        await extend_tiles(connection)
+        await extend_tiles(connection, FIRST_LOG)
     # The first crash: tiles are stored, nothing was signed. The second: signed, not committed.
     async with databases.connected(database_url) as crashing:
         transaction = crashing.transaction()

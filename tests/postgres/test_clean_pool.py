@@ -23,7 +23,8 @@ from app.tlog.prove import prove_consistency, prove_event
 from app.verify.correlation import verify_correlation
 from app.verify.snapshot import snapshot
 from app.workers import WorkerConnection
-from tests.sealed import LOG, seal
+from tests.logs import FIRST_LOG
+from tests.sealed import seal
 
 Connection = Any
 Read = Callable[[AsyncEngine], Awaitable[object]]
@@ -36,13 +37,13 @@ async def export(engine: AsyncEngine) -> None:
         pass
 
     async with snapshot(engine) as connection:
-        async for _ in Export(ExportQuery(format="ndjson"), "ada", LOG, None, None).stream(connection, nothing):
+        async for _ in Export(ExportQuery(format="ndjson"), "ada", FIRST_LOG, None, None).stream(connection, nothing):
             pass
 
 
 async def verify(engine: AsyncEngine) -> None:
     async with snapshot(engine) as connection:
-        await verify_correlation(connection, "rr-1", LOG, None)
+        await verify_correlation(connection, "rr-1", FIRST_LOG, None)
 
 
 def history(engine: AsyncEngine) -> Awaitable[object]:
@@ -65,8 +66,8 @@ READS: dict[str, Read] = {
     "notifications": lambda engine: notifications.page(engine, notifications.NotificationQuery()),
     "reconstruction": rebuild,
     "timeline": lambda engine: timeline.timeline(engine, "rr-1", 10, 0),
-    "proof": lambda engine: prove_event(engine, ID, LOG),
-    "consistency": lambda engine: prove_consistency(engine, 1, None),
+    "proof": lambda engine: prove_event(engine, ID, FIRST_LOG),
+    "consistency": lambda engine: prove_consistency(engine, FIRST_LOG, 1, None),
     "holds": lambda engine: holds(engine, history=True),
     "export": export,
     "verification": verify,

@@ -21,6 +21,7 @@ from app.retention.erase import Erasure, UnderHold
 from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from app.tlog.evidence import read_evidence
+from tests.logs import FIRST_LOG
 from tests.postgres.log import LOG, write
 from tests.postgres.test_tampering import erase as empty
 from tests.postgres.test_tampering import found_by_each, sign
@@ -124,7 +125,7 @@ async def test_held_is_not_erased(database_url: str, connection: Any, by: str) -
         await connection.execute("UPDATE audit_events SET legal_hold = true WHERE correlation_id = 'rr-2'")
     else:
         selector = Selector(correlation_id="rr-2") if by == "correlation" else Selector(actor_id="ada")
-        await holds.place(Settings(database_url=SecretStr(database_url)), LOG, selector, HoldOrder("eve", "why"))
+        await holds.place(Settings(database_url=SecretStr(database_url)), FIRST_LOG, selector, HoldOrder("eve", "why"))
     with pytest.raises(UnderHold, match="rr-2"):
         await erased(database_url, actor_id="ada")
     assert await connection.fetchval("SELECT count(payload_commitment) FROM audit_events") == 0
@@ -165,7 +166,7 @@ async def test_inserted_row_is_not_erased(database_url: str, connection: Any) ->
     assert (done.events, done.unsealed) == ([ids[0]], [forged["event_id"]])
     assert (await erased(database_url, event_ids=[forged["event_id"]])).events == []
     async with connection.transaction():
-        assert str((await read_evidence(connection, LOG)).erased) == "{[0,1)}"
+        assert str((await read_evidence(connection, FIRST_LOG)).erased) == "{[0,1)}"
     outside = await sign(connection)
     for kinds in await found_by_each(connection, "rr-9", outside):
         assert kinds & {"inserted", "edited"}

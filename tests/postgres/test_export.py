@@ -36,6 +36,7 @@ from app.tlog import merkle, note
 from app.tlog.keys import SigningKey
 from app.verify.snapshot import snapshot
 from tests.events import make_event, make_freeform
+from tests.logs import FIRST_LOG
 from tests.postgres.test_tampering import own
 
 LOG = "test.example/datastorage"
@@ -59,7 +60,7 @@ async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
 async def post(database_url: str) -> AsyncIterator[Post]:
     """Writes events, as bodies of the API, in one batch."""
     settings = Settings(database_url=SecretStr(database_url))
-    writer = Writer(Store(settings, LOG), settings)
+    writer = Writer(Store(settings, FIRST_LOG), settings)
     writer.start()
 
     async def post(*items: dict[str, Any]) -> None:
@@ -79,13 +80,13 @@ async def nothing() -> None:
 
 async def export(engine: AsyncEngine, query: ExportQuery = NDJSON, token: ResumeToken | None = None) -> bytes:
     async with snapshot(engine) as connection:
-        stream = Export(query, "ada", LOG, KEY, token).stream(connection, nothing)
+        stream = Export(query, "ada", FIRST_LOG, KEY, token).stream(connection, nothing)
         return b"".join([chunk async for chunk in stream])
 
 
 async def page(engine: AsyncEngine, signing: ExportKeyPair, **query: Any) -> dict[str, Any]:
     async with snapshot(engine) as connection:
-        stream = SignedPage(ExportQuery(**query), "ada", LOG, signing).stream(connection, nothing)
+        stream = SignedPage(ExportQuery(**query), "ada", FIRST_LOG, signing).stream(connection, nothing)
         found: dict[str, Any] = loads(b"".join([chunk async for chunk in stream]))
         return found
 
@@ -211,9 +212,9 @@ async def test_forged_files(engine: AsyncEngine, post: Post) -> None:
         forger := Ed25519PrivateKey.generate(), note.PublicKey(LOG, forger.public_key().public_bytes_raw())
     )
     async with snapshot(engine) as connection:
-        stream = Export(NDJSON, "ada", LOG, stranger).stream(connection, nothing)
+        stream = Export(NDJSON, "ada", FIRST_LOG, stranger).stream(connection, nothing)
         by_another = b"".join([chunk async for chunk in stream])
-        stream = Export(NDJSON, "ada", LOG, None).stream(connection, nothing)
+        stream = Export(NDJSON, "ada", FIRST_LOG, None).stream(connection, nothing)
         unsigned = b"".join([chunk async for chunk in stream])
     for forged, problem in (
         (by_another, "wrong key"),
@@ -431,7 +432,7 @@ async def test_failed_record_cuts_the_file(engine: AsyncEngine, post: Post) -> N
 
     sent = []
     async with snapshot(engine) as connection:
-        stream = Export(NDJSON, "ada", LOG, KEY).stream(connection, fail)
+        stream = Export(NDJSON, "ada", FIRST_LOG, KEY).stream(connection, fail)
         sent.append(await anext(stream))
         with pytest.raises(RuntimeError):
             await anext(stream)

@@ -19,15 +19,16 @@ from pydantic import SecretStr
 
 from app import db
 from app.errors import NotFound, Unavailable
-from app.ingest.store import SQL as INGEST
+from app.ingest.store import SQL as INGEST_STATEMENTS
 from app.retention import holds, purge, removal
-from app.retention.holds import SQL, HoldOrder, Selector
+from app.retention.holds import SQL as STATEMENTS
+from app.retention.holds import HoldOrder, Selector
 from app.retention.logged import action_store
 from app.retention.policy import Month, Terms
 from app.retention.removal import RetentionSession
 from app.settings import Settings
+from tests.logs import FIRST_LOG
 from tests.postgres import log
-from tests.postgres.log import LOG
 
 pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know purges
 NOW = datetime.now(UTC)
@@ -141,11 +142,13 @@ class Case:
         return event_id
 
     async def hold(self) -> Any:
-        return await holds.place(self.settings, LOG, Selector(correlation_id=self.correlation), HoldOrder("eve", "why"))
+        return await holds.place(
+            self.settings, FIRST_LOG, Selector(correlation_id=self.correlation), HoldOrder("eve", "why")
+        )
 
     async def purge_rows(self) -> int:
         connection = await db.connect(self.settings, statement_timeout="0", lock_timeout="10s")
-        async with action_store(self.settings, LOG) as store:
+        async with action_store(self.settings, FIRST_LOG) as store:
             session = RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62)
             deleted = await purge._pass(session, uuid4(), self.month, after=-1)
         await connection.close()
@@ -153,7 +156,7 @@ class Case:
 
     async def purge_month(self) -> bool:
         connection = await db.connect(self.settings, statement_timeout="0", lock_timeout="10s")
-        async with action_store(self.settings, LOG) as store:
+        async with action_store(self.settings, FIRST_LOG) as store:
             removed = await removal.remove_month(
                 RetentionSession(store, connection, Terms(NOW, 8, 2555), 2**62), self.month
             )
@@ -164,6 +167,7 @@ class Case:
 # The statements before which each session stops; STEPS is how often that is when it runs alone. A statement between two gates reads
 # nothing that the other session writes, except the end of the log, whose change the flush detects. RACE_ORDERS=full stops there, too.
 FULL = os.environ.get("RACE_ORDERS") == "full"
+INGEST, SQL = INGEST_STATEMENTS.of(FIRST_LOG), STATEMENTS.of(FIRST_LOG)
 HOLD_GATES = {SQL["mark_rows"], INGEST["flush"], "COMMIT"} | ({SQL["log_size"], INGEST["tail"]} if FULL else set())
 ROW_GATES = {SQL["due_events"], INGEST["flush"], SQL["purge"], "COMMIT"} | ({INGEST["tail"]} if FULL else set())
 MONTH_GATES = {INGEST["flush"], "COMMIT", SQL["drop_month"]} | ({SQL["month_unchanged"]} if FULL else set())

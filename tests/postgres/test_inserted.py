@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from app.db import create_engine
 from app.errors import NotFound
 from app.events.catalog import Catalog
+from app.events.log import Log
 from app.ingest.accept import Acceptance, Event, accept, check_item, single_id
 from app.ingest.store import Store
 from app.metrics import LOG_ALARMS
@@ -30,6 +31,7 @@ from app.verify.database import TrustAnchors, sequential_runner, verify_database
 from app.verify.extent import log_size
 from app.verify.worker import Verifier
 from tests.events import make_event
+from tests.logs import FIRST_LOG
 from tests.postgres.log import LOG, write
 from tests.postgres.test_background import a_round, findings
 from tests.postgres.test_checkpoints import leaves, new_key, no_heartbeat, worker
@@ -116,7 +118,7 @@ async def test_is_named(log: Connection, forge: Forge) -> None:
     for kinds in (with_all, {defect.kind for defect in nothing_known.defects.listed}):
         assert "inserted" in kinds
         assert kinds <= {"inserted", "removed", "edited"}  # its chain has no head, or its flush no event
-    verifier = Verifier(LOG, (), 2)
+    verifier = Verifier(FIRST_LOG, (), 2)
     await a_round(verifier, log)
     assert "inserted" in {kind for kind, _, _ in await findings(log)}
     # What was logged is not blamed: the three events match the log.
@@ -127,7 +129,7 @@ async def test_is_never_followed(log: Connection, database_url: str, forge: Forg
     """The next events go to positions behind a row that somebody inserted, in this process or in a new one, or a hold misses them."""
     await forge(log)
     ids = await write(database_url, {})
-    await place(settings_of(database_url), LOG, Selector(correlation_id="rr-1"), HoldOrder("Ada", "x"))
+    await place(settings_of(database_url), FIRST_LOG, Selector(correlation_id="rr-1"), HoldOrder("Ada", "x"))
     ids += await write(database_url, {}, {})
     assert await positions(log, ids) == [3, 5, 6]  # 4 is that of the hold
     rows = await log.fetch("SELECT legal_hold FROM audit_events WHERE event_id = ANY($1)", ids)
@@ -147,7 +149,7 @@ async def test_signing_goes_on(log: Connection, database_url: str, forge: Forge)
         await signing.run_round(log, no_heartbeat)
     except RowsInserted:
         told = True
-    assert await signed_size(log, key.all_public) == 5
+    assert await signed_size(log, FIRST_LOG, key.all_public) == 5
     # At a position of the log, or at none: only who reads every row can see it.
     at = await log.fetchval("SELECT log_index FROM audit_events WHERE correlation_id = 'rr-9'")
     is_event = await log.fetchval("SELECT EXISTS (SELECT FROM audit_events WHERE correlation_id = 'rr-9')")
@@ -163,15 +165,15 @@ async def test_flush_between(connection: Connection, database_url: str, place: i
     """A flush that somebody inserts between others, or where the next ones will be, hides leaves from who signs and who verifies."""
     key = SigningKey(KEY, PUBLIC)
     signing = worker(Signer(key))
-    store = Store(settings_of(database_url), LOG)
+    store = Store(settings_of(database_url), FIRST_LOG)
     await store.commit([made() for _ in range(4)], [], deadline())
     await flush(place)(connection)
     await store.commit([made() for _ in range(6)], [], deadline())
     await store.close()
     await signing.run_round(connection, no_heartbeat)
-    assert await signed_size(connection, key.all_public) == 10
+    assert await signed_size(connection, FIRST_LOG, key.all_public) == 10
     assert await found(connection) == {"inserted"}
-    verifier = Verifier(LOG, key.all_public, 3)
+    verifier = Verifier(FIRST_LOG, key.all_public, 3)
     await a_round(verifier, connection)
     assert {kind for kind, _, _ in await findings(connection)} == {"inserted"}
     assert (await found_in(connection, "rr-1"))[0] == set()
@@ -184,9 +186,9 @@ async def test_flush_of_all_positions(log: Connection, database_url: str, leaves
     assert await positions(log, await write(database_url, {})) == [2**31 + 2]
     assert await found(log) >= {"removed" if leaves_there == 0 else "edited"}
     assert (await found_in(log, "rr-1"))[0] == set()
-    rows = await log.fetch(TLOG_SQL["leaves"], 2**31 - 9, 2**31 + 3)
+    rows = await log.fetch(TLOG_SQL.of(FIRST_LOG)["leaves"], 2**31 - 9, 2**31 + 3)
     assert [len(row["leaves"]) for row in rows] == [0, 32]
-    verifier = Verifier(LOG, (), 2**32)
+    verifier = Verifier(FIRST_LOG, (), 2**32)
     await verifier.verify_next_part(log)
     assert await verifier.verify_next_part(log) == 0
     assert await findings(log)
@@ -211,11 +213,11 @@ async def test_start_behind_a_forged_run(log: Connection, database_url: str) -> 
     await log.execute("INSERT INTO log_tiles VALUES (0, 1, $1, $2)", FAR // 65536, bytes(32 * 200))
     await log.execute("INSERT INTO log_checkpoints (log_id, size, note) VALUES (0, $1, 'mine')", FAR + 5)
 
-    async def signed(connection: Any) -> int:
-        return await signed_size(connection, key.all_public)
+    async def signed(connection: Any, of_log: Log) -> int:
+        return await signed_size(connection, of_log, key.all_public)
 
     for reader in (signed, None):
-        store = Store(settings_of(database_url), LOG, reader)
+        store = Store(settings_of(database_url), FIRST_LOG, reader)
         assert await store._read_tail(await store.connection()) == (2, 1)
         await store.close()
 
@@ -236,7 +238,7 @@ async def test_tile_and_flush(connection: Connection, database_url: str, size: i
         size,
         b"".join(written[size:]),
     )
-    store = Store(settings_of(database_url), LOG)
+    store = Store(settings_of(database_url), FIRST_LOG)
     assert await store._read_tail(await store.connection()) == (size, 3)
     await store.close()
     with pytest.raises(RowsInserted):
@@ -273,13 +275,13 @@ async def test_proof_of_a_forgery(log: Connection, database_url: str) -> None:
         await event(position, chain_index=0)(log)
     for row in await log.fetch("SELECT event_id FROM audit_events WHERE correlation_id = 'rr-9'"):
         with pytest.raises(NotFound):
-            await prove_event(engine, row["event_id"], LOG)
+            await prove_event(engine, row["event_id"], FIRST_LOG)
     await engine.dispose()
 
 
 async def test_lost_flushes(log: Connection, database_url: str) -> None:
     """Where rows of log_flushes are missing, positions are given twice by a process that knows them, or nobody is told."""
-    store = Store(settings_of(database_url), LOG)
+    store = Store(settings_of(database_url), FIRST_LOG)
     assert await store._read_tail(await store.connection()) == (2, 1)
     before = LOG_ALARMS.labels(alarm="damaged")._value.get()
     await log.execute("DELETE FROM log_flushes WHERE first_index >= 1")
@@ -298,7 +300,7 @@ async def test_lost_flushes(log: Connection, database_url: str) -> None:
 async def test_events_of_another_replica(log: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that starts while others write takes their events for ones that have lost their flushes, and raises an alarm."""
     before = LOG_ALARMS.labels(alarm="damaged")._value.get()
-    store = Store(settings_of(database_url), LOG)
+    store = Store(settings_of(database_url), FIRST_LOG)
     original = store._end_of_events
 
     async def meanwhile(connection: Any, end: int) -> int:
@@ -319,10 +321,10 @@ async def test_lost_flushes_that_were_signed(log: Connection, database_url: str)
     await worker(Signer(key)).run_round(log, no_heartbeat)
     await log.execute("DELETE FROM log_flushes WHERE first_index >= 1")
 
-    async def signed(connection: Any) -> int:
-        return await signed_size(connection, key.all_public)
+    async def signed(connection: Any, of_log: Log) -> int:
+        return await signed_size(connection, of_log, key.all_public)
 
-    store = Store(settings_of(database_url), LOG, signed)
+    store = Store(settings_of(database_url), FIRST_LOG, signed)
     first, count = await store._read_tail(await store.connection())
     await store.close()
     assert first + count == 3
@@ -330,7 +332,7 @@ async def test_lost_flushes_that_were_signed(log: Connection, database_url: str)
 
 async def test_restored_database(log: Connection, database_url: str) -> None:
     """After a consistent rollback a process that has seen more cannot go on, or does not tell."""
-    store = Store(settings_of(database_url), LOG)
+    store = Store(settings_of(database_url), FIRST_LOG)
     await store._read_tail(await store.connection())
     before = LOG_ALARMS.labels(alarm="rolled_back")._value.get()
     await log.execute("SET session_replication_role = replica")
@@ -345,7 +347,7 @@ async def test_restored_database(log: Connection, database_url: str) -> None:
 async def test_a_long_way_to_the_end(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has not read the log for long does not come to its end."""
     monkeypatch.setattr("app.ingest.store._TAIL_STEPS", 2)
-    store = Store(settings_of(database_url), LOG)
+    store = Store(settings_of(database_url), FIRST_LOG)
     assert await store._read_tail(await store.connection()) == (2, 1)
     await write(database_url, *({} for _ in range(6)))
     assert await store._read_tail(await store.connection()) == (8, 1)
@@ -359,7 +361,7 @@ async def test_end_of_a_log_without_key(connection: Connection) -> None:
         await write_leaves(connection, written[start : start + 300])
     await worker(None).run_round(connection, no_heartbeat)
     await connection.execute("DELETE FROM log_flushes WHERE first_index = 300")
-    assert {await log_size(connection, [], (), known) for known in (0, 100, 300)} == {900}
+    assert {await log_size(connection, FIRST_LOG, [], (), known) for known in (0, 100, 300)} == {900}
 
 
 async def test_few_flushes_are_read_for_a_leaf(connection: Connection) -> None:
@@ -368,7 +370,9 @@ async def test_few_flushes_are_read_for_a_leaf(connection: Connection) -> None:
     for start in range(300):
         await write_leaves(connection, written[start : start + 1])
     await connection.execute("ANALYZE log_flushes")
-    plans = await connection.fetchval("EXPLAIN (ANALYZE, FORMAT JSON) " + TLOG_SQL["leaves_at"], [290, 295])
+    plans = await connection.fetchval(
+        "EXPLAIN (ANALYZE, FORMAT JSON) " + TLOG_SQL.of(FIRST_LOG)["leaves_at"], [290, 295]
+    )
     pending, read = [orjson.loads(plans)[0]["Plan"]], []
     while pending:
         node = pending.pop()

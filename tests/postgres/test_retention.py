@@ -17,8 +17,8 @@ from app.retention import holds, purge, removal
 from app.retention.holds import HoldOrder, Selector
 from app.settings import Settings
 from app.tlog.evidence import read_evidence
+from tests.logs import FIRST_LOG
 from tests.postgres import log
-from tests.postgres.log import LOG
 from tests.postgres.test_tampering import PURGED, found_by_each, sign
 from tests.sealed import insert, plain_row, seal
 
@@ -161,7 +161,7 @@ async def test_held_events_stay(database_url: str, connection: Connection, by: s
             "actor": Selector(actor_id="ada"),
             "time": Selector(time_from=MONTH_AGO - DAYS, time_to=MONTH_AGO + DAYS),
         }[by]
-        await holds.place(settings, LOG, selector, HoldOrder("eve", "why"))
+        await holds.place(settings, FIRST_LOG, selector, HoldOrder("eve", "why"))
         if by != "time":  # a row without a mark
             await connection.execute(INSERT.format(days=1, correlation="rr-held"), MONTH_AGO)
             held.append(await connection.fetchval("SELECT event_id FROM audit_events WHERE log_index IS NULL"))
@@ -235,7 +235,7 @@ async def test_position_of_another_event(database_url: str, connection: Connecti
         await insert(connection, plain_row("rr-9", **due, log_id=0, log_index=log_index))
     await purge.run(settings_of(database_url), NOW)
     async with connection.transaction():
-        purged = (await read_evidence(connection, LOG)).purged
+        purged = (await read_evidence(connection, FIRST_LOG)).purged
     assert str(purged) == ("{[2,5)}" if whole else "{[2,3),[4,5)}")
     assert await connection.fetchval("SELECT count(*) FROM audit_events WHERE log_index < 2") == 4
     assert (await purge.run(settings_of(database_url), NOW)).rows_deleted == 0

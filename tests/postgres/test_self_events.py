@@ -16,6 +16,7 @@ from app.ingest.writer import Writer
 from app.query.filter import EventQuery
 from app.query.page import page
 from app.settings import Settings
+from tests.logs import FIRST_LOG
 
 LOG = "test.example/datastorage"
 
@@ -23,7 +24,7 @@ LOG = "test.example/datastorage"
 async def test_self_events_are_written_and_left_out(database_url: str, connection: Any) -> None:
     """A self event is not sealed as others are, is in the chain of what it is about, or is in the pages of every client."""
     settings = Settings(database_url=SecretStr(database_url))
-    writer = Writer(Store(settings, LOG), settings)
+    writer = Writer(Store(settings, FIRST_LOG), settings)
     writer.start()
     about = uuid4()
     for name in sorted(SELF_EVENT_TYPES):

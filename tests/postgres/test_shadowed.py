@@ -29,6 +29,7 @@ from app.tlog.prove import prove_event
 from app.tlog.signer import Signer
 from app.verify.correlation import verify_correlation
 from app.verify.worker import Verifier
+from tests.logs import FIRST_LOG
 from tests.postgres.test_background import a_round, findings
 from tests.postgres.test_checkpoints import no_heartbeat, worker
 from tests.postgres.test_tampering import KEY, PUBLIC, found
@@ -71,7 +72,7 @@ def forged(request: pytest.FixtureRequest, connection: Connection) -> Callable[[
 
 async def kinds_in(connection: Connection, correlation_id: str) -> set[str]:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        report = await verify_correlation(connection, correlation_id, LOG)
+        report = await verify_correlation(connection, correlation_id, FIRST_LOG)
     assert report.is_valid == (not report.defects.count and report.head_defect is None)
     return {defect.kind for defect in report.defects.listed}
 
@@ -87,14 +88,14 @@ async def test_shadowed(database_url: str, connection: Connection, engine: Async
     assert "shadowed" in await found(connection)
     assert {"shadowed"} == await kinds_in(connection, "rr-real")
     assert "shadowed" in await kinds_in(connection, "rr-forged")
-    verifier = Verifier(LOG, (), 5)
+    verifier = Verifier(FIRST_LOG, (), 5)
     await a_round(verifier, connection)
     assert "shadowed" in {kind for kind, _, _ in await findings(connection)}
 
     shown = await pages.event_by_id(engine, event_id)
     assert shown is not None
     assert (shown["correlation_id"], shown["event_action"], "sealed" in shown) == ("rr-real", "step-0", False)
-    assert (await prove_event(engine, event_id, LOG)).proof.index == 0
+    assert (await prove_event(engine, event_id, FIRST_LOG)).proof.index == 0
     child = drafted(item("rr-real", parent_event_id=str(event_id)))
     async with replica(database_url) as one:
         dates = await find_parent_dates(engine, one.writer, [child], asyncio.get_running_loop().time() + 5)

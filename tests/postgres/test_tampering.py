@@ -26,6 +26,7 @@ from app.verify.correlation import verify_correlation
 from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
 from app.verify.worker import Verifier
 from tests import databases
+from tests.logs import FIRST_LOG
 from tests.postgres.test_background import a_round, findings
 from tests.sealed import LOG, insert, plain_row, seal, sealed_hash
 from tests.services import ROOT
@@ -86,7 +87,7 @@ async def found(connection: Connection, checkpoint: str | None = None) -> set[st
 async def found_in(connection: Connection, correlation_id: str) -> tuple[set[str], int, int]:
     """Of one correlation: kinds of defects, and how many of its events were purged and erased."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        report = await verify_correlation(connection, correlation_id, LOG)
+        report = await verify_correlation(connection, correlation_id, FIRST_LOG)
     kinds: set[str] = {defect.kind for defect in report.sealed.defects.listed}
     kinds |= {report.head_defect.kind} if report.head_defect else set()
     return kinds, report.purged_total, report.sealed.erased_total
@@ -97,7 +98,7 @@ async def found_by_each(connection: Connection, correlation_id: str, outside: st
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         unanchored = await verify_database(connection, sequential_runner(connection), TrustAnchors())
     await connection.execute("DELETE FROM verifier; DELETE FROM verifier_findings")
-    await a_round(Verifier(LOG, (), 7), connection)
+    await a_round(Verifier(FIRST_LOG, (), 7), connection)
     return (
         await found(connection, outside),
         {defect.kind for defect in unanchored.defects.listed},
@@ -427,10 +428,10 @@ async def test_evidence_is_read_in_portions(owner: Connection) -> None:
     tracemalloc.start()
     try:
         async with owner.transaction(isolation="repeatable_read", readonly=True):
-            evidence = await read_evidence(owner, LOG)
+            evidence = await read_evidence(owner, FIRST_LOG)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
         tracemalloc.reset_peak()
-        await a_round(Verifier(LOG, (), 500), owner)
+        await a_round(Verifier(FIRST_LOG, (), 500), owner)
         assert tracemalloc.get_traced_memory()[1] < 20_000_000  # of 30 MB that were posted
     finally:
         tracemalloc.stop()

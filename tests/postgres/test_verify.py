@@ -16,7 +16,8 @@ from app.settings import Settings
 from app.verify.correlation import CorrelationResult, verify_correlation
 from app.verify.database import TrustAnchors, sequential_runner, verify_database
 from app.verify.snapshot import snapshot
-from tests.sealed import LOG, insert, plain_row, seal
+from tests.logs import FIRST_LOG
+from tests.sealed import insert, plain_row, seal
 
 Connection = asyncpg.Connection
 PAYLOAD = '{"é": 1.5, "b": [1e-7, 1e21, true, null, "<\u2028\\u0001"], "a": {"z": 0.10, "y": -3}}'
@@ -35,7 +36,7 @@ async def insert_reference(
 
 async def report_of(connection: Connection, correlation_id: str, key: bytes | None = None) -> CorrelationResult:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return await verify_correlation(connection, correlation_id, LOG, key)
+        return await verify_correlation(connection, correlation_id, FIRST_LOG, key)
 
 
 async def log_defects(connection: Connection) -> list[str]:
@@ -255,9 +256,9 @@ async def reading(database_url: str) -> AsyncIterator[Connection]:
 async def test_write_beside_a_verification(connection: Connection, reading: Connection) -> None:
     """An event that is written while its chain is being verified looks like damage."""
     await seal(connection, "rr-1", {"event_data": PAYLOAD, "actor_ip": "2001:db8::1"})
-    assert (await verify_correlation(reading, "rr-1", LOG)).sealed.verified == 1
+    assert (await verify_correlation(reading, "rr-1", FIRST_LOG)).sealed.verified == 1
     await seal(connection, "rr-1", {})
-    assert (await verify_correlation(reading, "rr-1", LOG)).sealed.total == 1
+    assert (await verify_correlation(reading, "rr-1", FIRST_LOG)).sealed.total == 1
 
 
 @pytest.mark.damaged

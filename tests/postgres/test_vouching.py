@@ -19,6 +19,7 @@ from app.export.select import ExportQuery
 from app.sql import load
 from app.verify.correlation import verify_correlation
 from tests.events import make_event
+from tests.logs import FIRST_LOG
 from tests.postgres import test_export
 from tests.postgres.test_export import LOG, Post, events_of, export, page, verdict
 from tests.postgres.test_tampering import own
@@ -116,7 +117,7 @@ async def test_page(engine: AsyncEngine, post: Post, superuser: Connection, sign
     doubtful = set()
     for correlation in ("rr-1", "rr-2"):
         async with superuser.transaction(isolation="repeatable_read", readonly=True):
-            report = await verify_correlation(superuser, correlation, LOG)
+            report = await verify_correlation(superuser, correlation, FIRST_LOG)
         doubtful |= {str(defect.event_id) for defect in (*report.defects.listed, *report.unsealed.defects.listed)}
     nothing_said = await superuser.fetch("SELECT event_id::text FROM audit_events WHERE event_hash IS NULL")
     doubtful |= {row["event_id"] for row in nothing_said}

@@ -13,6 +13,7 @@ from app.tlog.signer import Alarms, Signer
 from app.tlog.tiles import SQL
 from app.tlog.witness import Witness, Witnesses
 from app.tlog.worker import CheckpointWorker
+from tests.logs import FIRST_LOG
 from tests.postgres.test_checkpoints import Connection, leaves, new_key, no_heartbeat, write
 from tests.witness import FakeWitness, serving
 
@@ -29,11 +30,11 @@ def witness() -> Iterator[FakeWitness]:
 
 def with_witness(*witnesses: FakeWitness) -> CheckpointWorker:
     asked = [Witness.parse(f"{one.key} {one.url}/") for one in witnesses]
-    return CheckpointWorker(Signer(KEY), Witnesses(asked), CheckpointCopies(None, None), Alarms(), 0)
+    return CheckpointWorker(FIRST_LOG, Signer(KEY), Witnesses(asked), CheckpointCopies(None, None), Alarms(), 0)
 
 
 async def served(connection: Connection) -> Note:
-    return Note.parse((await connection.fetchrow(SQL["published_checkpoint"]))["note"])
+    return Note.parse((await connection.fetchrow(SQL.of(FIRST_LOG)["published_checkpoint"]))["note"])
 
 
 def alarms(alarm: str) -> float:

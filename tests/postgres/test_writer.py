@@ -25,6 +25,7 @@ from app.ingest.store import LostRace, MonthDetached, Store, _claim_columns
 from app.ingest.submission import new_submission
 from app.ingest.writer import Writer
 from app.settings import Settings
+from tests.logs import FIRST_LOG
 from tests.proxy import proxy
 
 CATALOG = Catalog()
@@ -82,7 +83,7 @@ class Replica:
 @asynccontextmanager
 async def replica(database_url: str) -> AsyncIterator[Replica]:
     settings = Settings(database_url=SecretStr(database_url))
-    writer = Writer(Store(settings, LOG), settings)
+    writer = Writer(Store(settings, FIRST_LOG), settings)
     writer.start()
     yield Replica(writer)
     await writer.close()
@@ -225,7 +226,7 @@ async def test_claim_counts_only_while_its_row_exists(database_url: str, connect
 async def test_stalled_between_snapshot_and_insert(database_url: str, connection: Any) -> None:
     """A replica that read the log's end, then stalled, writes at positions that another replica has written to."""
     settings = Settings(database_url=SecretStr(database_url))
-    stalled = Store(settings, LOG)
+    stalled = Store(settings, FIRST_LOG)
     drafted = check_item(CATALOG, item("rr-1", event_action="stalled"), "", plain=False, depth=3)
     submission = await new_submission([drafted], [single_id(drafted)], Acceptance(datetime.now(UTC), {}, LOG))
     postgres = await stalled.connection()
@@ -273,7 +274,7 @@ async def test_the_writer_shows_when_it_writes(database_url: str, connection: An
     """Reads do not yield to a long flush or to a replay before its end, or yield to events that are only spooled."""
     settings, state = Settings(database_url=SecretStr(database_url)), OwnState()
     spool = Spool(tmp_path, 1 << 20)
-    writer = Writer(Store(settings, LOG), settings, spool, state, away=True)
+    writer = Writer(Store(settings, FIRST_LOG), settings, spool, state, away=True)
     writer.start()
     one = Replica(writer)
     await one.post(item())

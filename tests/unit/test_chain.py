@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 
+from app.events.log import Log
 from app.events.record import commitment, committed_jcs, record, record_leaf_hash
 from app.verify import row as rows_module
 from app.verify.chain import ChainChecker, gap_defect
@@ -46,7 +47,7 @@ def hash_of(row: Row) -> str:
 
 def check(rows: list[Row], head: tuple[int, str] | None) -> tuple[ChainChecker, list[tuple[Kind, int | None]]]:
     """The chain, and of each defect its kind and the log_index of its row."""
-    one = ChainChecker(LOG)
+    one = ChainChecker(Log(0, LOG))
     for row in rows:
         one.check(row, row["event_hash"])
     end = one.check_head(head)

@@ -23,6 +23,7 @@ from app.ingest.submission import Submission, new_submission
 from app.ingest.writer import Writer
 from app.settings import Settings
 from tests.events import make_event
+from tests.logs import FIRST_LOG
 
 LOG = "test.example/datastorage"
 CATALOG = Catalog()
@@ -58,7 +59,7 @@ async def fail_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that failed once costs every event until Postgres is back, or what it refused is replayed."""
     settings = Settings(database_url=SecretStr("postgresql://127.0.0.1:1/nothing"))
-    writer = Writer(Store(settings, LOG), settings, spool)
+    writer = Writer(Store(settings, FIRST_LOG), settings, spool)
     earlier = await submission()
     await spool.append([earlier])
     await fail_once(spool, monkeypatch)

@@ -5,10 +5,12 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from app.sql import load
+from app.sql import Statements, load
+from tests.logs import FIRST_LOG
 
 APP = Path(__file__).parents[2] / "app"
 STATEMENTS = {path.stem: load(path.stem) for path in (APP / "sql").glob("*.sql") if path.stem != "fragments"}
+KNOWN = [*STATEMENTS.values(), *(one.of(FIRST_LOG) for one in STATEMENTS.values())]
 MODULES = {path: ast.parse(path.read_text("utf-8")) for path in APP.rglob("*.py") if path.name != "__main__.py"}
 
 
@@ -18,7 +20,7 @@ def subscripts() -> Iterator[tuple[Path, dict[str, str], str]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
                 statements = value_of(path, node.value)
-                if isinstance(statements, dict) and statements in STATEMENTS.values():
+                if isinstance(statements, dict) and statements in KNOWN:
                     yield path, statements, str(node.slice.value)
 
 
@@ -29,6 +31,9 @@ def value_of(path: Path, node: ast.expr) -> object:
             return getattr(importlib.import_module(module), name, None)
         case ast.Call(func=ast.Name(id="load"), args=[ast.Constant(value=station)]):
             return STATEMENTS.get(str(station))
+        case ast.Call(func=ast.Attribute(value=of_file, attr="of")):
+            statements = value_of(path, of_file)
+            return statements.of(FIRST_LOG) if isinstance(statements, Statements) else None
     return None
 
 
@@ -42,4 +47,4 @@ def test_statements_that_are_named_exist() -> None:
 def test_statements_that_exist_are_named() -> None:
     """A statement stands in a file and nobody runs it."""
     texts = {n.value for tree in MODULES.values() for n in ast.walk(tree) if isinstance(n, ast.Constant)}
-    assert {name for statements in STATEMENTS.values() for name in statements} - texts == set()
+    assert {name for one in STATEMENTS.values() for name in one.of(FIRST_LOG)} - texts == set()
