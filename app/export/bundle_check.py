@@ -16,7 +16,16 @@ from app.errors import AuditError
 from app.events.canonical import loads_strict
 from app.events.catalog.self_events import CATEGORY, CORRELATIONS, correlation_of
 from app.events.positions import NO_POSITIONS, Positions, Range
-from app.export.bundle import RECORD_FIXED, BundledEvent, BundledGap, BundledLog, BundleFile, BundleManifest, parse
+from app.export.bundle import (
+    RECORD_FIXED,
+    BundledEvent,
+    BundledGap,
+    BundledLog,
+    BundledNotification,
+    BundleFile,
+    BundleManifest,
+    parse,
+)
 from app.export.file import COMMITTED, RecordReader
 from app.export.manifest import key_id, signed_bytes
 from app.export.result import CheckResult
@@ -41,7 +50,7 @@ RECORD_MEMBERS = frozenset(
         *("previous_event_hash", "recorded_at", "resource_type", "severity", "span_id", "trace_id", "v"),
     }
 )
-_ABOUT = {"hold": "hold_id", "retention": "operation_id", "event": "erasure_id"}
+_ABOUT = {"hold": "hold_id", "retention": "operation_id", "event": "erasure_id", "notification": "storing_id"}
 """By kind of a self event: the member of its payload that its correlation repeats."""
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
@@ -131,7 +140,7 @@ class _Checker:
         self._check_gaps(events)
         self._check_erased(events)
         self._check_unproved()
-        self._check_notifications()
+        self._check_notifications(evidence)
         self._check_timestamps()
         self._result.summary = list(self._summary(manifest, events, evidence))
 
@@ -422,14 +431,38 @@ class _Checker:
             except (ValueError, AuditError) as error:
                 self._add(f"unproved[{number}]", error)
 
-    def _check_notifications(self) -> None:
+    def _check_notifications(self, evidence: list[_Proved]) -> None:
+        stored = {
+            (one.entry.log, one.entry.position): one
+            for one in evidence
+            if one.record["event_type"] == "datastorage.notification.stored"
+        }
         for number, one in enumerate(self._bundle.notifications):
-            if one.covered_by is not None:
-                self._add(f"notifications[{number}]", "this release does not know events that cover notifications")
-            elif one.salt is not None or one.committed is not None:
-                self._add(
-                    f"notifications[{number}]", "it has a salt or committed columns, but no event that covers them"
-                )
+            try:
+                if one.covered_by is not None:
+                    self._require_cover(one, stored.pop((one.covered_by.log, one.covered_by.position), None))
+                elif one.salt is not None or one.committed is not None:
+                    raise Refused("it has a salt or committed columns, but no event that covers them")
+            except ValueError as error:
+                self._add(f"notifications[{number}]", error)
+        for log, position in stored:
+            self._add(
+                f"position {position} of the log {log!r}",
+                "removed: the notification that it has the digest of is missing",
+            )
+
+    def _require_cover(self, one: BundledNotification, event: _Proved | None) -> None:
+        if event is None or event.payload.get("notification_id") != one.columns.get("notification_id"):
+            raise Refused("the event that covers it is missing, or is about another notification")
+        if (one.salt is None) != (one.committed is None) or (one.salt is None and not self._bundle.redacted):
+            raise Refused("it has no salt, or no committed columns")
+        if one.salt is None or one.committed is None:
+            return
+        if sha256(bytes.fromhex(one.salt) + one.committed.encode()).hexdigest() != event.payload.get("digest"):
+            raise Refused("edited: it does not have the digest that the log has")
+        committed = _parsed(one.committed, "committed object")
+        if any(name not in one.columns or one.columns[name] != value for name, value in committed.items()):
+            raise Refused("edited: its columns are not those that the log has the digest of")
 
     def _check_timestamps(self) -> None:
         for log in self._bundle.logs:

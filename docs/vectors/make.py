@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.events.canonical import canonical, parse
 from app.events.record import commitment, committed_jcs, record, record_leaf_hash
-from app.export.bundle import FORMAT, Bundle, BundledGap, BundledLog, BundledNotification, ChainEnd, bundle_file
+from app.export.bundle import FORMAT, Bundle, BundledGap, BundledLog, BundledNotification, ChainEnd, Place, bundle_file
 from app.export.bundle_entry import bundled_event, masked_members, unproved_row
 from app.export.file import MEMBERS
 from app.tlog import merkle
@@ -82,7 +82,21 @@ _PUBLIC = PublicKey(LOG, _KEY.public_key().public_bytes_raw())
 _WITNESS_PUBLIC = PublicKey("example.test/witness", _WITNESS.public_key().public_bytes_raw(), COSIGNATURE)
 _SIZE = 13
 _PURGED, _ERASED = (0, 1), 7
-_HOLD, _ERASURE, _PURGE = (f"019abc00-0000-7000-8000-0000000000{number}" for number in ("a1", "a2", "a3"))
+_HOLD, _ERASURE, _PURGE, _STORING = (f"019abc00-0000-7000-8000-0000000000a{number}" for number in (1, 2, 3, 4))
+_NOTIFICATION: dict[str, Any] = {
+    "remediation_id": "rr-1",
+    "notification_id": "n-2",
+    "recipient": "ada@example.test",
+    "channel": "email",
+    "message_summary": "approval needed",
+    "status": "sent",
+    "sent_at": "2026-11-23T02:00:06.500000Z",
+    "delivery_status": "250 OK",
+    "error_message": None,
+    "escalation_level": 0,
+    "created_at": "2026-11-23T02:00:12.000001Z",
+}
+_NOTIFICATION_SALT = bytes([7]) * 16
 
 
 def _row(position: int, chain_index: int | None, event_type: str, payload: str, **columns: Any) -> dict[str, Any]:
@@ -149,10 +163,13 @@ def _rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     placed = {"hold_id": _HOLD, "correlation_id": "rr-1", "reason": "case 7", "placed_by": "grace@example.test"}
     erasure = {"erasure_id": _ERASURE, "event_ids": [events[1]["event_id"]], "positions": "{[7,8)}"}
     purge = {"operation_id": _PURGE, "positions": "{[0,2)}", "event_count": 2, "cutoff": "2026-11-23T00:00:00Z"}
+    digest = sha256(_NOTIFICATION_SALT + canonical(_NOTIFICATION)).hexdigest()
+    stored = {"storing_id": _STORING, "notification_id": "n-2", "remediation_id": "rr-1", "digest": digest}
     return events, [
         _self_event(8, "datastorage.hold.placed", _HOLD, **placed),
         _self_event(10, "datastorage.retention.purged", _PURGE, **purge),
         _self_event(11, "datastorage.event.erased", _ERASURE, erased_by="grace", reason="request 12", **erasure),
+        _self_event(12, "datastorage.notification.stored", _STORING, **stored),
     ]
 
 
@@ -184,26 +201,17 @@ def _bundle(
     cosigned = (1763863320).to_bytes(8) + _WITNESS.sign(cosigned_message(str(checkpoint), 1763863320))
     note = sign_checkpoint(checkpoint, _KEY) + signature_line(_WITNESS_PUBLIC.name, _WITNESS_PUBLIC.id + cosigned)
     unsealed = _row(0, None, "gateway.signal.received", "{}", log_index=None, payload_salt=None, legal_hold=False)
-    notified_at = dict.fromkeys(("sent_at", "created_at", "updated_at"), "2026-11-23T02:00:06.5Z")
-    notification: dict[str, Any] = {
-        "id": 1,
-        "remediation_id": "rr-1",
-        "notification_id": "n-1",
-        "recipient": "ada@example.test",
-    }
-    notification |= {
-        "channel": "email",
-        "message_summary": "approval needed",
-        "status": "sent",
-        "delivery_status": "250 OK",
-    }
-    notification |= {"error_message": None, "escalation_level": 0} | notified_at
     end = _PURGED[-1]
     gap_proof = [encoded_base64(one) for one in proof(end)]
     gap = BundledGap(first=0, end=2, last_hash=leaves[end].hex(), log=LOG, position=end, proof=gap_proof)
     of_log = [bundled_event(row, proof(row["log_index"]), redacted=redacted) for row in events]
     of_service = [bundled_event(row, proof(row["log_index"]), redacted=redacted) for row in evidence]
-    notified = [BundledNotification(masked_members(notification, redacted=redacted), None, None, None)]
+    stored = _NOTIFICATION | {"id": 2, "updated_at": _NOTIFICATION["created_at"]}
+    older = BundledNotification(
+        masked_members(stored | {"id": 1, "notification_id": "n-1"}, redacted=redacted), None, None, None
+    )
+    opening = (None, None) if redacted else (_NOTIFICATION_SALT.hex(), canonical(_NOTIFICATION).decode())
+    notified = [older, BundledNotification(masked_members(stored, redacted=redacted), *opening, Place(LOG, 12))]
     exported = {"exported_at": "2026-11-23T02:05:00.000000Z", "exported_by": "ada"}
     shown = {"events": of_log, "gaps": [gap], "evidence": of_service, "notifications": notified}
     shown |= {"unproved": [unproved_row(unsealed, redacted=redacted)], "correlation_id": "rr-1", "redacted": redacted}
