@@ -102,6 +102,10 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--expires", help="moment or day (UTC) from which on it is nobody's, such as 2027-01-31")
     create.add_argument("--file", type=Path, help="file to append the line to, instead of printing it")
     create.set_defaults(run=_token_create)
+    key = commands.add_parser("checkpoint-key", help="make a private key that signs checkpoints, and print its path")
+    key.add_argument("file", type=Path, metavar="FILE", help="to write the PEM to; it must not exist")
+    key.add_argument("--algorithm", choices=["ed25519", "ml-dsa-44"], default="ed25519", help="ed25519 if absent")
+    key.set_defaults(run=_checkpoint_key)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document")
     openapi.set_defaults(run=_openapi)
     timeline = commands.add_parser("show", help="show a correlation: events, phases, decisions, notifications, holds")
@@ -263,16 +267,21 @@ def _on_embedded(settings: "Settings", url: str) -> "Settings":
 
 
 def _embedded_checkpoint_key(settings: "Settings") -> dict[str, Path]:
-    """The setting for the key that is generated beside the embedded Postgres at its first start; empty if another key is set."""
+    """The settings for the keys that are generated beside the embedded Postgres at its first start; empty if another key is set."""
     from app.state_dir import state_dir
     from app.tlog import keys, note
 
     configured = settings.checkpoint_key is not None or settings.checkpoint_key_file is not None
     if configured or not note.is_key_name(settings.log_name or "drawn"):
         return {}
-    path = state_dir(settings.data_dir) / "checkpoint.pem"
-    keys.create_key_file(path)
-    return {"checkpoint_key_file": path}
+    directory = state_dir(settings.data_dir)
+    created = {"checkpoint_key_file": directory / "checkpoint.pem"}
+    keys.create_key_file(created["checkpoint_key_file"])
+    is_name_short = len((settings.log_name or "").encode()) <= note.COSIGNER_NAME_BYTES_MAX
+    if is_name_short and settings.checkpoint_mldsa_key is None and settings.checkpoint_mldsa_key_file is None:
+        created["checkpoint_mldsa_key_file"] = directory / "checkpoint-ml-dsa.pem"
+        keys.create_key_file(created["checkpoint_mldsa_key_file"], "ml-dsa-44")
+    return created
 
 
 def _stop_when_postgres_ends(postgres: "EmbeddedPostgres", presence: "Presence") -> None:
@@ -418,6 +427,15 @@ def _token_create(arguments: argparse.Namespace) -> None:
     print(token)
 
 
+def _checkpoint_key(arguments: argparse.Namespace) -> None:
+    from app.tlog.keys import create_key_file
+
+    if arguments.file.exists():
+        raise Fatal(f"There is a file {arguments.file} already: a key is never written over.")
+    create_key_file(arguments.file, arguments.algorithm)
+    print(arguments.file)
+
+
 def _event_types(arguments: argparse.Namespace) -> None:
     from app.errors import NotFound
     from app.events import describe
@@ -462,7 +480,7 @@ def _settings_with_running_database() -> "Settings":
 
 def _verify_proof(arguments: argparse.Namespace) -> None:
     from app.events.canonical import canonical_exact
-    from app.tlog.keys import read_public_keys
+    from app.tlog.keys import read_public_keys, signature_lines
     from app.tlog.note import MalformedNote, NoValidSignature
     from app.tlog.proof import verify_proof_file
 
@@ -476,6 +494,7 @@ def _verify_proof(arguments: argparse.Namespace) -> None:
         f"Proved: event {record['event_id']} is at position {record['log_index']} of a log of {checkpoint.size} events."
     )
     print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
+    print("\n".join(signature_lines(proved.signers, [key for key in keys if key.name == checkpoint.origin])))
     shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
     print(canonical_exact(shown).decode())
 

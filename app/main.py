@@ -71,7 +71,7 @@ from app.retention import claims
 from app.settings import Settings
 from app.state_dir import find_state_dir
 from app.tlog import prove
-from app.tlog.keys import earlier_keys, private_key, signing_key
+from app.tlog.keys import earlier_keys, private_keys, signing_key
 from app.tlog.signer import signed_size
 from app.tlog.witness import Witness
 from app.tlog.worker import CheckpointWorker
@@ -134,7 +134,7 @@ def check_files(settings: Settings) -> None:
     """Read the files that are otherwise read only by the start, when there is a database to wait for. Fatal if one is at fault."""
     if settings.signer_cert_dir is not None:
         _load_key_pair(ExportKeyStore(settings.signer_cert_dir), settings.signer_cert_dir)
-    private_key(settings)
+    private_keys(settings)
     earlier_keys(settings)
     for text in settings.witnesses:
         Witness.parse(text)

@@ -170,6 +170,14 @@ class Settings(BaseSettings):
         description="PEM of the Ed25519 key that signs checkpoints of the log; unset: none are signed, but for the embedded Postgres",
     )
     checkpoint_key: SecretStr | None = Field(None, description="the PEM itself, instead of checkpoint_key_file")
+    checkpoint_mldsa_key_file: Path | None = Field(
+        None,
+        description="PEM of the ML-DSA-44 key that cosigns checkpoints, against whoever can break Ed25519; unset: Ed25519 alone signs, "
+        "but for the embedded Postgres",
+    )
+    checkpoint_mldsa_key: SecretStr | None = Field(
+        None, description="the PEM itself, instead of checkpoint_mldsa_key_file"
+    )
     checkpoint_earlier_keys: tuple[str, ...] = Field(
         (), description="public keys (as /tlog/key shows them) that signed before the key was changed; a JSON array"
     )

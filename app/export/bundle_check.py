@@ -32,7 +32,6 @@ from app.export.result import CheckResult
 from app.terminal import one_line
 from app.tlog import merkle
 from app.tlog.note import (
-    COSIGNATURE,
     ED25519,
     Note,
     NoValidSignature,
@@ -514,7 +513,7 @@ class _Checker:
 
     def _tree_lines(self, tree: _Tree) -> Iterator[str]:
         note = None if tree.log.checkpoint is None else Note.parse(tree.log.checkpoint)
-        cosigners = [key.name for key in self._keys if key.algorithm == COSIGNATURE and note and note.is_signed_by(key)]
+        cosigners = [key.name for key in self._keys if key.name != tree.log.name and note and note.is_signed_by(key)]
         by = f", cosigned by {', '.join(cosigners)}" if cosigners else ""
         yield f"log {tree.log.name!r}: checkpoint of {tree.size} events{by}"
         for one in tree.log.timestamps:

@@ -27,7 +27,7 @@ from app.export.file import COMMITTED, MalformedRecord, RecordReader
 from app.export.manifest import ExportPosition, Manifest, open_envelope
 from app.export.result import CheckResult
 from app.tlog import merkle, note
-from app.tlog.keys import read_key_text, read_public_keys
+from app.tlog.keys import read_key_text, read_public_keys, signature_lines
 from app.tlog.note import PublicKey
 from app.verify.chain import link_fault
 
@@ -248,6 +248,8 @@ class _Checker:
                 self._result.add_problem(
                     f"{where}: wrong key: the manifest of part {manifest.part} has no signature by it"
                 )
+            elif (line := f"manifest signed with {signer.label}") not in self._result.signature_lines:
+                self._result.signature_lines.append(line)
             for difference in self._differences(manifest, records.form):
                 self._result.add_problem(f"{where}: manifest of part {manifest.part}: {difference}")
             self._result.parts.append(manifest)
@@ -259,13 +261,14 @@ class _Checker:
         """Compare the root of a file that has the log from its beginning with the one that was signed."""
         result = self._result
         checkpoints = {part.checkpoint for part in result.parts if part.checkpoint is not None}
-        size = 0
+        size, signers = 0, []
         for text in checkpoints:
             try:
-                checkpoint = note.verified_checkpoint(text, self._keys)
+                checkpoint, signed_by = note.verified_signatures(text, self._keys)
             except (note.MalformedNote, note.NoValidSignature) as error:
                 result.add_problem(f"the checkpoint in the manifest: {error}")
                 continue
+            signers.append(signed_by)
             if size < checkpoint.size <= len(self._leaves) // merkle.HASH_BYTES:
                 size = checkpoint.size
                 root = merkle.root(merkle.hashes(bytes(self._leaves[: size * merkle.HASH_BYTES])))
@@ -273,6 +276,9 @@ class _Checker:
                     result.add_problem(
                         f"forged: the first {size} events do not have the root that the checkpoint signs"
                     )
+        in_all = [key for key in self._keys if signers and all(key in signed_by for signed_by in signers)]
+        if signers:
+            result.signature_lines += [f"checkpoint {line}" for line in signature_lines(in_all, self._keys)]
         if not checkpoints:
             result.checkpoint_result = "no checkpoint was signed when it was exported"
         elif size:
@@ -375,6 +381,7 @@ def result_lines(result: CheckResult) -> Iterator[str]:
             yield f"  {counts[name]} {meaning}"
     if erased := sum(part.erased for part in parts):
         yield f"  {erased} were erased: only what their records still have can be verified"
+    yield from result.signature_lines
     yield result.checkpoint_result
 
 

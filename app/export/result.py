@@ -24,6 +24,8 @@ class CheckResult:
     """What the file is."""
     summary: list[str] = field(default_factory=list)
     """What a bundle shows, in lines."""
+    signature_lines: list[str] = field(default_factory=list)
+    """With which keys manifests and checkpoints are signed, in words."""
     checkpoint_result: str = ""
     """The result of comparing the events with the log's checkpoint, in words."""
 

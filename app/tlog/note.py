@@ -1,4 +1,4 @@
-"""Checkpoints (C2SP tlog-checkpoint) in signed notes (C2SP signed-note), with Ed25519 and cosignatures. Pure: no I/O, no clock.
+"""Checkpoints (C2SP tlog-checkpoint) in signed notes (C2SP signed-note): Ed25519, cosignatures, ML-DSA-44. Pure: no I/O, no clock.
 
 The formats are those of Go's golang.org/x/mod/sumdb/note and of C2SP tlog-cosignature, which other people's tools read.
 """
@@ -6,21 +6,26 @@ The formats are those of Go's golang.org/x/mod/sumdb/note and of C2SP tlog-cosig
 import base64
 import binascii
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey, MLDSA44PublicKey
 
 from app.tlog.merkle import HASH_BYTES
 
 ED25519 = 1
 COSIGNATURE = 4
+ML_DSA_44 = 6
+_KEY_BYTES = {ED25519: 32, COSIGNATURE: 32, ML_DSA_44: 1312}
+ALGORITHM_NAMES = {ED25519: "Ed25519", COSIGNATURE: "Ed25519 cosignature", ML_DSA_44: "ML-DSA-44"}
 _KEY_ID_BYTES = 4
-_KEY_BYTES = 32
-_SIGNATURE_BYTES = 64
+COSIGNER_NAME_BYTES_MAX = 255
+_TIME_BYTES = 8
+_TIME_END = 1 << 63
 _DASH = "\u2014 "
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,18}")
 
@@ -54,6 +59,11 @@ class PublicKey:
     def _algorithm_and_key(self) -> bytes:
         return bytes([self.algorithm]) + self.public
 
+    @property
+    def label(self) -> str:
+        """How people tell it from other keys: its algorithm, name and id."""
+        return f"{ALGORITHM_NAMES[self.algorithm]} {self.name}+{self.id.hex()}"
+
     def __str__(self) -> str:
         return f"{self.name}+{self.id.hex()}+{encoded_base64(self._algorithm_and_key)}"
 
@@ -63,8 +73,8 @@ class PublicKey:
         name, _, rest = text.strip().partition("+")
         key_id, _, algorithm_and_key = rest.partition("+")
         raw = decoded_base64(algorithm_and_key, "the key")
-        if len(raw) != 1 + _KEY_BYTES or raw[0] not in {ED25519, COSIGNATURE}:
-            raise MalformedNote("the key is neither Ed25519 (1) nor an Ed25519 cosignature key (4)")
+        if not raw or len(raw) - 1 != _KEY_BYTES.get(raw[0]):
+            raise MalformedNote("the key is not one of Ed25519 (1), an Ed25519 cosignature (4) or ML-DSA-44 (6)")
         key = cls(name, raw[1:], raw[0])
         if key.id.hex() != key_id:
             raise MalformedNote("the key's id is not the hash of its name and key")
@@ -72,14 +82,16 @@ class PublicKey:
 
     def verifies(self, text: str, signature: bytes) -> bool:
         """Whether `signature`, which follows the key's id in a note, is this key's signature over the note's text."""
-        message = text.encode()
-        if self.algorithm == COSIGNATURE:
-            if len(signature) != 8 + _SIGNATURE_BYTES:
-                return False
-            message = cosigned_message(text, int.from_bytes(signature[:8]))
-            signature = signature[8:]
+        public, timed = self.public, signature[_TIME_BYTES:]
+        seconds = int.from_bytes(signature[:_TIME_BYTES])
         try:
-            Ed25519PublicKey.from_public_bytes(self.public).verify(signature, message)
+            if self.algorithm == ML_DSA_44:
+                message = cosigned_tree(self.name, seconds, Checkpoint.parse(text))
+                MLDSA44PublicKey.from_public_bytes(public).verify(timed, message)
+            elif self.algorithm == COSIGNATURE:
+                Ed25519PublicKey.from_public_bytes(public).verify(timed, cosigned_message(text, seconds))
+            else:
+                Ed25519PublicKey.from_public_bytes(public).verify(signature, text.encode())
         except (InvalidSignature, ValueError):
             return False
         return True
@@ -143,28 +155,72 @@ def is_key_name(name: str) -> bool:
     return bool(name) and "+" not in name and not any(c.isspace() for c in name)
 
 
-def sign_checkpoint(checkpoint: Checkpoint, key: Ed25519PrivateKey) -> str:
-    """The checkpoint as a note, signed by the log's own key, whose name is the checkpoint's origin."""
+def sign_checkpoint(
+    checkpoint: Checkpoint, key: Ed25519PrivateKey, cosigner: MLDSA44PrivateKey | None = None, seconds: int = 0
+) -> str:
+    """The checkpoint as a note, signed by the log's own key, whose name is the checkpoint's origin.
+
+    With `cosigner` the log's ML-DSA-44 key has cosigned it too, at a time in seconds since 1970.
+    """
     text = str(checkpoint)
     public = PublicKey(checkpoint.origin, key.public_key().public_bytes_raw())
-    return str(Note(text, ((public.name, public.id + key.sign(text.encode())),)))
+    signatures = [(public.name, public.id + key.sign(text.encode()))]
+    if cosigner is not None:
+        public = PublicKey(checkpoint.origin, cosigner.public_key().public_bytes_raw(), ML_DSA_44)
+        signature = cosigner.sign(cosigned_tree(public.name, seconds, checkpoint))
+        signatures.append((public.name, public.id + seconds.to_bytes(_TIME_BYTES) + signature))
+    return str(Note(text, tuple(signatures)))
 
 
 def verified_checkpoint(note: str, keys: Iterable[PublicKey]) -> Checkpoint:
     """The checkpoint of a note that is signed by one of `keys`. A key is trusted for the log of its own name only.
 
-    MalformedNote when it is not a checkpoint, NoValidSignature when none of the keys signed it.
+    MalformedNote when it is not a checkpoint, NoValidSignature when none of the keys signed it, or a signature of one is wrong.
     """
+    return verified_signatures(note, keys)[0]
+
+
+def verified_signatures(note: str, keys: Iterable[PublicKey]) -> tuple[Checkpoint, Sequence[PublicKey]]:
+    """As verified_checkpoint(), and which of `keys` signed it: one at least."""
     parsed = Note.parse(note)
     checkpoint = Checkpoint.parse(parsed.text)
-    if not any(key.name == checkpoint.origin and parsed.is_signed_by(key) for key in keys):
-        raise NoValidSignature(f"it has no valid signature of the key of {checkpoint.origin!r} that was asked for")
-    return checkpoint
+    named = [key for key in keys if key.name == checkpoint.origin and parsed.names_key(key)]
+    if not named:
+        raise NoValidSignature(f"it has no signature of the key of {checkpoint.origin!r} that was asked for")
+    for key in named:
+        if not parsed.is_signed_by(key):
+            raise NoValidSignature(f"its signature with {key.label} is not valid")
+    return checkpoint, named
 
 
 def cosigned_message(text: str, seconds: int) -> bytes:
-    """What a witness signs for a checkpoint's text at a time, in seconds since 1970 (tlog-cosignature)."""
+    """What a witness signs with Ed25519 for a checkpoint's text at a time, in seconds since 1970 (tlog-cosignature)."""
     return f"cosignature/v1\ntime {seconds}\n{text}".encode()
+
+
+def cosigned_tree(cosigner: str, seconds: int, checkpoint: Checkpoint) -> bytes:
+    """What the key named `cosigner` signs with ML-DSA-44 for a checkpoint at a time (tlog-cosignature, cosigned_message).
+
+    ValueError when a name is longer than 255 bytes, or the time is not in [0, 2^63).
+    """
+    if seconds >= _TIME_END:
+        raise ValueError("the time is too late")
+    return b"".join(
+        (
+            b"subtree/v1\n\0",
+            _with_length(cosigner),
+            seconds.to_bytes(8),
+            _with_length(checkpoint.origin),
+            (0).to_bytes(8),
+            checkpoint.size.to_bytes(8),
+            checkpoint.root,
+        )
+    )
+
+
+def _with_length(name: str) -> bytes:
+    raw = name.encode()
+    return bytes([len(raw)]) + raw
 
 
 def signature_line(name: str, signed: bytes) -> str:

@@ -1,7 +1,7 @@
 """One event's proof as a file (C2SP tlog-proof): record, position, inclusion proof, signed checkpoint. Pure."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from app.tlog.note import (
     decoded_hash,
     encoded_base64,
     parse_decimal,
-    verified_checkpoint,
+    verified_signatures,
 )
 
 _HEADER = "c2sp.org/tlog-proof@v1\n"
@@ -59,12 +59,14 @@ class VerifiedProof:
     """What a valid proof shows."""
 
     checkpoint: Checkpoint
+    signers: Sequence[PublicKey]
+    """Those of the trusted keys that signed the checkpoint."""
     record: dict[str, Any]
     committed: dict[str, Any] | None
     """The committed object, if the file has it."""
 
 
-def verify_proof_file(content: bytes, keys: Iterable[PublicKey]) -> VerifiedProof:
+def verify_proof_file(content: bytes, keys: Sequence[PublicKey]) -> VerifiedProof:
     """Verify a file: a tlog-proof, or the JSON document with the opened commitment. MalformedNote or NoValidSignature if it is wrong."""
     if not content.lstrip().startswith(b"{"):
         return verify_proof(_decoded_text(content), keys)
@@ -75,13 +77,13 @@ def verify_proof_file(content: bytes, keys: Iterable[PublicKey]) -> VerifiedProo
     return _with_opened_commitment(proved, document.get("salt"), document.get("committed"))
 
 
-def verify_proof(text: str, keys: Iterable[PublicKey]) -> VerifiedProof:
+def verify_proof(text: str, keys: Sequence[PublicKey]) -> VerifiedProof:
     """Verify that the log that one of `keys` signs has the proof's record at the position that the proof names.
 
     MalformedNote or NoValidSignature if not.
     """
     proof = Proof.parse(text)
-    checkpoint = verified_checkpoint(proof.checkpoint, keys)
+    checkpoint, signed_by = verified_signatures(proof.checkpoint, keys)
     leaf = merkle.leaf_hash(proof.record)
     if not merkle.verify_inclusion(proof.index, checkpoint.size, leaf, proof.hashes, checkpoint.root):
         raise MalformedNote(f"the record is not the leaf {proof.index} of the log that was signed")
@@ -89,7 +91,7 @@ def verify_proof(text: str, keys: Iterable[PublicKey]) -> VerifiedProof:
     # The leaf is proved. These two show that the record was made for this log and this position.
     if record.get("log") != checkpoint.origin or record.get("log_index") != proof.index:
         raise MalformedNote("the record is of another log or of another position")
-    return VerifiedProof(checkpoint, record, None)
+    return VerifiedProof(checkpoint, signed_by, record, None)
 
 
 def document_with_opening(proof: Proof, salt: bytes | None, committed: bytes | None) -> bytes:
@@ -113,7 +115,7 @@ def _with_opened_commitment(proved: VerifiedProof, salt: object, committed: obje
         raise MalformedNote("the salt is not a text of hex digits") from None
     if commitment != proved.record.get("commitment"):
         raise MalformedNote("the committed object is not the one that the record commits to")
-    return VerifiedProof(proved.checkpoint, proved.record, committed)
+    return replace(proved, committed=committed)
 
 
 def _decoded_text(content: bytes) -> str:

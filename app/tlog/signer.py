@@ -12,6 +12,7 @@ Nor while hashes of the log are missing, so that its root cannot be computed (Ha
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -93,7 +94,7 @@ class Signer:
         if size == signed_size:
             return None
         checkpoint = Checkpoint(self.key.public.name, size, root)
-        note = sign_checkpoint(checkpoint, self.key.private)
+        note = sign_checkpoint(checkpoint, self.key.private, self.key.cosigner, int(time.time()))
         await connection.execute(SQL.of(self._log)["record_signed"], note)
         await connection.execute(SQL.of(self._log)["store_checkpoint"], size, note)
         return checkpoint

@@ -15,6 +15,7 @@ from app import metrics
 from app.errors import Fatal
 from app.tlog.note import (
     COSIGNATURE,
+    ML_DSA_44,
     MalformedNote,
     Note,
     PublicKey,
@@ -53,9 +54,9 @@ class Witness:
             raise Fatal(
                 f"DATASTORAGE_WITNESSES has {text!r}: {error}; expected the witness's vkey and its URL."
             ) from None
-        if key.algorithm != COSIGNATURE or not url.startswith(("http://", "https://")):
+        if key.algorithm not in {COSIGNATURE, ML_DSA_44} or not url.startswith(("http://", "https://")):
             raise Fatal(
-                f"DATASTORAGE_WITNESSES has {text!r}; expected the vkey of a cosignature key (4), a space and a URL."
+                f"DATASTORAGE_WITNESSES has {text!r}; expected the vkey of a cosignature key (4 or 6), a space and a URL."
             )
         return cls(key, url.rstrip("/"))
 

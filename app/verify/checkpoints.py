@@ -23,7 +23,12 @@ def parse_checkpoint(note: str) -> Checkpoint | None:
 def signed_sizes(notes: Iterable[str], keys: Sequence[PublicKey]) -> list[int]:
     """The sizes of those checkpoints that one of `keys` signed; without keys, of all."""
     parsed = [(note, checkpoint) for note in notes if (checkpoint := parse_checkpoint(note)) is not None]
-    return [one.size for note, one in parsed if not keys or any(Note.parse(note).is_signed_by(key) for key in keys)]
+    return [one.size for note, one in parsed if not keys or signers(note, keys)]
+
+
+def signers(note: str, keys: Iterable[PublicKey]) -> list[PublicKey]:
+    """Those of `keys` that signed a checkpoint; none when the note is malformed."""
+    return [] if parse_checkpoint(note) is None else [key for key in keys if Note.parse(note).is_signed_by(key)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +65,10 @@ def checkpoint_defect(name: str, note: str, keys: Sequence[PublicKey], state: Lo
 
 
 def _signature_defect(name: str, note: Note, keys: Sequence[PublicKey]) -> Defect | None:
-    if any(note.is_signed_by(key) for key in keys):
+    named = [key for key in keys if note.names_key(key)]
+    if named and all(note.is_signed_by(key) for key in named):
         return None
-    if any(note.names_key(key) for key in keys):
+    if named:
         return Defect("forged checkpoint", f"forged checkpoint: {name} has a signature of the log's key that is wrong")
     signers = ", ".join(sorted({f"{signer}+{signed[:4].hex()}" for signer, signed in note.signatures})) or "nobody"
     wanted = ", ".join(f"{key.name}+{key.id.hex()}" for key in keys)

@@ -155,7 +155,8 @@ def _summary(result: DatabaseResult) -> Iterable[str]:
     yield f"log {result.log.name}: {result.size:,} positions, {events.verified:,} of {events.total:,} events match the log"
     if events.purged or events.erased:
         yield f"purged: {events.purged:,} events, erased: {events.erased:,} events, as recorded in the log"
-    yield f"{result.chains:,} chains, {result.checkpoints} checkpoints"
+    signed = "".join(f", {count} signed with {label}" for label, count in result.signatures.items())
+    yield f"{result.chains:,} chains, {result.checkpoints} checkpoints{signed}"
     yield from _unsealed_summary(result.unsealed)
     yield f"DEFECTS FOUND: {result.defects.count:,}" if result.defects.count else "no defects found"
 

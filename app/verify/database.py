@@ -4,6 +4,7 @@ The work is cut into items by position and by correlation, which share nothing b
 they run on one connection or on a process for each core.
 """
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -17,7 +18,7 @@ from app.tlog.evidence import Evidence, read_evidence
 from app.tlog.gaps import MissingPositions
 from app.tlog.note import PublicKey
 from app.verify.chain import ChainChecker, gap_defect
-from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint
+from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint, signers
 from app.verify.extent import log_size
 from app.verify.heads import GAPS_AT_ONCE, ChainGap, verify_equal_heads, verify_gaps, verify_sum_of_heads
 from app.verify.inserted import verify_inserted
@@ -76,6 +77,8 @@ class DatabaseResult:
     """How many were verified."""
     checkpoints: int = 0
     """How many were verified."""
+    signatures: Counter[str] = field(default_factory=Counter)
+    """How many of those each key has signed, by the key's label."""
     unsealed: UnsealedResult = field(default_factory=UnsealedResult)
     defects: Defects = field(default_factory=Defects)
 
@@ -307,6 +310,7 @@ def _add_tree(
     result.checkpoints = len(checkpoints)
     state = LogState(result.log.name, result.size, tree.roots)
     for name, note, stored_size in checkpoints:
+        result.signatures.update(key.label for key in signers(note, anchors.keys))
         defect = checkpoint_defect(name, note, anchors.keys, state)
         signed = parse_checkpoint(note)
         if defect is None and stored_size is not None and signed is not None and signed.size != stored_size:

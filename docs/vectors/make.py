@@ -15,6 +15,7 @@ from uuid import UUID
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from app.events.canonical import canonical, parse
 from app.events.record import commitment, committed_jcs, record, record_leaf_hash
@@ -25,9 +26,12 @@ from app.tlog import merkle
 from app.tlog.keys import SigningKey
 from app.tlog.note import (
     COSIGNATURE,
+    ML_DSA_44,
     Checkpoint,
+    Note,
     PublicKey,
     cosigned_message,
+    cosigned_tree,
     encoded_base64,
     sign_checkpoint,
     signature_line,
@@ -49,6 +53,31 @@ def completed(vector: dict[str, Any]) -> dict[str, Any]:
     """The vector with its derived members computed anew. Each correlation's events stand in the order of its chain."""
     heads: dict[str, str] = {}
     return vector | {"events": [_completed(event, heads) for event in vector["events"]]}
+
+
+def completed_checkpoint(vector: dict[str, Any]) -> dict[str, Any]:
+    """The vector of a checkpoint with its derived members. A signature with ML-DSA-44 that verifies stays: each one is another."""
+    given = {name: vector[name] for name in ("origin", "size", "root", "time", "ed25519_seed", "ml_dsa_44_seed")}
+    checkpoint = Checkpoint(given["origin"], given["size"], bytes.fromhex(given["root"]))
+    signer = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(given["ed25519_seed"]))
+    cosigner = MLDSA44PrivateKey.from_seed_bytes(bytes.fromhex(given["ml_dsa_44_seed"]))
+    public = PublicKey(given["origin"], signer.public_key().public_bytes_raw())
+    cosigner_public = PublicKey(given["origin"], cosigner.public_key().public_bytes_raw(), ML_DSA_44)
+    signed = Note.parse(vector.get("note") or sign_checkpoint(checkpoint, signer, cosigner, given["time"]))
+    assert all(signed.is_signed_by(key) for key in (public, cosigner_public))
+    signature, cosignature = (raw[4:] for _, raw in signed.signatures)
+    return given | {
+        "ed25519_vkey": str(public),
+        "ed25519_message": signed.text,
+        "ed25519_signature": signature.hex(),
+        "ml_dsa_44_public_key": cosigner_public.public.hex(),
+        "ml_dsa_44_key_id": cosigner_public.id.hex(),
+        "ml_dsa_44_vkey": str(cosigner_public),
+        "ml_dsa_44_message": cosigned_tree(given["origin"], given["time"], checkpoint).hex(),
+        "ml_dsa_44_time": cosignature[:8].hex(),
+        "ml_dsa_44_signature": cosignature[8:].hex(),
+        "note": str(signed),
+    }
 
 
 def _completed(event: dict[str, Any], heads: dict[str, str]) -> dict[str, Any]:
@@ -232,4 +261,6 @@ if __name__ == "__main__":
         for name, content in bundles().items():
             BUNDLES.joinpath(name).write_bytes(content)
     for path in map(Path, sys.argv[1:]):
-        path.write_text(json.dumps(completed(json.loads(path.read_text())), indent=1) + "\n")
+        vector = json.loads(path.read_text())
+        complete = completed(vector) if "events" in vector else completed_checkpoint(vector)
+        path.write_text(json.dumps(complete, indent=1) + "\n")

@@ -51,7 +51,10 @@ FAULTS = {
     "certificate of another key": ({"tls_dir": "pair"}, "Cannot serve with pair/tls.crt and pair/tls.key"),
     "no proxy": ({"trusted_proxies": "10.0.0.0/99"}, "10.0.0.0/99"),
     "no checkpoint key": ({"checkpoint_key_file": "missing"}, "cannot read DATASTORAGE_CHECKPOINT_KEY_FILE: "),
-    "bad checkpoint key": ({"checkpoint_key_file": "file"}, "The key for checkpoints is not the PEM"),
+    "bad checkpoint key": (
+        {"checkpoint_key_file": "file"},
+        "The key of DATASTORAGE_CHECKPOINT_KEY_FILE is not the PEM",
+    ),
     "bad earlier key": ({"checkpoint_earlier_keys": '["nobody"]'}, "'nobody', which is not a key"),
     "bad witness": ({"witnesses": '["nobody"]'}, "nobody"),
     "bad export pair": ({"signer_cert_dir": "pair"}, "The key pair that signs exports cannot be read from pair: "),

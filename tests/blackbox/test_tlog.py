@@ -142,6 +142,49 @@ def test_a_proof_needs_nothing_else(service: Start, key_file: Path, tmp_path: Pa
     assert verify_proof(tmp_path / "missing", key).returncode == 1
 
 
+def test_checkpoints_proofs_and_exports_are_signed_twice(
+    service: Start, database_url: str, key_file: Path, tmp_path: Path
+) -> None:
+    """Nobody can tell with which keys a checkpoint was signed, or hold it to the one that no quantum computer breaks."""
+    second = tmp_path / "ml-dsa.pem"
+    made = subprocess.run(
+        [sys.executable, "-m", "app", "checkpoint-key", str(second), "--algorithm", "ml-dsa-44"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (made.returncode, made.stdout) == (0, f"{second}\n"), made.stderr
+    one = service(checkpoint_key_file=key_file, checkpoint_mldsa_key_file=second)
+    event_id = post(one)
+    note = signed_size(one, 1)
+    assert len(note.split("\n\n")[1].splitlines()) == 2
+    keys = httpx.get(f"{one.url}/tlog/key").text
+    ed25519, ml_dsa = keys.split()
+    proof, export = tmp_path / "event.tlog-proof", tmp_path / "export.ndjson"
+    proof.write_text(httpx.get(f"{one.url}{EVENTS}/{event_id}/proof").text)
+    export.write_bytes(httpx.get(f"{one.url}/api/v1/audit/export?format=ndjson&include=self").content)
+    lines = [
+        f"signed with {name} {'+'.join(key.split('+')[:2])}"
+        for name, key in (("Ed25519", ed25519), ("ML-DSA-44", ml_dsa))
+    ]
+    for key, expected in ((keys, lines), (ed25519, lines[:1]), (ml_dsa, lines[1:])):
+        assert [line for line in verify_proof(proof, key).stdout.splitlines() if "signed" in line] == expected
+    proof.write_text("\n".join(proof.read_text().split("\n")[:-2]) + "\n")
+    assert "NOT signed with ML-DSA-44, although a key of it was given" in verify_proof(proof, keys).stdout
+    assert verify_proof(proof, ml_dsa).returncode == 1
+
+    command = [sys.executable, "-m", "app", "verify-export", str(export), "--key", keys]
+    checked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    assert {f"manifest {lines[0]}", *(f"checkpoint {line}" for line in lines)} <= set(checked.stdout.splitlines())
+    command = [sys.executable, "-m", "app", "verify", "--processes", "1", "--key", keys]
+    env = {"PYTHONPATH": str(ROOT), "DATASTORAGE_DATABASE_URL": database_url}
+    verified = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
+    assert verified.returncode == 0, verified.stdout
+    assert f"2 checkpoints, 2 {lines[0]}, 2 {lines[1]}" in verified.stdout
+
+
 def test_what_has_no_proof_says_why(service: Start, key_file: Path) -> None:
     """A client that asks for a proof cannot tell an unknown event from one that will be signed in a second."""
     one = service(checkpoint_key_file=key_file)

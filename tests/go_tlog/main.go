@@ -1,5 +1,11 @@
 // Verifies a running service's log with other people's code: key and signature with golang.org/x/mod/sumdb/note, tiles,
-// inclusion and consistency with golang.org/x/mod/sumdb/tlog, checkpoint, paths and proof files with filippo.io/torchwood.
+// inclusion and consistency with golang.org/x/mod/sumdb/tlog, checkpoint, paths and proof files with filippo.io/torchwood,
+// signatures with ML-DSA-44 with github.com/transparency-dev/formats. And has github.com/transparency-dev/witness cosign it.
+//
+//	go_tlog vectors FILE…          verifies docs/vectors/checkpoints
+//	go_tlog witness KEYFILE        serves a witness of the log whose keys are in the file
+//	go_tlog verify URL WITNESS     posts to the service at the URL and verifies its log; WITNESS is what `witness` printed
+//	go_tlog fork URL               posts to a service with the same keys until the witness has refused it
 package main
 
 import (
@@ -9,10 +15,10 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"strings"
 	"time"
 
 	"filippo.io/torchwood"
+	fnote "github.com/transparency-dev/formats/note"
 	"golang.org/x/mod/sumdb/note"
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -22,13 +28,52 @@ const batch = 700 // more than two tiles, and a partial one of level 1
 var service string
 
 func main() {
-	service = os.Args[1]
+	switch os.Args[1] {
+	case "vectors":
+		for _, file := range os.Args[2:] {
+			vector(file)
+		}
+	case "witness":
+		serveWitness(os.Args[2])
+	case "verify":
+		service = os.Args[2]
+		verify()
+		witnessed(get("/tlog/key"), os.Args[3])
+	case "fork":
+		service = os.Args[2]
+		forked(len(post())+len(post())+len(post()), get("/tlog/key"))
+	}
+}
+
+// vector verifies the checkpoint of a vector with both of its keys.
+func vector(file string) {
+	text, err := os.ReadFile(file)
+	check(err)
+	var given struct {
+		Ed25519 string `json:"ed25519_vkey"`
+		MLDSA   string `json:"ml_dsa_44_vkey"`
+		Note    string
+	}
+	check(json.Unmarshal(text, &given))
+	first, err := note.NewVerifier(given.Ed25519)
+	check(err)
+	second, err := fnote.NewMLDSAVerifier(given.MLDSA)
+	check(err)
+	opened, err := note.Open([]byte(given.Note), note.VerifierList(first, second))
+	check(err)
+	if len(opened.Sigs) != 2 {
+		fail(file + ": not both signatures are valid")
+	}
+}
+
+// verify posts events and verifies checkpoint, tiles and proofs with the log's first key alone.
+func verify() {
 	var ids []string
 	for range 2 {
 		ids = append(ids, post()...)
 		time.Sleep(1200 * time.Millisecond) // so that a checkpoint lies between
 	}
-	verifier, err := note.NewVerifier(strings.TrimSpace(string(get("/tlog/key"))))
+	verifier, err := note.NewVerifier(firstLine(get("/tlog/key")))
 	check(err)
 	policy := torchwood.ThresholdPolicy(2, torchwood.OriginPolicy(verifier.Name()), torchwood.SingleVerifierPolicy(verifier))
 	tree := checkpoint(policy, len(ids))
@@ -79,16 +124,24 @@ func (*tiles) ReadTiles(wanted []tlog.Tile) ([][]byte, error) {
 
 // checkpoint waits until one of that size is served.
 func checkpoint(policy torchwood.Policy, size int) tlog.Tree {
-	for range 100 {
-		found, _, err := torchwood.VerifyCheckpoint(get("/tlog/checkpoint"), policy)
+	var found torchwood.Checkpoint
+	waitFor("a checkpoint of all events", func() bool {
+		var err error
+		found, _, err = torchwood.VerifyCheckpoint(get("/tlog/checkpoint"), policy)
 		check(err)
-		if found.N == int64(size) {
-			return found.Tree
+		return found.N == int64(size)
+	})
+	return found.Tree
+}
+
+func waitFor(what string, happened func() bool) {
+	for range 300 {
+		if happened() {
+			return
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
-	fail("no checkpoint of all events")
-	panic("unreachable")
+	fail("there is not " + what)
 }
 
 func hashes(lines []string) []tlog.Hash {

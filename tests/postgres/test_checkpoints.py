@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from app.tlog import merkle
 from app.tlog.copies import CheckpointCopies, append_note, newest_note_in
 from app.tlog.keys import SigningKey
-from app.tlog.note import Checkpoint, PublicKey, sign_checkpoint, verified_checkpoint
+from app.tlog.note import ML_DSA_44, Checkpoint, Note, PublicKey, sign_checkpoint, verified_checkpoint
 from app.tlog.signer import Alarms, Signer, SigningRefused
 from app.tlog.tiles import HashesMissing, Tile, extend_tiles, range_roots, read_tile
 from app.tlog.witness import Witnesses
 from app.tlog.worker import CheckpointWorker
+from app.verify.checkpoints import LogState, checkpoint_defect
 from tests import databases
 from tests.conftest import LOG_NAME
 from tests.logs import FIRST_LOG
@@ -223,6 +225,43 @@ async def test_another_key_is_refused_until_the_earlier_is_named(connection: Con
     assert refused.value.alarm == "wrong_key"
     await one_round(connection, Signer(SigningKey(other.private, other.public, (key.public,))))
     assert verified_checkpoint((await notes(connection))[-1], [other.public]).size == 6
+
+
+async def test_a_log_is_cosigned_from_now_on(connection: Connection, key: SigningKey) -> None:
+    """A log that was signed with Ed25519 alone cannot begin with ML-DSA, change that key or end with it."""
+    cosigners = [MLDSA44PrivateKey.generate() for _ in range(2)]
+    public = [PublicKey(LOG_NAME, one.public_key().public_bytes_raw(), ML_DSA_44) for one in cosigners]
+    first, second = (
+        SigningKey(key.private, key.public, tuple(earlier), one)
+        for one, earlier in zip(cosigners, ([], public[:1]), strict=True)
+    )
+    last = SigningKey(key.private, key.public, tuple(public))
+    signed_with = []
+    for number, signer in enumerate((key, first, second, last)):
+        await write(connection, leaves(3, 3 * number))
+        await one_round(connection, Signer(signer))
+        note = Note.parse((await notes(connection))[-1])
+        signed_with.append([one for one in (key.public, *public) if note.is_signed_by(one)])
+    assert signed_with == [[key.public], [key.public, public[0]], [key.public, public[1]], [key.public]]
+
+
+async def test_a_changed_cosignature_is_forged(connection: Connection, key: SigningKey) -> None:
+    """Somebody replaces the second signature of a stored checkpoint, and it is signed on as if it were ours."""
+    both = SigningKey(key.private, key.public, (), MLDSA44PrivateKey.generate())
+    await write(connection, leaves(3))
+    await one_round(connection, Signer(both))
+    note = (await notes(connection))[0]
+    forged = f"{note[:-10]}{'B' if note[-10] == 'A' else 'A'}{note[-9:]}"
+    await connection.execute("UPDATE log_checkpoints SET note = $1", forged)
+    with pytest.raises(SigningRefused) as refused:
+        await one_round(connection, Signer(both))
+    assert refused.value.alarm == "forged_checkpoint"
+    state = LogState(LOG_NAME, 3, {})
+    for text, kind in ((forged, "forged checkpoint"), (note, None)):
+        defect = checkpoint_defect("it", text, both.all_public, state)
+        assert (defect and defect.kind) == kind
+    await connection.execute("UPDATE log_checkpoints SET note = $1", note)
+    await one_round(connection, Signer(both))
 
 
 async def test_a_crash_leaves_nothing_half_signed(database_url: str, connection: Connection, key: SigningKey) -> None:

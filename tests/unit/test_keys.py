@@ -1,4 +1,4 @@
-"""Public keys from a text or a file, as the three commands that verify something take them with --key."""
+"""Public keys from a text or a file, as the commands that verify something take them with --key; and the settings of private ones."""
 
 import subprocess
 import sys
@@ -8,8 +8,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.errors import Fatal
-from app.tlog.keys import read_public_keys
-from app.tlog.note import PublicKey
+from app.settings import Settings
+from app.tlog.keys import create_key_file, read_public_keys, signing_key
+from app.tlog.note import ML_DSA_44, PublicKey
 from tests.services import ROOT
 
 KEYS = [PublicKey("log.example", Ed25519PrivateKey.generate().public_key().public_bytes_raw()) for _ in range(3)]
@@ -59,3 +60,50 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, command: str) -> None:
     )
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
     assert f"Cannot read the key in {key}" in done.stderr
+
+
+def settings(**values: object) -> Settings:
+    return Settings.model_validate(values)
+
+
+def test_two_keys_sign(tmp_path: Path) -> None:
+    """A key that the service makes cannot be read by it, or is one that others can read."""
+    for name, algorithm in (("one.pem", "ed25519"), ("two.pem", "ml-dsa-44")):
+        create_key_file(tmp_path / name, algorithm)
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    files = {"checkpoint_key_file": tmp_path / "one.pem", "checkpoint_mldsa_key_file": tmp_path / "two.pem"}
+    key = signing_key(settings(**files), "log.example")
+    assert key is not None
+    assert key.cosigner is not None
+    cosigner = PublicKey("log.example", key.cosigner.public_key().public_bytes_raw(), ML_DSA_44)
+    assert key.all_public == (key.public, cosigner)
+    text = (tmp_path / "two.pem").read_text()
+    earlier = (str(cosigner),)
+    again = settings(
+        checkpoint_key_file=tmp_path / "one.pem", checkpoint_mldsa_key=text, checkpoint_earlier_keys=earlier
+    )
+    same = signing_key(again, "log.example")
+    assert same is not None
+    assert same.all_public == (key.public, cosigner, cosigner)
+    with pytest.raises(Fatal, match="more than 255 bytes"):
+        signing_key(settings(**files), "x" * 256)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"checkpoint_mldsa_key_file": "ml-dsa-44"}, "no Ed25519 key"),
+        ({"checkpoint_key_file": "ml-dsa-44"}, "_CHECKPOINT_KEY_FILE is not an ed25519 key"),
+        (
+            {"checkpoint_key_file": "ed25519", "checkpoint_mldsa_key_file": "ed25519"},
+            "_CHECKPOINT_MLDSA_KEY_FILE is not an ml-dsa-44 key; make one with `datastorage checkpoint-key",
+        ),
+        ({"checkpoint_mldsa_key_file": "missing"}, "Cannot read DATASTORAGE_CHECKPOINT_MLDSA_KEY_FILE"),
+    ],
+)
+def test_a_key_of_the_wrong_kind_is_refused(tmp_path: Path, values: dict[str, str], message: str) -> None:
+    """The two keys are mixed up, and the service signs with one of them or not at all without saying so."""
+    for algorithm in ("ed25519", "ml-dsa-44"):
+        create_key_file(tmp_path / algorithm, algorithm)
+    with pytest.raises(Fatal, match=message):
+        signing_key(settings(**{name: tmp_path / value for name, value in values.items()}), "log.example")

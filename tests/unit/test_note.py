@@ -1,20 +1,28 @@
 """Signed notes and checkpoints against the vectors of Go's implementation, and against what an adversary would send."""
 
+import json
+import runpy
+from pathlib import Path
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from app.tlog import merkle
 from app.tlog.note import (
     COSIGNATURE,
+    ML_DSA_44,
     Checkpoint,
     MalformedNote,
     Note,
     NoValidSignature,
     PublicKey,
     cosigned_message,
+    cosigned_tree,
     sign_checkpoint,
     signature_line,
     verified_checkpoint,
+    verified_signatures,
 )
 
 # golang.org/x/mod v0.43.0, sumdb/note/example_test.go (BSD-3-Clause).
@@ -27,6 +35,10 @@ ORIGIN = "log.example/audit"
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 PUBLIC = PublicKey(ORIGIN, KEY.public_key().public_bytes_raw())
 CHECKPOINT = Checkpoint(ORIGIN, 7, merkle.leaf_hash(b"root"))
+COSIGNER = MLDSA44PrivateKey.from_seed_bytes(bytes(range(32)))
+COSIGNER_PUBLIC = PublicKey(ORIGIN, COSIGNER.public_key().public_bytes_raw(), ML_DSA_44)
+SECONDS = 1_796_000_000
+VECTORS = Path(__file__).parents[2] / "docs" / "vectors"
 
 
 def test_a_note_of_go_verifies() -> None:
@@ -79,6 +91,67 @@ def test_a_cosignature_is_over_time_and_text() -> None:
     assert note.is_signed_by(PUBLIC)
     assert not witness.verifies(text, (seconds + 1).to_bytes(8) + signature[8:])
     assert not witness.verifies(text, signature[8:])
+
+
+def test_the_log_cosigns_with_ml_dsa() -> None:
+    """Whoever breaks Ed25519 can sign for the log, or a verifier that knows only the log's Ed25519 key notices the second line."""
+    note = sign_checkpoint(CHECKPOINT, KEY, COSIGNER, SECONDS)
+    assert note.startswith(sign_checkpoint(CHECKPOINT, KEY))
+    assert PublicKey.parse(str(COSIGNER_PUBLIC)) == COSIGNER_PUBLIC
+    for keys in ([PUBLIC], [COSIGNER_PUBLIC], [COSIGNER_PUBLIC, PUBLIC]):
+        assert verified_signatures(note, keys) == (CHECKPOINT, keys)
+    only_ed25519 = sign_checkpoint(CHECKPOINT, KEY)
+    assert verified_signatures(only_ed25519, [PUBLIC, COSIGNER_PUBLIC]) == (CHECKPOINT, [PUBLIC])
+    with pytest.raises(NoValidSignature, match="no signature"):
+        verified_checkpoint(only_ed25519, [COSIGNER_PUBLIC])
+
+
+@pytest.mark.parametrize("byte", [4, 11, 12, 500, 2431])
+def test_a_wrong_cosignature_makes_a_note_invalid(byte: int) -> None:
+    """Time or signature of the second line can be changed under the eyes of somebody who has its key."""
+    parsed = Note.parse(sign_checkpoint(CHECKPOINT, KEY, COSIGNER, SECONDS))
+    name, signed = parsed.signatures[1]
+    assert len(signed) == 4 + 8 + 2420
+    changed = signed[:byte] + bytes([signed[byte] ^ 1]) + signed[byte + 1 :]
+    note = str(Note(parsed.text, (parsed.signatures[0], (name, changed))))
+    with pytest.raises(NoValidSignature, match="ML-DSA-44"):
+        verified_checkpoint(note, [PUBLIC, COSIGNER_PUBLIC])
+    assert verified_checkpoint(note, [PUBLIC]) == CHECKPOINT
+
+
+def test_what_ml_dsa_signs_is_the_tree() -> None:
+    """A cosignature holds for another name, time, log, size or root, or a name too long for the structure is cut."""
+    signature = SECONDS.to_bytes(8) + COSIGNER.sign(cosigned_tree(ORIGIN, SECONDS, CHECKPOINT))
+    assert COSIGNER_PUBLIC.verifies(f"{CHECKPOINT}an extension\n", signature)  # says nothing of extension lines
+    other = PublicKey("witness.example", COSIGNER_PUBLIC.public, ML_DSA_44)
+    assert not other.verifies(str(CHECKPOINT), signature)
+    for changed in (
+        Checkpoint("other.example", 7, CHECKPOINT.root),
+        Checkpoint(ORIGIN, 8, CHECKPOINT.root),
+        Checkpoint(ORIGIN, 7, merkle.EMPTY_ROOT),
+        Checkpoint("x" * 256, 7, CHECKPOINT.root),
+    ):
+        assert not COSIGNER_PUBLIC.verifies(str(changed), signature)
+    for wrong in (b"", signature[:8], signature[:-1], b"\xff" + signature[1:]):
+        assert not COSIGNER_PUBLIC.verifies(str(CHECKPOINT), wrong)
+    assert not COSIGNER_PUBLIC.verifies("no checkpoint\n", signature)
+    with pytest.raises(ValueError):
+        cosigned_tree("x" * 256, SECONDS, CHECKPOINT)
+    with pytest.raises(ValueError):
+        cosigned_tree(ORIGIN, 1 << 63, CHECKPOINT)
+
+
+@pytest.mark.parametrize("path", sorted((VECTORS / "checkpoints").glob("*.json")), ids=lambda path: path.stem)
+def test_vectors_of_checkpoints(path: Path) -> None:
+    """A checkpoint has other bytes than those that were published, so that other implementations refuse it."""
+    vector = json.loads(path.read_text())
+    assert runpy.run_path(str(VECTORS / "make.py"))["completed_checkpoint"](vector) == vector
+    name, origin = (len(vector["origin"]).to_bytes() + vector["origin"].encode() for _ in range(2))
+    time, size = vector["time"].to_bytes(8), vector["size"].to_bytes(8)
+    tree = b"subtree/v1\n\0" + name + time + origin + bytes(8) + size + bytes.fromhex(vector["root"])
+    assert bytes.fromhex(vector["ml_dsa_44_message"]) == tree
+    keys = [PublicKey.parse(vector[f"{algorithm}_vkey"]) for algorithm in ("ed25519", "ml_dsa_44")]
+    assert verified_signatures(vector["note"], keys)[1] == keys
 
 
 @pytest.mark.parametrize(
