@@ -125,7 +125,7 @@ def test_a_proof_needs_nothing_else(service: Start, key_file: Path, tmp_path: Pa
     assert document["committed"]["actor_id"] == "grace"
     file.write_bytes(opened.content)
     (tmp_path / "key").write_text(f"{key}\n")
-    assert '"actor_id": "grace"' in verify_proof(file, str(tmp_path / "key")).stdout
+    assert '"actor_id":"grace"' in verify_proof(file, str(tmp_path / "key")).stdout
 
     file.write_text(json.dumps(document | {"committed": document["committed"] | {"actor_id": "eve"}}))
     assert "not the one that the record commits to" in verify_proof(file, key).stderr
