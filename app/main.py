@@ -374,7 +374,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
     if settings.verifier_events_per_second:
         workers["verifier"] = verify_forever(settings, service.log, key.all_public if key else ())
     if service.spool is not None:
-        workers["notifications"] = replay_forever(service.engine, service.spool)
+        workers["notifications"] = replay_forever(service.engine, writer, service.spool)
     return workers
 
 

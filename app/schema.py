@@ -15,7 +15,9 @@ from app.sql import load
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0006_pre_rollup"  # the last file of migrations/versions; a constant, so that start-up does not load Alembic
+HEAD = (
+    "0007_pre_notification"  # the last file of migrations/versions; a constant, so that start-up does not load Alembic
+)
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 SQL = load("schema")

@@ -125,7 +125,10 @@ def timeline_lines(answer: dict[str, Any]) -> Iterator[str]:
     ]
     yield from _section("Decisions", ["when", "what", "who", "workflow", "why"], decisions)
     sent = [
-        [_time_text(one["sent_at"]), one["channel"], one["status"], one["recipient"], one["message_summary"]]
+        [
+            _time_text(one["sent_at"]) + (" (unsealed)" if one.get("sealed") is False else ""),
+            *(one["channel"], one["status"], one["recipient"], one["message_summary"]),
+        ]
         for one in answer["notifications"]
     ]
     yield from _section("Notifications", ["sent", "channel", "status", "recipient", "message"], sent)
@@ -133,7 +136,11 @@ def timeline_lines(answer: dict[str, Any]) -> Iterator[str]:
         ["held" if one["active"] else "released", str(one["events"]), one["placed_by"], one["reason"]]
         for one in answer["holds"]
     ]
-    yield from _section("Legal holds", ["state", "events", "placed by", "reason"], holds)
+    yield from _section(
+        "Legal holds, as the events' rows show them (covered by no hash)",
+        ["state", "events", "placed by", "reason"],
+        holds,
+    )
     events = [
         [
             _position_text(one),

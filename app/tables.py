@@ -155,6 +155,9 @@ notification_audit = Table(
     Column("escalation_level", Integer),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
+    Column("salt", LargeBinary),
+    Column("log_id", SmallInteger),
+    Column("log_index", BigInteger),
 )
 
 audit_retention_policies = Table(

@@ -41,6 +41,8 @@ _WHEN_EMPTY = {"limit": 100, "event_outcome": ""}
 """What an empty value means where it does not mean that the parameter is absent."""
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
+_NOT_COVERED = Field(description="covered by no hash: not proved by the log")
+
 
 class Event(BaseModel):
     """An event as it is stored. Members of which nothing is known are left out."""
@@ -67,14 +69,14 @@ class Event(BaseModel):
     actor_id: str | None = None
     actor_type: str | None = None
     actor_ip: str | None = None
-    retention_days: int | None
+    retention_days: Annotated[int | None, _NOT_COVERED]
     is_sensitive: bool | None
     event_hash: str
     previous_event_hash: str
-    legal_hold: bool
-    legal_hold_reason: str
-    legal_hold_placed_by: str
-    legal_hold_placed_at: datetime | None
+    legal_hold: Annotated[bool, _NOT_COVERED]
+    legal_hold_reason: Annotated[str, _NOT_COVERED]
+    legal_hold_placed_by: Annotated[str, _NOT_COVERED]
+    legal_hold_placed_at: Annotated[datetime | None, _NOT_COVERED]
     event_data: dict[str, Any]
     sealed: Annotated[
         bool, Field(description="false, or absent: others inserted the event by SQL; it is in no log")

@@ -93,7 +93,7 @@ class ExportedEvent(BaseModel):
     event_hash: str
     previous_event_hash: str
     hash_chain_valid: bool
-    legal_hold: bool
+    legal_hold: Annotated[bool, Field(description="covered by no hash of the event, only by the page's signature")]
     sealed: Annotated[
         bool | None,
         Field(description="false: others inserted the event by SQL, it is not in the log; absent in all others"),
@@ -112,6 +112,9 @@ class HashChainVerification(BaseModel):
     chain_integrity_percentage: float
     verification_timestamp: datetime
     tampered_event_ids: list[UUID]
+    not_covered: Annotated[
+        list[str], Field(description="members of the events that hash_chain_valid does not speak of")
+    ]
     unverified_events: Annotated[int | None, Field(description="absent if there are none")] = None
     unsealed_events: Annotated[
         int | None, Field(description="events that are not in the log; absent if there are none")

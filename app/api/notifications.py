@@ -23,6 +23,7 @@ from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields, by_member_name
 from app.ingest.claim import Claim
+from app.ingest.notification_writing import write
 from app.ingest.notifications import (
     Channel,
     GeneratedColumns,
@@ -31,7 +32,6 @@ from app.ingest.notifications import (
     Status,
     check_notification,
     parse_notification,
-    write,
 )
 from app.ingest.writer import Writer
 from app.query.cursor import NumberedCursor
@@ -58,6 +58,7 @@ class StoredNotification(BaseModel):
     escalation_level: Annotated[int, Field(description="0 to 5")]
     created_at: datetime
     updated_at: datetime
+    sealed: Annotated[bool | None, Field(description="false: the log has no digest of it; else absent")] = None
 
 
 class NotificationAccepted(BaseModel):
@@ -133,7 +134,7 @@ async def _write(request: Request, notification: Notification, claim: Claim | No
         try:
             if not writer.away:
                 async with asyncio.timeout_at(deadline):
-                    return await write(service.engine, notification, claim)
+                    return await write(service.engine, writer, notification, claim, deadline)
         except (TimeoutError, DatabaseAway):
             if spool is None:
                 raise DatabaseAway from None

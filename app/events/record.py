@@ -92,7 +92,7 @@ def record(row: Row, log_name: str, commitment: bytes) -> dict[str, Any]:
         "event_category": row["event_category"],
         "event_id": str(row["event_id"]),
         "event_outcome": row["event_outcome"],
-        "event_timestamp": _time(row["event_timestamp"]),
+        "event_timestamp": time_text(row["event_timestamp"]),
         "event_type": row["event_type"],
         "event_version": row["event_version"],
         "is_sensitive": get("is_sensitive"),
@@ -102,7 +102,7 @@ def record(row: Row, log_name: str, commitment: bytes) -> dict[str, Any]:
         "parent_event_date": None if parent_event_date is None else parent_event_date.isoformat(),
         "parent_event_id": None if parent_event_id is None else str(parent_event_id),
         "previous_event_hash": get("previous_event_hash") or None,
-        "recorded_at": _time(row["recorded_at"]),
+        "recorded_at": time_text(row["recorded_at"]),
         "resource_type": row["resource_type"],
         "severity": get("severity"),
         "span_id": get("span_id"),
@@ -153,7 +153,8 @@ def _canonical(text: str | bytes | None) -> bytes | None:
     return None if text is None else canonical(loads(text))
 
 
-def _time(time: datetime) -> str:
+def time_text(time: datetime) -> str:
+    """A time as it is in the record: RFC 3339 in UTC with six digits of fraction."""
     # asyncpg returns `infinity`, which only SQL can write, without a zone.
     if time.tzinfo is not UTC and time.tzinfo is not None:
         time = time.astimezone(UTC)

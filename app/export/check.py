@@ -23,7 +23,7 @@ from app.events.reference import UNKEYED_ALGORITHMS, reference_hash
 from app.export.bundle import START
 from app.export.bundle_check import check_bundle
 from app.export.certificate import detached_signature
-from app.export.file import COMMITTED, MalformedRecord, RecordReader
+from app.export.file import COMMITTED, NOT_COVERED, MalformedRecord, RecordReader
 from app.export.manifest import ExportPosition, Manifest, open_envelope
 from app.export.result import CheckResult
 from app.tlog import merkle, note
@@ -381,6 +381,7 @@ def result_lines(result: CheckResult) -> Iterator[str]:
             yield f"  {counts[name]} {meaning}"
     if erased := sum(part.erased for part in parts):
         yield f"  {erased} were erased: only what their records still have can be verified"
+    yield f"covered by no hash of an event, only by the manifest: {', '.join(NOT_COVERED)}"
     yield from result.signature_lines
     yield result.checkpoint_result
 

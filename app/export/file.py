@@ -39,6 +39,12 @@ COMMITTED = frozenset(
 )
 """Members that the hashed record does not have itself: it has a commitment to them."""
 
+NOT_COVERED = (
+    *("retention_days", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "legal_hold_placed_at"),
+    "hash_algorithm",
+)
+"""Members that no hash of an event covers: only the manifest says that they were so when it was exported."""
+
 MANIFEST_MARK = "#manifest"
 RECORD_BYTES_MAX = 64 * 1024 * 1024
 csv.field_size_limit(RECORD_BYTES_MAX)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from app.db import Connection
 from app.events.log import Log
-from app.export.file import Format, event_record, header_record, manifest_record
+from app.export.file import NOT_COVERED, Format, event_record, header_record, manifest_record
 from app.export.manifest import ExportPosition, Manifest, rfc3339_microseconds, sign_manifest
 from app.export.row import export_position, exported_event, mask
 from app.export.select import ExportQuery, sealed_rows, unsealed_rows
@@ -177,6 +177,7 @@ class Export:
             sealed=part.sealed,
             unsealed=part.unsealed,
             erased=part.erased,
+            not_covered=NOT_COVERED,
             first_position=part.first_position,
             last_position=part.last_position,
             after=part.after,

@@ -7,13 +7,13 @@ import orjson
 
 from app.events.canonical import canonical, loads, sorted_json
 from app.events.log import Log
-from app.events.positions import Positions
 from app.events.record import Row, commitment_of, ip_packed, ip_text
 from app.events.reference import recompute_hash
 from app.export import redact
 from app.export.file import JSON_MEMBERS, MEMBERS
 from app.export.manifest import ExportPosition
 from app.export.select import ExportQuery
+from app.tlog.evidence import Erasures
 from app.verify.row import row_defects
 
 _JSON = ("event_data", "event_metadata")
@@ -50,11 +50,11 @@ def export_position(row: Row) -> ExportPosition:
     return ExportPosition(None, row["event_id"], row["event_date"].isoformat())
 
 
-def verdict_on(row: Row, log: Log, hmac_key: bytes | None, erased: Positions) -> bool | None:
+def verdict_on(row: Row, log: Log, hmac_key: bytes | None, erased: Erasures) -> bool | None:
     """Whether a row by itself is as verification wants it: a sealed one has the log's leaf, which the row has as `leaf`.
 
-    None for an unsealed row of which nothing can be said: it has no hash, or one whose algorithm or key is not known. `erased` are the
-    positions that were erased, as recorded in the log.
+    None for an unsealed row of which nothing can be said: it has no hash, or one whose algorithm or key is not known. `erased` is
+    what was erased, as recorded in the log.
     """
     if row["log_index"] is None:
         return _has_reference_hash(row, hmac_key) if row["event_hash"] else None

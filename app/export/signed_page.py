@@ -18,13 +18,13 @@ import orjson
 from app.db import Connection
 from app.events.canonical import canonical, loads
 from app.events.log import Log
-from app.events.positions import NO_POSITIONS, Positions
+from app.events.positions import Positions
 from app.events.record import Row
 from app.export.certificate import ALGORITHM, ExportKeyPair, detached_signature
 from app.export.row import mask, verdict_on
 from app.export.select import ExportQuery, page_links, page_rows
 from app.sql import load
-from app.tlog.evidence import read_evidence
+from app.tlog.evidence import NO_ERASURES, read_evidence
 from app.tlog.gaps import Gap, judge_gap_by_leaf
 
 SQL = load("export")
@@ -125,6 +125,7 @@ class SignedPage:
             "chain_integrity_percentage": 100.0 * valid / self.event_count if self.event_count else 100.0,
             "verification_timestamp": now,
             "tampered_event_ids": self.tampered,
+            "not_covered": ["legal_hold"],
         } | {name: count for name, count in more.items() if count}
 
 
@@ -147,8 +148,8 @@ class _Links:
         """Correlations and chain positions of events before which others were purged."""
         self._twice: set[str] = set()
         """Ids that stand in several rows."""
-        self.erased = NO_POSITIONS
-        """Positions that were erased, as recorded in the log."""
+        self.erased = NO_ERASURES
+        """What was erased, as recorded in the log."""
         self._rows = list(rows)
         for row in self._rows:
             if row["chain_index"] is not None:

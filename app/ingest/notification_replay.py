@@ -1,29 +1,34 @@
 """Replay of the notifications that were spooled while Postgres was away."""
 
+import asyncio
 import logging
 from contextlib import suppress
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import metrics
-from app.errors import Conflict, DatabaseAway, KeyReused
-from app.ingest.notifications import is_stored, write
+from app.errors import Conflict, DatabaseAway, InboxFull, KeyReused
+from app.ingest.notification_writing import write
+from app.ingest.notifications import is_stored
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledNotification
+from app.ingest.store import RowRefused
+from app.ingest.writer import Writer
 from app.workers import run_forever
 
 _ROUND_SECONDS = 0.5
+_WRITE_SECONDS = 30.0
 
 log = logging.getLogger(__name__)
 
 
-async def replay_forever(engine: AsyncEngine, spool: Spool) -> None:
+async def replay_forever(engine: AsyncEngine, writer: Writer, spool: Spool) -> None:
     """Twice a second, for as long as the process runs: write the notifications that wait."""
 
     async def do_round() -> None:
         # Expected while Postgres is away, and logged where they are raised; the next round tries again.
-        with suppress(DatabaseAway, SpoolFailed):
-            await replay(engine, spool)
+        with suppress(DatabaseAway, InboxFull, SpoolFailed):
+            await replay(engine, writer, spool)
 
     await run_forever(
         "notifications",
@@ -33,21 +38,22 @@ async def replay_forever(engine: AsyncEngine, spool: Spool) -> None:
     )
 
 
-async def replay(engine: AsyncEngine, spool: Spool) -> None:
-    """Write all that wait. What Postgres refuses for its content is quarantined. Raises DatabaseAway or SpoolFailed."""
+async def replay(engine: AsyncEngine, writer: Writer, spool: Spool) -> None:
+    """Write all that wait. What Postgres refuses for its content is quarantined. Raises DatabaseAway, InboxFull or SpoolFailed."""
     while notifications := await spool.next_notifications():
         for spooled in notifications:
-            await _replay_one(engine, spool, spooled)
+            await _replay_one(engine, writer, spool, spooled)
 
 
-async def _replay_one(engine: AsyncEngine, spool: Spool, spooled: SpooledNotification) -> None:
-    refusal = None
+async def _replay_one(engine: AsyncEngine, writer: Writer, spool: Spool, spooled: SpooledNotification) -> None:
+    refusal, deadline = None, asyncio.get_running_loop().time() + _WRITE_SECONDS
     try:
         # It may be stored already: a crash can lie between writing and removing.
         if not await is_stored(engine, spooled.notification):
-            await write(engine, spooled.notification, spooled.claim)
-    except (Conflict, KeyReused) as error:
-        refusal = error.detail
+            await write(engine, writer, spooled.notification, spooled.claim, deadline)
+    except (Conflict, KeyReused, RowRefused) as error:
+        # Its first flush may have been committed after it was looked for.
+        refusal = None if await is_stored(engine, spooled.notification) else error.detail
     if refusal is not None:
         metrics.DLQ_XADD.labels("dead_letter_notifications").inc()
         metrics.DLQ_REFUSED.labels("notifications", "field_validation").inc()

@@ -1,21 +1,24 @@
-"""Notifications: which message was sent to whom about a remediation. Checked, then written in one statement of their own.
+"""Notifications: which message was sent to whom about a remediation. Checked, then written in a flush of the log.
 
-They are not events: they are in no chain and not in the log. A notification_id is never used twice.
+They are not events, and in no chain. The log has the digest of each, in a self event. A notification_id is never used twice.
 """
 
-from dataclasses import astuple, dataclass
+import os
+from dataclasses import asdict, astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
+from uuid import UUID, uuid4
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypedDict
 
-from app.db import fetch
-from app.errors import BadRequest, Conflict, DatabaseFailed
+from app.db import Connection, fetch
+from app.errors import AuditError, BadRequest, Conflict
 from app.events.catalog.self_events import CORRELATIONS, RESERVED
 from app.events.envelope import DateTime, Name255, parse_timestamp
 from app.events.explain import bad_fields, by_member_name, explain
+from app.events.notification import SALT_BYTES, STORED, notification_digest
 from app.ingest.claim import Claim, key_reused
 from app.sql import load
 
@@ -28,7 +31,6 @@ _AHEAD_MAX = timedelta(minutes=5)
 _RECIPIENT_MAX = 255
 _NOT_BLANK = Field(json_schema_extra={"pattern": r"\S"})
 SQL = load("ingest")
-UNIQUE_VIOLATION = "23505"
 
 
 @with_config(ConfigDict(strict=True, extra="ignore"))
@@ -119,25 +121,48 @@ class GeneratedColumns(NamedTuple):
     created_at: datetime
 
 
-async def write(engine: AsyncEngine, notification: Notification, claim: Claim | None = None) -> GeneratedColumns:
-    """Write a notification and return when it is committed. A resend under a claim gets what was stored the first time.
+@dataclass(slots=True, eq=False)
+class PendingNotification:
+    """A notification on its way to the log: what is written beside it, in the flush of the event that has its digest."""
 
-    Raises Conflict when the notification_id is stored already, KeyReused when the key was sent with another body.
-    """
-    if claim is not None and (stored := await _stored_under(engine, claim)) is not None:
-        return stored
-    claim_columns = (None,) * 4 if claim is None else claim
-    try:
-        rows = await fetch(engine, SQL["notification"], *astuple(notification), *claim_columns)
-    except DatabaseFailed as error:
-        if claim is None or getattr(error.__cause__, "sqlstate", "") != UNIQUE_VIOLATION:
-            raise
-        rows = []  # another replica was faster with the same key
-    if rows:
-        return _generated_columns(rows[0])
-    if claim is not None and (stored := await _stored_under(engine, claim)) is not None:
-        return stored
-    raise id_conflict(notification)
+    notification: Notification
+    claim: Claim | None
+    storing_id: UUID = field(default_factory=uuid4)
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    salt: bytes = field(default_factory=lambda: os.urandom(SALT_BYTES))
+    number: int = 0
+    """Its `id`, once it is written."""
+
+    def payload(self) -> dict[str, str]:
+        """The payload of the event."""
+        row = asdict(self.notification) | {"created_at": self.created_at}
+        return {
+            "event_type": STORED,
+            "storing_id": str(self.storing_id),
+            "notification_id": self.notification.notification_id,
+            "remediation_id": self.notification.remediation_id,
+            "digest": notification_digest(self.salt, row),
+        }
+
+    async def write(self, connection: Connection, log_id: int, position: int) -> None:
+        """Write the row in the transaction of the flush that has the event at `position`. Raises NotificationStored."""
+        self.number = await connection.fetchval(
+            SQL["notification"],
+            *(*astuple(self.notification), self.created_at, self.salt, log_id, position),
+            *(self.claim or (None,) * 4),
+        )
+        if self.number is None:
+            raise NotificationStored(self)
+
+
+class NotificationStored(AuditError):
+    """A notification cannot be written, since its id or its Idempotency-Key is stored already."""
+
+    label = "Conflict"
+
+    def __init__(self, pending: PendingNotification) -> None:
+        super().__init__()
+        self.pending = pending
 
 
 async def is_stored(engine: AsyncEngine, notification: Notification) -> bool:
@@ -157,7 +182,8 @@ def id_conflict(notification: Notification) -> Conflict:
     )
 
 
-async def _stored_under(engine: AsyncEngine, claim: Claim) -> GeneratedColumns | None:
+async def stored_under(engine: AsyncEngine, claim: Claim) -> GeneratedColumns | None:
+    """What was stored the first time under an Idempotency-Key, if that was. KeyReused when it was sent with another body."""
     rows = await fetch(engine, SQL["notification_claim"], claim.scope, claim.key)
     if not rows:
         return None

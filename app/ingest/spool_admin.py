@@ -97,8 +97,13 @@ async def replay(settings: Settings, directory: Path, *, force: bool, quarantine
                 f"The spool is older than the smallest retention ({days} days): use --force to replay it anyway."
             )
         before = spool.depth.events, spool.depth.notifications
-        await _replay_events(Writer(Store(settings, Log(0, log_name)), settings, spool), spool)
-        await _replay_notifications(settings, spool)
+        writer = Writer(Store(settings, Log(0, log_name)), settings, spool)
+        writer.start()
+        try:
+            await _replay_events(writer, spool)
+            await _replay_notifications(settings, writer, spool)
+        finally:
+            await writer.close()
         return (
             f"{before[0]} events and {before[1]} notifications replayed from the spool; "
             f"{spool.depth.quarantined} events are in quarantine"
@@ -108,7 +113,6 @@ async def replay(settings: Settings, directory: Path, *, force: bool, quarantine
 
 
 async def _replay_events(writer: Writer, spool: Spool) -> None:
-    writer.start()
     left, rounds_without_progress = spool.depth.events, 0
     try:
         while spool.depth.events and rounds_without_progress < _ROUNDS_WITHOUT_PROGRESS_MAX:
@@ -119,15 +123,14 @@ async def _replay_events(writer: Writer, spool: Spool) -> None:
             print(f"\rwriting, {left} events left ", end="", file=sys.stderr, flush=True)  # noqa: T201 - progress
     finally:
         print(file=sys.stderr)  # noqa: T201 - progress
-        await writer.close()
     if spool.depth.events:
         raise Fatal(f"Events cannot be written to Postgres: {left} are still in the spool; see the log above.")
 
 
-async def _replay_notifications(settings: Settings, spool: Spool) -> None:
+async def _replay_notifications(settings: Settings, writer: Writer, spool: Spool) -> None:
     engine = db.create_engine(settings)
     try:
-        await notification_replay.replay(engine, spool)
+        await notification_replay.replay(engine, writer, spool)
     except AuditError as error:
         left = spool.depth.notifications
         raise Fatal(

@@ -10,6 +10,7 @@ from app.events.envelope import time_window_error
 from app.events.explain import bad_fields
 from app.ingest.accept import Acceptance, Draft, Event, accept
 from app.ingest.claim import Claim
+from app.ingest.notifications import PendingNotification
 
 _SLICE = 500
 
@@ -23,6 +24,7 @@ class Submission:
         "events",
         "may_exist",
         "needs_lookup",
+        "notification",
         "outcome",
         "payload_bytes",
         "refusals",
@@ -39,8 +41,11 @@ class Submission:
         may_exist: bool,
         claim: Claim | None = None,
         is_lenient: bool = False,
+        notification: PendingNotification | None = None,
     ) -> None:
         self.events = events
+        self.notification = notification
+        """What is written in the same transaction: then the one event has its digest. It is never spooled as events are."""
         self.rejections: dict[UUID, AuditError] | None = {} if is_lenient else None
         """Of a lenient request: the events that are not written, and why. Else None: one such event fails the request."""
         self.trace_link = tracing.link()

@@ -21,14 +21,26 @@ from uuid import UUID
 
 from app import metrics, tracing
 from app.database_url import reason
-from app.db import server_names
+from app.db import Connection, server_names
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
 from app.ingest.accept import Event
 from app.ingest.claim import Claim, key_reused
 from app.ingest.event_writer import OwnState, WriterState
+from app.ingest.link import Flush
+from app.ingest.notifications import NotificationStored
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledRequest
-from app.ingest.store import SAME_AS_STORED, Claimed, LostRace, MonthDetached, PossibleResend, RowRefused, Store, Stored
+from app.ingest.store import (
+    SAME_AS_STORED,
+    Claimed,
+    FlushAction,
+    LostRace,
+    MonthDetached,
+    PossibleResend,
+    RowRefused,
+    Store,
+    Stored,
+)
 from app.ingest.submission import Submission, conflict, unsealed_conflict
 from app.settings import Settings
 from app.workers import Reminder
@@ -163,6 +175,9 @@ class Writer:
         asyncio.get_running_loop().call_at(deadline, submission.fail, DatabaseAway())
         if self.spool is None:
             return
+        if submission.notification is not None:  # its sender spools it
+            submission.fail(DatabaseAway())
+            return
         if submission not in self._in_flush and self._committed_at > submission.arrived:
             submission.fail(InboxFull())
         else:
@@ -286,9 +301,10 @@ class Writer:
             log.exception("a flush failed with an unexpected error")
             self.store.disconnect()
             _fail(now, error if isinstance(error, AuditError) else DatabaseFailed())
+        _fail([s for s in later if self.spool is None or s.notification is not None], DatabaseAway())
         if self.spool is None:
-            _fail(later, DatabaseAway())
-        elif later := [s for s in later if not s.outcome.done()]:
+            return
+        if later := [s for s in later if not s.outcome.done()]:
             for submission in later:
                 # Its flush may have been committed nevertheless.
                 submission.may_exist = submission.may_exist or submission in now
@@ -381,7 +397,7 @@ class Writer:
         """Remove the next flush from the inbox: whole requests, up to the limits; a larger request alone; no id twice."""
         submissions: list[Submission] = []
         events = size = 0
-        ids: set[UUID] = set()
+        ids: set[UUID | str] = set()
         while self._inbox:
             first = self._inbox[0]
             if first.outcome.done():
@@ -391,8 +407,8 @@ class Writer:
             size += first.payload_bytes
             if submissions and (events > self._settings.flush_events_max or size > self._settings.flush_bytes_max):
                 break
-            if first.may_exist:
-                first_ids = _possible_ids(first.events)
+            if first.may_exist or first.notification is not None:
+                first_ids = _ids_of(first)
                 if first_ids & ids:
                     break
                 ids |= first_ids
@@ -416,7 +432,7 @@ class Writer:
                 events = [e for s in waiting for e in s.events if e.id not in stored]
                 claims = [(s.claim, [e.id for e in s.events]) for s in waiting if s.claim is not None]
                 if events:
-                    await self._commit(events, claims, deadline)
+                    await self._commit(events, claims, deadline, _notification_action(waiting, self.store.log.id))
             except LostRace:
                 self.store.reset_after_lost_race()
                 stored.clear()
@@ -427,6 +443,8 @@ class Writer:
                 if retries > _RESEND_RETRIES_MAX or not any(s.may_exist for s in waiting):
                     await self._isolate(waiting, RowRefused("Postgres holds another row with the id of this event"))
                     return
+            except NotificationStored as refusal:
+                _fail([s for s in waiting if s.notification is refusal.pending], refusal)
             except (RowRefused, MonthDetached) as refusal:
                 await self._isolate(waiting, refusal)
                 return
@@ -440,14 +458,16 @@ class Writer:
                 _finish(waiting)
                 return
 
-    async def _commit(self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float) -> None:
+    async def _commit(
+        self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, action: FlushAction | None
+    ) -> None:
         """Commit a flush. With a spool, a server that stops answering is away at the deadline; the outcome is unknown then."""
         if self.spool is None:
-            await self.store.commit(events, claims, deadline)
+            await self.store.commit(events, claims, deadline, action)
             return
         try:
             async with asyncio.timeout_at(max(deadline, asyncio.get_running_loop().time() + _COMMIT_SECONDS_MIN)):
-                await self.store.commit(events, claims, deadline)
+                await self.store.commit(events, claims, deadline, action)
         except TimeoutError:
             self.store.disconnect()
             raise DatabaseAway from TimeoutError("a flush was not answered by its deadline")
@@ -513,6 +533,27 @@ def _settle_without_write(submission: Submission, stored: Mapping[UUID, Stored])
         if not submission.outcome.done():
             metrics.RESENDS.inc(len(submission.events))
         submission.finish()
+
+
+def _ids_of(submission: Submission) -> set[UUID | str]:
+    """What no two requests of one flush may share."""
+    if submission.notification is not None:
+        return {submission.notification.notification.notification_id}
+    return {*_possible_ids(submission.events)}
+
+
+def _notification_action(submissions: Sequence[Submission], log_id: int) -> FlushAction | None:
+    """Writes the notifications among `submissions`, whose events the flush has."""
+    pending = {s.events[0].id: s.notification for s in submissions if s.notification is not None}
+    if not pending:
+        return None
+
+    async def write(connection: Connection, flush: Flush) -> None:
+        for position, event in enumerate(flush.events, flush.first_index):
+            if event.id in pending:
+                await pending[event.id].write(connection, log_id, position)
+
+    return write
 
 
 def _possible_ids(events: Sequence[Event]) -> set[UUID]:

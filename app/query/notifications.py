@@ -70,8 +70,11 @@ class NotificationPage:
 
 
 _TIMES = ("sent_at", "created_at", "updated_at")
-_MEMBERS = tuple(str(column.name) for column in _n)
-_COLUMNS = tuple(utc_text(column).label(column.name) if column.name in _TIMES else column for column in _n)
+_MEMBERS = tuple(str(column.name) for column in _n if column.name not in {"salt", "log_id", "log_index"})
+_COLUMNS = (
+    *(utc_text(_n[name]).label(name) if name in _TIMES else _n[name] for name in _MEMBERS),
+    (_n.salt.is_not(None) & _n.log_index.is_not(None)).label("sealed"),
+)
 
 
 @lru_cache(64)
@@ -95,7 +98,9 @@ async def page(engine: AsyncEngine, query: NotificationQuery) -> NotificationPag
 
 
 def notification(row: asyncpg.Record) -> dict[str, Any]:
-    """Members in the order of docs/contract.md, section 14; an unknown one is left out."""
+    """Members in the order of docs/contract.md, section 14; an unknown one is left out. `sealed` is there, and False, if the row itself
+    says that the log has no digest of it; whether the log has, verification finds out.
+    """
     return dict(_members(row))
 
 
@@ -108,3 +113,5 @@ def _members(row: asyncpg.Record) -> Iterator[tuple[str, Any]]:
             yield name, value or 0
         elif value or name not in {"delivery_status", "error_message"}:
             yield name, value
+    if not row["sealed"]:
+        yield "sealed", False

@@ -25,6 +25,7 @@ from app.ingest.store import Store
 from app.retention.logged import action_store, commit_action
 from app.settings import Settings
 from app.sql import load
+from app.tlog.evidence import left_digest
 
 SQL = load("retention")
 BATCH_ROWS = 500
@@ -101,11 +102,13 @@ async def _erase(
     ids = [row["event_id"] for row in rows]
     payloads = [canonical(neutral_payload(catalog, loads(row["event_data"]))) for row in rows]
     commitments = [commitment_of(row) for row in rows]
+    positions = [row["log_index"] for row in rows]
     payload: dict[str, Any] = {
         "event_type": "datastorage.event.erased",
         "erasure_id": str(erasure_id),
         "event_ids": [str(event_id) for event_id in ids],
-        "positions": str(Positions.of(row["log_index"] for row in rows)),
+        "positions": str(Positions.of(positions)),
+        "left": [left_digest(payload) for _, payload in sorted(zip(positions, payloads, strict=True))],
         "erased_by": erasure.by,
         "reason": erasure.reason,
     }

@@ -19,6 +19,15 @@ event_id, event_version,
     error_message, is_sensitive, event_hash, previous_event_hash, log_id, log_index, chain_index, payload_salt,
     payload_commitment
 
+-- fragment: notification_columns
+-- What verification needs of a row of notification_audit. Times as above.
+remediation_id, notification_id, recipient, channel, message_summary, status,
+    CASE WHEN sent_at >= '0001-01-02Z' AND sent_at < '9999-12-31Z' THEN sent_at ELSE 'infinity' END AS sent_at,
+    delivery_status, error_message, escalation_level,
+    CASE WHEN created_at >= '0001-01-02Z' AND created_at < '9999-12-31Z' THEN created_at ELSE 'infinity' END AS created_at,
+    CASE WHEN updated_at >= '0001-01-02Z' AND updated_at < '9999-12-31Z' THEN updated_at ELSE 'infinity' END AS updated_at,
+    salt, log_id, log_index
+
 -- fragment: on_log
 -- Whether a row of audit_events says that it is at a position of the log. Whether the log has its hash there, verification finds out.
 (log_index >= 0 AND CASE WHEN log_id = 0 THEN log_index < (

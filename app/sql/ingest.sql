@@ -173,19 +173,19 @@ SELECT event_category, retention_days, floor_days, ceiling_days FROM audit_reten
 SELECT name, setting FROM pg_settings WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
 
 -- name: notification
--- Stores one notification, with the claim of its Idempotency-Key if it has one. Returns no row if its id is stored already.
-WITH written AS (
-    INSERT INTO notification_audit (remediation_id, notification_id, recipient, channel, message_summary, status, sent_at,
-        delivery_status, error_message, escalation_level)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-    ON CONFLICT (notification_id) DO NOTHING
-    RETURNING id, notification_id, created_at
-), claimed AS (
+-- Stores one notification, with the claim of its Idempotency-Key if it has one, in the flush of the event at position $14 that has its
+-- digest. Returns no row if its id or its key is stored already.
+WITH claimed AS (
     INSERT INTO claims (scope, key, body_digest, event_ids, answer, expires_at)
-    SELECT $11, $12, $13, '{}', jsonb_build_object('notification_id', notification_id), $14
-    FROM written WHERE $11::text IS NOT NULL
+    SELECT $15, $16, $17, '{}', jsonb_build_object('notification_id', $2::text), $18 WHERE $15::text IS NOT NULL
+    ON CONFLICT DO NOTHING
+    RETURNING 1
 )
-SELECT id, created_at FROM written
+INSERT INTO notification_audit (remediation_id, notification_id, recipient, channel, message_summary, status, sent_at,
+    delivery_status, error_message, escalation_level, created_at, updated_at, salt, log_id, log_index)
+SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14 WHERE $15::text IS NULL OR EXISTS (SELECT FROM claimed)
+ON CONFLICT (notification_id) DO NOTHING
+RETURNING id
 
 -- name: notification_claim
 -- The notification that was stored under an Idempotency-Key. The claim counts until it expires, and only while that is stored.

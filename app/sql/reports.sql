@@ -176,7 +176,7 @@ LIMIT 1000
 SELECT id, remediation_id, notification_id, recipient, channel, left(message_summary, 1000) AS message_summary, status,
     timezone('UTC', sent_at)::text AS sent_at, left(delivery_status, 255) AS delivery_status,
     left(error_message, 1000) AS error_message, escalation_level, timezone('UTC', created_at)::text AS created_at,
-    timezone('UTC', updated_at)::text AS updated_at
+    timezone('UTC', updated_at)::text AS updated_at, salt IS NOT NULL AND log_index IS NOT NULL AS sealed
 FROM notification_audit
 WHERE remediation_id = $1
 ORDER BY notification_audit.sent_at, id

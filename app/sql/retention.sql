@@ -202,7 +202,8 @@ SELECT event_id, correlation_id, log_index, legal_hold IS TRUE
     OR hold_of(correlation_id, actor_id, resource_type, resource_id, event_timestamp) IS NOT NULL AS held
 FROM audit_events
 WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND payload_commitment IS NULL
-    AND event_type NOT IN ('datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored')
+    AND event_type NOT IN ('datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored',
+        'datastorage.notification.stored')
 ORDER BY log_index
 
 -- name: to_erase

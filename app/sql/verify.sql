@@ -185,6 +185,22 @@ SELECT correlation_id FROM (
 SELECT count(*) AS rows, count(*) FILTER (WHERE event_hash IS NULL) AS unhashed, count(DISTINCT correlation_id) AS correlations
 FROM audit_events WHERE log_index IS NULL AND chain_index IS NULL
 
+-- name: sealed_notifications
+-- Notifications that say that the log has their digest.
+SELECT {notification_columns} FROM notification_audit WHERE num_nonnulls(salt, log_id, log_index) > 0 ORDER BY id
+
+-- name: notifications_with_ids
+-- Those of the notifications with these ids that there are.
+SELECT {notification_columns} FROM notification_audit WHERE notification_id = ANY($1::text[])
+
+-- name: count_unsealed_notifications
+-- How many notifications do not say that the log has their digest.
+SELECT count(*) FROM notification_audit WHERE num_nonnulls(salt, log_id, log_index) = 0
+
+-- name: notification_events
+-- Events of type $2 at these positions, each with the leaf that the log has there.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events WHERE log_index = ANY($1::bigint[]) AND event_type = $2
+
 -- name: unsealed_correlations
 -- Correlations that have hashed unsealed rows.
 SELECT DISTINCT correlation_id FROM audit_events

@@ -1,8 +1,9 @@
 """What was purged or erased, as recorded in the log itself: read from self events, each of which is verified first."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -10,14 +11,53 @@ import orjson
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.catalog.self_events import CATEGORY, correlation_of
 from app.events.log import Log
+from app.events.notification import STORED
 from app.events.positions import Positions, Range
 from app.events.record import Row, is_logged
 from app.tlog.tiles import SQL
 
 PURGED, RESTORED, ERASED = "datastorage.retention.purged", "datastorage.retention.restored", "datastorage.event.erased"
-_OPERATION = {PURGED: "operation_id", RESTORED: "operation_id", ERASED: "erasure_id"}
+_OPERATION = {
+    PURGED: "operation_id",
+    RESTORED: "operation_id",
+    ERASED: "erasure_id",
+    STORED: "storing_id",
+}
 """By type: the member of the payload that is part of the event's correlation."""
+_REMOVALS = (PURGED, RESTORED, ERASED)
 _ROWS_AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Erasures:
+    """Positions whose rows may be marked as erased, and what their payloads have to be."""
+
+    positions: Positions = field(default_factory=Positions)
+    left: Mapping[str, Positions] = field(default_factory=dict)
+    """By digest of the payload that an erasure has left: where it has. Erasures of before December 2026 do not say."""
+
+    def __contains__(self, position: object) -> bool:
+        return position in self.positions
+
+    def __bool__(self) -> bool:
+        return bool(self.positions)
+
+    def left_at(self, position: object) -> set[str]:
+        """The digests of the payloads that may stand at a position; none if any neutral one may."""
+        return {digest for digest, positions in self.left.items() if position in positions}
+
+    def within(self, first: int, end: int) -> "Erasures":
+        """Those at positions from `first` up to, not including, `end`."""
+        left = {digest: Positions(positions.within(first, end)) for digest, positions in self.left.items()}
+        return Erasures(Positions(self.positions.within(first, end)), {d: p for d, p in left.items() if p})
+
+
+NO_ERASURES = Erasures()
+
+
+def left_digest(payload: bytes) -> str:
+    """The digest of what an erasure leaves of a payload, in canonical form."""
+    return sha256(payload).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +65,11 @@ class Evidence:
     """Positions whose rows may be missing, and positions whose rows may be marked as erased."""
 
     purged: Positions = field(default_factory=Positions)
-    erased: Positions = field(default_factory=Positions)
+    erased: Erasures = NO_ERASURES
 
     def within(self, first: int, end: int) -> "Evidence":
         """The evidence about positions from `first` up to, not including, `end`."""
-        return Evidence(Positions(self.purged.within(first, end)), Positions(self.erased.within(first, end)))
+        return Evidence(Positions(self.purged.within(first, end)), self.erased.within(first, end))
 
 
 NO_EVIDENCE = Evidence()
@@ -51,12 +91,17 @@ async def read_records(
 ) -> AsyncIterator[tuple[dict[str, Any], int]]:
     """The self events that are evidence: payload and position in the log of each. As read_evidence()."""
     rows = connection.cursor(
-        SQL["evidence"], list(_OPERATION), correlation_ids, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS
+        SQL["evidence"], list(_REMOVALS), correlation_ids, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS
     )
     async for row in rows:
-        payload = orjson.loads(row["event_data"])
-        if is_evidence(row, payload) and _matches_log(row, log):
+        if row["log_id"] == log.id and (payload := believed_payload(row, log)) is not None:
             yield payload, row["log_index"]
+
+
+def believed_payload(row: Row, log: Log) -> dict[str, Any] | None:
+    """The payload of a row of the statement `evidence` if `log`, or one before it, has it as a self event; else None."""
+    payload = orjson.loads(row["event_data"])
+    return payload if is_evidence(row, payload) and _is_of_its_log(row, log) else None
 
 
 def is_evidence(row: Row, payload: Any) -> bool:
@@ -77,6 +122,7 @@ class _Recorded:
         self._purged: dict[str, list[Range]] = defaultdict(list)
         self._restored: dict[str, list[Range]] = defaultdict(list)
         self._erased: list[Range] = []
+        self._left: dict[str, list[Range]] = defaultdict(list)
 
     def add(self, payload: dict[str, Any], position: int) -> None:
         """Add the event at this position of the log. It counts only for positions before its own."""
@@ -88,6 +134,19 @@ class _Recorded:
                 self._restored[payload["operation_id"]] += ranges
             case _:
                 self._erased += ranges
+                self._add_left(payload, position)
+
+    def _add_left(self, payload: dict[str, Any], position: int) -> None:
+        """Add what an erasure says that it left: a digest for each of its positions, in their order."""
+        digests = payload.get("left")
+        if not isinstance(digests, list):
+            return
+        at = 0
+        for first, end in Positions.parse(str(payload.get("positions"))).ranges:
+            for one, digest in enumerate(digests[at : at + end - first], first):
+                if 0 <= one < position:
+                    self._left[str(digest)].append((one, one + 1))
+            at += end - first
 
     def evidence(self) -> Evidence:
         """The positions that are purged and not restored by the same operation, and those that are erased."""
@@ -96,7 +155,8 @@ class _Recorded:
             for operation, ranges in self._purged.items()
             for remaining in Positions(ranges).without(Positions(self._restored[operation])).ranges
         ]
-        return Evidence(Positions(not_restored), Positions(self._erased))
+        left = {digest: Positions(ranges) for digest, ranges in self._left.items()}
+        return Evidence(Positions(not_restored), Erasures(Positions(self._erased), left))
 
 
 async def leaves_at(connection: Connection, log: Log, positions: list[int]) -> dict[int, str]:
@@ -105,9 +165,8 @@ async def leaves_at(connection: Connection, log: Log, positions: list[int]) -> d
     return {row["position"]: row["leaf"].hex() for row in rows}
 
 
-def _matches_log(row: Row, log: Log) -> bool:
-    """Whether a row is the event that the log has at its position. A self event that is evidence is never erased."""
-    is_erased = row["payload_commitment"] is not None
-    if is_erased or row["log_id"] != log.id or row["event_date"] != row["event_timestamp"].date():
+def _is_of_its_log(row: Row, log: Log) -> bool:
+    """Whether a row is the event that its log has at its position. A self event that is evidence is never erased."""
+    if row["payload_commitment"] is not None or row["event_date"] != row["event_timestamp"].date():
         return False
     return is_logged(row, log) and bool(row["event_hash"] == row["leaf"])

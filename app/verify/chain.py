@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.events.log import NO_LOG, Log
-from app.events.positions import NO_POSITIONS, Positions
 from app.events.record import Row
+from app.tlog.evidence import NO_ERASURES, Erasures
 from app.tlog.gaps import Gap
 from app.verify.row import Defect, Defects, defect_of, row_defects
 
@@ -56,8 +56,8 @@ class ChainChecker:
 
     log: Log = NO_LOG
     """Only check() needs it, which computes hashes."""
-    erased: Positions = NO_POSITIONS
-    """Log positions whose events may be marked as erased."""
+    erased: Erasures = NO_ERASURES
+    """Which events may be marked as erased."""
     total: int = 0
     """Rows read."""
     verified: int = 0

@@ -30,6 +30,7 @@ from app.verify.database import (
     verify_database,
     verify_tree_and_checkpoints,
 )
+from app.verify.notifications import NotificationsResult
 from app.verify.processes import connect_for_verification, process_pool
 from app.verify.row import DEFECTS_MAX, Defect
 from app.verify.snapshot import SQL
@@ -158,6 +159,7 @@ def _summary(result: DatabaseResult) -> Iterable[str]:
     signed = "".join(f", {count} signed with {label}" for label, count in result.signatures.items())
     yield f"{result.chains:,} chains, {result.checkpoints} checkpoints{signed}"
     yield from _unsealed_summary(result.unsealed)
+    yield _notifications_summary(result.notifications)
     yield f"DEFECTS FOUND: {result.defects.count:,}" if result.defects.count else "no defects found"
 
 
@@ -176,6 +178,12 @@ def _unsealed_summary(unsealed: UnsealedResult) -> Iterable[str]:
         f"; {unsealed.verified:,} of {hashed:,} with a hash have the right one" if hashed else ", all without a hash"
     )
     yield f"unsealed rows, which are not part of the log: {where + right if count else 'none'}"
+
+
+def _notifications_summary(found: NotificationsResult) -> str:
+    purged = f", {found.purged:,} lost theirs with an event that was purged" if found.purged else ""
+    unsealed = f", {found.unsealed:,} unsealed" if found.unsealed else ""
+    return f"notifications: {found.verified:,} of {found.total:,} have the digest that was logged{purged}{unsealed}"
 
 
 def _print_lines(lines: Iterable[str]) -> None:

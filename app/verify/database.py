@@ -23,6 +23,7 @@ from app.verify.extent import log_size
 from app.verify.heads import GAPS_AT_ONCE, ChainGap, verify_equal_heads, verify_gaps, verify_sum_of_heads
 from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
+from app.verify.notifications import NotificationsResult, verify_notifications
 from app.verify.row import DEFECTS_MAX, Defect, Defects, mark_reordered
 from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL, portions
@@ -80,6 +81,7 @@ class DatabaseResult:
     signatures: Counter[str] = field(default_factory=Counter)
     """How many of those each key has signed, by the key's label."""
     unsealed: UnsealedResult = field(default_factory=UnsealedResult)
+    notifications: NotificationsResult = field(default_factory=NotificationsResult)
     defects: Defects = field(default_factory=Defects)
 
 
@@ -95,16 +97,20 @@ async def verify_database(
         WorkItem("tree", (result.log, _checkpoint_sizes(checkpoints), result.size), 0),
         WorkItem("inserted", (result.log, result.size), 0),
         WorkItem("unlogged ids", (result.log, result.size), 0),
+        WorkItem("notifications", (result.log, {result.log.id: evidence.purged}), 0),
         *await _position_items(connection, result, evidence),
     ]
     async for _, of_item in run(items):
         if isinstance(of_item, Tree):
             _add_tree(result, of_item, checkpoints, anchors)
+        elif isinstance(of_item, NotificationsResult):
+            result.notifications = of_item
         elif isinstance(of_item, Defects):
             result.events.defects.extend(of_item)
         else:
             _add_positions(result.events, of_item)
     result.defects.extend(await verify_ids_of(connection, result.events.defects.listed))
+    result.defects.extend(result.notifications.defects)
     _add_missing_events(result)
     unpurged = Positions(result.events.missing)
     missing = MissingPositions(evidence.purged, unpurged, frozenset(result.events.missing_leaves))
@@ -226,6 +232,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "tree": read_tree,
     "inserted": verify_inserted,
     "unlogged ids": verify_unlogged_ids,
+    "notifications": verify_notifications,
     "positions": _verify_many_positions,
     "chains": verify_links,
     "unsealed": _verify_all_unsealed,

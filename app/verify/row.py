@@ -1,6 +1,7 @@
 """One row against its own hash and the log's leaf, and what a defect is. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
@@ -8,10 +9,11 @@ from uuid import UUID
 
 import orjson
 
+from app.events.canonical import canonical, loads
 from app.events.log import Log, place_of
 from app.events.neutral import ERASED, is_neutral, neutral_words
-from app.events.positions import Positions
 from app.events.record import Row, stored_hash
+from app.tlog.evidence import Erasures, left_digest
 
 DEFECTS_MAX = 10_000
 _EMPTIED = ("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt")
@@ -85,11 +87,11 @@ def defect_of(  # noqa: PLR0917 -- the last three are hashes, in the order of th
     )
 
 
-def row_defects(row: Row, leaf: str | None, log: Log, erased: Positions) -> Iterator[Defect]:
+def row_defects(row: Row, leaf: str | None, log: Log, erased: Erasures) -> Iterator[Defect]:
     """What is wrong with a sealed row by itself; nothing when its hash is `leaf`, the log's leaf at its position.
 
-    The row is of `log` or of one before it. `leaf` is None where its log has none; `erased` are the places (place_of) that were
-    erased, as recorded in the logs.
+    The row is of `log` or of one before it. `leaf` is None where its log has none; `erased` is what was erased, by its place
+    (place_of), as recorded in the logs.
     """
     # These columns are not in the record.
     if row.get("event_date") != row.get("event_timestamp").date():
@@ -100,7 +102,7 @@ def row_defects(row: Row, leaf: str | None, log: Log, erased: Positions) -> Iter
     if is_erased and place_of(row.get("log_id"), row.get("log_index")) not in erased:
         yield defect_of(row, "edited", "marked as erased, but the log has no erasure event for it")
         return
-    if is_erased and not _is_neutral(row):
+    if is_erased and not _is_what_erasure_left(row, erased.left_at(place_of(row.get("log_id"), row.get("log_index")))):
         yield defect_of(row, "edited", "an erased event contains data again")
     expected, actual = stored_hash(row, log.name_of(row.get("log_id"))), row.get("event_hash") or ""
     if expected == actual == leaf:
@@ -114,11 +116,16 @@ def row_defects(row: Row, leaf: str | None, log: Log, erased: Positions) -> Iter
         yield defect_of(row, "edited", message, leaf, actual, leaf)
 
 
-def _is_neutral(row: Row) -> bool:
-    """Whether an erased row has only what erasure leaves in the columns that no hash covers any more."""
+def _is_what_erasure_left(row: Row, digests: AbstractSet[str]) -> bool:
+    """Whether an erased row has only what erasure has left in the columns that no hash covers any more.
+
+    `digests` are those of the payload as the log records them. Without any, the payload may be what some release would leave.
+    """
     emptied = [row.get(name) for name in _EMPTIED]
     if row.get("actor_id") != ERASED or row.get("resource_id") != ERASED or emptied != [None] * len(emptied):
         return False
+    if digests:
+        return left_digest(canonical(loads(row.get("event_data")))) in digests
     payload = orjson.loads(row.get("event_data"))
     return isinstance(payload, dict) and is_neutral(payload, neutral_words(payload.get("event_type")))
 

@@ -24,6 +24,7 @@ from app.verify.extent import log_size
 from app.verify.heads import verify_equal_heads, verify_heads_without_end, verify_sum_of_heads
 from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
+from app.verify.notifications import verify_notifications
 from app.verify.row import Defect, mark_reordered
 from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL
@@ -140,8 +141,11 @@ class Verifier:
             await verify_heads_without_end(connection, self._log),
             await verify_equal_heads(connection),
         ]
+        purged = (await read_evidence(connection, self._log)).purged
+        notifications = await verify_notifications(connection, self._log, {self._log.id: purged})
         if not any(defects.count for defects in found):  # else it is known already why the sum is another one
             found.append(await verify_sum_of_heads(connection, size))
+        found.append(notifications.defects)
         return [defect for defects in found for defect in defects.listed]
 
     async def _count_unsealed(self, connection: Connection) -> None:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from app.events.canonical import canonical, parse
+from app.events.notification import notification_digest, notification_jcs
 from app.events.record import commitment, committed_jcs, record, record_leaf_hash
 from app.export.bundle import FORMAT, Bundle, BundledGap, BundledLog, BundledNotification, ChainEnd, Place, bundle_file
 from app.export.bundle_entry import bundled_event, masked_members, unproved_row
@@ -51,6 +52,8 @@ _AS_ASYNCPG_RETURNS_IT: dict[str, Callable[[Any], Any]] = {
 
 def completed(vector: dict[str, Any]) -> dict[str, Any]:
     """The vector with its derived members computed anew. Each correlation's events stand in the order of its chain."""
+    if "notifications" in vector:
+        return {"notifications": [_completed_notification(one) for one in vector["notifications"]]}
     heads: dict[str, str] = {}
     return vector | {"events": [_completed(event, heads) for event in vector["events"]]}
 
@@ -77,6 +80,17 @@ def completed_checkpoint(vector: dict[str, Any]) -> dict[str, Any]:
         "ml_dsa_44_time": cosignature[:8].hex(),
         "ml_dsa_44_signature": cosignature[8:].hex(),
         "note": str(signed),
+    }
+
+
+def _completed_notification(one: dict[str, Any]) -> dict[str, Any]:
+    times = {name: datetime.fromisoformat(one["row"][name]) for name in ("sent_at", "created_at")}
+    row, salt = one["row"] | times, bytes.fromhex(one["salt"])
+    return {
+        "row": one["row"],
+        "salt": one["salt"],
+        "jcs": notification_jcs(row).decode(),
+        "digest": notification_digest(salt, row),
     }
 
 

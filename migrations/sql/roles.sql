@@ -49,7 +49,7 @@ BEGIN
     FOR object IN SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_events'::regclass LOOP
         EXECUTE format('REVOKE ALL ON %s FROM datastorage_service', object);
     END LOOP;
-    REVOKE UPDATE, DELETE ON audit_events, log_flushes FROM datastorage_service;
+    REVOKE UPDATE, DELETE ON audit_events, log_flushes, notification_audit FROM datastorage_service;
     GRANT UPDATE (legal_hold, legal_hold_reason, legal_hold_placed_by, legal_hold_placed_at)
         ON audit_events TO datastorage_service;
     REVOKE DELETE ON chain_heads, holds FROM datastorage_service;

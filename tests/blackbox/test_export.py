@@ -111,6 +111,7 @@ def test_page_as_the_contract_has_it(client: httpx.Client) -> None:
         "broken_chain_events": 0,
         "chain_integrity_percentage": 100,
         "tampered_event_ids": [],
+        "not_covered": ["legal_hold"],
     }
 
 

@@ -1,5 +1,6 @@
 """Erasure on a real Postgres: personal content is removed, the record stays, and what is held is not touched."""
 
+import hashlib
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -9,7 +10,7 @@ import pytest
 from pydantic import SecretStr
 
 from app import db
-from app.events.canonical import loads
+from app.events.canonical import canonical, loads
 from app.events.catalog import PAYLOAD_CHECKS, SELF_EVENT_TYPES, Catalog
 from app.events.catalog.examples import example
 from app.events.neutral import neutral_payload
@@ -104,6 +105,7 @@ async def test_erased_is_gone_and_proven(database_url: str, connection: Any, by:
         "erasure_id": str(done.erasure_id),
         "event_ids": [str(event_id) for event_id in ids],
         "positions": "{[0,2)}",
+        "left": [hashlib.sha256(canonical(loads(row["payload"]))).hexdigest() for row in rows[:2]],
         "erased_by": "eve",
         "reason": "asked for",
     }
@@ -113,6 +115,30 @@ async def test_erased_is_gone_and_proven(database_url: str, connection: Any, by:
     for event in found.events:
         CATALOG.check_payload(event["event_type"], orjson.loads(orjson.dumps(event["event_data"])), "")
     assert (await erased(database_url, **which[by])).events == []
+
+
+NEUTRAL = [
+    '{"event_type": "orchestrator.lifecycle.started"}',
+    '{"event_type": "orchestrator.lifecycle.started", "rr_name": "erased", "namespace": "erased", "approved": true}',
+    '{"event_type": "orchestrator.lifecycle.started", "rr_name": "erased", "namespace": "1970-01-01T00:00:00Z"}',
+    '{"event_type": "orchestrator.lifecycle.completed", "outcome": "success"}',
+    "{}",
+]
+
+
+async def test_neutral_values_are_those_that_were_left(database_url: str, connection: Any) -> None:
+    """An erased event is made to say something else with words that erasure uses, and no verifier names it."""
+    await write(database_url, {"correlation_id": "rr-1"}, {"correlation_id": "rr-1"}, {"correlation_id": "rr-2"})
+    await erased(database_url, correlation_id="rr-1")
+    outside = await sign(connection)
+    assert await found_by_each(connection, "rr-1", outside) == (set(),) * 4
+    await connection.execute("SET session_replication_role = replica")
+    left = await connection.fetchval("SELECT event_data::text FROM audit_events WHERE log_index = 1")
+    for payload in NEUTRAL:
+        await connection.execute("UPDATE audit_events SET event_data = $1 WHERE log_index = 1", payload)
+        assert await found_by_each(connection, "rr-1", outside) == ({"edited"},) * 4, payload
+    await connection.execute("UPDATE audit_events SET event_data = $1 WHERE log_index = 1", left)
+    assert await found_by_each(connection, "rr-1", outside) == (set(),) * 4
 
 
 @pytest.mark.parametrize("by", ["sql", "correlation", "actor"])

@@ -435,7 +435,7 @@ async def test_evidence_is_read_in_portions(owner: Connection) -> None:
         assert tracemalloc.get_traced_memory()[1] < 20_000_000  # of 30 MB that were posted
     finally:
         tracemalloc.stop()
-    assert (str(evidence.purged), str(evidence.erased)) == ("{[0,10)}", "{[12,13)}")
+    assert (str(evidence.purged), str(evidence.erased.positions)) == ("{[0,10)}", "{[12,13)}")
     assert await findings(owner) == set()
 
 

@@ -41,7 +41,9 @@ RECORDED = (
 )
 
 
-@pytest.mark.parametrize("path", sorted(VECTORS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted([*VECTORS.glob("*.json"), *VECTORS.glob("notifications/*.json")]), ids=lambda path: path.stem
+)
 def test_vector_comes_out(path: Path) -> None:
     """Events that were hashed by an earlier version no longer verify."""
     vector = json.loads(path.read_text())
@@ -53,6 +55,20 @@ def test_the_designs_vector_is_unchanged() -> None:
     digest = hashlib.sha256((VECTORS / "0001-two-events.json").read_bytes()).hexdigest()
     assert digest == "768628514ec18c1ad0466c8e299ca22701c4bafcbe12c79e284b890b9cdd8793"
     assert len(list(VECTORS.glob("*.json"))) >= 4
+
+
+def test_digests_of_notifications() -> None:
+    """A digest in the log is another one than the published rules give, or the vector was edited."""
+    path = VECTORS / "notifications" / "0001.json"
+    for one in json.loads(path.read_text())["notifications"]:
+        times = {name: datetime.fromisoformat(one["row"][name]) for name in ("sent_at", "created_at")}
+        row = one["row"] | {name: f"{time:%Y-%m-%dT%H:%M:%S.%fZ}" for name, time in times.items()}
+        assert rfc8785.dumps(row).decode() == one["jcs"]
+        assert hashlib.sha256(bytes.fromhex(one["salt"]) + one["jcs"].encode()).hexdigest() == one["digest"]
+    assert (
+        hashlib.sha256(path.read_bytes()).hexdigest()
+        == "25e97c640f9301237f5e36cacd548e1a367b26f3b87f35855c52dba09d79bb02"
+    )
 
 
 def test_the_readmes_lines_recompute_the_vectors(monkeypatch: pytest.MonkeyPatch) -> None:

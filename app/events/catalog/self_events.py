@@ -87,14 +87,31 @@ class RetentionRestoredPayload(TypedDict):
 
 
 class EventErasedPayload(TypedDict):
-    """What these events said of people was erased on request; their records, hashes and places in the log stay."""
+    """What these events said of people was erased on request; their records, hashes and places in the log stay.
+
+    left has the SHA-256 of the neutral payload that each row was left with, in the order of positions.
+    """
 
     event_type: Literal["datastorage.event.erased"]
     erasure_id: Uuid
     event_ids: list[Uuid]
     positions: str
+    left: NotRequired[list[Sha256Hex]]
     erased_by: str
     reason: str
+
+
+class NotificationStoredPayload(TypedDict):
+    """A notification was stored. The digest is over it and a salt that only its row has, so that it cannot be guessed from here.
+
+    Recipient and text are not in this event; the two ids are, as correlation ids are in every record.
+    """
+
+    event_type: Literal["datastorage.notification.stored"]
+    storing_id: Uuid
+    notification_id: str
+    remediation_id: str
+    digest: Sha256Hex
 
 
 class ExportCreatedPayload(TypedDict):
