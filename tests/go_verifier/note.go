@@ -96,7 +96,7 @@ func openCheckpoint(note string, keys []Key) (*Checkpoint, error) {
 		return nil, errors.New("the checkpoint's root is no hash in base64")
 	}
 	checkpoint := &Checkpoint{Origin: lines[0], Size: size, Root: root}
-	wrong, signed := "", false
+	right, signed := map[string]bool{}, false // right: of the keys that have lines, those that have signed in one of them
 	for _, line := range strings.Split(strings.TrimSuffix(signatures, "\n"), "\n") {
 		name, encoded, found := strings.Cut(strings.TrimPrefix(line, "— "), " ")
 		signature, err := unbase64(encoded)
@@ -104,20 +104,22 @@ func openCheckpoint(note string, keys []Key) (*Checkpoint, error) {
 			return nil, errors.New("a signature line of the checkpoint is malformed")
 		}
 		for _, key := range keys {
-			if key.Name != name || key.ID != string(signature[:4]) {
+			if key.Name != name || key.ID != string(signature[:4]) || key.Algorithm != logKey && key.Algorithm != witnessKey {
 				continue
 			}
 			what, ok := key.verifyNote(text, signature[4:])
+			right[key.String()] = right[key.String()] || ok
 			if !ok {
-				wrong = key.String()
 				continue
 			}
 			checkpoint.SignedBy = append(checkpoint.SignedBy, what)
 			signed = signed || key.Algorithm == logKey && key.Name == checkpoint.Origin
 		}
 	}
-	if !signed && wrong != "" {
-		return nil, fmt.Errorf("the signature of %s on the checkpoint is wrong", wrong)
+	for name, ok := range right {
+		if !ok {
+			return nil, fmt.Errorf("the signature of %s on the checkpoint is wrong", name)
+		}
 	}
 	if !signed {
 		return nil, fmt.Errorf("no given key of %q has signed the checkpoint", checkpoint.Origin)

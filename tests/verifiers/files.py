@@ -58,7 +58,9 @@ class Corpus:
 
     def add(self, name: str, *contents: bytes, holds: bool = True, says: str = "") -> None:
         """A case of one file, or of the parts of an export."""
-        files = [self.directory / (name if not number else f"{number}-{name}") for number in range(len(contents))]
+        files = [
+            self.directory / (name if len(contents) == 1 else f"{number}-{name}") for number in range(len(contents))
+        ]
         for path, content in zip(files, contents, strict=True):
             path.write_bytes(content)
         self.cases.append(Case(name, tuple(files), holds, says))
@@ -69,6 +71,11 @@ def vkey(key: Ed25519PrivateKey, name: str = LOG) -> str:
     public = b"\x01" + key.public_key().public_bytes_raw()
     key_id = hashlib.sha256(name.encode() + b"\n" + public).hexdigest()[:8]
     return f"{name}+{key_id}+{base64.b64encode(public).decode()}"
+
+
+def key_label(vkey: str) -> str:
+    """Name and key id, by which signatures name a key."""
+    return "+".join(vkey.split("+")[:2])
 
 
 def build(directory: Path, server_url: str, template: str) -> Corpus:
@@ -351,7 +358,7 @@ def resigned(lines: list[bytes], key: Ed25519PrivateKey, **predicate: Any) -> by
     statement["subject"] = [{"name": name, "digest": {"sha256": hashlib.sha256(b"".join(records)).hexdigest()}}]
     payload = json.dumps(statement).encode()
     signature = key.sign(b"DSSEv1 %d %s %d %s" % (len(TYPE), TYPE.encode(), len(payload), payload))
-    keyid = vkey(key).rsplit("+", 1)[0]
+    keyid = key_label(vkey(key))
     envelope = {
         "payloadType": TYPE,
         "payload": base64.b64encode(payload).decode(),
