@@ -358,8 +358,9 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
     settings, writer, key = service.settings, _writer_of(service), service.signing_key
     url = settings.database_url.get_secret_value() if settings.database_url else ""
 
-    async def write_heartbeat(size: int, since: datetime) -> None:
-        payload = {"event_type": "datastorage.log.heartbeat", "tree_size": size, "silent_since": since.isoformat()}
+    async def write_heartbeat(size: int, since: datetime | None) -> None:
+        payload: dict[str, Any] = {"event_type": "datastorage.log.heartbeat", "tree_size": size}
+        payload |= {} if since is None else {"silent_since": since.isoformat()}
         event = self_events.self_event(service.log_name, payload)
         await self_events.write_self_event(writer, event, settings.single_deadline_ms)
 

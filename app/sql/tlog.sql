@@ -9,10 +9,15 @@ SELECT pg_try_advisory_xact_lock(hashtextextended('datastorage.tiles', 0))
 SELECT pg_try_advisory_xact_lock(hashtextextended('datastorage.publisher', 0))
 
 -- name: log_end
--- How many leaves the log has, when the last flush was written, and how many seconds ago that was.
-WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), {following_flushes}
-SELECT first_index + greatest(count, 1) AS size, flushed_at, extract(epoch FROM now() - flushed_at)::float8 AS silent_seconds
-FROM following ORDER BY first_index DESC LIMIT 1
+-- How many leaves the log has, when the last flush was written, and how many seconds ago that was. A time that it cannot have been
+-- written at is NULL, and counts as long ago: it must neither prevent a heartbeat nor stop the signing.
+WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), {following_flushes},
+log_end AS (
+    SELECT first_index + greatest(count, 1) AS size,
+        CASE WHEN flushed_at >= '2026-01-01Z' AND flushed_at < now() + interval '1 hour' THEN flushed_at END AS flushed_at
+    FROM following ORDER BY first_index DESC LIMIT 1
+)
+SELECT size, flushed_at, coalesce(extract(epoch FROM now() - flushed_at)::float8, 'Infinity') AS silent_seconds FROM log_end
 
 -- name: beyond_log
 -- What lies beyond the log's end, or where no position is: a row of the log's tables or of an event that the service did not write.

@@ -27,8 +27,8 @@ from app.workers import WorkerConnection, run_forever
 _ROUND_SECONDS = 1.0
 _TRANSACTION_IDLE_MAX = "15s"  # longer than witnesses or a heartbeat need
 
-Heartbeat = Callable[[int, datetime], Awaitable[None]]
-"""Writes the self event that the log has had this size since that time, which shows that the service is alive."""
+Heartbeat = Callable[[int, datetime | None], Awaitable[None]]
+"""Writes the self event that the log has had this size since that time, if it is known, which shows that the service is alive."""
 
 log = logging.getLogger(__name__)
 
