@@ -69,7 +69,7 @@ def _imports() -> Iterator[None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from app import importing, show, simulate
+    from app import exporting, importing, show, simulate
 
     parser = argparse.ArgumentParser(
         prog="datastorage",
@@ -120,6 +120,11 @@ def _parser() -> argparse.ArgumentParser:
     imports = commands.add_parser("import", help="send the events of files, however old, to a service's import route")
     importing.add_arguments(imports)
     imports.set_defaults(run=importing.run)
+    bundle = commands.add_parser(
+        "export", help="fetch all of one correlation with its proofs from a service, as one file"
+    )
+    exporting.add_arguments(bundle)
+    bundle.set_defaults(run=exporting.run)
     simulation = commands.add_parser("simulate", help="play remediations and post what the orchestrator would post")
     simulate.add_arguments(simulation)
     simulation.set_defaults(run=simulate.run)

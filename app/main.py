@@ -28,6 +28,7 @@ from starlette.types import ASGIApp
 
 from app import db, rollup, schema
 from app.api import (
+    bundle,
     effectiveness,
     events,
     eventtypes,
@@ -80,7 +81,16 @@ from app.workers import Reminder, database_is_away
 
 _ROUTE_MODULES = (
     *(post, proofs, events, tlog, eventtypes, verify, export, notifications),
-    *(reconstruct, effectiveness, history, timeline, holds, imports, health),
+    *(
+        reconstruct,
+        effectiveness,
+        history,
+        bundle,
+        timeline,
+        holds,
+        imports,
+        health,
+    ),  # timeline: any path below correlations/
 )
 _RETRY_SECONDS = 0.25
 _STOP_SECONDS = 2.0  # for the workers, and again for the connections

@@ -58,10 +58,11 @@ MAY_IMPORT = {
     "tls": "config_file watched_file errors metrics",
     "serve": "connection main pod tls presence settings errors",  # uvicorn around main
     "openapi": "main api events settings",  # the document of what main wires
+    "exporting": "export terminal errors",  # a client that reads bundles
     "importing": "events export errors",  # a client that reads export files
     "simulate": "masking",  # a client: it could be shipped alone
     "show": "masking terminal",  # as simulate
-    "cli": "masking auth serve openapi simulate show importing schema main events ingest tlog verify export retention presence database_url db embedded logs settings state_dir errors tracing",
+    "cli": "masking auth serve openapi simulate show importing exporting schema main events ingest tlog verify export retention presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

@@ -35,6 +35,7 @@ verify.py         POST verify-chain
 proofs.py         GET of inclusion and consistency proofs
 tlog.py           GET of checkpoint, tiles and keys, open to everybody
 export.py         GET of exports, and of the certificate that signs them
+bundle.py         GET of a bundle: one correlation with its proofs
 reconstruct.py    POST and GET of a reconstructed RemediationRequest
 effectiveness.py  GET of a remediation's effectiveness
 history.py        GET of the earlier remediations of a resource

@@ -56,6 +56,7 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("GET", "/api/v1/audit/event-types/{name}"): _READ,
     ("GET", "/api/v1/audit/correlations"): _READ,
     ("GET", "/api/v1/audit/correlations/{correlation_id}"): _READ,
+    ("GET", "/api/v1/audit/correlations/{correlation_id}/bundle"): _PROOF,
     ("POST", "/api/v1/audit/notifications"): _WRITE,
     ("GET", "/api/v1/audit/notifications"): _READ,
     ("POST", "/api/v1/audit/verify-chain"): _COMPUTE,
@@ -73,7 +74,13 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("GET", "/api/v1/remediation-history/context"): _READ,
 }
 _WRITE_ROUTES = frozenset(key for key, access in ROUTE_ACCESS.items() if access.writes)
-_EVIDENCE_PATHS = [compile_path(path)[0] for (_, path), access in ROUTE_ACCESS.items() if access.is_evidence]
+_EVIDENCE_PATHS = [
+    compile_path(path.replace("{correlation_id}", "{correlation_id:path}"))[
+        0
+    ]  # an id may have a slash, which is encoded
+    for (_, path), access in ROUTE_ACCESS.items()
+    if access.is_evidence
+]
 ANONYMOUS = "anonymous"
 
 log = logging.getLogger(__name__)

@@ -27,6 +27,7 @@ from app.api.streaming import StreamedResponse
 from app.errors import AuditError, DatabaseFailed
 from app.events.envelope import parse_timestamp
 from app.events.explain import bad_fields
+from app.export.bundle_read import BundleExport
 from app.export.certificate import ExportKeyPair
 from app.export.parts import Export, ResumeToken
 from app.export.select import PAGE_MAX, ExportQuery
@@ -36,7 +37,7 @@ from app.query.filter import OFFSET_MAX
 from app.verify.snapshot import snapshot
 
 _MEDIA_TYPES = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
-_BOOLEANS = frozenset(["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"])
+BOOLEANS = frozenset(["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"])
 _ONLY_JSON = ("offset", "limit", "include_detached_signature")
 
 
@@ -51,8 +52,8 @@ _READERS: dict[str, Reader] = {
     "end_time": _time,
     "limit": whole_number(1, PAGE_MAX),
     "offset": whole_number(0, OFFSET_MAX),
-    "redact_pii": true_or_false(_BOOLEANS),
-    "include_detached_signature": true_or_false(_BOOLEANS),
+    "redact_pii": true_or_false(BOOLEANS),
+    "include_detached_signature": true_or_false(BOOLEANS),
     "sealed": true_or_false(),
 }
 
@@ -211,7 +212,7 @@ async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerat
     async def record() -> None:
         nonlocal is_recorded
         is_recorded = True
-        await _write_export_event(service, export)
+        await write_export_event(service, export)
 
     async with snapshot(service.engine) as connection:
         try:
@@ -223,7 +224,7 @@ async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerat
                 await record()
 
 
-async def _write_export_event(service: Service, export: Export | SignedPage) -> None:
+async def write_export_event(service: Service, export: Export | SignedPage | BundleExport) -> None:
     """Record who exported what, if the settings ask for it."""
     if not service.settings.audit_exports:
         return
@@ -237,8 +238,10 @@ async def _write_export_event(service: Service, export: Export | SignedPage) -> 
         "event_count": export.event_count,
         "redacted": query.redact_pii,
     }
-    positions = {"first_position": export.first_position, "last_position": export.last_position}
-    payload |= {name: position for name, position in positions.items() if position is not None}
+    known: dict[str, Any] = {"first_position": export.first_position, "last_position": export.last_position}
+    if isinstance(export, BundleExport):
+        known["file_sha256"] = export.file_sha256
+    payload |= {name: value for name, value in known.items() if value is not None}
     event = self_event(service.log_name, payload, about=export.export_id, actor_id=by or ACTOR)
     await write_self_event(service.writer, event, service.settings.single_deadline_ms)
 

@@ -247,7 +247,7 @@ def needs_slot(method: str, path: str) -> bool:
 
 
 def is_long(path: str, query_string: bytes) -> bool:
-    """Whether the read may take longer than a query may: an export to a file, or the verification of a chain."""
+    """Whether the read may take longer than a query may: an export to a file, a bundle, or the verification of a chain."""
     if path == _AUDIT + "export":
         return b"=ndjson" in query_string or b"=csv" in query_string
-    return path.startswith(_AUDIT + "correlations/") and b"verify=" in query_string
+    return path.startswith(_AUDIT + "correlations/") and (b"verify=" in query_string or path.endswith("/bundle"))

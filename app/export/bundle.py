@@ -15,8 +15,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from app.events.canonical import loads_strict
 from app.export.manifest import STATEMENT_TYPE, sign_statement
 from app.tlog.keys import SigningKey
+from app.tlog.note import decoded_base64
 
-FORMAT = "https://kubernaut.ai/datastorage/bundle/v1"
+FORMAT: Literal["https://kubernaut.ai/datastorage/bundle/v1"] = "https://kubernaut.ai/datastorage/bundle/v1"
 START = b'{"format":"https://kubernaut.ai/datastorage/bundle/'
 """How every bundle begins, whatever its version."""
 RECORD_FIXED = frozenset({"log", "log_index", "chain_index", "previous_event_hash", "commitment"})
@@ -64,11 +65,11 @@ class BundledLog:
 
 @dataclass(frozen=True, slots=True)
 class ChainEnd:
-    """The head of the correlation's chain."""
+    """The head of the correlation's chain, as it is stored."""
 
     __pydantic_config__ = _STRICT
-    length: Count
-    hash: Hex
+    length: int
+    hash: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class BundledGap:
     __pydantic_config__ = _STRICT
     first: Count
     end: Count
-    last_hash: Hex
+    last_hash: str
     log: str | None
     position: Count | None
     proof: list[str] | None
@@ -226,10 +227,8 @@ class BundleFile(NamedTuple):
     envelope: dict[str, Any]
 
 
-def bundle_file(
-    bundle: Bundle, export_id: str, exported_at: str, exported_by: str, key: SigningKey | None
-) -> tuple[bytes, BundleManifest]:
-    """The file's bytes, and its manifest. Without a key the manifest has no signature, and the file proves nothing."""
+def bundle_file(bundle: Bundle, export_id: str, exported_at: str, exported_by: str, key: SigningKey | None) -> bytes:
+    """The file's bytes. Without a key the manifest has no signature, and the file proves nothing."""
     content = bundle.content()
     manifest = BundleManifest(
         export_id=export_id,
@@ -241,7 +240,7 @@ def bundle_file(
         sha256=sha256(content).hexdigest(),
         **bundle.counts(),
     )
-    return content + _MANIFEST + sign_statement(manifest.statement(), key) + b"}\n", manifest
+    return content + _MANIFEST + sign_statement(manifest.statement(), key) + b"}\n"
 
 
 def parse(file: bytes) -> BundleFile:
@@ -258,6 +257,11 @@ def parse(file: bytes) -> BundleFile:
     except ValidationError as error:
         raise ValueError(f"not a bundle that can be read here: {_first_fault(error)}") from None
     return BundleFile(bundle, sha256(content).hexdigest(), envelope)
+
+
+def manifest_of(file: BundleFile) -> BundleManifest:
+    """The manifest in the file's envelope, whoever signed it. ValueError if there is none."""
+    return BundleManifest.parse(decoded_base64(str(file.envelope.get("payload")), "the manifest's payload"))
 
 
 def _lines(values: Iterable[Any]) -> bytes:

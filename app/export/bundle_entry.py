@@ -60,6 +60,11 @@ def masked_members(members: Mapping[str, Any], *, redacted: bool) -> dict[str, A
     return {name: masked_tree(value) for name, value in members.items()} if redacted else dict(members)
 
 
+def masked_text(text: str, *, redacted: bool) -> str:
+    """A text, masked if the bundle is."""
+    return redact.text(text) if redacted else text
+
+
 def _masked(members: Mapping[str, Any]) -> dict[str, Any]:
     """Those members of a record, or of a committed object, that redaction changes, as it changes them."""
     masked = {}

@@ -12,6 +12,7 @@ from uuid import UUID
 import asyncpg
 from pydantic import AwareDatetime, BaseModel, Field
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     ColumnElement,
     Date,
@@ -102,6 +103,12 @@ def unsealed_rows(connection: Connection, query: ExportQuery, log: Log, after: E
     return _portions(connection, _unsealed_statement(query.events.page_conditions(), resumed=resumed), arguments)
 
 
+async def rows_at(connection: Connection, log: Log, positions: list[int]) -> list[asyncpg.Record]:
+    """Rows with these positions, in their order."""
+    statement = _rows_at_statement()
+    return await connection.fetch(statement.text, *statement.bind({"log": log.name, "positions": positions}))
+
+
 def page_rows(connection: Connection, query: ExportQuery, log: Log) -> Portions:
     """The rows of one page of `json`, those of a correlation together."""
     arguments = query.events.arguments() | {"log": log.name, "offset": query.offset, "limit": query.limit}
@@ -172,6 +179,12 @@ def _unsealed_statement(conditions: tuple[str, ...], *, resumed: bool) -> Statem
     selected = _select(conditions, *_columns()).where(_e.log_index.is_(None)).order_by(_e.event_id, _e.event_date)
     last = tuple_(bindparam("id", type_=_e.event_id.type), bindparam("date", type_=Date))
     return compile_statement(selected.where(tuple_(_e.event_id, _e.event_date) > last) if resumed else selected)
+
+
+@lru_cache(1)
+def _rows_at_statement() -> Statement:
+    wanted = func.any(bindparam("positions", type_=ARRAY(BigInteger)))
+    return compile_statement(_select((), *_columns()).where(_e.log_index == wanted).order_by(_e.log_index))
 
 
 @lru_cache(64)

@@ -34,3 +34,17 @@ SELECT event_id::text AS event_id FROM audit_events WHERE event_id = ANY($1::uui
 -- The last event of a chain before chain position $2: its chain position, and the greatest position in the log of those before.
 SELECT coalesce(max(chain_index), -1) AS chain_index, coalesce(max(log_index), -1) AS log_index
 FROM audit_events WHERE correlation_id = $1 AND chain_index < $2
+
+-- name: hold_events
+-- Self events about legal holds, each with its payload and position.
+SELECT log_index, event_data::text FROM audit_events
+WHERE event_type = ANY($1::text[]) AND event_category = 'security'
+    AND correlation_id LIKE 'datastorage:hold:%' AND log_index IS NOT NULL
+ORDER BY log_index
+
+-- name: notifications
+-- The notifications about one remediation, whole.
+SELECT id, remediation_id, notification_id, recipient, channel, message_summary, status, timezone('UTC', sent_at)::text AS sent_at,
+    delivery_status, error_message, escalation_level, timezone('UTC', created_at)::text AS created_at,
+    timezone('UTC', updated_at)::text AS updated_at
+FROM notification_audit WHERE remediation_id = $1 ORDER BY notification_audit.sent_at, id LIMIT $2

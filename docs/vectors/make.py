@@ -267,7 +267,7 @@ def _bundle(
         **shown,
     )
     export_id = f"019abc00-0000-7000-8000-0000000000f{redacted:d}"
-    return bundle_file(bundle, export_id, **exported, key=SigningKey(_KEY, _PUBLIC))[0]
+    return bundle_file(bundle, export_id, **exported, key=SigningKey(_KEY, _PUBLIC))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ MATRIX = dict(
         route("GET", "/api/v1/audit/event-types/{name}", READ, name="orchestrator.lifecycle.started"),
         route("GET", "/api/v1/audit/correlations", READ),
         route("GET", "/api/v1/audit/correlations/{correlation_id}", READ, 404, correlation_id="rr-nobody"),
+        route("GET", "/api/v1/audit/correlations/{correlation_id}/bundle", READ, 404, correlation_id="rr-nobody"),
         route("POST", "/api/v1/audit/notifications", WRITE, 201, sent=lambda: NOTIFICATION | {"notification_id": str(time.time_ns())}),
         route("GET", "/api/v1/audit/notifications", READ),
         route("POST", VERIFY, WRITE, sent=lambda: {"correlation_id": "rr-nobody"}),

@@ -120,7 +120,7 @@ class ExportCreatedPayload(TypedDict):
     event_type: Literal["datastorage.export.created"]
     export_id: Uuid
     exported_by: str
-    format: Literal["json", "ndjson", "csv"]
+    format: Literal["json", "ndjson", "csv", "bundle"]
     query_filters: dict[str, Any]
     event_count: Count
     redacted: NotRequired[bool]

@@ -1,0 +1,55 @@
+"""GET of a bundle: all about one correlation with the proofs, as one file that is verified without this service."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.access import caller_name
+from app.api.export import BOOLEANS, ExportQueryFailed, write_export_event
+from app.api.parameters import path_correlation_id, query_parameters, read_fields, true_or_false
+from app.api.service import service_of
+from app.api.timeline import get_timeline
+from app.errors import DatabaseFailed
+from app.export.bundle_read import BundleExport, BundleQuery
+from app.verify.snapshot import snapshot
+
+router = APIRouter(tags=["export"])
+
+_READERS = {"redact_pii": true_or_false(BOOLEANS)}
+_SUFFIX = "/bundle"
+_REDACT: dict[str, Any] = {
+    "name": "redact_pii",
+    "in": "query",
+    "description": "mask e-mail and IP addresses, telephone and card numbers",
+    "schema": {"type": "boolean"},
+}
+
+
+@router.get(
+    "/api/v1/audit/correlations/{correlation_id:path}/bundle",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "docs/design.md, section 9.5: a JSON object whose last line is its signed manifest",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        }
+    },
+    openapi_extra={"parameters": [_REDACT]},
+)
+async def get_bundle(request: Request, correlation_id: str) -> Response:
+    """All of one correlation as a file for auditors: events, who did it, proofs, holds, notifications, and a page of words."""
+    if not request.scope["raw_path"].endswith(_SUFFIX.encode()):  # a correlation whose id ends so: its slash is encoded
+        return await get_timeline(request, correlation_id + _SUFFIX)
+    correlation_id = path_correlation_id(request, correlation_id)
+    fields = read_fields(query_parameters(request.scope["query_string"], _READERS), _READERS)
+    service = service_of(request)
+    export = BundleExport(BundleQuery(correlation_id, **fields), caller_name(request), service.log, service.signing_key)
+    try:
+        async with snapshot(service.engine) as connection:
+            content = await export.read(connection)
+    except DatabaseFailed as error:
+        raise ExportQueryFailed from error
+    await write_export_event(service, export)
+    return Response(content, media_type="application/json")
