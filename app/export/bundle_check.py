@@ -31,6 +31,7 @@ from app.export.manifest import key_id, signed_bytes
 from app.export.result import CheckResult
 from app.terminal import one_line
 from app.tlog import merkle
+from app.tlog.keys import signature_lines
 from app.tlog.note import (
     ED25519,
     Note,
@@ -512,10 +513,12 @@ class _Checker:
             yield f"notifications: {len(bundle.notifications)}, {covered} of them with a digest in the log"
 
     def _tree_lines(self, tree: _Tree) -> Iterator[str]:
-        note = None if tree.log.checkpoint is None else Note.parse(tree.log.checkpoint)
-        cosigners = [key.name for key in self._keys if key.name != tree.log.name and note and note.is_signed_by(key)]
-        by = f", cosigned by {', '.join(cosigners)}" if cosigners else ""
-        yield f"log {tree.log.name!r}: checkpoint of {tree.size} events{by}"
+        yield f"log {tree.log.name!r}: a checkpoint of {tree.size} events"
+        if tree.log.checkpoint is not None:
+            note = Note.parse(tree.log.checkpoint)
+            others = self._order.keys() - {tree.log.name}
+            keys = [key for key in self._keys if key.name not in others]
+            yield from (f"  {line}" for line in signature_lines([key for key in keys if note.is_signed_by(key)], keys))
         for one in tree.log.timestamps:
             size = Note.parse(one.checkpoint).text.split("\n")[1]
             yield f"  a timestamp of its first {size} events; its token is not checked here"
