@@ -14,7 +14,7 @@ test: $(INSTALLED)
 
 # The long form of tests/fuzz; `make test` runs a short one.
 fuzz: $(INSTALLED)
-	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
+	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 FUZZ_STATEMENTS=2000 $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
 
 # The long form of tests/torture. Its table is in docs/durability.md.
 torture: $(INSTALLED)

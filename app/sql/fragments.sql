@@ -30,11 +30,13 @@ remediation_id, notification_id, recipient, channel, message_summary, status,
 
 -- fragment: on_log
 -- Whether a row of audit_events says that it is at a position of the log. Whether the log has its hash there, verification finds out.
+-- No flush begins at 2^62: the end of one that somebody put there may be no bigint.
 (log_index >= 0 AND CASE WHEN log_id = 0 THEN log_index < (
-        SELECT first_index + count FROM log_flushes WHERE log_flushes.log_id = 0 ORDER BY first_index DESC LIMIT 1
+        SELECT first_index + count FROM log_flushes
+        WHERE log_flushes.log_id = 0 AND first_index < 1::bigint << 62 ORDER BY first_index DESC LIMIT 1
     ) WHEN log_id IN (SELECT log_id FROM logs) THEN log_index < (
         SELECT first_index + count FROM (SELECT log_id AS of_log, first_index, count FROM log_flushes) f
-        WHERE of_log = log_id ORDER BY first_index DESC LIMIT 1
+        WHERE of_log = log_id AND first_index < 1::bigint << 62 ORDER BY first_index DESC LIMIT 1
     ) END) IS TRUE
 
 -- fragment: leaf_of_row
@@ -71,7 +73,7 @@ SELECT count(*) FROM unmarked WHERE NOT legal_hold
 -- Where the first of the last few flushes begins that have position $1.
 (SELECT min(first_index) FROM (
         SELECT first_index, count FROM log_flushes WHERE log_id = {log} AND first_index <= $1 ORDER BY first_index DESC LIMIT 4
-    ) near WHERE first_index + count > $1)
+    ) near WHERE first_index > $1 - count)
 
 -- fragment: tiled_sizes
 -- How many leaves each tile of level 1 and those before it cover. A tile behind a missing one, or behind one that is not full, counts

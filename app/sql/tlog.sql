@@ -36,9 +36,9 @@ END
 -- that somebody inserts between hide no leaf: near the first position a few flushes are looked at.
 SELECT GREATEST(first_index, $1) AS first,
     substring(leaves FROM LEAST(32 * (GREATEST(first_index, $1) - first_index) + 1, 2147483647)::int
-                     FOR LEAST(32 * (LEAST(first_index + count, $2) - GREATEST(first_index, $1)), 2147483647)::int) AS leaves
+                     FOR LEAST(32 * GREATEST(LEAST(first_index + count, $2) - GREATEST(first_index, $1), 0), 2147483647)::int) AS leaves
 FROM log_flushes
-WHERE log_id = {log} AND first_index + count > $1 AND first_index < $2 AND first_index >= COALESCE({first_flush_with}, $1)
+WHERE log_id = {log} AND first_index > $1 - count AND first_index < $2 AND first_index >= COALESCE({first_flush_with}, $1)
 ORDER BY first_index
 
 -- name: leaves_at
@@ -56,7 +56,7 @@ WHERE position - f.first_index < least(f.count, octet_length(f.leaves) / 32)
 -- name: position_of_leaf
 -- The position of leaf $1 between positions $2 and $3; no row if it is not there.
 SELECT first_index + (position($1::bytea in leaves) - 1) / 32 AS position FROM log_flushes
-WHERE log_id = {log} AND first_index + count > $2 AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
+WHERE log_id = {log} AND first_index > $2 - count AND first_index <= $3 AND position($1::bytea in leaves) % 32 = 1
 
 -- name: tiles
 -- Tiles of the levels above 0, by pairs of level and index.

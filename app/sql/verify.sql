@@ -50,8 +50,9 @@ WHERE log_index IS NULL AND num_nonnulls(log_id, chain_index, payload_salt, payl
 -- Rows of the log's own tables that are no part of the log of $1 events.
 SELECT 'log_flushes' AS "table", log_id, first_index AS position FROM log_flushes
 WHERE (log_id = {log} AND (first_index >= greatest($1::bigint, 0) OR first_index < -1)) OR log_id NOT BETWEEN 0 AND {log}
-UNION ALL SELECT 'log_tiles', log_id, index * 65536 FROM log_tiles WHERE log_id = {log} AND level = 1 AND index > $1::bigint / 65536
-UNION ALL SELECT 'log_tiles', log_id, NULL FROM log_tiles WHERE log_id NOT BETWEEN 0 AND {log}
+UNION ALL SELECT format('log_tiles for tile %s/%s', level, index), log_id, NULL FROM log_tiles
+WHERE log_id NOT BETWEEN 0 AND {log}
+    OR (log_id = {log} AND (level NOT BETWEEN 1 AND 5 OR index NOT BETWEEN 0 AND $1::bigint >> 8 * (level + 1)))
 UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id NOT BETWEEN 0 AND {log}
 UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id NOT BETWEEN 0 AND {log}
 UNION ALL SELECT 'logs', log_id, NULL FROM logs WHERE log_id NOT BETWEEN 0 AND {log}
@@ -211,6 +212,12 @@ WHERE log_index IS NULL AND chain_index IS NULL AND event_hash IS NOT NULL
 SELECT size, note FROM log_checkpoints WHERE log_id = {log}
 UNION SELECT NULL, note FROM log_signers WHERE log_id = {log} AND note IS NOT NULL
 ORDER BY size
+
+-- name: last_signed_differs
+-- Whether the checkpoint that was signed last is not the newest one that is stored. One transaction writes both.
+SELECT count(*) <> 1 OR max(note) IS DISTINCT FROM (
+    SELECT note FROM log_checkpoints WHERE log_id = {log} ORDER BY size DESC LIMIT 1
+) FROM log_signers WHERE log_id = {log}
 
 -- name: checkpoints_within
 -- The stored checkpoints of sizes above $1 up to $2.

@@ -21,7 +21,7 @@ SQL = load("tlog")
 _logger = logging.getLogger(__name__)
 WIDTH = 256
 _WIDTH_BITS = 8
-_LEVEL_MAX = 5
+LEVEL_MAX = 5
 _TILES_AT_ONCE = 64
 _TILES_PER_TRANSACTION = 1_024
 _PATH = re.compile(r"([0-5])/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?")
@@ -111,7 +111,7 @@ async def extend_tiles(connection: Connection, log: Log) -> bool:
     The caller's transaction holds the lock of try_lock_tiles. Raises HashesMissing when leaves are missing or tiles were changed.
     """
     size_below, more = await log_size(connection, log), False
-    for level in range(1, _LEVEL_MAX + 1):
+    for level in range(1, LEVEL_MAX + 1):
         complete = size_below // WIDTH
         size = await _trimmed_size(connection, log, level, complete)
         end = min(complete, size + _TILES_PER_TRANSACTION)

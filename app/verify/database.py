@@ -27,7 +27,7 @@ from app.verify.notifications import NotificationsResult, verify_notifications
 from app.verify.row import DEFECTS_MAX, Defect, Defects, mark_reordered
 from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL, portions
-from app.verify.tree import Tree, read_tree
+from app.verify.tree import Tree, read_tree, verify_last_signed
 from app.verify.unsealed import UnsealedResult, verify_unsealed
 
 _EVENTS_PER_ITEM = 20_000
@@ -102,7 +102,7 @@ async def verify_database(
     ]
     async for _, of_item in run(items):
         if isinstance(of_item, Tree):
-            _add_tree(result, of_item, checkpoints, anchors)
+            await _add_tree(connection, result, of_item, checkpoints, anchors)
         elif isinstance(of_item, NotificationsResult):
             result.notifications = of_item
         elif isinstance(of_item, Defects):
@@ -144,7 +144,7 @@ async def verify_tree_and_checkpoints(connection: Connection, anchors: TrustAnch
     checkpoints = await _named_checkpoints(connection, log, anchors)
     result = await _new_result(connection, log, checkpoints, anchors)
     tree = await read_tree(connection, result.log, _checkpoint_sizes(checkpoints), result.size)
-    _add_tree(result, tree, checkpoints, anchors)
+    await _add_tree(connection, result, tree, checkpoints, anchors)
     return result
 
 
@@ -309,13 +309,17 @@ def _checkpoint_sizes(checkpoints: Sequence[_NamedCheckpoint]) -> frozenset[int]
     return frozenset(checkpoint.size for checkpoint in parsed if checkpoint is not None)
 
 
-def _add_tree(
-    result: DatabaseResult, tree: Tree, checkpoints: Sequence[_NamedCheckpoint], anchors: TrustAnchors
+async def _add_tree(
+    connection: Connection,
+    result: DatabaseResult,
+    tree: Tree,
+    checkpoints: Sequence[_NamedCheckpoint],
+    anchors: TrustAnchors,
 ) -> None:
     """Add the defects of the log's own tables, and those of the checkpoints compared with the tree's roots."""
     result.defects.extend(tree.defects)
     result.checkpoints = len(checkpoints)
-    state = LogState(result.log.name, result.size, tree.roots)
+    state, known = LogState(result.log.name, result.size, tree.roots), result.defects.count
     for name, note, stored_size in checkpoints:
         result.signatures.update(key.label for key in signers(note, anchors.keys))
         defect = checkpoint_defect(name, note, anchors.keys, state)
@@ -325,6 +329,8 @@ def _add_tree(
             defect = Defect("forged checkpoint", f"forged checkpoint: {message}")
         if defect is not None:
             result.defects.add(defect)
+    if result.defects.count == known:  # else it is known already why they differ
+        result.defects.extend(await verify_last_signed(connection, result.log))
 
 
 def _add_positions(events: LogResult, part: LogResult) -> None:

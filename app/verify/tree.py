@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.log import Log
 from app.tlog.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, hashes, root
+from app.tlog.tiles import LEVEL_MAX, WIDTH
 from app.tlog.tiles import SQL as TLOG_SQL
-from app.tlog.tiles import WIDTH
 from app.verify.row import Defect, Defects, Kind
 from app.verify.snapshot import SQL, portions
 
@@ -39,15 +39,26 @@ async def read_tree(connection: Connection, log: Log, sizes: Collection[int], en
         await tiles.compare(tree.defects)
     if tree.end is None:
         tree.defects.add(Defect("removed", "removed: the log has no first flush"))
-    await tiles.finish(tree.defects)
+    await tiles.finish(tree.defects, is_whole=tree.is_whole)
     return tree
+
+
+async def verify_last_signed(connection: Connection, log: Log) -> Defects:
+    """A defect if the checkpoint that was signed last is not the newest stored one. `connection` is in a snapshot."""
+    defects = Defects()
+    if await connection.fetchval(SQL.of(log)["last_signed_differs"], timeout=LONG_FETCH_SECONDS):
+        message = "removed: the checkpoint that was signed last is missing in log_signers or in log_checkpoints"
+        defects.add(Defect("removed", message))
+    return defects
 
 
 def _check_flush(tree: Tree, first: int, count: int, leaves: bytes) -> list[bytes]:
     """Check the next flush and return its leaves; none from the first damaged flush on, since no root can be computed then."""
     end = tree.end
-    if end is None and (first, count) == (-1, 1):  # the flush before the first one has no event
+    if end is None and first == -1:
         tree.end = 0
+        if (count, leaves) != (1, b""):
+            tree.defects.add(Defect("edited", "edited: the flush before the first one has events"))
         return []
     if end is None or first > end:
         _add_damage(tree, "removed", f"flushes between positions {end or 0} and {first} of the log are missing")
@@ -99,10 +110,12 @@ class _RecomputedTiles:
             self._levels[level] = []
             self._add(level + 1, root(nodes))
 
-    async def finish(self, defects: Defects) -> None:
-        """Compare the last tile of each level too."""
+    async def finish(self, defects: Defects, *, is_whole: bool) -> None:
+        """Compare the last tile of each level too, which may be there before it has a hash; that is known of a whole log only."""
+        self._levels += [[] for _ in range(len(self._levels), LEVEL_MAX + 1)]
+        self._counts += [0] * (len(self._levels) - len(self._counts))
         for level, nodes in enumerate(self._levels):
-            if level and nodes:
+            if level and (nodes or is_whole):
                 self._not_compared.append((level, self._counts[level], b"".join(nodes)))
         await self.compare(defects)
 

@@ -28,6 +28,7 @@ from app.verify.notifications import verify_notifications
 from app.verify.row import Defect, mark_reordered
 from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL
+from app.verify.tree import verify_last_signed
 from app.workers import WorkerConnection, run_forever
 
 _PART_EVENTS_MAX = 500
@@ -140,6 +141,7 @@ class Verifier:
             await verify_unlogged_ids(connection, self._log, size),
             await verify_heads_without_end(connection, self._log),
             await verify_equal_heads(connection),
+            await verify_last_signed(connection, self._log),
         ]
         purged = (await read_evidence(connection, self._log)).purged
         notifications = await verify_notifications(connection, self._log, {self._log.id: purged})

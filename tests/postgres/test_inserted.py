@@ -83,6 +83,8 @@ FORGERIES = {
     "another log at a position": event(1, -1),
     "a flush far beyond the end": flush(FAR),
     "a flush of nothing": flush(FAR, 0, b""),
+    "a flush without an end": flush(2**63 - 1),
+    "a flush that ends before it begins": flush(-(2**63), -(2**31)),
     "a negative flush": flush(-9),
     "a flush of another log": flush(3, log_id=1),
     "a flush of a negative log": flush(3, log_id=-1),

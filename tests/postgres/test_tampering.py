@@ -1,12 +1,14 @@
 """Every class of tampering, by somebody who owns the database and switches its triggers off: found, and called by its name."""
 
 import argparse
+import asyncio
 import base64
 import hashlib
 import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -48,13 +50,18 @@ PEOPLE = ("actor_ip", "resource_name", "error_message", "event_metadata", "paylo
 @pytest.fixture
 async def owner(connection: Connection) -> Connection:
     """Whom no trigger stops, on a log of 300 events in two chains, the first of which are covered by a tile."""
+    await fill_log(connection)
+    return connection
+
+
+async def fill_log(connection: Connection) -> None:
+    """The log of `owner`."""
     await connection.execute("SET session_replication_role = replica")
     for turn in range(30):
         await seal(connection, f"rr-{turn % 2}", *({"actor_id": f"user-{turn}"} for _ in range(10)))
     leaves = await all_leaves(connection)
     await connection.execute("INSERT INTO log_tiles VALUES (0, 1, 0, $1)", merkle.root(leaves[:256]))
     await sign(connection)
-    return connection
 
 
 async def all_leaves(connection: Connection) -> list[bytes]:
@@ -533,3 +540,58 @@ def test_not_verified(more: dict[str, Any], database_url: str, capsys: pytest.Ca
     arguments = {"correlation": "rr-0", "checkpoint": None, "key": None, "processes": 1} | more
     assert command.run(argparse.Namespace(**arguments), lambda: settings) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+TILE = "INSERT INTO log_tiles VALUES (0, {}, {}, decode(repeat('ab', 32), 'hex'))".format
+CLASSES: dict[str, tuple[str, tuple[set[str], ...]]] = {
+    # By what SQL; what it is called with a key and an outside checkpoint, without both, by verify-chain, in the background.
+    "leaves of the flush before the first one": (
+        "UPDATE log_flushes SET leaves = decode(repeat('ab', 32), 'hex') WHERE first_index = -1",
+        ({"edited"}, {"edited"}, set(), set()),
+    ),
+    "a flush with a negative count": (
+        "UPDATE log_flushes SET count = -29 WHERE first_index = 100",
+        (*[{"edited", "inserted", "removed"}] * 2, {"inserted"}, {"inserted", "removed"}),
+    ),
+    "a tile far away": (TILE(1, 2**63 - 1), ({"inserted"}, {"inserted"}, set(), {"inserted"})),
+    "a tile where the next one will be": (TILE(1, 1), ({"inserted"}, {"inserted"}, set(), {"inserted"})),
+    "a tile of the leaves": (TILE(0, 0), ({"inserted"}, {"inserted"}, set(), {"inserted"})),
+    "a tile of no level": (TILE(-1, 0), ({"inserted"}, {"inserted"}, set(), {"inserted"})),
+    "a tile of a level that has no hash yet": (TILE(2, 0), ({"edited"}, {"edited"}, set(), set())),
+    "the last signed checkpoint removed": ("DELETE FROM log_signers", ({"removed"}, {"removed"}, set(), {"removed"})),
+    "the last signed checkpoint forgotten": (
+        "UPDATE log_signers SET note = NULL",
+        ({"removed"}, {"removed"}, set(), {"removed"}),
+    ),
+    "the newest checkpoint removed": ("DELETE FROM log_checkpoints", ({"removed"}, {"removed"}, set(), {"removed"})),
+}
+
+
+@pytest.fixture(scope="module")
+def owned_url(server_url: str, template_database: str) -> Iterator[str]:
+    """A database with the log of `owner`, for tests that roll back what they do."""
+    url = asyncio.run(databases.create(server_url, template=template_database))
+
+    async def fill() -> None:
+        async with databases.connected(url) as connection:
+            await fill_log(connection)
+
+    try:
+        asyncio.run(fill())
+        yield url
+    finally:
+        asyncio.run(databases.drop(server_url, url))
+
+
+@pytest.mark.parametrize("name", CLASSES)
+async def test_class(owned_url: str, name: str) -> None:
+    """A class of tampering goes unnoticed by a verifier, or is called by another name than in docs/evidence.md."""
+    act, kinds = CLASSES[name]
+    async with databases.connected(owned_url) as connection:
+        await connection.execute("SET session_replication_role = replica")
+        outside = await connection.fetchval("SELECT note FROM log_signers")
+        changing = connection.transaction(isolation="repeatable_read")
+        await changing.start()
+        await connection.execute(act)
+        assert await found_by_each(connection, "rr-0", outside) == kinds
+        await changing.rollback()
