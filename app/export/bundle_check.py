@@ -463,6 +463,8 @@ class _Checker:
         committed = _parsed(one.committed, "committed object")
         if any(name not in one.columns or one.columns[name] != value for name, value in committed.items()):
             raise Refused("edited: its columns are not those that the log has the digest of")
+        if one.columns.get("updated_at") != one.columns["created_at"]:  # which the digest does not have
+            raise Refused("edited: updated_at is not created_at")
 
     def _check_timestamps(self) -> None:
         for log in self._bundle.logs:

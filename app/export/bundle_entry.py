@@ -6,9 +6,11 @@ from typing import Any
 import orjson
 
 from app.events.canonical import canonical, loads
-from app.events.record import Row, commitment, committed_jcs, record
+from app.events.log import Log
+from app.events.notification import notification_jcs
+from app.events.record import Row, commitment, committed_jcs, record, time_text
 from app.export import redact
-from app.export.bundle import RECORD_FIXED, BundledEvent, NotCovered
+from app.export.bundle import RECORD_FIXED, BundledEvent, BundledNotification, NotCovered, Place
 from app.export.file import COMMITTED, event_record
 from app.export.row import NOT_TEXT, exported_event, masked_tree, record_address
 from app.tlog import merkle
@@ -53,6 +55,18 @@ def bundled_event(row: Row, proof: Sequence[bytes] | None, *, redacted: bool) ->
 def unproved_row(row: Row, *, redacted: bool) -> str:
     """A row that the log does not have, as a record of an export."""
     return event_record("ndjson", exported_event(row, redacted=redacted) | {"sealed": False}).decode().rstrip("\n")
+
+
+def bundled_notification(row: Row, log: Log, *, redacted: bool) -> BundledNotification:
+    """The entry of a row of notification_audit, with what opens the digest that the log has of it, if the row names its position."""
+    columns = {"id": row["id"]} | orjson.loads(notification_jcs(row)) | {"updated_at": time_text(row["updated_at"])}
+    shown = masked_members(columns, redacted=redacted)
+    if row["log_index"] is None or row["log_index"] < 0:
+        return BundledNotification(shown, None, None, None)
+    place = Place(log.name, row["log_index"])
+    if redacted:
+        return BundledNotification(shown, None, None, place)
+    return BundledNotification(shown, (row["salt"] or b"").hex(), notification_jcs(row).decode(), place)
 
 
 def masked_members(members: Mapping[str, Any], *, redacted: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from app.db import Connection
 from app.errors import Conflict, NotFound, TooLarge
 from app.events.canonical import loads
 from app.events.log import Log
+from app.events.notification import STORED
 from app.events.positions import Positions
 from app.events.record import Row
 from app.export.bundle import (
@@ -31,11 +32,10 @@ from app.export.bundle import (
     ChainEnd,
     bundle_file,
 )
-from app.export.bundle_entry import bundled_event, masked_members, masked_text, unproved_row
+from app.export.bundle_entry import bundled_event, bundled_notification, masked_text, unproved_row
 from app.export.bundle_page import PageContent, page
 from app.export.manifest import rfc3339_microseconds
 from app.export.select import ExportQuery, rows_at, sealed_rows, unsealed_rows
-from app.query.postgres_time import nearest_rfc3339
 from app.sql import load
 from app.tlog import merkle
 from app.tlog.evidence import ERASED, PURGED, RESTORED, read_evidence, read_records
@@ -54,7 +54,6 @@ _POSITION_END = 2**63 - 1
 _LOWEST = -(2**63)
 _ENTRIES_AT_ONCE = 64
 _HOLDS = ["datastorage.hold.placed", "datastorage.hold.released", "datastorage.hold.adopted"]
-_TIMES = ("sent_at", "created_at", "updated_at")
 
 
 class BundleTooLarge(TooLarge):
@@ -91,6 +90,7 @@ class _Found:
 
     events: list[BundledEvent] = field(default_factory=list)
     unproved: list[str] = field(default_factory=list)
+    notifications: list[BundledNotification] = field(default_factory=list)
     selectors: dict[str, set[Any]] = field(default_factory=dict)
     """By names of columns, what holds may select these events by."""
     entries_left: int = field(default_factory=lambda: ENTRIES_MAX)
@@ -128,8 +128,8 @@ class BundleExport:
         """
         found = await self._rows(connection)
         head = await connection.fetchrow(VERIFY_SQL["chain_head"], self.query.correlation_id)
-        notifications = [one async for one in self._notifications(connection, found)]
-        if not (found.events or found.unproved or head or notifications):
+        await self._notifications(connection, found)
+        if not (found.events or found.unproved or head or found.notifications):
             raise NotFound(f"There is nothing about a correlation {self.query.correlation_id}.")
         tree = await self._tree(connection)
         gaps = [gap async for gap in self._gaps(connection, found, head, tree)]
@@ -145,7 +145,8 @@ class BundleExport:
         if tree is not None:
             log = replace(log, size=tree.size, root=encoded_base64(tree.root), checkpoint=tree.note)
         shown: dict[str, Any] = {"events": found.events, "gaps": gaps, "evidence": evidence, "unproved": found.unproved}
-        file = await to_thread(self._file, log, chain, shown | {"notifications": notifications})
+        shown["notifications"] = found.notifications
+        file = await to_thread(self._file, log, chain, shown)
         self.file_sha256 = sha256(file).hexdigest()
         return file
 
@@ -202,12 +203,11 @@ class BundleExport:
             return None
         return entry if row["sealed"] and entry.leaf == row["event_hash"] else None
 
-    async def _notifications(self, connection: Connection, found: _Found) -> AsyncIterator[BundledNotification]:
+    async def _notifications(self, connection: Connection, found: _Found) -> None:
         rows = await connection.fetch(SQL["notifications"], self.query.correlation_id, found.entries_left + 1)
         for row in rows:
-            found.count(sum(len(value) for value in row.values() if isinstance(value, str)))
-            columns = {name: _six_digits(value) if name in _TIMES else value for name, value in row.items()}
-            yield BundledNotification(masked_members(columns, redacted=self.query.redact_pii), None, None, None)
+            found.count(2 * sum(len(value) for value in row.values() if isinstance(value, str)))
+            found.notifications.append(bundled_notification(row, self.log, redacted=self.query.redact_pii))
 
     # Gaps, and what the log records.
 
@@ -243,13 +243,28 @@ class BundleExport:
                 named = Positions.parse(str(payload.get("positions")))
                 if any(named.count(first, end) for first, end in wanted.get(payload["event_type"], ())):
                     positions.add(position)
+        covering = {one.covered_by.position for one in found.notifications if one.covered_by is not None}
         events: list[BundledEvent] = []
-        for row in await rows_at(connection, self.log, sorted(positions)):
+        for row in await rows_at(
+            connection, self.log, sorted((positions | covering) - {one.position for one in found.events})
+        ):
+            if row["log_index"] not in positions and row["event_type"] != STORED:
+                continue  # whatever the row of a notification says, no other event is shown for it
             found.count(_size(row))
             entry = self._entry(row)
             if entry is not None and (not events or events[-1].position != entry.position):
                 events.append(entry)
+        if uncovered := covering - {one.position for one in events}:
+            await self._forget_purged_covers(connection, found, uncovered)
         return events
+
+    async def _forget_purged_covers(self, connection: Connection, found: _Found, uncovered: set[int]) -> None:
+        """Where the event that had a notification's digest was purged, nothing covers the notification any more."""
+        purged = (await read_evidence(connection, self.log)).purged
+        for number, one in enumerate(found.notifications):
+            place = one.covered_by
+            if place is not None and place.position in uncovered and place.position in purged:
+                found.notifications[number] = replace(one, salt=None, committed=None, covered_by=None)
 
 
 async def _with_proofs(
@@ -326,9 +341,3 @@ def _selects(payload: Any, correlation_id: str, selectors: dict[str, set[Any]]) 
 
 def _size(row: asyncpg.Record) -> int:
     return sum(len(row[name] or "") for name in ("event_data", "event_metadata", "error_message", "actor_id"))
-
-
-def _six_digits(text: str) -> str:
-    """A time as records have it, from Postgres's text of it in UTC."""
-    whole, _, fraction = nearest_rfc3339(text).removesuffix("Z").partition(".")
-    return f"{whole}.{fraction:0<6}Z"

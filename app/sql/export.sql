@@ -43,8 +43,5 @@ WHERE event_type = ANY($1::text[]) AND event_category = 'security'
 ORDER BY log_index
 
 -- name: notifications
--- The notifications about one remediation, whole.
-SELECT id, remediation_id, notification_id, recipient, channel, message_summary, status, timezone('UTC', sent_at)::text AS sent_at,
-    delivery_status, error_message, escalation_level, timezone('UTC', created_at)::text AS created_at,
-    timezone('UTC', updated_at)::text AS updated_at
-FROM notification_audit WHERE remediation_id = $1 ORDER BY notification_audit.sent_at, id LIMIT $2
+-- The notifications about one remediation, whole, with what opens their digests.
+SELECT id, {notification_columns} FROM notification_audit WHERE remediation_id = $1 ORDER BY notification_audit.sent_at, id LIMIT $2

@@ -66,6 +66,7 @@ def test_from_a_service_to_a_verdict(one: Service, tmp_path: Path) -> None:
         assert '"big":18446744073709551615' in document["events"][0]["committed"]
         assert document["notifications"][0]["columns"]["recipient"] == "ada@example.test"
         assert "case 7" in printed
+        assert "notifications: 1, 1 of them with a digest in the log" in printed
         assert "case 7" in "\n".join(document["page"])
 
         file.write_bytes(file.read_bytes().replace(b"case 7", b"case 8", 1))

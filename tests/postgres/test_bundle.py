@@ -1,6 +1,7 @@
 """Bundles on a real Postgres: what is in them, what the checker says of rows that were damaged, and what there is no bundle of."""
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db
 from app.errors import NotFound
+from app.events.notification import STORED, notification_digest
 from app.export import bundle_read
 from app.export.bundle import Bundle, parse
 from app.export.bundle_check import check_bundle
@@ -29,6 +31,7 @@ from tests.sealed import insert, plain_row, seal, sealed_hash
 pytestmark = pytest.mark.damaged  # rows are changed on purpose, or by rows of tests that are no events of the catalogue
 SIGNING_KEY = SigningKey(KEY, PUBLIC)
 PAYLOAD = '{"text": "€ \\" 😀", "who": "ada@example.test"}'
+NOW = datetime(2026, 11, 29, 10, 0, 0, 500000, tzinfo=UTC)
 Connection = asyncpg.Connection
 
 
@@ -136,6 +139,60 @@ async def test_everything_about_a_remediation(owner: Connection, engine: AsyncEn
     assert "10.1.2.3" not in text
     assert [one.redacted for one in found.events] == [None, ["actor_ip", "event_data"], None]
     assert [one.salt is None for one in found.events] == [True, True, False]
+
+
+NOTIFICATION: dict[str, Any] = {
+    "remediation_id": "rr-1",
+    "notification_id": "n-1",
+    "recipient": "ada@example.test",
+    "channel": "email",
+    "message_summary": "€",
+    "status": "sent",
+    "sent_at": NOW,
+    "delivery_status": None,
+    "error_message": None,
+    "escalation_level": 1,
+    "created_at": NOW,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("id = id", None),
+        ("recipient = 'mallory'", "it does not have the digest that the log has"),
+        ("salt = NULL", "it does not have the digest that the log has"),
+        ("updated_at = now()", "updated_at is not created_at"),
+        ("log_index = 0", "the event that covers it is missing"),
+        ("log_index = 99", "the event that covers it is missing"),
+        ("notification_id = 'n-2'", "the event that covers it is missing, or is about another notification"),
+    ],
+)
+async def test_notification_with_a_digest(
+    owner: Connection, engine: AsyncEngine, change: str, problem: str | None
+) -> None:
+    """A notification that is not the one that was stored passes as covered, or an honest one does not."""
+    storing, salt = str(uuid4()), bytes(16)
+    payload = {"event_type": STORED, "storing_id": storing, "notification_id": "n-1", "remediation_id": "rr-1"}
+    payload |= {"digest": notification_digest(salt, NOTIFICATION)}
+    columns = {"event_type": STORED, "event_category": "security", "event_data": orjson.dumps(payload).decode()}
+    await seal(owner, f"datastorage:notification:{storing}", columns)
+    names = [*NOTIFICATION, "updated_at", "salt", "log_id", "log_index"]
+    marks = ", ".join(f"${number}" for number in range(1, len(names) + 1))
+    values = *NOTIFICATION.values(), NOW, salt, 0, 6
+    await owner.execute(f"INSERT INTO notification_audit ({', '.join(names)}) VALUES ({marks})", *values)
+    await owner.execute(f"UPDATE notification_audit SET {change}")
+    found, result = await published(owner, engine)
+    if problem is not None:
+        assert any(problem in one for one in result.problems), result.problems
+        return
+    assert result.problems == []
+    assert [one.covered_by and one.covered_by.position for one in found.notifications] == [6]
+    _, result = await published(owner, engine, redacted=True)
+    assert result.problems == []
+    await purge(owner, "{[6,7)}")
+    found, result = await published(owner, engine)
+    assert (result.problems, found.notifications[0].covered_by) == ([], None)
 
 
 async def test_many_events(owner: Connection, engine: AsyncEngine) -> None:
