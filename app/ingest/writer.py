@@ -432,7 +432,7 @@ class Writer:
                 events = [e for s in waiting for e in s.events if e.id not in stored]
                 claims = [(s.claim, [e.id for e in s.events]) for s in waiting if s.claim is not None]
                 if events:
-                    await self._commit(events, claims, deadline, _notification_action(waiting, self.store.log.id))
+                    await self._commit(events, claims, deadline, _notification_action(waiting, self.store))
             except LostRace:
                 self.store.reset_after_lost_race()
                 stored.clear()
@@ -542,7 +542,7 @@ def _ids_of(submission: Submission) -> set[UUID | str]:
     return {*_possible_ids(submission.events)}
 
 
-def _notification_action(submissions: Sequence[Submission], log_id: int) -> FlushAction | None:
+def _notification_action(submissions: Sequence[Submission], store: Store) -> FlushAction | None:
     """Writes the notifications among `submissions`, whose events the flush has."""
     pending = {s.events[0].id: s.notification for s in submissions if s.notification is not None}
     if not pending:
@@ -551,7 +551,7 @@ def _notification_action(submissions: Sequence[Submission], log_id: int) -> Flus
     async def write(connection: Connection, flush: Flush) -> None:
         for position, event in enumerate(flush.events, flush.first_index):
             if event.id in pending:
-                await pending[event.id].write(connection, log_id, position)
+                await pending[event.id].write(connection, store.log.id, position)
 
     return write
 

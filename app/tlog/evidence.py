@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
-import orjson
-
 from app.db import LONG_FETCH_SECONDS, Connection
+from app.events.canonical import loads
 from app.events.catalog.self_events import CATEGORY, correlation_of
 from app.events.log import Log
 from app.events.notification import STORED
@@ -100,7 +99,7 @@ async def read_records(
 
 def believed_payload(row: Row, log: Log) -> dict[str, Any] | None:
     """The payload of a row of the statement `evidence` if `log`, or one before it, has it as a self event; else None."""
-    payload = orjson.loads(row["event_data"])
+    payload = loads(row["event_data"])  # whoever may INSERT decides how deep it is, and how large its numbers are
     return payload if is_evidence(row, payload) and _is_of_its_log(row, log) else None
 
 

@@ -97,7 +97,7 @@ async def verify_database(
         WorkItem("tree", (result.log, _checkpoint_sizes(checkpoints), result.size), 0),
         WorkItem("inserted", (result.log, result.size), 0),
         WorkItem("unlogged ids", (result.log, result.size), 0),
-        WorkItem("notifications", (result.log, {result.log.id: evidence.purged}), 0),
+        WorkItem("notifications", (result.log, evidence.purged), 0),
         *await _position_items(connection, result, evidence),
     ]
     async for _, of_item in run(items):

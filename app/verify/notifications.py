@@ -7,9 +7,9 @@ from typing import Any
 import asyncpg
 
 from app.db import LONG_FETCH_SECONDS, Connection
-from app.events.log import Log
+from app.events.log import Log, place_of
 from app.events.notification import STORED, notification_digest
-from app.events.positions import NO_POSITIONS, Positions
+from app.events.positions import Positions
 from app.events.record import Row
 from app.tlog.evidence import believed_payload
 from app.tlog.tiles import SQL as TLOG_SQL
@@ -34,12 +34,10 @@ class NotificationsResult:
     defects: Defects = field(default_factory=Defects)
 
 
-async def verify_notifications(
-    connection: Connection, log: Log, purged: Mapping[int, Positions]
-) -> NotificationsResult:
+async def verify_notifications(connection: Connection, log: Log, purged: Positions) -> NotificationsResult:
     """Compare each notification with the logs up to `log`, and each of their digests with the notifications.
 
-    `purged` are the purged positions by log id. `connection` is in a snapshot.
+    `purged` are the places (place_of) that were purged. `connection` is in a snapshot.
     """
     result = NotificationsResult()
     rows_at_once = portions(connection, SQL["sealed_notifications"], widest="message_summary", rows_max=_ROWS_MAX)
@@ -69,10 +67,10 @@ def _place(row: Row) -> tuple[int, int]:
 
 
 def _check_row(
-    result: NotificationsResult, row: asyncpg.Record, logged: Mapping[str, Any] | None, purged: Mapping[int, Positions]
+    result: NotificationsResult, row: asyncpg.Record, logged: Mapping[str, Any] | None, purged: Positions
 ) -> None:
     result.total += 1
-    if logged is None and row["log_index"] in purged.get(row["log_id"], NO_POSITIONS):
+    if logged is None and row["log_index"] is not None and place_of(row["log_id"], row["log_index"]) in purged:
         result.purged += 1
     elif logged is None or logged["notification_id"] != row["notification_id"]:
         result.defects.add(_defect(row, "inserted", "the log has no digest of it at its position"))

@@ -4,12 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from uuid import UUID
 
-import orjson
-
-from app.events.canonical import canonical, loads
+from app.events.canonical import NESTING_MAX, canonical, depth_of, loads
 from app.events.log import Log, place_of
 from app.events.neutral import ERASED, is_neutral, neutral_words
 from app.events.record import Row, stored_hash
@@ -124,10 +122,15 @@ def _is_what_erasure_left(row: Row, digests: AbstractSet[str]) -> bool:
     emptied = [row.get(name) for name in _EMPTIED]
     if row.get("actor_id") != ERASED or row.get("resource_id") != ERASED or emptied != [None] * len(emptied):
         return False
+    payload = loads(row.get("event_data"))
     if digests:
-        return left_digest(canonical(loads(row.get("event_data")))) in digests
-    payload = orjson.loads(row.get("event_data"))
-    return isinstance(payload, dict) and is_neutral(payload, neutral_words(payload.get("event_type")))
+        return left_digest(canonical(payload)) in digests
+    return isinstance(payload, dict) and depth_of(payload) <= NESTING_MAX and is_neutral(payload, _words_of(payload))
+
+
+def _words_of(payload: Mapping[str, Any]) -> frozenset[str]:
+    event_type = payload.get("event_type")
+    return neutral_words(event_type if isinstance(event_type, str) else None)
 
 
 def mark_reordered(defects: Iterable[Defect], missing_leaves: Mapping[str, int] | None = None) -> list[Defect]:

@@ -144,7 +144,7 @@ class Verifier:
             await verify_last_signed(connection, self._log),
         ]
         purged = (await read_evidence(connection, self._log)).purged
-        notifications = await verify_notifications(connection, self._log, {self._log.id: purged})
+        notifications = await verify_notifications(connection, self._log, purged)
         if not any(defects.count for defects in found):  # else it is known already why the sum is another one
             found.append(await verify_sum_of_heads(connection, size))
         found.append(notifications.defects)

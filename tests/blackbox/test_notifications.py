@@ -52,6 +52,10 @@ def test_stored_as_sent(client: httpx.Client) -> None:
     }
     [found] = client.get(PATH).json()["data"]
     assert (list(found), found) == (list(record), record)
+    events = {include: client.get("/api/v1/audit/events", params=include).json() for include in ("", "include=self")}
+    assert (events[""]["data"], events[""]["pagination"]["total"]) == ([], 0)
+    [stored] = [one for one in events["include=self"]["data"] if one["event_type"] == "datastorage.notification.stored"]
+    assert set(stored["event_data"]) == {"event_type", "storing_id", "notification_id", "remediation_id", "digest"}
 
 
 def test_unknown_is_left_out(client: httpx.Client) -> None:

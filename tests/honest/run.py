@@ -72,6 +72,18 @@ def run(database_url: str, hours: float) -> Outcome:
             services.stop([service])
 
 
+def _notification(correlation: str, turn: int) -> dict[str, Any]:
+    return {
+        "remediation_id": correlation,
+        "notification_id": f"{correlation}-{turn}",
+        "recipient": "#payments",
+        "channel": "slack",
+        "message_summary": f"turn {turn}",
+        "status": "sent",
+        "sent_at": "2026-11-23T02:00:00Z",
+    }
+
+
 class _Play:
     def __init__(self, url: str, settings: dict[str, object], directory: Path) -> None:
         self._url = url
@@ -116,6 +128,7 @@ class _Play:
         self._act("holds", "POST", "/api/v1/audit/legal-hold", {"correlation_id": held, "reason": f"turn {turn}"})
         self._command("erase", "--correlation-id", erased, "--reason", f"turn {turn}")
         self._command("retention", "run")
+        self._act("notifications", "POST", "/api/v1/audit/notifications", _notification(held, turn))
         self._act("exports", "GET", f"/api/v1/audit/export?format=json&correlation_id={held}")
         reason = {"release_reason": f"turn {turn}", "released_by": "ada"}
         self._act("releases", "DELETE", f"/api/v1/audit/legal-hold/{held}", reason)

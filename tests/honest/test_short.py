@@ -13,4 +13,4 @@ async def test_honest_traffic(database_url: str) -> None:
     assert outcome.number(r": ([0-9,]+) positions") > 120 * EVENTS_PER_SECOND * 0.8
     assert outcome.number(r"purged: ([0-9,]+)") > 0
     assert outcome.number(r"erased: ([0-9,]+)") > 0
-    assert outcome.acts.keys() >= {"holds", "releases", "retention", "erase", "exports", "verify"}
+    assert outcome.acts.keys() >= {"holds", "releases", "retention", "erase", "exports", "notifications", "verify"}

@@ -64,7 +64,7 @@ def soon() -> float:
 async def result(connection: Connection) -> NotificationsResult:
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         purged = (await read_evidence(connection, OF_LOG)).purged
-        return await verify_notifications(connection, OF_LOG, {OF_LOG.id: purged})
+        return await verify_notifications(connection, OF_LOG, purged)
 
 
 TAMPERING = {

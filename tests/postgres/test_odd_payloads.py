@@ -1,0 +1,44 @@
+"""Payloads that only SQL can write, in rows that verification has to read: none of them ends it."""
+
+import asyncpg
+import pytest
+
+from tests.postgres.test_tampering import ERASED, PURGED, erase, found_by_each, own, sign
+from tests.sealed import insert, plain_row, seal
+
+pytestmark = pytest.mark.damaged
+Connection = asyncpg.Connection
+ODD = [
+    '{"event_type": "x", "n": 1%s}' % ("0" * 400),
+    '{"event_type": "x", "deep": %s}' % ("[" * 1500 + "]" * 1500),
+    '{"event_type": ["Ada"], "operation_id": {}}',
+    "[]",
+    "1",
+]
+
+
+async def test_odd_payloads(connection: Connection) -> None:
+    """One INSERT of a row that looks like evidence, or a change of an erased one, and nothing is verified any more."""
+    await seal(connection, "rr-1", *({} for _ in range(5)))
+    await own(connection, ERASED, "{[2,3)}")
+    outside = await sign(connection)
+    for kind in (PURGED, ERASED, "datastorage.notification.stored"):
+        for payload in ODD:
+            columns = {
+                "event_type": kind,
+                "event_category": "security",
+                "log_id": 0,
+                "log_index": 1,
+                "event_data": payload,
+            }
+            await insert(connection, plain_row(f"datastorage:{kind.split('.')[1]}:x", **columns))
+    anchored, unanchored, _, background = await found_by_each(connection, "rr-1", outside)
+    assert "inserted" in anchored & unanchored & background
+    await connection.execute(
+        "SET session_replication_role = replica; DELETE FROM audit_events WHERE correlation_id LIKE '%:x'"
+    )
+    await erase(connection, 2)
+    assert await found_by_each(connection, "rr-1", outside) == (set(),) * 4
+    for payload in ODD:
+        await connection.execute("UPDATE audit_events SET event_data = $1 WHERE log_index = 2", payload)
+        assert await found_by_each(connection, "rr-1", outside) == ({"edited"},) * 4, payload[:40]
