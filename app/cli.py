@@ -138,6 +138,8 @@ def _add_proof_and_retention_commands(commands: "argparse._SubParsersAction[argp
     proof.set_defaults(run=_verify_proof)
     verify = commands.add_parser("verify", help="verify the whole database, or one correlation")
     _add_verify_arguments(verify)
+    found = commands.add_parser("findings", help="list what verification found, and acknowledge it")
+    _add_findings_arguments(found)
     retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
     retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
     retention.set_defaults(run=_retention)
@@ -158,6 +160,17 @@ def _add_proof_and_retention_commands(commands: "argparse._SubParsersAction[argp
         help="the public key as /tlog/key shows it, or a file that holds it; for format=json the certificate's file",
     )
     export.set_defaults(run=_verify_export)
+
+
+def _add_findings_arguments(findings: argparse.ArgumentParser) -> None:
+    commands = findings.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    listing = commands.add_parser("list", help="show those that nobody has acknowledged; exit code 1 if there are any")
+    listing.add_argument("--all", action="store_true", help="the others too")
+    acknowledge = commands.add_parser("acknowledge", help="say what one was; it stands no longer")
+    acknowledge.add_argument("finding", metavar="ID", help="as the list shows it")
+    acknowledge.add_argument("--reason", required=True, help="what it was and what was done; it stands in the log")
+    acknowledge.add_argument("--by", default="datastorage findings", help="who says so; it stands in the log")
+    findings.set_defaults(run=_findings)
 
 
 def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
@@ -465,6 +478,15 @@ def _verify(arguments: argparse.Namespace) -> int:
         from app.verify import command
 
     return command.run(arguments, _settings_with_running_database)
+
+
+def _findings(arguments: argparse.Namespace) -> int:
+    from app.findings import command
+
+    lines, code = command.run(arguments, _settings_with_running_database)
+    for line in lines:
+        print(line)
+    return code
 
 
 def _settings_with_running_database() -> "Settings":

@@ -20,6 +20,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -33,6 +34,7 @@ from app.api import (
     events,
     eventtypes,
     export,
+    findings,
     health,
     history,
     holds,
@@ -57,6 +59,10 @@ from app.errors import AuditError, DatabaseAway, Fatal
 from app.events.catalog import Catalog
 from app.events.log import Log
 from app.export.certificate import ExportKeyStore
+from app.findings.finding import Finding
+from app.findings.follow import follow_forever
+from app.findings.recorder import Recorder
+from app.findings.register import Register
 from app.ingest import partitions, self_events
 from app.ingest.event_writer import OwnState
 from app.ingest.notification_replay import replay_forever
@@ -76,7 +82,7 @@ from app.tlog.keys import earlier_keys, private_keys, signing_key
 from app.tlog.signer import signed_size
 from app.tlog.witness import Witness
 from app.tlog.worker import CheckpointWorker
-from app.verify.worker import verify_forever
+from app.verify.worker import no_checkpoints, verify_forever
 from app.workers import Reminder, database_is_away
 
 _ROUTE_MODULES = (
@@ -88,6 +94,7 @@ _ROUTE_MODULES = (
         bundle,
         timeline,
         holds,
+        findings,
         imports,
         health,
     ),  # timeline: any path below correlations/
@@ -281,7 +288,10 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
         log_name = await _find_log(app, foundation, member)
         was_ready = isinstance(app.service, Service)
         service = await _settle_log(app, foundation, log_name, member)
-        checkpoints = CheckpointWorker.create(settings, service.log, service.signing_key) if settings.tlog else None
+        directory = None if service.spool is None else service.spool.directory
+        checkpoints = (
+            CheckpointWorker.create(settings, service.log, service.signing_key, directory) if settings.tlog else None
+        )
     except Exception as error:  # a service that cannot start logs the cause and ends, whatever failed
         presence.fatal = error if isinstance(error, Fatal) else Fatal(repr(error))
         log.critical(
@@ -374,16 +384,26 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
         event = self_events.self_event(service.log_name, payload)
         await self_events.write_self_event(writer, event, settings.single_deadline_ms)
 
+    async def write_finding(finding: Finding, event_id: UUID | None) -> None:
+        event = self_events.self_event(service.log.first_name, finding.payload(), about=finding.id, event_id=event_id)
+        await self_events.write_self_event(writer, event, settings.single_deadline_ms)
+
+    register = Register(service.log, partial(db.connect, settings))
+    recorder = Recorder(register, write_finding)
+    service.presence.open_findings = lambda: len(register.open)
     workers = {
         "presence": service.presence.watch(settings, writer.on_presence),
         "claims": claims.delete_expired_forever(service.engine),
         "partitions": partitions.create_ahead_forever(url, lambda: datetime.now(UTC)),
         "rollup": rollup.follow_forever(settings),
+        "findings": follow_forever(register),
     }
     if checkpoints is not None:
-        workers["checkpoints"] = checkpoints.run(settings, write_heartbeat)
+        workers["checkpoints"] = checkpoints.run(settings, write_heartbeat, recorder.record_alarms)
     if settings.verifier_events_per_second:
-        workers["verifier"] = verify_forever(settings, service.log, key.all_public if key else ())
+        known = no_checkpoints if checkpoints is None else checkpoints.known_checkpoints
+        keys = key.all_public if key else ()
+        workers["verifier"] = verify_forever(settings, service.log, keys, recorder, known)
     if service.spool is not None:
         workers["notifications"] = replay_forever(service.engine, writer, service.spool)
     return workers

@@ -69,6 +69,11 @@ VERIFIER_POSITION = Gauge(
 VERIFIER_ROUNDS = Counter("datastorage_verifier_rounds", "Times that the background verifier has seen the whole log.")
 VERIFIED_EVENTS = Counter("datastorage_verifier_events", "Positions that the background verifier has looked at.")
 VERIFIER_FINDINGS = Gauge("datastorage_verifier_findings", "What the background verifier still finds wrong.", ["kind"])
+OPEN_FINDINGS = Gauge(
+    "datastorage_open_findings",
+    "Findings that the log records and nobody has acknowledged; every replica shows all of them.",
+    ["kind"],
+)
 VERIFIER_DEFECTS = Counter("datastorage_verifier_defects", "What it found wrong for the first time.", ["kind"])
 UNSEALED = Gauge(
     "datastorage_unsealed",
@@ -128,6 +133,7 @@ for _stream in ("audit_events", "notifications", "dead_letter_audit_events", "de
     DLQ_XADD.labels(stream=_stream)
 for _kind in DEFECT_KINDS:
     VERIFIER_FINDINGS.labels(kind=_kind)
+    OPEN_FINDINGS.labels(kind=_kind)
     VERIFIER_DEFECTS.labels(kind=_kind)
 for _stream in ("events", "notifications"):
     DLQ_WARNING.labels(stream=_stream)

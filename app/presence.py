@@ -29,6 +29,8 @@ class Presence:
         self.on_stop: Callable[[], None] = lambda: None
         """Called when no more requests are accepted, before those in flight are waited for."""
         self.can_spool: Callable[[], bool] = lambda: False
+        self.open_findings: Callable[[], int] = lambda: 0
+        """How many findings nobody has acknowledged. They are shown, and stop nothing."""
         self.shutting_down = False
         self.fatal: Fatal | None = None
         """Why the process ends itself, if it does."""

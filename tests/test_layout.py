@@ -44,14 +44,16 @@ MAY_IMPORT = {
     "ingest": "events schema database_url db workers sql settings errors metrics tracing",
     # ingest: holds and runs are events too; tlog: what purge events among those that are purged have recorded
     "retention": "events ingest tlog schema db workers sql settings errors",
+    # verify: a finding is of its defects; retention: logged actions, of which an acknowledgement is one
+    "findings": "events ingest retention tlog verify workers db schema settings errors metrics terminal",
     "query": "events go_duration db sql tables errors",
     # verify: rows in portions of one snapshot, and the check of a chain's link; terminal: the page of a bundle is read on one
     "export": "events query verify tlog db sql tables terminal errors",
     # presence: what the probes show
-    "api": "auth events ingest tlog verify query export retention presence cores go_duration db logs settings errors metrics tracing",
+    "api": "auth events ingest tlog verify query export retention findings presence cores go_duration db logs settings errors metrics tracing",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
     "pod": "api ingest presence cores settings errors",
-    "main": "pod api auth events ingest rollup tlog verify query export retention schema presence database_url db workers settings state_dir errors",
+    "main": "pod api auth events ingest rollup tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",
     "connection": "exchange framing errors",
@@ -62,7 +64,7 @@ MAY_IMPORT = {
     "importing": "events export errors",  # a client that reads export files
     "simulate": "masking",  # a client: it could be shipped alone
     "show": "masking terminal",  # as simulate
-    "cli": "masking auth serve openapi simulate show importing exporting schema main events ingest tlog verify export retention presence database_url db embedded logs settings state_dir errors tracing",
+    "cli": "masking auth serve openapi simulate show importing exporting schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

@@ -16,7 +16,7 @@ from app.api.service import foundation_of
 router = APIRouter(tags=["health"], default_response_class=PlainTextResponse)
 
 
-def _status_response(body: dict[str, str], status: int = 200) -> Response:
+def _status_response(body: dict[str, Any], status: int = 200) -> Response:
     """JSON under the reference's media type."""
     return Response(orjson.dumps(body), status, media_type="text/plain")
 
@@ -37,14 +37,19 @@ async def live() -> Response:
 @router.get("/readyz")
 @router.get("/health/ready", include_in_schema=False)
 async def ready(request: Request) -> Response:
-    """The service can take an event durably; else 503 and the reason. While Postgres can commit nothing, the detail says why."""
+    """The service can take an event durably; else 503 and the reason. While Postgres can commit nothing, the detail says why.
+
+    `findings` is how many findings nobody has acknowledged; it is absent if there are none.
+    """
     presence = foundation_of(request).presence
     failure = presence.database_failure
-    detail = {"detail": failure} if failure else {}
+    detail: dict[str, Any] = {"detail": failure} if failure else {}
     if reason := presence.not_ready:
         shown = {} if presence.shutting_down else detail
         return _status_response({"status": "not_ready", "reason": reason} | shown, 503)
-    return _status_response({"status": "ready"} | ({"database": "unreachable"} | detail if failure else {}))
+    findings = presence.open_findings()
+    shown = ({"database": "unreachable"} | detail if failure else {}) | ({"findings": findings} if findings else {})
+    return _status_response({"status": "ready"} | shown)
 
 
 @router.get("/health")

@@ -62,4 +62,4 @@ def self_event(
 async def write_self_event(writer: EventWriter, event: Event, deadline_ms: int) -> None:
     """Have the pod's writer store `event`, in order with all others. Raises what Writer.submit() raises."""
     deadline = asyncio.get_running_loop().time() + deadline_ms / 1000
-    await writer.submit(Submission([event], {}, may_exist=False), deadline)
+    await writer.submit(Submission([event], {}, may_exist=bool(event.other_ids)), deadline)

@@ -197,13 +197,16 @@ SELECT drop_month($1, $2, $3, $4)
 SELECT attach_month($1)
 
 -- name: erasable
--- The events that an erasure names and that are not erased yet, except the evidence of purges and erasures; and whether each is held.
+-- The events that an erasure names and that are not erased yet, except the evidence of purges and erasures, and findings; and whether
+-- each is held.
 SELECT event_id, correlation_id, log_index, legal_hold IS TRUE
     OR hold_of(correlation_id, actor_id, resource_type, resource_id, event_timestamp) IS NOT NULL AS held
 FROM audit_events
 WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND payload_commitment IS NULL
-    AND event_type NOT IN ('datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored',
-        'datastorage.notification.stored')
+    AND event_type NOT IN (
+        'datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored',
+        'datastorage.notification.stored', 'datastorage.finding.recorded', 'datastorage.finding.acknowledged'
+    )
 ORDER BY log_index
 
 -- name: to_erase

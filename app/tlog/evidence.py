@@ -1,4 +1,4 @@
-"""What was purged or erased, as recorded in the log itself: read from self events, each of which is verified first."""
+"""What the log itself records, read from self events, each of which is verified first: what was purged or erased; and findings."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,11 +16,14 @@ from app.events.record import Row, is_logged
 from app.tlog.tiles import SQL
 
 PURGED, RESTORED, ERASED = "datastorage.retention.purged", "datastorage.retention.restored", "datastorage.event.erased"
+FOUND, ACKNOWLEDGED = "datastorage.finding.recorded", "datastorage.finding.acknowledged"
 _OPERATION = {
     PURGED: "operation_id",
     RESTORED: "operation_id",
     ERASED: "erasure_id",
     STORED: "storing_id",
+    FOUND: "finding_id",
+    ACKNOWLEDGED: "finding_id",
 }
 """By type: the member of the payload that is part of the event's correlation."""
 _REMOVALS = (PURGED, RESTORED, ERASED)
@@ -95,6 +98,16 @@ async def read_records(
     async for row in rows:
         if row["log_id"] == log.id and (payload := believed_payload(row, log)) is not None:
             yield payload, row["log_index"]
+
+
+async def read_self_events(
+    connection: Connection, log: Log, types: Sequence[str]
+) -> AsyncIterator[tuple[dict[str, Any], Row]]:
+    """The self events of some types in `log` and those before it: payload and row of each. As read_evidence()."""
+    rows = connection.cursor(SQL["evidence"], list(types), None, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS)
+    async for row in rows:
+        if (payload := believed_payload(row, log)) is not None:
+            yield payload, row
 
 
 def believed_payload(row: Row, log: Log) -> dict[str, Any] | None:

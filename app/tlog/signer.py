@@ -1,7 +1,7 @@
 """Signs checkpoints of the log, and refuses when the log contradicts an earlier checkpoint.
 
-Earlier checkpoints are known from three places: the database, this process, and the file of copies. The last two are beyond the
-reach of anybody who can write to the database. Nothing is signed while one of these is true (SigningRefused.alarm):
+Earlier checkpoints are known from four places: the database, this process, the note in its spool, and the file of copies. The last
+three are beyond the reach of anybody who can write to the database. Nothing is signed while one of these is true (SigningRefused.alarm):
 
 rolled_back        the log is shorter than an earlier checkpoint
 rewritten          the first leaves of the log are not those that an earlier checkpoint was signed for
@@ -15,12 +15,14 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from hashlib import sha256
 
 from app import metrics
 from app.db import Connection
 from app.errors import AuditError
 from app.events.log import Log
 from app.tlog import merkle
+from app.tlog.alarm import LogAlarm
 from app.tlog.keys import SigningKey
 from app.tlog.note import (
     Checkpoint,
@@ -39,8 +41,10 @@ log = logging.getLogger(__name__)
 class SigningRefused(AuditError):
     """The log contradicts a signed checkpoint; nothing is signed while that lasts."""
 
-    def __init__(self, alarm: str, detail: str) -> None:
+    def __init__(self, alarm: str, detail: str, subject: str) -> None:
+        """`subject` is the same as long as the reason is the same."""
         self.alarm = alarm
+        self.subject = subject
         super().__init__(detail)
 
 
@@ -52,12 +56,17 @@ class Signer:
     """Signs with the log's key; remembers the newest checkpoint it has seen."""
 
     def __init__(
-        self, key: SigningKey, newest_copy: Callable[[], str | None] = lambda: None, of_log: Log | None = None
+        self, key: SigningKey, copies: Callable[[], Iterable[str | None]] = lambda: (), of_log: Log | None = None
     ) -> None:
-        """`newest_copy` reads the newest checkpoint that was copied outside the database, as a note. `of_log` is by default log 0."""
+        """`copies` reads the newest checkpoints that are outside the database, as notes; None where there is none.
+
+        `of_log` is by default log 0.
+        """
         self._log = of_log or Log(0, key.public.name)
         self.key = key
-        self._newest_copy = newest_copy
+        self.newest_note: str | None = None
+        """The newest checkpoint that this process has seen and that the log continues, or None before the first."""
+        self._copies = copies
         self._last_signed: Checkpoint | None = None
 
     async def sign(self, connection: Connection) -> Checkpoint | None:
@@ -71,22 +80,23 @@ class Signer:
                 await connection.fetchval(SQL.of(self._log)[name]) for name in ("lock_signer", "newest_checkpoint")
             ]
             if self._last_signed is None:
-                notes.append(self._newest_copy())
-            earlier = {self._verified(note) for note in notes if note is not None}
-            if self._last_signed is not None:
-                earlier.add(self._last_signed)
-            signed = await self._sign_next(connection, earlier)
-        self._last_signed = signed or max(earlier, key=lambda one: one.size, default=None)
+                notes += self._copies()
+            by_checkpoint = {self._verified(note): note for note in dict.fromkeys([*notes, self.newest_note]) if note}
+            note = await self._sign_next(connection, set(by_checkpoint))
+        signed = None if note is None else Checkpoint.parse(Note.parse(note).text)
+        self._last_signed = signed or max(by_checkpoint, key=lambda one: one.size, default=None)
+        if self._last_signed is not None:
+            self.newest_note = note or by_checkpoint[self._last_signed]
         metrics.CHECKPOINT_SIZE.set(0 if self._last_signed is None else self._last_signed.size)
         return signed
 
-    async def _sign_next(self, connection: Connection, earlier: set[Checkpoint]) -> Checkpoint | None:
+    async def _sign_next(self, connection: Connection, earlier: set[Checkpoint]) -> str | None:
+        """The note of the next checkpoint, stored; None when there is nothing to sign."""
         size, signed_size = await tiled_size(connection, self._log), max((one.size for one in earlier), default=0)
         if size < signed_size:
             if (leaves := await log_size(connection, self._log)) < signed_size:
-                raise SigningRefused(
-                    "rolled_back", f"the log has {leaves} leaves, but a checkpoint of {signed_size} was signed"
-                )
+                detail = f"the log has {leaves} leaves, but a checkpoint of {signed_size} was signed"
+                raise SigningRefused("rolled_back", detail, f"checkpoint {signed_size}")
             return None  # tiles were lost, and another process builds them again
         if size == signed_size and len(earlier) < 2 and self._last_signed is not None:
             return None
@@ -97,21 +107,25 @@ class Signer:
         note = sign_checkpoint(checkpoint, self.key.private, self.key.cosigner, int(time.time()))
         await connection.execute(SQL.of(self._log)["record_signed"], note)
         await connection.execute(SQL.of(self._log)["store_checkpoint"], size, note)
-        return checkpoint
+        return note
 
     def _verified(self, note: str) -> Checkpoint:
         """The checkpoint of a stored note; SigningRefused when no key of this log signed it."""
+        subject = f"note {sha256(note.encode()).hexdigest()[:16]}"
         try:
             return verified_checkpoint(note, self.key.all_public)
         except MalformedNote:
-            raise SigningRefused("forged_checkpoint", "a stored checkpoint is malformed") from None
+            raise SigningRefused("forged_checkpoint", "a stored checkpoint is malformed", subject) from None
         except NoValidSignature:
             if any(Note.parse(note).names_key(key) for key in self.key.all_public):
-                raise SigningRefused("forged_checkpoint", "a stored checkpoint has a wrong signature") from None
+                raise SigningRefused(
+                    "forged_checkpoint", "a stored checkpoint has a wrong signature", subject
+                ) from None
         raise SigningRefused(
             "wrong_key",
             "a stored checkpoint was signed with another key; if the key was changed on purpose, add the previous public key to "
             "DATASTORAGE_CHECKPOINT_EARLIER_KEYS",
+            subject,
         )
 
 
@@ -123,7 +137,8 @@ async def _consistent_root(connection: Connection, of_log: Log, size: int, earli
     root = roots[0, size]
     for one, plan in plans.items():
         if not merkle.verify_consistency(one.size, size, one.root, root, [roots[leaves] for leaves in plan]):
-            raise SigningRefused("rewritten", f"the first {one.size} leaves of the log are not those that were signed")
+            detail = f"the first {one.size} leaves of the log are not those that were signed"
+            raise SigningRefused("rewritten", detail, f"checkpoint {one.size}")
     return root
 
 
@@ -142,8 +157,8 @@ class Alarms:
     def __init__(self) -> None:
         self._current = ""
 
-    def report(self, error: SigningRefused | HashesMissing) -> None:
-        """Count and log the error, unless the last round had the same alarm."""
+    def report(self, error: SigningRefused | HashesMissing) -> LogAlarm:
+        """The error as an alarm. It is counted and logged, unless the last round had the same alarm."""
         inserted = isinstance(error, RowsInserted)
         alarm = error.alarm if isinstance(error, SigningRefused) else "inserted" if inserted else "incomplete"
         if alarm != self._current:
@@ -151,6 +166,7 @@ class Alarms:
             what = "rows were inserted outside the log" if inserted else "signing is refused"
             log.error(what, extra={"alarm": alarm, "reason": error.detail})
         self._current = alarm
+        return LogAlarm(alarm, error.subject if isinstance(error, SigningRefused) else f"alarm {alarm}", error.detail)
 
     def clear(self) -> None:
         """Nothing is wrong; log it if something was before."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 from app import metrics
 from app.errors import Fatal
+from app.tlog.alarm import LogAlarm
 from app.tlog.note import (
     COSIGNATURE,
     ML_DSA_44,
@@ -67,8 +68,15 @@ class Witnesses:
     def __init__(self, witnesses: Sequence[Witness]) -> None:
         self._seen_sizes = dict.fromkeys(witnesses, 0)
 
+        self._alarms: dict[Witness, LogAlarm] = {}
+
     def __bool__(self) -> bool:
         return bool(self._seen_sizes)
+
+    @property
+    def alarms(self) -> list[LogAlarm]:
+        """Those of witnesses that have seen another log, and have cosigned nothing since."""
+        return list(self._alarms.values())
 
     def restore_sizes(self, size: int, lines: str) -> None:
         """Note which witnesses cosigned the checkpoint of `size`, by the stored lines of its cosignatures.
@@ -99,7 +107,9 @@ class Witnesses:
             response = await self._send(client, witness, note, prove)
             if response.status_code == HTTPStatus.CONFLICT and (seen := _seen_size(response)) is not None:
                 if seen > size:
-                    return _raise_alarm(witness, "witness_ahead", f"it has seen {seen} leaves, this log has {size}")
+                    return self._raise_alarm(
+                        witness, "witness_ahead", f"it has seen {seen} leaves, this log has {size}"
+                    )
                 self._seen_sizes[witness] = seen
                 response = await self._send(client, witness, note, prove)
             line = _verified_line(witness, note, response)
@@ -107,13 +117,21 @@ class Witnesses:
             return _record_failure(witness, repr(error))
         if line:
             self._seen_sizes[witness] = size
+            self._alarms.pop(witness, None)
             return line
         # With the right old size, a witness answers so only if it has seen another tree under the log's name.
         if response.status_code in {HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY}:
-            return _raise_alarm(
+            return self._raise_alarm(
                 witness, "witness_conflict", f"it has seen another log of this name: {response.text[:200]}"
             )
         return _record_failure(witness, f"{response.status_code} {response.text[:200]}")
+
+    def _raise_alarm(self, witness: Witness, alarm: str, reason: str) -> str:
+        metrics.LOG_ALARMS.labels(alarm=alarm).inc()
+        what = "a witness has seen another log: a backup was restored, or the log was rewritten"
+        log.error(what, extra={"witness": witness.key.name, "alarm": alarm, "reason": reason})
+        self._alarms[witness] = LogAlarm(alarm, f"witness {witness.key.name}", f"{what}: {reason}")
+        return ""
 
     async def _send(
         self, client: "httpx.AsyncClient", witness: Witness, note: str, prove: ProveConsistency
@@ -142,15 +160,6 @@ def _seen_size(response: "httpx.Response") -> int | None:
     if not response.headers.get("content-type", "").startswith("text/x.tlog.size"):
         return None
     return parse_decimal(response.text.strip(), "the witness's size")
-
-
-def _raise_alarm(witness: Witness, alarm: str, reason: str) -> str:
-    metrics.LOG_ALARMS.labels(alarm=alarm).inc()
-    log.error(
-        "a witness has seen another log: a backup was restored, or the log was rewritten",
-        extra={"witness": witness.key.name, "alarm": alarm, "reason": reason},
-    )
-    return ""
 
 
 def _record_failure(witness: Witness, reason: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import NoReturn, Self
 
 import asyncpg
@@ -17,8 +18,10 @@ from app.db import Connection, connect
 from app.events.log import Log
 from app.settings import Settings
 from app.tlog import merkle
+from app.tlog.alarm import LogAlarm
 from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
+from app.tlog.seen import SeenCheckpoint
 from app.tlog.signer import Alarms, RowsInserted, Signer, SigningRefused
 from app.tlog.tiles import SQL, HashesMissing, extend_tiles, range_roots
 from app.tlog.witness import Witness, Witnesses
@@ -29,6 +32,8 @@ _TRANSACTION_IDLE_MAX = "15s"  # longer than witnesses or a heartbeat need
 
 Heartbeat = Callable[[int, datetime | None], Awaitable[None]]
 """Writes the self event that the log has had this size since that time, if it is known, which shows that the service is alive."""
+OnAlarms = Callable[[Sequence[LogAlarm]], Awaitable[None]]
+"""Called after each round with the alarms that there are."""
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +49,15 @@ class CheckpointWorker:
     alarms: Alarms
     heartbeat_seconds: float
     """Seconds without writes before a heartbeat; 0 for no heartbeats."""
+    seen: SeenCheckpoint | None = None
+    """None for a process that only remembers it."""
 
     @classmethod
-    def create(cls, settings: Settings, of_log: Log, key: SigningKey | None) -> Self:
-        """The worker that the settings describe. Fatal when a configured witness is not valid."""
+    def create(cls, settings: Settings, of_log: Log, key: SigningKey | None, directory: Path | None = None) -> Self:
+        """The worker that the settings describe, which notes the last checkpoint in `directory`, the spool's.
+
+        Fatal when a configured witness is not valid.
+        """
         if key is None:
             log.warning(
                 "no checkpoints are signed, so nothing of the log can be proved to others: set "
@@ -56,16 +66,29 @@ class CheckpointWorker:
         else:
             log.info("checkpoint signing is enabled", extra={"key": str(key.public)})
         copies = CheckpointCopies(settings.checkpoint_file, settings.checkpoint_url)
+        seen = SeenCheckpoint(directory, () if key is None else key.all_public)
         return cls(
             of_log,
-            None if key is None else Signer(key, copies.newest_note, of_log),
+            None if key is None else Signer(key, lambda: (copies.newest_note(), seen.note), of_log),
             Witnesses([Witness.parse(text) for text in settings.witnesses]),
             copies,
             Alarms(),
             settings.heartbeat_interval_s,
+            seen,
         )
 
-    async def run(self, settings: Settings, heartbeat: Heartbeat) -> NoReturn:
+    async def known_checkpoints(self) -> dict[str, str]:
+        """The newest checkpoints that are out of the database's reach, as notes by what messages call them.
+
+        Those that were posted to a URL or shown to witnesses were seen by this process, too.
+        """
+        notes = {
+            "the last checkpoint that this replica has seen": None if self.seen is None else self.seen.note,
+            "the last checkpoint in DATASTORAGE_CHECKPOINT_FILE": await asyncio.to_thread(self.copies.newest_note),
+        }
+        return {name: note for name, note in notes.items() if note is not None}
+
+    async def run(self, settings: Settings, heartbeat: Heartbeat, on_alarms: OnAlarms) -> NoReturn:
         """A round each second for as long as the process runs, on a connection of its own."""
 
         async def open_connection() -> Connection:
@@ -76,10 +99,12 @@ class CheckpointWorker:
 
         async def do_round() -> None:
             async with connection.use() as usable:
+                alarms = list[LogAlarm]()
                 try:
                     await self.run_round(usable, heartbeat)
                 except (SigningRefused, HashesMissing) as error:
-                    self.alarms.report(error)
+                    alarms.append(self.alarms.report(error))
+            await on_alarms([*alarms, *self.witnesses.alarms])
 
         await run_forever(
             "checkpoint", do_round, pause_seconds=_ROUND_SECONDS, failure="a round of the checkpoint worker failed"
@@ -99,6 +124,8 @@ class CheckpointWorker:
             pass
         if self.signer is not None:
             await self.signer.sign(connection)
+            if self.seen is not None:
+                await self.seen.store(self.signer.newest_note)
             await self._publish(connection)
             await self.copies.retry_post()
         if (table := await connection.fetchval(SQL.of(self.log)["beyond_log"])) is not None:

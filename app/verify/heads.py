@@ -79,5 +79,6 @@ async def verify_sum_of_heads(connection: Connection, size: int) -> Defects:
     length = await connection.fetchval(SQL["sum_of_heads"], timeout=LONG_FETCH_SECONDS)
     if length != size:
         message = f"the heads of all chains have {length} events, but the log has {size}: the length of one was changed"
-        defects.add(Defect("edited", f"edited: {message}, or one was removed or inserted"))
+        message = f"edited: {message}, or one was removed or inserted"
+        defects.add(Defect("edited", message, subject="the heads of all chains"))
     return defects

@@ -41,6 +41,8 @@ class Defect:
     """The log position; None when it is not about one."""
     leaf: str = ""
     """The log's leaf hash at that position."""
+    subject: str = ""
+    """What makes it the same in every round; empty if its position, event or correlation does."""
 
 
 @dataclass(slots=True)

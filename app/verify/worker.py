@@ -1,4 +1,4 @@
-"""The background verifier: verifies the log again and again at a bounded rate. It writes its position and its findings only.
+"""The background verifier: verifies the log again and again at a bounded rate. It writes its position and what it finds only.
 
 A round is one pass over the whole log, part by part; the next round begins at position 0.
 
@@ -6,9 +6,12 @@ Every replica runs it; a lock in Postgres lets one at a time work. No finding ev
 """
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from time import monotonic
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from app import metrics
 from app.db import DATABASE_ERRORS, Connection, connect
@@ -19,7 +22,7 @@ from app.tlog.evidence import NO_EVIDENCE, read_evidence
 from app.tlog.merkle import HASH_BYTES, Frontier, hashes
 from app.tlog.note import PublicKey
 from app.tlog.tiles import SQL as TLOG_SQL
-from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect
+from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect, parse_checkpoint
 from app.verify.extent import log_size
 from app.verify.heads import verify_equal_heads, verify_heads_without_end, verify_sum_of_heads
 from app.verify.inserted import verify_inserted
@@ -43,11 +46,28 @@ _STATEMENT_TIMEOUT_MS = 600_000
 
 log = logging.getLogger(__name__)
 
+KnownCheckpoints = Callable[[], Awaitable[Mapping[str, str]]]
+"""Reads checkpoints that are out of the database's reach, as notes by what messages call them."""
 
-async def verify_forever(settings: Settings, of_log: Log, keys: tuple[PublicKey, ...] = ()) -> NoReturn:
+
+class Recorder(Protocol):
+    """Records what is found beyond the round in which it is; app/findings/recorder.py says how."""
+
+    async def record(self, defects: Sequence[tuple[Defect, bool]]) -> None: ...
+    async def end_round(self) -> None: ...
+
+
+async def no_checkpoints() -> Mapping[str, str]:
+    """None are known."""
+    return {}
+
+
+async def verify_forever(
+    settings: Settings, of_log: Log, keys: tuple[PublicKey, ...], recorder: Recorder, known: KnownCheckpoints
+) -> NoReturn:
     """Verify the log again and again for as long as the process runs, whenever no other replica does."""
     rate = settings.verifier_events_per_second
-    verifier = Verifier(of_log, keys, min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND)))
+    verifier = Verifier(of_log, keys, min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND)), recorder, known)
 
     async def open_connection() -> Connection:
         opened = await connect(settings.model_copy(update={"statement_timeout_ms": _STATEMENT_TIMEOUT_MS}))
@@ -80,10 +100,21 @@ class Verifier:
     The tree so far is in this process only: after a start it is complete at the end of the next whole round.
     """
 
-    def __init__(self, of_log: Log, keys: tuple[PublicKey, ...], part_events: int) -> None:
+    def __init__(
+        self,
+        of_log: Log,
+        keys: tuple[PublicKey, ...],
+        part_events: int,
+        recorder: Recorder | None = None,
+        known: KnownCheckpoints = no_checkpoints,
+    ) -> None:
         self._log = of_log
         self._keys = keys
         self._part_events = part_events
+        self._recorder = recorder
+        self._read_known = known
+        self._known: Mapping[str, str] | None = None
+        """The checkpoints with which this round compares the log, by what messages call them; None between rounds."""
         self._evidence = NO_EVIDENCE
         self._frontier = Frontier()
         self._last_round: tuple[int, bytes] | None = None
@@ -91,19 +122,36 @@ class Verifier:
         self._unsealed: int | None = None
         """How many unsealed rows were counted last."""
         self._count_again_at = 0.0
+        self._position: int | None = None
+        """The next position to verify; None if it has to be read. Nobody who writes to the database changes it during a round."""
         self.has_lock = False
         """Whether this process is the one that verifies."""
 
     async def try_lock(self, connection: Connection) -> bool:
         """Lock the verification; False while another replica has the lock. The lock ends with the connection."""
         self.has_lock = await connection.fetchval(SQL["try_lock_verifier"])
+        self._position = None
         return self.has_lock
 
     async def verify_next_part(self, connection: Connection) -> int:
-        """Verify the next part of the log and store the findings. Returns how many positions it had; 0 at the end of a round."""
+        """Verify the next part of the log and record what is found. Returns how many positions it had; 0 at the end of a round.
+
+        After a failure the same part is verified again.
+        """
+        if self._known is None:
+            self._known = await self._read_known()  # before the snapshot, which has all of what they were signed for
+        frontier, last_round = deepcopy(self._frontier), self._last_round
+        try:
+            return await self._verify_next_part(connection)
+        except BaseException:
+            self._frontier, self._last_round = frontier, last_round
+            raise
+
+    async def _verify_next_part(self, connection: Connection) -> int:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             state = await connection.fetchrow(SQL.of(self._log)["verifier_state"])
-            first: int = 0 if state is None else state["position"]
+            stored: int = 0 if state is None else state["position"]
+            first = stored if self._position is None else self._position
             size = await self._size(connection)
             end = min(first + self._part_events, size)
             is_end = first >= size
@@ -115,17 +163,37 @@ class Verifier:
                 else await self._verify_part(connection, first, end, size)
             )
             if self._last_round is not None and size < self._last_round[0]:
-                message = f"rolled back: the log has {size} events; {self._last_round[0]} were verified before"
-                defects.append(Defect("rolled back", message, position=size))
+                before = self._last_round[0]
+                message = f"rolled back: the log has {size} events; {before} were verified before"
+                defects.append(Defect("rolled back", message, position=size, subject=f"log of {before} events"))
                 self._last_round = None
-        await _store_findings(connection, self._log, defects, 1 if state is None else state["round"])
+            if is_end:
+                defects += self._defects_of_known(size)
+        await self._store(connection, defects, 1 if state is None else state["round"])
         if is_end:
             await self._end_round(connection, size)
             return 0
         await connection.execute(SQL.of(self._log)["set_verifier_position"], end)
+        self._position = end
         metrics.VERIFIER_POSITION.set(end)
         metrics.VERIFIED_EVENTS.inc(end - first)
         return end - first
+
+    async def _store(self, connection: Connection, defects: list[Defect], round_number: int) -> None:
+        """Store the defects for readers, and have those recorded in the log that stand there not yet."""
+        if self._recorder is None or not defects:
+            await _store_findings(connection, self._log, defects, round_number)
+            return
+        async with connection.transaction():  # what could not be recorded counts as new again
+            await self._recorder.record(await _store_findings(connection, self._log, defects, round_number))
+
+    def _defects_of_known(self, size: int) -> list[Defect]:
+        """The defects of known checkpoints whose roots no part of the log was compared with: they are larger, or not signed."""
+        state, defects = LogState(self._log.name, size, {}), []
+        for name, note in (self._known or {}).items():
+            if (defect := checkpoint_defect(name, note, self._keys, state)) is not None:
+                defects.append(replace(defect, subject=_subject_of(note)))
+        return defects
 
     async def _size(self, connection: Connection) -> int:
         """How many positions the log has, whatever stands beyond its end."""
@@ -181,16 +249,23 @@ class Verifier:
             defects.append(Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"]))
         return defects + await self._verify_tree(connection, first, end, size)
 
+    async def _checkpoints_within(self, connection: Connection, first: int, end: int) -> dict[int, dict[str, str]]:
+        """The stored checkpoints of sizes above `first` up to `end`, and all known ones: by size, as notes by their names."""
+        notes = defaultdict[int, dict[str, str]](dict)
+        for row in await connection.fetch(SQL.of(self._log)["checkpoints_within"], first, end):
+            notes[row["size"]][f"the stored checkpoint at {row['size']}"] = row["note"]
+        for name, note in (self._known or {}).items():
+            if (checkpoint := parse_checkpoint(note)) is not None:
+                notes[checkpoint.size][name] = note
+        return notes
+
     async def _verify_tree(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
         """The defects of flushes and checkpoints, and whether the log still begins with the one of the last round."""
         if first == 0:
             self._frontier = Frontier()
         if self._frontier.size != first:
             return []  # this process began in the middle of a round, or a flush is missing
-        notes = {
-            row["size"]: row["note"]
-            for row in await connection.fetch(SQL.of(self._log)["checkpoints_within"], first, end)
-        }
+        notes = await self._checkpoints_within(connection, first, end)
         leaves, defects = b"", []
         for row in await connection.fetch(TLOG_SQL.of(self._log)["leaves"], first, end):
             position = first + len(leaves) // HASH_BYTES
@@ -207,29 +282,38 @@ class Verifier:
         for leaf in hashes(leaves):
             self._frontier.append(leaf)
             at = self._frontier.size
-            if at in notes:
+            for name, note in notes.get(at, {}).items():
                 state = LogState(self._log.name, size, {at: self._frontier.root()})
-                defect = checkpoint_defect(f"the stored checkpoint at {at}", notes[at], self._keys, state)
-                defects += [] if defect is None else [defect]
+                defect = checkpoint_defect(name, note, self._keys, state)
+                defects += [] if defect is None else [replace(defect, subject=_subject_of(note))]
             last = self._last_round
             if last is not None and at == last[0] and self._frontier.root() != last[1]:
-                defects.append(Defect("edited", REWRITTEN.format(size=at, name="the last round"), position=at))
+                message = REWRITTEN.format(size=at, name="the last round")
+                defects.append(Defect("edited", message, position=at, subject=f"checkpoint {at}"))
         return defects
 
     async def _end_round(self, connection: Connection, size: int) -> None:
+        if self._recorder is not None:
+            await self._recorder.end_round()
         if self._frontier.size == size:
             self._last_round = size, self._frontier.root()
         await connection.execute(SQL.of(self._log)["end_verifier_round"], size)
+        self._known, self._position = None, 0
         await _export_finding_counts(connection, self._log)
         metrics.VERIFIER_ROUNDS.inc()
 
 
-async def _store_findings(connection: Connection, of_log: Log, defects: list[Defect], round_number: int) -> None:
-    """Store the defects; count and log those that were not found before."""
+async def _store_findings(
+    connection: Connection, of_log: Log, defects: list[Defect], round_number: int
+) -> list[tuple[Defect, bool]]:
+    """Store the defects; count and log those that were not found before. Returns all, each with whether it is known to be new."""
+    found = []
     for defect in defects[:_FINDINGS_MAX]:
         position = -1 if defect.position is None else defect.position
         finding = position, defect.kind, defect.message, defect.correlation_id
-        if await connection.fetchval(SQL.of(of_log)["store_finding"], *finding, round_number):
+        is_new = await connection.fetchval(SQL.of(of_log)["store_finding"], *finding, round_number)
+        found.append((defect, is_new))
+        if is_new:
             metrics.VERIFIER_DEFECTS.labels(kind=defect.kind).inc()
             extra = {"kind": defect.kind, "position": position, "correlation_id": defect.correlation_id}
             log.critical(defect.message, extra=extra | {"event_id": str(defect.event_id or "")})
@@ -237,6 +321,13 @@ async def _store_findings(connection: Connection, of_log: Log, defects: list[Def
         log.critical("more defects were found than are listed; run `datastorage verify`", extra={"count": len(defects)})
     if defects:
         await _export_finding_counts(connection, of_log)
+    return found + [(defect, False) for defect in defects[_FINDINGS_MAX:]]
+
+
+def _subject_of(note: str) -> str:
+    """What findings about a checkpoint are about."""
+    checkpoint = parse_checkpoint(note)
+    return "a note that is no checkpoint" if checkpoint is None else f"checkpoint {checkpoint.size}"
 
 
 async def _export_finding_counts(connection: Connection, of_log: Log) -> None:
@@ -246,9 +337,9 @@ async def _export_finding_counts(connection: Connection, of_log: Log) -> None:
 
 
 async def _missing_event_defects(connection: Connection, result: LogResult) -> list[Defect]:
-    """A defect for each of the first missing events, with its correlation if the next event or the chain's head names it."""
-    leaves = dict(list(result.missing_leaves.items())[:_FINDINGS_MAX])
-    rows = await connection.fetch(SQL["correlations_of_hashes"], list(leaves))
+    """A defect for each missing event; the first ones with their correlations, if the next event or the chain's head names them."""
+    leaves = result.missing_leaves
+    rows = await connection.fetch(SQL["correlations_of_hashes"], list(leaves)[:_FINDINGS_MAX])
     correlation_ids = {row["hash"]: row["correlation_id"] for row in rows}
     defects = []
     for leaf, position in leaves.items():

@@ -55,6 +55,8 @@ MATRIX = dict(
         route("POST", "/api/v1/audit/legal-hold", HOLD, 404, sent=lambda: {"correlation_id": "rr-nobody", "reason": "case 7"}),
         route("DELETE", "/api/v1/audit/legal-hold", HOLD, 404, sent=lambda: {"hold_id": EVENT_ID, "release_reason": "closed"}),
         route("DELETE", "/api/v1/audit/legal-hold/{correlation_id}", HOLD, 404, correlation_id="rr-nobody", sent=lambda: {"release_reason": "closed"}),
+        route("GET", "/api/v1/audit/findings", READ),
+        route("POST", "/api/v1/audit/findings/{finding_id}/acknowledgement", HOLD, 404, finding_id=EVENT_ID, sent=lambda: {"reason": "case 7"}),
         route("GET", "/api/v1/audit/export", READ),
         route("GET", "/api/v1/audit/export/certificate", READ),
         route("GET", "/api/v1/audit/consistency", READ, 400),

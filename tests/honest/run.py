@@ -178,6 +178,7 @@ class _Play:
         watched = (
             "datastorage_verifier_findings",
             "datastorage_verifier_defects_total",
+            "datastorage_open_findings",
             "datastorage_log_alarms_total",
         )
         return [f"{n} {v}" for n, v in self._metrics().items() if n.startswith(watched) and v]

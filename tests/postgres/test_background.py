@@ -108,6 +108,16 @@ async def test_rewritten_and_rolled_back(owner: Connection) -> None:
     assert ("edited", "", 20) in await findings(owner)
 
 
+@pytest.mark.damaged
+async def test_position_is_its_own(owner: Connection) -> None:
+    """Whoever writes to the verifier's table decides what it looks at."""
+    verifier = Verifier(FIRST_LOG, (), 7)
+    await owner.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 18")
+    while await verifier.verify_next_part(owner):
+        await owner.execute("UPDATE verifier SET position = 1000")
+    assert ("edited", "rr-1", 18) in await findings(owner)
+
+
 async def test_one_at_a_time(connection: Connection, database_url: str) -> None:
     """Two replicas verify the log at the same time."""
     from tests import databases

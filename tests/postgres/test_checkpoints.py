@@ -187,7 +187,7 @@ async def test_a_shorter_log_is_not_signed(connection: Connection, key: SigningK
     if who != "a new process":  # then the database knows nothing of the longer log either, as after a restore
         await connection.execute("DELETE FROM log_checkpoints; UPDATE log_signers SET note = NULL")
     if who != "the same process":
-        signer = Signer(key, (lambda: newest_note_in(file)) if "file" in who else lambda: None)
+        signer = Signer(key, (lambda: [newest_note_in(file)]) if "file" in who else lambda: ())
     with pytest.raises(SigningRefused, match="5 leaves, but a checkpoint of 10"):
         await one_round(connection, signer)
     await write(connection, [merkle.leaf_hash(b"fork %d" % number) for number in range(9)])

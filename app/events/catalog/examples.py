@@ -405,6 +405,18 @@ _BY_EVENT_TYPE: dict[str, dict[str, Any]] = {
     "apifrontend.config.rejected": {"rejection_reason": "rate_limit must be positive"},
     "apifrontend.session.deleted": {"reason": "asked for by the user"},
     "authwebhook.workflow.registration_failed": {"message": "secret payments-api-database is missing"},
+    "datastorage.finding.acknowledged": {
+        "acknowledged_by": "ada@example.org",
+        "reason": "restored from last night's dump",
+    },
+    "datastorage.finding.recorded": {
+        "kind": "removed",
+        "log_id": 0,
+        "alarm": "rolled_back",
+        "subjects": ["checkpoint 300"],
+        "correlation_ids": ["rr-payments-api-7c2f"],
+        "detail": "removed: no event is at position 7 of the log",
+    },
     "gateway.config.rejected": {"component": "gateway", "rejection_reason": "rate_limit must be positive"},
     "gateway.config.reloaded": {"component": "gateway"},
     "gateway.signal.deduplicated": {"deduplication_status": "duplicate"},

@@ -114,6 +114,34 @@ class NotificationStoredPayload(TypedDict):
     digest: Sha256Hex
 
 
+class FindingRecordedPayload(TypedDict):
+    """Verification, or the signing of a checkpoint, found something wrong. It stands until somebody acknowledges it.
+
+    positions are those of the log log_id, near ones joined where there are many; subjects name what has none. defect_count is how
+    many defects were found at once, alarm the alarm of the checkpoint worker.
+    """
+
+    event_type: Literal["datastorage.finding.recorded"]
+    finding_id: Uuid
+    kind: str
+    alarm: NotRequired[str]
+    log_id: Count
+    positions: str
+    subjects: NotRequired[list[str]]
+    defect_count: Count
+    correlation_ids: NotRequired[list[str]]
+    detail: str
+
+
+class FindingAcknowledgedPayload(TypedDict):
+    """Somebody who may place holds has seen a finding and says what it was; it stands no longer."""
+
+    event_type: Literal["datastorage.finding.acknowledged"]
+    finding_id: Uuid
+    acknowledged_by: str
+    reason: str
+
+
 class ExportCreatedPayload(TypedDict):
     """Somebody took a copy of events out of the service; which ones, and what the copy was when it left."""
 

@@ -1,0 +1,68 @@
+"""`datastorage findings`: list what verification found, and acknowledge it."""
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from uuid import UUID
+
+from app import db, schema
+from app.errors import Fatal
+from app.events.log import Log
+from app.findings.acknowledge import acknowledge
+from app.findings.finding import Finding
+from app.findings.register import read_findings
+from app.settings import Settings
+from app.terminal import one_line
+
+
+def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) -> tuple[list[str], int]:
+    """List findings, or acknowledge one. Returns the lines to print, and the exit code: 1 if a list has an unacknowledged one."""
+    settings = load_settings()
+    if arguments.command == "list":
+        return asyncio.run(_list(settings, everything=arguments.all))
+    try:
+        finding_id = UUID(arguments.finding)
+    except ValueError:
+        raise Fatal(
+            f"{arguments.finding!r} is not the id of a finding: `datastorage findings list` shows them."
+        ) from None
+    if not arguments.reason.strip():
+        raise Fatal("--reason is empty: say what the finding was and what was done about it.")
+    asyncio.run(_acknowledge(settings, finding_id, arguments.by, arguments.reason))
+    return [f"Acknowledged: {finding_id}"], 0
+
+
+async def _list(settings: Settings, *, everything: bool) -> tuple[list[str], int]:
+    connection = await db.connect(settings)
+    try:
+        log = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            findings = await read_findings(connection, log)
+    finally:
+        await connection.close()
+    unacknowledged = [one for one in findings if one.acknowledgement is None]
+    shown = reversed(findings if everything else unacknowledged)
+    lines = [one_line(line) for finding in shown for line in _lines(finding)]
+    return lines or ["There is no finding that nobody has acknowledged."], 1 if unacknowledged else 0
+
+
+async def _acknowledge(settings: Settings, finding_id: UUID, by: str, reason: str) -> None:
+    connection = await db.connect(settings)
+    try:
+        log = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
+    finally:
+        await connection.close()
+    await acknowledge(settings, log, finding_id, by, reason)
+
+
+def _lines(finding: Finding) -> list[str]:
+    where = [f"positions {finding.positions} of log {finding.log_id}"] if finding.positions else []
+    lines = [
+        f"{finding.id}  {finding.recorded_at:%Y-%m-%d %H:%M:%S} UTC  {finding.defect_count} defect(s)",
+        f"    {finding.detail}",
+        f"    {'; '.join([*where, *finding.subjects])}",
+    ]
+    if finding.acknowledgement is not None:
+        by, said, at = finding.acknowledgement
+        lines.append(f"    acknowledged {at:%Y-%m-%d %H:%M:%S} UTC by {by}: {said}")
+    return lines
