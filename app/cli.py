@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _RETRY_SECONDS = 0.25
 _HEALTH_SECONDS = 2.0
+_TSA_HELP = "PEM of the timestamp authority's certificate, or of its issuer's and those between"
 
 
 def main() -> int:
@@ -135,7 +136,13 @@ def _add_proof_and_retention_commands(commands: "argparse._SubParsersAction[argp
     proof = commands.add_parser("verify-proof", help="verify the proof of one event; needs no service and no database")
     proof.add_argument("file", type=Path, metavar="FILE", help="from GET /api/v1/audit/events/{event_id}/proof")
     proof.add_argument("--key", required=True, help="of the log as /tlog/key shows it, or a file that holds it")
+    proof.add_argument("--tsa", type=Path, metavar="FILE", help=_TSA_HELP)
     proof.set_defaults(run=_verify_proof)
+    timestamp = commands.add_parser("verify-timestamp", help="verify when a checkpoint existed; needs no service")
+    timestamp.add_argument("file", type=Path, metavar="FILE", help="from GET /tlog/timestamp")
+    timestamp.add_argument("--key", required=True, help="of the log as /tlog/key shows it, or a file that holds it")
+    timestamp.add_argument("--tsa", type=Path, required=True, metavar="FILE", help=_TSA_HELP)
+    timestamp.set_defaults(run=_verify_timestamp)
     verify = commands.add_parser("verify", help="verify the whole database, or one correlation")
     _add_verify_arguments(verify)
     found = commands.add_parser("findings", help="list what verification found, and acknowledge it")
@@ -179,6 +186,7 @@ def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--checkpoint", type=Path, metavar="FILE", help="a checkpoint that was kept out of the database's reach"
     )
+    verify.add_argument("--tsa", type=Path, metavar="FILE", help=_TSA_HELP)
     verify.add_argument("--key", help="that signs the checkpoints, as /tlog/key shows it, or a file that holds it")
     verify.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="as many as there are cores if absent"
@@ -510,20 +518,49 @@ def _verify_proof(arguments: argparse.Namespace) -> None:
     from app.tlog.keys import read_public_keys, signature_lines
     from app.tlog.note import MalformedNote, NoValidSignature
     from app.tlog.proof import verify_proof_file
+    from app.tlog.timestamp import WrongTimestamp
 
     keys = read_public_keys(arguments.key)
     try:
         proved = verify_proof_file(arguments.file.read_bytes(), keys)
-    except (OSError, MalformedNote, NoValidSignature) as error:
+        stamped = _timestamp_lines(proved.token, proved.note, arguments.tsa)
+    except (OSError, MalformedNote, NoValidSignature, WrongTimestamp) as error:
         raise Fatal(f"Not proved: {error}.") from None
     checkpoint, record = proved.checkpoint, proved.record
     print(
         f"Proved: event {record['event_id']} is at position {record['log_index']} of a log of {checkpoint.size} events."
     )
     print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
-    print("\n".join(signature_lines(proved.signers, [key for key in keys if key.name == checkpoint.origin])))
+    signed = signature_lines(proved.signers, [key for key in keys if key.name == checkpoint.origin])
+    print("\n".join([*signed, *stamped]))
     shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
     print(canonical_exact(shown).decode())
+
+
+def _verify_timestamp(arguments: argparse.Namespace) -> None:
+    from app.tlog.keys import read_public_keys, signature_lines
+    from app.tlog.note import MalformedNote, NoValidSignature
+    from app.tlog.timestamp import WrongTimestamp, read_certificates, verify_timestamp_file
+
+    keys, certificates = read_public_keys(arguments.key), read_certificates(arguments.tsa)
+    try:
+        checkpoint, signers, shown = verify_timestamp_file(arguments.file.read_bytes(), keys, certificates)
+    except (OSError, MalformedNote, NoValidSignature, WrongTimestamp) as error:
+        raise Fatal(f"Not proved: {error}.") from None
+    print(f"Proved: the checkpoint of {checkpoint.size} events {shown}.")
+    print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
+    print("\n".join(signature_lines(signers, [key for key in keys if key.name == checkpoint.origin])))
+
+
+def _timestamp_lines(token: bytes | None, note: str, certificates: Path | None) -> list[str]:
+    """What a proof's timestamp shows, in words. WrongTimestamp when it is not valid, or there is none although one is to be verified."""
+    from app.tlog.timestamp import WrongTimestamp, read_certificates, verified_timestamp
+
+    if certificates is None:
+        return ["NOT verified: its timestamp; name the authority's certificates with --tsa"] if token else []
+    if token is None:
+        raise WrongTimestamp("it has no timestamp: ask for the proof with timestamped=true")
+    return [f"its checkpoint {verified_timestamp(token, note, read_certificates(certificates))}"]
 
 
 def _openapi(arguments: argparse.Namespace) -> None:

@@ -78,6 +78,7 @@ from app.retention import claims
 from app.settings import Settings
 from app.state_dir import find_state_dir
 from app.tlog import prove
+from app.tlog.authority import Authority
 from app.tlog.keys import earlier_keys, private_keys, signing_key
 from app.tlog.signer import signed_size
 from app.tlog.witness import Witness
@@ -153,6 +154,7 @@ def check_files(settings: Settings) -> None:
         _load_key_pair(ExportKeyStore(settings.signer_cert_dir), settings.signer_cert_dir)
     private_keys(settings)
     earlier_keys(settings)
+    Authority.create(settings, ())
     for text in settings.witnesses:
         Witness.parse(text)
     if (spool := _open_spool(settings)) is not None:
@@ -400,6 +402,8 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
     }
     if checkpoints is not None:
         workers["checkpoints"] = checkpoints.run(settings, write_heartbeat, recorder.record_alarms)
+        if key is not None and (authority := Authority.create(settings, key.all_public)) is not None:
+            workers["timestamps"] = authority.run(settings, service.log)
     if settings.verifier_events_per_second:
         known = no_checkpoints if checkpoints is None else checkpoints.known_checkpoints
         keys = key.all_public if key else ()

@@ -87,6 +87,10 @@ WITNESS_FAILURES = Counter(
 CHECKPOINT_COPY_FAILURES = Counter(
     "datastorage_checkpoint_outside_failures", "Checkpoints that could not be kept outside the database.", ["where"]
 )
+TIMESTAMP_TIME = Gauge(
+    "datastorage_timestamp_time_seconds",
+    "When the timestamp authority has stamped a checkpoint last, by its clock; 0: never.",
+)
 WORKER_FAILURES = Counter("datastorage_worker_failures", "Rounds of a background worker that failed.", ["worker"])
 
 # The spool. The names with dlq are the platform's; its two streams are events and notifications.

@@ -214,6 +214,13 @@ class Settings(BaseSettings):
     witnesses: tuple[str, ...] = Field(
         (), description="who cosigns checkpoints (C2SP tlog-witness), each as `vkey URL`; a JSON array"
     )
+    tsa_url: str | None = Field(
+        None, description="timestamp authority (RFC 3161) that stamps a checkpoint each hour; unset: none does"
+    )
+    tsa_certificates_file: Path | None = Field(
+        None,
+        description="PEM of certificates that its tokens are verified with: the authority's, or that of who issues it and those between",
+    )
     heartbeat_interval_s: int = Field(
         3_600, ge=0, description="after so much silence, seconds, the log says that the service lives; 0: never"
     )

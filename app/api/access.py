@@ -29,7 +29,12 @@ GUARDED_PREFIX = "/api/v1/"
 OPEN_PATHS = frozenset(
     {
         *("/healthz", "/livez", "/readyz", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"),
-        *("/tlog/checkpoint", "/tlog/key", "/tlog/tile/{tile}"),  # hashes and sizes only; a setting closes them
+        *(
+            "/tlog/checkpoint",
+            "/tlog/key",
+            "/tlog/tile/{tile}",
+            "/tlog/timestamp",
+        ),  # hashes and sizes only; a setting closes them
     }
 )
 

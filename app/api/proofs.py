@@ -33,16 +33,21 @@ async def event_proof(
     request: Request,
     event_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})],
     open: bool = False,  # noqa: A002 - the parameter's name
+    timestamped: bool = False,
 ) -> Response:
-    """The event's proof file (C2SP tlog-proof). With open=true a JSON document that also shows what can be erased of it."""
+    """The event's proof file (C2SP tlog-proof). With open=true a JSON document that also shows what can be erased of it.
+
+    With timestamped=true a JSON document under the earliest checkpoint that a timestamp authority has stamped, with its token.
+    """
     try:
         parsed = UUID(event_id)
     except ValueError:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"}) from None
     service = service_of(request)
-    found = await within_deadline(request, prove_event(service.engine, parsed, service.log))
-    if open:
-        document = document_with_opening(found.proof, found.salt, found.committed)
+    found = await within_deadline(request, prove_event(service.engine, parsed, service.log, timestamped=timestamped))
+    if open or timestamped:
+        opened = (found.salt, found.committed) if open else (None, None)
+        document = document_with_opening(found.proof, *opened, found.token)
         return Response(document, media_type="application/json")
     return PlainTextResponse(str(found.proof))
 

@@ -3,17 +3,30 @@
 Hashes and sizes only, so no credentials are needed; the setting tlog_public closes it.
 """
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from app.api.body import json_response
 from app.api.deadline import within_deadline
 from app.api.service import foundation_of, service_of
 from app.db import driver_connection, fetch
 from app.errors import NotFound
+from app.tlog.note import encoded_base64
 from app.tlog.tiles import SQL, WIDTH, Tile, read_tile
 
 router = APIRouter(tags=["log"])
+
+
+class TimestampedCheckpoint(BaseModel):
+    """A signed checkpoint as a timestamp authority has stamped it, and its TimeStampToken (RFC 3161, DER) in base64."""
+
+    checkpoint: str
+    token: str
+
 
 _CACHE_FOREVER = "public, max-age=31536000, immutable"
 _CACHE_MINUTES = "public, max-age=300"
@@ -45,6 +58,21 @@ async def tile(request: Request, tile: str) -> Response:
         raise NotFound(f"The log has no tile {tile[:60]!r}.")
     cache = _CACHE_FOREVER if parsed.width == WIDTH else _CACHE_MINUTES
     return Response(hashes, headers={"Cache-Control": cache}, media_type="application/octet-stream")
+
+
+@router.get("/tlog/timestamp", response_class=Response, responses={200: {"model": TimestampedCheckpoint}})
+async def timestamp(request: Request, size: Annotated[int | None, Query(ge=0, lt=2**63)] = None) -> Response:
+    """The newest checkpoint that a timestamp authority (RFC 3161) has stamped; with `size` the first one of at least so many events."""
+    _refuse_if_closed(request)
+    service = service_of(request)
+    name, argument = ("newest_timestamp", 2**63 - 1) if size is None else ("timestamp_covering", size)
+    rows = await within_deadline(request, fetch(service.engine, SQL.of(service.log)[name], argument))
+    if not rows:
+        raise NotFound(
+            "No checkpoint of that size has a timestamp: one is made each hour if DATASTORAGE_TSA_URL is set."
+        )
+    document = {"checkpoint": rows[0]["note"], "token": encoded_base64(rows[0]["token"])}
+    return json_response(document, headers={"Cache-Control": _CACHE_MINUTES})
 
 
 @router.get("/tlog/key", response_class=PlainTextResponse)

@@ -129,6 +129,23 @@ UPDATE log_checkpoints SET cosignatures = $2, published_at = now() WHERE log_id 
 SELECT size, note || cosignatures AS note FROM log_checkpoints
 WHERE log_id = {log} AND published_at IS NOT NULL ORDER BY size DESC LIMIT 1
 
+-- name: try_lock_timestamping
+-- One process at a time asks the timestamp authority; the lock ends with its transaction.
+SELECT pg_try_advisory_xact_lock(hashtextextended('datastorage.timestamping', {log}))
+
+-- name: newest_timestamp
+-- The timestamp of the largest checkpoint up to $1 events.
+SELECT size, note, token FROM log_timestamps WHERE log_id = {log} AND size <= $1 ORDER BY size DESC LIMIT 1
+
+-- name: timestamp_covering
+-- The timestamp of the smallest checkpoint from $1 events on: the earliest that covers these.
+SELECT size, note, token FROM log_timestamps WHERE log_id = {log} AND size >= $1 ORDER BY size LIMIT 1
+
+-- name: store_timestamp
+-- Store the token for a checkpoint of $1 events; one that is there already was not valid.
+INSERT INTO log_timestamps (log_id, size, note, token) VALUES ({log}, $1, $2, $3)
+ON CONFLICT (log_id, size) DO UPDATE SET note = excluded.note, token = excluded.token
+
 -- name: last_cosignatures
 -- The newest cosignatures: they show which size of the log each witness has seen.
 SELECT size, cosignatures FROM log_checkpoints WHERE log_id = {log} AND cosignatures <> '' ORDER BY size DESC LIMIT 1

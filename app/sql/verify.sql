@@ -54,6 +54,7 @@ UNION ALL SELECT format('log_tiles for tile %s/%s', level, index), log_id, NULL 
 WHERE log_id NOT BETWEEN 0 AND {log}
     OR (log_id = {log} AND (level NOT BETWEEN 1 AND 5 OR index NOT BETWEEN 0 AND $1::bigint >> 8 * (level + 1)))
 UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id NOT BETWEEN 0 AND {log}
+UNION ALL SELECT 'log_timestamps', log_id, size FROM log_timestamps WHERE log_id NOT BETWEEN 0 AND {log}
 UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id NOT BETWEEN 0 AND {log}
 UNION ALL SELECT 'logs', log_id, NULL FROM logs WHERE log_id NOT BETWEEN 0 AND {log}
 ORDER BY 1, 2, 3 LIMIT 10000
@@ -218,6 +219,10 @@ ORDER BY size
 SELECT count(*) <> 1 OR max(note) IS DISTINCT FROM (
     SELECT note FROM log_checkpoints WHERE log_id = {log} ORDER BY size DESC LIMIT 1
 ) FROM log_signers WHERE log_id = {log}
+
+-- name: stored_timestamps
+-- The checkpoints that a timestamp authority has stamped, with its tokens.
+SELECT size, note, token FROM log_timestamps WHERE log_id = {log} ORDER BY size
 
 -- name: checkpoints_within
 -- The stored checkpoints of sizes above $1 up to $2.

@@ -61,19 +61,25 @@ class VerifiedProof:
     checkpoint: Checkpoint
     signers: Sequence[PublicKey]
     """Those of the trusted keys that signed the checkpoint."""
+    note: str
+    """The checkpoint with its signatures, as it stands in the file."""
     record: dict[str, Any]
     committed: dict[str, Any] | None
     """The committed object, if the file has it."""
+    token: bytes | None = None
+    """The timestamp of the note, if the file has one. It is not verified here."""
 
 
 def verify_proof_file(content: bytes, keys: Sequence[PublicKey]) -> VerifiedProof:
     """Verify a file: a tlog-proof, or the JSON document with the opened commitment. MalformedNote or NoValidSignature if it is wrong."""
     if not content.lstrip().startswith(b"{"):
         return verify_proof(_decoded_text(content), keys)
-    document = _parse_object(content, "the document")
+    document = parse_object(content, "the document")
     if not isinstance(document.get("proof"), str):
         raise MalformedNote("the document has no member proof")
     proved = verify_proof(document["proof"], keys)
+    if (token := document.get("timestamp")) is not None:
+        proved = replace(proved, token=decoded_base64(str(token), "the timestamp"))
     return _with_opened_commitment(proved, document.get("salt"), document.get("committed"))
 
 
@@ -87,20 +93,27 @@ def verify_proof(text: str, keys: Sequence[PublicKey]) -> VerifiedProof:
     leaf = merkle.leaf_hash(proof.record)
     if not merkle.verify_inclusion(proof.index, checkpoint.size, leaf, proof.hashes, checkpoint.root):
         raise MalformedNote(f"the record is not the leaf {proof.index} of the log that was signed")
-    record = _parse_object(proof.record, "the record")
+    record = parse_object(proof.record, "the record")
     # The leaf is proved. These two show that the record was made for this log and this position.
     if record.get("log") != checkpoint.origin or record.get("log_index") != proof.index:
         raise MalformedNote("the record is of another log or of another position")
-    return VerifiedProof(checkpoint, signed_by, record, None)
+    return VerifiedProof(checkpoint, signed_by, proof.checkpoint, record, None)
 
 
-def document_with_opening(proof: Proof, salt: bytes | None, committed: bytes | None) -> bytes:
-    """The JSON document of a proof and what opens the record's commitment: salt and committed object, nulls once erased."""
-    document = {
+def document_with_opening(
+    proof: Proof, salt: bytes | None, committed: bytes | None, token: bytes | None = None
+) -> bytes:
+    """The JSON document of a proof and what opens the record's commitment: salt and committed object, nulls once erased.
+
+    With `token` it has the timestamp of the proof's checkpoint too.
+    """
+    document: dict[str, object] = {
         "proof": str(proof),
         "salt": None if salt is None else salt.hex(),
         "committed": None if committed is None else orjson.Fragment(committed),
     }
+    if token is not None:
+        document["timestamp"] = encoded_base64(token)
     return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
 
 
@@ -125,7 +138,7 @@ def _decoded_text(content: bytes) -> str:
         raise MalformedNote("this is not a text") from None
 
 
-def _parse_object(content: bytes, what: str) -> dict[str, Any]:
+def parse_object(content: bytes, what: str) -> dict[str, Any]:
     try:
         value = loads_strict(content)
     except ValueError as error:

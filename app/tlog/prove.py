@@ -27,6 +27,8 @@ class EventProof:
     proof: Proof
     salt: bytes | None
     committed: bytes | None
+    token: bytes | None = None
+    """The timestamp of the proof's checkpoint, if one was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,8 @@ class Consistency:
     checkpoint: str
 
 
-async def prove_event(engine: AsyncEngine, event_id: UUID, log: Log) -> EventProof:
-    """The proof that the log of the published checkpoint has an event.
+async def prove_event(engine: AsyncEngine, event_id: UUID, log: Log, *, timestamped: bool = False) -> EventProof:
+    """The proof that the log of the published checkpoint has an event, or of the earliest checkpoint with a timestamp that has it.
 
     Raises NotFound when there is no such event in the log or no checkpoint, NotSignedYet, and Conflict when the row does not
     match the log: a proof of it would not verify.
@@ -56,12 +58,18 @@ async def prove_event(engine: AsyncEngine, event_id: UUID, log: Log) -> EventPro
             raise NotFound(f"Event {event_id} was inserted by SQL and has no position in the log.")
         if index >= size:
             raise NotSignedYet
+        token = None
+        if timestamped:
+            stamped = await connection.fetchrow(SQL.of(log)["timestamp_covering"], index + 1)
+            if stamped is None or stamped["size"] > size:
+                raise NotFound(f"There is no timestamp yet of a checkpoint that has event {event_id}.")
+            size, note, token = stamped["size"], stamped["note"], stamped["token"]
         content, committed_object = _record_and_committed(row, log.name)
         ranges = merkle.inclusion_ranges(index, size) if index >= 0 else []
         leaf, *hashes = await range_roots(connection, log, [(index, index + 1), *ranges])
     if leaf != merkle.leaf_hash(content):
         raise Conflict(f"Event {event_id} is not as it was logged, so it cannot be proved: run `datastorage verify`.")
-    return EventProof(Proof(content, index, tuple(hashes), note), row["payload_salt"], committed_object)
+    return EventProof(Proof(content, index, tuple(hashes), note), row["payload_salt"], committed_object, token)
 
 
 async def warm(engine: AsyncEngine, log: Log) -> None:

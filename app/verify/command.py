@@ -8,6 +8,7 @@ import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from app.terminal import one_line
 from app.tlog.copies import newest_note_in
 from app.tlog.keys import read_public_keys, signing_key
 from app.tlog.note import MalformedNote, Note, PublicKey
+from app.tlog.timestamp import read_certificates
 from app.verify.correlation import CorrelationResult, verify_correlation
 from app.verify.database import (
     DatabaseResult,
@@ -106,9 +108,12 @@ def _trust_anchors(arguments: argparse.Namespace, settings: Settings, log_name: 
         keys = read_public_keys(arguments.key)
     elif (own := signing_key(settings, log_name)) is not None:
         keys = own.all_public
+    file = arguments.tsa or settings.tsa_certificates_file
+    anchors = TrustAnchors(keys, certificates=() if file is None else read_certificates(file))
     if arguments.checkpoint is None:
-        return TrustAnchors(keys)
-    return TrustAnchors(keys, _read_checkpoint(arguments.checkpoint), f"the checkpoint in {arguments.checkpoint}")
+        return anchors
+    name = f"the checkpoint in {arguments.checkpoint}"
+    return replace(anchors, checkpoint=_read_checkpoint(arguments.checkpoint), checkpoint_name=name)
 
 
 def _read_checkpoint(path: Path) -> str:
@@ -158,6 +163,10 @@ def _summary(result: DatabaseResult) -> Iterable[str]:
         yield f"purged: {events.purged:,} events, erased: {events.erased:,} events, as recorded in the log"
     signed = "".join(f", {count} signed with {label}" for label, count in result.signatures.items())
     yield f"{result.chains:,} chains, {result.checkpoints} checkpoints{signed}"
+    if result.timestamps:
+        yield f"{len(result.timestamps)} timestamps are valid; the last of these checkpoints {result.timestamps[-1]}"
+    if result.unchecked_timestamps:
+        yield f"{result.unchecked_timestamps} timestamps are NOT verified: name the authority's certificates with --tsa"
     yield from _unsealed_summary(result.unsealed)
     yield _notifications_summary(result.notifications)
     yield f"DEFECTS FOUND: {result.defects.count:,}" if result.defects.count else "no defects found"

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
+from cryptography.x509 import Certificate
+
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.errors import Fatal
 from app.events.log import Log
@@ -17,6 +19,7 @@ from app.events.positions import Positions
 from app.tlog.evidence import Evidence, read_evidence
 from app.tlog.gaps import MissingPositions
 from app.tlog.note import PublicKey
+from app.tlog.timestamp import Timestamp, WrongTimestamp, verified_timestamp
 from app.verify.chain import ChainChecker, gap_defect
 from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint, signers
 from app.verify.extent import log_size
@@ -64,6 +67,8 @@ class TrustAnchors:
     """A note."""
     checkpoint_name: str = "the checkpoint"
     """Its name in messages."""
+    certificates: Sequence[Certificate] = ()
+    """Of timestamp authorities, or of their issuers. Without any, tokens are not checked."""
 
 
 @dataclass(slots=True)
@@ -80,6 +85,10 @@ class DatabaseResult:
     """How many were verified."""
     signatures: Counter[str] = field(default_factory=Counter)
     """How many of those each key has signed, by the key's label."""
+    timestamps: list[Timestamp] = field(default_factory=list)
+    """What valid tokens show, in the order of sizes."""
+    unchecked_timestamps: int = 0
+    """Tokens that nothing was given to verify with."""
     unsealed: UnsealedResult = field(default_factory=UnsealedResult)
     notifications: NotificationsResult = field(default_factory=NotificationsResult)
     defects: Defects = field(default_factory=Defects)
@@ -286,6 +295,8 @@ class _NamedCheckpoint(NamedTuple):
     note: str
     stored_size: int | None
     """The size in the database's column; None if it has none."""
+    token: bytes | None = None
+    """The timestamp of the note, if this is about one."""
 
 
 async def _named_checkpoints(connection: Connection, log: Log, anchors: TrustAnchors) -> list[_NamedCheckpoint]:
@@ -299,9 +310,13 @@ async def _named_checkpoints(connection: Connection, log: Log, anchors: TrustAnc
         )
         for row in rows
     ]
+    stamped = [
+        _NamedCheckpoint(f"the timestamped checkpoint at {row['size']}", row["note"], row["size"], row["token"])
+        for row in await connection.fetch(SQL.of(log)["stored_timestamps"], timeout=LONG_FETCH_SECONDS)
+    ]
     if anchors.checkpoint is None:
-        return stored
-    return [*stored, _NamedCheckpoint(anchors.checkpoint_name, anchors.checkpoint, None)]
+        return [*stored, *stamped]
+    return [*stored, *stamped, _NamedCheckpoint(anchors.checkpoint_name, anchors.checkpoint, None)]
 
 
 def _checkpoint_sizes(checkpoints: Sequence[_NamedCheckpoint]) -> frozenset[int]:
@@ -320,17 +335,31 @@ async def _add_tree(
     result.defects.extend(tree.defects)
     result.checkpoints = len(checkpoints)
     state, known = LogState(result.log.name, result.size, tree.roots), result.defects.count
-    for name, note, stored_size in checkpoints:
+    for name, note, stored_size, token in checkpoints:
         result.signatures.update(key.label for key in signers(note, anchors.keys))
         defect = checkpoint_defect(name, note, anchors.keys, state)
         signed = parse_checkpoint(note)
         if defect is None and stored_size is not None and signed is not None and signed.size != stored_size:
             message = f"{name} was signed for {signed.size} events"
             defect = Defect("forged checkpoint", f"forged checkpoint: {message}")
+        if defect is None and token is not None:
+            defect = _add_timestamp(result, name, note, token, anchors)
         if defect is not None:
             result.defects.add(defect)
     if result.defects.count == known:  # else it is known already why they differ
         result.defects.extend(await verify_last_signed(connection, result.log))
+
+
+def _add_timestamp(result: DatabaseResult, name: str, note: str, token: bytes, anchors: TrustAnchors) -> Defect | None:
+    """Add what a token shows of a note, or return what is wrong with it."""
+    if not anchors.certificates:
+        result.unchecked_timestamps += 1
+        return None
+    try:
+        result.timestamps.append(verified_timestamp(token, note, anchors.certificates))
+    except WrongTimestamp as error:
+        return Defect("forged checkpoint", f"forged checkpoint: the timestamp of {name} is not valid: {error}")
+    return None
 
 
 def _add_positions(events: LogResult, part: LogResult) -> None:

@@ -52,7 +52,7 @@ BEGIN
     REVOKE UPDATE, DELETE ON audit_events, log_flushes, notification_audit FROM datastorage_service;
     GRANT UPDATE (legal_hold, legal_hold_reason, legal_hold_placed_by, legal_hold_placed_at)
         ON audit_events TO datastorage_service;
-    REVOKE DELETE ON chain_heads, holds FROM datastorage_service;
+    REVOKE DELETE ON chain_heads, holds, log_timestamps FROM datastorage_service;
     REVOKE INSERT, UPDATE, DELETE ON logs, alembic_version, schema_min_writer, audit_retention_policies, retention_operations
         FROM datastorage_service;
 END

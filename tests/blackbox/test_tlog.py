@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from tests.events import make_event
 from tests.services import ROOT, Service
+from tests.timestamping import TimestampAuthority, needs_openssl, serving
 from tests.waiting import until
 
 Start = Callable[..., Service]
@@ -64,9 +65,9 @@ def split(joined: bytes) -> list[bytes]:
     return [joined[start : start + 32] for start in range(0, len(joined), 32)]
 
 
-def verify_proof(file: Path, key: str) -> subprocess.CompletedProcess[str]:
+def verify_proof(file: Path, key: str, *more: str, of: str = "proof") -> subprocess.CompletedProcess[str]:
     """Run without any setting: no service, no database."""
-    command = [sys.executable, "-m", "app", "verify-proof", str(file), "--key", key]
+    command = [sys.executable, "-m", "app", f"verify-{of}", str(file), "--key", key, *more]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={"PYTHONPATH": str(ROOT)})
 
 
@@ -183,6 +184,45 @@ def test_checkpoints_proofs_and_exports_are_signed_twice(
     verified = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, env=env)
     assert verified.returncode == 0, verified.stdout
     assert f"2 checkpoints, 2 {lines[0]}, 2 {lines[1]}" in verified.stdout
+
+
+@needs_openssl
+def test_a_proof_says_when(service: Start, key_file: Path, tmp_path: Path) -> None:
+    """Nobody outside can verify when an event existed, or a proof passes with the timestamp of another one."""
+    with serving(TimestampAuthority(tmp_path / "tsa")) as tsa:
+        one = service(checkpoint_key_file=key_file, tsa_url=tsa.url, tsa_certificates_file=tsa.issuer)
+        assert httpx.get(f"{one.url}/tlog/timestamp").status_code == 404
+        event_id = post(one)
+        url = f"{one.url}/tlog/timestamp?size=1"
+        stamped = until(lambda: answer if (answer := httpx.get(url)).status_code == 200 else None)
+    assert httpx.get(f"{one.url}/tlog/timestamp").json() == stamped.json()
+    assert httpx.get(f"{one.url}/tlog/timestamp?size=2").status_code == 404
+    assert tsa.verify(base64.b64decode(stamped.json()["token"]), stamped.json()["checkpoint"].encode())
+    key, trusted = httpx.get(f"{one.url}/tlog/key").text.strip(), ("--tsa", str(tsa.issuer))
+    file = tmp_path / "file"
+    file.write_bytes(stamped.content)
+    assert (
+        "Proved: the checkpoint of 1 events existed at 20" in verify_proof(file, key, *trusted, of="timestamp").stdout
+    )
+
+    post_many(one, 3)
+    signed_size(one, 4)
+    proof = httpx.get(f"{one.url}{EVENTS}/{event_id}/proof?timestamped=true&open=true")
+    document = proof.json()
+    assert document["timestamp"] == stamped.json()["token"]
+    file.write_bytes(proof.content)
+    assert "of a log of 1 events" in (shown := verify_proof(file, key, *trusted).stdout)
+    assert "its checkpoint existed at 20" in shown
+    assert '"actor_id"' in shown
+    assert "NOT verified: its timestamp" in verify_proof(file, key).stdout
+    later = httpx.get(f"{one.url}{EVENTS}/{event_id}/proof?open=true").json()
+    file.write_text(json.dumps(later | {"timestamp": document["timestamp"]}))
+    assert "Mismatch" in verify_proof(file, key, *trusted).stderr
+    file.write_text(json.dumps(later))
+    assert "it has no timestamp" in verify_proof(file, key, *trusted).stderr
+    newest = httpx.get(f"{one.url}{EVENTS}?limit=1").json()["data"][0]["event_id"]
+    refused = httpx.get(f"{one.url}{EVENTS}/{newest}/proof?timestamped=true")
+    assert (refused.status_code, "no timestamp yet" in refused.json()["detail"]) == (404, True)
 
 
 def test_what_has_no_proof_says_why(service: Start, key_file: Path) -> None:

@@ -20,7 +20,10 @@ LEFT JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype = 'p'
 WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = current_schema()::regnamespace
 ORDER BY c.relname, a.attnum
 """
-EVIDENCE = ("audit_events", "chain_heads", "log_checkpoints", "log_flushes", "log_signers", "log_tiles", "logs")
+EVIDENCE = (
+    *("audit_events", "chain_heads", "logs"),
+    *("log_checkpoints", "log_flushes", "log_signers", "log_tiles", "log_timestamps"),
+)
 NUMBERS = ("0", "-1", "1", "2147483647", "-2147483648", "9223372036854775807", "-9223372036854775808")
 OTHER_VALUES = {
     "bigint": NUMBERS,

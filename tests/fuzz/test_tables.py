@@ -39,6 +39,7 @@ NOT_COVERED = (
     ("log_tiles", "removed, hashes"),
     ("log_checkpoints", "signed_at, published_at, cosignatures"),
     ("log_checkpoints, older", "removed"),
+    ("log_timestamps", "removed"),
     ("holds", EVERYTHING),
     ("audit_retention_policies", EVERYTHING),
     ("retention_operations", EVERYTHING),
@@ -67,7 +68,7 @@ class Database:
     ) -> None:
         self.tables, self.rows = tables, rows
         self._connection = connection
-        self._anchors = TrustAnchors([world.key], world.outside)
+        self._anchors = TrustAnchors([world.key], world.outside, certificates=world.certificates)
         events = rows["audit_events"]
         self._correlations = {row["correlation_id"] for row in events}
         self._newest = max(int(row["size"] or 0) for row in rows["log_checkpoints"])

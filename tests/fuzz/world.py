@@ -10,6 +10,7 @@ import asyncpg
 import httpx
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509 import Certificate
 from pydantic import SecretStr
 
 from app.events.catalog import Catalog
@@ -17,9 +18,11 @@ from app.retention import erase, purge
 from app.retention.erase import Erasure
 from app.rollup import count_portion
 from app.settings import Settings
+from app.tlog.authority import Authority
 from app.tlog.keys import SigningKey
 from app.tlog.note import PublicKey
 from app.tlog.signer import Signer
+from app.tlog.timestamp import read_certificates
 from app.verify.worker import Verifier
 from tests import databases, services
 from tests.events import NOTIFICATION, make_event, make_freeform
@@ -29,6 +32,7 @@ from tests.postgres.test_background import a_round
 from tests.postgres.test_checkpoints import no_heartbeat, worker
 from tests.postgres.test_verify import insert_reference
 from tests.sealed import insert, plain_row
+from tests.timestamping import TimestampAuthority, serving
 
 NOW = datetime.now(UTC)
 TWO_MONTHS_AGO = (NOW.replace(day=1) - timedelta(days=60)).replace(day=10)
@@ -45,6 +49,8 @@ class World:
     key: PublicKey
     outside: str
     """A checkpoint of the whole log."""
+    certificates: list[Certificate]
+    """Of the timestamp authority."""
 
 
 async def build(url: str, directory: Path) -> World:
@@ -79,8 +85,11 @@ async def build(url: str, directory: Path) -> World:
             pass
         await a_round(Verifier(FIRST_LOG, (), 100), connection)
         await signing.run_round(connection, no_heartbeat)
+        with serving(TimestampAuthority(directory / "tsa")) as tsa:
+            authority = Authority(tsa.url, read_certificates(tsa.issuer), key.all_public)
+            await authority.run_round(connection, FIRST_LOG)
         outside = await connection.fetchval("SELECT note FROM log_signers")
-    return World(url, key.public, outside)
+    return World(url, key.public, outside, authority.certificates)
 
 
 async def _write_old_events(url: str) -> None:

@@ -537,7 +537,7 @@ async def test_unsealed_rows_are_counted(owner: Connection, database_url: str, m
 def test_not_verified(more: dict[str, Any], database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What could not be verified counts as clean, or as damaged."""
     settings = Settings(database_url=SecretStr(more.get("url", database_url)))
-    arguments = {"correlation": "rr-0", "checkpoint": None, "key": None, "processes": 1} | more
+    arguments = {"correlation": "rr-0", "checkpoint": None, "key": None, "tsa": None, "processes": 1} | more
     assert command.run(argparse.Namespace(**arguments), lambda: settings) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
