@@ -50,8 +50,13 @@ ON CONFLICT DO NOTHING
 SELECT correlation_id, length, hash FROM chain_heads WHERE correlation_id = ANY($1::text[])
 
 -- name: active_holds
--- The holds that new events may fall under: those of correlations first, then in the order in which they were placed.
-SELECT correlation_id, actor_id, resource_type, resource_id, time_from, time_to, reason, placed_by, placed_at
+-- The holds that new events may fall under: those of correlations first, then in the order in which they were placed. A time that
+-- Python cannot represent, which only SQL can have written, is read as the nearest that it can: nothing would be written otherwise.
+SELECT correlation_id, actor_id, resource_type, resource_id,
+    CASE WHEN time_from < '0001-01-02Z' THEN '0001-01-02Z' WHEN time_from >= '9999-12-31Z' THEN '9999-12-30Z' ELSE time_from END AS time_from,
+    CASE WHEN time_to < '0001-01-02Z' THEN '0001-01-02Z' WHEN time_to >= '9999-12-31Z' THEN '9999-12-30Z' ELSE time_to END AS time_to,
+    reason, placed_by,
+    CASE WHEN placed_at < '0001-01-02Z' THEN '0001-01-02Z' WHEN placed_at >= '9999-12-31Z' THEN '9999-12-30Z' ELSE placed_at END AS placed_at
 FROM holds WHERE released_at IS NULL ORDER BY correlation_id IS NULL, placed_index
 
 -- name: mark_held

@@ -4,6 +4,7 @@ import asyncpg
 import pytest
 
 from tests.postgres.test_tampering import ERASED, PURGED, erase, found_by_each, own, sign
+from tests.postgres.test_writer import item, replica
 from tests.sealed import insert, plain_row, seal
 
 pytestmark = pytest.mark.damaged
@@ -42,3 +43,16 @@ async def test_odd_payloads(connection: Connection) -> None:
     for payload in ODD:
         await connection.execute("UPDATE audit_events SET event_data = $1 WHERE log_index = 2", payload)
         assert await found_by_each(connection, "rr-1", outside) == ({"edited"},) * 4, payload[:40]
+
+
+async def test_odd_times_of_holds(database_url: str, connection: Connection) -> None:
+    """A hold with a time that is none to Python, which a superuser has inserted, and no event is written any more."""
+    await connection.execute("SET session_replication_role = replica")
+    for number, times in enumerate(("'-infinity', 'infinity'", "'4714-11-24 BC', '294276-01-01'")):
+        hold = f"(gen_random_uuid(), {times}, 'x', 'x', {times.split(',')[number]}, {number})"
+        await connection.execute(
+            f"INSERT INTO holds (hold_id, time_from, time_to, reason, placed_by, placed_at, placed_index) VALUES {hold}"
+        )
+        async with replica(database_url) as one:
+            await one.post(item(f"rr-{number}"))
+    assert await connection.fetchval("SELECT count(*) FROM audit_events WHERE legal_hold") == 2
