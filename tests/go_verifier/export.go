@@ -50,7 +50,6 @@ type Export struct {
 	leaves   [][]byte // of the positions from 0 on, as long as there is no gap
 	notes    []*Checkpoint
 	total    counts
-	signers  map[string]bool
 }
 
 type link struct {
@@ -72,7 +71,7 @@ type Part struct {
 func newPart() Part { return Part{digest: sha256.New(), log: map[string]bool{}} }
 
 func newExport(keys []Key, report func(string, ...any)) *Export {
-	return &Export{keys: keys, report: report, part: newPart(), position: -1, chains: map[string]link{}, signers: map[string]bool{}}
+	return &Export{keys: keys, report: report, part: newPart(), position: -1, chains: map[string]link{}}
 }
 
 // read verifies one file; the next one continues where it ends.
@@ -323,12 +322,12 @@ func (e *Export) manifest(envelope []byte) error {
 	part := e.part
 	e.part = newPart()
 	digest := hex.EncodeToString(part.digest.Sum(nil))
-	statement, log, err := openEnvelope(envelope, e.keys)
+	statement, _, err := openEnvelope(envelope, e.keys, predicateType, false)
 	if err != nil {
 		return fmt.Errorf("the manifest: %w", err)
 	}
-	e.signers[log] = true
 	p, _ := statement.Values["predicate"].(*Object)
+	log := p.Values["log"]
 	wrong := func(what string) { e.report("the manifest's %s is not that of the part", what) }
 	same := func(name string, value any) {
 		if given, present := p.Values[name]; !present || form(given) != form(value) {
@@ -436,8 +435,8 @@ func (e *Export) end() string {
 		e.before.Values["export_id"], e.before.Values["log"], e.parts, t.events, t.sealed, t.unsealed, t.otherHash, t.erased, complete)
 }
 
-// openEnvelope is the statement of a DSSE envelope that a key of the log that it names has signed, and that name.
-func openEnvelope(text []byte, keys []Key) (statement *Object, log string, err error) {
+// openEnvelope is the statement of a DSSE envelope, and the key of the log that it names that has signed it; isNamed: under its keyid.
+func openEnvelope(text []byte, keys []Key, predicateType string, isNamed bool) (statement *Object, signer string, err error) {
 	envelope, err := parseObject(text)
 	if err != nil {
 		return nil, "", err
@@ -453,12 +452,11 @@ func openEnvelope(text []byte, keys []Key) (statement *Object, log string, err e
 	}
 	predicate, ok := statement.Values["predicate"].(*Object)
 	if !ok || statement.Values["_type"] != "https://in-toto.io/Statement/v1" || statement.Values["predicateType"] != predicateType {
-		return nil, "", errors.New("the statement is not that of an export")
+		return nil, "", errors.New("the statement is of something else")
 	}
-	log, _ = predicate.Values["log"].(string)
+	log, _ := predicate.Values["log"].(string)
 	signed := fmt.Appendf(nil, "DSSEv1 %d %s %d %s", len(statementType), statementType, len(payload), payload)
 	signatures, _ := envelope.Values["signatures"].([]any)
-	isSigned := false
 	for _, one := range signatures {
 		signature, _ := one.(*Object)
 		if signature == nil || !slices.Equal(sorted(signature.Names), []string{"keyid", "sig"}) {
@@ -470,17 +468,18 @@ func openEnvelope(text []byte, keys []Key) (statement *Object, log string, err e
 			if key.Algorithm != logKey || key.Name != log {
 				continue
 			}
-			if err == nil && ed25519.Verify(key.Public, signed, raw) {
-				isSigned = true
-			} else if signature.Values["keyid"] == key.String() {
+			isOwn := signature.Values["keyid"] == key.String()
+			if isRight := err == nil && ed25519.Verify(key.Public, signed, raw); isRight && (isOwn || !isNamed) {
+				signer = key.String()
+			} else if !isRight && isOwn {
 				return nil, "", fmt.Errorf("the signature of %s is wrong", key)
 			}
 		}
 	}
-	if !isSigned {
+	if signer == "" {
 		return nil, "", fmt.Errorf("no given key of %q has signed it", log)
 	}
-	return statement, log, nil
+	return statement, signer, nil
 }
 
 func sorted(names []string) []string { return slices.Sorted(slices.Values(names)) }

@@ -62,7 +62,16 @@ func verify(files []string, keys []Key) (defects int) {
 			if err = err2; err == nil {
 				_, what, err = verifyProof(string(text), keys)
 			}
-		case isJSONDocument(name, start):
+		case bytes.HasPrefix(start, bundleStart):
+			text, err2 := os.ReadFile(name)
+			found := defects
+			if err = err2; err == nil {
+				what = verifyBundle(text, keys, func(format string, values ...any) { report(name+": "+format, values...) })
+			}
+			if defects > found {
+				continue
+			}
+		case isJSONDocument(start):
 			what, err = verifyDocument(name, keys)
 		default:
 			isExport = true
@@ -84,7 +93,7 @@ func verify(files []string, keys []Key) (defects int) {
 }
 
 // isJSONDocument: not a record of an export, each of which begins with event_id, and not a manifest.
-func isJSONDocument(name string, start []byte) bool {
+func isJSONDocument(start []byte) bool {
 	return bytes.HasPrefix(start, []byte("{")) &&
 		!bytes.HasPrefix(start, []byte(`{"event_id":`)) && !bytes.HasPrefix(start, []byte(`{"payloadType":`))
 }

@@ -174,6 +174,39 @@ func rootFromProof(leaf []byte, index, size int64, proof [][]byte) []byte {
 	return r
 }
 
+// isConsistent is RFC 9162, section 2.1.4.2, with section 8.5's rule for trees that are empty or equal.
+func isConsistent(from, to int64, oldRoot, newRoot []byte, proof [][]byte) bool {
+	if from == 0 || from == to {
+		return len(proof) == 0 && (from == 0 && from != to || bytes.Equal(oldRoot, newRoot))
+	}
+	if from > to || len(proof) == 0 {
+		return false
+	}
+	if from&(from-1) == 0 {
+		proof = append([][]byte{oldRoot}, proof...)
+	}
+	fn, sn := from-1, to-1
+	for fn&1 == 1 {
+		fn, sn = fn>>1, sn>>1
+	}
+	fr, sr := proof[0], proof[0]
+	for _, c := range proof[1:] {
+		if sn == 0 {
+			return false
+		}
+		if fn&1 == 1 || fn == sn {
+			fr, sr = hash([]byte{1}, c, fr), hash([]byte{1}, c, sr)
+			for fn&1 == 0 && fn != 0 {
+				fn, sn = fn>>1, sn>>1
+			}
+		} else {
+			sr = hash([]byte{1}, sr, c)
+		}
+		fn, sn = fn>>1, sn>>1
+	}
+	return sn == 0 && bytes.Equal(fr, oldRoot) && bytes.Equal(sr, newRoot)
+}
+
 // rootOf is the root of a tree of these leaves (RFC 6962, section 2.1).
 func rootOf(leaves [][]byte) []byte {
 	switch len(leaves) {

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ LOG = "test.example/datastorage"
 EVENTS = "/api/v1/audit/events"
 EXPORT = "/api/v1/audit/export"
 TYPE = "application/vnd.in-toto+json"
+BUNDLES = services.ROOT / "docs" / "vectors" / "bundles"
+BUNDLE_KEY = Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32)
 NUMBERS = (
     "[9007199254740993,18446744073709551616,0.30000000000000000004,2.2250738585072011e-308,1e23,-0.0,0.1,123e20,1E-7]"
 )
@@ -55,6 +58,13 @@ class Corpus:
     @property
     def vkey(self) -> str:
         return vkey(self.key)
+
+    @property
+    def keys(self) -> Path:
+        """A file of all keys: of the service's log, and of the log and the witness of the vectors."""
+        path = self.directory / "keys"
+        path.write_text(f"{self.vkey}\n{(BUNDLES / 'keys.txt').read_text()}")
+        return path
 
     def add(self, name: str, *contents: bytes, holds: bool = True, says: str = "") -> None:
         """A case of one file, or of the parts of an export."""
@@ -99,6 +109,7 @@ def build(directory: Path, server_url: str, template: str) -> Corpus:
     tamper_with_proofs(corpus)
     tamper_with_exports(corpus)
     forge_exports(corpus)
+    forge_bundles(corpus)
     return corpus
 
 
@@ -125,6 +136,8 @@ def genuine(corpus: Corpus, client: httpx.Client, database_url: str) -> None:
         corpus.add(f"{name}.tlog-proof", wait(client, f"{EVENTS}/{event_id}/proof"))
         corpus.add(f"{name}.json", wait(client, f"{EVENTS}/{event_id}/proof?open=true"))
     until(lambda: checkpointed(client))
+    for name, asked in (("rr-1", {}), ("masked", {"redact_pii": "true"})):
+        corpus.add(f"bundle-of-{name}.json", wait(client, "/api/v1/audit/correlations/rr-1/bundle", asked))
     everything = {"include": "self"}
     for name, parameters in {
         "all.ndjson": {"format": "ndjson"},
@@ -152,9 +165,9 @@ async def unsealed(url: str) -> None:
         await insert(connection, plain_row("rr-1", error_message="-by hand"))
 
 
-def wait(client: httpx.Client, path: str) -> bytes:
+def wait(client: httpx.Client, path: str, asked: dict[str, str] | None = None) -> bytes:
     """The answer, as soon as a checkpoint covers the event."""
-    answer = until(lambda: found if (found := client.get(path)).status_code != 503 else None)
+    answer = until(lambda: found if (found := client.get(path, params=asked)).status_code != 503 else None)
     return answer.raise_for_status().content
 
 
@@ -356,12 +369,117 @@ def resigned(lines: list[bytes], key: Ed25519PrivateKey, **predicate: Any) -> by
     p = statement["predicate"]
     name = f"export-{p['export_id']}-part-{p['part']}.ndjson"
     statement["subject"] = [{"name": name, "digest": {"sha256": hashlib.sha256(b"".join(records)).hexdigest()}}]
+    return b"".join(records) + enveloped(statement, key, key_label(vkey(key)))
+
+
+def forge_bundles(corpus: Corpus) -> None:
+    """The vectors, and what somebody with their log's key has signed although it does not hold."""
+    whole = (BUNDLES / "0001-complete.json").read_bytes()
+    masked = (BUNDLES / "0002-redacted.json").read_bytes()
+    corpus.add("bundle.json", whole, says="2 notifications, 1 rows that nothing proves")
+    corpus.add("bundle-redacted.json", masked)
+    corpus.add("bundle-signed-again.json", rebundled(whole, lambda _: None))
+    corpus.add("bundle-byte.json", whole.replace(b"payments", b"payment5", 1), holds=False, says="changed")
+    corpus.add("bundle-cut.json", whole[:-2], holds=False, says="manifest")
+    corpus.add("bundle-more.json", whole + b" \n", holds=False, says="manifest")
+    corpus.add("bundle-no-manifest.json", whole[: whole.index(b'"manifest":')], holds=False, says="manifest")
+    other = Ed25519PrivateKey.generate()
+    corpus.add("bundle-of-another.json", rebundled(whole, lambda _: None, other), holds=False, says="signature|signed")
+    page, twice = b'"correlation_id":"rr-1"', b'"correlation_id":"rr-2","correlation_id":"rr-1"'
+    corpus.add("bundle-twice.json", whole.replace(page, twice, 1), holds=False, says="twice")
+
+    for name, says, change in FORGED_BUNDLES:
+        corpus.add(f"bundle-{name}.json", rebundled(whole, change), holds=False, says=says)
+    for name, says, redacted in (("position", "masked", ["log_index"]), ("nothing", "masked|changed", None)):
+        change = partial(mask, names=redacted)
+        corpus.add(f"bundle-masked-{name}.json", rebundled(masked, change), holds=False, says=says)
+    corpus.add("bundle-count.json", rebundled(whole, lambda _: None, events=2), holds=False, says="events")
+    corpus.add("bundle-predicate.json", rebundled(whole, lambda _: None, note="x"), holds=False, says="members")
+
+
+def swap(members: Any, name: str | int, old: str, new: str) -> None:
+    """Replace a text within a member."""
+    assert old in members[name], name
+    members[name] = members[name].replace(old, new, 1)
+
+
+def mask(bundle: Any, names: list[str] | None) -> None:
+    bundle["events"][0]["redacted"] = names
+
+
+def kind(b: Any, name: str) -> Any:
+    """The self event of this kind in the evidence."""
+    return next(e for e in b["evidence"] if f'"event_type":"datastorage.{name}"' in e["record"])
+
+
+def covered(bundle: Any) -> Any:
+    """The notification that the log has the digest of."""
+    return next(one for one in bundle["notifications"] if one["covered_by"])
+
+
+def rebundled(
+    text: bytes, change: Callable[[Any], Any], key: Ed25519PrivateKey = BUNDLE_KEY, **predicate: Any
+) -> bytes:
+    """The bundle with its content changed, and a manifest that is right about it but for `predicate`."""
+    bundle = json.loads(text)
+    envelope = bundle.pop("manifest")
+    change(bundle)
+    content = compact(bundle)[:-2] + b",\n"
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    names = ("events", "gaps", "evidence", "unproved", "notifications")
+    numbers = {name: len(bundle[name]) for name in names} | {"correlation_id": bundle["correlation_id"]}
+    erased = sum(entry["committed"] is None for entry in bundle["events"])
+    statement["predicate"] |= numbers | {"erased": erased} | predicate
+    statement["subject"][0]["digest"]["sha256"] = hashlib.sha256(content).hexdigest()
+    return content + b'"manifest":' + enveloped(statement, key, envelope["signatures"][0]["keyid"])[:-1] + b"}\n"
+
+
+def enveloped(statement: Any, key: Ed25519PrivateKey, keyid: str) -> bytes:
     payload = json.dumps(statement).encode()
     signature = key.sign(b"DSSEv1 %d %s %d %s" % (len(TYPE), TYPE.encode(), len(payload), payload))
-    keyid = key_label(vkey(key))
-    envelope = {
-        "payloadType": TYPE,
-        "payload": base64.b64encode(payload).decode(),
-        "signatures": [{"keyid": keyid, "sig": base64.b64encode(signature).decode()}],
-    }
-    return b"".join(records) + compact(envelope)
+    return compact(
+        {
+            "payloadType": TYPE,
+            "payload": base64.b64encode(payload).decode(),
+            "signatures": [{"keyid": keyid, "sig": base64.b64encode(signature).decode()}],
+        }
+    )
+
+
+FORGED_BUNDLES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
+    ("record", "changed", lambda b: swap(b["events"][0], "record", '"info"', '"high"')),
+    ("content", "changed", lambda b: swap(b["events"][0], "committed", "payments", "payment5")),
+    ("number", "changed", lambda b: swap(b["events"][0], "committed", "18446744073709551615", "18446744073709551616")),
+    ("salt", "masked", lambda b: b["events"][0].update(salt=None)),
+    ("salt-alone", "salt", lambda b: b["events"][0].update(committed=None)),
+    ("not-erased", "erased", lambda b: b["events"][0].update(salt=None, committed=None)),
+    ("proof", "lead", lambda b: b["events"][0]["proof"].pop()),
+    ("position", "lead|place", lambda b: b["events"][0].update(position=4)),
+    ("place-twice", "twice", lambda b: b["evidence"].append(b["events"][0])),
+    ("exchanged", "order|link|gap", lambda b: b["events"].reverse()),
+    ("event-removed", "gaps", lambda b: b["events"].pop()),
+    ("all-removed", "gaps", lambda b: b["events"].clear()),
+    ("chain-longer", "gaps", lambda b: b["chain"].update(length=9)),
+    ("chain-ends", "end", lambda b: b["chain"].update(hash="0" * 64)),
+    ("chain-none", "chain", lambda b: b.update(chain=None)),
+    ("gap-unexplained", "removed", lambda b: b["gaps"][0].update(log=None, position=None, proof=None)),
+    ("gap-elsewhere", "removed|lead", lambda b: b["gaps"][0].update(position=2)),
+    ("no-purge", "removed", lambda b: b["evidence"].remove(kind(b, "retention.purged"))),
+    ("no-erasure", "erased", lambda b: b["evidence"].remove(kind(b, "event.erased"))),
+    ("no-digest", "inserted", lambda b: b["evidence"].remove(kind(b, "notification.stored"))),
+    ("notification", "another recipient", lambda b: covered(b)["columns"].update(recipient="somebody")),
+    ("notification-text", "digest", lambda b: swap(covered(b), "committed", '"channel":"', '"channel":"x')),
+    ("notification-removed", "removed", lambda b: b["notifications"].remove(covered(b))),
+    ("notification-open", "cannot have", lambda b: covered(b).update(covered_by=None)),
+    ("unproved-sealed", "sealed", lambda b: swap(b["unproved"], 0, '"sealed":false', '"sealed":true')),
+    ("unproved-position", "position", lambda b: swap(b["unproved"], 0, '"log_index":null', '"log_index":3')),
+    ("member", "members", lambda b: b["events"][0].update(note="x")),
+    ("member-missing", "members", lambda b: b["events"][0]["not_covered"].pop("legal_hold")),
+    ("correlation", "another correlation", lambda b: b.update(correlation_id="rr-2")),
+    ("fraction", "number", lambda b: b["logs"][0].update(size=13.5)),
+    ("size", "size", lambda b: b["logs"][0].update(size=12)),
+    ("no-checkpoint", "vouches", lambda b: b["logs"][0].update(checkpoint=None)),
+    ("witness", "signature|wrong", lambda b: swap(b["logs"][0], "checkpoint", "SaYKIgAAAABp", "SaYKIgAAAABq")),
+    ("masked-name", "masked", lambda b: b["events"][0].update(redacted=["resource_id"])),
+)
+"""Name, what is said, and the change."""

@@ -30,7 +30,7 @@ def test_verdicts(verifier: Path, corpus: Corpus, subtests: pytest.Subtests) -> 
     """A good file is refused, or a tampered one is accepted or refused for another reason."""
     for case in corpus.cases:
         with subtests.test(case.name):
-            command = [str(verifier), *map(str, case.files), "--key", corpus.vkey]
+            command = [str(verifier), *map(str, case.files), "--key", str(corpus.keys)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             output = done.stdout + done.stderr
             assert done.returncode == (0 if case.holds else 1), output

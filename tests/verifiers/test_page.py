@@ -18,6 +18,9 @@ from tests.verifiers.files import Corpus, key_label
 PAGE = ROOT / "docs" / "verifier.html"
 VECTORS = ROOT / "docs" / "vectors"
 ORDER = 2**252 + 27742317777372353535851937790883648493
+WAIT = """new Promise((done, failed) => {
+    document.addEventListener("verified", () => done(), {once: true});
+    setTimeout(() => failed(new Error("nothing was verified")), 60000); })"""
 pytestmark = pytest.mark.skipif(
     chromium.PROGRAM is None and os.environ.get("DATASTORAGE_TEST_CHROMIUM") != "required",
     reason="there is no Chromium",
@@ -37,7 +40,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Tab]:
 def show(page: chromium.Tab, key: str, files: tuple[Path, ...]) -> tuple[list[str], str]:
     """The verdicts of the page on `files`, and its text."""
     page.evaluate(f"document.getElementById('key').value = {json.dumps(key)}")
-    settled = page.begin("new Promise((done) => document.addEventListener('verified', () => done(), {once: true}))")
+    settled = page.begin(WAIT)
     root = page.call("DOM.getDocument")["root"]["nodeId"]
     chooser = page.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
     page.call("DOM.setFileInputFiles", nodeId=chooser, files=[str(file) for file in files])
@@ -50,7 +53,7 @@ def test_verdicts(page: chromium.Tab, corpus: Corpus, subtests: pytest.Subtests)
     """A good file is refused, or a tampered one accepted."""
     for case in corpus.cases:
         with subtests.test(case.name):
-            verdicts, text = show(page, corpus.vkey, case.files)
+            verdicts, text = show(page, corpus.keys.read_text(), case.files)
             assert ("refused" not in verdicts) == case.holds, text
             assert len(verdicts) == 1 or not case.holds, text
 
