@@ -166,6 +166,7 @@ def _add_proof_and_retention_commands(commands: "argparse._SubParsersAction[argp
         required=True,
         help="the public key as /tlog/key shows it, or a file that holds it; for format=json the certificate's file",
     )
+    export.add_argument("--tsa", type=Path, metavar="FILE", help=f"{_TSA_HELP}; for a bundle")
     export.set_defaults(run=_verify_export)
 
 
@@ -247,7 +248,7 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
 def _verify_export(arguments: argparse.Namespace) -> int:
     from app.export import check
 
-    result = check.check_files(arguments.files, arguments.key)
+    result = check.check_files(arguments.files, arguments.key, arguments.tsa)
     for line in check.result_lines(result):
         print(line)
     return 1 if result.problem_count else 0

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import orjson
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509 import Certificate
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from app.errors import AuditError
@@ -41,6 +42,7 @@ from app.tlog.note import (
     decoded_hash,
     verified_checkpoint,
 )
+from app.tlog.timestamp import verified_timestamp
 
 RECORD_MEMBERS = frozenset(
     {
@@ -104,22 +106,30 @@ class _Proved:
     """event_data of a self event that is evidence; empty for others."""
 
 
-def check_bundle(content: bytes, keys: list[PublicKey]) -> CheckResult:
-    """Verify a bundle: every claim of it that a proof can show, and its manifest."""
+def check_bundle(content: bytes, keys: list[PublicKey], certificates: Sequence[Certificate] = ()) -> CheckResult:
+    """Verify a bundle: every claim of it that a proof can show, and its manifest.
+
+    Tokens of timestamp authorities are checked if there are `certificates` to do it with.
+    """
     result = CheckResult(what="the bundle")
     try:
         file = parse(content)
     except ValueError as error:
         result.add_problem(str(error))
         return result
-    _Checker(file, keys, result).check()
+    _Checker(file, keys, certificates, result).check()
     return result
 
 
 class _Checker:
     """Checks one file, step by step as in docs/design.md; each step adds its problems to the result."""
 
-    def __init__(self, file: BundleFile, keys: list[PublicKey], result: CheckResult) -> None:
+    def __init__(
+        self, file: BundleFile, keys: list[PublicKey], certificates: Sequence[Certificate], result: CheckResult
+    ) -> None:
+        self._certificates = certificates
+        self._stamped: dict[str, str] = {}
+        """By tokens, what the checked ones show."""
         self._file, self._bundle, self._keys, self._result = file, file.bundle, keys, result
         self._trees: dict[str, _Tree] = {}
         self._order = {log.name: number for number, log in enumerate(self._bundle.logs)}
@@ -471,7 +481,9 @@ class _Checker:
             for number, one in enumerate(log.timestamps):
                 try:
                     self._require_continued(log, one.checkpoint, [decoded_hash(text) for text in one.consistency])
-                    decoded_base64(one.token, "its token")
+                    token = decoded_base64(one.token, "its token")
+                    if self._certificates:
+                        self._stamped[one.token] = str(verified_timestamp(token, one.checkpoint, self._certificates))
                 except ValueError as error:
                     self._add(f"log {log.name!r}, timestamps[{number}]", error)
 
@@ -523,7 +535,10 @@ class _Checker:
             yield from (f"  {line}" for line in signature_lines([key for key in keys if note.is_signed_by(key)], keys))
         for one in tree.log.timestamps:
             size = Note.parse(one.checkpoint).text.split("\n")[1]
-            yield f"  a timestamp of its first {size} events; its token is not checked here"
+            shown = self._stamped.get(
+                one.token, "have a timestamp, which is NOT verified: name certificates with --tsa"
+            )
+            yield f"  its first {size} events {shown}"
 
 
 def _hold_line(one: _Proved) -> str:

@@ -30,6 +30,7 @@ from app.export.bundle import (
     BundledLog,
     BundledNotification,
     ChainEnd,
+    Timestamp,
     bundle_file,
 )
 from app.export.bundle_entry import bundled_event, bundled_notification, masked_text, unproved_row
@@ -41,7 +42,7 @@ from app.tlog import merkle
 from app.tlog.evidence import ERASED, PURGED, RESTORED, read_evidence, read_records
 from app.tlog.gaps import Gap, judge_gap_by_leaf
 from app.tlog.keys import SigningKey
-from app.tlog.note import Checkpoint, Note, encoded_base64
+from app.tlog.note import Checkpoint, MalformedNote, Note, NoValidSignature, encoded_base64, verified_checkpoint
 from app.tlog.prove import NotSignedYet
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.tlog.tiles import range_roots
@@ -144,6 +145,7 @@ class BundleExport:
         log = BundledLog(self.log.id, self.log.name, None, None, None, None, [])
         if tree is not None:
             log = replace(log, size=tree.size, root=encoded_base64(tree.root), checkpoint=tree.note)
+            log = replace(log, timestamps=await self._timestamps(connection, tree))
         shown: dict[str, Any] = {"events": found.events, "gaps": gaps, "evidence": evidence, "unproved": found.unproved}
         shown["notifications"] = found.notifications
         file = await to_thread(self._file, log, chain, shown)
@@ -160,6 +162,21 @@ class BundleExport:
         words = page(PageContent(log=log.name, size=log.size, **shown, **taken))
         bundle = Bundle(format=FORMAT, page=words, logs=[log], chain=chain, **shown)
         return bundle_file(bundle, str(self.export_id), **taken, key=self.key)
+
+    async def _timestamps(self, connection: Connection, tree: _Tree) -> list[Timestamp]:
+        """The earliest timestamp that covers all of the correlation's events, and proof that the tree continues its checkpoint."""
+        size = 0 if self.last_position is None else self.last_position + 1
+        row = await connection.fetchrow(TLOG_SQL.of(self.log)["timestamp_covering"], size)
+        if row is None or not 0 < row["size"] <= tree.size or self.key is None:
+            return []
+        try:
+            if verified_checkpoint(row["note"], self.key.all_public).size != row["size"]:
+                return []
+        except (MalformedNote, NoValidSignature):  # somebody has changed it, as `datastorage verify` tells
+            return []
+        ranges = merkle.consistency_ranges(row["size"], tree.size)
+        hashes = [encoded_base64(one) for one in await range_roots(connection, self.log, ranges)]
+        return [Timestamp(row["note"], hashes, encoded_base64(row["token"]))]
 
     async def _tree(self, connection: Connection) -> _Tree | None:
         """The tree of the published checkpoint; None where none is signed, so that nothing can be proved."""

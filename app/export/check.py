@@ -29,6 +29,7 @@ from app.export.result import CheckResult
 from app.tlog import merkle, note
 from app.tlog.keys import read_key_text, read_public_keys, signature_lines
 from app.tlog.note import PublicKey
+from app.tlog.timestamp import read_certificates
 from app.verify.chain import link_fault
 
 _PAGE = b'{"events":['
@@ -42,7 +43,7 @@ def check(files: Iterable[BinaryIO], keys: list[PublicKey]) -> CheckResult:
     return checker.finish()
 
 
-def check_files(paths: Sequence[Path], key: str) -> CheckResult:
+def check_files(paths: Sequence[Path], key: str, tsa: Path | None = None) -> CheckResult:
     """`check`, `check_page` or `check_bundle` for the files at `paths`. `key` is a key, or a file of keys.
 
     Fatal if a file or the key cannot be read.
@@ -54,7 +55,7 @@ def check_files(paths: Sequence[Path], key: str) -> CheckResult:
             if is_page == [True]:
                 return check_page(files[0].read(), read_key_text(key))
             if len(files) == 1 and files[0].peek(len(START)).startswith(START):
-                return check_bundle(files[0].read(), read_public_keys(key))
+                return check_bundle(files[0].read(), read_public_keys(key), read_certificates(tsa) if tsa else ())
             if not any(is_page):
                 return check(files, read_public_keys(key))
     except (OSError, ValueError) as error:

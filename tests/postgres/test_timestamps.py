@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from app import db
 from app.errors import Fatal
+from app.export.bundle import parse
+from app.export.bundle_check import check_bundle
+from app.export.bundle_read import BundleExport, BundleQuery
 from app.settings import Settings
 from app.tlog import authority as module
 from app.tlog.authority import Authority, NotStamped
@@ -25,6 +30,7 @@ from app.tlog.timestamp import (
     verify_timestamp_file,
 )
 from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
+from app.verify.snapshot import snapshot
 from tests.logs import FIRST_LOG
 from tests.postgres.test_checkpoints import Connection, new_key, one_round
 from tests.sealed import LOG, seal
@@ -193,6 +199,39 @@ async def test_stored_timestamps_are_verified(connection: Connection, tsa: Tsa, 
     await client(tsa).run_round(connection, FIRST_LOG)
     await connection.execute("DELETE FROM log_timestamps WHERE size = 1")
     assert (await verify(connection, tsa)).defects.count == 0
+
+
+async def test_a_bundle_says_when(
+    connection: Connection, database_url: str, tsa: Tsa, stranger: Tsa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle lacks the timestamp that covers its events, vouches for a wrong one, or has one that somebody forged in the table."""
+    await write(connection, 2)
+    await client(tsa).run_round(connection, FIRST_LOG)
+    await write(connection)
+    trusted, keys = read_certificates(tsa.issuer), list(KEY.all_public)
+
+    async def bundle() -> bytes:
+        engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
+        try:
+            async with snapshot(engine) as reading:
+                return await BundleExport(BundleQuery("rr-1"), "ada", FIRST_LOG, KEY).read(reading)
+        finally:
+            await engine.dispose()
+
+    assert parse(await bundle()).bundle.logs[0].timestamps == []  # it does not cover the third event
+    monkeypatch.setattr(module, "INTERVAL_SECONDS", 0.0)
+    await client(tsa).run_round(connection, FIRST_LOG)
+    content = await bundle()
+    assert len(parse(content).bundle.logs[0].timestamps) == 1
+    result = check_bundle(content, keys, trusted)
+    assert not result.problems
+    assert "  its first 3 events existed at 20" in "\n".join(result.summary)
+    assert "NOT verified" in "\n".join(check_bundle(content, keys).summary)
+    problems = check_bundle(content, keys, read_certificates(stranger.issuer)).problems
+    assert len(problems) == 1
+    assert "timestamps[0]" in problems[0]
+    await connection.execute("UPDATE log_timestamps SET note = $1", NOTE.replace("7", "3", 1))
+    assert parse(await bundle()).bundle.logs[0].timestamps == []
 
 
 def test_settings_of_an_authority(tsa: Tsa, tmp_path: Path) -> None:
