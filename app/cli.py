@@ -147,6 +147,14 @@ def _add_proof_and_retention_commands(commands: "argparse._SubParsersAction[argp
     _add_verify_arguments(verify)
     found = commands.add_parser("findings", help="list what verification found, and acknowledge it")
     _add_findings_arguments(found)
+    logs = commands.add_parser("log", help="what can be done after a loss")
+    actions = logs.add_subparsers(required=True, metavar="COMMAND")
+    go_on = actions.add_parser("continue", help="close a log that is not what was signed, and open the next one")
+    go_on.add_argument("--reason", required=True, help="why; it stands in the log")
+    go_on.add_argument("--by", default="datastorage log continue", help="who decides it; it stands in the log")
+    go_on.add_argument("--checkpoint", action="append", type=Path, help="a checkpoint from outside; may be repeated")
+    go_on.add_argument("--dry-run", action="store_true", help="only show what was lost and what would be done")
+    go_on.set_defaults(run=_continue_log)
     retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
     retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
     retention.set_defaults(run=_retention)
@@ -237,12 +245,14 @@ def _spool_replay(arguments: argparse.Namespace) -> None:
     from app import logs
     from app.ingest.spool_admin import replay
     from app.settings import load
+    from app.tlog.continued import find_log
 
     settings = load()
     logs.configure(settings.log_level)
     if settings.database_url is None:
         raise Fatal("There is no database to write to: set DATASTORAGE_DATABASE_URL.")
-    print(asyncio.run(replay(settings, arguments.directory, force=arguments.force, quarantined=arguments.quarantined)))
+    how = {"force": arguments.force, "quarantined": arguments.quarantined}
+    print(asyncio.run(replay(settings, arguments.directory, find_log(settings), **how)))
 
 
 def _verify_export(arguments: argparse.Namespace) -> int:
@@ -364,6 +374,29 @@ def _retention(arguments: argparse.Namespace) -> None:
     for state, months in (("dropped", done.dropped), ("put back", done.restored)):
         if months:
             print(f"Months {state}: {', '.join(months)}")
+
+
+def _continue_log(arguments: argparse.Namespace) -> None:
+    import asyncio
+
+    from app.continuing import continue_log
+
+    if not arguments.reason.strip() or not arguments.by.strip():
+        raise Fatal("--reason and --by need a text, which stands in the log for ever.")
+    try:
+        notes = [path.read_text("utf-8") for path in arguments.checkpoint or ()]
+    except UnicodeDecodeError as error:
+        raise Fatal(f"A checkpoint cannot be read: {error}.") from None
+    settings = _retention_settings()
+    done = asyncio.run(continue_log(settings, arguments.by, arguments.reason, notes, dry_run=arguments.dry_run))
+    for line in done.loss.lines():
+        print(line)
+    keys = "\n".join(map(str, done.keys))
+    if done.note is None:
+        print(f"Nothing was changed. Without --dry-run events go on in the log {done.log.name}, whose keys are\n{keys}")
+        return
+    print(f"Events go on in the log {done.log.name}. Its keys, for all who verify and for witnesses:\n{keys}")
+    print(f"Its first checkpoint:\n{done.note}", end="")
 
 
 def _erase(arguments: argparse.Namespace) -> None:
@@ -532,8 +565,15 @@ def _verify_proof(arguments: argparse.Namespace) -> None:
         f"Proved: event {record['event_id']} is at position {record['log_index']} of a log of {checkpoint.size} events."
     )
     print(f"log   {checkpoint.origin}\nroot  {checkpoint.root.hex()}")
-    signed = signature_lines(proved.signers, [key for key in keys if key.name == checkpoint.origin])
-    print("\n".join([*signed, *stamped]))
+    if (seam := proved.seam) is not None:
+        print(
+            f"That log was closed after a loss. Its root stands in the first event of {seam.record['log']}, which is proved."
+        )
+    signed = proved
+    while signed.seam is not None:
+        signed = signed.seam
+    lines = signature_lines(signed.signers, [key for key in keys if key.name == signed.checkpoint.origin])
+    print("\n".join([*lines, *stamped]))
     shown = {"record": record} | ({} if proved.committed is None else {"committed": proved.committed})
     print(canonical_exact(shown).decode())
 

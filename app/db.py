@@ -68,6 +68,7 @@ class FailureKind(Enum):
     RESEND = auto()
     LOST_RACE = auto()
     STALE_HEADS = auto()
+    LOG_CLOSED = auto()
     MISSING_PARTITION = auto()
     BUSY = auto()
     AWAY = auto()
@@ -87,6 +88,8 @@ def failure_kind(error: Exception) -> FailureKind:
         )
     if state == "DS001":
         return FailureKind.STALE_HEADS
+    if state == "DS002":
+        return FailureKind.LOG_CLOSED
     if state == "23514" and not error.constraint_name:
         return FailureKind.MISSING_PARTITION
     if state in {"40001", "40P01", "55P03", "57014"}:

@@ -79,6 +79,7 @@ from app.settings import Settings
 from app.state_dir import find_state_dir
 from app.tlog import prove
 from app.tlog.authority import Authority
+from app.tlog.continued import find_log
 from app.tlog.keys import earlier_keys, private_keys, signing_key
 from app.tlog.signer import signed_size
 from app.tlog.witness import Witness
@@ -349,8 +350,12 @@ async def _settle_log(app: Application, foundation: Foundation, log_name: str, m
 def _new_service(foundation: Foundation, log_name: str, *, away: bool) -> Service:
     """The service on this foundation, with a writer that is not started. Fatal if the log's key cannot be used."""
     key = signing_key(foundation.settings, log_name)
+    keys = () if key is None else key.all_public
     store = Store(
-        foundation.settings, Log(0, log_name), None if key is None else partial(signed_size, keys=key.all_public)
+        foundation.settings,
+        Log(0, log_name),
+        partial(signed_size, keys=keys) if keys else None,
+        find_log(foundation.settings),
     )
     writer = Writer(store, foundation.settings, foundation.spool, foundation.writer_state, away=away)
     return Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
@@ -381,7 +386,11 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
     url = settings.database_url.get_secret_value() if settings.database_url else ""
 
     async def write_heartbeat(size: int, since: datetime | None) -> None:
-        payload: dict[str, Any] = {"event_type": "datastorage.log.heartbeat", "tree_size": size}
+        payload: dict[str, Any] = {
+            "event_type": "datastorage.log.heartbeat",
+            "tree_size": size,
+            "log_id": service.log.id,
+        }
         payload |= {} if since is None else {"silent_since": since.isoformat()}
         event = self_events.self_event(service.log_name, payload)
         await self_events.write_self_event(writer, event, settings.single_deadline_ms)
@@ -401,9 +410,15 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
         "findings": follow_forever(register),
     }
     if checkpoints is not None:
+
+        def on_log(found: Log) -> None:
+            service.writer_state.log_id, register.log = found.id, found
+
+        checkpoints.on_log = on_log
+        service.presence.loss = lambda: checkpoints.alarms.loss
         workers["checkpoints"] = checkpoints.run(settings, write_heartbeat, recorder.record_alarms)
         if key is not None and (authority := Authority.create(settings, key.all_public)) is not None:
-            workers["timestamps"] = authority.run(settings, service.log)
+            workers["timestamps"] = authority.run(settings, lambda: service.log)
     if settings.verifier_events_per_second:
         known = no_checkpoints if checkpoints is None else checkpoints.known_checkpoints
         keys = key.all_public if key else ()

@@ -57,6 +57,9 @@ AUTH_FAILURES = Counter(
     "datastorage_auth_failures", "Times that a judge of callers could not be asked, or its file not be read.", ["judge"]
 )
 LOG_ALARMS = Counter("datastorage_log_alarms", "The log is not as this process left it.", ["alarm"])
+CONTINUATION_NEEDED = Gauge(
+    "datastorage_log_continuation_needed", "1 while nothing is signed after a loss: run `datastorage log continue`."
+)
 # fmt: off
 DEFECT_KINDS = (
     "edited", "removed", "inserted", "shadowed", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key",

@@ -22,6 +22,8 @@ class Presence:
         """Why nothing can be committed, by the last try of the start or of the watch; empty if it can."""
         self.writer_failure: Callable[[], str] = lambda: ""
         """Why the writer's last flush could not be committed; empty if it was."""
+        self.loss: Callable[[], str] = lambda: ""
+        """Why the log has to be continued by hand before anything is signed again; empty if it has not."""
         self.database_seen = False
         """Whether the database was reached once and its schema fits, so that it may be used."""
         self.on_start: Callable[[], None] = lambda: None

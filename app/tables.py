@@ -74,6 +74,7 @@ logs = Table(
     metadata,
     Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
     Column("name", Text, nullable=False, unique=True),
+    Column("closed_at", DateTime(timezone=True)),
 )
 
 # One row for each flush; `leaves` has `count` leaf hashes of 32 bytes, one after another. Rows are never removed.
@@ -192,6 +193,8 @@ holds = Table(
     Column("released_by", Text),
     Column("released_at", DateTime(timezone=True)),
     Column("released_index", BigInteger),
+    Column("placed_log", SmallInteger, nullable=False),
+    Column("released_log", SmallInteger, nullable=False),
 )
 
 retention_operations = Table(

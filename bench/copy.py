@@ -14,6 +14,7 @@ from pydantic import SecretStr
 from app import schema
 from app.db import connect_writer
 from app.events.catalog import Catalog
+from app.events.log import Log
 from app.ingest.accept import Acceptance, accept, check_item, computed_ids
 from app.ingest.link import link
 from app.ingest.store import COPY_COLUMNS
@@ -32,7 +33,7 @@ def rows(number: int) -> list[tuple[Any, ...]]:
     while len(made) < number:
         drafts = [check_item(CATALOG, event("copy"), f"/{i}", plain=True, depth=3) for i in range(ROWS_AT_ONCE)]
         ids = computed_ids(drafts, "", ("body", hashlib.sha256(os.urandom(16)).hexdigest()), datetime.now(UTC))
-        flush = link(accept(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), "bench", tail, {})
+        flush = link(accept(drafts, ids, Acceptance(datetime.now(UTC), {}, "bench")), Log(0, "bench"), tail, {})
         tail = (flush.first_index, len(flush.rows))
         made += [(*row, None, None, None, 0, "sha256-rfc6962") for row in flush.rows]
     return made

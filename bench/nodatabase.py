@@ -26,7 +26,7 @@ class NoStore(Store):
         self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, action: FlushAction | None = None
     ) -> None:
         del claims, deadline, action
-        flush = link(events, self.log.name, self._end, self._heads_by_correlation)
+        flush = link(events, self.log, self._end, self._heads_by_correlation)
         await asyncio.sleep(0)
         self._end = (flush.first_index, len(flush.rows))
         self._heads_by_correlation |= flush.heads

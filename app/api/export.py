@@ -169,7 +169,7 @@ async def export_events(request: Request) -> Response:
     if query.format == "json":
         export = SignedPage(query, caller, service.log, await _key_pair(request), service.settings.hmac_key)
     else:
-        export = Export(query, caller, service.log, service.signing_key, token)
+        export = Export(query, caller, service.log, service.log_key, token)
     chunks = _chunks(service, export)
     try:
         first = await (within_deadline(request, anext(chunks)) if query.format == "json" else anext(chunks))

@@ -40,6 +40,7 @@ async def ready(request: Request) -> Response:
     """The service can take an event durably; else 503 and the reason. While Postgres can commit nothing, the detail says why.
 
     `findings` is how many findings nobody has acknowledged; it is absent if there are none.
+    After a loss `continuation_needed` says why nothing is signed until `datastorage log continue`.
     """
     presence = foundation_of(request).presence
     failure = presence.database_failure
@@ -49,6 +50,7 @@ async def ready(request: Request) -> Response:
         return _status_response({"status": "not_ready", "reason": reason} | shown, 503)
     findings = presence.open_findings()
     shown = ({"database": "unreachable"} | detail if failure else {}) | ({"findings": findings} if findings else {})
+    shown |= {"continuation_needed": loss} if (loss := presence.loss()) else {}
     return _status_response({"status": "ready"} | shown)
 
 

@@ -13,7 +13,6 @@ from app.api.deadline import within_deadline
 from app.api.service import service_of
 from app.events.explain import bad_fields
 from app.tlog.note import encoded_base64
-from app.tlog.proof import document_with_opening
 from app.tlog.prove import prove_consistency, prove_event
 
 router = APIRouter(tags=["log"])
@@ -38,6 +37,7 @@ async def event_proof(
     """The event's proof file (C2SP tlog-proof). With open=true a JSON document that also shows what can be erased of it.
 
     With timestamped=true a JSON document under the earliest checkpoint that a timestamp authority has stamped, with its token.
+    Of an event of a log that was continued after a loss, if no signed checkpoint has it, a JSON document in any case.
     """
     try:
         parsed = UUID(event_id)
@@ -45,10 +45,8 @@ async def event_proof(
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"}) from None
     service = service_of(request)
     found = await within_deadline(request, prove_event(service.engine, parsed, service.log, timestamped=timestamped))
-    if open or timestamped:
-        opened = (found.salt, found.committed) if open else (None, None)
-        document = document_with_opening(found.proof, *opened, found.token)
-        return Response(document, media_type="application/json")
+    if open or timestamped or found.seam is not None:
+        return Response(found.document(open=open), media_type="application/json")
     return PlainTextResponse(str(found.proof))
 
 

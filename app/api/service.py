@@ -63,8 +63,9 @@ class Service(Foundation):
 
     writer: EventWriter
     log_name: str
+    """Of the first log."""
     signing_key: SigningKey | None
-    """None where checkpoints are not signed."""
+    """Of the first log; None where checkpoints are not signed."""
 
     @classmethod
     def started(
@@ -77,7 +78,12 @@ class Service(Foundation):
     @property
     def log(self) -> Log:
         """The log that events are written to now."""
-        return Log(0, self.log_name)
+        return Log(self.writer_state.log_id, self.log_name)
+
+    @property
+    def log_key(self) -> SigningKey | None:
+        """The key of that log; None where checkpoints are not signed."""
+        return self.signing_key and self.signing_key.of(self.log)
 
 
 class Start:

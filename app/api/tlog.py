@@ -77,12 +77,13 @@ async def timestamp(request: Request, size: Annotated[int | None, Query(ge=0, lt
 
 @router.get("/tlog/key", response_class=PlainTextResponse)
 async def key(request: Request) -> Response:
-    """The public keys that checkpoints are verified with, as vkeys of C2SP signed-note, the one in use first."""
+    """The public keys that checkpoints are verified with, as vkeys of C2SP signed-note, the one in use first; then those of closed logs."""
     _refuse_if_closed(request)
-    signing_key = service_of(request).signing_key
-    if signing_key is None:
+    service = service_of(request)
+    if service.signing_key is None:
         raise no_checkpoint(request)
-    text = "".join(f"{one}\n" for one in signing_key.all_public)
+    logs = reversed(list(service.log.and_earlier()))
+    text = "".join(f"{one}\n" for log in logs for one in service.signing_key.of(log).all_public)
     return PlainTextResponse(text, headers={"Cache-Control": _CACHE_MINUTES})
 
 

@@ -19,6 +19,10 @@ class Log:
     def __post_init__(self) -> None:
         object.__setattr__(self, "name", f"{self.first_name}/{self.id}" if self.id else self.first_name)
 
+    def place(self, log_index: int) -> int:
+        """A position of this log among those of all logs, as place_of()."""
+        return place_of(self.id, log_index)
+
     def name_of(self, log_id: object) -> str:
         """The name of this log or of one before it by its id; of any other id, which no event has, this log's."""
         if log_id == self.id or not isinstance(log_id, int) or not 0 <= log_id < self.id:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import orjson
 
 from app.events.canonical import canonical, loads
-from app.events.log import Log
+from app.events.log import Log, place_of
 
 _UTC = orjson.OPT_UTC_Z | orjson.OPT_NAIVE_UTC
 
@@ -71,6 +71,12 @@ def is_logged(row: Row, log: Log) -> bool:
     """Whether a stored row is what its log, which is `log` or one before it, has at its position: it hashes to `leaf`, its leaf there."""
     leaf = row["leaf"]
     return leaf is not None and bool(stored_hash(row, log.name_of(row["log_id"])) == leaf)
+
+
+def place(row: Row) -> int | None:
+    """The place (place_of) that a row says it has; None without a position."""
+    index = row.get("log_index")
+    return None if index is None else place_of(row.get("log_id"), index)
 
 
 def record(row: Row, log_name: str, commitment: bytes) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class WriterState(Protocol):
     """Postgres was away at the last flush."""
     busy_seconds: float
     """How long the writer has been writing to Postgres; while it writes, less the monotonic time when it began: so below 0."""
+    log_id: int
+    """The log that events are written to."""
 
 
 def busy_seconds_until(now: float, state: WriterState) -> float:
@@ -41,3 +43,4 @@ class OwnState:
 
     away: bool = False
     busy_seconds: float = 0.0
+    log_id: int = 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from app.events.log import Log
 from app.events.record import record_leaf_hash
 from app.ingest.accept import Event
 
@@ -25,8 +26,9 @@ NO_HEAD = Head(0, "", None)
 
 @dataclass(slots=True)
 class Flush:
-    """One flush, ready to be sent. It is committed at `first_index`, or not at all."""
+    """One flush, ready to be sent. It is committed at `first_index` of its log, or not at all."""
 
+    log: Log
     previous_first: int
     """The first_index of the flush before it."""
     first_index: int
@@ -41,14 +43,14 @@ class Flush:
     """End of each chain after this flush."""
 
 
-def link(events: Sequence[Event], log_name: str, tail: tuple[int, int], heads: dict[str, Head]) -> Flush:
+def link(events: Sequence[Event], of_log: Log, tail: tuple[int, int], heads: dict[str, Head]) -> Flush:
     """Give `events` the positions after `tail` (first_index and count of the last flush), and link each into its chain.
 
     A chain that is not in `heads` is new. The log's name and the positions are written
     into each event's record, which is hashed then.
     """
-    flush = Flush(tail[0], tail[0] + tail[1], events)
-    leaves = []
+    flush = Flush(of_log, tail[0], tail[0] + tail[1], events)
+    leaves, log_name = [], of_log.name
     for log_index, event in enumerate(events, flush.first_index):
         correlation_id = event.correlation_id
         head = flush.heads.get(correlation_id)

@@ -18,7 +18,7 @@ from app.ingest import notification_replay
 from app.ingest.spool import Spool
 from app.ingest.spool_codec import readable
 from app.ingest.spool_file import FILE_NAME
-from app.ingest.store import Store
+from app.ingest.store import FindLog, Store
 from app.ingest.writer import Writer
 from app.settings import Settings
 from app.sql import load
@@ -74,10 +74,13 @@ def _open_read_only(directory: Path) -> sqlite3.Connection:
     return sqlite3.connect(f"file:{_existing_file(directory)}?mode=ro", uri=True, timeout=5)
 
 
-async def replay(settings: Settings, directory: Path, *, force: bool, quarantined: bool) -> str:
+async def replay(
+    settings: Settings, directory: Path, find_log: FindLog | None = None, *, force: bool, quarantined: bool
+) -> str:
     """Write what waits in `directory` to Postgres; the result as one line of text. Raises Fatal when not all can be written.
 
     `quarantined` tries what is in quarantine again, too. `force` replays a spool that is older than the smallest retention.
+    `find_log` finds the log that is open.
     """
     _existing_file(directory)
     connection = await db.connect(settings)
@@ -97,7 +100,7 @@ async def replay(settings: Settings, directory: Path, *, force: bool, quarantine
                 f"The spool is older than the smallest retention ({days} days): use --force to replay it anyway."
             )
         before = spool.depth.events, spool.depth.notifications
-        writer = Writer(Store(settings, Log(0, log_name)), settings, spool)
+        writer = Writer(Store(settings, Log(0, log_name), find_log=find_log), settings, spool)
         writer.start()
         try:
             await _replay_events(writer, spool)

@@ -63,6 +63,8 @@ FlushAction = Callable[[Connection, Flush], Awaitable[None]]
 Nobody else can write to the log until the commit, so what it reads stays true. A store does not see that its own action has
 changed a hold: it must not be used again.
 """
+FindLog = Callable[[Connection, Log], Awaitable[Log]]
+"""Reads which log events are written to: a known one, or one that continues it."""
 SignedSize = Callable[[Connection, Log], Awaitable[int]]
 """Reads how many events the newest checkpoint of a log in the database covers that the log's key has signed; 0 without one."""
 
@@ -106,9 +108,17 @@ class MonthDetached(Unavailable):
 class Store:
     """The writer's own connection, and its cache of the end of the log, of chain heads and of holds."""
 
-    def __init__(self, settings: Settings, of_log: Log, signed_size: SignedSize | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        of_log: Log,
+        signed_size: SignedSize | None = None,
+        find_log: FindLog | None = None,
+    ) -> None:
+        """Without `find_log`, `of_log` is the only log there is."""
         self.log = of_log
         """The log that it writes to."""
+        self._find_log = find_log or _the_same
         self._settings = settings
         self._signed_size = signed_size or _nothing_signed
         self._connection: Connection | None = None
@@ -160,6 +170,8 @@ class Store:
                     deadline = min(deadline, asyncio.get_running_loop().time() + self.reconnect_seconds)
                 else:
                     await self._rollback()
+                    if kind is FailureKind.LOG_CLOSED and await self._leave_closed_log(uncertain, error):
+                        return
                     if kind is FailureKind.BUSY:
                         await self._terminate_stalled_sessions()
                     # This retry may have collided with the flush that it repeats: then the next read of the log decides.
@@ -175,7 +187,21 @@ class Store:
         if self._connection is None or self._connection.is_closed():
             self._drop_cache()
             self._connection = await connect_writer(self._settings)
+            try:
+                await self._follow_log(self._connection)
+            except BaseException:
+                self.disconnect()
+                raise
         return self._connection
+
+    async def _follow_log(self, connection: Connection) -> None:
+        """Write to the log that is open now. Everything that is known of another one is dropped."""
+        found = await self._find_log(connection, self.log)
+        if found != self.log:
+            log.warning("events are written to the next log", extra={"log": found.name, "closed": self.log.name})
+            self.log, self._known_flush, self._holds_version = found, None, (None, None)
+            self._holds = HoldIndex()
+            self._drop_cache()
 
     async def _reconnect(self, deadline: float) -> Connection:
         """As connection(), but retried until `deadline`: a flush of unknown outcome may be stored, and only Postgres knows."""
@@ -318,7 +344,7 @@ class Store:
         if others and await connection.fetch(SQL["stored_ids"], others):
             await self._rollback()
             raise PossibleResend
-        return link(events, self.log.name, self._tail, self._heads)
+        return link(events, self.log, self._tail, self._heads)
 
     async def _read_tail(self, connection: Connection) -> tuple[int, int]:
         """The last flush of the log: the one that follows without a gap from what this process knows.
@@ -412,14 +438,14 @@ class Store:
         if (copied or marks or action) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
         won = await connection.fetchval(
-            SQL.of(self.log)["flush"], *parameters, rows, *(zip(*extra, strict=True) if rows else ([], [], []))
+            SQL.of(flush.log)["flush"], *parameters, rows, *(zip(*extra, strict=True) if rows else ([], [], []))
         )
         if not won:
             await self._rollback()
             raise LostRace
         # After the compare-and-set, so that a replica with many small flushes cannot win against every large one.
         if copied:
-            log_columns = self.log.id, "sha256-rfc6962"
+            log_columns = flush.log.id, "sha256-rfc6962"
             records = [row + more + log_columns for row, more in zip(copied, extra, strict=True)]
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
         if marks:
@@ -470,8 +496,34 @@ class Store:
 
     async def _outcome_in_log(self, connection: Connection, flush: Flush) -> bool | None:
         """Whether a flush of unknown outcome was committed; None while the log has nothing at its position."""
-        leaves = await connection.fetchval(SQL.of(self.log)["leaves"], flush.first_index)
+        leaves = await connection.fetchval(SQL.of(flush.log)["leaves"], flush.first_index)
         return None if leaves is None else leaves == flush.leaves
+
+    async def _leave_closed_log(self, uncertain: Flush | None, error: Exception) -> bool:
+        """Write to the next log from now on. True if a flush of unknown outcome was committed before its log was closed.
+
+        Else LostRace; DatabaseAway if there is no next log that may be written to, or Postgres went away.
+        """
+        try:
+            connection, closed = await self.connection(), self.log
+            if uncertain is not None and await self._outcome_in_log(connection, uncertain) is True:
+                return True
+            await self._follow_log(connection)
+        except DATABASE_ERRORS as failure:
+            self.disconnect()
+            raise DatabaseAway from failure
+        if self.log == closed and (uncertain is None or uncertain.log == closed):
+            _alarm(
+                "closed", f"the log {closed.name} is closed, and no next one has a checkpoint that its key has signed"
+            )
+            raise DatabaseAway from error
+        raise LostRace
+
+    async def open_log(self, of_log: Log, event: Event, action: FlushAction) -> None:
+        """Write the first event of a log that was opened in the transaction begun on connection(), run `action`, and commit."""
+        self.log = of_log
+        flush = link([event], of_log, (-1, 1), {})
+        await self._send(await self.connection(), flush, _claim_columns([event], []), action)
 
     async def _rollback(self) -> None:
         connection = self._connection
@@ -511,6 +563,11 @@ class Store:
             heads[correlation_id] = head
         while len(heads) > _HEADS_MAX:
             del heads[next(iter(heads))]
+
+
+async def _the_same(connection: Connection, known: Log) -> Log:
+    del connection
+    return known
 
 
 async def _nothing_signed(connection: Connection, of_log: Log) -> int:

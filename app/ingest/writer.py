@@ -432,7 +432,7 @@ class Writer:
                 events = [e for s in waiting for e in s.events if e.id not in stored]
                 claims = [(s.claim, [e.id for e in s.events]) for s in waiting if s.claim is not None]
                 if events:
-                    await self._commit(events, claims, deadline, _notification_action(waiting, self.store))
+                    await self._commit(events, claims, deadline, _notification_action(waiting))
             except LostRace:
                 self.store.reset_after_lost_race()
                 stored.clear()
@@ -453,6 +453,7 @@ class Writer:
                 return
             else:
                 self.failure = ""
+                self._state.log_id = self.store.log.id
                 self._committed_at = asyncio.get_running_loop().time()
                 _observe_flush(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
                 _finish(waiting)
@@ -542,7 +543,7 @@ def _ids_of(submission: Submission) -> set[UUID | str]:
     return {*_possible_ids(submission.events)}
 
 
-def _notification_action(submissions: Sequence[Submission], store: Store) -> FlushAction | None:
+def _notification_action(submissions: Sequence[Submission]) -> FlushAction | None:
     """Writes the notifications among `submissions`, whose events the flush has."""
     pending = {s.events[0].id: s.notification for s in submissions if s.notification is not None}
     if not pending:
@@ -551,7 +552,7 @@ def _notification_action(submissions: Sequence[Submission], store: Store) -> Flu
     async def write(connection: Connection, flush: Flush) -> None:
         for position, event in enumerate(flush.events, flush.first_index):
             if event.id in pending:
-                await pending[event.id].write(connection, store.log.id, position)
+                await pending[event.id].write(connection, flush.log.id, position)
 
     return write
 

@@ -28,6 +28,9 @@ class PodState(ctypes.Structure):
     busy_seconds: float
     """As WriterState has it."""
     log_name: bytes
+    """Of the first log."""
+    log_id: int
+    """The log that events are written to."""
     ready: "ctypes.Array[ctypes.c_bool]"
     """For each process, whether it answers."""
     connections: "ctypes.Array[ctypes.c_int]"
@@ -36,6 +39,7 @@ class PodState(ctypes.Structure):
         *((name, ctypes.c_bool) for name in ("started", "database_seen", "away", "has_spool", "has_spooled")),
         ("busy_seconds", ctypes.c_double),
         ("log_name", ctypes.c_char * _NAME_BYTES_MAX),
+        ("log_id", ctypes.c_int),
         ("ready", ctypes.c_bool * PROCESSES_MAX),
         ("connections", ctypes.c_int * PROCESSES_MAX),
     ]

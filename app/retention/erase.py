@@ -10,19 +10,17 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from app import schema
 from app.db import Connection, connect
 from app.errors import AuditError, Conflict
 from app.events.canonical import canonical, loads
 from app.events.catalog import Catalog
-from app.events.log import Log
 from app.events.neutral import neutral_payload
 from app.events.positions import Positions
 from app.events.record import commitment_of, is_logged
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
-from app.retention.logged import action_store, commit_action
+from app.retention.logged import action_store, commit_action, read_open_log
 from app.settings import Settings
 from app.sql import load
 from app.tlog.evidence import left_digest
@@ -73,7 +71,7 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
     erased = Erased(uuid4())
     connection = await connect(settings, statement_timeout="0")
     try:
-        log = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
+        log = await read_open_log(connection, settings)
         arguments = erasure.event_ids, erasure.actor_id, erasure.correlation_id
         rows = await connection.fetch(SQL["erasable"], *arguments, timeout=_SLOW_SECONDS)
         if held := sorted({row["correlation_id"] for row in rows if row["held"]}):
@@ -87,8 +85,9 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
                 batch = [row["event_id"] for row in sealed[start : start + BATCH_ROWS]]
                 found = await connection.fetch(SQL["to_erase"], batch, timeout=_SLOW_SECONDS)
                 logged = [row for row in found if is_logged(row, log)]
-                if logged and not dry_run:
-                    await _erase(store, catalog, erased.erasure_id, erasure, logged)
+                for of_log in [[row for row in logged if row["log_id"] == one.id] for one in log.and_earlier()]:
+                    if of_log and not dry_run:
+                        await _erase(store, catalog, erased.erasure_id, erasure, of_log)
                 erased.events += [row["event_id"] for row in logged]
                 erased.unsealed += sorted({row["event_id"] for row in found} - {row["event_id"] for row in logged})
     finally:
@@ -109,6 +108,7 @@ async def _erase(
         "event_ids": [str(event_id) for event_id in ids],
         "positions": str(Positions.of(positions)),
         "left": [left_digest(payload) for _, payload in sorted(zip(positions, payloads, strict=True))],
+        "log_id": rows[0]["log_id"],
         "erased_by": erasure.by,
         "reason": erasure.reason,
     }

@@ -91,10 +91,11 @@ async def place(settings: Settings, log: Log, selector: Selector, order: HoldOrd
     async with action_store(settings, log) as store:
         connection = await store.connection()
         await connection.execute(SQL["lock_holds"])
+        marked_in = store.log
         log_size: int = await connection.fetchval(SQL.of(store.log)["log_size"]) or 0
         async with connection.transaction():
             await connection.execute(SQL["long_statement_timeout"])
-            covered = await _mark_rows(connection, selector, (None, log_size), mark)
+            covered = await _mark_rows(connection, selector, (marked_in, None, log_size), mark)
         if not covered and selector.correlation_id is not None:
             raise _no_event(selector.correlation_id)
         replaced = await connection.fetchval(SQL["active_hold"], *selector.columns())
@@ -107,11 +108,20 @@ async def place(settings: Settings, log: Log, selector: Selector, order: HoldOrd
         async def record(connection: Connection, flush: Flush) -> None:
             nonlocal covered_later
             if replaced is not None:
-                await _release_hold_row(connection, replaced, HoldOrder(order.by, "replaced"), now, flush.first_index)
+                await _release_hold_row(connection, replaced, HoldOrder(order.by, "replaced"), now, flush)
             await connection.execute(
-                SQL["place_hold"], *selector.columns(), order.reason, order.by, now, hold_id, flush.first_index
+                SQL.of(flush.log)["place_hold"],
+                *selector.columns(),
+                order.reason,
+                order.by,
+                now,
+                hold_id,
+                flush.first_index,
             )
-            covered_later = await _mark_rows(connection, selector, (log_size, flush.first_index), mark)
+            first = (
+                log_size if flush.log == marked_in else None
+            )  # the log was continued meanwhile: once more, all of it
+            covered_later = await _mark_rows(connection, selector, (flush.log, first, flush.first_index), mark)
 
         await commit_action(store, [self_event(log.first_name, payload, about=hold_id, actor_id=order.by)], record)
     return Placement(hold_id, now, covered + covered_later)
@@ -188,7 +198,7 @@ async def _release(
     async def record(connection: Connection, flush: Flush) -> None:
         nonlocal unmarked
         if hold_id is not None:
-            await _release_hold_row(connection, hold_id, order, now, flush.first_index)
+            await _release_hold_row(connection, hold_id, order, now, flush)
         if unmark is not None:
             await connection.execute(SQL["authorize_release"])
             unmarked = await unmark(connection)
@@ -200,21 +210,26 @@ async def _release(
 
 
 async def _release_hold_row(
-    connection: Connection, hold_id: UUID, order: HoldOrder, now: datetime, position: int
+    connection: Connection, hold_id: UUID, order: HoldOrder, now: datetime, flush: Flush
 ) -> None:
-    if await connection.execute(SQL["release_hold"], hold_id, order.reason, order.by, now, position) != "UPDATE 1":
+    if (
+        await connection.execute(
+            SQL.of(flush.log)["release_hold"], hold_id, order.reason, order.by, now, flush.first_index
+        )
+        != "UPDATE 1"
+    ):
         raise HoldChanged
 
 
-async def _mark_rows(
-    connection: Connection, selector: Selector, positions: tuple[int | None, int], mark: tuple[str, str, datetime]
-) -> int:
-    """Mark the rows that match the selector, from the first of `positions` up to the second. The number of marked rows.
+_Part = tuple[Log, int | None, int]
+"""Positions of a log from the first up to, not including, the second. None: from the beginning, with all logs before and unsealed rows."""
 
-    With None for the first, from the beginning, and unsealed rows, too.
-    """
+
+async def _mark_rows(connection: Connection, selector: Selector, part: _Part, mark: tuple[str, str, datetime]) -> int:
+    """Mark the rows that match the selector in a part of the log. The number of marked rows."""
+    log, *positions = part
     arguments = *selector.columns(), *positions, *mark
-    return int(await connection.fetchval(SQL["mark_rows"], *arguments, timeout=_SLOW_SECONDS))
+    return int(await connection.fetchval(SQL.of(log)["mark_rows"], *arguments, timeout=_SLOW_SECONDS))
 
 
 def _text(value: str | datetime) -> str:

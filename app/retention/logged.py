@@ -8,12 +8,14 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from app.db import DATABASE_ERRORS, FailureKind, failure_kind
+from app import schema
+from app.db import DATABASE_ERRORS, Connection, FailureKind, failure_kind
 from app.errors import DatabaseAway, DatabaseFailed, Unavailable
 from app.events.log import Log
 from app.ingest.accept import Event
 from app.ingest.store import FlushAction, LostRace, Store
 from app.settings import Settings
+from app.tlog.continued import find_log
 
 DEADLINE_SECONDS = 30.0
 
@@ -27,7 +29,7 @@ class LockTimeout(Unavailable):
 @asynccontextmanager
 async def action_store(settings: Settings, log: Log) -> AsyncIterator[Store]:
     """A store for one action. Errors of its connection are raised as DatabaseAway, LockTimeout or DatabaseFailed."""
-    store = Store(settings, log)
+    store = Store(settings, log, find_log=find_log(settings))
     try:
         yield store
     except DATABASE_ERRORS as error:
@@ -40,6 +42,12 @@ async def action_store(settings: Settings, log: Log) -> AsyncIterator[Store]:
                 raise DatabaseFailed from error
     finally:
         await store.close()
+
+
+async def read_open_log(connection: Connection, settings: Settings) -> Log:
+    """The log that events are written to. Fatal if the schema does not fit, or the log has another name than the settings say."""
+    first = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
+    return await find_log(settings)(connection, first)
 
 
 async def commit_action(store: Store, events: Sequence[Event], action: FlushAction) -> None:

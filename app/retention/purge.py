@@ -12,13 +12,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from app import schema
 from app.db import Connection, connect
 from app.errors import AuditError, Fatal
-from app.events.log import Log
 from app.events.positions import Positions
 from app.ingest.link import Flush
-from app.retention.logged import action_store, commit_action
+from app.retention.logged import action_store, commit_action, read_open_log
 from app.retention.policy import Month, MonthContents, Terms
 from app.retention.removal import (
     SLOW_SECONDS,
@@ -115,7 +113,7 @@ async def _session(settings: Settings, now: datetime) -> AsyncIterator[Retention
         settings = settings.model_copy(update={"database_url": settings.retention_url})
     connection = await connect(settings, statement_timeout="0", lock_timeout="10s")
     try:
-        of_log = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
+        of_log = await read_open_log(connection, settings)
         async with action_store(settings, of_log) as store:
             log_size = await connection.fetchval(SQL.of(of_log)["log_size"]) or 0
             yield RetentionSession(store, connection, Terms.of(settings, now), log_size)

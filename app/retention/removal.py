@@ -115,8 +115,9 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
     Not done if somebody has inserted a row at a position that another row has too: the event would name that position.
     """
     connection, terms = session.connection, session.terms
-    log_size = await connection.fetchval(SQL.of(session.store.log)["log_size"]) or 0
-    version = await connection.fetchrow(SQL["holds_version"])
+    read_in = session.store.log
+    log_size = await connection.fetchval(SQL.of(read_in)["log_size"]) or 0
+    version = await connection.fetchrow(SQL.of(read_in)["holds_version"])
     assert version is not None
     rows = await read_contents(session, month)
     positions = Positions.parse(rows.positions)
@@ -129,8 +130,8 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
     operation = uuid4()
 
     async def check_unchanged(connection: Connection, flush: Flush) -> None:
-        del flush
-        if not await connection.fetchval(SQL["month_unchanged"], month.first, month.end, log_size, *version):
+        statement = SQL.of(flush.log)["month_unchanged"]
+        if flush.log != read_in or not await connection.fetchval(statement, month.first, month.end, log_size, *version):
             raise MonthChanged
 
     events = list(purge_events(session, operation, positions, repeated, unsealed=rows.unsealed, month=month.name))

@@ -15,7 +15,8 @@ WITH RECURSIVE following AS (
     ) f WHERE p.step < $3
 )
 SELECT first_index, greatest(count, 1) AS count, step,
-    (SELECT max(placed_index) FROM holds) AS placed, (SELECT max(released_index) FROM holds) AS released
+    (SELECT max(placed_index) FROM holds WHERE placed_log = {log}) AS placed,
+    (SELECT max(released_index) FROM holds WHERE released_log = {log}) AS released
 FROM following ORDER BY first_index DESC LIMIT 1
 
 -- name: flush_before
@@ -57,7 +58,7 @@ SELECT correlation_id, actor_id, resource_type, resource_id,
     CASE WHEN time_to < '0001-01-02Z' THEN '0001-01-02Z' WHEN time_to >= '9999-12-31Z' THEN '9999-12-30Z' ELSE time_to END AS time_to,
     reason, placed_by,
     CASE WHEN placed_at < '0001-01-02Z' THEN '0001-01-02Z' WHEN placed_at >= '9999-12-31Z' THEN '9999-12-30Z' ELSE placed_at END AS placed_at
-FROM holds WHERE released_at IS NULL ORDER BY correlation_id IS NULL, placed_index
+FROM holds WHERE released_at IS NULL ORDER BY correlation_id IS NULL, placed_log, placed_index
 
 -- name: mark_held
 -- Marks the events of this flush that fall under a hold.

@@ -22,7 +22,7 @@ SELECT * FROM holds WHERE hold_id = $1
 -- are marked now: a row that a purge has deleted while this statement waited for it is not marked, and not counted.
 WITH covered AS MATERIALIZED (
     SELECT k.*, e.legal_hold IS TRUE AND ($1 IS NULL OR e.legal_hold_placed_at IS NOT DISTINCT FROM $11) AS marked
-    FROM events_under($1, $2, $3, $4, $5, $6, $7, $8) k JOIN audit_events e USING (event_id, event_date, correlation_id)
+    FROM events_under($1, $2, $3, $4, $5, $6, {log}::smallint, $7, $8) k JOIN audit_events e USING (event_id, event_date, correlation_id)
 ), newly_marked AS (
     UPDATE audit_events e
     SET legal_hold = true, legal_hold_reason = $9, legal_hold_placed_by = $10, legal_hold_placed_at = $11
@@ -35,12 +35,12 @@ SELECT (SELECT count(*) FROM newly_marked) + (SELECT count(*) FROM covered WHERE
 -- name: place_hold
 -- The row of a hold, in one transaction with the event that records it.
 INSERT INTO holds (correlation_id, actor_id, resource_type, resource_id, time_from, time_to, reason, placed_by, placed_at,
-    hold_id, placed_index)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+    hold_id, placed_index, placed_log)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, {log})
 
 -- name: release_hold
 -- Releases a hold, in one transaction with the event that records it.
-UPDATE holds SET release_reason = $2, released_by = $3, released_at = $4, released_index = $5
+UPDATE holds SET release_reason = $2, released_by = $3, released_at = $4, released_index = $5, released_log = {log}
 WHERE hold_id = $1 AND released_at IS NULL
 
 -- name: long_statement_timeout
@@ -128,7 +128,8 @@ SELECT * FROM due_events($1::text::regclass, $2, $3, $4, $5, $6)
 
 -- name: holds_version
 -- The positions at which holds last changed.
-SELECT max(placed_index) AS placed, max(released_index) AS released FROM holds
+SELECT (SELECT max(placed_index) FROM holds WHERE placed_log = {log}) AS placed,
+    (SELECT max(released_index) FROM holds WHERE released_log = {log}) AS released
 
 -- name: purge
 -- Deletes the rows that the purge event of this transaction names, except rows that are held by now. Returns how many.
@@ -184,9 +185,9 @@ WHERE run_id = $1
 -- name: month_unchanged
 -- Whether no event of a month was held or written since its contents were read.
 SELECT NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND legal_hold)
-    AND NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index >= $3)
-    AND (max(placed_index), max(released_index)) IS NOT DISTINCT FROM ($4::bigint, $5::bigint)
-FROM holds
+    AND NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index >= $3 AND {in_log})
+    AND (SELECT max(placed_index) FROM holds WHERE placed_log = {log}) IS NOT DISTINCT FROM $4::bigint
+    AND (SELECT max(released_index) FROM holds WHERE released_log = {log}) IS NOT DISTINCT FROM $5::bigint
 
 -- name: drop_month
 -- Drops a detached month unless something in it has to stay. Returns whether it was dropped.
@@ -205,7 +206,8 @@ FROM audit_events
 WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND payload_commitment IS NULL
     AND event_type NOT IN (
         'datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored',
-        'datastorage.notification.stored', 'datastorage.finding.recorded', 'datastorage.finding.acknowledged'
+        'datastorage.notification.stored', 'datastorage.finding.recorded', 'datastorage.finding.acknowledged',
+        'datastorage.log.continued'
     )
 ORDER BY log_index
 

@@ -21,7 +21,8 @@ SELECT
     ) AS begin,
     EXISTS (SELECT FROM rollup_months WHERE building IS NOT NULL) AS build,
     EXISTS (SELECT FROM log_flushes f WHERE f.log_id = 0 AND f.first_index = position) OR EXISTS (SELECT FROM rollup_changes) AS follow
-FROM rollup_progress WHERE log_id = 0
+FROM rollup_progress WHERE log_id = 0 AND NOT EXISTS (SELECT FROM logs WHERE log_id > 0)
+UNION ALL SELECT false, false, false, false WHERE EXISTS (SELECT FROM logs WHERE log_id > 0) -- it can count one log only
 
 -- name: lock_rollup
 -- Nobody reports flushes as lost until this transaction ends, so that it does not overwrite the report. NULL while somebody does.

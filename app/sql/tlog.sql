@@ -159,7 +159,7 @@ SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events WHERE event_id 
 SELECT {hashed_columns}
 FROM audit_events
 WHERE correlation_id = ANY($1) AND (log_index IS NOT NULL OR chain_index IS NOT NULL)
-ORDER BY correlation_id, chain_index NULLS LAST, log_index
+ORDER BY correlation_id, chain_index NULLS LAST, log_id, log_index
 
 -- name: evidence
 -- Sealed self events of some types, of all correlations or of some, each with the leaf that the log has at its position.
@@ -174,3 +174,28 @@ WITH purged AS MATERIALIZED (SELECT $3::text::int8multirange AS positions)
 SELECT count(DISTINCT log_index) FILTER (WHERE positions @> log_index) AS purged,
     count(DISTINCT log_index) FILTER (WHERE NOT positions @> log_index) AS others
 FROM audit_events, purged WHERE log_index >= $1 AND log_index < $2 AND {in_log}
+
+-- name: later_logs
+-- The logs after $1, each with the newest notes that the database has of it.
+SELECT l.log_id, l.name, ARRAY(
+        SELECT note FROM log_signers s WHERE s.log_id = l.log_id AND note IS NOT NULL
+        UNION ALL (SELECT note FROM log_checkpoints c WHERE c.log_id = l.log_id ORDER BY size DESC LIMIT 10)
+    ) AS notes
+FROM logs l WHERE l.log_id > $1 ORDER BY l.log_id
+
+-- name: first_events
+-- The rows that say that they are the first event of the log, each with the leaf that the log has there.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events WHERE log_index = 0 AND log_id = {log}
+
+-- name: open_next_log
+-- Closes log $1 and opens the one after it, named $2. From now on only releases that know the migration $3 may write.
+SELECT open_next_log($1, $2, $3)
+
+-- name: last_end
+-- Where the last flush ends that a closed log has.
+SELECT first_index + greatest(count, 1) FROM log_flushes WHERE log_id = {log} ORDER BY first_index DESC LIMIT 1
+
+-- name: published_up_to
+-- The last published checkpoint of a closed log of at most $1 events.
+SELECT size, note || cosignatures AS note FROM log_checkpoints
+WHERE log_id = {log} AND published_at IS NOT NULL AND size <= $1 ORDER BY size DESC LIMIT 1

@@ -40,23 +40,24 @@ SELECT length, hash FROM chain_heads WHERE correlation_id = $1
 SELECT first_index, count, leaves FROM log_flushes WHERE log_id = {log} AND first_index >= -1 AND first_index < $1 ORDER BY first_index
 
 -- name: outside_rows
--- Rows of audit_events that say that they are the log's, where the log of $1 events has no position. UNION ALL: an index for each.
+-- Rows of audit_events that say that they are the log's, where the log of $1 events has no position; and, if $2, those that are of no log
+-- or at no position of any. UNION ALL: an index for each.
 SELECT {hashed_columns} FROM audit_events WHERE log_index >= $1 AND {in_log}
-UNION ALL SELECT {hashed_columns} FROM audit_events WHERE log_index < 0
+UNION ALL SELECT {hashed_columns} FROM audit_events WHERE log_index < 0 AND $2::boolean
 UNION ALL SELECT {hashed_columns} FROM audit_events
-WHERE log_index IS NULL AND num_nonnulls(log_id, chain_index, payload_salt, payload_commitment) > 0
+WHERE log_index IS NULL AND num_nonnulls(log_id, chain_index, payload_salt, payload_commitment) > 0 AND $2
 
 -- name: outside_flushes
--- Rows of the log's own tables that are no part of the log of $1 events.
+-- Rows of the log's own tables that are no part of the log of $1 events; and, if $2, those of no log.
 SELECT 'log_flushes' AS "table", log_id, first_index AS position FROM log_flushes
-WHERE (log_id = {log} AND (first_index >= greatest($1::bigint, 0) OR first_index < -1)) OR log_id NOT BETWEEN 0 AND {log}
+WHERE (log_id = {log} AND (first_index >= greatest($1::bigint, 0) OR first_index < -1)) OR (log_id NOT BETWEEN 0 AND {log} AND $2::boolean)
 UNION ALL SELECT format('log_tiles for tile %s/%s', level, index), log_id, NULL FROM log_tiles
-WHERE log_id NOT BETWEEN 0 AND {log}
+WHERE (log_id NOT BETWEEN 0 AND {log} AND $2)
     OR (log_id = {log} AND (level NOT BETWEEN 1 AND 5 OR index NOT BETWEEN 0 AND $1::bigint >> 8 * (level + 1)))
-UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id NOT BETWEEN 0 AND {log}
-UNION ALL SELECT 'log_timestamps', log_id, size FROM log_timestamps WHERE log_id NOT BETWEEN 0 AND {log}
-UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id NOT BETWEEN 0 AND {log}
-UNION ALL SELECT 'logs', log_id, NULL FROM logs WHERE log_id NOT BETWEEN 0 AND {log}
+UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id NOT BETWEEN 0 AND {log} AND $2
+UNION ALL SELECT 'log_timestamps', log_id, size FROM log_timestamps WHERE log_id NOT BETWEEN 0 AND {log} AND $2
+UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id NOT BETWEEN 0 AND {log} AND $2
+UNION ALL SELECT 'logs', log_id, NULL FROM logs WHERE log_id NOT BETWEEN 0 AND {log} AND $2
 ORDER BY 1, 2, 3 LIMIT 10000
 
 -- name: flushes_between
@@ -67,12 +68,14 @@ WHERE log_id = {log} AND first_index < $2
 ORDER BY first_index
 
 -- name: ids_outside_the_log
--- Rows that are not in the log of $1 events and whose id another row has too, and a correlation of that one. UNION ALL: as above.
+-- Rows that are not in the log of $1 events, or if $2 in no log, and whose id another row has too, and a correlation of that one.
+-- UNION ALL: as above.
 SELECT e.event_id, CASE WHEN e.event_timestamp >= '0001-01-02Z' AND e.event_timestamp < '9999-12-31Z'
         THEN e.event_timestamp ELSE 'infinity' END AS event_timestamp, e.correlation_id, e.log_index, e.previous_event_hash, o.correlation_id AS other
 FROM (
-    SELECT * FROM audit_events WHERE log_index IS NULL
-    UNION ALL SELECT * FROM audit_events WHERE log_index >= $1 AND {in_log} UNION ALL SELECT * FROM audit_events WHERE log_index < 0
+    SELECT * FROM audit_events WHERE log_index IS NULL AND $2::boolean
+    UNION ALL SELECT * FROM audit_events WHERE log_index >= $1 AND {in_log}
+    UNION ALL SELECT * FROM audit_events WHERE log_index < 0 AND $2
 ) e CROSS JOIN LATERAL (
     SELECT correlation_id FROM audit_events
     WHERE event_id = e.event_id AND (event_date, correlation_id) <> (e.event_date, e.correlation_id) LIMIT 1
@@ -102,7 +105,7 @@ SELECT name FROM logs WHERE log_id = 0
 
 -- name: last_flush
 -- Where the last flush begins, whoever wrote it: about how long the log is.
-SELECT max(first_index) FROM log_flushes WHERE log_id = {log}
+SELECT max(first_index) FROM log_flushes
 
 -- name: covered_size
 -- The largest of the sizes $1, and of the tiles' if $2, up to which a flush reaches. No flush reaches a size that somebody invented.
@@ -118,6 +121,14 @@ SELECT coalesce(max(size), 0) FROM (
 WITH RECURSIVE anchor AS (SELECT $1::bigint AS size), {following_flushes}
 SELECT first_index + greatest(count, 1) FROM following ORDER BY first_index DESC LIMIT 1
 
+-- name: positions_without_rows
+-- The positions before $1 that no row has, as the text of an int8multirange.
+SELECT coalesce(range_agg(int8range(after, log_index)), '{}')::text FROM (
+    SELECT log_index, lag(log_index, 1, -1::bigint) OVER (ORDER BY log_index) + 1 AS after FROM (
+        SELECT log_index FROM audit_events WHERE log_index >= 0 AND log_index < $1 AND {in_log} UNION ALL SELECT $1::bigint
+    ) positions
+) steps WHERE log_index > after
+
 -- name: flush_behind_lost_ones
 -- Where the next flush behind position $1 begins, if every position before it has a row: then the flushes between were lost.
 SELECT first_index FROM (
@@ -127,9 +138,9 @@ WHERE first_index - $1 = (SELECT count(DISTINCT log_index) FROM audit_events WHE
 
 -- name: chain_links
 -- The links of the chains of some correlations, and their heads. A head without rows has a row here too.
-SELECT correlation_id, chain_index, log_index, event_hash, previous_event_hash, event_id, event_timestamp, length, hash
+SELECT correlation_id, chain_index, log_id, log_index, event_hash, previous_event_hash, event_id, event_timestamp, length, hash
 FROM (
-    SELECT correlation_id, chain_index, log_index, event_hash, previous_event_hash, event_id,
+    SELECT correlation_id, chain_index, log_id, log_index, event_hash, previous_event_hash, event_id,
         CASE WHEN event_timestamp >= '0001-01-02Z' AND event_timestamp < '9999-12-31Z'
             THEN event_timestamp ELSE 'infinity' END AS event_timestamp
     FROM audit_events
@@ -139,21 +150,21 @@ FROM (
     SELECT correlation_id, length, hash FROM chain_heads
     WHERE correlation_id >= $1 AND ($2::text IS NULL OR correlation_id < $2)
 ) h USING (correlation_id)
-ORDER BY correlation_id, chain_index NULLS LAST, log_index
+ORDER BY correlation_id, chain_index NULLS LAST, log_id, log_index
 
 -- name: heads
 -- The next $2 heads from correlation $1 on, without that one if $3 is 1, and whether the last event of each chain is there. If not: how
 -- many sealed events the chain has at least, by the last one, and its position. By the index, some heads at a time: one statement for
 -- all of them would read every event, and end at its timeout in a large database.
 SELECT h.correlation_id, h.length, h.hash, whole.chain_index IS NOT NULL AS is_whole, coalesce(last.chain_index, -1) + 1 AS rows,
-    coalesce(last.log_index, -1) AS position
+    coalesce(last.log_id::bigint * 281474976710656 + last.log_index, -1) AS position
 FROM (SELECT * FROM chain_heads WHERE correlation_id >= $1 ORDER BY correlation_id LIMIT $2 OFFSET $3) h
 LEFT JOIN LATERAL (
     SELECT chain_index FROM audit_events e WHERE e.correlation_id = h.correlation_id AND e.chain_index = h.length - 1
     ORDER BY event_timestamp DESC LIMIT 1
 ) whole ON true
 LEFT JOIN LATERAL (
-    SELECT chain_index, log_index FROM audit_events e
+    SELECT chain_index, log_id, log_index FROM audit_events e
     WHERE whole.chain_index IS NULL AND e.correlation_id = h.correlation_id AND chain_index >= 0 AND log_index >= 0
     ORDER BY chain_index DESC LIMIT 1
 ) last ON true

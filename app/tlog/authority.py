@@ -5,6 +5,7 @@ A worker of its own: an authority that is slow or away delays neither checkpoint
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -61,8 +62,8 @@ class Authority:
             )
         return cls(settings.tsa_url, read_certificates(settings.tsa_certificates_file), keys)
 
-    async def run(self, settings: Settings, of: Log) -> NoReturn:
-        """Look each minute whether a timestamp is due, on a connection of its own."""
+    async def run(self, settings: Settings, of: Callable[[], Log]) -> NoReturn:
+        """Look each minute whether a timestamp is due of the log that `of` gives, on a connection of its own."""
 
         async def open_connection() -> Connection:
             return await connect(settings, lock_timeout="3s", idle_in_transaction_session_timeout=_TRANSACTION_IDLE_MAX)
@@ -71,7 +72,7 @@ class Authority:
 
         async def do_round() -> float | None:
             async with connection.use() as usable:
-                return await self.run_round(usable, of)
+                return await self.run_round(usable, of())
 
         await run_forever("timestamp", do_round, pause_seconds=_ROUND_SECONDS, failure="no timestamp of a checkpoint")
 

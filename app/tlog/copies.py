@@ -22,9 +22,9 @@ class CheckpointCopies:
         self._url = url
         self._unsent: str | None = None
 
-    def newest_note(self) -> str | None:
-        """The newest checkpoint in the file, as newest_note_in(); None without a file."""
-        return None if self._file is None else newest_note_in(self._file)
+    def newest_note(self, origin: str) -> str | None:
+        """The newest checkpoint of a log in the file, as newest_note_in(); None without a file."""
+        return None if self._file is None else newest_note_in(self._file, origin)
 
     async def add(self, note: str) -> None:
         """Append the checkpoint to the file and post it. A failure is logged and counted; retry_post() repeats the post."""
@@ -64,8 +64,8 @@ def append_note(path: Path, note: str) -> None:
         os.fsync(file.fileno())
 
 
-def newest_note_in(path: Path) -> str | None:
-    """The last whole note in the last 64 KiB of a file that append_note() wrote; None if absent."""
+def newest_note_in(path: Path, origin: str | None = None) -> str | None:
+    """The last whole note, of the log named `origin` if it is given, in the last 64 KiB of a file that append_note() wrote; or None."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
@@ -73,7 +73,8 @@ def newest_note_in(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     for text, signatures in reversed(list(pairwise(paragraphs[:-1]))):
-        if signatures.startswith("\u2014 "):
+        is_of_log = origin is None or text.lstrip().partition("\n")[0] == origin
+        if is_of_log and signatures.startswith("\u2014 "):
             return f"{text.lstrip()}\n\n{signatures}\n"
     return None
 

@@ -9,10 +9,11 @@ from typing import Any
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.canonical import loads
 from app.events.catalog.self_events import CATEGORY, correlation_of
-from app.events.log import Log
+from app.events.log import LOG_POSITIONS, Log, place_of
 from app.events.notification import STORED
 from app.events.positions import Positions, Range
 from app.events.record import Row, is_logged
+from app.tlog.proof import CONTINUED
 from app.tlog.tiles import SQL
 
 PURGED, RESTORED, ERASED = "datastorage.retention.purged", "datastorage.retention.restored", "datastorage.event.erased"
@@ -24,15 +25,16 @@ _OPERATION = {
     STORED: "storing_id",
     FOUND: "finding_id",
     ACKNOWLEDGED: "finding_id",
+    CONTINUED: "continuation_id",
 }
 """By type: the member of the payload that is part of the event's correlation."""
-_REMOVALS = (PURGED, RESTORED, ERASED)
+_REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)
 _ROWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Erasures:
-    """Positions whose rows may be marked as erased, and what their payloads have to be."""
+    """Places (place_of) whose rows may be marked as erased, and what their payloads have to be."""
 
     positions: Positions = field(default_factory=Positions)
     left: Mapping[str, Positions] = field(default_factory=dict)
@@ -64,40 +66,51 @@ def left_digest(payload: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Positions whose rows may be missing, and positions whose rows may be marked as erased."""
+    """Positions whose rows may be missing, and positions whose rows may be marked as erased.
+
+    They are places (place_of): of any log. In log 0 a place is the position.
+    """
 
     purged: Positions = field(default_factory=Positions)
     erased: Erasures = NO_ERASURES
+    lost: Positions = field(default_factory=Positions)
+    """Missing too: admitted by the event with which a log was continued."""
 
     def within(self, first: int, end: int) -> "Evidence":
-        """The evidence about positions from `first` up to, not including, `end`."""
-        return Evidence(Positions(self.purged.within(first, end)), self.erased.within(first, end))
+        """The evidence about places from `first` up to, not including, `end`."""
+        purged, lost = (Positions(one.within(first, end)) for one in (self.purged, self.lost))
+        return Evidence(purged, self.erased.within(first, end), lost)
+
+    @property
+    def missing(self) -> Positions:
+        """Places whose rows may be missing, for whatever reason."""
+        return Positions([*self.purged.ranges, *self.lost.ranges]) if self.lost else self.purged
 
 
 NO_EVIDENCE = Evidence()
 
 
 async def read_evidence(connection: Connection, log: Log, correlation_ids: Sequence[str] | None = None) -> Evidence:
-    """The evidence in the log, or only that in some correlations. Self events that do not match the log are ignored.
+    """The evidence in `log` and those before it, or only that in some correlations. Self events that do not match the log are ignored.
 
     `connection` is in a snapshot. Only self events are read, and a few at a time, whatever else their correlations contain.
     """
     recorded = _Recorded()
-    async for payload, position in read_records(connection, log, correlation_ids):
-        recorded.add(payload, position)
+    async for payload, place in read_records(connection, log, correlation_ids):
+        recorded.add(payload, place)
     return recorded.evidence()
 
 
 async def read_records(
     connection: Connection, log: Log, correlation_ids: Sequence[str] | None = None
 ) -> AsyncIterator[tuple[dict[str, Any], int]]:
-    """The self events that are evidence: payload and position in the log of each. As read_evidence()."""
+    """The self events that are evidence: payload and place of each. As read_evidence()."""
     rows = connection.cursor(
         SQL["evidence"], list(_REMOVALS), correlation_ids, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS
     )
     async for row in rows:
-        if row["log_id"] == log.id and (payload := believed_payload(row, log)) is not None:
-            yield payload, row["log_index"]
+        if (payload := believed_payload(row, log)) is not None:
+            yield payload, place_of(row["log_id"], row["log_index"])
 
 
 async def read_self_events(
@@ -135,29 +148,41 @@ class _Recorded:
         self._restored: dict[str, list[Range]] = defaultdict(list)
         self._erased: list[Range] = []
         self._left: dict[str, list[Range]] = defaultdict(list)
+        self._lost: list[Range] = []
 
-    def add(self, payload: dict[str, Any], position: int) -> None:
-        """Add the event at this position of the log. It counts only for positions before its own."""
-        ranges = Positions.parse(str(payload.get("positions"))).within(0, position)
+    def add(self, payload: dict[str, Any], place: int) -> None:
+        """Add the event at this place. It counts only for positions before its own, of its log or of one before that."""
+        log_id = payload.get("log_id", 0)
+        if not isinstance(log_id, int) or not 0 <= log_id <= place // LOG_POSITIONS:
+            return
+        start = place_of(log_id, 0)
+        end = min(place - start, LOG_POSITIONS)
+        ranges = [(start + a, start + b) for a, b in Positions.parse(str(payload.get("positions"))).within(0, end)]
         match payload["event_type"]:
+            case "datastorage.log.continued":
+                if place == place_of(log_id + 1, 0):  # it is the first event of the next log
+                    self._lost += ranges
             case "datastorage.retention.purged":
                 self._purged[payload["operation_id"]] += ranges
             case "datastorage.retention.restored":
                 self._restored[payload["operation_id"]] += ranges
             case _:
                 self._erased += ranges
-                self._add_left(payload, position)
+                self._add_left(payload, start, end)
 
-    def _add_left(self, payload: dict[str, Any], position: int) -> None:
-        """Add what an erasure says that it left: a digest for each of its positions, in their order."""
+    def _add_left(self, payload: dict[str, Any], start: int, limit: int) -> None:
+        """Add what an erasure says that it left: a digest for each of its positions below `limit`, in their order.
+
+        `start` is the first place of the log of these positions.
+        """
         digests = payload.get("left")
         if not isinstance(digests, list):
             return
         at = 0
         for first, end in Positions.parse(str(payload.get("positions"))).ranges:
             for one, digest in enumerate(digests[at : at + end - first], first):
-                if 0 <= one < position:
-                    self._left[str(digest)].append((one, one + 1))
+                if 0 <= one < limit:
+                    self._left[str(digest)].append((start + one, start + one + 1))
             at += end - first
 
     def evidence(self) -> Evidence:
@@ -168,13 +193,19 @@ class _Recorded:
             for remaining in Positions(ranges).without(Positions(self._restored[operation])).ranges
         ]
         left = {digest: Positions(ranges) for digest, ranges in self._left.items()}
-        return Evidence(Positions(not_restored), Erasures(Positions(self._erased), left))
+        return Evidence(Positions(not_restored), Erasures(Positions(self._erased), left), Positions(self._lost))
 
 
-async def leaves_at(connection: Connection, log: Log, positions: list[int]) -> dict[int, str]:
-    """The leaf hashes of the log at these positions, in hex, where it has any."""
-    rows = await connection.fetch(SQL.of(log)["leaves_at"], positions)
-    return {row["position"]: row["leaf"].hex() for row in rows}
+async def leaves_at(connection: Connection, log: Log, places: list[int]) -> dict[int, str]:
+    """The leaf hashes at these places of `log` and those before it, in hex, where there are any."""
+    leaves: dict[int, str] = {}
+    for one in log.and_earlier():
+        positions = [place - one.place(0) for place in places if one.place(0) <= place < one.place(LOG_POSITIONS)]
+        if not one.id:
+            positions += [place for place in places if place < 0]
+        for row in await connection.fetch(SQL.of(one)["leaves_at"], positions) if positions else []:
+            leaves[one.place(row["position"])] = row["leaf"].hex()
+    return leaves
 
 
 def _is_of_its_log(row: Row, log: Log) -> bool:

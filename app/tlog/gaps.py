@@ -14,12 +14,12 @@ An export of format=json does not use either: there any purge in the log excuses
 """
 
 from asyncio import sleep
-from collections.abc import Container, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.db import LONG_FETCH_SECONDS, Connection
-from app.events.log import Log
+from app.events.log import LOG_POSITIONS, Log
 from app.events.positions import NO_POSITIONS, Positions
 from app.tlog.merkle import HASH_BYTES
 from app.tlog.tiles import SQL
@@ -31,7 +31,7 @@ _GAPS_AT_ONCE = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Consecutive events that are missing in a chain, and where in the log they can have been."""
+    """Consecutive events that are missing in a chain, and where in the logs they can have been; positions are places (place_of)."""
 
     missing: int
     """How many."""
@@ -109,19 +109,51 @@ async def _purged_positions(
     found: dict[str, int] = {}
     if not purged:
         return found
-    for start in range(purged.ranges[0][0], purged.ranges[-1][1], _LEAVES_AT_ONCE):
-        end = start + _LEAVES_AT_ONCE
-        if not purged.count(start, end):
-            continue
-        for row in await connection.fetch(SQL.of(log)["leaves"], start, end, timeout=LONG_FETCH_SECONDS):
-            first, leaves = row["first"], row["leaves"]
-            for low, high in purged.within(first, first + len(leaves) // HASH_BYTES):
-                joined = leaves[(low - first) * HASH_BYTES : (high - first) * HASH_BYTES].hex()
-                for place in range(high - low):
-                    leaf = joined[place * 2 * HASH_BYTES : (place + 1) * 2 * HASH_BYTES]
+    for one in log.and_earlier():
+        of_log = list(purged.within(one.place(0), one.place(LOG_POSITIONS)))
+        for start in range(of_log[0][0], of_log[-1][1], _LEAVES_AT_ONCE) if of_log else ():
+            if purged.count(start, start + _LEAVES_AT_ONCE):
+                async for place, leaf in _leaves_of_purged(connection, one, start, purged):
                     if leaf in wanted:
-                        found.setdefault(leaf, low + place)
+                        found.setdefault(leaf, place)
     return found
+
+
+async def _leaves_of_purged(
+    connection: Connection, log: Log, start: int, purged: Positions
+) -> AsyncIterator[tuple[int, str]]:
+    """Place and leaf hash, in hex, of the next purged places of a log from `start` on."""
+    begin = start - log.place(0)
+    rows = await connection.fetch(SQL.of(log)["leaves"], begin, begin + _LEAVES_AT_ONCE, timeout=LONG_FETCH_SECONDS)
+    for row in rows:
+        first, leaves = log.place(row["first"]), row["leaves"]
+        for low, high in purged.within(first, first + len(leaves) // HASH_BYTES):
+            joined = leaves[(low - first) * HASH_BYTES : (high - first) * HASH_BYTES].hex()
+            for number in range(high - low):
+                yield low + number, joined[number * 2 * HASH_BYTES : (number + 1) * 2 * HASH_BYTES]
+
+
+async def _place_of_leaf(connection: Connection, log: Log, leaf: str, before: int, after: int) -> int | None:
+    """Where between two places the leaf hash is, in `log` or one before it; None if it is not there."""
+    try:
+        hashed = bytes.fromhex(leaf)
+    except ValueError:
+        return None
+    for one in log.and_earlier():
+        first, end = _within_log(one, before, after)
+        if first < end:
+            position = await connection.fetchval(
+                SQL.of(one)["position_of_leaf"], hashed, first, end, timeout=LONG_FETCH_SECONDS
+            )
+            if position is not None:
+                return one.place(position)
+    return None
+
+
+def _within_log(log: Log, first: int, end: int) -> tuple[int, int]:
+    """The positions of a log between two places."""
+    start = log.place(0)
+    return max(first - start, -1), min(end - start, _POSITION_END)
 
 
 async def judge_gap_by_leaf(connection: Connection, log: Log, gap: Gap, purged: Positions) -> GapVerdict:
@@ -131,27 +163,28 @@ async def judge_gap_by_leaf(connection: Connection, log: Log, gap: Gap, purged: 
     """
     if not purged:
         return _NO_PURGE
-    position_after = _POSITION_END if gap.position_after is None else gap.position_after
-    try:
-        last = await connection.fetchval(
-            SQL.of(log)["position_of_leaf"],
-            bytes.fromhex(gap.last_hash),
-            gap.position_before,
-            position_after,
-            timeout=LONG_FETCH_SECONDS,
-        )
-    except ValueError:
-        last = None
+    place_after = _POSITION_END if gap.position_after is None else gap.position_after
+    last = await _place_of_leaf(connection, log, gap.last_hash, gap.position_before, place_after)
     if last is None or last not in purged:
         return _NO_PURGE
-    first = gap.position_before + 1
-    with_rows = await connection.fetchrow(
-        SQL.of(log)["count_positions_with_rows"], first, last, str(purged), timeout=LONG_FETCH_SECONDS
-    )
-    assert with_rows is not None
-    purged_between = purged.count(first, last)
-    missing_purged = purged_between - with_rows["purged"]
-    missing_others = last - first - purged_between - with_rows["others"]
+    missing_purged = missing_others = 0
+    for one in log.and_earlier():
+        first, end = _within_log(one, gap.position_before + 1, last)
+        if last >= one.place(LOG_POSITIONS):  # the gap goes on in the next log
+            end = await connection.fetchval(SQL.of(one)["last_end"]) or 0
+        first = max(first, 0)
+        if first >= end:
+            continue
+        of_log = [
+            (low - one.place(0), high - one.place(0)) for low, high in purged.within(one.place(first), one.place(end))
+        ]
+        with_rows = await connection.fetchrow(
+            SQL.of(one)["count_positions_with_rows"], first, end, str(Positions(of_log)), timeout=LONG_FETCH_SECONDS
+        )
+        assert with_rows is not None
+        purged_between = purged.count(one.place(first), one.place(end))
+        missing_purged += purged_between - with_rows["purged"]
+        missing_others += end - first - purged_between - with_rows["others"]
     if missing_purged >= gap.missing - 1 and not missing_others:
         return _PURGE
     detail = f"; some were purged, but {missing_others} other positions of the log are missing there without a purge"

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
 from app.errors import Fatal
+from app.events.log import Log
 from app.settings import Settings
 from app.tlog.note import (
     ALGORITHM_NAMES,
@@ -34,6 +35,11 @@ class SigningKey:
     earlier: tuple[PublicKey, ...] = ()
     cosigner: MLDSA44PrivateKey | None = None
     """Cosigns each checkpoint, so that it holds against whoever can break Ed25519."""
+
+    def of(self, log: Log) -> "SigningKey":
+        """The same key as that of another log of the database: a key has the name of its log."""
+        earlier = (PublicKey(log.name, key.public, key.algorithm) for key in self.earlier)
+        return replace(self, public=PublicKey(log.name, self.public.public), earlier=tuple(earlier))
 
     @property
     def all_public(self) -> tuple[PublicKey, ...]:

@@ -8,6 +8,8 @@ from typing import Any, Self
 import orjson
 
 from app.events.canonical import canonical, loads_strict
+from app.events.catalog.self_events import CATEGORY, correlation_of
+from app.events.record import Row
 from app.tlog import merkle
 from app.tlog.note import (
     Checkpoint,
@@ -21,6 +23,8 @@ from app.tlog.note import (
 )
 
 _HEADER = "c2sp.org/tlog-proof@v1\n"
+CONTINUED = "datastorage.log.continued"
+_SEAMS_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +72,26 @@ class VerifiedProof:
     """The committed object, if the file has it."""
     token: bytes | None = None
     """The timestamp of the note, if the file has one. It is not verified here."""
+    seam: "VerifiedProof | None" = None
+    """The first event of the next log, which says what the tree of the closed log was, if no checkpoint of that log proves the event."""
 
 
 def verify_proof_file(content: bytes, keys: Sequence[PublicKey]) -> VerifiedProof:
     """Verify a file: a tlog-proof, or the JSON document with the opened commitment. MalformedNote or NoValidSignature if it is wrong."""
     if not content.lstrip().startswith(b"{"):
         return verify_proof(_decoded_text(content), keys)
-    document = parse_object(content, "the document")
+    return _verify_document(parse_object(content, "the document"), tuple(keys), _SEAMS_MAX)
+
+
+def _verify_document(document: dict[str, Any], keys: tuple[PublicKey, ...], seams_left: int) -> VerifiedProof:
     if not isinstance(document.get("proof"), str):
         raise MalformedNote("the document has no member proof")
-    proved = verify_proof(document["proof"], keys)
+    if (seam := document.get("seam")) is None:
+        proved = verify_proof(document["proof"], keys)
+    elif not isinstance(seam, dict) or not seams_left:
+        raise MalformedNote("its seam is not an object, or has too many others in it")
+    else:
+        proved = _verify_through(document["proof"], _verify_document(seam, keys, seams_left - 1))
     if (token := document.get("timestamp")) is not None:
         proved = replace(proved, token=decoded_base64(str(token), "the timestamp"))
     return _with_opened_commitment(proved, document.get("salt"), document.get("committed"))
@@ -89,7 +103,42 @@ def verify_proof(text: str, keys: Sequence[PublicKey]) -> VerifiedProof:
     MalformedNote or NoValidSignature if not.
     """
     proof = Proof.parse(text)
-    checkpoint, signed_by = verified_signatures(proof.checkpoint, keys)
+    return _verify_inclusion(proof, *verified_signatures(proof.checkpoint, keys))
+
+
+def _verify_through(text: str, seam: VerifiedProof) -> VerifiedProof:
+    """Verify a proof whose checkpoint nobody signed: the proved first event of the next log has that size and root of the closed log."""
+    proof = Proof.parse(text)
+    checkpoint = Checkpoint.parse(proof.checkpoint)
+    payload = (seam.committed or {}).get("event_data")
+    if not isinstance(payload, dict) or not is_continuation(seam.record, payload) or seam.record.get("log_index") != 0:
+        raise MalformedNote("its seam is not the first event of a log that continues another one")
+    closed = checkpoint.origin, checkpoint.size, checkpoint.root.hex()
+    if (payload.get("closed_log"), payload.get("tree_size"), payload.get("root_hash")) != closed:
+        raise MalformedNote("the checkpoint is not what the seam says of the closed log")
+    if seam.record.get("log") != _name_after(checkpoint.origin, payload.get("log_id")):
+        raise MalformedNote("the seam is of a log that is not the next one")
+    return replace(_verify_inclusion(proof, checkpoint, ()), seam=seam)
+
+
+def is_continuation(row: Row | dict[str, Any], payload: dict[str, Any]) -> bool:
+    """Whether the columns of an event agree with its payload, as in all events with which the service continues a log."""
+    return bool(
+        row["event_type"] == payload.get("event_type") == CONTINUED
+        and row["event_category"] == CATEGORY
+        and row["correlation_id"] == correlation_of(CONTINUED, payload.get("continuation_id"))
+    )
+
+
+def _name_after(name: str, log_id: object) -> str:
+    """The name of the log that continues the one with this name and id."""
+    if not isinstance(log_id, int) or log_id < 0 or (log_id and not name.endswith(f"/{log_id}")):
+        return ""
+    first = name.removesuffix(f"/{log_id}") if log_id else name
+    return f"{first}/{log_id + 1}"
+
+
+def _verify_inclusion(proof: Proof, checkpoint: Checkpoint, signed_by: Sequence[PublicKey]) -> VerifiedProof:
     leaf = merkle.leaf_hash(proof.record)
     if not merkle.verify_inclusion(proof.index, checkpoint.size, leaf, proof.hashes, checkpoint.root):
         raise MalformedNote(f"the record is not the leaf {proof.index} of the log that was signed")
@@ -101,12 +150,14 @@ def verify_proof(text: str, keys: Sequence[PublicKey]) -> VerifiedProof:
 
 
 def document_with_opening(
-    proof: Proof, salt: bytes | None, committed: bytes | None, token: bytes | None = None
+    proof: Proof, opening: tuple[bytes | None, bytes | None], token: bytes | None = None, seam: bytes | None = None
 ) -> bytes:
     """The JSON document of a proof and what opens the record's commitment: salt and committed object, nulls once erased.
 
-    With `token` it has the timestamp of the proof's checkpoint too.
+    With `token` it has the timestamp of the proof's checkpoint too. `seam` is such a document of the next log's first event, if the
+    proof's checkpoint is not signed.
     """
+    salt, committed = opening
     document: dict[str, object] = {
         "proof": str(proof),
         "salt": None if salt is None else salt.hex(),
@@ -114,6 +165,8 @@ def document_with_opening(
     }
     if token is not None:
         document["timestamp"] = encoded_base64(token)
+    if seam is not None:
+        document["seam"] = orjson.Fragment(seam)
     return orjson.dumps(document, option=orjson.OPT_APPEND_NEWLINE)
 
 

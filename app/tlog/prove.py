@@ -12,7 +12,9 @@ from app.errors import Conflict, NotFound, Unavailable
 from app.events.log import Log
 from app.events.record import commitment, committed_jcs, is_logged, record
 from app.tlog import merkle
-from app.tlog.proof import Proof
+from app.tlog.continued import Seam, read_seam
+from app.tlog.note import Checkpoint
+from app.tlog.proof import Proof, document_with_opening
 from app.tlog.tiles import SQL, range_roots
 
 
@@ -29,6 +31,15 @@ class EventProof:
     committed: bytes | None
     token: bytes | None = None
     """The timestamp of the proof's checkpoint, if one was asked for."""
+    seam: "EventProof | None" = None
+    """That of the next log's first event, if no signed checkpoint of the event's own log, which is closed, proves it."""
+
+    def document(self, *, open: bool = True) -> bytes:  # noqa: A002 -- as the route's parameter
+        """The JSON document. Not `open`: without what opens the commitment; of the seam that is always needed."""
+        seam = None if self.seam is None else self.seam.document()
+        return document_with_opening(
+            self.proof, (self.salt, self.committed) if open else (None, None), self.token, seam
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +59,61 @@ async def prove_event(engine: AsyncEngine, event_id: UUID, log: Log, *, timestam
     match the log: a proof of it would not verify.
     """
     async with driver_connection(engine) as connection:
+        await _published_checkpoint(connection, log)
+        return await _prove(connection, event_id, log, timestamped=timestamped)
+
+
+async def _prove(connection: Connection, event_id: UUID, log: Log, *, timestamped: bool = False) -> EventProof:
+    rows = await connection.fetch(SQL["rows_with_id"], event_id)
+    if not rows:
+        raise NotFound(f"There is no event {event_id}.")
+    row = next((row for row in rows if is_logged(row, log)), rows[0]) if len(rows) > 1 else rows[0]
+    index, of_row, seam = row["log_index"], _log_of(row, log), None
+    if of_row.is_open:
         size, note = await _published_checkpoint(connection, log)
-        rows = await connection.fetch(SQL["rows_with_id"], event_id)
-        if not rows:
-            raise NotFound(f"There is no event {event_id}.")
-        row = next((row for row in rows if is_logged(row, log)), rows[0]) if len(rows) > 1 else rows[0]
-        index = row["log_index"]
-        if index is None or index < 0 or (index >= size and row["leaf"] is None):
-            raise NotFound(f"Event {event_id} was inserted by SQL and has no position in the log.")
-        if index >= size:
-            raise NotSignedYet
-        token = None
-        if timestamped:
-            stamped = await connection.fetchrow(SQL.of(log)["timestamp_covering"], index + 1)
-            if stamped is None or stamped["size"] > size:
-                raise NotFound(f"There is no timestamp yet of a checkpoint that has event {event_id}.")
-            size, note, token = stamped["size"], stamped["note"], stamped["token"]
-        content, committed_object = _record_and_committed(row, log.name)
-        ranges = merkle.inclusion_ranges(index, size) if index >= 0 else []
-        leaf, *hashes = await range_roots(connection, log, [(index, index + 1), *ranges])
+    else:
+        size, note, seam = await _last_of_closed(connection, of_row, -1 if index is None else index)
+    if index is None or index < 0 or (index >= size and row["leaf"] is None):
+        raise NotFound(f"Event {event_id} was inserted by SQL and has no position in the log.")
+    if index >= size:
+        if not of_row.is_open:
+            raise Conflict(f"Event {event_id} lies beyond a hole in the log {of_row.name}, so it cannot be proved.")
+        raise NotSignedYet
+    token = None
+    if timestamped:
+        stamped = await connection.fetchrow(SQL.of(of_row)["timestamp_covering"], index + 1)
+        if stamped is None or stamped["size"] > size or seam is not None:
+            raise NotFound(f"There is no timestamp yet of a checkpoint that has event {event_id}.")
+        size, note, token = stamped["size"], stamped["note"], stamped["token"]
+    content, committed_object = _record_and_committed(row, of_row.name)
+    ranges = merkle.inclusion_ranges(index, size)
+    leaf, *hashes = await range_roots(connection, of_row, [(index, index + 1), *ranges])
     if leaf != merkle.leaf_hash(content):
         raise Conflict(f"Event {event_id} is not as it was logged, so it cannot be proved: run `datastorage verify`.")
-    return EventProof(Proof(content, index, tuple(hashes), note), row["payload_salt"], committed_object, token)
+    proof = Proof(content, index, tuple(hashes), note)
+    through = None if seam is None else await _prove(connection, seam.event_id, log)
+    return EventProof(proof, row["payload_salt"], committed_object, token, through)
+
+
+def _log_of(row: asyncpg.Record, log: Log) -> Log:
+    """The log that a row says it is of, if that is one before `log`; else `log`."""
+    log_id = row["log_id"]
+    is_earlier = log_id is not None and 0 <= log_id < log.id
+    return Log(log_id, log.first_name, is_open=False) if is_earlier else log
+
+
+async def _last_of_closed(connection: Connection, log: Log, index: int) -> tuple[int, str, Seam | None]:
+    """Size and note of what proves a position of a closed log: its last checkpoint that still holds, or its tree as the seam has it.
+
+    Then the note is not signed, and the seam proves it.
+    """
+    seam = await read_seam(connection, Log(log.id + 1, log.first_name))
+    if seam is None:
+        raise Conflict(f"The first event after the log {log.name} is missing or changed: run `datastorage verify`.")
+    row = await connection.fetchrow(SQL.of(log)["published_up_to"], seam.agreed_size)
+    if row is not None and index < row["size"]:
+        return row["size"], row["note"], None
+    return seam.tree_size, str(Checkpoint(log.name, seam.tree_size, seam.root)), seam
 
 
 async def warm(engine: AsyncEngine, log: Log) -> None:

@@ -52,7 +52,9 @@ def _read(path: Path, keys: Sequence[PublicKey]) -> str | None:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
             is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
             text = file.read(_BYTES_MAX).decode() if is_file else ""
-        verified_checkpoint(text, keys)
+        origin = text.partition("\n")[0]  # this log's name, or that of one that continues it
+        later = [PublicKey(origin, key.public, key.algorithm) for key in keys if origin.startswith(f"{key.name}/")]
+        verified_checkpoint(text, [*keys, *later])
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError, MalformedNote, NoValidSignature) as error:

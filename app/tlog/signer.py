@@ -23,6 +23,7 @@ from app.errors import AuditError
 from app.events.log import Log
 from app.tlog import merkle
 from app.tlog.alarm import LogAlarm
+from app.tlog.continued import keys_of
 from app.tlog.keys import SigningKey
 from app.tlog.note import (
     Checkpoint,
@@ -35,11 +36,16 @@ from app.tlog.note import (
 )
 from app.tlog.tiles import SQL, HashesMissing, log_size, range_roots, tiled_size
 
+LOSSES = frozenset({"rolled_back", "rewritten", "incomplete"})
+"""Alarms that end only when the log is continued (`datastorage log continue`), or what is missing comes back."""
 log = logging.getLogger(__name__)
 
 
 class SigningRefused(AuditError):
     """The log contradicts a signed checkpoint; nothing is signed while that lasts."""
+
+    checkpoint = ""
+    """The last note that is known to be signed."""
 
     def __init__(self, alarm: str, detail: str, subject: str) -> None:
         """`subject` is the same as long as the reason is the same."""
@@ -82,7 +88,11 @@ class Signer:
             if self._last_signed is None:
                 notes += self._copies()
             by_checkpoint = {self._verified(note): note for note in dict.fromkeys([*notes, self.newest_note]) if note}
-            note = await self._sign_next(connection, set(by_checkpoint))
+            try:
+                note = await self._sign_next(connection, set(by_checkpoint))
+            except SigningRefused as error:
+                error.checkpoint = by_checkpoint[max(by_checkpoint, key=lambda one: one.size)]
+                raise
         signed = None if note is None else Checkpoint.parse(Note.parse(note).text)
         self._last_signed = signed or max(by_checkpoint, key=lambda one: one.size, default=None)
         if self._last_signed is not None:
@@ -144,7 +154,7 @@ async def _consistent_root(connection: Connection, of_log: Log, size: int, earli
 
 async def signed_size(connection: Connection, of_log: Log, keys: Iterable[PublicKey]) -> int:
     """How many events the largest checkpoint in the database covers that one of `keys` has signed; 0 without one."""
-    trusted, size = tuple(keys), 0
+    trusted, size = keys_of(of_log, keys), 0
     for row in await connection.fetch(SQL.of(of_log)["newest_notes"]):
         with suppress(MalformedNote, NoValidSignature):
             size = max(size, verified_checkpoint(row["note"], trusted).size)
@@ -156,6 +166,8 @@ class Alarms:
 
     def __init__(self) -> None:
         self._current = ""
+        self.loss = ""
+        """Why the log has to be continued by hand before anything is signed again; empty if it has not."""
 
     def report(self, error: SigningRefused | HashesMissing) -> LogAlarm:
         """The error as an alarm. It is counted and logged, unless the last round had the same alarm."""
@@ -164,12 +176,17 @@ class Alarms:
         if alarm != self._current:
             metrics.LOG_ALARMS.labels(alarm=alarm).inc()
             what = "rows were inserted outside the log" if inserted else "signing is refused"
-            log.error(what, extra={"alarm": alarm, "reason": error.detail})
+            note = {"checkpoint": error.checkpoint} if isinstance(error, SigningRefused) and error.checkpoint else {}
+            log.error(what, extra={"alarm": alarm, "reason": error.detail} | note)
         self._current = alarm
+        is_loss = alarm in LOSSES
+        self.loss = f"{alarm}: {error.detail}" if is_loss else ""
+        metrics.CONTINUATION_NEEDED.set(is_loss)
         return LogAlarm(alarm, error.subject if isinstance(error, SigningRefused) else f"alarm {alarm}", error.detail)
 
     def clear(self) -> None:
         """Nothing is wrong; log it if something was before."""
         if self._current:
             log.warning("the log's alarm is over", extra={"alarm": self._current})
-        self._current = ""
+        self._current = self.loss = ""
+        metrics.CONTINUATION_NEEDED.set(0)

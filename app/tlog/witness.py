@@ -86,6 +86,10 @@ class Witnesses:
         names = {name for name, _ in parse_signatures(lines)}
         self._seen_sizes = {one: size if one.key.name in names else seen for one, seen in self._seen_sizes.items()}
 
+    def forget_sizes(self) -> None:
+        """Of another log no witness has seen anything yet."""
+        self._seen_sizes = dict.fromkeys(self._seen_sizes, 0)
+
     async def cosign(self, note: str, size: int, prove: ProveConsistency) -> str:
         """Ask every witness to cosign the checkpoint of `size`; the lines of the valid signatures.
 

@@ -19,6 +19,7 @@ from app.events.log import Log
 from app.settings import Settings
 from app.tlog import merkle
 from app.tlog.alarm import LogAlarm
+from app.tlog.continued import newest_log
 from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
 from app.tlog.seen import SeenCheckpoint
@@ -38,7 +39,7 @@ OnAlarms = Callable[[Sequence[LogAlarm]], Awaitable[None]]
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckpointWorker:
     """What the rounds need. Without a signer they extend the tiles and write heartbeats only."""
 
@@ -51,6 +52,9 @@ class CheckpointWorker:
     """Seconds without writes before a heartbeat; 0 for no heartbeats."""
     seen: SeenCheckpoint | None = None
     """None for a process that only remembers it."""
+    key: SigningKey | None = None
+    on_log: Callable[[Log], None] = lambda _: None
+    """Called with the log that events are written to, once it continues the one before."""
 
     @classmethod
     def create(cls, settings: Settings, of_log: Log, key: SigningKey | None, directory: Path | None = None) -> Self:
@@ -69,12 +73,13 @@ class CheckpointWorker:
         seen = SeenCheckpoint(directory, () if key is None else key.all_public)
         return cls(
             of_log,
-            None if key is None else Signer(key, lambda: (copies.newest_note(), seen.note), of_log),
+            None if key is None else Signer(key, lambda: (copies.newest_note(of_log.name), seen.note), of_log),
             Witnesses([Witness.parse(text) for text in settings.witnesses]),
             copies,
             Alarms(),
             settings.heartbeat_interval_s,
             seen,
+            key,
         )
 
     async def known_checkpoints(self) -> dict[str, str]:
@@ -83,10 +88,17 @@ class CheckpointWorker:
         Those that were posted to a URL or shown to witnesses were seen by this process, too.
         """
         notes = {
-            "the last checkpoint that this replica has seen": None if self.seen is None else self.seen.note,
-            "the last checkpoint in DATASTORAGE_CHECKPOINT_FILE": await asyncio.to_thread(self.copies.newest_note),
+            "the last checkpoint that this replica has seen": self._seen_of(self.log),
+            "the last checkpoint in DATASTORAGE_CHECKPOINT_FILE": await asyncio.to_thread(
+                self.copies.newest_note, self.log.name
+            ),
         }
         return {name: note for name, note in notes.items() if note is not None}
+
+    def _seen_of(self, log: Log) -> str | None:
+        """The last checkpoint that this replica has seen, if it is one of `log`."""
+        note = None if self.seen is None else self.seen.note
+        return note if note is not None and note.partition("\n")[0] == log.name else None
 
     async def run(self, settings: Settings, heartbeat: Heartbeat, on_alarms: OnAlarms) -> NoReturn:
         """A round each second for as long as the process runs, on a connection of its own."""
@@ -119,6 +131,7 @@ class CheckpointWorker:
 
     async def run_round(self, connection: Connection, heartbeat: Heartbeat) -> None:
         """One round. Raises SigningRefused or HashesMissing; RowsInserted only after it has signed."""
+        await self._follow_log(connection)
         await self._write_heartbeat(connection, heartbeat)
         while await _extend_tiles(connection, self.log):
             pass
@@ -133,6 +146,26 @@ class CheckpointWorker:
                 f"{table} has a row beyond the end of the log, or before its beginning, or of another log"
             )
         self.alarms.clear()
+
+    async def _follow_log(self, connection: Connection) -> None:
+        """Go on with the next log if this one was continued: its tree, its checkpoints, under its own name."""
+        found = await newest_log(connection, self.log, self.key.all_public if self.key else ())
+        if found == self.log:
+            return
+        for closed in found.and_earlier():
+            if closed.id >= self.log.id and not closed.is_open:
+                with suppress(HashesMissing):  # its tree ends before a hole
+                    while await _extend_tiles(connection, closed):
+                        pass
+        self.log = found
+        self.alarms.clear()
+        if self.key is not None:
+            self.signer = Signer(
+                self.key.of(found), lambda: (self.copies.newest_note(found.name), self._seen_of(found)), found
+            )
+            log.warning("checkpoints of the next log are signed", extra={"key": str(self.signer.key.public)})
+        self.witnesses.forget_sizes()
+        self.on_log(found)
 
     async def _write_heartbeat(self, connection: Connection, heartbeat: Heartbeat) -> None:
         """Call `heartbeat` after an interval in which nothing was written. The lock of the tiles makes it one replica's task."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from app.events.log import NO_LOG, Log
-from app.events.record import Row
+from app.events.record import Row, place
 from app.tlog.evidence import NO_ERASURES, Erasures
 from app.tlog.gaps import Gap
 from app.verify.row import Defect, Defects, defect_of, row_defects
@@ -69,7 +69,7 @@ class ChainChecker:
     last_hashes: set[str] = field(default_factory=lambda: {""})
     """Stored hashes at the position before: more than one when events share it."""
     last_position: int = -1
-    """The log position of the last row."""
+    """The place of the last row."""
     defects: Defects = field(default_factory=Defects)
     gaps: list[tuple[Gap, Row | None]] = field(default_factory=list)
     """Where events are missing, with the row after each gap. The caller decides which of them are purges."""
@@ -89,7 +89,7 @@ class ChainChecker:
     def check_link(self, row: Row) -> bool:
         """Check only the link of the next row. True if the row comes after the last one in the log too."""
         self.total += 1
-        index, position, hash_ = row.get("chain_index"), row.get("log_index"), row.get("event_hash") or ""
+        index, position, hash_ = row.get("chain_index"), place(row), row.get("event_hash") or ""
         previous = row.get("previous_event_hash") or ""
         fault = link_fault(index, previous, self.next_index, self.last_hashes)
         if fault is not None:
@@ -113,7 +113,7 @@ class ChainChecker:
         index = row.get("chain_index")
         if fault == "gap":
             previous = row.get("previous_event_hash") or ""
-            gap = Gap(index - self.next_index, index, self.last_position, row.get("log_index"), previous)
+            gap = Gap(index - self.next_index, index, self.last_position, place(row), previous)
             self.gaps.append((gap, row))
         elif fault == "no position":
             message = f"chain_index is {index}, which is not a chain position"

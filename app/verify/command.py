@@ -15,9 +15,9 @@ from typing import Any
 from app.database_url import reason
 from app.db import DATABASE_ERRORS, Connection
 from app.errors import DatabaseAway, Fatal
-from app.events.log import NO_LOG
 from app.settings import Settings
 from app.terminal import one_line
+from app.tlog.continued import Seam
 from app.tlog.copies import newest_note_in
 from app.tlog.keys import read_public_keys, signing_key
 from app.tlog.note import MalformedNote, Note, PublicKey
@@ -74,7 +74,7 @@ async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
 async def _verify_all(connection: Connection, settings: Settings, anchors: TrustAnchors, processes: int) -> int:
     started = time.monotonic()
     snapshot = await connection.fetchval(SQL["export_snapshot"])
-    last_flush = await connection.fetchval(SQL.of(NO_LOG)["last_flush"])
+    last_flush = await connection.fetchval(SQL["last_flush"])
     processes = processes if (last_flush or 0) > _SMALL_LOG else 1
     with process_pool(settings, snapshot, processes) as pool:
         run = pool.run if processes > 1 else sequential_runner(connection)
@@ -157,8 +157,15 @@ def _print_defects(defects: Iterable[Defect], count: int) -> None:
 
 
 def _summary(result: DatabaseResult) -> Iterable[str]:
+    for part in result.parts:
+        events = part.events
+        yield f"log {part.log.name}: {part.size:,} positions, {events.verified:,} of {events.total:,} events match the log"
+        if (seam := part.seam) is not None:
+            yield one_line(
+                f"closed {seam.at:%Y-%m-%d %H:%M:%SZ}, continued by {seam.log.name}: {seam.by}: {seam.reason}"
+            )
+            yield from _admitted(seam, events.lost, part.admitted)
     events = result.events
-    yield f"log {result.log.name}: {result.size:,} positions, {events.verified:,} of {events.total:,} events match the log"
     if events.purged or events.erased:
         yield f"purged: {events.purged:,} events, erased: {events.erased:,} events, as recorded in the log"
     signed = "".join(f", {count} signed with {label}" for label, count in result.signatures.items())
@@ -170,6 +177,15 @@ def _summary(result: DatabaseResult) -> Iterable[str]:
     yield from _unsealed_summary(result.unsealed)
     yield _notifications_summary(result.notifications)
     yield f"DEFECTS FOUND: {result.defects.count:,}" if result.defects.count else "no defects found"
+
+
+def _admitted(seam: Seam, lost: int, checkpoints: int) -> Iterable[str]:
+    """What the event that continued a log admits to be lost."""
+    if seam.signed_size > seam.agreed_size:
+        where = f"positions {seam.agreed_size:,} to {seam.signed_size - 1:,} of {seam.closed.name}"
+        yield f"lost, as admitted: {where} are not those that were signed ({checkpoints} stored checkpoints)"
+    if lost:
+        yield f"lost, as admitted: {lost:,} events of {seam.closed.name} whose rows are missing"
 
 
 def _chain_summary(correlation_id: str, result: CorrelationResult) -> Iterable[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from app.db import Connection
 from app.events.log import Log
 from app.events.positions import Positions
+from app.events.record import place
 from app.tlog.evidence import NO_EVIDENCE, Evidence, leaves_at, read_evidence
 from app.tlog.gaps import judge_gap_by_leaf
 from app.tlog.tiles import SQL as TLOG_SQL
@@ -53,7 +54,7 @@ async def verify_correlation(
     result = await _verify_sealed(connection, correlation_id, log, NO_EVIDENCE)
     if result.is_sealed and not result.is_valid:  # only then does it matter what was purged and erased
         evidence = await read_evidence(connection, log)
-        if evidence.purged or evidence.erased:
+        if evidence.purged or evidence.erased or evidence.lost:
             result = await _verify_sealed(connection, correlation_id, log, evidence)
     result.unsealed = await verify_unsealed(connection, correlation_id, hmac_key)
     result.shadowed = await verify_ids_in(connection, correlation_id)
@@ -66,13 +67,15 @@ async def _verify_sealed(
     chain = ChainChecker(log, evidence.erased)
     result = CorrelationResult(chain)
     async for rows in portions(connection, TLOG_SQL["chain_rows"], [correlation_id], widest="event_data"):
-        leaves = await leaves_at(connection, log, [row["log_index"] for row in rows if row["log_index"] is not None])
+        places = [one for row in rows if (one := place(row)) is not None]
+        leaves = await leaves_at(connection, log, places)
         async for row in yielding_to_others(rows):
-            chain.check(row, leaves.get(row["log_index"]))
-        await _resolve_gaps(connection, log, result, evidence.purged)
+            position = place(row)
+            chain.check(row, None if position is None else leaves.get(position))
+        await _resolve_gaps(connection, log, result, evidence.missing)
     head = await connection.fetchrow(SQL["chain_head"], correlation_id)
     result.head_defect = chain.check_head(None if head is None else (head["length"], head["hash"]))
-    await _resolve_gaps(connection, log, result, evidence.purged)
+    await _resolve_gaps(connection, log, result, evidence.missing)
     chain.defects.listed = mark_reordered(chain.defects.listed)
     return result
 

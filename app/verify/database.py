@@ -5,7 +5,7 @@ they run on one connection or on a process for each core.
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
@@ -16,6 +16,7 @@ from app.db import LONG_FETCH_SECONDS, Connection
 from app.errors import Fatal
 from app.events.log import Log
 from app.events.positions import Positions
+from app.tlog.continued import Seam, keys_of, newest_log, read_seam
 from app.tlog.evidence import Evidence, read_evidence
 from app.tlog.gaps import MissingPositions
 from app.tlog.note import PublicKey
@@ -27,7 +28,7 @@ from app.verify.heads import GAPS_AT_ONCE, ChainGap, verify_equal_heads, verify_
 from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
 from app.verify.notifications import NotificationsResult, verify_notifications
-from app.verify.row import DEFECTS_MAX, Defect, Defects, mark_reordered
+from app.verify.row import Defect, Defects, mark_reordered
 from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL, portions
 from app.verify.tree import Tree, read_tree, verify_last_signed
@@ -49,6 +50,8 @@ class WorkItem:
     arguments: tuple[Any, ...]
     weight: int
     """How many positions of the log it is about, to show the progress."""
+    log_id: int = 0
+    """The log that it is about."""
 
 
 class Runner(Protocol):
@@ -72,13 +75,26 @@ class TrustAnchors:
 
 
 @dataclass(slots=True)
-class DatabaseResult:
-    """What verification found in the whole database."""
+class LogPart:
+    """What verification found in one log of the database."""
 
     log: Log
     size: int
     """How many events the log has."""
+    checkpoints: "Sequence[_NamedCheckpoint]"
+    seam: Seam | None = None
+    """How it was closed, as the first event of the next log says; None for the last log, or if that event is missing."""
     events: LogResult = field(default_factory=LogResult)
+    admitted: int = 0
+    """Checkpoints that contradict the log, which the seam admits."""
+
+
+@dataclass(slots=True)
+class DatabaseResult:
+    """What verification found in the whole database."""
+
+    parts: list[LogPart]
+    """One for each log, in order."""
     chains: int = 0
     """How many were verified."""
     checkpoints: int = 0
@@ -93,36 +109,39 @@ class DatabaseResult:
     notifications: NotificationsResult = field(default_factory=NotificationsResult)
     defects: Defects = field(default_factory=Defects)
 
+    @property
+    def log(self) -> Log:
+        """The log that events are written to."""
+        return self.parts[-1].log
+
+    @property
+    def size(self) -> int:
+        """How many events all logs have."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def events(self) -> LogResult:
+        """Of all logs together; positions are places."""
+        total = LogResult()
+        for part in self.parts:
+            total.add(part.events, part.log.place(0))
+        return total
+
 
 async def verify_database(
     connection: Connection, run: Runner, anchors: TrustAnchors, hmac_key: bytes | None = None
 ) -> DatabaseResult:
     """Verify everything. `connection` is in the snapshot that `run` uses for its items. Raises Fatal when there is no log."""
-    log = await _read_log(connection)
-    checkpoints = await _named_checkpoints(connection, log, anchors)
-    result = await _new_result(connection, log, checkpoints, anchors)
-    evidence = await read_evidence(connection, result.log)
-    items = [
-        WorkItem("tree", (result.log, _checkpoint_sizes(checkpoints), result.size), 0),
-        WorkItem("inserted", (result.log, result.size), 0),
-        WorkItem("unlogged ids", (result.log, result.size), 0),
-        WorkItem("notifications", (result.log, evidence.purged), 0),
-        *await _position_items(connection, result, evidence),
-    ]
-    async for _, of_item in run(items):
-        if isinstance(of_item, Tree):
-            await _add_tree(connection, result, of_item, checkpoints, anchors)
-        elif isinstance(of_item, NotificationsResult):
-            result.notifications = of_item
-        elif isinstance(of_item, Defects):
-            result.events.defects.extend(of_item)
-        else:
-            _add_positions(result.events, of_item)
-    result.defects.extend(await verify_ids_of(connection, result.events.defects.listed))
+    result = await _new_result(connection, anchors)
+    log = result.log
+    evidence = await read_evidence(connection, log)
+    await _verify_logs(connection, run, result, anchors, evidence)
+    for part in result.parts:
+        result.defects.extend(await verify_ids_of(connection, part.events.defects.listed))
+        _add_missing_events(result, part)
     result.defects.extend(result.notifications.defects)
-    _add_missing_events(result)
-    unpurged = Positions(result.events.missing)
-    missing = MissingPositions(evidence.purged, unpurged, frozenset(result.events.missing_leaves))
+    events = result.events
+    missing = MissingPositions(evidence.missing, Positions(events.missing), frozenset(events.missing_leaves))
     gaps: list[ChainGap] = []
     items = [*await _chain_items(connection, missing), *await _unsealed_items(connection, hmac_key)]
     async for _, of_item in run(items):
@@ -134,11 +153,12 @@ async def verify_database(
             result.defects.extend(defects)
             gaps += may_be_purges
             if len(gaps) >= GAPS_AT_ONCE:
-                result.defects.extend(await verify_gaps(connection, result.log, gaps, missing))
+                result.defects.extend(await verify_gaps(connection, log, gaps, missing))
                 gaps.clear()
-    result.defects.extend(await verify_gaps(connection, result.log, gaps, missing))
+    result.defects.extend(await verify_gaps(connection, log, gaps, missing))
     result.defects.extend(await verify_equal_heads(connection))
-    if not result.defects.count:  # else it is known already why the sum is another one
+    if not result.defects.count and not any(part.seam for part in result.parts):
+        # else it is known already why the sum is another one
         result.defects.extend(await verify_sum_of_heads(connection, result.size))
     # Those of correlations without any hash are only counted.
     counted = await connection.fetchrow(SQL["count_unsealed"], timeout=LONG_FETCH_SECONDS)
@@ -147,29 +167,62 @@ async def verify_database(
     return result
 
 
+async def _verify_logs(
+    connection: Connection, run: Runner, result: DatabaseResult, anchors: TrustAnchors, evidence: Evidence
+) -> None:
+    """Verify each log against its rows, and the notifications."""
+    log, parts = result.log, {part.log.id: part for part in result.parts}
+    items = [WorkItem("notifications", (log, evidence.purged), 0)]
+    for part in result.parts:
+        of_part = part.log, part.size
+        items += [
+            WorkItem("tree", (part.log, _sizes_of_interest(part), part.size), 0, part.log.id),
+            WorkItem("inserted", of_part, 0, part.log.id),
+            WorkItem("unlogged ids", of_part, 0, part.log.id),
+            *await _position_items(connection, part, evidence),
+        ]
+    async for item, of_item in run(items):
+        part = parts[item.log_id]
+        if isinstance(of_item, Tree):
+            await _add_tree(connection, result, part, of_item, anchors)
+        elif isinstance(of_item, NotificationsResult):
+            result.notifications = of_item
+        elif isinstance(of_item, Defects):
+            part.events.defects.extend(of_item)
+        else:
+            part.events.add(of_item)
+
+
 async def verify_tree_and_checkpoints(connection: Connection, anchors: TrustAnchors) -> DatabaseResult:
-    """Verify the log's own tables and the checkpoints, but no row. `connection` is in a snapshot. Raises Fatal when there is no log."""
-    log = await _read_log(connection)
-    checkpoints = await _named_checkpoints(connection, log, anchors)
-    result = await _new_result(connection, log, checkpoints, anchors)
-    tree = await read_tree(connection, result.log, _checkpoint_sizes(checkpoints), result.size)
-    await _add_tree(connection, result, tree, checkpoints, anchors)
+    """Verify the logs' own tables and the checkpoints, but no row. `connection` is in a snapshot. Raises Fatal when there is no log."""
+    result = await _new_result(connection, anchors)
+    for part in result.parts:
+        tree = await read_tree(connection, part.log, _sizes_of_interest(part), part.size)
+        await _add_tree(connection, result, part, tree, anchors)
     return result
 
 
-async def _read_log(connection: Connection) -> Log:
+async def _new_result(connection: Connection, anchors: TrustAnchors) -> DatabaseResult:
+    """A part for each log, with its size. The size of a closed one is what the first event of the next one says."""
     name = await connection.fetchval(SQL["log_name"], timeout=LONG_FETCH_SECONDS)
     if name is None:
         raise Fatal(
             "The table logs has no row for log 0: put it back, with the name that the events were hashed under."
         )
-    return Log(0, name)
-
-
-async def _new_result(
-    connection: Connection, log: Log, checkpoints: "Sequence[_NamedCheckpoint]", anchors: TrustAnchors
-) -> DatabaseResult:
-    return DatabaseResult(log, await log_size(connection, log, [one.note for one in checkpoints], anchors.keys))
+    newest = await newest_log(connection, Log(0, name), anchors.keys)
+    names = {log.name for log in newest.and_earlier()}
+    result, seam = DatabaseResult([]), None
+    for log in reversed(list(newest.and_earlier())):
+        checkpoints = await _named_checkpoints(connection, log, anchors, names)
+        keys, notes = keys_of(log, anchors.keys), [one.note for one in checkpoints]
+        size = seam.size if seam is not None else await log_size(connection, log, notes, keys)
+        result.parts.insert(0, LogPart(log, size, checkpoints, seam))
+        seam = await read_seam(connection, log)
+        if seam is None and log.id:
+            closed = Log(log.id - 1, name).name
+            message = f"removed: the first event of the log {log.name} does not say how it continues {closed}"
+            result.defects.add(Defect("removed", message))
+    return result
 
 
 async def verify_links(
@@ -259,15 +312,17 @@ def sequential_runner(connection: Connection) -> Runner:
     return run
 
 
-async def _position_items(connection: Connection, result: DatabaseResult, evidence: Evidence) -> list[WorkItem]:
-    """Items for all positions of the log."""
-    rows = await connection.fetch(SQL.of(result.log)["log_part_starts"], _EVENTS_PER_ITEM, timeout=LONG_FETCH_SECONDS)
-    edges = [*(row["first"] for row in rows if row["first"] < result.size), result.size]
+async def _position_items(connection: Connection, part: LogPart, evidence: Evidence) -> list[WorkItem]:
+    """Items for all positions of a log."""
+    log, size = part.log, part.size
+    rows = await connection.fetch(SQL.of(log)["log_part_starts"], _EVENTS_PER_ITEM, timeout=LONG_FETCH_SECONDS)
+    edges = [*(row["first"] for row in rows if row["first"] < size), size]
     return [
         WorkItem(
             "positions",
-            (result.log, first, end, evidence.within(first, end)),
+            (log, first, end, evidence.within(log.place(first), log.place(end))),
             end - first,
+            log.id,
         )
         for first, end in pairwise(edges)
     ]
@@ -299,12 +354,17 @@ class _NamedCheckpoint(NamedTuple):
     """The timestamp of the note, if this is about one."""
 
 
-async def _named_checkpoints(connection: Connection, log: Log, anchors: TrustAnchors) -> list[_NamedCheckpoint]:
-    """The checkpoints of the database, then the one from outside."""
+async def _named_checkpoints(
+    connection: Connection, log: Log, anchors: TrustAnchors, names: Collection[str]
+) -> list[_NamedCheckpoint]:
+    """The checkpoints that the database has of a log, then the one from outside: it is of the log that it names, else of the last."""
     rows = await connection.fetch(SQL.of(log)["stored_checkpoints"], timeout=LONG_FETCH_SECONDS)
+    of_log = f" of {log.name}" if log.id or not log.is_open else ""
     stored = [
         _NamedCheckpoint(
-            f"the stored checkpoint at {row['size']}" if row["size"] is not None else "the last signed checkpoint",
+            f"the stored checkpoint{of_log} at {row['size']}"
+            if row["size"] is not None
+            else f"the last signed checkpoint{of_log}",
             row["note"],
             row["size"],
         )
@@ -316,38 +376,53 @@ async def _named_checkpoints(connection: Connection, log: Log, anchors: TrustAnc
     ]
     if anchors.checkpoint is None:
         return [*stored, *stamped]
+    parsed = parse_checkpoint(anchors.checkpoint)
+    origin = log.name if parsed is None or parsed.origin not in names else parsed.origin
+    if origin != log.name or (origin not in names and not log.is_open):
+        return [*stored, *stamped]
     return [*stored, *stamped, _NamedCheckpoint(anchors.checkpoint_name, anchors.checkpoint, None)]
 
 
-def _checkpoint_sizes(checkpoints: Sequence[_NamedCheckpoint]) -> frozenset[int]:
-    parsed = [parse_checkpoint(one.note) for one in checkpoints]
-    return frozenset(checkpoint.size for checkpoint in parsed if checkpoint is not None)
+def _sizes_of_interest(part: LogPart) -> frozenset[int]:
+    """At which the log's root is compared: those of checkpoints, and that which the seam has."""
+    parsed = [parse_checkpoint(one.note) for one in part.checkpoints]
+    sizes = {checkpoint.size for checkpoint in parsed if checkpoint is not None}
+    return frozenset(sizes if part.seam is None else sizes | {part.seam.tree_size})
 
 
 async def _add_tree(
-    connection: Connection,
-    result: DatabaseResult,
-    tree: Tree,
-    checkpoints: Sequence[_NamedCheckpoint],
-    anchors: TrustAnchors,
+    connection: Connection, result: DatabaseResult, part: LogPart, tree: Tree, anchors: TrustAnchors
 ) -> None:
-    """Add the defects of the log's own tables, and those of the checkpoints compared with the tree's roots."""
-    result.defects.extend(tree.defects)
-    result.checkpoints = len(checkpoints)
-    state, known = LogState(result.log.name, result.size, tree.roots), result.defects.count
-    for name, note, stored_size, token in checkpoints:
-        result.signatures.update(key.label for key in signers(note, anchors.keys))
-        defect = checkpoint_defect(name, note, anchors.keys, state)
+    """Add the defects of the log's own tables, and those of the checkpoints compared with the tree's roots.
+
+    What the seam admits is none: a hole, and checkpoints that were signed before the loss.
+    """
+    seam, log, known = part.seam, part.log, result.defects.count
+    if seam is None or tree.is_whole or tree.frontier.size != seam.tree_size:
+        result.defects.extend(tree.defects)
+    if seam is not None and tree.roots.get(seam.tree_size) != seam.root:
+        message = f"the log {log.name} is not as it was when {seam.log.name} continued it, with {seam.tree_size} events"
+        result.defects.add(Defect("edited", f"edited: {message}"))
+    result.checkpoints += len(part.checkpoints)
+    state, keys = LogState(log.name, part.size, tree.roots), keys_of(log, anchors.keys)
+    for name, note, stored_size, token in part.checkpoints:
+        result.signatures.update(key.label for key in signers(note, keys))
+        defect = checkpoint_defect(name, note, keys, state)
         signed = parse_checkpoint(note)
         if defect is None and stored_size is not None and signed is not None and signed.size != stored_size:
             message = f"{name} was signed for {signed.size} events"
             defect = Defect("forged checkpoint", f"forged checkpoint: {message}")
         if defect is None and token is not None:
             defect = _add_timestamp(result, name, note, token, anchors)
-        if defect is not None:
+        if defect is None:
+            continue
+        contradicts = defect.kind in {"edited", "rolled back"} and signed is not None and signed.origin == log.name
+        if seam is not None and contradicts and signed is not None and seam.admits(signed):
+            part.admitted += 1
+        else:
             result.defects.add(defect)
     if result.defects.count == known:  # else it is known already why they differ
-        result.defects.extend(await verify_last_signed(connection, result.log))
+        result.defects.extend(await verify_last_signed(connection, log))
 
 
 def _add_timestamp(result: DatabaseResult, name: str, note: str, token: bytes, anchors: TrustAnchors) -> Defect | None:
@@ -362,21 +437,9 @@ def _add_timestamp(result: DatabaseResult, name: str, note: str, token: bytes, a
     return None
 
 
-def _add_positions(events: LogResult, part: LogResult) -> None:
-    """Add the result of one part of the log."""
-    events.total += part.total
-    events.verified += part.verified
-    events.erased += part.erased
-    events.purged += part.purged
-    events.missing += part.missing
-    events.defects.extend(part.defects)
-    if len(events.missing_leaves) < DEFECTS_MAX:
-        events.missing_leaves |= part.missing_leaves
-
-
-def _add_missing_events(result: DatabaseResult) -> None:
+def _add_missing_events(result: DatabaseResult, part: LogPart) -> None:
     """Mark reordered events, then add a defect for each range of missing ones: truncated at the log's end, else removed."""
-    events = result.events
+    events = part.events
     defects = mark_reordered(events.defects.listed, events.missing_leaves)
     moved = [
         events.missing_leaves[d.actual_hash]
@@ -386,10 +449,11 @@ def _add_missing_events(result: DatabaseResult) -> None:
     events.missing = Positions(events.missing).without(Positions((p, p + 1) for p in moved)).ranges
     events.defects.listed = defects
     result.defects.extend(events.defects)
+    of_log = f"the log {part.log.name}" if part.log.id or not part.log.is_open else "the log"
     for first, end in events.missing:
         where = f"position {first}" if end == first + 1 else f"positions {first} to {end - 1}"
-        if end == result.size:
-            message = f"truncated: the last {end - first} event(s) of the log are missing, from position {first} on"
+        if end == part.size:
+            message = f"truncated: the last {end - first} event(s) of {of_log} are missing, from position {first} on"
             result.defects.add(Defect("truncated", message, position=first))
         else:
-            result.defects.add(Defect("removed", f"removed: no event is at {where} of the log", position=first))
+            result.defects.add(Defect("removed", f"removed: no event is at {where} of {of_log}", position=first))

@@ -9,16 +9,16 @@ from app.verify.snapshot import SQL, portions
 async def verify_inserted(connection: Connection, log: Log, size: int) -> Defects:
     """A defect for each row that is not in the log of `size` events and has columns that only the service writes.
 
-    `connection` is in a snapshot.
+    Those of no log are reported for the open one. `connection` is in a snapshot.
     """
     defects = Defects()
-    for row in await connection.fetch(SQL.of(log)["outside_flushes"], size, timeout=LONG_FETCH_SECONDS):
+    for row in await connection.fetch(SQL.of(log)["outside_flushes"], size, log.is_open, timeout=LONG_FETCH_SECONDS):
         where = "" if row["position"] is None else f" at {row['position']}"
         message = (
             f"inserted: a row of {row['table']}{where}, of log {row['log_id']}, is no part of the log of {size} events"
         )
         defects.add(Defect("inserted", message, position=row["position"]))
-    async for rows in portions(connection, SQL.of(log)["outside_rows"], size, widest="event_data"):
+    async for rows in portions(connection, SQL.of(log)["outside_rows"], size, log.is_open, widest="event_data"):
         for row in rows:
             index = row["log_index"]
             message = (

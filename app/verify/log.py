@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.log import Log
-from app.events.positions import Positions
 from app.events.record import Row
 from app.tlog.evidence import Evidence
 from app.tlog.merkle import HASH_BYTES
@@ -28,11 +27,25 @@ class LogResult:
     """Of those, the ones that were erased since."""
     purged: int = 0
     """Positions whose rows were purged, as recorded in the log."""
+    lost: int = 0
+    """Positions whose rows were lost, as the event admits with which the log was continued."""
     missing: list[tuple[int, int]] = field(default_factory=list)
     """Positions without a row that were not purged, as ranges."""
     missing_leaves: dict[str, int] = field(default_factory=dict)
     """The first of those, by their leaf hashes."""
     defects: Defects = field(default_factory=Defects)
+
+    def add(self, part: "LogResult", start: int = 0) -> None:
+        """Add the result of another part of the log; `start` is added to its positions."""
+        self.total += part.total
+        self.verified += part.verified
+        self.erased += part.erased
+        self.purged += part.purged
+        self.lost += part.lost
+        self.missing += [(start + first, start + end) for first, end in part.missing]
+        self.defects.extend(part.defects)
+        if len(self.missing_leaves) < DEFECTS_MAX:
+            self.missing_leaves |= {leaf: start + position for leaf, position in part.missing_leaves.items()}
 
 
 async def verify_positions(
@@ -57,7 +70,7 @@ async def verify_positions(
                 continue
             _add_row(result, last)
             while position < index:
-                _add_missing(result, position, leaf, evidence.purged)
+                _add_missing(result, log, position, leaf, evidence)
                 position, leaf = next(remaining, (end, ""))
             own_leaf = leaf if index == position else None
             last = _Checked(index, own_leaf, row, list(row_defects(row, own_leaf, log, evidence.erased)))
@@ -65,7 +78,7 @@ async def verify_positions(
                 position, leaf = next(remaining, (end, ""))
     _add_row(result, last)
     while position < end:
-        _add_missing(result, position, leaf, evidence.purged)
+        _add_missing(result, log, position, leaf, evidence)
         position, leaf = next(remaining, (end, ""))
     return result
 
@@ -111,10 +124,14 @@ async def _read_leaves(connection: Connection, log: Log, first: int, end: int) -
     return leaves
 
 
-def _add_missing(result: LogResult, position: int, leaf: str, purged: Positions) -> None:
-    """Count a position without a row as purged or as missing."""
-    if position in purged:
+def _add_missing(result: LogResult, log: Log, position: int, leaf: str, evidence: Evidence) -> None:
+    """Count a position without a row as purged, as lost, or as missing."""
+    place = log.place(position)
+    if place in evidence.purged:
         result.purged += 1
+        return
+    if place in evidence.lost:
+        result.lost += 1
         return
     if result.missing and result.missing[-1][1] == position:
         result.missing[-1] = result.missing[-1][0], position + 1

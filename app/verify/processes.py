@@ -100,7 +100,7 @@ def _run_item(item: WorkItem) -> tuple[WorkItem, Any, int, float]:
         result = state.loop.run_until_complete(_run_on_connection(state, item))
     except (DatabaseAway, *DATABASE_ERRORS) as error:
         raise Fatal(f"The database could not be read to the end: {error!r}") from None  # the driver's cannot be pickled
-    return WorkItem(item.task, (), item.weight), result, os.getpid(), process_time()
+    return WorkItem(item.task, (), item.weight, item.log_id), result, os.getpid(), process_time()
 
 
 async def _run_on_connection(state: _ProcessState, item: WorkItem) -> Any:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from uuid import UUID
 
 from app.events.canonical import NESTING_MAX, canonical, depth_of, loads
-from app.events.log import Log, place_of
+from app.events.log import Log
 from app.events.neutral import ERASED, is_neutral, neutral_words
-from app.events.record import Row, stored_hash
+from app.events.record import Row, place, stored_hash
 from app.tlog.evidence import Erasures, left_digest
 
 DEFECTS_MAX = 10_000
@@ -99,10 +99,10 @@ def row_defects(row: Row, leaf: str | None, log: Log, erased: Erasures) -> Itera
     if row.get("log_id") is None or not 0 <= row.get("log_id") <= log.id:
         yield defect_of(row, "edited", f"log_id is {row.get('log_id')}, which is not this log")
     is_erased = row.get("payload_commitment") is not None
-    if is_erased and place_of(row.get("log_id"), row.get("log_index")) not in erased:
+    if is_erased and place(row) not in erased:
         yield defect_of(row, "edited", "marked as erased, but the log has no erasure event for it")
         return
-    if is_erased and not _is_what_erasure_left(row, erased.left_at(place_of(row.get("log_id"), row.get("log_index")))):
+    if is_erased and not _is_what_erasure_left(row, erased.left_at(place(row))):
         yield defect_of(row, "edited", "an erased event contains data again")
     expected, actual = stored_hash(row, log.name_of(row.get("log_id"))), row.get("event_hash") or ""
     if expected == actual == leaf:

@@ -12,7 +12,7 @@ from app.verify.snapshot import SQL
 
 async def verify_unlogged_ids(connection: Connection, log: Log, size: int) -> Defects:
     """A defect for each row outside the log of `size` events whose id another row has too. `connection` is in a snapshot."""
-    return await _shadowed(connection, SQL.of(log)["ids_outside_the_log"], size)
+    return await _shadowed(connection, SQL.of(log)["ids_outside_the_log"], size, log.is_open)
 
 
 async def verify_ids_of(connection: Connection, defects: Iterable[Defect]) -> Defects:
@@ -26,9 +26,9 @@ async def verify_ids_in(connection: Connection, correlation_id: str) -> Defects:
     return await _shadowed(connection, SQL["ids_of_a_correlation"], correlation_id)
 
 
-async def _shadowed(connection: Connection, statement: str, argument: object) -> Defects:
+async def _shadowed(connection: Connection, statement: str, *arguments: object) -> Defects:
     defects = Defects()
-    for row in await connection.fetch(statement, argument, timeout=LONG_FETCH_SECONDS):
+    for row in await connection.fetch(statement, *arguments, timeout=LONG_FETCH_SECONDS):
         defects.add(_defect(row))
     return defects
 

@@ -18,6 +18,7 @@ from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway
 from app.events.log import Log
 from app.settings import Settings
+from app.tlog.continued import Seam, keys_of, newest_log, read_seam
 from app.tlog.evidence import NO_EVIDENCE, read_evidence
 from app.tlog.merkle import HASH_BYTES, Frontier, hashes
 from app.tlog.note import PublicKey
@@ -67,7 +68,7 @@ async def verify_forever(
 ) -> NoReturn:
     """Verify the log again and again for as long as the process runs, whenever no other replica does."""
     rate = settings.verifier_events_per_second
-    verifier = Verifier(of_log, keys, min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND)), recorder, known)
+    verifier = LogVerifiers(of_log, keys, min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND)), recorder, known)
 
     async def open_connection() -> Connection:
         opened = await connect(settings.model_copy(update={"statement_timeout_ms": _STATEMENT_TIMEOUT_MS}))
@@ -94,6 +95,44 @@ async def verify_forever(
     )
 
 
+class LogVerifiers:
+    """Verifies all logs of the database, a round of each after another."""
+
+    def __init__(
+        self,
+        first: Log,
+        keys: tuple[PublicKey, ...],
+        part_events: int,
+        recorder: Recorder | None = None,
+        known: KnownCheckpoints = no_checkpoints,
+    ) -> None:
+        self._keys, self._part_events = keys, part_events
+        self._recorder, self._known = recorder, known
+        self._verifiers = [Verifier(first, keys, part_events, recorder, known)]
+        self._next = 0
+        self.has_lock = False
+        """Whether this process is the one that verifies."""
+
+    async def try_lock(self, connection: Connection) -> bool:
+        """Lock the verification; False while another replica has the lock. The lock ends with the connection."""
+        self.has_lock = await connection.fetchval(SQL["try_lock_verifier"])
+        return self.has_lock
+
+    async def verify_next_part(self, connection: Connection) -> int:
+        """Verify the next part and store the findings. Returns how many positions it had; 0 at the end of a round of one log."""
+        newest = await newest_log(connection, self._verifiers[-1].log, self._keys)
+        if newest != self._verifiers[-1].log:
+            logs = list(newest.and_earlier())
+            for later in logs[len(self._verifiers) :]:
+                self._verifiers.append(Verifier(later, self._keys, self._part_events, self._recorder, self._known))
+            for one, its_log in zip(self._verifiers, logs, strict=True):
+                one.log, one.newest = its_log, newest
+        verified = await self._verifiers[self._next].verify_next_part(connection)
+        if not verified:
+            self._next = (self._next + 1) % len(self._verifiers)
+        return verified
+
+
 class Verifier:
     """The state of the verification of one log.
 
@@ -108,7 +147,11 @@ class Verifier:
         recorder: Recorder | None = None,
         known: KnownCheckpoints = no_checkpoints,
     ) -> None:
-        self._log = of_log
+        self.log = of_log
+        self.newest = of_log
+        """The last log, which may say what of this one was purged, erased or lost."""
+        self._seam: Seam | None = None
+        """How the log was closed."""
         self._keys = keys
         self._part_events = part_events
         self._recorder = recorder
@@ -149,7 +192,9 @@ class Verifier:
 
     async def _verify_next_part(self, connection: Connection) -> int:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            state = await connection.fetchrow(SQL.of(self._log)["verifier_state"])
+            state = await connection.fetchrow(SQL.of(self.log)["verifier_state"])
+            if not self.log.is_open:
+                self._seam = await read_seam(connection, Log(self.log.id + 1, self.log.first_name))
             stored: int = 0 if state is None else state["position"]
             first = stored if self._position is None else self._position
             size = await self._size(connection)
@@ -173,7 +218,7 @@ class Verifier:
         if is_end:
             await self._end_round(connection, size)
             return 0
-        await connection.execute(SQL.of(self._log)["set_verifier_position"], end)
+        await connection.execute(SQL.of(self.log)["set_verifier_position"], end)
         self._position = end
         metrics.VERIFIER_POSITION.set(end)
         metrics.VERIFIED_EVENTS.inc(end - first)
@@ -182,38 +227,55 @@ class Verifier:
     async def _store(self, connection: Connection, defects: list[Defect], round_number: int) -> None:
         """Store the defects for readers, and have those recorded in the log that stand there not yet."""
         if self._recorder is None or not defects:
-            await _store_findings(connection, self._log, defects, round_number)
+            await _store_findings(connection, self.log, defects, round_number)
             return
         async with connection.transaction():  # what could not be recorded counts as new again
-            await self._recorder.record(await _store_findings(connection, self._log, defects, round_number))
+            found = await _store_findings(connection, self.log, defects, round_number)
+            await self._recorder.record([(self._named(defect), is_new) for defect, is_new in found])
+
+    def _named(self, defect: Defect) -> Defect:
+        """A defect as a finding names it: the positions of findings are those of the open log."""
+        if self.log.is_open or defect.position is None:
+            return defect
+        return replace(defect, position=None, subject=f"position {defect.position} of {self.log.name}")
 
     def _defects_of_known(self, size: int) -> list[Defect]:
         """The defects of known checkpoints whose roots no part of the log was compared with: they are larger, or not signed."""
-        state, defects = LogState(self._log.name, size, {}), []
+        state, defects = LogState(self.log.name, size, {}), []
         for name, note in (self._known or {}).items():
-            if (defect := checkpoint_defect(name, note, self._keys, state)) is not None:
+            defect = checkpoint_defect(name, note, keys_of(self.log, self._keys), state)
+            if defect is not None and self._is_about(note) and not self._admits(note):
                 defects.append(replace(defect, subject=_subject_of(note)))
         return defects
 
     async def _size(self, connection: Connection) -> int:
         """How many positions the log has, whatever stands beyond its end."""
-        notes = [row["note"] for row in await connection.fetch(TLOG_SQL.of(self._log)["newest_notes"])]
+        if self._seam is not None:
+            return self._seam.size
+        notes = [row["note"] for row in await connection.fetch(TLOG_SQL.of(self.log)["newest_notes"])]
         known = 0 if self._last_round is None else self._last_round[0]
-        return await log_size(connection, self._log, notes, self._keys, max(known, self._frontier.size))
+        return await log_size(
+            connection, self.log, notes, keys_of(self.log, self._keys), max(known, self._frontier.size)
+        )
 
     async def _verify_rest(self, connection: Connection, size: int) -> list[Defect]:
         """The defects of rows that are at no position of the log, and of heads without a last event, at the end of a round."""
         await self._count_unsealed(connection)
         found = [
-            await verify_inserted(connection, self._log, size),
-            await verify_unlogged_ids(connection, self._log, size),
-            await verify_heads_without_end(connection, self._log),
-            await verify_equal_heads(connection),
-            await verify_last_signed(connection, self._log),
+            await verify_inserted(connection, self.log, size),
+            await verify_unlogged_ids(connection, self.log, size),
         ]
-        purged = (await read_evidence(connection, self._log)).purged
-        notifications = await verify_notifications(connection, self._log, purged)
-        if not any(defects.count for defects in found):  # else it is known already why the sum is another one
+        if not self.log.is_open:
+            return [defect for defects in found for defect in defects.listed]
+        found += [
+            await verify_heads_without_end(connection, self.newest),
+            await verify_equal_heads(connection),
+            await verify_last_signed(connection, self.log),
+        ]
+        purged = (await read_evidence(connection, self.newest)).purged
+        notifications = await verify_notifications(connection, self.newest, purged)
+        is_known = self.log.id or any(defects.count for defects in found)
+        if not is_known:  # else it is known already why the sum is another one
             found.append(await verify_sum_of_heads(connection, size))
         found.append(notifications.defects)
         return [defect for defects in found for defect in defects.listed]
@@ -236,15 +298,15 @@ class Verifier:
         """The defects of positions from `first` up to, not including, `end`: of rows, heads, flushes and checkpoints."""
         if first == 0:
             self._evidence = NO_EVIDENCE
-        result = await verify_positions(connection, self._log, first, end, self._evidence)
+        result = await verify_positions(connection, self.log, first, end, self._evidence)
         if result.missing or result.defects.count:  # only then does it matter what was purged and erased meanwhile
-            self._evidence = await read_evidence(connection, self._log)
-            result = await verify_positions(connection, self._log, first, end, self._evidence)
+            self._evidence = await read_evidence(connection, self.newest)
+            result = await verify_positions(connection, self.log, first, end, self._evidence)
         defects = mark_reordered(result.defects.listed, result.missing_leaves)
         defects += (await verify_ids_of(connection, result.defects.listed)).listed
         if result.missing:
             defects += await _missing_event_defects(connection, result)
-        for row in await connection.fetch(SQL.of(self._log)["head_mismatches"], first, end):
+        for row in await connection.fetch(SQL.of(self.log)["head_mismatches"], first, end):
             message = f"edited: the chain's head does not match event {row['chain_index']} of the chain"
             defects.append(Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"]))
         return defects + await self._verify_tree(connection, first, end, size)
@@ -252,10 +314,10 @@ class Verifier:
     async def _checkpoints_within(self, connection: Connection, first: int, end: int) -> dict[int, dict[str, str]]:
         """The stored checkpoints of sizes above `first` up to `end`, and all known ones: by size, as notes by their names."""
         notes = defaultdict[int, dict[str, str]](dict)
-        for row in await connection.fetch(SQL.of(self._log)["checkpoints_within"], first, end):
+        for row in await connection.fetch(SQL.of(self.log)["checkpoints_within"], first, end):
             notes[row["size"]][f"the stored checkpoint at {row['size']}"] = row["note"]
         for name, note in (self._known or {}).items():
-            if (checkpoint := parse_checkpoint(note)) is not None:
+            if (checkpoint := parse_checkpoint(note)) is not None and checkpoint.origin == self.log.name:
                 notes[checkpoint.size][name] = note
         return notes
 
@@ -267,14 +329,14 @@ class Verifier:
             return []  # this process began in the middle of a round, or a flush is missing
         notes = await self._checkpoints_within(connection, first, end)
         leaves, defects = b"", []
-        for row in await connection.fetch(TLOG_SQL.of(self._log)["leaves"], first, end):
+        for row in await connection.fetch(TLOG_SQL.of(self.log)["leaves"], first, end):
             position = first + len(leaves) // HASH_BYTES
             if leaves and row["first"] < position:
                 message = f"inserted: another flush has the leaf at position {row['first']} of the log too"
                 defects.append(Defect("inserted", message, position=row["first"]))
             else:
                 leaves += row["leaves"]
-        if len(leaves) != (end - first) * HASH_BYTES:
+        if len(leaves) != (end - first) * HASH_BYTES and (self._seam is None or end <= self._seam.tree_size):
             message = (
                 f"removed: flushes between positions {first} and {end} of the log are missing, or have lost leaves"
             )
@@ -283,23 +345,36 @@ class Verifier:
             self._frontier.append(leaf)
             at = self._frontier.size
             for name, note in notes.get(at, {}).items():
-                state = LogState(self._log.name, size, {at: self._frontier.root()})
-                defect = checkpoint_defect(name, note, self._keys, state)
-                defects += [] if defect is None else [replace(defect, subject=_subject_of(note))]
+                state = LogState(self.log.name, size, {at: self._frontier.root()})
+                defect = checkpoint_defect(name, note, keys_of(self.log, self._keys), state)
+                defects += [] if defect is None or self._admits(note) else [replace(defect, subject=_subject_of(note))]
             last = self._last_round
             if last is not None and at == last[0] and self._frontier.root() != last[1]:
                 message = REWRITTEN.format(size=at, name="the last round")
                 defects.append(Defect("edited", message, position=at, subject=f"checkpoint {at}"))
         return defects
 
+    def _is_about(self, note: str) -> bool:
+        """Whether a checkpoint has to fit this log: it names it, or names none and this one is the open one."""
+        checkpoint = parse_checkpoint(note)
+        if checkpoint is not None and checkpoint.origin == self.log.name:
+            return True
+        others = {one.name for one in self.newest.and_earlier()}
+        return self.log.is_open and (checkpoint is None or checkpoint.origin not in others)
+
+    def _admits(self, note: str) -> bool:
+        """Whether the event that continued the log admits that it is not what this checkpoint was signed for."""
+        checkpoint = parse_checkpoint(note)
+        return self._seam is not None and checkpoint is not None and self._seam.admits(checkpoint)
+
     async def _end_round(self, connection: Connection, size: int) -> None:
         if self._recorder is not None:
             await self._recorder.end_round()
         if self._frontier.size == size:
             self._last_round = size, self._frontier.root()
-        await connection.execute(SQL.of(self._log)["end_verifier_round"], size)
+        await connection.execute(SQL.of(self.log)["end_verifier_round"], size)
         self._known, self._position = None, 0
-        await _export_finding_counts(connection, self._log)
+        await _export_finding_counts(connection, self.log)
         metrics.VERIFIER_ROUNDS.inc()
 
 

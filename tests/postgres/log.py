@@ -13,6 +13,7 @@ from app.ingest.store import Store
 from app.ingest.submission import Submission
 from app.ingest.writer import Writer
 from app.settings import Settings
+from app.tlog.continued import newest_log
 from tests.logs import FIRST_LOG
 
 LOG = "test.example/datastorage"
@@ -21,7 +22,7 @@ LOG = "test.example/datastorage"
 async def write(url: str, *items: dict[str, Any]) -> list[UUID]:
     """Write one event after another; `items` are the members that differ from the usual ones. Returns their ids."""
     settings = Settings(database_url=SecretStr(url))
-    writer = Writer(Store(settings, FIRST_LOG), settings)
+    writer = Writer(Store(settings, FIRST_LOG, find_log=newest_log), settings)
     writer.start()
     written = []
     try:

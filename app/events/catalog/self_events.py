@@ -2,7 +2,8 @@
 
 A client cannot post them, nor any other event under such a correlation id, because verification accepts a position as purged, or
 a row as erased, if one of these records it.
-`positions` are positions in the log, as text of a Postgres int8multirange: `{[0,5),[7,9)}`.
+`positions` are positions in the log, as text of a Postgres int8multirange: `{[0,5),[7,9)}`. `log_id` is the log of an event's positions
+and sizes; without it they are of log 0.
 """
 
 from typing import Any, Literal, NotRequired
@@ -67,6 +68,7 @@ class RetentionPurgedPayload(TypedDict):
     event_type: Literal["datastorage.retention.purged"]
     operation_id: Uuid
     positions: str
+    log_id: NotRequired[Count]
     event_count: Count
     unsealed_count: NotRequired[Count]
     partition: NotRequired[str | None]
@@ -82,6 +84,7 @@ class RetentionRestoredPayload(TypedDict):
     event_type: Literal["datastorage.retention.restored"]
     operation_id: Uuid
     positions: str
+    log_id: NotRequired[Count]
     partition: NotRequired[str | None]
     reason: NotRequired[str]
 
@@ -97,6 +100,7 @@ class EventErasedPayload(TypedDict):
     event_ids: list[Uuid]
     positions: str
     left: NotRequired[list[Sha256Hex]]
+    log_id: NotRequired[Count]
     erased_by: str
     reason: str
 
@@ -154,6 +158,7 @@ class ExportCreatedPayload(TypedDict):
     redacted: NotRequired[bool]
     first_position: NotRequired[Count]
     last_position: NotRequired[Count]
+    log_id: NotRequired[Count]
     file_sha256: NotRequired[Sha256Hex]
 
 
@@ -188,5 +193,29 @@ class LogHeartbeatPayload(TypedDict):
 
     event_type: Literal["datastorage.log.heartbeat"]
     tree_size: Count
+    log_id: NotRequired[Count]
     silent_since: NotRequired[DateTime]
     root_hash: NotRequired[Sha256Hex]
+
+
+class LogContinuedPayload(TypedDict):
+    """The first event of a log that continues another one after a loss, which it admits.
+
+    log_id and closed_log are the log that was closed, as are the positions: those without a row that were not purged, and those that
+    were signed (checkpoint is the last note that was known) and may have other events now. Its tree as it stands has this root.
+    """
+
+    event_type: Literal["datastorage.log.continued"]
+    continuation_id: Uuid
+    log_id: Count
+    closed_log: str
+    size: Count
+    tree_size: Count
+    root_hash: Sha256Hex
+    cause: Literal["rolled_back", "rewritten", "incomplete"]
+    agreed_size: Count
+    checkpoint: NotRequired[str]
+    positions: str
+    differing: str
+    continued_by: str
+    reason: str

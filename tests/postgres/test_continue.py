@@ -1,0 +1,250 @@
+"""A log that lost acknowledged events is continued by the next one: nothing more is lost, all that is left is proved, and the loss is named."""
+
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from pydantic import SecretStr
+
+from app.continuing import Continuation, continue_log
+from app.db import create_engine
+from app.errors import Fatal
+from app.events.log import Log
+from app.ingest.store import Store
+from app.settings import Settings
+from app.tlog.continued import find_log, newest_log, read_seam
+from app.tlog.copies import CheckpointCopies
+from app.tlog.keys import SigningKey
+from app.tlog.note import Checkpoint, MalformedNote, NoValidSignature, PublicKey, sign_checkpoint
+from app.tlog.proof import verify_proof_file
+from app.tlog.prove import prove_event
+from app.tlog.signer import Alarms, Signer, SigningRefused
+from app.tlog.witness import Witnesses
+from app.tlog.worker import CheckpointWorker
+from app.verify.correlation import verify_correlation
+from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
+from app.verify.worker import LogVerifiers
+from tests.logs import FIRST_LOG
+from tests.postgres.log import LOG, write
+from tests.postgres.test_background import findings
+from tests.postgres.test_checkpoints import no_heartbeat
+
+pytestmark = pytest.mark.damaged  # events are lost on purpose
+
+Connection = asyncpg.Connection
+PRIVATE = Ed25519PrivateKey.generate()
+PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+KEY = SigningKey(PRIVATE, PublicKey(LOG, PRIVATE.public_key().public_bytes_raw()))
+NEXT = Log(1, LOG)
+LOSE = """
+SET session_replication_role = replica;
+DELETE FROM audit_events WHERE log_id = 0 AND log_index >= {size};
+DELETE FROM log_flushes WHERE log_id = 0 AND first_index >= {size};
+DELETE FROM log_checkpoints WHERE size > {size};
+UPDATE log_signers SET note = (SELECT note FROM log_checkpoints ORDER BY size DESC LIMIT 1);
+DELETE FROM chain_heads;
+INSERT INTO chain_heads SELECT DISTINCT ON (correlation_id) correlation_id, chain_index + 1, event_hash
+FROM audit_events WHERE log_index IS NOT NULL ORDER BY correlation_id, chain_index DESC;
+SET session_replication_role = origin;
+"""
+"""What a standby has that missed the last flushes."""
+
+
+def settings_of(url: str, **others: Any) -> Settings:
+    return Settings(database_url=SecretStr(url), checkpoint_key=SecretStr(PEM), **others)
+
+
+def worker_of(**others: Any) -> CheckpointWorker:
+    signer = Signer(KEY)
+    return CheckpointWorker(
+        FIRST_LOG, signer, Witnesses([]), CheckpointCopies(None, None), Alarms(), 0, key=KEY, **others
+    )
+
+
+async def verified(connection: Connection, outside: str | None = None) -> DatabaseResult:
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        return await verify_database(connection, sequential_runner(connection), TrustAnchors([KEY.public], outside))
+
+
+async def defects(connection: Connection, outside: str | None = None) -> list[str]:
+    return [defect.message for defect in (await verified(connection, outside)).defects.listed]
+
+
+async def lose(connection: Connection, url: str) -> str:
+    """Five events of which three are left, then three more: the last checkpoint before the loss, which only somebody outside has."""
+    worker = worker_of()
+    await write(url, {}, {}, {"correlation_id": "rr-2"})
+    await worker.run_round(connection, no_heartbeat)
+    await write(url, {}, {"correlation_id": "rr-2"})
+    await worker.run_round(connection, no_heartbeat)
+    outside: str = await connection.fetchval("SELECT note FROM log_checkpoints ORDER BY size DESC LIMIT 1")
+    await connection.execute(LOSE.format(size=3))
+    await write(url, {}, {"correlation_id": "rr-3"}, {"correlation_id": "rr-2"})
+    with pytest.raises(SigningRefused, match="are not those that were signed"):
+        await worker.run_round(connection, no_heartbeat)
+    return outside
+
+
+async def go_on(url: str, outside: str, **others: Any) -> Continuation:
+    return await continue_log(settings_of(url), "Ada", "failover", [outside], dry_run=False, **others)
+
+
+async def test_a_loss_is_continued(connection: Connection, database_url: str) -> None:
+    """After a loss nothing can be signed any more, or a verifier calls the new log or what was admitted a defect."""
+    outside = await lose(connection, database_url)
+    assert any("rewritten" in message for message in await defects(connection, outside))
+    done = await go_on(database_url, outside)
+    assert (done.loss.cause, done.loss.agreed_size, done.loss.signed_size, done.loss.size) == ("rewritten", 3, 5, 6)
+    assert str(done.keys[0]).startswith(f"{LOG}/1+")
+    seam = await read_seam(connection, NEXT)
+    assert seam is not None
+    assert (seam.size, seam.reason, seam.by) == (6, "failover", "Ada")
+
+    await write(database_url, {}, {"correlation_id": "rr-4"})
+    followed: list[Log] = []
+    worker = worker_of(on_log=followed.append)
+    await worker.run_round(connection, no_heartbeat)
+    assert followed == [NEXT]
+    rows = await connection.fetch("SELECT log_index, chain_index FROM audit_events WHERE log_id = 1 ORDER BY log_index")
+    assert [tuple(row) for row in rows] == [(0, 0), (1, 3), (2, 0)]  # the chain of rr-1 goes on
+    result = await verified(connection, outside)
+    assert [defect.message for defect in result.defects.listed] == []
+    assert [(part.size, part.events.verified) for part in result.parts] == [(6, 6), (3, 3)]
+    assert result.parts[0].admitted == 1
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        for correlation in ("rr-1", "rr-2", "rr-4"):
+            assert (await verify_correlation(connection, correlation, NEXT)).is_valid
+    newest = await connection.fetchval("SELECT note FROM log_checkpoints WHERE log_id = 1 ORDER BY size DESC LIMIT 1")
+    assert newest.startswith(f"{LOG}/1\n3\n")
+    assert await defects(connection, newest) == []
+
+
+async def continued(connection: Connection, url: str) -> tuple[str, CheckpointWorker]:
+    """A continued log with three events of its own, signed: the checkpoint from before the loss, and the worker."""
+    outside = await lose(connection, url)
+    await go_on(url, outside)
+    await write(url, {}, {"correlation_id": "rr-4"})
+    worker = worker_of()
+    await worker.run_round(connection, no_heartbeat)
+    return outside, worker
+
+
+async def test_every_event_that_is_left_is_proved(connection: Connection, database_url: str) -> None:
+    """An event of the closed log has no proof any more, or one that does not verify with the new log's key alone."""
+    await continued(connection, database_url)
+    rows = await connection.fetch("SELECT event_id, log_id, log_index FROM audit_events ORDER BY log_id, log_index")
+    engine = create_engine(settings_of(database_url))
+    own, old = [KEY.of(NEXT).public], [KEY.public]
+    try:
+        for row in rows:
+            found = await prove_event(engine, row["event_id"], NEXT)
+            through_seam = row["log_id"] == 0 and row["log_index"] >= 3
+            assert (found.seam is not None) == through_seam
+            keys, strangers = (own, old) if row["log_id"] or through_seam else (old, own)
+            for document in (found.document(), found.document(open=False)):
+                proved = verify_proof_file(document, keys)
+                assert proved.record["event_id"] == str(row["event_id"])
+                with pytest.raises(NoValidSignature):
+                    verify_proof_file(document, strangers)
+                if through_seam:
+                    assert proved.checkpoint.size == 6
+                    forged = orjson.loads(document)
+                    forged["seam"]["committed"]["event_data"]["tree_size"] = 7
+                    with pytest.raises(MalformedNote):
+                        verify_proof_file(orjson.dumps(forged), keys)
+                    del forged["seam"]
+                    with pytest.raises(MalformedNote):
+                        verify_proof_file(orjson.dumps(forged), keys)
+    finally:
+        await engine.dispose()
+
+
+TAMPERED = {
+    "an old row": ("UPDATE audit_events SET severity = 'low' WHERE log_id = 0 AND log_index = 4", {"edited"}),
+    "an old row that is left is deleted": ("DELETE FROM audit_events WHERE log_id = 0 AND log_index = 4", {"removed"}),
+    "a flush of the closed log": (
+        "INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, 6, 1, repeat('a', 32)::bytea)",
+        {"inserted"},
+    ),
+    "an event in the closed log": (
+        """INSERT INTO audit_events SELECT (jsonb_populate_record(e, jsonb_build_object('event_id', gen_random_uuid(),
+        'log_index', 6))).* FROM audit_events e WHERE log_id = 0 AND log_index = 5""",
+        {"inserted"},
+    ),
+    "the first event": (
+        "UPDATE audit_events SET event_data = event_data || '{\"agreed_size\": 5}' WHERE log_id = 1 AND log_index = 0",
+        {"edited", "removed"},
+    ),
+    "the first event is deleted": ("DELETE FROM audit_events WHERE log_id = 1 AND log_index = 0", {"removed"}),
+    "a leaf of the closed log": (
+        "UPDATE log_flushes SET leaves = repeat('a', 32)::bytea WHERE log_id = 0 AND first_index = 5",
+        {"edited"},
+    ),
+    "a third log": ("INSERT INTO logs VALUES (2, '" + LOG + "/2')", {"inserted"}),
+}
+
+
+async def test_tampering_after_the_seam_is_named(connection: Connection, database_url: str) -> None:
+    """What the seam admits excuses something else, with the key and an outside checkpoint or in the background."""
+    outside, _ = await continued(connection, database_url)
+    assert await defects(connection, outside) == []
+    for what, (statement, kinds) in TAMPERED.items():
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute("SET LOCAL session_replication_role = replica")
+        await connection.execute("ALTER TABLE log_flushes DISABLE TRIGGER refuse_closed")
+        await connection.execute(statement)
+        result = await verify_database(connection, sequential_runner(connection), TrustAnchors([KEY.public], outside))
+        found = {defect.kind for defect in result.defects.listed}
+        assert found & kinds, (what, found)
+        await transaction.rollback()
+
+
+async def test_a_log_that_nobody_signed_is_not_followed(connection: Connection, database_url: str) -> None:
+    """Whoever can write to the tables makes a service write to a log of his, or verification calls it one of ours."""
+    outside = await lose(connection, database_url)
+    done = await continue_log(settings_of(database_url), "eve", "mine", [outside], dry_run=True)
+    assert done.note is None
+    assert await connection.fetchval("SELECT count(*) FROM logs") == 1
+    await connection.execute("SELECT open_next_log(0::smallint, $1, '0010_pre_logs')", f"{LOG}/1")
+    assert await newest_log(connection, FIRST_LOG, KEY.all_public) == FIRST_LOG
+    assert await newest_log(connection, FIRST_LOG, [PublicKey(LOG, bytes(32))]) == FIRST_LOG
+    assert "inserted" in {defect.kind for defect in (await verified(connection)).defects.listed}
+    store = Store(settings_of(database_url), FIRST_LOG, find_log=find_log(settings_of(database_url)))
+    await store.connection()
+    assert store.log == FIRST_LOG
+    await store.close()
+
+
+async def test_refused_while_the_log_is_in_order(connection: Connection, database_url: str) -> None:
+    """A log is closed although nothing is wrong with it, or by a checkpoint that its key has not signed."""
+    await write(database_url, {}, {})
+    worker = worker_of()
+    await worker.run_round(connection, no_heartbeat)
+    newest = await connection.fetchval("SELECT note FROM log_checkpoints")
+    for notes in ([], [newest]):
+        with pytest.raises(Fatal, match="there is nothing to continue"):
+            await continue_log(settings_of(database_url), "Ada", "why", notes, dry_run=False)
+    with pytest.raises(Fatal, match="is not one of the log"):
+        await go_on(database_url, sign_checkpoint(Checkpoint(LOG, 9, bytes(32)), Ed25519PrivateKey.generate()))
+    with pytest.raises(Fatal, match="No key signs the log"):
+        await continue_log(Settings(database_url=SecretStr(database_url)), "Ada", "why", dry_run=False)
+    assert await connection.fetchval("SELECT count(*) FROM logs") == 1
+
+
+async def test_the_background_verifier_walks_both(connection: Connection, database_url: str) -> None:
+    """The background verifier calls the seam a defect, or does not see what is changed in either log."""
+    await continued(connection, database_url)
+    verifier = LogVerifiers(FIRST_LOG, KEY.all_public, 2)
+    for _ in range(12):
+        await verifier.verify_next_part(connection)
+    assert await findings(connection) == set()
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 1")
+    for _ in range(12):
+        await verifier.verify_next_part(connection)
+    rows = await connection.fetch("SELECT log_id, position, kind FROM verifier_findings ORDER BY 1")
+    assert [tuple(row) for row in rows] == [(0, 1, "edited"), (1, 1, "edited")]
