@@ -65,6 +65,9 @@ func verifyOpened(opened *Object, keys []Key) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if opened.has("timestamp") {
+		what += " (its timestamp is not checked here)"
+	}
 	if opened.Values["salt"] == nil && opened.Values["committed"] == nil {
 		return what + "; its content is not in the file", nil
 	}

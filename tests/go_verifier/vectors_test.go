@@ -48,6 +48,33 @@ func TestVectors(t *testing.T) {
 	}
 }
 
+// A checkpoint with a second signature, by ML-DSA-44, which is not checked here.
+func TestCheckpoints(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join(vectors, "checkpoints", "0001-ml-dsa-44.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	vector, err := parseObject(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys []Key
+	for _, name := range []string{"ed25519_vkey", "ml_dsa_44_vkey"} {
+		key, err := parseKey(vector.Values[name].(string))
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	note := vector.Values["note"].(string)
+	if checkpoint, err := openCheckpoint(note, keys); err != nil || hex.EncodeToString(checkpoint.Root) != vector.Values["root"] {
+		t.Error(err)
+	}
+	if _, err := openCheckpoint(note, keys[1:]); err == nil {
+		t.Error("a key that cannot be checked has vouched for a checkpoint")
+	}
+}
+
 // The table of section 4.3.
 func TestNumbers(t *testing.T) {
 	for token, want := range map[string]string{

@@ -122,6 +122,18 @@ def test_vectors(page: chromium.Tab) -> None:
         assert hashes == [event["event_hash"] for event in json.loads(path.read_text())["events"]], path.name
 
 
+def test_checkpoint_with_a_signature_of_another_kind(page: chromium.Tab) -> None:
+    """The page refuses a checkpoint that ML-DSA has signed too, or believes that signature without a look at it."""
+    vector = json.loads((VECTORS / "checkpoints" / "0001-ml-dsa-44.json").read_text())
+    for keys, signers in (
+        ([vector["ed25519_vkey"], vector["ml_dsa_44_vkey"]], [key_label(vector["ed25519_vkey"])]),
+        ([vector["ml_dsa_44_vkey"]], "refused"),
+    ):
+        opened = f"D.openCheckpoint({json.dumps(vector['note'])}, D.parseKeys({json.dumps(' '.join(keys))})).signers"
+        program = f"try {{ return {opened}; }} catch (error) {{ if (error instanceof D.Refused) return 'refused'; throw error; }}"
+        assert page.evaluate(f"(() => {{ const D = DataStorageVerifier; {program} }})()") == signers
+
+
 def test_large_file_does_not_freeze_the_page(page: chromium.Tab, corpus: Corpus, tmp_path: Path) -> None:
     """A file is read at once, so that the page does not react while it is verified."""
     *records, manifest = (corpus.directory / "all.ndjson").read_bytes().splitlines(keepends=True)
