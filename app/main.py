@@ -62,7 +62,7 @@ from app.export.certificate import ExportKeyStore
 from app.findings.finding import Finding
 from app.findings.follow import follow_forever
 from app.findings.recorder import Recorder
-from app.findings.register import Register
+from app.findings.register import Register, findings_of
 from app.ingest import partitions, self_events
 from app.ingest.event_writer import OwnState
 from app.ingest.notification_replay import replay_forever
@@ -399,7 +399,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
         event = self_events.self_event(service.log.first_name, finding.payload(), about=finding.id, event_id=event_id)
         await self_events.write_self_event(writer, event, settings.single_deadline_ms)
 
-    register = Register(service.log, partial(db.connect, settings))
+    register = Register(service.log, partial(findings_of, service.engine, service.log))
     recorder = Recorder(register, write_finding)
     service.presence.open_findings = lambda: len(register.open)
     workers = {

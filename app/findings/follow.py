@@ -4,7 +4,7 @@ from time import monotonic
 from typing import NoReturn
 
 from app.db import DATABASE_ERRORS
-from app.errors import DatabaseAway
+from app.errors import Unavailable
 from app.findings.register import Register
 from app.workers import run_forever
 
@@ -26,5 +26,5 @@ async def follow_forever(register: Register) -> NoReturn:
         do_round,
         pause_seconds=_PAUSE_SECONDS,
         failure="the findings of the log could not be read",
-        uncounted=(DatabaseAway, *DATABASE_ERRORS),
+        uncounted=(Unavailable, *DATABASE_ERRORS),  # Postgres is away or busy
     )

@@ -1,6 +1,5 @@
 """The findings of the log: which were recorded there, and which were acknowledged."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -16,7 +15,6 @@ from app.events.log import LOG_POSITIONS, Log, place_of
 from app.events.record import Row
 from app.findings.finding import Acknowledgement, Finding, Subject
 from app.tlog.evidence import ACKNOWLEDGED, FOUND, read_self_events
-from app.workers import WorkerConnection
 
 _LOSSES = ("removed", "edited", "truncated", "reordered")
 
@@ -73,20 +71,15 @@ class Register:
     ends.
     """
 
-    def __init__(self, log: Log, connect: Callable[[], Awaitable[Connection]]) -> None:
+    def __init__(self, log: Log, read: Callable[[], Awaitable[list[Finding]]]) -> None:
+        """`read` reads the findings of the log, as findings_of()."""
         self.log = log
-        self._connection = WorkerConnection(connect)
-        self._reading = asyncio.Lock()
+        self._read = read
         self._findings: dict[UUID, Finding] = {}
 
     async def read(self) -> None:
-        """Read the findings of the log, on a connection of its own."""
-        async with (
-            self._reading,
-            self._connection.use() as connection,
-            connection.transaction(isolation="repeatable_read", readonly=True),
-        ):
-            findings = await read_findings(connection, self.log)
+        """Read the findings of the log. Raises what reading raises."""
+        findings = await self._read()
         there = {finding.id for finding in findings}
         for finding in self.open:
             if finding.id not in there and _is_loss_acknowledged(finding, findings):
