@@ -40,10 +40,12 @@ class LogState:
     roots: Mapping[int, bytes]
 
 
-def checkpoint_defect(name: str, note: str, keys: Sequence[PublicKey], state: LogState) -> Defect | None:
+def checkpoint_defect(
+    name: str, note: str, keys: Sequence[PublicKey], state: LogState, stored_size: int | None = None
+) -> Defect | None:
     """What is wrong with a checkpoint, or with the log if the checkpoint is right; messages call the checkpoint `name`.
 
-    Without `keys` the signature is not checked, only the root.
+    Without `keys` the signature is not checked, only the root. `stored_size` is the size in the database's column, if it has one.
     """
     checkpoint = parse_checkpoint(note)
     if checkpoint is None:
@@ -61,6 +63,8 @@ def checkpoint_defect(name: str, note: str, keys: Sequence[PublicKey], state: Lo
         )
     if state.roots.get(checkpoint.size, checkpoint.root) != checkpoint.root:
         return Defect("edited", REWRITTEN.format(size=checkpoint.size, name=name))
+    if stored_size not in {None, checkpoint.size}:
+        return Defect("forged checkpoint", f"forged checkpoint: {name} was signed for {checkpoint.size} events")
     return None
 
 

@@ -346,7 +346,7 @@ class Verifier:
             at = self._frontier.size
             for name, note in notes.get(at, {}).items():
                 state = LogState(self.log.name, size, {at: self._frontier.root()})
-                defect = checkpoint_defect(name, note, keys_of(self.log, self._keys), state)
+                defect = checkpoint_defect(name, note, keys_of(self.log, self._keys), state, at)
                 defects += [] if defect is None or self._admits(note) else [replace(defect, subject=_subject_of(note))]
             last = self._last_round
             if last is not None and at == last[0] and self._frontier.root() != last[1]:

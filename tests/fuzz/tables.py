@@ -100,15 +100,18 @@ def changes(table: Table, before: Sequence[Row], after: Sequence[Row]) -> list[C
             Change(table.name, row, name)
             for row, other in pairs
             for name, value in row.items()
-            if value != other[name] and not (table.types[name] == "jsonb" and _equal_json(value, other[name]))
+            if not _is_equal(table.types[name], name, value, other[name])
         ),
     ]
 
 
-def _equal_json(one: str | None, other: str | None) -> bool:
-    if one is None or other is None:
+def _is_equal(kind: str, column: str, one: str | None, other: str | None) -> bool:
+    """Whether two values are the same one for the record (docs/design.md, 4.1 and 4.3)."""
+    if one == other or (column == "previous_event_hash" and (one or "") == (other or "")):
+        return True
+    if kind != "jsonb":
         return False
-    left, right = (json.loads(text, parse_float=Decimal, parse_int=Decimal) for text in (one, other))
+    left, right = (json.loads(text or "null", parse_float=Decimal, parse_int=Decimal) for text in (one, other))
     return bool(left == right)
 
 
