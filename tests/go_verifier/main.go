@@ -60,7 +60,7 @@ func verify(files []string, keys []Key) (defects int) {
 		case bytes.HasPrefix(start, []byte(proofHeader)):
 			text, err2 := os.ReadFile(name)
 			if err = err2; err == nil {
-				_, what, err = verifyProof(string(text), keys)
+				_, what, err = verifyProof(string(text), nil, keys)
 			}
 		case bytes.HasPrefix(start, bundleStart):
 			text, err2 := os.ReadFile(name)
@@ -107,7 +107,8 @@ func verifyDocument(name string, keys []Key) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return verifyOpened(document, keys)
+	_, what, err := verifyOpened(document, keys)
+	return what, err
 }
 
 func readKeys(text string) (keys []Key) {

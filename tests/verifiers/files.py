@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -29,6 +30,7 @@ EXPORT = "/api/v1/audit/export"
 TYPE = "application/vnd.in-toto+json"
 BUNDLES = services.ROOT / "docs" / "vectors" / "bundles"
 BUNDLE_KEY = Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32)
+LEAF = b"\0"
 NUMBERS = (
     "[9007199254740993,18446744073709551616,0.30000000000000000004,2.2250738585072011e-308,1e23,-0.0,0.1,123e20,1E-7]"
 )
@@ -63,7 +65,7 @@ class Corpus:
     def keys(self) -> Path:
         """A file of all keys: of the service's log, and of the log and the witness of the vectors."""
         path = self.directory / "keys"
-        path.write_text(f"{self.vkey}\n{(BUNDLES / 'keys.txt').read_text()}")
+        path.write_text(f"{self.vkey}\n{vkey(self.key, f'{LOG}/1')}\n{(BUNDLES / 'keys.txt').read_text()}")
         return path
 
     def add(self, name: str, *contents: bytes, holds: bool = True, says: str = "") -> None:
@@ -107,6 +109,7 @@ def build(directory: Path, server_url: str, template: str) -> Corpus:
     finally:
         asyncio.run(databases.drop(server_url, url))
     tamper_with_proofs(corpus)
+    forge_seams(corpus)
     tamper_with_exports(corpus)
     forge_exports(corpus)
     forge_bundles(corpus)
@@ -230,6 +233,57 @@ def tamper_with_proofs(corpus: Corpus) -> None:
         loose = json.dumps(json.loads(opened)) if old not in opened else opened
         assert old in loose, name
         corpus.add(f"{name}.json", loose.replace(old, new, 1).encode(), holds=False, says=why)
+
+
+def forge_seams(corpus: Corpus) -> None:
+    """The proof of an event of a closed log, by the first event of the log that continues it; and that it is none."""
+    opened = json.loads(content(corpus, "first.json"))
+    header, extra, *_ = opened["proof"].split("\n")
+    record = json.loads(base64.b64decode(extra.removeprefix("extra ")))
+    leaf = hashlib.sha256(b"\0" + base64.b64decode(extra.removeprefix("extra "))).digest()
+    sibling = hashlib.sha256(b"sibling").digest()
+    root = hashlib.sha256(b"\1" + leaf + sibling).digest()
+    closed = f"{LOG}\n2\n{base64.b64encode(root).decode()}\n"
+    proof = f"{header}\n{extra}\nindex 0\n{base64.b64encode(sibling).decode()}\n\n{closed}"
+    about = {"continuation_id": "c-1", "log_id": 0, "closed_log": LOG, "tree_size": 2, "root_hash": root.hex()}
+
+    def with_seam(of_record: dict[str, Any], of_payload: dict[str, Any], ending: str = "") -> bytes:
+        payload = {"event_type": "datastorage.log.continued"} | about | of_payload
+        committed = opened["committed"] | {"event_data": payload}
+        salted = bytes(16) + rfc8785.dumps(committed)
+        columns = {
+            "event_type": "datastorage.log.continued",
+            "event_category": "security",
+            "log": f"{LOG}/1",
+            "log_index": 0,
+        }
+        columns |= {
+            "correlation_id": "datastorage:log:c-1",
+            "commitment": hashlib.sha256(salted).hexdigest(),
+        } | of_record
+        one = rfc8785.dumps(record | columns)
+        text = f"{LOG}/1\n1\n{base64.b64encode(hashlib.sha256(LEAF + one).digest()).decode()}\n"
+        signed = f"{header}\nextra {base64.b64encode(one).decode()}\nindex 0\n\n{text}\n"
+        signed += signature_line(corpus.key, text, f"{LOG}/1")
+        seam = {"proof": signed, "salt": bytes(16).hex(), "committed": committed}
+        return compact(opened | {"proof": proof + ending, "seam": seam})
+
+    corpus.add("seam.json", with_seam({}, {}))
+    for name, says, of_record, of_payload in (
+        ("type", "continues", {"event_type": "workflow.completed"}, {}),
+        ("category", "continues", {"event_category": "workflow"}, {}),
+        ("correlation", "continues", {"correlation_id": "c-1"}, {}),
+        ("log", "log", {"log": LOG}, {}),
+        ("about", "log after", {}, {"log_id": 1}),
+        ("root", "checkpoint", {}, {"root_hash": "0" * 64}),
+        ("size", "checkpoint", {}, {"tree_size": 3}),
+        ("closed", "log", {}, {"closed_log": "other.example/log"}),
+    ):
+        corpus.add(f"seam-{name}.json", with_seam(of_record, of_payload), holds=False, says=says)
+    corpus.add("seam-ending.json", with_seam({}, {}, "\n"), holds=False, says="checkpoint")
+    bare = json.loads(with_seam({}, {}))
+    del bare["seam"]
+    corpus.add("seam-none.json", compact(bare), holds=False, says="note")
 
 
 def note(proof: str) -> tuple[str, str]:
