@@ -86,6 +86,8 @@ class _Tree:
     log: BundledLog
     size: int
     root: bytes
+    signers: list[PublicKey]
+    """The keys that signed its checkpoint, those of witnesses too."""
     purged: Positions = NO_POSITIONS
     erased: Positions = NO_POSITIONS
 
@@ -209,22 +211,23 @@ class _Checker:
                 continue
             try:
                 root = decoded_hash(log.root)
-                if log.checkpoint is not None:
-                    self._require_checkpoint(log, log.checkpoint, log.size, root)
-                else:
+                if log.checkpoint is None:
                     raise Refused("it has no checkpoint" if log.seam is None else "this release does not know seams")
+                signers = self._signers(log, log.checkpoint, log.size, root)
             except ValueError as error:
                 self._add(f"log {log.name!r}", error)
             else:
-                self._trees[log.name] = _Tree(log, log.size, root)
+                self._trees[log.name] = _Tree(log, log.size, root, signers)
 
-    def _require_checkpoint(self, log: BundledLog, text: str, size: int, root: bytes) -> None:
-        checkpoint = verified_checkpoint(text, self._keys)
-        note = Note.parse(text)
-        if any(note.names_key(key) and not note.is_signed_by(key) for key in self._keys):
-            raise NoValidSignature("a signature of its checkpoint, by one of the keys, is wrong")
+    def _signers(self, log: BundledLog, text: str, size: int, root: bytes) -> list[PublicKey]:
+        """Which keys signed the log's checkpoint. Refused if it is of another tree, or a signature of one of the keys is wrong."""
+        checkpoint, note = verified_checkpoint(text, self._keys), Note.parse(text)
         if (checkpoint.origin, checkpoint.size, checkpoint.root) != (log.name, size, root):
             raise Refused("its checkpoint is of another log, size or root")
+        signers = [key for key in self._keys if note.names_key(key)]
+        if not all(note.is_signed_by(key) for key in signers if key.name != log.name):
+            raise NoValidSignature("a signature of its checkpoint, by one of the keys, is wrong")
+        return signers
 
     # Entries.
 
@@ -528,11 +531,9 @@ class _Checker:
 
     def _tree_lines(self, tree: _Tree) -> Iterator[str]:
         yield f"log {tree.log.name!r}: a checkpoint of {tree.size} events"
-        if tree.log.checkpoint is not None:
-            note = Note.parse(tree.log.checkpoint)
-            others = self._order.keys() - {tree.log.name}
-            keys = [key for key in self._keys if key.name not in others]
-            yield from (f"  {line}" for line in signature_lines([key for key in keys if note.is_signed_by(key)], keys))
+        others = self._order.keys() - {tree.log.name}
+        keys = [key for key in self._keys if key.name not in others]
+        yield from (f"  {line}" for line in signature_lines(tree.signers, keys))
         for one in tree.log.timestamps:
             size = Note.parse(one.checkpoint).text.split("\n")[1]
             shown = self._stamped.get(

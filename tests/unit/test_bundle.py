@@ -134,18 +134,15 @@ def test_vectors_are_unchanged() -> None:
     }
 
 
-@pytest.mark.parametrize("path", [COMPLETE, REDACTED], ids=lambda path: path.stem)
-def test_nothing_can_be_changed(path: Path) -> None:
+def test_nothing_can_be_changed() -> None:
     """Somebody without the log's key changes, adds or removes a member, anywhere, and the file verifies."""
-    content, envelope = parts(path.read_bytes())
-    for name, document in (("content", content), ("manifest", envelope)):
-        for at in paths(document):
-            for change in changes(value_at(document, at)):
-                now = changed(document, at, change)
-                file = written(now, envelope) if name == "content" else written(content, now)
-                assert problems(file), (name, at)
-                if name == "content":
-                    break
+    content, envelope = parts(COMPLETE.read_bytes())
+    for at in paths(content):
+        file = written(changed(content, at, next(changes(value_at(content, at)))), envelope)
+        assert problems(file), at
+    for at in paths(envelope):
+        for change in changes(value_at(envelope, at)):
+            assert problems(written(content, changed(envelope, at, change))), at
 
 
 WORDS = {"page", "not_covered", "columns", "unproved"}
