@@ -45,7 +45,7 @@ async def get_bundle(request: Request, correlation_id: str) -> Response:
     correlation_id = path_correlation_id(request, correlation_id)
     fields = read_fields(query_parameters(request.scope["query_string"], _READERS), _READERS)
     service = service_of(request)
-    export = BundleExport(BundleQuery(correlation_id, **fields), caller_name(request), service.log, service.signing_key)
+    export = BundleExport(BundleQuery(correlation_id, **fields), caller_name(request), service.log, service.log_key)
     try:
         async with snapshot(service.engine) as connection:
             content = await export.read(connection)

@@ -23,6 +23,15 @@ class Log:
         """A position of this log among those of all logs, as place_of()."""
         return place_of(self.id, log_index)
 
+    def has(self, place: int) -> bool:
+        """Whether a place is in this log."""
+        return self.place(0) <= place < self.place(LOG_POSITIONS)
+
+    @property
+    def next(self) -> "Log":
+        """The log that continues this one, which is closed."""
+        return Log(self.id + 1, self.first_name)
+
     def name_of(self, log_id: object) -> str:
         """The name of this log or of one before it by its id; of any other id, which no event has, this log's."""
         if log_id == self.id or not isinstance(log_id, int) or not 0 <= log_id < self.id:

@@ -15,7 +15,8 @@ Writing:
 select.py       which rows, in which order, in portions that fit into memory
 row.py          one row as an exported event, complete or redacted, and whether a row has its own hash
 redact.py       masks e-mail and IP addresses, telephone and card numbers
-bundle_read.py  all about one correlation for a bundle, read in one snapshot, with the proofs; bundle_page.py: the same in words
+bundle_read.py  all about one correlation for a bundle, in one snapshot; bundle_evidence.py: which self events are about it;
+                bundle_proofs.py: the trees and proofs; bundle_page.py: the same in words
 parts.py        a file of parts (ndjson, csv), with the token that resumes it
 bundle_entry.py the entries of a bundle: an event opened, masked or erased
 signed_page.py  one signed page (json), with the check of its events' hashes and links

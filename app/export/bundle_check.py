@@ -42,6 +42,7 @@ from app.tlog.note import (
     decoded_hash,
     verified_checkpoint,
 )
+from app.tlog.proof import CONTINUED
 from app.tlog.timestamp import verified_timestamp
 
 RECORD_MEMBERS = frozenset(
@@ -52,7 +53,13 @@ RECORD_MEMBERS = frozenset(
         *("previous_event_hash", "recorded_at", "resource_type", "severity", "span_id", "trace_id", "v"),
     }
 )
-_ABOUT = {"hold": "hold_id", "retention": "operation_id", "event": "erasure_id", "notification": "storing_id"}
+_ABOUT = {
+    "hold": "hold_id",
+    "retention": "operation_id",
+    "event": "erasure_id",
+    "notification": "storing_id",
+    "log": "continuation_id",
+}
 """By kind of a self event: the member of its payload that its correlation repeats."""
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
@@ -88,7 +95,8 @@ class _Tree:
     root: bytes
     signers: list[PublicKey]
     """The keys that signed its checkpoint, those of witnesses too."""
-    purged: Positions = NO_POSITIONS
+    missing: Positions = NO_POSITIONS
+    """What was purged, or lost before the log was continued."""
     erased: Positions = NO_POSITIONS
 
     def require_leaf(self, position: int, leaf: str, proof: Sequence[str] | None) -> None:
@@ -205,19 +213,38 @@ class _Checker:
         logs = self._bundle.logs
         if len({log.name for log in logs}) < len(logs) or len({log.log_id for log in logs}) < len(logs):
             self._add("logs", "a name or number stands twice")
-        for log in logs:
+        for log in reversed(logs):  # an event of a later one can vouch for a log
             if log.size is None or log.root is None:
                 self._add(f"log {log.name!r}", "it has no size and root, so nothing of it is proved")
                 continue
             try:
                 root = decoded_hash(log.root)
-                if log.checkpoint is None:
-                    raise Refused("it has no checkpoint" if log.seam is None else "this release does not know seams")
-                signers = self._signers(log, log.checkpoint, log.size, root)
+                if log.checkpoint is not None:
+                    signers = self._signers(log, log.checkpoint, log.size, root)
+                else:
+                    signers = self._signers_through_seam(log, log.size, root)
             except ValueError as error:
                 self._add(f"log {log.name!r}", error)
             else:
                 self._trees[log.name] = _Tree(log, log.size, root, signers)
+
+    def _signers_through_seam(self, log: BundledLog, size: int, root: bytes) -> list[PublicKey]:
+        """Which keys signed the log whose first event says that this one, which it continues, has this size and root."""
+        if log.seam is None:
+            raise Refused("it has neither a checkpoint nor a seam")
+        place = log.seam.log, log.seam.position
+        entry = next((one for one in self._bundle.evidence if (one.log, one.position) == place), None)
+        if entry is None:
+            raise Refused("the event that its seam names is missing")
+        proved = self._require_entry(entry)
+        payload = proved.payload = self._payload(proved)
+        following = self._trees[entry.log].log
+        if payload.get("event_type") != CONTINUED or entry.position or following.log_id != log.log_id + 1:
+            raise Refused("its seam is not the first event of the log that continues it")
+        named = [payload.get(name) for name in ("log_id", "closed_log", "tree_size", "root_hash")]
+        if named != [log.log_id, log.name, size, root.hex()]:
+            raise Refused("the first event of the next log says another name, size or root of it")
+        return self._trees[entry.log].signers
 
     def _signers(self, log: BundledLog, text: str, size: int, root: bytes) -> list[PublicKey]:
         """Which keys signed the log's checkpoint. Refused if it is of another tree, or a signature of one of the keys is wrong."""
@@ -362,48 +389,67 @@ class _Checker:
         if (tree := self._trees.get(gap.log)) is None:
             raise Refused(f"its log {gap.log!r} is not one that the file proves")
         tree.require_leaf(gap.position, gap.last_hash, gap.proof)
-        first = before.position + 1 if before is not None and before.log == gap.log else 0
-        end = after.position if after is not None and after.log == gap.log else tree.size
-        if not first <= gap.position < end or gap.position not in tree.purged:
-            raise Refused("the last of them was not purged, or is not between its neighbours")
-        if tree.purged.count(first, gap.position) < gap.end - gap.first - 1:
+        place, start = (self._order[gap.log], gap.position), (-1, -1)
+        if before is not None:
+            start = self._order[before.log], before.position
+        if not start < place or (after is not None and place >= (self._order[after.log], after.position)):
+            raise Refused("the last of them is not between its neighbours")
+        if gap.position not in tree.missing:
+            raise Refused("the last of them was not purged")
+        missing = sum(
+            other.missing.count(
+                start[1] + 1 if self._order[name] == start[0] else 0,
+                gap.position if name == gap.log else other.size,
+            )
+            for name, other in self._trees.items()
+            if start[0] <= self._order[name] <= place[0]
+        )
+        if missing < gap.end - gap.first - 1:
             raise Refused("fewer events were purged between its neighbours")
         return True
 
     # Evidence.
 
     def _is_evidence(self, one: _Proved) -> bool:
-        """Whether the entry's record and payload agree as in all self events, and in no other event; else a problem."""
+        """Whether the entry is a self event, whose payload it gets; else a problem."""
+        one.payload = self._payload(one)
+        if not one.payload:
+            self._add(f"evidence, position {one.entry.position}", "it is not an event of the service about itself")
+        return bool(one.payload)
+
+    def _payload(self, one: _Proved) -> dict[str, Any]:
+        """The payload, if record and payload agree as in all self events, and in no other event; else empty."""
         committed = {} if one.entry.committed is None else loads_strict(one.entry.committed)
         payload, record = committed.get("event_data"), one.record
-        event_type = record["event_type"]
-        kind = str(event_type).partition(".")[2].partition(".")[0]
+        event_type, found = str(record["event_type"]), str(record["correlation_id"])
+        kind = event_type.partition(".")[2].partition(".")[0]
         if (
-            isinstance(payload, dict)
-            and payload.get("event_type") == event_type
-            and record["event_category"] == CATEGORY
+            not isinstance(payload, dict)
+            or payload.get("event_type") != event_type
+            or record["event_category"] != CATEGORY
         ):
-            about = payload.get(_ABOUT.get(kind, ""))
-            expected = correlation_of(event_type, "" if about is None else about)
-            found = str(record["correlation_id"])
-            if event_type.startswith("datastorage.") and (
-                found == expected if about is not None else found.startswith(f"{CORRELATIONS}{kind}:")
-            ):
-                one.payload = payload
-                return True
-        self._add(f"evidence, position {one.entry.position}", "it is not an event of the service about itself")
-        return False
+            return {}
+        about = payload.get(_ABOUT.get(kind, ""))
+        is_its_own = (
+            found == correlation_of(event_type, about)
+            if about is not None
+            else found.startswith(f"{CORRELATIONS}{kind}:")
+        )
+        return payload if is_its_own and event_type.startswith("datastorage.") else {}
 
     def _read_evidence(self, evidence: list[_Proved]) -> None:
-        """What was purged and erased in each log, as these events record."""
+        """What was purged, lost and erased in each log, as these events record."""
         purged: dict[tuple[int, str], list[Range]] = defaultdict(list)
         restored: dict[tuple[int, str], list[Range]] = defaultdict(list)
         erased: dict[int, list[Range]] = defaultdict(list)
+        lost: dict[int, list[Range]] = defaultdict(list)
         ids = {log.name: log.log_id for log in self._bundle.logs}
         for one in evidence:
-            event_type, payload = one.record["event_type"], one.payload
+            event_type, payload, own_id = one.record["event_type"], one.payload, ids[one.entry.log]
             log_id = payload.get("log_id", 0)
-            end = one.entry.position if ids[one.entry.log] == log_id else 2**63 - 1
+            if not isinstance(log_id, int) or log_id > own_id:
+                continue
+            end = one.entry.position if log_id == own_id else 2**63 - 1
             ranges = list(Positions.parse(str(payload.get("positions"))).within(0, end))
             if event_type == "datastorage.retention.purged":
                 purged[log_id, str(payload.get("operation_id"))] += ranges
@@ -411,6 +457,8 @@ class _Checker:
                 restored[log_id, str(payload.get("operation_id"))] += ranges
             elif event_type == "datastorage.event.erased":
                 erased[log_id] += ranges
+            elif event_type == CONTINUED and (own_id, one.entry.position) == (log_id + 1, 0):
+                lost[log_id] += ranges
         for tree in self._trees.values():
             log_id = tree.log.log_id
             left = [
@@ -419,7 +467,7 @@ class _Checker:
                 if of_log == log_id
                 for remaining in Positions(ranges).without(Positions(restored[of_log, operation])).ranges
             ]
-            tree.purged, tree.erased = Positions(left), Positions(erased[log_id])
+            tree.missing, tree.erased = Positions([*left, *lost[log_id]]), Positions(erased[log_id])
 
     def _check_erased(self, events: list[_Proved]) -> None:
         for one in events:
@@ -515,7 +563,7 @@ class _Checker:
         for count, meaning in (
             (erased, "erased, as recorded in the log: only what their records still have is proved"),
             (masked, "masked: what is shown of people in them is the service's word"),
-            (self._result.counts["purged"], "purged, as recorded in the log, and not in the file"),
+            (self._result.counts["purged"], "purged or lost, as recorded in the log, and not in the file"),
             (len(bundle.unproved), "not in the log, inserted by SQL or changed: only the manifest shows them"),
         ):
             if count:
@@ -530,7 +578,12 @@ class _Checker:
             yield f"notifications: {len(bundle.notifications)}, {covered} of them with a digest in the log"
 
     def _tree_lines(self, tree: _Tree) -> Iterator[str]:
-        yield f"log {tree.log.name!r}: a checkpoint of {tree.size} events"
+        how = (
+            "a checkpoint"
+            if tree.log.checkpoint is not None
+            else "closed after a loss, and vouched for by the next log:"
+        )
+        yield f"log {tree.log.name!r}: {how} of {tree.size} events"
         others = self._order.keys() - {tree.log.name}
         keys = [key for key in self._keys if key.name not in others]
         yield from (f"  {line}" for line in signature_lines(tree.signers, keys))

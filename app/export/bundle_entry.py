@@ -63,7 +63,7 @@ def bundled_notification(row: Row, log: Log, *, redacted: bool) -> BundledNotifi
     shown = masked_members(columns, redacted=redacted)
     if row["log_index"] is None or row["log_index"] < 0:
         return BundledNotification(shown, None, None, None)
-    place = Place(log.name, row["log_index"])
+    place = Place(log.name_of(row["log_id"]), row["log_index"])
     if redacted:
         return BundledNotification(shown, None, None, place)
     return BundledNotification(shown, (row["salt"] or b"").hex(), notification_jcs(row).decode(), place)

@@ -65,7 +65,7 @@ def _proved(content: PageContent) -> Iterator[str]:
     yield f"  which events are only ever appended; the log {one_line(content.log)} had {content.size} events then, and its operator signed that list."
     yield "  A masked event is proved to be in the log, but what is masked cannot be compared."
     yield "- Each event names the one before it by its hash, so none is missing between two that follow each other. Where events are missing,"
-    yield "  the table says so, and whether the log records that they were purged when their time was over."
+    yield "  the table says so, and whether the log records that they were purged when their time was over, or lost."
     yield "- Who is shown as erased was erased on request; the log records when, by whom and why. That the event existed stays proved."
 
 
@@ -121,7 +121,7 @@ def _rows(events: Sequence[BundledEvent], gaps: Sequence[BundledGap]) -> list[tu
 
 
 def _gap(gap: BundledGap) -> tuple[str, ...]:
-    why = "purged, as the log records" if gap.position is not None else "MISSING: the log records no purge"
+    why = "purged or lost, as the log records" if gap.position is not None else "MISSING: the log records no purge"
     return ("-", "", "", f"{gap.end - gap.first} event(s)", why, "", "")
 
 

@@ -103,10 +103,16 @@ def unsealed_rows(connection: Connection, query: ExportQuery, log: Log, after: E
     return _portions(connection, _unsealed_statement(query.events.page_conditions(), resumed=resumed), arguments)
 
 
-async def rows_at(connection: Connection, log: Log, positions: list[int]) -> list[asyncpg.Record]:
-    """Rows with these positions, in their order."""
+def correlation_rows(connection: Connection, correlation_id: str) -> Portions:
+    """Every row of a correlation, with its `log_id`: those with a position in the order of the logs, then the others. `log` is NULL."""
+    return _portions(connection, _correlation_statement(), {"log": None, "correlation_id": correlation_id})
+
+
+async def rows_at(connection: Connection, log_id: int, positions: list[int]) -> list[asyncpg.Record]:
+    """Rows with these positions of one log, in their order, as correlation_rows()."""
     statement = _rows_at_statement()
-    return await connection.fetch(statement.text, *statement.bind({"log": log.name, "positions": positions}))
+    arguments = {"log": None, "log_id": log_id, "positions": positions}
+    return await connection.fetch(statement.text, *statement.bind(arguments))
 
 
 def page_rows(connection: Connection, query: ExportQuery, log: Log) -> Portions:
@@ -182,9 +188,18 @@ def _unsealed_statement(conditions: tuple[str, ...], *, resumed: bool) -> Statem
 
 
 @lru_cache(1)
+def _correlation_statement() -> Statement:
+    wanted = _e.correlation_id == bindparam("correlation_id", type_=_e.correlation_id.type)
+    order = _e.log_id.nulls_last(), _e.log_index.nulls_last(), _e.event_id, _e.event_date
+    return compile_statement(_select((), *_columns(), _e.log_id).where(wanted).order_by(*order))
+
+
+@lru_cache(1)
 def _rows_at_statement() -> Statement:
     wanted = func.any(bindparam("positions", type_=ARRAY(BigInteger)))
-    return compile_statement(_select((), *_columns()).where(_e.log_index == wanted).order_by(_e.log_index))
+    of_log = _e.log_id == bindparam("log_id", type_=_e.log_id.type)
+    selected = _select((), *_columns(), _e.log_id).where(of_log, _e.log_index == wanted)
+    return compile_statement(selected.order_by(_e.log_index))
 
 
 @lru_cache(64)

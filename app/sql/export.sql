@@ -36,11 +36,10 @@ SELECT coalesce(max(chain_index), -1) AS chain_index, coalesce(max(log_index), -
 FROM audit_events WHERE correlation_id = $1 AND chain_index < $2
 
 -- name: hold_events
--- Self events about legal holds, each with its payload and position.
-SELECT log_index, event_data::text FROM audit_events
+-- Self events about legal holds, each with its payload and place.
+SELECT log_id, log_index, event_data::text FROM audit_events
 WHERE event_type = ANY($1::text[]) AND event_category = 'security'
-    AND correlation_id LIKE 'datastorage:hold:%' AND log_index IS NOT NULL
-ORDER BY log_index
+    AND correlation_id LIKE 'datastorage:hold:%' AND log_id IS NOT NULL AND log_index IS NOT NULL
 
 -- name: notifications
 -- The notifications about one remediation, whole, with what opens their digests.

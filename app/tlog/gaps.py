@@ -133,7 +133,7 @@ async def _leaves_of_purged(
                 yield low + number, joined[number * 2 * HASH_BYTES : (number + 1) * 2 * HASH_BYTES]
 
 
-async def _place_of_leaf(connection: Connection, log: Log, leaf: str, before: int, after: int) -> int | None:
+async def place_of_leaf(connection: Connection, log: Log, leaf: str, before: int, after: int) -> int | None:
     """Where between two places the leaf hash is, in `log` or one before it; None if it is not there."""
     try:
         hashed = bytes.fromhex(leaf)
@@ -164,7 +164,7 @@ async def judge_gap_by_leaf(connection: Connection, log: Log, gap: Gap, purged: 
     if not purged:
         return _NO_PURGE
     place_after = _POSITION_END if gap.position_after is None else gap.position_after
-    last = await _place_of_leaf(connection, log, gap.last_hash, gap.position_before, place_after)
+    last = await place_of_leaf(connection, log, gap.last_hash, gap.position_before, place_after)
     if last is None or last not in purged:
         return _NO_PURGE
     missing_purged = missing_others = 0

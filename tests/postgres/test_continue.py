@@ -13,6 +13,10 @@ from app.continuing import Continuation, continue_log
 from app.db import create_engine
 from app.errors import Fatal
 from app.events.log import Log
+from app.export.bundle import Place, parse
+from app.export.bundle_check import check_bundle
+from app.export.bundle_proofs import read_tree
+from app.export.bundle_read import BundleExport, BundleQuery
 from app.ingest.store import Store
 from app.settings import Settings
 from app.tlog.continued import find_log, newest_log, read_seam
@@ -31,6 +35,7 @@ from tests.logs import FIRST_LOG
 from tests.postgres.log import LOG, write
 from tests.postgres.test_background import findings
 from tests.postgres.test_checkpoints import no_heartbeat
+from tests.unit.test_bundle import parts, signed_again
 
 pytestmark = pytest.mark.damaged  # events are lost on purpose
 
@@ -248,3 +253,43 @@ async def test_the_background_verifier_walks_both(connection: Connection, databa
         await verifier.verify_next_part(connection)
     rows = await connection.fetch("SELECT log_id, position, kind FROM verifier_findings ORDER BY 1")
     assert [tuple(row) for row in rows] == [(0, 1, "edited"), (1, 1, "edited")]
+
+
+async def test_a_bundle_over_the_seam(connection: Connection, database_url: str) -> None:
+    """What happened before a loss and after it cannot be shown in one file, or a file that was changed at the seam verifies."""
+    outside = await lose(connection, database_url)
+    await go_on(database_url, outside)
+    await write(database_url, {}, {"correlation_id": "rr-4"})
+    worker = worker_of(on_log=list[Log]().append)
+    await worker.run_round(connection, no_heartbeat)
+    await worker.run_round(connection, no_heartbeat)
+    next_key = KEY.of(NEXT)
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        content = await BundleExport(BundleQuery("rr-1"), "ada", NEXT, next_key).read(connection)
+        before = await read_tree(connection, next(NEXT.and_earlier()), 2)
+    keys = [KEY.public, next_key.public]
+    found = check_bundle(content, keys)
+    assert found.problems == []
+    bundle = parse(content).bundle
+    assert [(one.log, one.position) for one in bundle.events] == [(LOG, 0), (LOG, 1), (LOG, 3), (NEXT.name, 1)]
+    assert [(one.size, one.checkpoint is None, one.seam) for one in bundle.logs] == [
+        (6, True, Place(NEXT.name, 0)),
+        (3, False, None),
+    ]
+    assert (before.size, before.note is not None) == (3, True)
+    assert "closed after a loss" in "\n".join(found.summary)
+    for path, change in (
+        (("logs", 0, "size"), 5),
+        (("logs", 0, "seam"), None),
+        (("logs", 0, "seam", "position"), 1),
+        (("logs", 0, "log_id"), 1),
+        (("logs", 0, "name"), "other"),
+        (("logs", 1, "checkpoint"), outside),
+        (("evidence", 0, "salt"), "00"),
+    ):
+        document, _ = parts(content)
+        value: Any = document
+        for name in path[:-1]:
+            value = value[name]
+        value[path[-1]] = change
+        assert check_bundle(signed_again(document, next_key), keys).problems, path

@@ -42,7 +42,7 @@ def written(content: dict[str, Any], envelope: Any) -> bytes:
     return orjson.dumps(content)[:-1] + b",\n" + b'"manifest":' + orjson.dumps(envelope) + b"}\n"
 
 
-def signed_again(content: dict[str, Any]) -> bytes:
+def signed_again(content: dict[str, Any], key: SigningKey = KEY) -> bytes:
     """The file as whoever has the log's key would write it."""
     lists = ("events", "gaps", "evidence", "unproved", "notifications")
     counts = {name: len(content[name]) if isinstance(content.get(name), list) else 0 for name in lists}
@@ -63,7 +63,7 @@ def signed_again(content: dict[str, Any]) -> bytes:
         "predicateType": FORMAT,
         "predicate": predicate | counts,
     }
-    return written(content, orjson.loads(sign_statement(orjson.dumps(statement), KEY)))
+    return written(content, orjson.loads(sign_statement(orjson.dumps(statement), key)))
 
 
 def paths(value: Any, at: Path_ = ()) -> Iterator[Path_]:
