@@ -145,7 +145,7 @@ def _private_key(settings: Settings, setting: str, algorithm: str) -> Any:
     text, file = getattr(settings, setting), getattr(settings, f"{setting}_file")
     if text is None and file is None:
         return None
-    name = f"DATASTORAGE_{setting.upper()}{'' if file is None or text is not None else '_FILE'}"
+    name = f"DATASTORAGE_{setting.upper()}{'' if file is None else '_FILE'}"
     how_to_create = f"make one with `datastorage checkpoint-key checkpoint.pem --algorithm {algorithm}`"
     try:
         key = load_pem_private_key(file.read_bytes() if text is None else text.get_secret_value().encode(), None)

@@ -61,7 +61,7 @@ MATRIX = dict(
         route("GET", "/api/v1/audit/export/certificate", READ),
         route("GET", "/api/v1/audit/consistency", READ, 400),
         route("GET", "/api/v1/audit/events/{event_id}/proof", READ, 404, event_id=EVENT_ID),
-        *(route("GET", path, OPEN, 404) for path in ("/tlog/checkpoint", "/tlog/key")),
+        *(route("GET", path, OPEN, 404) for path in ("/tlog/checkpoint", "/tlog/key", "/tlog/timestamp")),
         route("GET", "/tlog/tile/{tile}", OPEN, 404, tile="0/999"),
         *(route("GET", path, OPEN) for path in ("/healthz", "/readyz", "/health", "/health/live", "/metrics")),
     ]

@@ -48,6 +48,6 @@ serve() { # NAME: starts a service and waits until it is ready; its URL is in $u
 
 serve first
 "$python" -c "from urllib.request import urlopen; print(urlopen('$url/tlog/key').read().decode(), end='')" >log.key
-./go_tlog verify "$url" "$(cat witness.txt)" || { tail -20 first.log witness.log; exit 1; }
+./go_tlog verify "$url" "$(cat witness.txt)" || { tail -n 20 first.log witness.log; exit 1; }
 serve second
-./go_tlog fork "$url" || { tail -20 second.log witness.log; exit 1; }
+./go_tlog fork "$url" || { tail -n 20 second.log witness.log; exit 1; }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	fnote "github.com/transparency-dev/formats/note"
 	"github.com/transparency-dev/witness/persistence/inmemory"
@@ -72,13 +73,20 @@ func witnessed(logKeys []byte, witnessLines string) {
 		check(err)
 		verifiers = append(verifiers, verifier)
 	}
-	served := get("/tlog/checkpoint")
-	opened, err := note.Open(served, note.VerifierList(verifiers...))
-	check(err)
-	if len(opened.Sigs) != len(verifiers) || len(opened.UnverifiedSigs) != 0 {
-		fail(fmt.Sprintf("%d of %d keys have signed:\n%s", len(opened.Sigs), len(verifiers), served))
-	}
-	fmt.Printf("verified %d signatures of %q, of two kinds, by log and witness\n", len(opened.Sigs), ed25519)
+	waitFor("a checkpoint that all keys have signed", func() bool {
+		opened, err := note.Open(get("/tlog/checkpoint"), note.VerifierList(verifiers...))
+		check(err)
+		if len(opened.UnverifiedSigs) != 0 {
+			fail("an unknown key has signed")
+		}
+		if len(opened.Sigs) == len(verifiers) {
+			return true
+		}
+		post() // the witness was asked for two seconds only
+		time.Sleep(2 * time.Second)
+		return false
+	})
+	fmt.Printf("verified %d signatures of %q, of two kinds, by log and witness\n", len(verifiers), ed25519)
 }
 
 // forked waits until a service with the same keys and another history has learnt from the witness that there is another log.
@@ -87,6 +95,11 @@ func forked(size int, logKeys []byte) {
 	check(err)
 	waitFor("an alarm of the witness", func() bool {
 		return bytes.Contains(get("/metrics"), []byte(`datastorage_log_alarms_total{alarm="witness_conflict"}`))
+	})
+	waitFor("a checkpoint", func() bool { // it is published after the witness was asked
+		answer, err := http.Get(service + "/tlog/checkpoint")
+		check(err)
+		return answer.Body.Close() == nil && answer.StatusCode == http.StatusOK
 	})
 	opened, err := note.Open(get("/tlog/checkpoint"), note.VerifierList(verifier))
 	check(err)
