@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from app.embedded import EmbeddedPostgres
     from app.presence import Presence
     from app.settings import Settings
+    from app.tlog.orders import Difference
 
 _RETRY_SECONDS = 0.25
 _HEALTH_SECONDS = 2.0
@@ -155,9 +156,7 @@ def _add_proof_and_retention_commands(commands: "argparse._SubParsersAction[argp
     go_on.add_argument("--checkpoint", action="append", type=Path, help="a checkpoint from outside; may be repeated")
     go_on.add_argument("--dry-run", action="store_true", help="only show what was lost and what would be done")
     go_on.set_defaults(run=_continue_log)
-    retention = commands.add_parser("retention", help="purge events whose time is over, or show what would go")
-    retention.add_argument("action", choices=["plan", "run"], help="plan changes nothing")
-    retention.set_defaults(run=_retention)
+    _add_retention_commands(commands)
     erase = commands.add_parser("erase", help="erase what events say of people; their hashes and proofs stay")
     selector = erase.add_mutually_exclusive_group(required=True)
     selector.add_argument("--event-id", action="append", help="one event; may be repeated")
@@ -187,6 +186,34 @@ def _add_findings_arguments(findings: argparse.ArgumentParser) -> None:
     acknowledge.add_argument("--reason", required=True, help="what it was and what was done; it stands in the log")
     acknowledge.add_argument("--by", default="datastorage findings", help="who says so; it stands in the log")
     findings.set_defaults(run=_findings)
+
+
+def _add_retention_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    retention = commands.add_parser("retention", help="purge events whose time is over, or set how long they stay")
+    acts = retention.add_subparsers(required=True, metavar="ACT")
+    acts.add_parser("plan", help="show what a run would purge; changes nothing").set_defaults(run=_retention_plan)
+    run = acts.add_parser("run", help="purge what is due and not held")
+    run.description = (
+        "Exit code 1: holds or policies of the tables differ from the log, which is followed; the rest is purged."
+    )
+    run.set_defaults(run=_retention_run)
+    policy = acts.add_parser("policy", help="how long the events of a category stay").add_subparsers(
+        required=True, metavar="ACT"
+    )
+    policy.add_parser("list", help="the policies that runs follow, as the log records them").set_defaults(
+        run=_policy_list
+    )
+    setting = policy.add_parser("set", help="set the policy of a category, from the next run on")
+    setting.add_argument("--days", type=int, required=True, metavar="N", help="for at least so many days")
+    for bound, text in (("floor", "whatever else is set, never for fewer days"), ("ceiling", "never for more days")):
+        setting.add_argument(f"--{bound}", type=int, metavar="N", help=f"{text}; the setting's, if absent")
+    setting.set_defaults(run=_policy_set)
+    removal = policy.add_parser("remove", help="leave the events of a category to their own days and the settings")
+    removal.set_defaults(run=_policy_remove)
+    for command in (setting, removal):
+        command.add_argument("category", help="an event_category")
+        command.add_argument("--reason", required=True, help="why; it is in the log")
+        command.add_argument("--by", default="datastorage retention", help="who orders it; it is in the log")
 
 
 def _add_verify_arguments(verify: argparse.ArgumentParser) -> None:
@@ -355,25 +382,78 @@ def _migrate(arguments: argparse.Namespace) -> None:
     print(f"The schema is at {schema.HEAD}.")
 
 
-def _retention(arguments: argparse.Namespace) -> None:
+def _retention_plan(arguments: argparse.Namespace) -> int:
+    del arguments
     import asyncio
     from datetime import UTC, datetime
 
     from app.retention import purge
 
-    settings, now = _retention_settings(), datetime.now(UTC)
-    if arguments.action == "plan":
-        print("MONTH    EVENTS  DUE  HELD  NOT DUE")
-        for one in asyncio.run(purge.plan(settings, now)):
-            rows = one.contents
-            note = "  goes as a whole" if one.whole else ""
-            print(f"{one.month.first:%Y-%m}  {rows.total}  {rows.due}  {rows.held}  {rows.not_due}{note}")
-        return
-    done = asyncio.run(purge.run(settings, now))
+    plans, differences = asyncio.run(purge.plan(_retention_settings(), datetime.now(UTC)))
+    print("MONTH    EVENTS  DUE  HELD  NOT DUE")
+    for one in plans:
+        rows = one.contents
+        note = "  goes as a whole" if one.whole else ""
+        print(f"{one.month.first:%Y-%m}  {rows.total}  {rows.due}  {rows.held}  {rows.not_due}{note}")
+    return _print_differences(differences)
+
+
+def _retention_run(arguments: argparse.Namespace) -> int:
+    del arguments
+    import asyncio
+    from datetime import UTC, datetime
+
+    from app.retention import purge
+
+    settings = _retention_settings()
+    done = asyncio.run(purge.run(settings, datetime.now(UTC)))
     print(f"Run {done.run_id}: {done.rows_deleted} of {done.rows_scanned} events purged.")
     for state, months in (("dropped", done.dropped), ("put back", done.restored)):
         if months:
             print(f"Months {state}: {', '.join(months)}")
+    return _print_differences(done.differences)
+
+
+def _print_differences(differences: "Sequence[Difference]") -> int:
+    """Print where holds and policies differ from the log. The exit code: 1 if any does."""
+    for one in differences:
+        print(f"{one.message}.", file=sys.stderr)
+    return 1 if differences else 0
+
+
+def _policy_list(arguments: argparse.Namespace) -> int:
+    del arguments
+    import asyncio
+
+    from app.retention import policies
+
+    recorded, differences = asyncio.run(policies.list_from(_retention_settings()))
+    for category, change in recorded.items():
+        who = f"  set by {change.by}, {change.at:%Y-%m-%d}: {change.reason}" if change.at is not None else ""
+        print(f"{category}  {change.policy}{who}")
+    return _print_differences(differences)
+
+
+def _policy_set(arguments: argparse.Namespace) -> None:
+    import asyncio
+
+    from app.retention import policies
+    from app.tlog.orders import Policy
+
+    policy = Policy(arguments.days, arguments.floor, arguments.ceiling)
+    order = policies.PolicyOrder(arguments.by, arguments.reason)
+    asyncio.run(policies.change_from(_retention_settings(), arguments.category, policy, order))
+    print(f"{arguments.category}: {policy}, from the next retention run on.")
+
+
+def _policy_remove(arguments: argparse.Namespace) -> None:
+    import asyncio
+
+    from app.retention import policies
+
+    order = policies.PolicyOrder(arguments.by, arguments.reason)
+    asyncio.run(policies.change_from(_retention_settings(), arguments.category, None, order))
+    print(f"{arguments.category} has no policy any more.")
 
 
 def _continue_log(arguments: argparse.Namespace) -> None:
@@ -413,6 +493,7 @@ def _erase(arguments: argparse.Namespace) -> None:
         raise Fatal(f"--event-id: {error}") from None
     erasure = erase.Erasure(arguments.reason, arguments.by, ids, arguments.actor, arguments.correlation_id)
     done = asyncio.run(erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run))
+    _print_differences(done.differences)
     result = "would be erased" if arguments.dry_run else f"erased by erasure {done.erasure_id}"
     print(f"{len(done.events)} event(s) {result}.")
     if done.unsealed:
@@ -426,12 +507,20 @@ async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
     import asyncio
 
     from app import database_url, db, schema
+    from app.events.log import Log
+    from app.retention import adoption
 
     assert settings.database_url is not None
     end = time.monotonic() + wait_seconds
     while True:
         try:
             await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
+            connection = await db.connect(settings)
+            try:
+                log_name = await schema.check_and_read_log_name(connection, settings.log_name)
+                await adoption.adopt(connection, settings, Log(0, log_name))
+            finally:
+                await connection.close()
         except db.DATABASE_ERRORS as error:
             if db.failure_kind(error) is not db.FailureKind.AWAY or time.monotonic() >= end:
                 raise Fatal(f"The database cannot be migrated: {database_url.reason(error)}") from error

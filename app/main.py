@@ -40,6 +40,7 @@ from app.api import (
     holds,
     imports,
     notifications,
+    policies,
     post,
     problems,
     proofs,
@@ -74,7 +75,7 @@ from app.pod.plan import Role
 from app.presence import Presence
 from app.query import page, warming
 from app.query.sharing import SharedReads
-from app.retention import claims
+from app.retention import adoption, claims
 from app.settings import Settings
 from app.state_dir import find_state_dir
 from app.tlog import prove
@@ -89,17 +90,8 @@ from app.workers import Reminder, database_is_away
 
 _ROUTE_MODULES = (
     *(post, proofs, events, tlog, eventtypes, verify, export, notifications),
-    *(
-        reconstruct,
-        effectiveness,
-        history,
-        bundle,
-        timeline,
-        holds,
-        findings,
-        imports,
-        health,
-    ),  # timeline: any path below correlations/
+    *(reconstruct, effectiveness, history),
+    *(bundle, timeline, holds, findings, policies, imports, health),  # timeline: any path below correlations/
 )
 _RETRY_SECONDS = 0.25
 _STOP_SECONDS = 2.0  # for the workers, and again for the connections
@@ -495,6 +487,7 @@ async def _check_database(settings: Settings) -> str:
         log_name = await schema.check_and_read_log_name(connection, settings.log_name)
         if warning := await schema.role_warning(connection):
             log.warning("the service's role can delete or alter events", extra={"reason": warning})
+        await adoption.adopt(connection, settings, Log(0, log_name))
         return log_name
     finally:
         await connection.close()

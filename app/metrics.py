@@ -63,7 +63,7 @@ CONTINUATION_NEEDED = Gauge(
 # fmt: off
 DEFECT_KINDS = (
     "edited", "removed", "inserted", "shadowed", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key",
-    "unverifiable",
+    "unverifiable", "hold removed", "hold invented", "hold edited", "policy edited", "early purge",
 )
 # fmt: on
 VERIFIER_POSITION = Gauge(

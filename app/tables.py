@@ -197,6 +197,14 @@ holds = Table(
     Column("released_log", SmallInteger, nullable=False),
 )
 
+# Whether holds and policies from before the log recorded them all are recorded.
+adoptions = Table(
+    "adoptions",
+    metadata,
+    Column("log_id", SmallInteger, primary_key=True),
+    Column("adopted_index", BigInteger),
+)
+
 retention_operations = Table(
     "retention_operations",
     metadata,

@@ -73,6 +73,9 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("DELETE", "/api/v1/audit/legal-hold/{correlation_id}"): _HOLD,
     ("GET", "/api/v1/audit/findings"): _READ,
     ("POST", "/api/v1/audit/findings/{finding_id}/acknowledgement"): _HOLD,
+    ("GET", "/api/v1/audit/retention-policies"): _READ,
+    ("PUT", "/api/v1/audit/retention-policies/{event_category}"): _HOLD,
+    ("DELETE", "/api/v1/audit/retention-policies/{event_category}"): _HOLD,
     ("GET", "/api/v1/audit/export"): _READ,  # it can write an event of its own
     ("GET", "/api/v1/audit/export/certificate"): _READ,
     ("GET", "/api/v1/audit/consistency"): _PROOF,

@@ -6,21 +6,21 @@ from uuid import UUID
 
 import asyncpg
 from fastapi import APIRouter
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.access import ANONYMOUS, authorize, authorize_large_body, caller_name
-from app.api.body import json_response, read_json_body
+from app.api.access import ANONYMOUS, authorize, caller_name
+from app.api.body import json_response
+from app.api.checked_body import read_checked_body, request_body_of
 from app.api.deadline import within_deadline
 from app.api.parameters import path_correlation_id, query_parameters
 from app.api.service import service_of
 from app.errors import BadRequest
-from app.events.canonical import parse
 from app.events.catalog.value_types import DateTime, Uuid
 from app.events.envelope import Name100, Name255, parse_timestamp
-from app.events.explain import bad_fields, explain
+from app.events.explain import bad_fields
 from app.query.postgres_time import rfc3339_or_none
 from app.retention import holds
 from app.retention.holds import HoldOrder, Selector
@@ -136,27 +136,13 @@ class ReleasedHold(TypedDict):
     released_at: datetime
 
 
-def _request_body(body: Any) -> dict[str, Any]:
-    schema = TypeAdapter(body).json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
-
-
-def _inlined(schema: dict[str, Any]) -> dict[str, Any]:
-    """`schema` with its definitions inlined: references would have no target in the OpenAPI document."""
-    definitions = schema.pop("$defs", {})
-    for name, member in schema["properties"].items():
-        if "$ref" in member:
-            schema["properties"][name] = definitions[member["$ref"].rpartition("/")[2]]
-    return schema
-
-
 @router.post(
-    _PATH, response_class=Response, responses={200: {"model": PlacedHold}}, openapi_extra=_request_body(HoldToPlace)
+    _PATH, response_class=Response, responses={200: {"model": PlacedHold}}, openapi_extra=request_body_of(HoldToPlace)
 )
 async def place_hold(request: Request) -> Response:
     """Hold events, those that are there and those to come: they can be neither purged nor erased until it is released."""
     service = service_of(request)
-    body: HoldToPlace = await _read_body(request, HoldToPlace)
+    body: HoldToPlace = await read_checked_body(request, HoldToPlace)
     selector_name = _selector_name(body)
     await authorize(request)
     selector, by = _selector(body, selector_name), caller_name(request) or ANONYMOUS
@@ -201,13 +187,13 @@ async def list_holds(request: Request) -> Response:
     _PATH + "/{correlation_id:path}",
     response_class=Response,
     responses={200: {"model": ReleasedHold}},
-    openapi_extra=_request_body(CorrelationToRelease),
+    openapi_extra=request_body_of(CorrelationToRelease),
 )
 async def release_correlation_hold(request: Request, correlation_id: str) -> Response:
     """Release what is held of a correlation, by whatever means; events that another hold covers stay held."""
     service = service_of(request)
     correlation_id = path_correlation_id(request, correlation_id)
-    body: CorrelationToRelease = await _read_body(request, CorrelationToRelease)
+    body: CorrelationToRelease = await read_checked_body(request, CorrelationToRelease)
     await authorize(request)
     order = _release_order(request, body)
     released = await holds.release_correlation(service.settings, service.log, correlation_id, order)
@@ -215,25 +201,19 @@ async def release_correlation_hold(request: Request, correlation_id: str) -> Res
 
 
 @router.delete(
-    _PATH, response_class=Response, responses={200: {"model": ReleasedHold}}, openapi_extra=_request_body(HoldToRelease)
+    _PATH,
+    response_class=Response,
+    responses={200: {"model": ReleasedHold}},
+    openapi_extra=request_body_of(HoldToRelease),
 )
 async def release_hold(request: Request) -> Response:
     """Release one hold by its id, whatever its selector."""
     service = service_of(request)
-    body: HoldToRelease = await _read_body(request, HoldToRelease)
+    body: HoldToRelease = await read_checked_body(request, HoldToRelease)
     await authorize(request)
     order = _release_order(request, body)
     released = await holds.release(service.settings, service.log, UUID(body["hold_id"]), order)
     return json_response({"hold_id": body["hold_id"].lower()} | _released(released, order))
-
-
-async def _read_body(request: Request, kind: Any) -> Any:
-    await authorize_large_body(request)
-    body = parse(await read_json_body(request, service_of(request).settings.body_bytes_max)).value
-    try:
-        return TypeAdapter(kind).validate_python(body, strict=True)
-    except ValidationError as error:
-        raise bad_fields(explain(error, "")) from None
 
 
 def _selector_name(body: HoldToPlace) -> str:

@@ -20,10 +20,12 @@ from app.events.record import commitment_of, is_logged
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
+from app.retention.in_force import InForce, OrdersChanged
 from app.retention.logged import action_store, commit_action, read_open_log
 from app.settings import Settings
 from app.sql import load
 from app.tlog.evidence import left_digest
+from app.tlog.orders import Difference
 
 SQL = load("retention")
 BATCH_ROWS = 500
@@ -59,6 +61,8 @@ class Erased:
     erasure_id: UUID
     events: list[UUID] = field(default_factory=list)
     unsealed: list[UUID] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    """Where holds and policies of the tables differ from the log; what such a hold covers is not erased."""
 
 
 async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_run: bool) -> Erased:
@@ -73,10 +77,15 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
     try:
         log = await read_open_log(connection, settings)
         arguments = erasure.event_ids, erasure.actor_id, erasure.correlation_id
-        rows = await connection.fetch(SQL["erasable"], *arguments, timeout=_SLOW_SECONDS)
+        in_force = InForce()
+        async with connection.transaction(isolation="repeatable_read"):
+            await in_force.refresh(connection, log)
+            rows = await connection.fetch(SQL["erasable"], *arguments, timeout=_SLOW_SECONDS)
+        erased.differences = [*in_force.differences.values()]
         if held := sorted({row["correlation_id"] for row in rows if row["held"]}):
+            named = "".join(f" {one.message}." for one in erased.differences[:10])
             raise UnderHold(
-                f"Nothing was erased, since events of {', '.join(held[:10])} are under legal hold: release it first."
+                f"Nothing was erased, since events of {', '.join(held[:10])} are under legal hold: release it first.{named}"
             )
         erased.unsealed = [row["event_id"] for row in rows if row["log_index"] is None]
         sealed = [row for row in rows if row["log_index"] is not None]
@@ -85,9 +94,16 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
                 batch = [row["event_id"] for row in sealed[start : start + BATCH_ROWS]]
                 found = await connection.fetch(SQL["to_erase"], batch, timeout=_SLOW_SECONDS)
                 logged = [row for row in found if is_logged(row, log)]
-                for of_log in [[row for row in logged if row["log_id"] == one.id] for one in log.and_earlier()]:
-                    if of_log and not dry_run:
-                        await _erase(store, catalog, erased.erasure_id, erasure, of_log)
+                by_log = [[row for row in logged if row["log_id"] == one.id] for one in log.and_earlier()]
+                for of_log in (rows for rows in by_log if rows and not dry_run):
+                    while True:
+                        try:
+                            await _erase(store, catalog, erased.erasure_id, erasure, of_log, in_force)
+                        except OrdersChanged:  # perhaps by a hold on these events; then they are refused next
+                            async with connection.transaction(isolation="repeatable_read"):
+                                await in_force.refresh(connection, log)
+                        else:
+                            break
                 erased.events += [row["event_id"] for row in logged]
                 erased.unsealed += sorted({row["event_id"] for row in found} - {row["event_id"] for row in logged})
     finally:
@@ -95,8 +111,13 @@ async def erase(settings: Settings, catalog: Catalog, erasure: Erasure, *, dry_r
     return erased
 
 
-async def _erase(
-    store: Store, catalog: Catalog, erasure_id: UUID, erasure: Erasure, rows: Sequence[asyncpg.Record]
+async def _erase(  # noqa: PLR0917 -- what is erased, and what has to be true for it
+    store: Store,
+    catalog: Catalog,
+    erasure_id: UUID,
+    erasure: Erasure,
+    rows: Sequence[asyncpg.Record],
+    in_force: InForce,
 ) -> None:
     ids = [row["event_id"] for row in rows]
     payloads = [canonical(neutral_payload(catalog, loads(row["event_data"]))) for row in rows]
@@ -115,6 +136,7 @@ async def _erase(
 
     async def erase_rows(connection: Connection, flush: Flush) -> None:
         del flush
+        await in_force.require_unchanged(connection)
         try:
             updated = await connection.fetch(SQL["erase"], ids, payloads, commitments)
         except asyncpg.ForeignKeyViolationError as error:

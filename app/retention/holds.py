@@ -11,17 +11,19 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import orjson
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, fetch
 from app.errors import NotFound, Unavailable
-from app.events.log import Log
+from app.events.log import LOG_POSITIONS, Log
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
 from app.retention.logged import action_store, commit_action
 from app.settings import Settings
 from app.sql import load
+from app.tlog.orders import REPLACED, read_orders, stored_holds
 
 SQL = load("retention")
 _SLOW_SECONDS = 600.0
@@ -100,7 +102,7 @@ async def place(settings: Settings, log: Log, selector: Selector, order: HoldOrd
             raise _no_event(selector.correlation_id)
         replaced = await connection.fetchval(SQL["active_hold"], *selector.columns())
         payload = {"event_type": "datastorage.hold.placed", "hold_id": str(hold_id), "reason": order.reason}
-        payload |= {"placed_by": order.by, **selector.members()}
+        payload |= {"placed_by": order.by, "placed_at": _text(now), **selector.members()}
         if replaced is not None:
             payload["replaces"] = str(replaced)
         covered_later = 0
@@ -108,7 +110,7 @@ async def place(settings: Settings, log: Log, selector: Selector, order: HoldOrd
         async def record(connection: Connection, flush: Flush) -> None:
             nonlocal covered_later
             if replaced is not None:
-                await _release_hold_row(connection, replaced, HoldOrder(order.by, "replaced"), now, flush)
+                await _release_hold_row(connection, replaced, HoldOrder(order.by, REPLACED), now, flush)
             await connection.execute(
                 SQL.of(flush.log)["place_hold"],
                 *selector.columns(),
@@ -144,6 +146,9 @@ async def release_correlation(settings: Settings, log: Log, correlation_id: str,
         connection = await store.connection()
         await connection.execute(SQL["lock_holds"])
         hold_id = await connection.fetchval(SQL["active_hold"], *selector.columns())
+        if hold_id is None:
+            await _put_back(connection, store.log, correlation_id=correlation_id)
+            hold_id = await connection.fetchval(SQL["active_hold"], *selector.columns())
 
         async def unmark(connection: Connection) -> int:
             return int(await connection.fetchval(SQL["release_correlation"], correlation_id, order.reason))
@@ -157,6 +162,9 @@ async def release(settings: Settings, log: Log, hold_id: UUID, order: HoldOrder)
         connection = await store.connection()
         await connection.execute(SQL["lock_holds"])
         hold = await connection.fetchrow(SQL["hold"], hold_id)
+        if hold is None:
+            await _put_back(connection, store.log, hold_id=str(hold_id))
+            hold = await connection.fetchrow(SQL["hold"], hold_id)
         if hold is None or hold["released_at"] is not None:
             raise NotFound(f"There is no active hold {hold_id}.")
         selector = Selector(*(hold[name] for name in Selector.__slots__))
@@ -177,6 +185,30 @@ async def release(settings: Settings, log: Log, hold_id: UUID, order: HoldOrder)
     return released
 
 
+async def _put_back(
+    connection: Connection, log: Log, *, hold_id: str | None = None, correlation_id: str | None = None
+) -> None:
+    """Write the row of an active hold that the log records and the table has lost, so that it can be released."""
+    if not await connection.fetchval(SQL["may_be_placed"], hold_id, correlation_id):
+        return
+    async with connection.transaction(isolation="repeatable_read"):
+        orders = await read_orders(connection, log)
+        stored = await stored_holds(connection)
+        for hold in orders.active_holds():
+            if hold.hold_id not in stored and (
+                hold.hold_id == hold_id or hold.selector[0] == correlation_id is not None
+            ):
+                members = [hold.columns()]
+                await connection.execute(
+                    SQL["put_back_hold"],
+                    orjson.dumps(members).decode(),
+                    hold.reason,
+                    hold.by,
+                    hold.at,
+                    *reversed(divmod(hold.index, LOG_POSITIONS)),
+                )
+
+
 async def holds(engine: AsyncEngine, *, history: bool) -> list[asyncpg.Record]:
     """The active holds, newest first; with `history` the released ones, too."""
     return await fetch(engine, SQL["holds"], history)
@@ -191,7 +223,7 @@ async def _release(
 ) -> Release:
     now, unmarked = datetime.now(UTC), 0
     payload = {"event_type": "datastorage.hold.released", "reason": order.reason, "released_by": order.by}
-    payload |= selector.members()
+    payload |= {"released_at": _text(now), **selector.members()}
     if hold_id is not None:
         payload["hold_id"] = str(hold_id)
 

@@ -16,10 +16,13 @@ from app.db import Connection, connect
 from app.errors import AuditError, Fatal
 from app.events.positions import Positions
 from app.ingest.link import Flush
+from app.retention.adoption import adopt
+from app.retention.in_force import OrdersChanged
 from app.retention.logged import action_store, commit_action, read_open_log
 from app.retention.policy import Month, MonthContents, Terms
 from app.retention.removal import (
     SLOW_SECONDS,
+    Purge,
     RetentionSession,
     purge_events,
     purged_by,
@@ -29,6 +32,7 @@ from app.retention.removal import (
 )
 from app.settings import Settings
 from app.sql import load
+from app.tlog.orders import Difference
 
 SQL = load("retention")
 BATCH_ROWS = 1_000
@@ -67,6 +71,8 @@ class RetentionRun:
     restored: list[str] = field(default_factory=list)
     months: list[Month] = field(default_factory=list)
     """Those with due rows."""
+    differences: list[Difference] = field(default_factory=list)
+    """Where holds and policies of the tables differ from the log: not followed, and what such a hold covers not purged."""
 
     def columns(self) -> tuple[int, int, list[str], date | None, date | None]:
         first = min((month.first for month in self.months), default=None)
@@ -74,10 +80,11 @@ class RetentionRun:
         return self.rows_scanned, self.rows_deleted, self.dropped, first, end
 
 
-async def plan(settings: Settings, now: datetime) -> list[Plan]:
-    """What a run at `now` would do. Changes nothing, and does not wait for other runs."""
+async def plan(settings: Settings, now: datetime) -> tuple[list[Plan], list[Difference]]:
+    """What a run at `now` would do, and where holds and policies differ. Changes nothing, and does not wait for other runs."""
     async with _session(settings, now) as session:
-        return [Plan(month, await read_contents(session, month)) for month in await _months(session.connection)]
+        months = [Plan(month, await read_contents(session, month)) for month in await _months(session.connection)]
+        return months, [*session.in_force.differences.values()]
 
 
 async def run(settings: Settings, now: datetime) -> RetentionRun:
@@ -85,17 +92,22 @@ async def run(settings: Settings, now: datetime) -> RetentionRun:
 
     Raises Fatal when another run is under way, or when another session prevents the detaching of a month.
     """
-    async with _session(settings, now) as session:
+    async with _session(settings, now, adopts=True) as session:
         if not await session.connection.fetchval(SQL["lock_retention"]):
             raise Fatal("Another retention run is under way; wait until it has ended.")
         result = RetentionRun(uuid4())
         await session.connection.execute(SQL["begin_run"], result.run_id)
         try:
-            await _purge_months(session, result)
+            try:
+                await _purge_months(session, result)
+            finally:
+                result.differences = [*session.in_force.differences.values()]
         except Exception as error:
             await _record(session, result, "failed", getattr(error, "detail", None) or repr(error))
             raise
-        await _record(session, result, "completed", None)
+        for one in result.differences:
+            log.critical(one.message, extra={"kind": one.kind, "correlation_id": one.correlation_id})
+        await _record(session, result, "completed", "; ".join(one.message for one in result.differences) or None)
         return result
 
 
@@ -107,16 +119,20 @@ async def _record(session: RetentionSession, result: RetentionRun, status: str, 
 
 
 @asynccontextmanager
-async def _session(settings: Settings, now: datetime) -> AsyncIterator[RetentionSession]:
+async def _session(settings: Settings, now: datetime, *, adopts: bool = False) -> AsyncIterator[RetentionSession]:
     """Both connections use the role of DATASTORAGE_RETENTION_URL if it is set, else the service's role."""
     if settings.retention_url is not None:
         settings = settings.model_copy(update={"database_url": settings.retention_url})
     connection = await connect(settings, statement_timeout="0", lock_timeout="10s")
     try:
         of_log = await read_open_log(connection, settings)
+        if adopts:
+            await adopt(connection, settings, of_log)
         async with action_store(settings, of_log) as store:
             log_size = await connection.fetchval(SQL.of(of_log)["log_size"]) or 0
-            yield RetentionSession(store, connection, Terms.of(settings, now), log_size)
+            session = RetentionSession(store, connection, Terms.of(settings, now), log_size)
+            await session.refresh()
+            yield session
     finally:
         await connection.close()
 
@@ -159,6 +175,7 @@ async def _pass(session: RetentionSession, run_id: UUID, month: Month, after: in
     """Purge sealed rows in the order of the log, from the position after `after`; or unsealed ones if that is None."""
     deleted = 0
     while True:
+        await session.refresh()
         arguments = month.name, *session.terms.columns(), after, BATCH_ROWS
         due = await session.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
         rows = due if after is None else await _purgeable(session, due)
@@ -190,9 +207,11 @@ async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg
     repeated = await purged_by(session, sorted({row["correlation_id"] for row in rows if _may_be_purge(row)}))
     unsealed = sum(row["log_index"] is None for row in rows)
     keys = [[row[name] for row in rows] for name in ("event_id", "event_date", "correlation_id")]
+    categories = await session.connection.fetch(SQL["purged_categories"], *keys)
 
     async def delete(connection: Connection, flush: Flush) -> None:
         del flush
+        await session.in_force.require_unchanged(connection)
         try:
             deleted = await connection.fetchval(SQL["purge"], *keys)
         except asyncpg.ForeignKeyViolationError as error:  # held, or a parent, since the rows were read
@@ -201,8 +220,8 @@ async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg
             raise RowsChanged
 
     try:
-        events = list(purge_events(session, run_id, positions, repeated, unsealed=unsealed, month=None))
+        events = list(purge_events(session, run_id, Purge(positions, repeated, unsealed, categories)))
         await commit_action(session.store, events, delete)
-    except RowsChanged:
+    except (RowsChanged, OrdersChanged):
         return 0
     return len(rows)

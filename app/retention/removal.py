@@ -12,7 +12,8 @@ own, and the next run finishes what a crash between two steps has left:
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -24,6 +25,7 @@ from app.ingest.accept import Event
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
+from app.retention.in_force import InForce, OrdersChanged
 from app.retention.logged import commit_action
 from app.retention.policy import Month, MonthContents, Terms
 from app.sql import load
@@ -50,6 +52,12 @@ class RetentionSession:
     terms: Terms
     log_size: int
     """Size of the log when the run began: a run does not purge the events that it writes itself."""
+    in_force: InForce = field(default_factory=InForce)
+    """The holds and policies that it follows."""
+
+    async def refresh(self) -> None:
+        """Follow the holds and policies that the log records by now."""
+        await self.in_force.refresh(self.connection, self.store.log)
 
 
 async def read_contents(session: RetentionSession, month: Month) -> MonthContents:
@@ -115,6 +123,7 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
     Not done if somebody has inserted a row at a position that another row has too: the event would name that position.
     """
     connection, terms = session.connection, session.terms
+    await session.refresh()
     read_in = session.store.log
     log_size = await connection.fetchval(SQL.of(read_in)["log_size"]) or 0
     version = await connection.fetchrow(SQL.of(read_in)["holds_version"])
@@ -127,17 +136,19 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
     arguments = month.name, *terms.columns()
     due = await connection.fetch(SQL["purges_in_month"], *arguments, timeout=SLOW_SECONDS)
     repeated = await purged_by(session, [row["correlation_id"] for row in due])
+    categories = await connection.fetch(SQL["month_categories"], month.first, month.end, timeout=SLOW_SECONDS)
     operation = uuid4()
 
     async def check_unchanged(connection: Connection, flush: Flush) -> None:
+        await session.in_force.require_unchanged(connection)
         statement = SQL.of(flush.log)["month_unchanged"]
         if flush.log != read_in or not await connection.fetchval(statement, month.first, month.end, log_size, *version):
             raise MonthChanged
 
-    events = list(purge_events(session, operation, positions, repeated, unsealed=rows.unsealed, month=month.name))
+    purge = Purge(positions, repeated, rows.unsealed, categories, month.name)
     try:
-        await commit_action(session.store, events, check_unchanged)
-    except MonthChanged:
+        await commit_action(session.store, list(purge_events(session, operation, purge)), check_unchanged)
+    except (MonthChanged, OrdersChanged):
         return False
     return True
 
@@ -153,34 +164,59 @@ async def purged_by(session: RetentionSession, correlation_ids: Sequence[str]) -
         return (await read_evidence(session.connection, session.store.log, correlation_ids)).purged
 
 
-def purge_events(
-    session: RetentionSession,
-    operation: UUID,
-    positions: Positions,
-    repeated: Positions,
-    *,
-    unsealed: int,
-    month: str | None,
-) -> Iterator[Event]:
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """What a purge removes."""
+
+    positions: Positions
+    repeated: Positions
+    """Those that purge events among the removed ones name."""
+    unsealed: int
+    categories: Sequence[asyncpg.Record]
+    """Of the sealed rows: category and newest event_timestamp as text."""
+    month: str | None = None
+    """None if it is not a whole month."""
+
+
+def purge_events(session: RetentionSession, operation: UUID, purge: Purge) -> Iterator[Event]:
     """The self events of a purge. They name the purged positions, and repeat those that purge events among them named."""
-    portions = [(portion, portion.size) for portion in positions.portions()]
-    portions += [(portion, 0) for portion in repeated.portions() if portion]
+    policies = [_followed(session, row) for row in purge.categories]
+    portions = [(portion, portion.size) for portion in purge.positions.portions()]
+    portions += [(portion, 0) for portion in purge.repeated.portions() if portion]
     for number, (portion, count) in enumerate(portions):
         payload = {
             "event_type": "datastorage.retention.purged",
             "operation_id": str(operation),
             "positions": str(portion),
             "event_count": count,
-            "unsealed_count": 0 if number else unsealed,
-            "partition": month,
+            "unsealed_count": 0 if number else purge.unsealed,
+            "partition": purge.month,
             "cutoff": session.terms.now.isoformat(),
+            "policies": policies if count else [],
         }
         yield self_event(session.store.log.first_name, payload, about=operation)
+
+
+def _followed(session: RetentionSession, purged: asyncpg.Record) -> dict[str, Any]:
+    """What decided about the purged events of one category."""
+    change, terms = session.in_force.orders.policies().get(purged["category"]), session.terms
+    policy = change.policy if change is not None else None
+    days = {} if policy is None else {"retention_days": policy.retention_days}
+    floor = terms.floor_days if policy is None or policy.floor_days is None else policy.floor_days
+    ceiling = terms.ceiling_days if policy is None or policy.ceiling_days is None else policy.ceiling_days
+    return {
+        "category": purged["category"],
+        **days,
+        "floor_days": floor,
+        "ceiling_days": ceiling,
+        "newest": purged["newest"],
+    }
 
 
 async def _detach_and_drop(session: RetentionSession, month: Month) -> bool:
     """Steps 2 and 3. Whether the month was dropped; if not, it is attached again."""
     await _detach(session.connection, month)
+    await session.refresh()
     arguments = month.name, *session.terms.columns()
     dropped = await session.connection.fetchval(SQL["drop_month"], *arguments, timeout=SLOW_SECONDS)
     if not dropped:
@@ -209,6 +245,7 @@ async def _restore(session: RetentionSession, month: Month, *, detached: bool = 
         del flush
         if detached:
             await connection.fetchval(SQL["attach_month"], month.name)
+            await connection.execute(SQL["mark_month"], month.first, month.end)
 
     events = [
         self_event(

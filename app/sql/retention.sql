@@ -38,6 +38,25 @@ INSERT INTO holds (correlation_id, actor_id, resource_type, resource_id, time_fr
     hold_id, placed_index, placed_log)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, {log})
 
+-- name: may_be_placed
+-- Whether the log may record that a hold with this id, or of this correlation, was placed.
+SELECT EXISTS (
+    SELECT FROM audit_events WHERE event_type = 'datastorage.hold.placed' AND event_category = 'security'
+        AND (event_data->>'hold_id' = $1 OR event_data->>'correlation_id' = $2)
+)
+
+-- name: put_back_hold
+-- The row of a hold that the log records and that somebody has deleted; its selector is a JSON array of one object.
+INSERT INTO holds (hold_id, correlation_id, actor_id, resource_type, resource_id, time_from, time_to, reason, placed_by, placed_at,
+    placed_index, placed_log)
+SELECT hold_id, correlation_id, actor_id, resource_type, resource_id, time_from, time_to, $2, $3,
+    coalesce($4::text::timestamptz, (
+        SELECT event_timestamp FROM audit_events
+        WHERE log_index = $5 AND log_id = $6 AND event_type = 'datastorage.hold.placed' AND event_data->>'hold_id' = h.hold_id::text
+    )), $5, $6
+FROM jsonb_populate_recordset(NULL::holds, $1::text::jsonb) h
+ON CONFLICT DO NOTHING
+
 -- name: release_hold
 -- Releases a hold, in one transaction with the event that records it.
 UPDATE holds SET release_reason = $2, released_by = $3, released_at = $4, released_index = $5, released_log = {log}
@@ -131,6 +150,47 @@ SELECT * FROM due_events($1::text::regclass, $2, $3, $4, $5, $6)
 SELECT (SELECT max(placed_index) FROM holds WHERE placed_log = {log}) AS placed,
     (SELECT max(released_index) FROM holds WHERE released_log = {log}) AS released
 
+-- name: follow
+-- Has the functions of this session, or of this transaction only, follow what the log records: holds that the table has not, and policies.
+SELECT set_config('datastorage.missing_holds', $1, $3), set_config('datastorage.policies', $2, $3)
+
+-- name: purged_categories
+-- The categories of the sealed rows among some, and the newest event of each.
+SELECT event_category AS category, to_char(timezone('UTC', max(event_timestamp)), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS newest
+FROM unnest($1::uuid[], $2::date[], $3::text[]) k(event_id, event_date, correlation_id)
+JOIN audit_events USING (event_id, event_date, correlation_id) WHERE log_index IS NOT NULL
+GROUP BY 1 ORDER BY 1
+
+-- name: month_categories
+-- The same of one month.
+SELECT event_category AS category, to_char(timezone('UTC', max(event_timestamp)), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS newest
+FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index IS NOT NULL
+GROUP BY 1 ORDER BY 1
+
+-- name: mark_month
+-- Marks the rows of a month that a hold covers and that nobody could mark while it was detached.
+WITH covered AS MATERIALIZED (
+    SELECT e.event_id, e.event_date, e.correlation_id,
+        hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp) AS hold_id
+    FROM audit_events e WHERE event_date >= $1 AND event_date < $2 AND legal_hold IS NOT TRUE AND any_hold()
+)
+UPDATE audit_events e
+SET legal_hold = true, legal_hold_reason = h.reason, legal_hold_placed_by = h.placed_by, legal_hold_placed_at = h.placed_at
+FROM covered c JOIN holds h USING (hold_id)
+WHERE e.event_id = c.event_id AND e.event_date = c.event_date AND e.correlation_id = c.correlation_id
+
+-- name: write_policy
+-- Writes the policy that the event with this id sets or removes.
+SELECT write_policy($1)
+
+-- name: policy_id
+-- The id of a category's policy.
+SELECT policy_id FROM audit_retention_policies WHERE event_category = $1
+
+-- name: end_adoption
+-- The log records all holds and policies from here on. No row is returned if it did before.
+UPDATE adoptions SET adopted_index = $1 WHERE log_id = 0 AND adopted_index IS NULL RETURNING 1
+
 -- name: purge
 -- Deletes the rows that the purge event of this transaction names, except rows that are held by now. Returns how many.
 WITH deleted AS (
@@ -198,16 +258,16 @@ SELECT drop_month($1, $2, $3, $4)
 SELECT attach_month($1)
 
 -- name: erasable
--- The events that an erasure names and that are not erased yet, except the evidence of purges and erasures, and findings; and whether
--- each is held.
+-- The events that an erasure names and that are not erased yet, except those that others are judged by; and whether each is held.
 SELECT event_id, correlation_id, log_index, legal_hold IS TRUE
     OR hold_of(correlation_id, actor_id, resource_type, resource_id, event_timestamp) IS NOT NULL AS held
 FROM audit_events
 WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND payload_commitment IS NULL
     AND event_type NOT IN (
         'datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored',
-        'datastorage.notification.stored', 'datastorage.finding.recorded', 'datastorage.finding.acknowledged',
-        'datastorage.log.continued'
+        'datastorage.hold.placed', 'datastorage.hold.released', 'datastorage.hold.adopted',
+        'datastorage.policy.set', 'datastorage.policy.removed', 'datastorage.notification.stored',
+        'datastorage.finding.recorded', 'datastorage.finding.acknowledged', 'datastorage.log.continued'
     )
 ORDER BY log_index
 

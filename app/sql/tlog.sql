@@ -199,3 +199,47 @@ SELECT first_index + greatest(count, 1) FROM log_flushes WHERE log_id = {log} OR
 -- The last published checkpoint of a closed log of at most $1 events.
 SELECT size, note || cosignatures AS note FROM log_checkpoints
 WHERE log_id = {log} AND published_at IS NOT NULL AND size <= $1 ORDER BY size DESC LIMIT 1
+
+-- name: orders_version
+-- What changes when the log has another hold or policy, except some events, or when the row of an active hold is another one.
+SELECT concat_ws(' ',
+    (SELECT concat_ws(' ', count(*), max(log_id), max(log_index)) FROM audit_events
+        WHERE event_type = ANY($1) AND log_index >= 0 AND event_id <> ALL($2::uuid[])),
+    (SELECT md5(string_agg(concat_ws(' ', hold_id, correlation_id, actor_id, resource_type, resource_id, extract(epoch FROM time_from),
+        extract(epoch FROM time_to), reason, placed_by, extract(epoch FROM placed_at), placed_index, placed_log), ',' ORDER BY hold_id))
+    FROM holds WHERE released_at IS NULL))
+
+-- name: has_adoptions
+-- Whether the schema has the table that says whether holds and policies were adopted.
+SELECT to_regclass('adoptions') IS NOT NULL
+
+-- name: is_adopted
+-- Whether the log records all holds and policies, also those from before it recorded them.
+SELECT coalesce((SELECT adopted_index IS NOT NULL FROM adoptions WHERE log_id = 0), true)
+
+-- name: stored_holds
+-- Every hold of the table, and whether the event of its release is gone, as that of its placing can be where another release has
+-- purged or erased it. Times as text, since SQL can write some that are none for Python.
+SELECT hold_id::text, correlation_id, actor_id, resource_type, resource_id,
+    to_char(timezone('UTC', time_from), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS time_from,
+    to_char(timezone('UTC', time_to), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS time_to, reason, placed_by,
+    to_char(timezone('UTC', placed_at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS placed_at, placed_index, placed_log, release_reason, released_by,
+    to_char(timezone('UTC', released_at), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') AS released_at, released_index, released_log,
+    released_at IS NOT NULL AS is_released, NOT EXISTS (
+        SELECT FROM audit_events e WHERE e.log_index = h.released_index AND e.log_id = h.released_log AND e.payload_commitment IS NULL
+    ) AS is_release_gone
+FROM holds h ORDER BY placed_index
+
+-- name: stored_policies
+-- Every retention policy of the table.
+SELECT event_category, retention_days, floor_days, ceiling_days FROM audit_retention_policies
+
+-- name: unmarked_rows
+-- Sealed rows of a part of the log that a hold covers and that do not show it. An erased row has no actor and no resource any more.
+SELECT event_id, correlation_id, log_index FROM audit_events
+WHERE log_index >= $1 AND log_index < $2 AND {in_log} AND legal_hold IS NOT TRUE AND (
+    correlation_id = ANY($3::text[])
+    OR (payload_commitment IS NULL AND actor_id = ANY($4::text[]))
+    OR (payload_commitment IS NULL AND (resource_type, resource_id) IN (SELECT * FROM unnest($5::text[], $6::text[])))
+    OR EXISTS (SELECT FROM unnest($7::text[], $8::text[]) t(first, last) WHERE event_timestamp BETWEEN first::timestamptz AND last::timestamptz)
+) ORDER BY log_index LIMIT 1000

@@ -1,4 +1,4 @@
-"""What the log itself records, read from self events, each of which is verified first: what was purged or erased; and findings."""
+"""What the log itself records, read from self events, each of which is verified first: what was purged or erased; findings, holds and policies."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -17,6 +17,10 @@ from app.tlog.proof import CONTINUED
 from app.tlog.tiles import SQL
 
 PURGED, RESTORED, ERASED = "datastorage.retention.purged", "datastorage.retention.restored", "datastorage.event.erased"
+HOLD_PLACED, HOLD_RELEASED, HOLD_ADOPTED = (
+    f"datastorage.hold.{action}" for action in ("placed", "released", "adopted")
+)
+POLICY_SET, POLICY_REMOVED = "datastorage.policy.set", "datastorage.policy.removed"
 FOUND, ACKNOWLEDGED = "datastorage.finding.recorded", "datastorage.finding.acknowledged"
 _OPERATION = {
     PURGED: "operation_id",
@@ -26,6 +30,8 @@ _OPERATION = {
     FOUND: "finding_id",
     ACKNOWLEDGED: "finding_id",
     CONTINUED: "continuation_id",
+    **dict.fromkeys((HOLD_PLACED, HOLD_RELEASED, HOLD_ADOPTED), "hold_id"),
+    **dict.fromkeys((POLICY_SET, POLICY_REMOVED), "policy_id"),
 }
 """By type: the member of the payload that is part of the event's correlation."""
 _REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)

@@ -20,6 +20,7 @@ from app.tlog.continued import Seam, keys_of, newest_log, read_seam
 from app.tlog.evidence import Evidence, read_evidence
 from app.tlog.gaps import MissingPositions
 from app.tlog.note import PublicKey
+from app.tlog.orders import read_orders
 from app.tlog.timestamp import Timestamp, WrongTimestamp, verified_timestamp
 from app.verify.chain import ChainChecker, gap_defect
 from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint, signers
@@ -28,6 +29,7 @@ from app.verify.heads import GAPS_AT_ONCE, ChainGap, verify_equal_heads, verify_
 from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
 from app.verify.notifications import NotificationsResult, verify_notifications
+from app.verify.orders import Selectors, held_selectors, verify_marks, verify_orders
 from app.verify.row import Defect, Defects, mark_reordered
 from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL, portions
@@ -134,8 +136,8 @@ async def verify_database(
     """Verify everything. `connection` is in the snapshot that `run` uses for its items. Raises Fatal when there is no log."""
     result = await _new_result(connection, anchors)
     log = result.log
-    evidence = await read_evidence(connection, log)
-    await _verify_logs(connection, run, result, anchors, evidence)
+    evidence, orders = await read_evidence(connection, log), await read_orders(connection, log)
+    await _verify_logs(connection, run, result, anchors, evidence, await held_selectors(connection, orders))
     for part in result.parts:
         result.defects.extend(await verify_ids_of(connection, part.events.defects.listed))
         _add_missing_events(result, part)
@@ -160,6 +162,7 @@ async def verify_database(
     if not result.defects.count and not any(part.seam for part in result.parts):
         # else it is known already why the sum is another one
         result.defects.extend(await verify_sum_of_heads(connection, result.size))
+    result.defects.extend(await verify_orders(connection, log, orders))
     # Those of correlations without any hash are only counted.
     counted = await connection.fetchrow(SQL["count_unsealed"], timeout=LONG_FETCH_SECONDS)
     assert counted is not None
@@ -167,8 +170,13 @@ async def verify_database(
     return result
 
 
-async def _verify_logs(
-    connection: Connection, run: Runner, result: DatabaseResult, anchors: TrustAnchors, evidence: Evidence
+async def _verify_logs(  # noqa: PLR0917 -- what is verified, and with what
+    connection: Connection,
+    run: Runner,
+    result: DatabaseResult,
+    anchors: TrustAnchors,
+    evidence: Evidence,
+    held: Selectors,
 ) -> None:
     """Verify each log against its rows, and the notifications."""
     log, parts = result.log, {part.log.id: part for part in result.parts}
@@ -179,7 +187,7 @@ async def _verify_logs(
             WorkItem("tree", (part.log, _sizes_of_interest(part), part.size), 0, part.log.id),
             WorkItem("inserted", of_part, 0, part.log.id),
             WorkItem("unlogged ids", of_part, 0, part.log.id),
-            *await _position_items(connection, part, evidence),
+            *await _position_items(connection, part, evidence, held),
         ]
     async for item, of_item in run(items):
         part = parts[item.log_id]
@@ -296,6 +304,7 @@ TASKS: dict[str, Callable[..., Any]] = {
     "unlogged ids": verify_unlogged_ids,
     "notifications": verify_notifications,
     "positions": _verify_many_positions,
+    "marks": verify_marks,
     "chains": verify_links,
     "unsealed": _verify_all_unsealed,
 }
@@ -312,12 +321,12 @@ def sequential_runner(connection: Connection) -> Runner:
     return run
 
 
-async def _position_items(connection: Connection, part: LogPart, evidence: Evidence) -> list[WorkItem]:
-    """Items for all positions of a log."""
+async def _position_items(connection: Connection, part: LogPart, evidence: Evidence, held: Selectors) -> list[WorkItem]:
+    """Items for all positions of a log: its events, and the marks of those that are held."""
     log, size = part.log, part.size
     rows = await connection.fetch(SQL.of(log)["log_part_starts"], _EVENTS_PER_ITEM, timeout=LONG_FETCH_SECONDS)
     edges = [*(row["first"] for row in rows if row["first"] < size), size]
-    return [
+    events = [
         WorkItem(
             "positions",
             (log, first, end, evidence.within(log.place(first), log.place(end))),
@@ -326,6 +335,7 @@ async def _position_items(connection: Connection, part: LogPart, evidence: Evide
         )
         for first, end in pairwise(edges)
     ]
+    return events + [WorkItem("marks", (log, first, end, held), 0, log.id) for first, end in pairwise(edges) if held]
 
 
 async def _chain_items(connection: Connection, missing: MissingPositions) -> list[WorkItem]:

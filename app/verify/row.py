@@ -19,7 +19,7 @@ _EMPTIED = ("actor_ip", "resource_name", "error_message", "event_metadata", "pay
 # fmt: off
 Kind = Literal[
     "edited", "removed", "inserted", "shadowed", "reordered", "truncated", "rolled back", "forged checkpoint", "wrong key",
-    "unverifiable",
+    "unverifiable", "hold removed", "hold invented", "hold edited", "policy edited", "early purge",
 ]
 # fmt: on
 

@@ -22,6 +22,7 @@ from app.tlog.continued import Seam, keys_of, newest_log, read_seam
 from app.tlog.evidence import NO_EVIDENCE, read_evidence
 from app.tlog.merkle import HASH_BYTES, Frontier, hashes
 from app.tlog.note import PublicKey
+from app.tlog.orders import read_orders, version
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect, parse_checkpoint
 from app.verify.extent import log_size
@@ -29,6 +30,7 @@ from app.verify.heads import verify_equal_heads, verify_heads_without_end, verif
 from app.verify.inserted import verify_inserted
 from app.verify.log import LogResult, verify_positions
 from app.verify.notifications import verify_notifications
+from app.verify.orders import Selectors, held_selectors, verify_marks, verify_orders
 from app.verify.row import Defect, mark_reordered
 from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
 from app.verify.snapshot import SQL
@@ -156,6 +158,8 @@ class Verifier:
         self._part_events = part_events
         self._recorder = recorder
         self._read_known = known
+        self._held: Selectors = ()
+        self._orders_version = ""
         self._known: Mapping[str, str] | None = None
         """The checkpoints with which this round compares the log, by what messages call them; None between rounds."""
         self._evidence = NO_EVIDENCE
@@ -277,7 +281,7 @@ class Verifier:
         is_known = self.log.id or any(defects.count for defects in found)
         if not is_known:  # else it is known already why the sum is another one
             found.append(await verify_sum_of_heads(connection, size))
-        found.append(notifications.defects)
+        found += [notifications.defects, await verify_orders(connection, self.newest)]
         return [defect for defects in found for defect in defects.listed]
 
     async def _count_unsealed(self, connection: Connection) -> None:
@@ -309,6 +313,8 @@ class Verifier:
         for row in await connection.fetch(SQL.of(self.log)["head_mismatches"], first, end):
             message = f"edited: the chain's head does not match event {row['chain_index']} of the chain"
             defects.append(Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"]))
+        if held := await self._read_held(connection, is_new_round=first == 0):
+            defects += (await verify_marks(connection, self.log, first, end, held)).listed
         return defects + await self._verify_tree(connection, first, end, size)
 
     async def _checkpoints_within(self, connection: Connection, first: int, end: int) -> dict[int, dict[str, str]]:
@@ -320,6 +326,14 @@ class Verifier:
             if (checkpoint := parse_checkpoint(note)) is not None and checkpoint.origin == self.log.name:
                 notes[checkpoint.size][name] = note
         return notes
+
+    async def _read_held(self, connection: Connection, *, is_new_round: bool) -> Selectors:
+        """What the active holds of the log cover. They are read again when there is another one, and in each round."""
+        found = await version(connection)
+        if is_new_round or found != self._orders_version:
+            self._held = await held_selectors(connection, await read_orders(connection, self.newest))
+            self._orders_version = found
+        return self._held
 
     async def _verify_tree(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
         """The defects of flushes and checkpoints, and whether the log still begins with the one of the last round."""

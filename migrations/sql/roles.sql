@@ -44,7 +44,7 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA %I TO datastorage_service', current_schema());
     EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA %I TO datastorage_service', current_schema());
     EXECUTE format('GRANT USAGE ON ALL SEQUENCES IN SCHEMA %I TO datastorage_service', current_schema());
-    GRANT EXECUTE ON FUNCTION ensure_partitions(date, date) TO datastorage_service;
+    GRANT EXECUTE ON FUNCTION ensure_partitions(date, date), write_policy(uuid) TO datastorage_service;
     -- A month is reached through its parent only.
     FOR object IN SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'audit_events'::regclass LOOP
         EXECUTE format('REVOKE ALL ON %s FROM datastorage_service', object);
@@ -52,7 +52,7 @@ BEGIN
     REVOKE UPDATE, DELETE ON audit_events, log_flushes, notification_audit FROM datastorage_service;
     GRANT UPDATE (legal_hold, legal_hold_reason, legal_hold_placed_by, legal_hold_placed_at)
         ON audit_events TO datastorage_service;
-    REVOKE DELETE ON chain_heads, holds, log_timestamps FROM datastorage_service;
+    REVOKE DELETE ON chain_heads, holds, adoptions, log_timestamps FROM datastorage_service;
     REVOKE INSERT, UPDATE, DELETE ON logs, alembic_version, schema_min_writer, audit_retention_policies, retention_operations
         FROM datastorage_service;
 END

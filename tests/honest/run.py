@@ -1,6 +1,6 @@
 """Honest traffic raises no alarm: remediations of some hours, with 50 events for each second of their time, sent as fast as possible.
 
-Meanwhile everything runs that changes or removes rows, each by its command or its route: holds, purges, erasure, exports. The
+Meanwhile everything runs that changes or removes rows, each by its command or its route: holds, policies, purges, erasure, exports. The
 background verifier never pauses. At the end everything is verified, and nothing may be wrong.
 """
 
@@ -127,11 +127,22 @@ class _Play:
         held, erased = names[0], names[1]
         self._act("holds", "POST", "/api/v1/audit/legal-hold", {"correlation_id": held, "reason": f"turn {turn}"})
         self._command("erase", "--correlation-id", erased, "--reason", f"turn {turn}")
+        self._change_policy(turn)
         self._command("retention", "run")
         self._act("notifications", "POST", "/api/v1/audit/notifications", _notification(held, turn))
         self._act("exports", "GET", f"/api/v1/audit/export?format=json&correlation_id={held}")
         reason = {"release_reason": f"turn {turn}", "released_by": "ada"}
         self._act("releases", "DELETE", f"/api/v1/audit/legal-hold/{held}", reason)
+
+    def _change_policy(self, turn: int) -> None:
+        """Of a category that is purged meanwhile: set by the route, set by the command, removed."""
+        path, days = "/api/v1/audit/retention-policies/orchestration", 1 + turn % 5
+        if turn % 3 == 0:
+            self._act("policies", "PUT", path, {"retention_days": days, "floor_days": 1, "reason": f"turn {turn}"})
+        elif turn % 3 == 1:
+            self._command("retention", "policy", "set", "orchestration", "--days", days, "--reason", f"turn {turn}")
+        else:
+            self._act("policies", "DELETE", path, {"reason": f"turn {turn}"})
 
     def _act(self, name: str, method: str, path: str, body: dict[str, Any] | None = None) -> None:
         data = None if body is None else json.dumps(body).encode()
@@ -147,6 +158,7 @@ class _Play:
     def _command(self, *arguments: object) -> str:
         done = self._start(*arguments)
         output, _ = done.communicate(timeout=3600)
+        assert not re.search("hold (removed|invented|edited)|policy edited", output), output
         busy = done.returncode == 1 and ("hold" in output or "Another" in output or "again" in output)
         assert done.returncode == 0 or (busy and arguments[0] != "verify"), f"{arguments}: {done.returncode}\n{output}"
         if done.returncode == 0:

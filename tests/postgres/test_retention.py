@@ -13,10 +13,12 @@ from pydantic import SecretStr
 
 from app.errors import Conflict, Fatal
 from app.events.positions import Positions
-from app.retention import holds, purge, removal
+from app.retention import holds, policies, purge, removal
 from app.retention.holds import HoldOrder, Selector
+from app.retention.policies import PolicyOrder
 from app.settings import Settings
 from app.tlog.evidence import read_evidence
+from app.tlog.orders import Policy
 from tests.logs import FIRST_LOG
 from tests.postgres import log
 from tests.postgres.test_tampering import PURGED, found_by_each, sign
@@ -84,7 +86,7 @@ async def test_whole_month_is_purged(database_url: str, connection: Connection) 
     due = await write(database_url, *({"retention_days": 10} for _ in range(3)))
     not_due = await write(database_url, {"event_timestamp": NOW.isoformat(), "retention_days": 10})
     before = await months(connection)
-    plan = {one.month.name: one for one in await purge.plan(settings_of(database_url), NOW)}
+    plan = {one.month.name: one for one in (await purge.plan(settings_of(database_url), NOW))[0]}
     assert (plan[THE_MONTH].whole, plan[THE_MONTH].contents.due) == (True, 3)
     assert await stored(connection) == {*due, *not_due}
     done = await purge.run(settings_of(database_url), NOW)
@@ -355,9 +357,8 @@ async def test_month_is_put_back(
     if how == "sql":
         await connection.execute(f"UPDATE {THE_MONTH} SET legal_hold = true WHERE log_index = 1")
     else:
-        await connection.execute(
-            "INSERT INTO audit_retention_policies (event_category, retention_days) VALUES ('orchestration', 2555)"
-        )
+        order = PolicyOrder("eve", "why")
+        await policies.set_policy(settings, FIRST_LOG, "orchestration", Policy(2555), order)
     done = await purge.run(settings, NOW)
     assert done.restored == [THE_MONTH]
     assert ids[1] in await stored(connection)

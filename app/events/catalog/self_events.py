@@ -10,7 +10,7 @@ from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from app.events.catalog.value_types import Count, DateTime, Sha256Hex, Uuid
+from app.events.catalog.value_types import Count, DateTime, Int32, Int64, Sha256Hex, Uuid
 
 CATEGORY = "security"
 CORRELATIONS = "datastorage:"
@@ -40,6 +40,7 @@ class HoldPlacedPayload(TypedDict):
     time_to: NotRequired[DateTime]
     reason: str
     placed_by: str
+    placed_at: NotRequired[DateTime]
     replaces: NotRequired[Uuid]
 
 
@@ -56,13 +57,80 @@ class HoldReleasedPayload(TypedDict):
     time_to: NotRequired[DateTime]
     reason: str
     released_by: str
+    released_at: NotRequired[DateTime]
+
+
+class HoldAdoptedPayload(TypedDict):
+    """A hold of which the log had no event, as it was found when the log began to record all of them.
+
+    placed_index and released_index are the positions, in the log log_id, of the events that recorded it, which are gone.
+    """
+
+    event_type: Literal["datastorage.hold.adopted"]
+    hold_id: Uuid
+    correlation_id: NotRequired[str]
+    actor_id: NotRequired[str]
+    resource_type: NotRequired[str]
+    resource_id: NotRequired[str]
+    time_from: NotRequired[DateTime]
+    time_to: NotRequired[DateTime]
+    reason: str
+    placed_by: str
+    placed_at: DateTime
+    placed_index: Int64
+    released_by: NotRequired[str]
+    release_reason: NotRequired[str]
+    released_at: NotRequired[DateTime]
+    released_index: NotRequired[Int64]
+    log_id: Count
+
+
+class PolicySetPayload(TypedDict):
+    """Somebody set how long events of one category stay: at least retention_days, within its bounds if it has any.
+
+    adopted: it was found in the table when the log began to record policies.
+    """
+
+    event_type: Literal["datastorage.policy.set"]
+    policy_id: Uuid
+    category: str
+    retention_days: Int32
+    floor_days: NotRequired[Int32]
+    ceiling_days: NotRequired[Int32]
+    set_by: str
+    reason: str
+    adopted: NotRequired[bool]
+
+
+class PolicyRemovedPayload(TypedDict):
+    """Somebody removed the policy of one category: its events stay as long as they ask for, within the settings' bounds."""
+
+    event_type: Literal["datastorage.policy.removed"]
+    policy_id: Uuid
+    category: str
+    removed_by: str
+    reason: str
+
+
+class FollowedPolicy(TypedDict):
+    """What decided about the purged events of one category, and the newest event_timestamp among them.
+
+    retention_days are those of the category's policy, absent if it has none; the bounds are the policy's, else the settings'.
+    """
+
+    category: str
+    retention_days: NotRequired[Int32]
+    floor_days: Int32
+    ceiling_days: Int32
+    newest: DateTime
 
 
 class RetentionPurgedPayload(TypedDict):
     """Retention removed events that were past their time; their leaves stay in the log, their rows do not.
 
     event_count is that of the positions; rows that others inserted by SQL have none, and are counted apart. An event whose
-    count is 0 repeats the positions of older ones of this type that are removed, so that none is ever forgotten.
+    count is 0 repeats the positions of older ones of this type that are removed, so that none is ever forgotten. policies are those that
+    the run followed, one for each category of the events that it purged; an event from before December 2026 has none.
     """
 
     event_type: Literal["datastorage.retention.purged"]
@@ -73,6 +141,7 @@ class RetentionPurgedPayload(TypedDict):
     unsealed_count: NotRequired[Count]
     partition: NotRequired[str | None]
     cutoff: DateTime
+    policies: NotRequired[list[FollowedPolicy]]
 
 
 class RetentionRestoredPayload(TypedDict):
