@@ -17,6 +17,7 @@ from app.verify.row import Defect, Defects, Kind
 from app.verify.snapshot import SQL, portions, yielding_to_others
 
 _ROWS_MAX = 200
+_TEXTS = ("notification_id", "remediation_id", "digest")
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ async def verify_notifications(connection: Connection, log: Log, purged: Positio
             _check_row(result, row, digests.get(_place(row)), purged)
     events = portions(connection, TLOG_SQL["evidence"], [STORED], None, widest="event_data", rows_max=_ROWS_MAX)
     async for rows in events:
-        logged = [(payload, row) for row in rows if (payload := believed_payload(row, log)) is not None]
+        logged = [(payload, row) for row in rows if (payload := _digest_event(row, log)) is not None]
         await _check_digests(connection, result, logged)
     result.unsealed = await connection.fetchval(SQL["count_unsealed_notifications"], timeout=LONG_FETCH_SECONDS)
     return result
@@ -58,8 +59,14 @@ async def _digests_at(
 ) -> dict[tuple[int, int], dict[str, Any]]:
     """The payloads of the events at these positions that have digests of notifications, by log and position."""
     rows = await connection.fetch(SQL["notification_events"], positions, STORED)
-    payloads = {_place(row): believed_payload(row, log) for row in rows}
+    payloads = {_place(row): _digest_event(row, log) for row in rows}
     return {place: payload for place, payload in payloads.items() if payload is not None}
+
+
+def _digest_event(row: Row, log: Log) -> dict[str, Any] | None:
+    """The payload of an event that has a digest. None also if no release has written it, since a member is missing or no text."""
+    payload = believed_payload(row, log)
+    return payload if payload is not None and all(isinstance(payload.get(name), str) for name in _TEXTS) else None
 
 
 def _place(row: Row) -> tuple[int, int]:

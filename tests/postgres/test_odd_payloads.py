@@ -1,6 +1,7 @@
 """Payloads that only SQL can write, in rows that verification has to read: none of them ends it."""
 
 import asyncpg
+import orjson
 import pytest
 
 from tests.postgres.test_tampering import ERASED, PURGED, erase, found_by_each, own, sign
@@ -43,6 +44,33 @@ async def test_odd_payloads(connection: Connection) -> None:
     for payload in ODD:
         await connection.execute("UPDATE audit_events SET event_data = $1 WHERE log_index = 2", payload)
         assert await found_by_each(connection, "rr-1", outside) == ({"edited"},) * 4, payload[:40]
+
+
+EVIDENCE = {
+    PURGED: "operation_id",
+    "datastorage.retention.restored": "operation_id",
+    ERASED: "erasure_id",
+    "datastorage.notification.stored": "storing_id",
+    "datastorage.finding.recorded": "finding_id",
+    "datastorage.finding.acknowledged": "finding_id",
+    "datastorage.log.continued": "continuation_id",
+}
+"""By type: the member that the event's correlation repeats."""
+ODD_MEMBERS: list[dict[str, object]] = [
+    {},
+    {"notification_id": ["n-1"], "remediation_id": 1, "digest": {}, "log_id": [], "positions": 7, "left": 1},
+]
+
+
+async def test_odd_members_in_the_log(connection: Connection) -> None:
+    """One event that the log has, and that no release can have written, and nothing is verified any more."""
+    for kind, about in EVIDENCE.items():
+        for number, members in enumerate(ODD_MEMBERS):
+            payload = orjson.dumps(members | {"event_type": kind, about: str(number)}).decode()
+            columns = {"event_type": kind, "event_category": "security", "event_data": payload}
+            await seal(connection, f"datastorage:{kind.split('.')[1]}:{number}", columns)
+    outside = await sign(connection)
+    assert await found_by_each(connection, "rr-1", outside) == (set(),) * 4
 
 
 async def test_odd_times_of_holds(database_url: str, connection: Connection) -> None:
