@@ -239,6 +239,7 @@ async def write_export_event(service: Service, export: Export | SignedPage | Bun
         "redacted": query.redact_pii,
     }
     known: dict[str, Any] = {"first_position": export.first_position, "last_position": export.last_position}
+    known["log_id"] = service.log.id
     if isinstance(export, BundleExport):
         known["file_sha256"] = export.file_sha256
     payload |= {name: value for name, value in known.items() if value is not None}

@@ -14,6 +14,7 @@ from pydantic import AwareDatetime, BaseModel, Field
 from sqlalchemy import (
     ARRAY,
     BigInteger,
+    Boolean,
     ColumnElement,
     Date,
     DateTime,
@@ -35,7 +36,7 @@ from app.export.file import MEMBERS
 from app.export.manifest import ExportPosition
 from app.query.compiled import Statement, compile_statement
 from app.query.filter import CONDITIONS, OFFSET_MAX, EventQuery
-from app.sql import fragment
+from app.sql import fragment, in_log
 from app.tables import audit_events
 from app.verify.snapshot import portions
 
@@ -88,8 +89,8 @@ Portions = AsyncIterator[list[asyncpg.Record]]
 
 
 def sealed_rows(connection: Connection, query: ExportQuery, log: Log, first: int, end: int) -> Portions:
-    """Rows with positions from `first` up to, not including, `end`; `connection` is in a snapshot."""
-    statement = _sealed_statement(query.events.page_conditions())
+    """Rows of `log` with positions from `first` up to, not including, `end`; `connection` is in a snapshot."""
+    statement = _sealed_statement(query.events.page_conditions(), in_log("{in_log}", log))
     return _portions(connection, statement, query.events.arguments() | {"log": log.name, "first": first, "end": end})
 
 
@@ -174,10 +175,10 @@ def _select(conditions: tuple[str, ...], *columns: ColumnElement[Any]) -> Select
 
 
 @lru_cache(64)
-def _sealed_statement(conditions: tuple[str, ...]) -> Statement:
+def _sealed_statement(conditions: tuple[str, ...], of_log: str) -> Statement:
     first, end = bindparam("first", type_=BigInteger), bindparam("end", type_=BigInteger)
     selected = _select(conditions, *_columns()).where(_e.log_index >= first, _e.log_index < end)
-    return compile_statement(selected.order_by(_e.log_index))
+    return compile_statement(selected.where(literal_column(of_log, Boolean)).order_by(_e.log_index))
 
 
 @lru_cache(64)

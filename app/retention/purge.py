@@ -14,6 +14,7 @@ import asyncpg
 
 from app.db import Connection, connect
 from app.errors import AuditError, Fatal
+from app.events.log import place_of
 from app.events.positions import Positions
 from app.ingest.link import Flush
 from app.retention.adoption import adopt
@@ -153,7 +154,12 @@ async def _purge_months(session: RetentionSession, result: RetentionRun) -> None
         if not rows.due:
             continue
         result.months.append(month)
-        if Plan(month, rows).whole and month.end <= session.terms.now.date() and await remove_month(session, month):
+        if (
+            Plan(month, rows).whole
+            and month.end <= session.terms.now.date()
+            and not session.store.log.id
+            and await remove_month(session, month)
+        ):
             result.dropped.append(month.name)
             result.rows_deleted += rows.total
         else:
@@ -193,8 +199,14 @@ async def _purgeable(session: RetentionSession, due: Sequence[asyncpg.Record]) -
     Else somebody could insert a row that is due at the position of an event that is not, and the log would excuse its removal.
     """
     alone = await session.connection.fetch(SQL["single_positions"], [row["log_index"] for row in due])
-    positions = {row["log_index"] for row in alone if row["log_index"] < session.log_size}
-    return [row for row in due if row["log_index"] in positions]
+    log_id = session.store.log.id
+    places = {
+        (row["log_id"], row["log_index"])
+        for row in alone
+        if row["log_id"] is not None
+        and (0 <= row["log_id"] < log_id or (row["log_id"] == log_id and row["log_index"] < session.log_size))
+    }
+    return [row for row in due if (row["log_id"], row["log_index"]) in places]
 
 
 def _may_be_purge(row: asyncpg.Record) -> bool:
@@ -203,7 +215,7 @@ def _may_be_purge(row: asyncpg.Record) -> bool:
 
 async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg.Record]) -> int:
     """Delete `rows` and write their purge events, together. 0 if one of them is held now; the next pass omits it."""
-    positions = Positions.of(row["log_index"] for row in rows if row["log_index"] is not None)
+    places = Positions.of(place_of(row["log_id"], row["log_index"]) for row in rows if row["log_index"] is not None)
     repeated = await purged_by(session, sorted({row["correlation_id"] for row in rows if _may_be_purge(row)}))
     unsealed = sum(row["log_index"] is None for row in rows)
     keys = [[row[name] for row in rows] for name in ("event_id", "event_date", "correlation_id")]
@@ -220,7 +232,7 @@ async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg
             raise RowsChanged
 
     try:
-        events = list(purge_events(session, run_id, Purge(positions, repeated, unsealed, categories)))
+        events = list(purge_events(session, run_id, Purge(places, repeated, unsealed, categories)))
         await commit_action(session.store, events, delete)
     except (RowsChanged, OrdersChanged):
         return 0

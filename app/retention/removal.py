@@ -20,6 +20,7 @@ import asyncpg
 
 from app.db import Connection
 from app.errors import AuditError, Fatal
+from app.events.log import LOG_POSITIONS, Log
 from app.events.positions import NO_POSITIONS, Positions
 from app.ingest.accept import Event
 from app.ingest.link import Flush
@@ -81,7 +82,8 @@ async def resume_month(session: RetentionSession, month: Month) -> bool | None:
     """
     intact = month.attached and not month.detaching
     still_stored = await _still_stored(session, month)
-    if intact and still_stored == "{}":
+    # With several logs whole months are not removed, and positions of one log say nothing about those of another.
+    if intact and (still_stored == "{}" or session.store.log.id):
         return None
     if not await _purges_of(session, month):
         if not intact:
@@ -168,7 +170,8 @@ async def purged_by(session: RetentionSession, correlation_ids: Sequence[str]) -
 class Purge:
     """What a purge removes."""
 
-    positions: Positions
+    places: Positions
+    """Positions of any log (place_of); each event has those of one log."""
     repeated: Positions
     """Those that purge events among the removed ones name."""
     unsealed: int
@@ -181,13 +184,15 @@ class Purge:
 def purge_events(session: RetentionSession, operation: UUID, purge: Purge) -> Iterator[Event]:
     """The self events of a purge. They name the purged positions, and repeat those that purge events among them named."""
     policies = [_followed(session, row) for row in purge.categories]
-    portions = [(portion, portion.size) for portion in purge.positions.portions()]
-    portions += [(portion, 0) for portion in purge.repeated.portions() if portion]
-    for number, (portion, count) in enumerate(portions):
+    logs = list(session.store.log.and_earlier())
+    portions = [(one.id, portion, portion.size) for one in logs for portion in _of_log(purge.places, one) if portion]
+    portions += [(one.id, portion, 0) for one in logs for portion in _of_log(purge.repeated, one) if portion]
+    for number, (log_id, portion, count) in enumerate(portions or [(logs[-1].id, NO_POSITIONS, 0)]):
         payload = {
             "event_type": "datastorage.retention.purged",
             "operation_id": str(operation),
             "positions": str(portion),
+            "log_id": log_id,
             "event_count": count,
             "unsealed_count": 0 if number else purge.unsealed,
             "partition": purge.month,
@@ -211,6 +216,12 @@ def _followed(session: RetentionSession, purged: asyncpg.Record) -> dict[str, An
         "ceiling_days": ceiling,
         "newest": purged["newest"],
     }
+
+
+def _of_log(places: Positions, log: Log) -> Iterator[Positions]:
+    """The positions of one log among places, in portions for one event each."""
+    start = log.place(0)
+    return Positions((a - start, b - start) for a, b in places.within(start, log.place(LOG_POSITIONS))).portions()
 
 
 async def _detach_and_drop(session: RetentionSession, month: Month) -> bool:
@@ -254,6 +265,7 @@ async def _restore(session: RetentionSession, month: Month, *, detached: bool = 
                 "event_type": "datastorage.retention.restored",
                 "operation_id": operation,
                 "positions": str(portion),
+                "log_id": 0,  # only in a database with one log a whole month is removed
                 "partition": month.name,
                 "reason": _REASON_RESTORED,
             },

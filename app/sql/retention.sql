@@ -143,7 +143,8 @@ SELECT total, unsealed, held, young, positions::text FROM month_contents($1::tex
 
 -- name: due_events
 -- The next rows of one month that may be purged.
-SELECT * FROM due_events($1::text::regclass, $2, $3, $4, $5, $6)
+SELECT d.*, e.log_id FROM due_events($1::text::regclass, $2, $3, $4, $5, $6) d
+JOIN audit_events e USING (event_id, event_date, correlation_id) ORDER BY d.log_index
 
 -- name: holds_version
 -- The positions at which holds last changed.
@@ -210,8 +211,8 @@ SELECT count(*) FROM deleted
 SELECT (positions * purged_positions($1))::text FROM month_contents($1::text::regclass, $2, $3, $4)
 
 -- name: single_positions
--- Those of some positions of the log that one row has.
-SELECT log_index FROM audit_events WHERE log_index = ANY($1) GROUP BY log_index HAVING count(*) = 1
+-- Those of some positions that one row of a log has, with the log.
+SELECT log_id, log_index FROM audit_events WHERE log_index = ANY($1) GROUP BY 1, 2 HAVING count(*) = 1
 
 -- name: rows_at_positions
 -- How many rows have one of these positions, in any month.

@@ -1,5 +1,7 @@
 """A log that lost acknowledged events is continued by the next one: nothing more is lost, all that is left is proved, and the loss is named."""
 
+import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -12,12 +14,19 @@ from pydantic import SecretStr
 from app.continuing import Continuation, continue_log
 from app.db import create_engine
 from app.errors import Fatal
+from app.events.catalog import Catalog
 from app.events.log import Log
 from app.export.bundle import Place, parse
 from app.export.bundle_check import check_bundle
 from app.export.bundle_proofs import read_tree
 from app.export.bundle_read import BundleExport, BundleQuery
+from app.ingest.accept import Acceptance, accept, check_item, single_id
 from app.ingest.store import Store
+from app.ingest.submission import Submission
+from app.ingest.writer import Writer
+from app.retention.erase import Erasure, erase
+from app.retention.holds import HoldOrder, Selector, place
+from app.retention.purge import run
 from app.settings import Settings
 from app.tlog.continued import find_log, newest_log, read_seam
 from app.tlog.copies import CheckpointCopies
@@ -31,6 +40,7 @@ from app.tlog.worker import CheckpointWorker
 from app.verify.correlation import verify_correlation
 from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
 from app.verify.worker import LogVerifiers
+from tests.events import make_event
 from tests.logs import FIRST_LOG
 from tests.postgres.log import LOG, write
 from tests.postgres.test_background import findings
@@ -293,3 +303,57 @@ async def test_a_bundle_over_the_seam(connection: Connection, database_url: str)
             value = value[name]
         value[path[-1]] = change
         assert check_bundle(signed_again(document, next_key), keys).problems, path
+
+
+async def test_running_services_go_on(connection: Connection, database_url: str) -> None:
+    """A writer that runs while the log is continued loses or doubles an event, or does not see holds that are placed afterwards."""
+    settings = settings_of(database_url)
+    outside = await lose(connection, database_url)
+    writer = Writer(Store(settings, FIRST_LOG, find_log=find_log(settings)), settings)
+    writer.start()
+    try:
+        await post(writer, "rr-5")
+        await go_on(database_url, outside)
+        await asyncio.gather(*(post(writer, "rr-5") for _ in range(5)))
+        assert writer.store.log == NEXT
+        await place(settings, NEXT, Selector(correlation_id="rr-5"), HoldOrder("eve", "why"))
+        await place(
+            settings, FIRST_LOG, Selector(actor_id="ada"), HoldOrder("eve", "why")
+        )  # who does not know of it yet
+        await post(writer, "rr-5")
+        await post(writer, "rr-6", actor_id="ada")
+    finally:
+        await writer.close()
+    rows = await connection.fetch(
+        "SELECT log_id, chain_index, legal_hold FROM audit_events WHERE correlation_id = 'rr-5' ORDER BY chain_index"
+    )
+    assert [tuple(row) for row in rows] == [(0, 0, True), *((1, index, True) for index in range(1, 7))]
+    assert await connection.fetchval("SELECT legal_hold FROM audit_events WHERE correlation_id = 'rr-6'")
+    placed = await connection.fetch("SELECT placed_log, placed_index FROM holds ORDER BY placed_index")
+    assert [tuple(row) for row in placed] == [(1, 6), (1, 7)]
+    assert await defects(connection, outside) == []
+
+
+async def test_purge_and_erasure_of_either_log(connection: Connection, database_url: str) -> None:
+    """A purge or an erasure in a continued database is not evidence, or excuses the same positions of the other log."""
+    outside, _ = await continued(connection, database_url)
+    settings = settings_of(database_url)
+    await erase(settings, Catalog(), Erasure(by="eve", reason="asked for", correlation_id="rr-1"), dry_run=False)
+    assert await defects(connection, outside) == []
+    await run(settings, datetime.now(UTC) + timedelta(days=2600))
+    assert await connection.fetchval("SELECT count(*) FROM audit_events WHERE correlation_id LIKE 'rr-%'") == 0
+    told = await connection.fetch(
+        "SELECT event_data FROM audit_events WHERE event_type = 'datastorage.retention.purged' AND log_id = 1"
+    )
+    assert {orjson.loads(row["event_data"])["log_id"] for row in told} == {0, 1}
+    result = await verified(connection, outside)
+    assert [defect.message for defect in result.defects.listed] == []
+    assert [part.events.purged for part in result.parts] == [6, 2]
+
+
+async def post(writer: Writer, correlation_id: str, **members: Any) -> None:
+    now = datetime.now(UTC)
+    item = make_event(correlation_id=correlation_id, **members)
+    draft = check_item(Catalog(), item, "", plain=False, depth=3)
+    event = accept([draft], [single_id(draft)], Acceptance(now, {}, LOG))[0]
+    await writer.submit(Submission([event], {}, may_exist=False), asyncio.get_running_loop().time() + 30)
