@@ -38,15 +38,16 @@ class Selectors:
         self.times.add(row["event_timestamp"])
 
     def are_covered_by(self, payload: Any, correlation_id: str) -> bool:
-        """Whether the selector in the payload of a hold's event covers one of the rows."""
+        """Whether the selector in the payload of a hold's event covers one of the rows. Members that are no texts select nothing."""
         if not isinstance(payload, dict):
             return False
-        if payload.get("correlation_id") == correlation_id or payload.get("actor_id") in self.actors:
+        texts = {name: value for name, value in payload.items() if isinstance(value, str)}
+        if texts.get("correlation_id") == correlation_id or texts.get("actor_id") in self.actors:
             return True
-        if (payload.get("resource_type"), payload.get("resource_id")) in self.resources:
+        if (texts.get("resource_type"), texts.get("resource_id")) in self.resources:
             return True
         try:
-            first, end = (datetime.fromisoformat(payload[name]) for name in ("time_from", "time_to"))
+            first, end = (datetime.fromisoformat(texts[name]) for name in ("time_from", "time_to"))
             return any(first <= time <= end for time in self.times)
         except (KeyError, TypeError, ValueError):
             return False
@@ -101,7 +102,10 @@ async def places_of_removals(
     wanted = _wanted(log, events, gaps)
     if wanted:
         async for payload, place in read_records(connection, log):
-            start = place_of(payload.get("log_id", 0), 0)
+            log_id = payload.get("log_id", 0)
+            if not isinstance(log_id, int) or not 0 <= log_id <= log.id:
+                continue  # no release has written it
+            start = place_of(log_id, 0)
             named = Positions.parse(str(payload.get("positions")))
             ranges = wanted.get(payload["event_type"], ())
             if any(named.count(first - start, end - start) for first, end in ranges):

@@ -281,6 +281,28 @@ async def test_a_row_that_stands_twice(owner: Connection, engine: AsyncEngine) -
     assert (result.problems, [one.position for one in found.events]) == ([], [0, 2, 4])
 
 
+async def test_odd_payloads_of_evidence(owner: Connection, engine: AsyncEngine) -> None:
+    """One row that looks like the event of a hold, or one event of a purge or erasure with members of other types, ends every bundle."""
+    odd = {"actor_id": [], "resource_type": {}, "time_from": 1, "time_to": [], "log_id": "x", "positions": "{[0,1)}"}
+    for payload in ("[]", orjson.dumps(odd).decode()):
+        columns = {"event_type": "datastorage.hold.placed", "event_category": "security", "event_data": payload}
+        await insert(owner, plain_row("datastorage:hold:x", log_id=0, log_index=3, **columns))
+    for kind, about in (
+        (ERASED, "erasure_id"),
+        ("datastorage.retention.purged", "operation_id"),
+        (RESTORED, "operation_id"),
+    ):
+        payload = orjson.dumps(odd | {"event_type": kind, about: "x"}).decode()
+        columns = {"event_type": kind, "event_category": "security", "event_data": payload}
+        await seal(owner, f"datastorage:{kind.split('.')[1]}:x", columns)
+    await own(owner, ERASED, "{[0,1)}")
+    await erase(owner, 0)
+    await own(owner, "datastorage.retention.purged", "{[2,3)}")
+    await owner.execute("DELETE FROM audit_events WHERE log_index = 2")
+    found, result = await published(owner, engine)
+    assert (result.problems, len(found.evidence), found.events[0].is_erased) == ([], 2, True)
+
+
 async def test_until_a_checkpoint_covers_it(owner: Connection, engine: AsyncEngine) -> None:
     """A bundle leaves the service in which an event has no proof; or an event that the log lost is proved."""
     with pytest.raises(NotSignedYet):
@@ -317,7 +339,7 @@ async def test_what_there_is_no_bundle_of(
     with pytest.raises(BundleTooLarge, match="format=ndjson"):
         await bundle(engine)
     monkeypatch.undo()
-    await seal(owner, "rr-1", {"error_message": "x" * 4000})
+    await seal(owner, "rr-1", {"error_message": "€" * 1400})  # 4,200 bytes
     await publish(owner)
     monkeypatch.setattr(bundle_read, "BYTES_MAX", 3000)
     with pytest.raises(BundleTooLarge):
