@@ -126,8 +126,8 @@ class Store:
         """first_index and count of the last flush in the log; None if it has to be read."""
         self._heads: dict[str, Head] = {}
         self._holds = HoldIndex()
-        self._holds_version: tuple[int | None, int | None] = None, None
-        """Positions at which a hold was last placed and last released."""
+        self._holds_version: tuple[int | None, int | None] | None = None
+        """Positions in this log at which a hold was last placed and last released; None if the holds, of all logs, have to be read."""
         self._known_flush: tuple[int, int] | None = None
         """first_index and end of the last flush that this process has read or written; None before the first."""
         self._flushes_reading_heads = 0
@@ -199,7 +199,7 @@ class Store:
         found = await self._find_log(connection, self.log)
         if found != self.log:
             log.warning("events are written to the next log", extra={"log": found.name, "closed": self.log.name})
-            self.log, self._known_flush, self._holds_version = found, None, (None, None)
+            self.log, self._known_flush, self._holds_version = found, None, None
             self._holds = HoldIndex()
             self._drop_cache()
 

@@ -177,6 +177,17 @@ async def test_every_event_that_is_left_is_proved(connection: Connection, databa
         await engine.dispose()
 
 
+async def test_holds_from_before_cover_what_is_written_after(connection: Connection, database_url: str) -> None:
+    """New events of a held correlation are not held, because the hold was placed in the closed log."""
+    outside = await lose(connection, database_url)
+    order = HoldOrder("Ada", "litigation")
+    await place(Settings(database_url=SecretStr(database_url)), FIRST_LOG, Selector(correlation_id="rr-1"), order)
+    await go_on(database_url, outside)
+    await write(database_url, {}, {"correlation_id": "rr-4"})
+    rows = await connection.fetch("SELECT legal_hold FROM audit_events WHERE log_id = 1 ORDER BY log_index")
+    assert [row["legal_hold"] for row in rows] == [False, True, False]
+
+
 TAMPERED = {
     "an old row": ("UPDATE audit_events SET severity = 'low' WHERE log_id = 0 AND log_index = 4", {"edited"}),
     "an old row that is left is deleted": ("DELETE FROM audit_events WHERE log_id = 0 AND log_index = 4", {"removed"}),
