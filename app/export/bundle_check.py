@@ -138,8 +138,8 @@ class _Checker:
         self, file: BundleFile, keys: list[PublicKey], certificates: Sequence[Certificate], result: CheckResult
     ) -> None:
         self._certificates = certificates
-        self._stamped: dict[str, str] = {}
-        """By tokens, what the checked ones show."""
+        self._timestamp_lines: dict[str, list[str]] = defaultdict(list)
+        """By log, what its timestamps that hold show."""
         self._file, self._bundle, self._keys, self._result = file, file.bundle, keys, result
         self._trees: dict[str, _Tree] = {}
         self._order = {log.name: number for number, log in enumerate(self._bundle.logs)}
@@ -532,11 +532,14 @@ class _Checker:
             for number, one in enumerate(log.timestamps):
                 try:
                     self._require_continued(log, one.checkpoint, [decoded_hash(text) for text in one.consistency])
-                    token = decoded_base64(one.token, "its token")
+                    token, size = decoded_base64(one.token, "its token"), one.checkpoint.split("\n")[1]
+                    shown = "have a timestamp, which is NOT verified: name certificates with --tsa"
                     if self._certificates:
-                        self._stamped[one.token] = str(verified_timestamp(token, one.checkpoint, self._certificates))
+                        shown = str(verified_timestamp(token, one.checkpoint, self._certificates))
                 except ValueError as error:
                     self._add(f"log {log.name!r}, timestamps[{number}]", error)
+                else:
+                    self._timestamp_lines[log.name].append(f"  its first {size} events {shown}")
 
     def _require_continued(self, log: BundledLog, note: str, consistency: list[bytes]) -> None:
         checkpoint = verified_checkpoint(note, self._keys)
@@ -587,12 +590,7 @@ class _Checker:
         others = self._order.keys() - {tree.log.name}
         keys = [key for key in self._keys if key.name not in others]
         yield from (f"  {line}" for line in signature_lines(tree.signers, keys))
-        for one in tree.log.timestamps:
-            size = Note.parse(one.checkpoint).text.split("\n")[1]
-            shown = self._stamped.get(
-                one.token, "have a timestamp, which is NOT verified: name certificates with --tsa"
-            )
-            yield f"  its first {size} events {shown}"
+        yield from self._timestamp_lines[tree.log.name]
 
 
 def _hold_line(one: _Proved) -> str:

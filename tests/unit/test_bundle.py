@@ -145,6 +145,15 @@ def test_nothing_can_be_changed() -> None:
             assert problems(written(content, changed(envelope, at, change))), at
 
 
+def test_timestamp_of_no_checkpoint() -> None:
+    """A timestamp of a text that is no checkpoint ends the verification before it says what is wrong with the file."""
+    content, envelope = parts(COMPLETE.read_bytes())
+    content["logs"][0]["timestamps"] = [{"checkpoint": "x", "consistency": [], "token": ""}]
+    found = problems(written(content, envelope))
+    assert any("timestamps[0]" in one for one in found)
+    assert any("something in the file was changed" in one for one in found)
+
+
 WORDS = {"page", "not_covered", "columns", "unproved"}
 """Members that nobody but the manifest's signer speaks for; the same is true of the numbers of LISTED, and of what is masked."""
 LISTED = {("evidence",), ("notifications",), ("redacted",), ("events", 2, "redacted")}
