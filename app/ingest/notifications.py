@@ -4,6 +4,7 @@ They are not events, and in no chain. The log has the digest of each, in a self 
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
@@ -144,23 +145,23 @@ class PendingNotification:
             "digest": notification_digest(self.salt, row),
         }
 
-    async def write(self, connection: Connection, log_id: int, position: int) -> None:
-        """Write the row in the transaction of the flush that has the event at `position`. Raises NotificationStored."""
-        self.number = await connection.fetchval(
+    async def write(self, connection: Connection, log_id: int, position: int) -> bool:
+        """Write the row in the transaction of the flush that has the event at `position`. False if its id or key is stored already."""
+        number = await connection.fetchval(
             SQL["notification"],
             *(*astuple(self.notification), self.created_at, self.salt, log_id, position),
             *(self.claim or (None,) * 4),
         )
-        if self.number is None:
-            raise NotificationStored(self)
+        self.number = number or 0
+        return number is not None
 
 
 class NotificationStored(AuditError):
-    """A notification cannot be written, since its id or its Idempotency-Key is stored already."""
+    """Notifications of a flush cannot be written, since their ids or their Idempotency-Keys are stored already."""
 
     label = "Conflict"
 
-    def __init__(self, pending: PendingNotification) -> None:
+    def __init__(self, pending: Sequence[PendingNotification]) -> None:
         super().__init__()
         self.pending = pending
 

@@ -48,6 +48,7 @@ from app.workers import Reminder
 _RESEND_RETRIES_MAX = 3
 _SPOOL_SECONDS = 0.25  # before its deadline, so that what is spooled instead is answered in time
 _DIFFERENCES_MAX = 20  # conflicts of one request of which the members that differ are named
+_NOTIFICATIONS_MAX = 100  # in one flush: each takes a statement of its own, while other replicas wait for the log
 _COMMIT_SECONDS_MIN = 2.0  # for one commit, however late it begins
 
 log = logging.getLogger(__name__)
@@ -396,7 +397,7 @@ class Writer:
     def _next_flush(self) -> list[Submission]:
         """Remove the next flush from the inbox: whole requests, up to the limits; a larger request alone; no id twice."""
         submissions: list[Submission] = []
-        events = size = 0
+        events = size = notifications = 0
         ids: set[UUID | str] = set()
         while self._inbox:
             first = self._inbox[0]
@@ -409,7 +410,8 @@ class Writer:
                 break
             if first.may_exist or first.notification is not None:
                 first_ids = _ids_of(first)
-                if first_ids & ids:
+                notifications += first.notification is not None
+                if first_ids & ids or notifications > _NOTIFICATIONS_MAX:
                     break
                 ids |= first_ids
             submissions.append(self._inbox.popleft())
@@ -444,7 +446,7 @@ class Writer:
                     await self._isolate(waiting, RowRefused("Postgres holds another row with the id of this event"))
                     return
             except NotificationStored as refusal:
-                _fail([s for s in waiting if s.notification is refusal.pending], refusal)
+                _fail([s for s in waiting if s.notification in refusal.pending], refusal)
             except (RowRefused, MonthDetached) as refusal:
                 await self._isolate(waiting, refusal)
                 return
@@ -544,15 +546,18 @@ def _ids_of(submission: Submission) -> set[UUID | str]:
 
 
 def _notification_action(submissions: Sequence[Submission]) -> FlushAction | None:
-    """Writes the notifications among `submissions`, whose events the flush has."""
+    """Writes the notifications among `submissions`, whose events the flush has. It names all that are stored already at once."""
     pending = {s.events[0].id: s.notification for s in submissions if s.notification is not None}
     if not pending:
         return None
 
     async def write(connection: Connection, flush: Flush) -> None:
+        stored = []
         for position, event in enumerate(flush.events, flush.first_index):
-            if event.id in pending:
-                await pending[event.id].write(connection, flush.log.id, position)
+            if event.id in pending and not await pending[event.id].write(connection, flush.log.id, position):
+                stored.append(pending[event.id])
+        if stored:
+            raise NotificationStored(stored)
 
     return write
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import db
 from app.errors import Conflict, DatabaseAway
 from app.events.log import Log
+from app.ingest import writer as writer_module
 from app.ingest.notification_writing import write
 from app.ingest.notifications import Notification, PendingNotification
 from app.ingest.self_events import self_event
@@ -142,6 +143,29 @@ async def test_written_in_one_flush(database_url: str, connection: Connection, e
     shown = (await page(engine, NotificationQuery())).notifications
     assert {one["notification_id"]: one.get("sealed") for one in shown}["n-plain"] is False
     assert [one["notification_id"] for one in shown if "sealed" in one] == ["n-plain"]
+    await verify_everything(connection)
+
+
+async def test_many_that_are_stored(
+    database_url: str, connection: Connection, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crowd of notifications that are stored already has the events that share their flush sent once more for each of them."""
+    monkeypatch.setattr(writer_module, "_NOTIFICATIONS_MAX", 8)
+    async with replica(database_url) as one:
+        commit, attempts = one.writer.store.commit, list[int]()
+
+        async def counted(events: Any, *more: Any) -> None:
+            attempts.append(len(events))
+            await commit(events, *more)
+
+        monkeypatch.setattr(one.writer.store, "commit", counted)
+        for _ in range(2):
+            posts = [write(engine, one.writer, make(f"n-{n}"), None, soon()) for n in range(24)]
+            answers = await asyncio.gather(*posts, one.post(item("rr-1")), return_exceptions=True)
+    assert sum(isinstance(answer, Conflict) for answer in answers) == 24
+    assert max(attempts) <= 9
+    assert len(attempts) <= 15
+    assert (await result(connection)).verified == 24
     await verify_everything(connection)
 
 
