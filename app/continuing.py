@@ -11,6 +11,8 @@ from time import time
 from typing import Any
 from uuid import UUID, uuid4
 
+from asyncpg import UniqueViolationError
+
 from app import schema
 from app.db import LONG_FETCH_SECONDS, Connection, connect
 from app.errors import Fatal
@@ -103,6 +105,11 @@ async def continue_log(
             await writing.execute(TLOG_SQL["open_next_log"], log.id, following.name, schema.HEAD)
             loss = await _with_last_flushes(writing, log, keys, loss, tree)
             note = await _open(store, following, _payload(log, loss, by, reason), key, by)
+        except UniqueViolationError as error:
+            raise Fatal(
+                f"The table {error.table_name} has a row of the log {following.name} already, which nobody but this command writes: "
+                f"somebody inserted it. Delete the rows with log_id = {following.id} as the owner of the tables, and run this again."
+            ) from None
         finally:
             await store.close()
         return Continuation(loss, following, public, note)

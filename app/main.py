@@ -347,7 +347,7 @@ def _new_service(foundation: Foundation, log_name: str, *, away: bool) -> Servic
         foundation.settings,
         Log(0, log_name),
         partial(signed_size, keys=keys) if keys else None,
-        find_log(foundation.settings),
+        find_log(foundation.settings, keys),
     )
     writer = Writer(store, foundation.settings, foundation.spool, foundation.writer_state, away=away)
     return Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
@@ -391,7 +391,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
         event = self_events.self_event(service.log.first_name, finding.payload(), about=finding.id, event_id=event_id)
         await self_events.write_self_event(writer, event, settings.single_deadline_ms)
 
-    register = Register(service.log, partial(findings_of, service.engine, service.log))
+    register = Register(service.log, partial(findings_of, service.engine))
     recorder = Recorder(register, write_finding)
     service.presence.open_findings = lambda: len(register.open)
     workers = {

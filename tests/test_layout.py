@@ -45,7 +45,7 @@ MAY_IMPORT = {
     # ingest: holds and runs are events too; tlog: what purge events among those that are purged have recorded
     "retention": "events ingest tlog schema db workers sql settings errors",
     # verify: a finding is of its defects; retention: logged actions, of which an acknowledgement is one
-    "findings": "events ingest retention tlog verify workers db schema settings errors metrics terminal",
+    "findings": "events ingest retention tlog verify workers db settings errors metrics terminal",
     "query": "events go_duration db sql tables errors",
     # verify: rows in portions of one snapshot, and the check of a chain's link; terminal: the page of a bundle is read on one
     "export": "events query verify tlog db sql tables terminal errors",

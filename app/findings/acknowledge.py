@@ -22,7 +22,7 @@ async def acknowledge(settings: Settings, log: Log, finding_id: UUID, by: str, r
     async with action_store(settings, log) as store:
         connection = await store.connection()
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            found = _open_one(await read_findings(connection, log), finding_id)
+            found = _open_one(await read_findings(connection, store.log), finding_id)
         payload = {"event_type": ACKNOWLEDGED, "finding_id": str(finding_id), "acknowledged_by": by, "reason": reason}
         await commit_action(store, [self_event(log.first_name, payload, about=finding_id, actor_id=by)], _nothing_else)
     return replace(found, acknowledgement=Acknowledgement(by, reason, datetime.now(UTC)))

@@ -5,12 +5,12 @@ import asyncio
 from collections.abc import Callable
 from uuid import UUID
 
-from app import db, schema
+from app import db
 from app.errors import Fatal
-from app.events.log import Log
 from app.findings.acknowledge import acknowledge
 from app.findings.finding import Finding
 from app.findings.register import read_findings
+from app.retention.logged import read_open_log
 from app.settings import Settings
 from app.terminal import one_line
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) ->
 async def _list(settings: Settings, *, everything: bool) -> tuple[list[str], int]:
     connection = await db.connect(settings)
     try:
-        log = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
+        log = await read_open_log(connection, settings)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             findings = await read_findings(connection, log)
     finally:
@@ -49,7 +49,7 @@ async def _list(settings: Settings, *, everything: bool) -> tuple[list[str], int
 async def _acknowledge(settings: Settings, finding_id: UUID, by: str, reason: str) -> None:
     connection = await db.connect(settings)
     try:
-        log = Log(0, await schema.check_and_read_log_name(connection, settings.log_name))
+        log = await read_open_log(connection, settings)
     finally:
         await connection.close()
     await acknowledge(settings, log, finding_id, by, reason)

@@ -71,15 +71,16 @@ class Register:
     ends.
     """
 
-    def __init__(self, log: Log, read: Callable[[], Awaitable[list[Finding]]]) -> None:
-        """`read` reads the findings of the log, as findings_of()."""
+    def __init__(self, log: Log, read: Callable[[Log], Awaitable[list[Finding]]]) -> None:
+        """`read` reads the findings of a log and those before it, as findings_of()."""
         self.log = log
+        """The open log: with an earlier one, findings in a later one are not believed."""
         self._read = read
         self._findings: dict[UUID, Finding] = {}
 
     async def read(self) -> None:
         """Read the findings of the log. Raises what reading raises."""
-        findings = await self._read()
+        findings = await self._read(self.log)
         there = {finding.id for finding in findings}
         for finding in self.open:
             if finding.id not in there and _is_loss_acknowledged(finding, findings):

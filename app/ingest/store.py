@@ -283,7 +283,12 @@ class Store:
         sealed, present, remaining = set[UUID](), set[UUID](), list(ids)
         while remaining:
             some, remaining = remaining[:_ROWS_HASHED_AT_ONCE], remaining[_ROWS_HASHED_AT_ONCE:]
-            for row in await connection.fetch(SQL["rows_with_ids"], some):
+            rows = await connection.fetch(SQL["rows_with_ids"], some)
+            if any(
+                (row["log_id"] or 0) > self.log.id for row in rows
+            ):  # another replica writes to the next log already
+                await self._follow_log(connection)
+            for row in rows:
                 present.add(row["event_id"])
                 if is_logged(row, self.log):
                     sealed.add(row["event_id"])

@@ -97,12 +97,23 @@ async def newest_log(connection: Connection, known: Log, keys: Sequence[PublicKe
     return log
 
 
-def find_log(settings: Settings) -> Callable[[Connection, Log], Awaitable[Log]]:
-    """newest_log() with the keys of these settings; where none is configured, a next log is followed without a signature."""
+def find_log(
+    settings: Settings, keys: tuple[PublicKey, ...] | None = None
+) -> Callable[[Connection, Log], Awaitable[Log]]:
+    """newest_log() with the keys of these settings; where none is configured, a next log is followed without a signature.
+
+    It begins at the first log: a restored backup may have none of the later ones. Without `keys` they are read once there is a later one.
+    """
 
     async def find(connection: Connection, known: Log) -> Log:
-        key = signing_key(settings, known.first_name)
-        return await newest_log(connection, known, () if key is None else key.all_public)
+        nonlocal keys
+        first = Log(0, known.first_name)
+        if keys is None and await newest_log(connection, first) == first:
+            return first
+        if keys is None:
+            key = signing_key(settings, known.first_name)
+            keys = () if key is None else key.all_public
+        return await newest_log(connection, first, keys)
 
     return find
 

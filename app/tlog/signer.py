@@ -127,6 +127,12 @@ class Signer:
         except MalformedNote:
             raise SigningRefused("forged_checkpoint", "a stored checkpoint is malformed", subject) from None
         except NoValidSignature:
+            origin = note.partition("\n")[0]
+            if origin.startswith(f"{self._log.name}/") and _is_signed_as(note, origin, self.key.all_public):
+                detail = (
+                    f"a checkpoint of {origin} was signed, which continues this log, but the database does not have it"
+                )
+                raise SigningRefused("rolled_back", detail, subject) from None
             if any(Note.parse(note).names_key(key) for key in self.key.all_public):
                 raise SigningRefused(
                     "forged_checkpoint", "a stored checkpoint has a wrong signature", subject
@@ -137,6 +143,14 @@ class Signer:
             "DATASTORAGE_CHECKPOINT_EARLIER_KEYS",
             subject,
         )
+
+
+def _is_signed_as(note: str, origin: str, keys: Iterable[PublicKey]) -> bool:
+    """Whether one of `keys` has signed a note under the name of another log."""
+    with suppress(MalformedNote, NoValidSignature):
+        verified_checkpoint(note, [PublicKey(origin, key.public, key.algorithm) for key in keys])
+        return True
+    return False
 
 
 async def _consistent_root(connection: Connection, of_log: Log, size: int, earlier: set[Checkpoint]) -> bytes:

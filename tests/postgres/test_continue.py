@@ -1,8 +1,12 @@
 """A log that lost acknowledged events is continued by the next one: nothing more is lost, all that is left is proved, and the loss is named."""
 
+import argparse
 import asyncio
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import orjson
@@ -20,7 +24,12 @@ from app.export.bundle import Place, parse
 from app.export.bundle_check import check_bundle
 from app.export.bundle_proofs import read_tree
 from app.export.bundle_read import BundleExport, BundleQuery
-from app.ingest.accept import Acceptance, accept, check_item, single_id
+from app.findings import command
+from app.findings.acknowledge import acknowledge
+from app.findings.finding import Group
+from app.findings.register import Register, findings_of
+from app.ingest.accept import Acceptance, Draft, accept, check_item, single_id
+from app.ingest.self_events import self_event, write_self_event
 from app.ingest.store import Store
 from app.ingest.submission import Submission
 from app.ingest.writer import Writer
@@ -34,11 +43,13 @@ from app.tlog.keys import SigningKey
 from app.tlog.note import Checkpoint, MalformedNote, NoValidSignature, PublicKey, sign_checkpoint
 from app.tlog.proof import verify_proof_file
 from app.tlog.prove import prove_event
+from app.tlog.seen import SeenCheckpoint
 from app.tlog.signer import Alarms, Signer, SigningRefused
 from app.tlog.witness import Witnesses
 from app.tlog.worker import CheckpointWorker
 from app.verify.correlation import verify_correlation
 from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
+from app.verify.row import Defect
 from app.verify.worker import LogVerifiers
 from tests.events import make_event
 from tests.logs import FIRST_LOG
@@ -186,6 +197,97 @@ async def test_holds_from_before_cover_what_is_written_after(connection: Connect
     await write(database_url, {}, {"correlation_id": "rr-4"})
     rows = await connection.fetch("SELECT legal_hold FROM audit_events WHERE log_id = 1 ORDER BY log_index")
     assert [row["legal_hold"] for row in rows] == [False, True, False]
+
+
+async def test_findings_go_on(connection: Connection, database_url: str) -> None:
+    """Findings in the next log are not shown after a start, or their acknowledgement does not end them."""
+    await continued(connection, database_url)
+    settings = settings_of(database_url)
+    engine = create_engine(settings)
+    writer = Writer(Store(settings, FIRST_LOG, find_log=find_log(settings)), settings)
+    writer.start()
+    try:
+        group = Group("edited")
+        group.add(Defect("edited", "edited: 1", position=1), 1)
+        found = group.finding(NEXT, None)
+        await write_self_event(writer, self_event(LOG, found.payload(), about=found.id), 5_000)
+        register = Register(FIRST_LOG, partial(findings_of, engine))
+        register.log = NEXT
+        await register.read()
+        assert [one.id for one in register.open] == [found.id]
+        await acknowledge(
+            settings, FIRST_LOG, found.id, "ada", "known"
+        )  # by a process that does not know of the log yet
+        await register.read()
+        assert register.open == []
+        shown = argparse.Namespace(command="list", all=True)
+        lines, _ = await asyncio.to_thread(command.run, shown, lambda: settings)
+        assert str(found.id) in lines[0]
+    finally:
+        await writer.close()
+        await engine.dispose()
+
+
+async def test_who_missed_the_continuation(connection: Connection, database_url: str, tmp_path: Path) -> None:
+    """A resend to a replica that still knows the closed log is refused; a store needs the key's file while nothing is continued;
+    a backup from before it is signed as if nothing were lost, or cannot be written to.
+    """
+    file = tmp_path / "key.pem"
+    file.write_text(PEM)
+    settings = Settings(database_url=SecretStr(database_url), checkpoint_key_file=file)
+    store = Store(settings, FIRST_LOG, find_log=find_log(settings))
+    file.unlink()
+    await store.connection()
+    file.write_text(PEM)
+    outside = await lose(connection, database_url)
+    await go_on(database_url, outside)
+    event_id = str(uuid4())
+    await write(database_url, {"event_id": event_id})
+    now = datetime.now(UTC)
+    [event] = accept([draft := _draft(event_id)], [single_id(draft)], Acceptance(now, {}, LOG))
+    assert store.log == FIRST_LOG
+    stored = await store.find_stored([event], asyncio.get_running_loop().time() + 30)
+    assert (stored[event.id].is_sealed, store.log) == (True, NEXT)
+
+    seen = SeenCheckpoint(tmp_path, KEY.all_public)
+    worker = worker_of(seen=seen)
+    await worker.run_round(connection, no_heartbeat)
+    await connection.execute(BEFORE)
+    store.disconnect()
+    await store.connection()
+    assert store.log == FIRST_LOG
+    await store.close()
+    again = CheckpointWorker.create(settings, FIRST_LOG, KEY, tmp_path)
+    with pytest.raises(SigningRefused, match="which continues this log") as refused:
+        await again.run_round(connection, no_heartbeat)
+    assert refused.value.alarm == "rolled_back"
+
+
+def _draft(event_id: str) -> Draft:
+    return check_item(Catalog(), make_event(event_id=event_id), "", plain=False, depth=3)
+
+
+BEFORE = """
+SET session_replication_role = replica;
+DROP TRIGGER refuse_closed ON log_flushes;
+DELETE FROM audit_events WHERE log_id = 1;
+DELETE FROM log_flushes WHERE log_id = 1;
+DELETE FROM log_checkpoints WHERE log_id = 1;
+DELETE FROM log_signers WHERE log_id = 1;
+DELETE FROM logs WHERE log_id = 1;
+SET session_replication_role = origin;
+"""
+"""What a standby has that missed the continuation."""
+
+
+async def test_rows_of_the_next_log(connection: Connection, database_url: str) -> None:
+    """Whoever may INSERT keeps a log from being continued, and the command does not say how."""
+    outside = await lose(connection, database_url)
+    await connection.execute("INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (1, -1, 1, '')")
+    with pytest.raises(Fatal, match="log_flushes has a row of the log"):
+        await go_on(database_url, outside)
+    await connection.execute("DELETE FROM log_flushes WHERE log_id = 1")
+    await go_on(database_url, outside)
 
 
 TAMPERED = {

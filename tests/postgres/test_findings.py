@@ -54,7 +54,7 @@ class Replica:
 
     def __init__(self, settings: Settings, writer: Writer, engine: AsyncEngine, part_events: int = 20) -> None:
         self.settings = settings
-        self.register = Register(FIRST_LOG, partial(findings_of, engine, FIRST_LOG))
+        self.register = Register(FIRST_LOG, partial(findings_of, engine))
         self._writer = writer
         self._engine = engine
         self.recorder = Recorder(self.register, self.write)
