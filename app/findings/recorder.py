@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from uuid import UUID, uuid5
 
 from app.errors import Conflict
+from app.events.log import Log
 from app.findings.finding import Finding, Group, Subject, subject_of
 from app.findings.register import Register
 from app.ingest.store import RowRefused
@@ -66,6 +67,10 @@ class Recorder:
                     continue
                 self._pending.setdefault(defect.kind, Group(defect.kind)).add(defect, subject)
             await self._write_pending([kind for kind in self._pending if self._events[kind] < EVENTS_PER_ROUND])
+
+    def follow(self, log: Log) -> None:
+        """Record findings as those of `log` from now on, which continues the one before."""
+        self._register.log = log
 
     async def end_round(self) -> None:
         """Record what is left of a round. Raises as record()."""

@@ -176,8 +176,8 @@ SELECT count(DISTINCT log_index) FILTER (WHERE positions @> log_index) AS purged
 FROM audit_events, purged WHERE log_index >= $1 AND log_index < $2 AND {in_log}
 
 -- name: later_logs
--- The logs after $1, each with the newest notes that the database has of it.
-SELECT l.log_id, l.name, ARRAY(
+-- The logs after $1, each with whether the one before it is closed, and the newest notes that the database has of it.
+SELECT l.log_id, l.name, EXISTS (SELECT FROM logs b WHERE b.log_id = l.log_id - 1 AND b.closed_at IS NOT NULL) AS follows, ARRAY(
         SELECT note FROM log_signers s WHERE s.log_id = l.log_id AND note IS NOT NULL
         UNION ALL (SELECT note FROM log_checkpoints c WHERE c.log_id = l.log_id ORDER BY size DESC LIMIT 10)
     ) AS notes

@@ -85,13 +85,16 @@ class Seam:
 
 
 async def newest_log(connection: Connection, known: Log, keys: Sequence[PublicKey] = ()) -> Log:
-    """The log that events are written to now: `known`, or one that continues it. Without `keys` signatures are not checked."""
+    """The log that events are written to now: `known`, or one that continues it. Without `keys` the one before has to be closed.
+
+    Whoever may only INSERT cannot close one.
+    """
     log = known
     for row in await connection.fetch(SQL["later_logs"], known.id):
         following = Log(log.id + 1, log.first_name)
         if (row["log_id"], row["name"]) != (following.id, following.name):
             break
-        if keys and not _is_signed(row["notes"], keys_of(following, keys)):
+        if not (_is_signed(row["notes"], keys_of(following, keys)) if keys else row["follows"]):
             break
         log = following
     return log

@@ -29,16 +29,19 @@ class SeenCheckpoint:
         self._reminder = Reminder()
         self.note = None if self._path is None else _read(self._path, keys)
         """As a note; None if none was seen."""
+        self._stored = self.note
+        """What the directory has."""
 
     async def store(self, note: str | None) -> None:
-        """Replace the note, if it is another one: it is on disk when this returns. A disk that fails is only logged."""
-        if note is None or note == self.note:
+        """Replace the note, if it is another one: it is on disk when this returns. A disk that fails is logged, and tried again with the next call."""
+        if note is None or note == self._stored:
             return
         self.note = note
         if self._path is None:
             return
         try:
             await asyncio.to_thread(_replace, self._path, note)
+            self._stored = note
         except OSError as error:
             if self._reminder.is_due():
                 extra = {"path": str(self._path), "error": repr(error)}

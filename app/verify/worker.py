@@ -58,6 +58,7 @@ class Recorder(Protocol):
 
     async def record(self, defects: Sequence[tuple[Defect, bool]]) -> None: ...
     async def end_round(self) -> None: ...
+    def follow(self, log: Log) -> None: ...
 
 
 async def no_checkpoints() -> Mapping[str, str]:
@@ -124,6 +125,8 @@ class LogVerifiers:
         """Verify the next part and store the findings. Returns how many positions it had; 0 at the end of a round of one log."""
         newest = await newest_log(connection, self._verifiers[-1].log, self._keys)
         if newest != self._verifiers[-1].log:
+            if self._recorder is not None:
+                self._recorder.follow(newest)
             logs = list(newest.and_earlier())
             for later in logs[len(self._verifiers) :]:
                 self._verifiers.append(Verifier(later, self._keys, self._part_events, self._recorder, self._known))

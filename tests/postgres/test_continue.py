@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
@@ -26,7 +26,8 @@ from app.export.bundle_proofs import read_tree
 from app.export.bundle_read import BundleExport, BundleQuery
 from app.findings import command
 from app.findings.acknowledge import acknowledge
-from app.findings.finding import Group
+from app.findings.finding import Finding, Group
+from app.findings.recorder import Recorder
 from app.findings.register import Register, findings_of
 from app.ingest.accept import Acceptance, Draft, accept, check_item, single_id
 from app.ingest.self_events import self_event, write_self_event
@@ -263,6 +264,15 @@ async def test_who_missed_the_continuation(connection: Connection, database_url:
     assert refused.value.alarm == "rolled_back"
 
 
+async def _none_found(log: Log) -> list[Finding]:
+    del log
+    return []
+
+
+async def _refuse(finding: Finding, event_id: UUID | None) -> None:
+    raise AssertionError(finding, event_id)
+
+
 def _draft(event_id: str) -> Draft:
     return check_item(Catalog(), make_event(event_id=event_id), "", plain=False, depth=3)
 
@@ -281,13 +291,17 @@ SET session_replication_role = origin;
 
 
 async def test_rows_of_the_next_log(connection: Connection, database_url: str) -> None:
-    """Whoever may INSERT keeps a log from being continued, and the command does not say how."""
+    """Whoever may INSERT keeps a log from being continued, and the command does not say how; or a service without a key follows him."""
     outside = await lose(connection, database_url)
     await connection.execute("INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (1, -1, 1, '')")
     with pytest.raises(Fatal, match="log_flushes has a row of the log"):
         await go_on(database_url, outside)
     await connection.execute("DELETE FROM log_flushes WHERE log_id = 1")
+    await connection.execute("INSERT INTO logs VALUES (1, $1)", NEXT.name)
+    assert await newest_log(connection, FIRST_LOG) == FIRST_LOG
+    await connection.execute("DELETE FROM logs WHERE log_id = 1")
     await go_on(database_url, outside)
+    assert await newest_log(connection, FIRST_LOG) == NEXT
 
 
 TAMPERED = {
@@ -366,10 +380,13 @@ async def test_refused_while_the_log_is_in_order(connection: Connection, databas
 async def test_the_background_verifier_walks_both(connection: Connection, database_url: str) -> None:
     """The background verifier calls the seam a defect, or does not see what is changed in either log."""
     await continued(connection, database_url)
-    verifier = LogVerifiers(FIRST_LOG, KEY.all_public, 2)
+    register = Register(FIRST_LOG, _none_found)
+    verifier = LogVerifiers(FIRST_LOG, KEY.all_public, 2, Recorder(register, _refuse))
     for _ in range(12):
         await verifier.verify_next_part(connection)
     assert await findings(connection) == set()
+    assert register.log == NEXT  # whatever else has followed by then
+    verifier = LogVerifiers(FIRST_LOG, KEY.all_public, 2)
     await connection.execute("SET session_replication_role = replica")
     await connection.execute("UPDATE audit_events SET severity = 'low' WHERE log_index = 1")
     for _ in range(12):

@@ -417,6 +417,12 @@ def test_note_of_the_last_checkpoint(tmp_path: Path) -> None:
     assert SeenCheckpoint(tmp_path, (PUBLIC,)).note == signed(2)
     assert (tmp_path / FILE_NAME).stat().st_mode & 0o777 == 0o600
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    (tmp_path / "checkpoint.new").mkdir()  # the disk fails
+    asyncio.run(seen.store(signed(3)))
+    assert seen.note == signed(3)
+    (tmp_path / "checkpoint.new").rmdir()
+    asyncio.run(seen.store(signed(3)))
+    assert SeenCheckpoint(tmp_path, (PUBLIC,)).note == signed(3)
 
 
 @pytest.mark.parametrize("what", ["foreign", "unsigned", "nothing", "binary", "fifo", "link", "directory", "large"])
