@@ -39,7 +39,7 @@ NOT_COVERED = (
     ("log_tiles", "removed, hashes"),
     ("log_checkpoints", "signed_at, published_at, cosignatures"),
     ("log_checkpoints, older", "removed"),
-    ("log_timestamps", "removed"),
+    ("log_timestamps", "removed, token"),
     ("audit_retention_policies", "policy_id, legal_hold_override, created_at, updated_at"),
     ("adoptions", EVERYTHING),
     ("logs", "closed_at"),
