@@ -20,7 +20,8 @@ from app.verify.row import Defect, Kind
 
 EVENTS_PER_ROUND = 3
 """Of each kind; one more at the round's end."""
-OPEN_MAX = 200
+OPEN_MAX = 50
+"""Of each kind: who damages one thing again and again hides nothing of another kind."""
 _KINDS: dict[str, Kind] = {
     "rewritten": "edited",
     "rolled_back": "rolled back",
@@ -109,7 +110,7 @@ class Recorder:
             self._events[kind] += 1
 
     async def _write_group(self, group: Group) -> None:
-        if len(self._register.open) >= OPEN_MAX:
+        if sum(one.kind == group.kind for one in self._register.open) >= OPEN_MAX:
             log.critical(
                 "more is found than is recorded: acknowledge findings, and what is still there is recorded",
                 extra={"kind": group.kind, "defects": group.count, "reason": group.detail},

@@ -271,6 +271,8 @@ async def test_no_more_than_a_few_are_open(
         await owner.execute(EDIT, position)
         await a_round(replica.verifier, owner)
     assert len(await events(owner)) == 2
+    await replica.recorder.record_alarms([LogAlarm("wrong_key", "note 1", "another kind")])
+    assert len(await events(owner)) == 3
     assert any(
         "acknowledge findings" in record.message for record in caplog.records if record.levelno >= logging.CRITICAL
     )
