@@ -20,6 +20,7 @@ from app.db import Connection, connect
 from app.errors import AuditError, Fatal
 from app.events.log import Log
 from app.settings import Settings
+from app.tlog.continued import keys_of
 from app.tlog.note import MalformedNote, NoValidSignature, PublicKey, verified_checkpoint
 from app.tlog.tiles import SQL
 from app.tlog.timestamp import Timestamp, WrongTimestamp, new_request, read_certificates, token_in, verified_timestamp
@@ -92,7 +93,7 @@ class Authority:
                 return _FIRST_SECONDS
             size, note = checkpoint["size"], checkpoint["note"]
             last = await connection.fetchrow(SQL.of(of)["newest_timestamp"], size)
-            if last is not None and (shown := self._valid(last)) is not None:
+            if last is not None and (shown := self._valid(last, of)) is not None:
                 metrics.TIMESTAMP_TIME.set(shown.time.timestamp())
                 if last["size"] == size or 0 <= (datetime.now(UTC) - shown.time).total_seconds() < INTERVAL_SECONDS:
                     return None
@@ -103,9 +104,9 @@ class Authority:
         log.info("a checkpoint was timestamped", extra={"size": size, "time": shown.time.isoformat()})
         return None
 
-    def _valid(self, row: asyncpg.Record) -> Timestamp | None:
+    def _valid(self, row: asyncpg.Record, of: Log) -> Timestamp | None:
         try:
-            checkpoint = verified_checkpoint(row["note"], self.keys)
+            checkpoint = verified_checkpoint(row["note"], keys_of(of, self.keys))
             shown = verified_timestamp(row["token"], row["note"], self.certificates)
         except (MalformedNote, NoValidSignature, WrongTimestamp) as error:
             log.warning("a stored timestamp is not valid", extra={"size": row["size"], "reason": str(error)})

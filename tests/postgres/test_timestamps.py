@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from app import db
 from app.errors import Fatal
+from app.events.log import Log
 from app.export.bundle import parse
 from app.export.bundle_check import check_bundle
 from app.export.bundle_read import BundleExport, BundleQuery
@@ -145,6 +146,18 @@ async def test_one_each_hour(connection: Connection, tsa: Tsa, monkeypatch: pyte
         verify_timestamp_file(document, new_key(LOG).all_public, trusted)
     result = await verify(connection, tsa)
     assert (result.defects.count, len(result.timestamps)) == (0, 2)
+    monkeypatch.undo()
+    following = Log(1, LOG)  # the log after a loss, signed under its own name
+    note = sign_checkpoint(Checkpoint(following.name, 1, bytes(32)), KEY.private)
+    await connection.execute("INSERT INTO logs VALUES (1, $1)", following.name)
+    await connection.execute(SQL.of(following)["store_checkpoint"], 1, note)
+    await connection.execute(SQL.of(following)["publish_checkpoint"], 1, "")
+    for one in (client(tsa), client(tsa)):
+        await one.run_round(connection, following)
+    assert tsa.requests == 3
+    await connection.execute("DELETE FROM log_timestamps WHERE log_id = 1")
+    await connection.execute("DELETE FROM log_checkpoints WHERE log_id = 1")
+    await connection.execute("DELETE FROM logs WHERE log_id = 1")
 
 
 async def test_an_authority_that_fails_stops_nothing(connection: Connection, tsa: Tsa, stranger: Tsa) -> None:
