@@ -32,6 +32,11 @@ class Log:
         """The log that continues this one, which is closed."""
         return Log(self.id + 1, self.first_name)
 
+    def precedes(self, name: str) -> bool:
+        """Whether a name is that of a later log of the same database."""
+        number = name.removeprefix(f"{self.first_name}/")
+        return number != name and number.isdecimal() and len(number) < 6 and int(number) > self.id
+
     def name_of(self, log_id: object) -> str:
         """The name of this log or of one before it by its id; of any other id, which no event has, this log's."""
         if log_id == self.id or not isinstance(log_id, int) or not 0 <= log_id < self.id:

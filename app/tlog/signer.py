@@ -128,7 +128,7 @@ class Signer:
             raise SigningRefused("forged_checkpoint", "a stored checkpoint is malformed", subject) from None
         except NoValidSignature:
             origin = note.partition("\n")[0]
-            if origin.startswith(f"{self._log.name}/") and _is_signed_as(note, origin, self.key.all_public):
+            if self._log.precedes(origin) and _is_signed_as(note, origin, self.key.all_public):
                 detail = (
                     f"a checkpoint of {origin} was signed, which continues this log, but the database does not have it"
                 )

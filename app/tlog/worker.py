@@ -100,6 +100,11 @@ class CheckpointWorker:
         note = None if self.seen is None else self.seen.note
         return note if note is not None and note.partition("\n")[0] == log.name else None
 
+    def _seen_after(self, log: Log) -> str | None:
+        """As _seen_of(), of a log after `log`: then the database is a backup from before that one."""
+        note = None if self.seen is None else self.seen.note
+        return note if note is not None and log.precedes(note.partition("\n")[0]) else None
+
     async def run(self, settings: Settings, heartbeat: Heartbeat, on_alarms: OnAlarms) -> NoReturn:
         """A round each second for as long as the process runs, on a connection of its own."""
 
@@ -160,9 +165,8 @@ class CheckpointWorker:
         self.log = found
         self.alarms.clear()
         if self.key is not None:
-            self.signer = Signer(
-                self.key.of(found), lambda: (self.copies.newest_note(found.name), self._seen_of(found)), found
-            )
+            seen = self._seen_of(found) or self._seen_after(found)
+            self.signer = Signer(self.key.of(found), lambda: (self.copies.newest_note(found.name), seen), found)
             log.warning("checkpoints of the next log are signed", extra={"key": str(self.signer.key.public)})
         self.witnesses.forget_sizes()
         self.on_log(found)

@@ -44,7 +44,7 @@ from app.tlog.keys import SigningKey
 from app.tlog.note import Checkpoint, MalformedNote, NoValidSignature, PublicKey, sign_checkpoint
 from app.tlog.proof import verify_proof_file
 from app.tlog.prove import prove_event
-from app.tlog.seen import SeenCheckpoint
+from app.tlog.seen import FILE_NAME, SeenCheckpoint
 from app.tlog.signer import Alarms, Signer, SigningRefused
 from app.tlog.witness import Witnesses
 from app.tlog.worker import CheckpointWorker
@@ -250,6 +250,10 @@ async def test_who_missed_the_continuation(connection: Connection, database_url:
     stored = await store.find_stored([event], asyncio.get_running_loop().time() + 30)
     assert (stored[event.id].is_sealed, store.log) == (True, NEXT)
 
+    (tmp_path / FILE_NAME).write_text(sign_checkpoint(Checkpoint(f"{LOG}/2", 1, bytes(32)), PRIVATE))
+    with pytest.raises(SigningRefused, match="which continues this log"):
+        await CheckpointWorker.create(settings, FIRST_LOG, KEY, tmp_path).run_round(connection, no_heartbeat)
+    (tmp_path / FILE_NAME).unlink()
     seen = SeenCheckpoint(tmp_path, KEY.all_public)
     worker = worker_of(seen=seen)
     await worker.run_round(connection, no_heartbeat)
