@@ -8,8 +8,6 @@ from hashlib import sha256
 from typing import Any, Literal
 
 import orjson
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509 import Certificate
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -28,7 +26,7 @@ from app.export.bundle import (
     parse,
 )
 from app.export.file import COMMITTED, RecordReader
-from app.export.manifest import key_id, signed_bytes
+from app.export.manifest import key_id, signed_bytes, verifies
 from app.export.result import CheckResult
 from app.terminal import one_line
 from app.tlog import merkle
@@ -199,7 +197,7 @@ class _Checker:
         manifest = BundleManifest.parse(statement)
         keys = {key_id(key): key for key in self._keys if key.name == manifest.log and key.algorithm == ED25519}
         signatures = [(keys.get(one.keyid), decoded_base64(one.sig, "its signature")) for one in envelope.signatures]
-        found = [_verifies(key, signature, signed_bytes(statement)) for key, signature in signatures if key is not None]
+        found = [verifies(key, signature, signed_bytes(statement)) for key, signature in signatures if key is not None]
         if not found:
             why = " (without a key for checkpoints a service signs nothing)" if not envelope.signatures else ""
             raise Refused(f"wrong key: it has no signature by a key of {manifest.log!r} that was asked for{why}")
@@ -606,11 +604,3 @@ def _parsed(text: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refused(f"its {what} is not a JSON object")
     return value
-
-
-def _verifies(key: PublicKey, signature: bytes, signed: bytes) -> bool:
-    try:
-        Ed25519PublicKey.from_public_bytes(key.public).verify(signature, signed)
-    except (InvalidSignature, ValueError):
-        return False
-    return True

@@ -141,7 +141,7 @@ def open_envelope(envelope: Any, keys: list[PublicKey]) -> tuple[Manifest, Publi
     keys_of_log = [key for key in keys if key.name == manifest.log and key.algorithm == ED25519]
     signer = None
     for name, signature in signatures:
-        by = next((key for key in keys_of_log if _verifies(key, signature, signed)), None)
+        by = next((key for key in keys_of_log if verifies(key, signature, signed)), None)
         if by is None and any(name == key_id(key) for key in keys_of_log):
             raise ValueError(
                 f"wrong key: the manifest of part {manifest.part} has a wrong signature under the name of {name}"
@@ -166,7 +166,8 @@ def signed_bytes(statement: bytes) -> bytes:
     return b"DSSEv1 %d %b %d %b" % (len(payload_type), payload_type, len(statement), statement)
 
 
-def _verifies(key: PublicKey, signature: bytes, signed: bytes) -> bool:
+def verifies(key: PublicKey, signature: bytes, signed: bytes) -> bool:
+    """Whether `signature` is that of an Ed25519 key over these bytes."""
     try:
         Ed25519PublicKey.from_public_bytes(key.public).verify(signature, signed)
     except (InvalidSignature, ValueError):
