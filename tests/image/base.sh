@@ -5,8 +5,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${PYTHON_IMAGE:?}" "${POSTGRES_IMAGE:?}"
 
-timeout 900 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates bookworm "$1/rootfs" >"$1/base.log" 2>&1 ||
+timeout 900 debootstrap --variant=minbase --include=python3,python3-venv,ca-certificates,binutils bookworm "$1/rootfs" >"$1/base.log" 2>&1 ||
   { tail -n 5 "$1/base.log" >&2; exit 1; }
+# binutils: the build installs it where it is missing, which needs a mirror of Debian.
 # The official image ships no byte code and no package lists either.
 find "$1/rootfs/usr/lib/python3.11" -name __pycache__ -type d -prune -exec rm -rf {} +
 rm -rf "$1"/rootfs/var/cache/apt/archives/*.deb "$1"/rootfs/var/lib/apt/lists/*
