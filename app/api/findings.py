@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, NotRequired
 from uuid import UUID
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from starlette.requests import Request
 from starlette.responses import Response
@@ -56,7 +56,7 @@ class Findings(TypedDict):
 class FindingToAcknowledge(TypedDict):
     """What the finding was, and what was done about it."""
 
-    reason: Annotated[str, Field(min_length=1, max_length=10_000)]
+    reason: Annotated[str, Field(min_length=1, max_length=10_000, json_schema_extra={"pattern": r"\S"})]
 
 
 @router.get(
@@ -96,7 +96,9 @@ async def list_findings(request: Request) -> Response:
         }
     },
 )
-async def acknowledge_finding(request: Request, finding_id: str) -> Response:
+async def acknowledge_finding(
+    request: Request, finding_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]
+) -> Response:
     """Say what a finding was: it stands no longer. Who says so, and why, is an event of the log."""
     service = service_of(request)
     await authorize_large_body(request)

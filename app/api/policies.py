@@ -1,10 +1,10 @@
 """GET, PUT and DELETE of retention policies: how long the events of a category stay."""
 
 from datetime import datetime
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
-from fastapi import APIRouter
-from pydantic import ConfigDict, with_config
+from fastapi import APIRouter, Path
+from pydantic import ConfigDict, Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
@@ -16,28 +16,34 @@ from app.api.deadline import within_deadline
 from app.api.service import service_of
 from app.events.catalog.value_types import Int32
 from app.retention import policies
-from app.retention.policies import PolicyOrder
+from app.retention.policies import CATEGORY_LENGTH_MAX, DAYS_MAX, PolicyOrder
 from app.tlog.orders import Policy, PolicyChange
 
 router = APIRouter(tags=["retention policies"])
 _PATH = "/api/v1/audit/retention-policies"
+# For readers of the document; app/retention checks it, for commands too.
+Days = Annotated[Int32, Field(json_schema_extra={"minimum": 1, "maximum": DAYS_MAX})]
+Reason = Annotated[str, Field(json_schema_extra={"minLength": 1, "pattern": r"\S"})]
+Category = Annotated[
+    str, Path(json_schema_extra={"minLength": 1, "maxLength": CATEGORY_LENGTH_MAX, "pattern": r"^[^\0]*\S[^\0]*$"})
+]
 
 
 @with_config(ConfigDict(strict=True, extra="ignore"))
 class PolicyToSet(TypedDict):
     """For how many days the events of a category stay at least, the category's own bounds if it has any, and why."""
 
-    retention_days: Int32
-    floor_days: NotRequired[Int32]
-    ceiling_days: NotRequired[Int32]
-    reason: str
+    retention_days: Days
+    floor_days: NotRequired[Days]
+    ceiling_days: NotRequired[Days]
+    reason: Reason
 
 
 @with_config(ConfigDict(strict=True, extra="ignore"))
 class PolicyToRemove(TypedDict):
     """Why the policy is removed."""
 
-    reason: str
+    reason: Reason
 
 
 class ListedPolicy(TypedDict):
@@ -85,7 +91,7 @@ async def list_policies(request: Request) -> Response:
     responses={200: {"model": ChangedPolicy}},
     openapi_extra=request_body_of(PolicyToSet),
 )
-async def set_policy(request: Request, event_category: str) -> Response:
+async def set_policy(request: Request, event_category: Category) -> Response:
     """Set how long the events of a category stay, from the next retention run on. The log records it."""
     service = service_of(request)
     body: PolicyToSet = await read_checked_body(request, PolicyToSet)
@@ -104,7 +110,7 @@ async def set_policy(request: Request, event_category: str) -> Response:
     responses={200: {"model": ChangedPolicy}},
     openapi_extra=request_body_of(PolicyToRemove),
 )
-async def remove_policy(request: Request, event_category: str) -> Response:
+async def remove_policy(request: Request, event_category: Category) -> Response:
     """Leave the events of a category to their own days, within the bounds of the settings. The log records it."""
     service = service_of(request)
     body: PolicyToRemove = await read_checked_body(request, PolicyToRemove)

@@ -62,6 +62,10 @@ REFUSED = {
     "is empty: ": "13: empty reasons and correlations have problem types of their own",
     "of the last manifest of an export": "evidence.md: after goes on with an export that was cut",
     "belongs to format=json": "evidence.md: only format=json has pages",
+    "expected at least the": "evidence.md: the bounds of a policy do not contradict each other",
+    "expected a category of 1 to": "evidence.md: of policies; Python knows more blanks than the document's pattern",
+    "expected why, got nothing": "the same",
+    "got only white space": "the same",
     "expected a text that is not blank": "14: no blank ids; Python knows more blanks than the document's pattern",
 }
 # Why a request that does not fit the document is accepted: what happened to its parameter, and the section.
