@@ -91,6 +91,7 @@ class _Play:
         self._env = {n: v for n, v in os.environ.items() if not n.startswith("DATASTORAGE_")}
         self._env |= {f"DATASTORAGE_{n.upper()}": str(v) for n, v in settings.items()} | {"PYTHONPATH": str(ROOT)}
         self._outcome = Outcome()
+        self._policy_turns = itertools.count()
 
     def play(self, hours: float) -> Outcome:
         lives = max(1, round(hours * 3600 * EVENTS_PER_SECOND / EVENTS_PER_LIFE))
@@ -127,15 +128,16 @@ class _Play:
         held, erased = names[0], names[1]
         self._act("holds", "POST", "/api/v1/audit/legal-hold", {"correlation_id": held, "reason": f"turn {turn}"})
         self._command("erase", "--correlation-id", erased, "--reason", f"turn {turn}")
-        self._change_policy(turn)
+        self._change_policy()
         self._command("retention", "run")
         self._act("notifications", "POST", "/api/v1/audit/notifications", _notification(held, turn))
         self._act("exports", "GET", f"/api/v1/audit/export?format=json&correlation_id={held}")
         reason = {"release_reason": f"turn {turn}", "released_by": "ada"}
         self._act("releases", "DELETE", f"/api/v1/audit/legal-hold/{held}", reason)
 
-    def _change_policy(self, turn: int) -> None:
+    def _change_policy(self) -> None:
         """Of a category that is purged meanwhile: set by the route, set by the command, removed."""
+        turn = next(self._policy_turns)
         path, days = "/api/v1/audit/retention-policies/orchestration", 1 + turn % 5
         if turn % 3 == 0:
             self._act("policies", "PUT", path, {"retention_days": days, "floor_days": 1, "reason": f"turn {turn}"})
