@@ -261,8 +261,13 @@ def test_adversarial_bodies_cost_little(read: Callable[[bytes], Any], body: byte
         read(body)
     except BadRequest as refused:
         detail = refused.detail
-    assert time.process_time() - started < 2
+    took = time.process_time() - started
+    json.loads(_ONE_MEGABYTE)  # how fast this machine is at the moment
+    assert took < 100 * (time.process_time() - started - took)
     assert len(detail) < 30_000
+
+
+_ONE_MEGABYTE = b"[" + b"0.123456789," * 80_000 + b"1]"
 
 
 _INTRUDERS = b'\x00"\\{}[],:0-.eE\x80\xffnN \n'
