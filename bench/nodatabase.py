@@ -9,7 +9,7 @@ from app.events.log import Log
 from app.ingest import partitions
 from app.ingest.accept import Event
 from app.ingest.link import Head, link
-from app.ingest.store import Claimed, FlushAction, SignedSize, Store
+from app.ingest.store import Claimed, FindLog, FlushAction, SignedSize, Store
 from app.presence import Presence
 from app.settings import Settings, load
 
@@ -17,8 +17,10 @@ from app.settings import Settings, load
 class NoStore(Store):
     """Commits nowhere, after one turn of the event loop."""
 
-    def __init__(self, settings: Settings, of_log: Log, signed_size: SignedSize | None = None) -> None:
-        super().__init__(settings, of_log, signed_size)
+    def __init__(
+        self, settings: Settings, of_log: Log, signed_size: SignedSize | None = None, find_log: FindLog | None = None
+    ) -> None:
+        super().__init__(settings, of_log, signed_size, find_log)
         self._end = (-1, 1)
         self._heads_by_correlation: dict[str, Head] = {}
 

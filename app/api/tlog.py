@@ -61,7 +61,7 @@ async def tile(request: Request, tile: str) -> Response:
 
 
 @router.get("/tlog/timestamp", response_class=Response, responses={200: {"model": TimestampedCheckpoint}})
-async def timestamp(request: Request, size: Annotated[int | None, Query(ge=0, lt=2**63)] = None) -> Response:
+async def timestamp(request: Request, size: Annotated[int | None, Query(ge=0, le=2**63 - 1)] = None) -> Response:
     """The newest checkpoint that a timestamp authority (RFC 3161) has stamped; with `size` the first one of at least so many events."""
     _refuse_if_closed(request)
     service = service_of(request)
