@@ -1,4 +1,4 @@
-"""Bodies of orders (holds, policies): read, checked against a type, and described in the OpenAPI document."""
+"""Bodies of orders (holds, policies, acknowledgements): read, checked against a type, and described in the OpenAPI document."""
 
 from typing import Any
 

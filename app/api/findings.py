@@ -5,18 +5,18 @@ from typing import Annotated, NotRequired
 from uuid import UUID
 
 from fastapi import APIRouter, Path
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from app.api.access import ANONYMOUS, authorize, authorize_large_body, caller_name
-from app.api.body import json_response, read_json_body
+from app.api.access import ANONYMOUS, authorize, caller_name
+from app.api.body import json_response
+from app.api.checked_body import read_checked_body, request_body_of
 from app.api.deadline import within_deadline
 from app.api.parameters import query_parameters
 from app.api.service import service_of
-from app.events.canonical import parse
-from app.events.explain import bad_fields, explain
+from app.events.explain import bad_fields
 from app.findings.acknowledge import acknowledge
 from app.findings.register import findings_of
 
@@ -89,24 +89,15 @@ async def list_findings(request: Request) -> Response:
     _PATH + "/{finding_id}/acknowledgement",
     response_class=Response,
     responses={200: {"model": ListedFinding}},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": TypeAdapter(FindingToAcknowledge).json_schema()}},
-        }
-    },
+    openapi_extra=request_body_of(FindingToAcknowledge),
 )
 async def acknowledge_finding(
     request: Request, finding_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]
 ) -> Response:
     """Say what a finding was: it stands no longer. Who says so, and why, is an event of the log."""
     service = service_of(request)
-    await authorize_large_body(request)
-    body = parse(await read_json_body(request, service.settings.body_bytes_max)).value
-    try:
-        reason = TypeAdapter(FindingToAcknowledge).validate_python(body, strict=True)["reason"]
-    except ValidationError as error:
-        raise bad_fields(explain(error, "")) from None
+    body: FindingToAcknowledge = await read_checked_body(request, FindingToAcknowledge)
+    reason = body["reason"]
     try:
         parsed = UUID(finding_id)
     except ValueError:
