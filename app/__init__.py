@@ -4,6 +4,7 @@ An event:  serve, tls, connection, framing, exchange (the HTTP server) > main (b
            auth (who calls, and may they) > events (what an event is) > ingest (commits it to Postgres, else to the spool) >
            tlog (tiles, signed checkpoints, proofs).
 Processes: serve > pod (several processes as one service) > api.
+A page:    pages (what a browser sees) > api.
 A query:   api > query (filters, pages, reports), export (signed files), verify (compares rows, chains, log and checkpoints).
 Removal:   retention (holds, policies, purge, erase).
 Findings:  findings (what verify and tlog find wrong, recorded in the log until somebody acknowledges it).

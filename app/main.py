@@ -70,6 +70,9 @@ from app.ingest.notification_replay import replay_forever
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
+from app.pages import events as events_page
+from app.pages import login, static
+from app.pages.browsers import Browsers
 from app.pod.member import Member
 from app.pod.plan import Role
 from app.presence import Presence
@@ -92,6 +95,7 @@ _ROUTE_MODULES = (
     *(post, proofs, events, tlog, eventtypes, verify, export, notifications),
     *(reconstruct, effectiveness, history),
     *(bundle, timeline, holds, findings, policies, imports, health),  # timeline: any path below correlations/
+    *(static, login, events_page),
 )
 _RETRY_SECONDS = 0.25
 _STOP_SECONDS = 2.0  # for the workers, and again for the connections
@@ -137,7 +141,7 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
     _add_routes(app)
     check_routes(app)
     front = Front(app, post.DIRECT, AccessControl(authenticator, settings), settings)
-    application = _with_extra_ports(front, settings)
+    application = _with_extra_ports(Browsers(front, app, settings), settings)
     return application if member is None else member.application(application, settings)
 
 
@@ -180,7 +184,7 @@ def _add_routes(app: FastAPI) -> None:
             app.router.routes.append(route)  # flat, so that a 405 names every method of its path
 
 
-def _with_extra_ports(front: Front, settings: Settings) -> ASGIApp:
+def _with_extra_ports(front: Browsers, settings: Settings) -> ASGIApp:
     """`front`, with the health and metrics ports around it if they are not the port of the API."""
     ports = {settings.health_port: health.HEALTH_PATHS, settings.metrics_port: health.METRICS_PATHS}
     extra_ports = {port: paths for port, paths in ports.items() if port is not None and port != settings.port}

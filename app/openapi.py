@@ -6,13 +6,13 @@ import orjson
 from fastapi import FastAPI
 from pydantic import TypeAdapter
 
-from app.api.front import Front
 from app.api.problems import CONTENT_TYPE, Problem
 from app.events.catalog import EVENT_TYPES, PAYLOAD_CHECKS, PAYLOADS, SELF_EVENT_TYPES
 from app.events.catalog.examples import Untitled
 from app.events.cloudevents import CloudEvent
 from app.events.envelope import PostedEvent
 from app.main import create_app
+from app.pages.browsers import Browsers
 from app.settings import Settings
 
 _REF = "#/components/schemas/{model}"
@@ -20,10 +20,10 @@ _REF = "#/components/schemas/{model}"
 
 def document() -> bytes:
     """The document of this version: indented JSON with a newline at its end."""
-    front = create_app(Settings())
-    assert isinstance(front, Front)
-    assert isinstance(front.app, FastAPI)
-    spec = front.app.openapi()
+    service = create_app(Settings())
+    assert isinstance(service, Browsers)
+    assert isinstance(service.app, FastAPI)
+    spec = service.app.openapi()
     schemas = spec.setdefault("components", {}).setdefault("schemas", {})
     schemas |= _schemas(PostedEvent, CloudEvent, *PAYLOADS)
     schemas["Problem"] = Problem.model_json_schema(ref_template=_REF)

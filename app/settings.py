@@ -112,6 +112,11 @@ class Settings(BaseSettings):
         default=False, description="write an event for each export and proof, and for what the auditor role reads"
     )
 
+    ui_session_key_file: Path | None = Field(
+        None,
+        description="file of at least 32 random bytes that seal the sessions of browsers, the same for all replicas; unset: each pod makes "
+        "its own at its start, and knows no session of another one",
+    )
     tls_dir: Path | None = Field(
         None, description="directory of tls.crt and tls.key, by which the API is served; a changed pair is taken up"
     )

@@ -5,7 +5,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
@@ -96,3 +97,16 @@ def _exit_code(service: Service) -> int:
     except subprocess.TimeoutExpired:
         service.process.kill()
         return service.process.wait()
+
+
+@contextmanager
+def lasting(settings: dict[str, object], directory: Path) -> Iterator[Service]:
+    """A ready service for several tests, which stays when one of them ends. It has to end well."""
+    service = spawn(settings, directory)
+    _spawned.remove(service.process)
+    try:
+        wait_until_ready(service)
+        yield service
+    finally:
+        codes = stop([service])
+    assert codes in ([0], []), service.log.read_text()

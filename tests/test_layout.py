@@ -51,15 +51,17 @@ MAY_IMPORT = {
     "export": "events query verify tlog db sql tables terminal errors",
     # presence: what the probes show
     "api": "auth events ingest tlog verify query export retention findings presence cores go_duration db logs settings errors metrics tracing",
+    # api: a page asks what its JSON twin asks, and is admitted as that is
+    "pages": "auth api events query settings errors",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
     "pod": "api ingest presence cores settings errors",
-    "main": "pod api auth events ingest rollup tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
+    "main": "pages pod api auth events ingest rollup tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",
     "connection": "exchange framing errors",
     "tls": "config_file watched_file errors metrics",
     "serve": "connection main pod tls presence settings errors",  # uvicorn around main
-    "openapi": "main api events settings",  # the document of what main wires
+    "openapi": "main pages api events settings",  # the document of what main wires
     "exporting": "export terminal errors",  # a client that reads bundles
     "importing": "events export errors",  # a client that reads export files
     # all that a log needs that begins: its first event, what the last one has lost, its first checkpoint

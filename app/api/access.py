@@ -1,6 +1,6 @@
 """Access control: which verb each route requires, who is admitted, and under which name they are recorded.
 
-A request under GUARDED_PREFIX must carry a token whose owner has the verb `get`. Before that only the front's own checks run:
+A request under GUARDED_PREFIX, or for a page, must carry a token whose owner has the verb `get`. Before that only the front's own checks run:
 CORS preflight, size of the head and Content-Length (front.py); whether the path exists is not checked. A route that writes
 checks its own verb with `authorize`, once it has found its request valid, and before it reads a large body. Every refusal is one log
 record and one count.
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from app.api.ratelimit import ReadLimit
 
 GUARDED_PREFIX = "/api/v1/"
+PAGES = "/ui"
+"""Pages for browsers (app/pages) have this path, and those below it."""
+_OPEN_PAGES = (PAGES + "/static/", PAGES + "/login", PAGES + "/logout")
 OPEN_PATHS = frozenset(
     {
         *("/healthz", "/livez", "/readyz", "/health", "/health/live", "/health/ready", "/metrics", "/openapi.json"),
@@ -35,6 +38,7 @@ OPEN_PATHS = frozenset(
             "/tlog/tile/{tile}",
             "/tlog/timestamp",
         ),  # hashes and sizes only; a setting closes them
+        *("/ui/static/{digest}/{name}", "/ui/login", "/ui/logout"),
     }
 )
 
@@ -82,6 +86,8 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("GET", "/api/v1/audit/events/{event_id}/proof"): _PROOF,
     ("GET", "/api/v1/effectiveness/{correlation_id}"): _READ,
     ("GET", "/api/v1/remediation-history/context"): _READ,
+    ("GET", "/ui"): _READ,
+    ("GET", "/ui/events"): _READ,
 }
 _WRITE_ROUTES = frozenset(key for key, access in ROUTE_ACCESS.items() if access.writes)
 _EVIDENCE_PATHS = [
@@ -96,12 +102,22 @@ ANONYMOUS = "anonymous"
 log = logging.getLogger(__name__)
 
 
+def is_page(path: str) -> bool:
+    """Whether a path is that of a page, or of something that belongs to pages."""
+    return path == PAGES or path.startswith(PAGES + "/")
+
+
+def is_guarded(path: str) -> bool:
+    """Whether access control has to admit a request for this path."""
+    return path.startswith(GUARDED_PREFIX) or (is_page(path) and not path.startswith(_OPEN_PAGES))
+
+
 def check_routes(app: FastAPI) -> None:
     """Fatal if a route is neither in OPEN_PATHS nor in ROUTE_ACCESS: nobody has decided who may call it."""
     for route in app.router.routes:
         assert isinstance(route, Route)
         for method in route.methods or ():
-            is_listed = (method, route.path_format) in ROUTE_ACCESS and route.path.startswith(GUARDED_PREFIX)
+            is_listed = (method, route.path_format) in ROUTE_ACCESS and is_guarded(route.path)
             if route.path_format not in OPEN_PATHS and not is_listed:
                 raise Fatal(
                     f"{method} {route.path_format} is not in ROUTE_ACCESS of app/api/access.py: add it with its verb."

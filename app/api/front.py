@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics, tracing
-from app.api.access import GUARDED_PREFIX, AccessControl, caller_name, client_address
+from app.api.access import AccessControl, caller_name, client_address, is_guarded
 from app.api.body import ClientDisconnected, Reservation, too_large
 from app.api.body_formats import BATCH_PATH
 from app.api.browser import BrowserHeaders
@@ -45,7 +45,7 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})
 _IDENTITY_HEADERS = (b"x-auth-request-", b"impersonate-", b"x-remote-", b"x-user-id", b"x-forwarded-user")
 _ID_PREFIXES = (
     *(b"/api/v1/audit/correlations/", b"/api/v1/audit/legal-hold/", b"/api/v1/audit/remediation-requests/"),
-    b"/api/v1/effectiveness/",
+    *(b"/api/v1/effectiveness/", b"/ui/correlations/"),
 )
 """After these follows a correlation id, in which a slash can be encoded."""
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -159,7 +159,7 @@ class Front:
                 return preflight
             self._check_head(scope)
             self._check_content_length(request, request_headers)
-            if scope["path"].startswith(GUARDED_PREFIX):
+            if is_guarded(scope["path"]):
                 fields = await self._access_control.admit(request, request_headers.get(b"authorization"))
                 extra_headers += [(name.lower().encode(), value.encode()) for name, value in fields.items()]
             endpoint = self._direct_endpoints.get((scope["method"], scope["path"]))

@@ -34,8 +34,11 @@ _WAITING_FOR_SLOT_MAX = 16
 """Reads that wait for each slot; what comes beyond is refused at once, rather than all of them in one moment later."""
 _CONNECTIONS_LEFT = 2
 """Connections of the pool that reads leave to posts, which look up parents and store notifications."""
-_API, _TLOG, _AUDIT = "/api/v1/", "/tlog/", "/api/v1/audit/"
-_STATIC = (_AUDIT + "event-types", _AUDIT + "export/certificate", "/tlog/key")
+_API, _TLOG, _AUDIT, _PAGES = "/api/v1/", "/tlog/", "/api/v1/audit/", "/ui/"
+_STATIC = (
+    *(_AUDIT + "event-types", _AUDIT + "export/certificate", "/tlog/key"),
+    *(_PAGES + name for name in ("static/", "login", "logout", "event-types", "api")),
+)
 
 
 class ReadsBusy(Unavailable):
@@ -241,7 +244,7 @@ def read_slots(settings: Settings, writer: WriterState, readers: int) -> ReadSlo
 
 def needs_slot(method: str, path: str) -> bool:
     """Whether the request reads the database, or computes from what it reads. verify-chain takes a slot itself, after its body."""
-    if not path.startswith((_API, _TLOG)) or path.startswith(_STATIC):
+    if not path.startswith((_API, _TLOG, _PAGES)) or path.startswith(_STATIC):
         return False
     return method == "GET" or (method == "POST" and path.endswith("/reconstruct"))
 
@@ -250,4 +253,6 @@ def is_long(path: str, query_string: bytes) -> bool:
     """Whether the read may take longer than a query may: an export to a file, a bundle, or the verification of a chain."""
     if path == _AUDIT + "export":
         return b"=ndjson" in query_string or b"=csv" in query_string
-    return path.startswith(_AUDIT + "correlations/") and (b"verify=" in query_string or path.endswith("/bundle"))
+    return path.startswith((_AUDIT + "correlations/", _PAGES + "correlations/")) and (
+        b"verify=" in query_string or path.endswith("/bundle")
+    )

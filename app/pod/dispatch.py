@@ -12,7 +12,7 @@ from app.pod.relay import NobodyAnswers
 from app.pod.state import PodState
 from app.settings import Settings
 
-_EVENTS = "/api/v1/audit/events/"
+_EVENTS = ("/api/v1/audit/events/", "/ui/events/")
 _NOTIFICATIONS = "POST", "/api/v1/audit/notifications"
 
 

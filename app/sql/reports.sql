@@ -8,6 +8,15 @@ FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (event_id, event_date,
 JOIN audit_events e ON e.event_id = wanted.event_id AND e.event_date = wanted.event_date::date
     AND e.correlation_id = wanted.correlation_id
 
+-- name: places
+-- What an answer does not show of these events, which are named by id, date and correlation: where and when they were recorded.
+SELECT e.event_id, e.event_date::text, e.correlation_id, e.log_id, e.log_index, e.chain_index, e.trace_id,
+    timezone('UTC', e.recorded_at)::text AS recorded_at, left(e.event_metadata::text, 10000) AS event_metadata,
+    coalesce(e.event_metadata->>'event_timestamp' = 'received', false) AS is_received, e.payload_commitment IS NOT NULL AS is_erased
+FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (event_id, event_date, correlation_id)
+JOIN audit_events e ON e.event_id = wanted.event_id AND e.event_date = wanted.event_date::date
+    AND e.correlation_id = wanted.correlation_id
+
 -- name: rows_with_id
 -- All rows with an id, each with the leaf that the log has at its position, and the log's name.
 SELECT {hashed_columns}, {leaf_of_row} AS leaf, (SELECT name FROM logs WHERE logs.log_id = 0) AS first_name,

@@ -1,0 +1,167 @@
+"""What browsers need around the front: a session cookie is read as the token that it holds, and problems below /ui become pages.
+
+Everything else passes through untouched, so that access control, audited reads, metrics and limits are the same for a page as for
+the API. A session counts for every page, and for the API where it only reads: a page's script and its JSON twin get what the page
+shows. Nothing that writes accepts a cookie but a form below /ui, and that only from a page of this service.
+"""
+
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.access import GUARDED_PREFIX, PAGES, is_page
+from app.api.problems import CONTENT_TYPE
+from app.api.service import Application
+from app.errors import AuditError, BadRequest
+from app.pages import session
+from app.pages.rendering import page
+from app.settings import Settings, is_loopback
+
+_READS = frozenset({"GET", "HEAD"})
+_NOT_FOUND = "There is no such page here: the navigation has all there are."
+
+
+class Browsers:
+    """Wraps the front. `app` is the framework's application, which error pages are rendered with."""
+
+    def __init__(self, front: ASGIApp, app: Application, settings: Settings) -> None:
+        self.front = front
+        self.app = app
+        self._sealer = session.sealer(settings.ui_session_key_file)
+        self._is_local = settings.auth == "none" and not settings.allow_unauthenticated
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.front(scope, receive, send)
+            return
+        path, method = scope["path"], scope["method"]
+        if path == "/" and method in _READS and _accepts_html(scope):
+            await RedirectResponse(PAGES, 303)(scope, receive, send)
+        elif is_page(path):
+            await self._answer_page(scope, receive, send)
+        else:
+            if path.startswith(GUARDED_PREFIX) and method in _READS:
+                self._open_session(scope)
+            await self.front(scope, receive, send)
+
+    async def _answer_page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._open_session(scope)
+        scope["app"] = self.app
+        if (refusal := self._refusal(scope)) is not None:
+            scope["state"].setdefault("request_id", "")
+            await (self._error_page(Request(scope), refusal.status, refusal.title, refusal.detail))(
+                scope, receive, send
+            )
+            return
+        answer = _Answer(send)
+        await self.front(scope, receive, answer.send if _accepts_html(scope) else send)
+        if answer.is_problem:
+            await self._problem_page(Request(scope), answer)(scope, receive, send)
+
+    def _open_session(self, scope: Scope) -> None:
+        """Give the request the token of its session, unless it shows one itself."""
+        state = scope.setdefault("state", {})
+        state["sealer"] = self._sealer
+        state["is_plain_loopback"] = _is_plain_loopback(scope)
+        if any(name == b"authorization" for name, _ in scope["headers"]):
+            return
+        cookie = session.cookies(scope).get(session.SESSION)
+        opened = cookie and self._sealer.unseal(session.SESSION, cookie)
+        if cookie and opened:
+            state["session"] = session.Opened(cookie, opened["token"])
+            scope["headers"] = [*scope["headers"], (b"authorization", b"Bearer " + opened["token"].encode("latin-1"))]
+
+    def _refusal(self, scope: Scope) -> AuditError | None:
+        """Why this request for a page is refused before anybody looks at it."""
+        headers = Request(scope).headers
+        if self._is_local and not is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
+            return BadRequest(
+                "Without authentication pages are shown to this machine alone, under localhost or its address."
+            )
+        if scope["method"] in _READS or _is_same_origin(
+            headers.get("sec-fetch-site"), headers.get("origin"), headers.get("host")
+        ):
+            return None
+        return session.ForgedForm()
+
+    def _problem_page(self, request: Request, answer: "_Answer") -> Response:
+        status, problem = answer.status, answer.problem
+        if status == 401 and request.method in _READS:
+            target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            return RedirectResponse(
+                f"{PAGES}/login?{'ended&' if session.token_of(request.scope) else ''}next={quote(target, safe='')}", 303
+            )
+        title = problem.get("title") or HTTPStatus(status).phrase
+        return self._error_page(request, status, title, problem.get("detail") or _NOT_FOUND, answer.kept_headers)
+
+    def _error_page(
+        self, request: Request, status: int, title: str, detail: str, headers: dict[str, str] | None = None
+    ) -> Response:
+        response = page(request, "error.html", title=title, status=status, detail=detail)
+        response.headers.update(headers or {})
+        return response
+
+
+class _Answer:
+    """An answer on its way to a browser. A problem does not go there: it is remembered, to be shown as a page."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._body = b""
+        self._headers: dict[str, str] = {}
+        self.is_problem = False
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._headers = {name.decode(): value.decode("latin-1") for name, value in message["headers"]}
+            self.status = message["status"]
+            self.is_problem = self.status >= 400 and not self._headers.get("content-type", "").startswith("text/html")
+        if not self.is_problem:
+            await self._send(message)
+        elif message["type"] == "http.response.body":
+            self._body += message.get("body", b"")
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """The members of the problem document; none of an answer that has none, as a path that does not exist."""
+        is_document = self._headers.get("content-type") == CONTENT_TYPE
+        problem: dict[str, Any] = orjson.loads(self._body) if is_document else {}
+        return problem
+
+    @property
+    def kept_headers(self) -> dict[str, str]:
+        """Those that belong to the refusal and not to its form."""
+        names = (
+            "retry-after",
+            "x-request-id",
+            "cache-control",
+            "x-content-type-options",
+            "strict-transport-security",
+            "allow",
+        )
+        return {name: self._headers[name] for name in names if name in self._headers}
+
+
+def _accepts_html(scope: Scope) -> bool:
+    return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
+
+
+def _is_plain_loopback(scope: Scope) -> bool:
+    """Whether the browser speaks plain HTTP with this process, on one machine, without a proxy between them."""
+    headers = Request(scope).headers
+    is_proxied = any(name in headers for name in ("x-forwarded-for", "x-forwarded-proto", "forwarded"))
+    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    return scope.get("scheme") == "http" and is_loopback(host) and not is_proxied
+
+
+def _is_same_origin(site: str | None, origin: str | None, host: str | None) -> bool:
+    """Whether a form comes from a page of this host, as far as the browser says where from."""
+    if site is not None and site != "same-origin":
+        return False
+    return origin is None or (bool(host) and urlsplit(origin).netloc == host)

@@ -1,0 +1,132 @@
+"""Sessions of browsers without any state on the server: the cookie is the caller's token, sealed with the pod's key.
+
+A session lasts as long as its token is valid, since every request shows the token to access control as any client does, and at most
+SESSION_SECONDS. Forms carry a token that is bound to the session, or without authentication to a cookie of the browser.
+"""
+
+import hmac
+import json
+import os
+import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from hashlib import sha256
+from http.cookies import CookieError, SimpleCookie
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from starlette.requests import Request
+from starlette.types import Scope
+
+from app.errors import Fatal, Forbidden
+
+SESSION_SECONDS = 12 * 3600
+SESSION, VISITOR = "datastorage_session", "datastorage_visitor"
+_NONCE_BYTES = 12
+_POD_KEY = os.urandom(32)
+"""Made when the pod's first process imports this module; the others are forked from it."""
+
+
+class ForgedForm(Forbidden):
+    """The form was not sent by a page of this service, or its session has ended: open the page again and repeat it."""
+
+
+class Sealer:
+    """Seals small texts so that only who has the key can read or make them."""
+
+    def __init__(self, key: bytes) -> None:
+        self._aead = AESGCM(sha256(b"datastorage session\0" + key).digest())
+        self._form_key = sha256(b"datastorage form\0" + key).digest()
+
+    def seal(self, purpose: str, value: dict[str, str], seconds: float) -> str:
+        """`value` as text for a cookie named `purpose`, valid for `seconds`."""
+        nonce = os.urandom(_NONCE_BYTES)
+        content = json.dumps([time.time() + seconds, value]).encode()
+        return urlsafe_b64encode(nonce + self._aead.encrypt(nonce, content, purpose.encode())).decode().rstrip("=")
+
+    def unseal(self, purpose: str, text: str) -> dict[str, str] | None:
+        """What was sealed for this purpose; None if it is over, or was not sealed with this key."""
+        try:
+            sealed = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+            content = self._aead.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], purpose.encode())
+        except (ValueError, InvalidTag):
+            return None
+        until, value = json.loads(content)
+        return value if time.time() < until else None
+
+    def form_token(self, bound_to: str) -> str:
+        """What a form carries in the session, or the browser, whose cookie has this text."""
+        return hmac.new(self._form_key, bound_to.encode(), sha256).hexdigest()
+
+
+class Opened(NamedTuple):
+    """A session whose cookie was opened: its text, and the bearer token in it."""
+
+    cookie: str
+    token: str
+
+
+def sealer(key_file: Path | None) -> Sealer:
+    """The sealer of this pod, or of all pods that have the same key file. Fatal if the file cannot be read or is too short."""
+    if key_file is None:
+        return Sealer(_POD_KEY)
+    try:
+        key = key_file.read_bytes().strip()
+    except OSError as error:
+        raise Fatal(f"Cannot read DATASTORAGE_UI_SESSION_KEY_FILE: {error}") from None
+    if len(key) < 32:
+        raise Fatal(
+            f"{key_file} has {len(key)} bytes; a key of sessions has at least 32: head -c 32 /dev/urandom | base64"
+        )
+    return Sealer(key)
+
+
+def cookies(scope: Scope) -> dict[str, str]:
+    """The cookies of a request; none if they cannot be read."""
+    sent = b"; ".join(value for name, value in scope["headers"] if name == b"cookie").decode("latin-1")
+    try:
+        return {name: morsel.value for name, morsel in SimpleCookie(sent).items()}
+    except CookieError:
+        return {}
+
+
+def token_of(scope: Scope) -> str | None:
+    """The bearer token of the request's session, which `Browsers` has opened; None without one."""
+    opened: Opened | None = scope["state"].get("session")
+    return None if opened is None else opened.token
+
+
+def seal_session(request: Request, token: str, expires: float) -> str:
+    """The header Set-Cookie that begins a session with this token, which is valid until `expires` (Unix time, or infinity)."""
+    seconds = min(SESSION_SECONDS, expires - time.time())
+    sealed = request.scope["state"]["sealer"].seal(SESSION, {"token": token}, seconds)
+    return set_cookie(request.scope, SESSION, sealed, seconds=int(seconds))
+
+
+def form_token(request: Request) -> tuple[str, str | None]:
+    """What the forms of a page for this browser carry, and the Set-Cookie that the page needs for it, if any."""
+    state = request.scope["state"]
+    if (opened := state.get("session")) is not None:
+        return state["sealer"].form_token(opened.cookie), None
+    if visitor := cookies(request.scope).get(VISITOR):
+        return state["sealer"].form_token(visitor), None
+    visitor = os.urandom(16).hex()
+    return state["sealer"].form_token(visitor), set_cookie(request.scope, VISITOR, visitor, path="/ui")
+
+
+def is_form_token(request: Request, sent: str) -> bool:
+    """Whether a form was made for this browser and its session."""
+    state = request.scope["state"]
+    opened = state.get("session")
+    bound_to = cookies(request.scope).get(VISITOR) if opened is None else opened.cookie
+    return bool(bound_to) and hmac.compare_digest(state["sealer"].form_token(bound_to), sent)
+
+
+def set_cookie(
+    scope: Scope, name: str, value: str, *, path: str = "/", seconds: int | None = None, same_site: str = "Strict"
+) -> str:
+    """The header Set-Cookie: no script reads it, and only HTTPS carries it unless the service itself speaks plain HTTP on loopback."""
+    age = "" if seconds is None else f"; Max-Age={seconds}"
+    secure = "" if scope["state"].get("is_plain_loopback") else "; Secure"
+    return f"{name}={value}; Path={path}{age}; HttpOnly; SameSite={same_site}{secure}"
