@@ -22,11 +22,12 @@ COPY app app
 COPY migrations migrations
 RUN /build/bin/pip wheel --no-deps --no-build-isolation --no-index --wheel-dir dist . \
  && /build/bin/pip --python /opt/datastorage/bin/python install --no-compile --no-deps --no-index dist/*.whl
-# Files of packages that no service reads: their tests, and the sources and symbols of compiled modules.
+# Files of packages that nothing here reads: their tests, the sources and symbols of compiled modules, and what rich has for
+# colouring source code.
 RUN command -v strip >/dev/null || { apt-get update && apt-get install --yes --no-install-recommends binutils; }
 RUN cd /opt/datastorage/lib/python3*/site-packages \
  && find . -regex '.*\.\(c\|cpp\|h\|pxd\|pxi\|pyi\|pyx\)' -delete \
- && find . -type d \( -name testing -o -name tests \) -prune -exec rm -r {} + \
+ && find . -type d \( -name testing -o -name tests -o -path ./pygments/lexers -o -path ./pygments/styles \) -prune -exec rm -r {} + \
  && find . -name '*.so' -exec strip --strip-unneeded {} +
 
 # Byte code of the standard library too, which the base may lack: on a read-only root file system the service cannot write

@@ -13,5 +13,5 @@ Postgres:  db (connections), schema (revision, migrations), tables and sql (SQLA
 Shared:    settings and config_file (configuration), errors (one class per problem type), metrics, logs, tracing, openapi,
            masking (credentials in shown texts), watched_file (reloads a changed file), state_dir (paths of local state),
            go_duration, terminal.
-Commands:  cli (the command `datastorage`), show and simulate (clients of a running service: HTTP only).
+Commands:  cli (the command `datastorage`; most of its commands are clients of a running service: HTTP only), simulate (as such a client).
 """

@@ -28,6 +28,7 @@ AuditError
 │   └── …                 503  SpoolFull, SpoolFailed, MonthDetached, HoldChanged, LockTimeout, and others where they are raised
 ├── DatabaseFailed        500  Postgres answered with an error
 └── Fatal                   -  the service, or a command, ends with this message
+    └── Usage               -  a command was called wrongly
 
 app/ingest/store.py adds what one flush can end in: RowRefused (400, Postgres refuses a value), LostRace, PossibleResend.
 """
@@ -209,3 +210,7 @@ class DatabaseFailed(AuditError):
 
 class Fatal(AuditError):
     """The service, or a command, cannot continue; the message says what to change."""
+
+
+class Usage(Fatal):
+    """A command was called wrongly; the message says what it expects."""

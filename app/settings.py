@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from app.config_file import MIB, ConfigFile, SecretFiles
-from app.errors import Fatal
+from app.errors import Fatal, Usage
 
 PROCESSES_MAX = 8
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -345,14 +345,14 @@ class Settings(BaseSettings):
 
 
 def load(**overrides: Any) -> Settings:
-    """The settings; Fatal names every invalid one."""
+    """The settings; Usage names every invalid one."""
     try:
         return Settings(**overrides)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()]
-        raise Fatal(f"Invalid configuration: {'; '.join(faults)}") from None
+        raise Usage(f"Invalid configuration: {'; '.join(faults)}") from None
     except SettingsError as error:  # its cause may contain the value
-        raise Fatal(f"Invalid configuration: {error}; expected JSON") from None
+        raise Usage(f"Invalid configuration: {error}; expected JSON") from None
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

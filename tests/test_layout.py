@@ -62,13 +62,10 @@ MAY_IMPORT = {
     "tls": "config_file watched_file errors metrics",
     "serve": "connection main pod tls presence settings errors",  # uvicorn around main
     "openapi": "main pages api events settings",  # the document of what main wires
-    "exporting": "export terminal errors",  # a client that reads bundles
-    "importing": "events export errors",  # a client that reads export files
     # all that a log needs that begins: its first event, what the last one has lost, its first checkpoint
     "continuing": "events ingest tlog verify schema db settings errors",
     "simulate": "masking",  # a client: it could be shipped alone
-    "show": "masking terminal",  # as simulate
-    "cli": "masking auth serve openapi simulate show importing continuing exporting schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
+    "cli": "masking terminal auth serve openapi simulate continuing schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

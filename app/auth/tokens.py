@@ -16,7 +16,7 @@ import yaml
 
 from app import metrics
 from app.auth.identity import ROLES, Identity, identity_with_roles, is_usable_name
-from app.errors import Fatal
+from app.errors import Fatal, Usage
 from app.watched_file import WatchedFiles
 
 _MEMBERS = {"name", "role", "sha256", "expires"}
@@ -119,7 +119,7 @@ def create_token(name: str, role: str, expires: str | None) -> tuple[str, str]:
         [made] = yaml.safe_load(line)
         _identity(made)
     except (ValueError, yaml.YAMLError) as error:
-        raise Fatal(f"Cannot create this token: {error}") from None
+        raise Usage(f"Cannot create this token: {error}") from None
     return token, line
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from uuid import UUID
 
 from app import db
-from app.errors import Fatal
+from app.errors import Usage
 from app.findings.acknowledge import acknowledge
 from app.findings.finding import Finding
 from app.findings.register import read_findings
 from app.retention.logged import read_open_log
 from app.settings import Settings
-from app.terminal import one_line
+from app.terminal import visible
 
 
 def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) -> tuple[list[str], int]:
@@ -23,11 +23,11 @@ def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) ->
     try:
         finding_id = UUID(arguments.finding)
     except ValueError:
-        raise Fatal(
+        raise Usage(
             f"{arguments.finding!r} is not the id of a finding: `datastorage findings list` shows them."
         ) from None
     if not arguments.reason.strip():
-        raise Fatal("--reason is empty: say what the finding was and what was done about it.")
+        raise Usage("--reason is empty: say what the finding was and what was done about it.")
     asyncio.run(_acknowledge(settings, finding_id, arguments.by, arguments.reason))
     return [f"Acknowledged: {finding_id}"], 0
 
@@ -42,7 +42,7 @@ async def _list(settings: Settings, *, everything: bool) -> tuple[list[str], int
         await connection.close()
     unacknowledged = [one for one in findings if one.acknowledgement is None]
     shown = reversed(findings if everything else unacknowledged)
-    lines = [one_line(line) for finding in shown for line in _lines(finding)]
+    lines = [visible(line) for finding in shown for line in _lines(finding)]
     return lines or ["There is no finding that nobody has acknowledged."], 1 if unacknowledged else 0
 
 

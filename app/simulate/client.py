@@ -72,7 +72,7 @@ async def run_simulation(options: Options) -> int:
         sys.stderr.write(
             f"datastorage: no service answers at {masked(options.url)} ({masked(reason)}): start one with `make run`\n"
         )
-        return 1
+        return 2
     names = ("sent", "acknowledged", "refused", *(("found", "missing") if options.query else ()))
     columns = {name: getattr(tally, name) for name in names}
     sys.stdout.write(table(columns))

@@ -1,6 +1,6 @@
 """`datastorage verify`: the whole database, or one correlation, against the log and against what the user trusts.
 
-Exit code 0: there are no defects. 1: there are defects. 2: it could not be verified.
+Exit code 0: there are no defects. 1: there are defects. 2: it could not be verified, or there is no such correlation.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from app.database_url import reason
 from app.db import DATABASE_ERRORS, Connection
 from app.errors import DatabaseAway, Fatal
 from app.settings import Settings
-from app.terminal import one_line
+from app.terminal import visible
 from app.tlog.continued import Seam
 from app.tlog.copies import newest_note_in
 from app.tlog.keys import read_public_keys, signing_key
@@ -49,7 +49,8 @@ def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) ->
     try:
         return asyncio.run(_verify(arguments, load_settings()))
     except (Fatal, DatabaseAway) as error:
-        message = error.detail if error.__cause__ is None else f"{error.detail} ({reason(error.__cause__)})"
+        text = "The database cannot be reached" if isinstance(error, DatabaseAway) else error.detail
+        message = text if error.__cause__ is None else f"{text} ({reason(error.__cause__)})"
     except DATABASE_ERRORS as error:
         message = f"The database could not be read to the end: {error}"
     _print_error(f"datastorage: {message}")
@@ -92,6 +93,8 @@ async def _verify_correlation(
 ) -> int:
     log_result = await verify_tree_and_checkpoints(connection, anchors)
     correlation_result = await verify_correlation(connection, correlation_id, log_result.log, hmac_key)
+    if correlation_result.is_empty and not log_result.defects.count:
+        raise Fatal(f"There is nothing about a correlation {visible(correlation_id)}.")
     defects = correlation_result.defects
     if correlation_result.head_defect is not None:
         defects.add(correlation_result.head_defect)
@@ -151,7 +154,7 @@ def _print_defects(defects: Iterable[Defect], count: int) -> None:
     for defect in defects:
         about = {"correlation": defect.correlation_id, "event": defect.event_id, "position": defect.position}
         where = ", ".join(f"{name} {value}" for name, value in about.items() if value not in {None, ""})
-        _print_lines([one_line(f"{defect.message} ({where})" if where else defect.message)])
+        _print_lines([visible(f"{defect.message} ({where})" if where else defect.message)])
     if count > DEFECTS_MAX:
         _print_lines([f"... and {count - DEFECTS_MAX:,} more defects"])
 
@@ -161,7 +164,7 @@ def _summary(result: DatabaseResult) -> Iterable[str]:
         events = part.events
         yield f"log {part.log.name}: {part.size:,} positions, {events.verified:,} of {events.total:,} events match the log"
         if (seam := part.seam) is not None:
-            yield one_line(
+            yield visible(
                 f"closed {seam.at:%Y-%m-%d %H:%M:%SZ}, continued by {seam.log.name}: {seam.by}: {seam.reason}"
             )
             yield from _admitted(seam, events.lost, part.admitted)
@@ -190,7 +193,7 @@ def _admitted(seam: Seam, lost: int, checkpoints: int) -> Iterable[str]:
 
 def _chain_summary(correlation_id: str, result: CorrelationResult) -> Iterable[str]:
     chain = result.sealed
-    yield one_line(f"{correlation_id}: {chain.verified:,} of {chain.total:,} events match the log")
+    yield visible(f"{correlation_id}: {chain.verified:,} of {chain.total:,} events match the log")
     if result.purged_total or chain.erased_total:
         yield f"purged: {result.purged_total:,} events, erased: {chain.erased_total:,} events, as recorded in the log"
     yield from _unsealed_summary(result.unsealed)

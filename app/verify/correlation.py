@@ -34,6 +34,11 @@ class CorrelationResult:
         return self.sealed.total > 0 or self.head_defect is not None or self.purged_total > 0
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is no event of the correlation, nor a sign that there was one."""
+        return not (self.is_sealed or self.unsealed.total or self.unsealed.unhashed or self.shadowed.count)
+
+    @property
     def is_valid(self) -> bool:
         """Whether the chain has no defect, and no id stands twice. Else unsealed rows count only where there is no chain."""
         return not self.defects.count and self.head_defect is None

@@ -95,7 +95,7 @@ def test_from_a_service_to_a_verdict(one: Service, tmp_path: Path) -> None:
         assert (timeline["correlation_id"], timeline["event_count"]) == ("team/bundle", 1)
 
         code, printed = run("export", "rr-nobody", "-o", str(tmp_path / "nobody"), "--url", one.url)
-        assert (code, "There is nothing about a correlation rr-nobody" in printed) == (1, True)
+        assert (code, "There is nothing about a correlation rr-nobody" in printed) == (2, True)
         assert not (tmp_path / "nobody").exists()
 
 

@@ -253,4 +253,4 @@ def test_command_line(tmp_path: Path) -> None:
     assert any(line.startswith("backup.volume.done ") and "custom" in line for line in lines)
     assert json.loads(run("backup.volume.done").stdout)["schema"] == BACKUP
     unknown = run("backup.volume.don")
-    assert (unknown.returncode, "backup.volume.done" in unknown.stderr) == (1, True)
+    assert (unknown.returncode, "backup.volume.done" in unknown.stderr) == (2, True)

@@ -227,7 +227,7 @@ async def test_migration_without_postgres_says_so() -> None:
     """An operator gets a traceback instead of what to do."""
     migration = await _migrate(f"postgresql://u:hunter2@127.0.0.1:{free_port()}/d")
     _, said = await migration.communicate()
-    assert migration.returncode == 1
+    assert migration.returncode == 2
     assert said.startswith(b"datastorage: The database cannot be migrated: ")
     assert b"hunter2" not in said
 

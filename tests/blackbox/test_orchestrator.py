@@ -193,6 +193,6 @@ def test_simulate_tells_of_refusals(service: Callable[..., Service], tmp_path: P
 def test_simulate_without_a_service(tmp_path: Path) -> None:
     """A user who has not started a service gets a traceback, or success."""
     done = simulate("--url", f"http://127.0.0.1:{free_port()}", directory=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "make run" in done.stderr
     assert len(done.stderr.splitlines()) == 1

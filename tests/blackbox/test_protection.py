@@ -236,7 +236,7 @@ def test_secrets_come_from_files(service: Callable[..., Service], database_url: 
     assert "DATASTORAGE_DATABASE_URL = **" in shown.stdout
     assert "hunter2" not in shown.stdout + shown.stderr
     missing = serve({"DATABASE_URL_FILE": str(tmp_path / "none")}, "settings")
-    assert (missing.returncode, "Failed to load secrets" in missing.stderr) == (1, True)
+    assert (missing.returncode, "Failed to load secrets" in missing.stderr) == (2, True)
 
 
 BAD = [

@@ -334,13 +334,13 @@ def test_commands(client: httpx.Client, tmp_path: Path) -> None:
     for text in ("rr-1", "17 events", "Analyzing", "3s", "ada@example.com", "remediation.workflow_created", "whole"):
         assert text in shown.stdout, text
     missing = run(client, tmp_path, "show", "nobody")
-    assert (missing.returncode, missing.stdout, len(missing.stderr.splitlines())) == (1, "", 1)
+    assert (missing.returncode, missing.stdout, len(missing.stderr.splitlines())) == (2, "", 1)
     assert "nobody" in missing.stderr
     away = subprocess.run(
         [sys.executable, "-m", "app", "list", "--url", "http://127.0.0.1:1"],
         cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert (away.returncode, len(away.stderr.splitlines())) == (1, 1)
+    assert (away.returncode, len(away.stderr.splitlines())) == (2, 1)
 
 
 async def test_last_verdict(service: Callable[..., Service], connection: Any) -> None:

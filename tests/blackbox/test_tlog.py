@@ -139,8 +139,8 @@ def test_a_proof_needs_nothing_else(service: Start, key_file: Path, tmp_path: Pa
     assert "is not the leaf 40" in verify_proof(file, key).stderr
     file.write_text(answer.text)
     stranger = base64.b64encode(b"\1" + bytes(32)).decode()
-    assert verify_proof(file, f"x+00000000+{stranger}").returncode == 1
-    assert verify_proof(tmp_path / "missing", key).returncode == 1
+    assert verify_proof(file, f"x+00000000+{stranger}").returncode == 2  # no key has that checksum
+    assert verify_proof(tmp_path / "missing", key).returncode == 2
 
 
 def test_checkpoints_proofs_and_exports_are_signed_twice(

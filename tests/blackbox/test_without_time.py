@@ -1,6 +1,7 @@
 """Events whose emitter never sets a time, as the platform's approval emitters of December 2025 send them."""
 
 import asyncio
+import io
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -8,7 +9,9 @@ from typing import Any
 
 import httpx
 
-from app.show import timeline_lines
+from app.cli.output import Output
+from app.cli.show import timeline as show_timeline
+from app.cli.times import Clock
 from tests.blackbox.test_outage import Outage
 from tests.events import make_event
 from tests.proxy import proxy
@@ -72,7 +75,9 @@ async def test_event_without_a_time(service: Callable[..., Service]) -> None:
         received,
         received,
     ]
-    assert sum("(received)" in line for line in timeline_lines(timeline)) == 4
+    shown = io.StringIO()
+    show_timeline(Output(shown, is_json=False, console=None, pager=None), timeline, Clock(), verified_now=False)
+    assert shown.getvalue().count("(received)") == 4
     assert "datastorage_events_without_time_total 5.0" in metrics
 
 

@@ -58,7 +58,7 @@ def test_one_line_says_what_is_wrong(tmp_path: Path, command: str) -> None:
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
     assert f"Cannot read the key in {key}" in done.stderr
 
 

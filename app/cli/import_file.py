@@ -1,4 +1,4 @@
-"""`datastorage import`: sends events of files to a service's import route, in portions. A client: HTTP only.
+"""The import of one file: its events go to a service's import route, in portions.
 
 A file is ndjson with one event a line, as they are posted, or an export of this service (ndjson or csv). Beside each file two
 others are written: `FILE.import.json`, how far the import has come, so that it continues there when it is called again, and
@@ -6,7 +6,6 @@ others are written: `FILE.import.json`, how far the import has come, so that it 
 stored already, so nothing is stored twice even if the first of these files is lost.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -16,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+import httpx
 
 from app.errors import AuditError, Fatal
 from app.events.canonical import canonical, parse
@@ -59,32 +60,10 @@ class Progress:
     """Size and time of change of the file: another one under its name is imported from the beginning."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Exit code 0: every event is stored; 1: some were refused, or the import has to be called again."
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="ndjson, or an export in ndjson or csv")
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="of the service (http://127.0.0.1:8080)")
-    parser.add_argument("--token", help="sent as a bearer token; its owner needs the role importer")
-    parser.add_argument("--portion", type=int, default=500, metavar="N", help="most events in one request (500)")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Import the files one after another. Raises Fatal when the service does not answer, or refuses the caller."""
-    import httpx  # noqa: PLC0415 -- every command reads these arguments, only this one needs a client
-
-    headers = {} if arguments.token is None else {"Authorization": f"Bearer {arguments.token}"}
-    refused = 0
-    with httpx.Client(base_url=arguments.url, headers=headers, timeout=_TIMEOUT_SECONDS) as client:
-        for file in arguments.files:
-            refused += _Import(client, file).run(arguments.portion)
-    return int(refused > 0)
-
-
-class _Import:
+class FileImport:
     """The import of one file."""
 
-    def __init__(self, client: Any, file: Path) -> None:
+    def __init__(self, client: httpx.Client, file: Path) -> None:
         self._client = client
         self._file = file
         self._state = file.with_name(file.name + ".import.json")
@@ -156,15 +135,13 @@ class _Import:
             self._send(portion[:middle])
             self._send(portion[middle:])
 
-    def _post(self, body: bytes) -> Any:
+    def _post(self, body: bytes) -> httpx.Response:
         """The answer of the service. Fatal when it cannot take the events for minutes."""
-        import httpx  # noqa: PLC0415 -- as above
-
         headers = {"Content-Type": "application/json", "Import-Id": self._progress.import_id}
         problem = ""
         for pause in (*_PAUSES_SECONDS, 0.0):
             try:
-                answer = self._client.post(PATH, content=body, headers=headers)
+                answer = self._client.post(PATH, content=body, headers=headers, timeout=_TIMEOUT_SECONDS)
             except httpx.TransportError as error:
                 problem = str(error) or type(error).__name__
             else:

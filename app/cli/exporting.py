@@ -5,17 +5,21 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
+from app.cli.client import Service, add_service, refusal, segment
+from app.cli.output import progress
+from app.cli.parser import Commands
 from app.errors import Fatal
-from app.terminal import one_line
+from app.terminal import visible
 
 _TIMEOUT_SECONDS = 300.0
 _WAIT_SECONDS_MAX = 60.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "export", help="fetch all of one correlation with its proofs from a service, as one file"
+    )
     parser.description = (
         "The file has events, proofs, holds, notifications and a page of words; `verify-export` verifies it offline."
     )
@@ -24,20 +28,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--redact-pii", action="store_true", help="mask e-mail and IP addresses, telephone and card numbers"
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8080", help="of the service (http://127.0.0.1:8080)")
-    parser.add_argument("--token", help="sent as a bearer token")
+    add_service(parser)
+    parser.set_defaults(run=_run)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> None:
     """Fetch the bundle and store it whole, or not at all. Raises Fatal when the service does not answer, or refuses."""
-    from app.export.bundle import manifest_of, parse  # noqa: PLC0415 -- every command reads these arguments
+    from app.export.bundle import manifest_of, parse
 
-    content = _fetch(arguments)
+    service = Service.of(arguments)
+    with progress("waiting for the bundle ..."):
+        content = _fetch(service, arguments.correlation_id, redacted=arguments.redact_pii)
     try:
         file = parse(content)
         manifest = manifest_of(file)
     except ValueError as error:
-        raise Fatal(f"{arguments.url} has answered with something else than a bundle: {error}") from None
+        raise Fatal(f"{service.shown_url} has answered with something else than a bundle: {error}") from None
     _store(arguments.output, content)
     size = file.bundle.logs[-1].size
     covered = (
@@ -47,41 +53,28 @@ def run(arguments: argparse.Namespace) -> None:
     )
     sys.stdout.write(
         f"{arguments.output}: {manifest.events} event(s) and {manifest.notifications} notification(s) of "
-        f"{one_line(manifest.correlation_id)}, {covered}\n"
+        f"{visible(manifest.correlation_id)}, {covered}\n"
         f"erased: {manifest.erased}, gaps: {manifest.gaps}, rows that are not in the log: {manifest.unproved}; "
         f"personal data {'masked' if manifest.redacted else 'not masked'}; {len(content):,} bytes\n"
         f"It begins with a page that anybody can read. To verify it, anywhere and without the service:\n"
         f"  datastorage verify-export {arguments.output} --key KEY\n"
-        f"KEY is the public key of {one_line(manifest.log)}, or a file with it, as its operator has published it ({arguments.url}/tlog/key).\n"
+        f"KEY is the public key of {visible(manifest.log)}, or a file with it, as its operator has published it ({service.shown_url}/tlog/key).\n"
     )
 
 
-def _fetch(arguments: argparse.Namespace) -> bytes:
+def _fetch(service: Service, correlation_id: str, *, redacted: bool) -> bytes:
     """The answer. An event that no checkpoint covers yet is waited for, some seconds at most."""
-    import httpx  # noqa: PLC0415 -- as above
-
-    url = f"{arguments.url}/api/v1/audit/correlations/{quote(arguments.correlation_id, safe='')}/bundle"
-    headers = {} if arguments.token is None else {"Authorization": f"Bearer {arguments.token}"}
-    parameters = {"redact_pii": "true"} if arguments.redact_pii else {}
+    path = f"/api/v1/audit/correlations/{segment(correlation_id)}/bundle"
+    parameters = {"redact_pii": "true"} if redacted else {}
     end = time.monotonic() + _WAIT_SECONDS_MAX
     while True:
-        try:
-            answer = httpx.get(url, params=parameters, headers=headers, timeout=_TIMEOUT_SECONDS)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            raise Fatal(f"no service answers at {arguments.url} ({reason})") from None
+        with service.errors():
+            answer = service.http.get(path, params=parameters, timeout=_TIMEOUT_SECONDS)
         if answer.is_success:
             return answer.content
         if answer.status_code != 503 or time.monotonic() > end:
-            raise Fatal(_problem(answer))
+            raise refusal(answer)
         time.sleep(float(answer.headers.get("retry-after", "1")))
-
-
-def _problem(answer: Any) -> str:
-    try:
-        return str(answer.json()["detail"])
-    except (ValueError, LookupError, TypeError):
-        return f"the service answered {answer.status_code}: {answer.text[:200].strip()}"
 
 
 def _store(path: Path, content: bytes) -> None:

@@ -1,0 +1,174 @@
+"""The service that a command asks: where it is, with which token, and what it answers. HTTP only; nothing of the service is imported."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from app.errors import Fatal, Usage
+from app.masking import masked
+from app.terminal import visible
+
+if TYPE_CHECKING:
+    import httpx
+
+TIMEOUT_SECONDS = 60.0
+_DEFAULT_PORT = "8080"
+_USAGE = frozenset({400, 414, 422})
+"""Answers that say that an option or a value does not fit."""
+
+Parameters = Mapping[str, str | Sequence[str]]
+
+
+def add_service(parser: argparse.ArgumentParser, *, role: str = "") -> None:
+    """The options that say which service, and who asks; Service.of() reads them."""
+    options = parser.add_argument_group("the service")
+    options.add_argument(
+        "--url", help=f"else DATASTORAGE_URL, else http://127.0.0.1 at DATASTORAGE_PORT (or {_DEFAULT_PORT})"
+    )
+    secret = options.add_mutually_exclusive_group()
+    owner = f"; its owner needs the role {role}" if role else ""
+    secret.add_argument("--token", help=f"sent as a bearer token, else DATASTORAGE_TOKEN{owner}")
+    secret.add_argument("--token-file", type=Path, metavar="FILE", help="that holds it, else DATASTORAGE_TOKEN_FILE")
+
+
+@dataclass(frozen=True)
+class Service:
+    """A service, and the token that it is asked with. Requests raise Fatal, or Usage for what it says does not fit."""
+
+    url: str
+    """With a scheme, without a slash at the end."""
+    token: str | None = field(repr=False)
+
+    @classmethod
+    def of(cls, arguments: argparse.Namespace) -> "Service":
+        """The service that options and variables name. Usage or Fatal when one of them cannot be used."""
+        return cls(_url(arguments.url), _token(arguments.token, arguments.token_file))
+
+    @property
+    def shown_url(self) -> str:
+        """Without user and password."""
+        return visible(masked(self.url))
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+
+    @cached_property
+    def http(self) -> "httpx.Client":
+        """The connection; it ends with the process."""
+        import httpx
+
+        try:
+            # To read the certificates of authorities takes longer than the request; only https needs them.
+            return httpx.Client(
+                base_url=self.url,
+                headers=self.headers,
+                timeout=TIMEOUT_SECONDS,
+                verify=self.url.lower().startswith("https:"),
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise Usage(f"{self.shown_url} is not the URL of a service: {visible(str(error))}") from None
+
+    def get(self, path: str, parameters: Parameters | None = None, **options: Any) -> "httpx.Response":
+        return self.ask("GET", path, params=parameters, **options)
+
+    def json(self, path: str, parameters: Parameters | None = None) -> Any:
+        """The answer's JSON document."""
+        return self.decoded(self.get(path, parameters))
+
+    def ask(self, method: str, path: str, **content: Any) -> "httpx.Response":
+        """The answer to one request, which is a success."""
+        with self.errors():
+            answer = self.http.request(method, path, **content)
+        if not answer.is_success:
+            raise refusal(answer)
+        return answer
+
+    def decoded(self, answer: "httpx.Response") -> Any:
+        try:
+            return answer.json()
+        except ValueError:
+            raise Fatal(f"{self.shown_url} has answered with something else than JSON: is it a DataStorage?") from None
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Around requests: Fatal, with the URL, when nobody answers."""
+        import httpx
+
+        try:
+            yield
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise Usage(f"{self.shown_url} is not the URL of a service: {visible(str(error))}") from None
+        except httpx.TimeoutException:
+            raise Fatal(f"The service at {self.shown_url} does not answer in time") from None
+        except httpx.HTTPError as error:
+            reason = visible(masked(str(error) or type(error).__name__))
+            raise Fatal(f"no service answers at {self.shown_url} ({reason})") from None
+
+
+def refusal(answer: "httpx.Response") -> Fatal:
+    """What to raise for an answer that is not a success: the service's own words."""
+    text = problem(answer)
+    if answer.status_code in {401, 403}:
+        return Fatal(f"{text} (the service answered {answer.status_code}; --token or DATASTORAGE_TOKEN says who asks)")
+    return Usage(text) if answer.status_code in _USAGE else Fatal(text)
+
+
+def problem(answer: "httpx.Response") -> str:
+    """What the service says is wrong, with the fields that do not fit."""
+    try:
+        document = answer.json()
+        fields = document.get("field_errors") or {}
+        detail = str(document["detail"])
+        named = "; ".join(f"{name.lstrip('/')}: {text}" for name, text in fields.items() if text not in detail)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"the service answered {answer.status_code}: {visible(answer.text[:200].strip())}"
+    return visible(f"{detail} ({named})" if named else detail)
+
+
+def segment(text: str) -> str:
+    """`text` as one segment of a path."""
+    return quote(text, safe="")
+
+
+def to_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _url(given: str | None) -> str:
+    url = given or os.environ.get("DATASTORAGE_URL") or f"127.0.0.1:{_port()}"
+    if "://" not in url:
+        url = f"http://{url}"
+    scheme = url.partition("://")[0].lower()
+    if scheme not in {"http", "https"} or not url.isprintable() or " " in url:
+        raise Usage(f"{visible(masked(url))} is not the URL of a service, such as https://datastorage.example:8080")
+    return url.rstrip("/")
+
+
+def _port() -> str:
+    port = os.environ.get("DATASTORAGE_PORT") or _DEFAULT_PORT
+    if not port.isdecimal():
+        raise Usage(f"DATASTORAGE_PORT is {visible(port)!r}, which is not a port")
+    return port
+
+
+def _token(given: str | None, file: Path | None) -> str | None:
+    if given is None and file is None:
+        given, name = os.environ.get("DATASTORAGE_TOKEN"), os.environ.get("DATASTORAGE_TOKEN_FILE")
+        file = Path(name) if name and not given else None
+    if file is not None:
+        try:
+            given = file.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise Fatal(f"Cannot read the token in {file}: {error}") from None
+    token = (given or "").strip()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise Usage("the token has characters that no token has")
+    return token or None

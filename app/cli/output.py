@@ -1,0 +1,207 @@
+"""What a command shows: on a terminal tables by rich in colours, folded to its width, and a pager; in a pipe plain columns.
+
+Every text that is shown passes visible() first, headings and ids too: it may come from an event.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, Any
+from unicodedata import east_asian_width
+
+from app.terminal import visible, visible_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+_STYLES = {
+    **dict.fromkeys(("success", "Approved", "held", "sent", "delivered"), "green"),
+    **dict.fromkeys(("failure", "Rejected", "failed", "Failed", "TimedOut", "critical"), "red"),
+    **dict.fromkeys(("pending", "Expired", "Blocked", "high"), "yellow"),
+}
+"""Of a cell that is one of these words."""
+WARNING = "bold yellow"
+DEFECT = "bold red"
+GOOD = "green"
+_NOTHING = "-"
+"""Stands in a pipe for an empty cell, so that each column is always there."""
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    options = parser.add_argument_group("output")
+    options.add_argument("--json", action="store_true", help="as JSON: of a list one object a line, else one document")
+    options.add_argument("--no-pager", action="store_true", help="print a long answer at once")
+
+
+@contextmanager
+def shown(arguments: argparse.Namespace) -> Iterator["Output"]:
+    """Where a command shows its answer. On a terminal it goes through a pager, which ends at once if the answer fits."""
+    output = _open(arguments)
+    try:
+        yield output
+    except BrokenPipeError:
+        if output.pager is None:
+            raise  # else somebody has left the pager, having seen enough
+    finally:
+        output.close()
+
+
+class Output:
+    """Shows texts and tables, or JSON where that was asked for."""
+
+    def __init__(
+        self, stream: IO[str], *, is_json: bool, console: "Console | None", pager: "subprocess.Popen[str] | None"
+    ) -> None:
+        self.is_json = is_json
+        self.pager = pager
+        self._stream = stream
+        self._console = console
+        self._widths: dict[tuple[str, ...], list[int]] = {}
+        """Of tables in a pipe: the columns of a later page are never narrower."""
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """One line of words, folded on a terminal."""
+        text = visible(text)
+        if self._console is None:
+            self._stream.write(f"{text}\n")
+        else:
+            self._console.print(_styled(text, style), soft_wrap=False)
+
+    def heading(self, text: str) -> None:
+        self.line()
+        self.line(text, "bold")
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> None:
+        """A table. Without `header` it goes on an earlier one."""
+        if self._console is None:
+            self._plain_table(head, rows, header=header)
+        else:
+            self._console.print(_rich_table(head, rows, header=header))
+
+    def record(self, value: Any) -> None:
+        """One object on one line, as JSON."""
+        self._stream.write(visible_json(json.dumps(value, ensure_ascii=False)) + "\n")
+
+    def document(self, value: Any) -> None:
+        """One JSON document on several lines."""
+        self._stream.write(visible_json(json.dumps(value, ensure_ascii=False, indent=2)) + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def close(self) -> None:
+        if self.pager is None:
+            return
+        try:
+            self._stream.close()
+        except BrokenPipeError:
+            pass
+        finally:
+            _wait_for(self.pager)
+
+    def _plain_table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool) -> None:
+        texts = [[visible(cell) or _NOTHING for cell in row] for row in rows]
+        if header:
+            texts.insert(0, [visible(cell) for cell in head])
+        widths = self._widths.setdefault(tuple(head), [0] * len(head))
+        for row in texts:
+            widths[:] = [max(width, _columns_of(cell)) for width, cell in zip(widths, row, strict=True)]
+        for row in texts:
+            cells = [cell + " " * (width - _columns_of(cell)) for width, cell in zip(widths, row, strict=True)]
+            self._stream.write("  ".join(cells).rstrip() + "\n")
+
+
+@contextmanager
+def progress(text: str) -> Iterator[None]:
+    """While the body runs a terminal's standard error says what is waited for; nothing is written elsewhere."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    sys.stderr.write(visible(text))
+    sys.stderr.flush()
+    try:
+        yield
+    finally:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+
+
+def note(text: str) -> None:
+    """A line for people beside the answer."""
+    sys.stderr.write(f"{visible(text)}\n")
+
+
+def _open(arguments: argparse.Namespace) -> Output:
+    if arguments.json or not sys.stdout.isatty():
+        return Output(sys.stdout, is_json=arguments.json, console=None, pager=None)
+    from rich.console import Console
+
+    size = shutil.get_terminal_size()
+    pager = None if arguments.no_pager else _start_pager()
+    stream = sys.stdout if pager is None or pager.stdin is None else pager.stdin
+    console = Console(
+        file=stream,
+        width=size.columns,
+        force_terminal=True,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        legacy_windows=False,
+    )
+    return Output(stream, is_json=False, console=console, pager=pager)
+
+
+def _start_pager() -> "subprocess.Popen[str] | None":
+    """PAGER, else less, in a way that ends at once if all fits on the screen. None where there is none."""
+    command = os.environ.get("PAGER", "less").split()
+    if not command or command[0] == "cat" or (path := shutil.which(command[0])) is None:
+        return None
+    environment = {"LESS": "-FRX"} | os.environ
+    return subprocess.Popen(  # noqa: S603 -- the user's own pager
+        [path, *command[1:]],
+        stdin=subprocess.PIPE,
+        env=environment,
+        text=True,
+        encoding=sys.stdout.encoding,
+        errors="backslashreplace",
+    )
+
+
+def _wait_for(pager: "subprocess.Popen[str]") -> None:
+    """Until the user leaves it: Ctrl-C is the pager's meanwhile."""
+    while True:
+        try:
+            pager.wait()
+        except KeyboardInterrupt:
+            continue
+        return
+
+
+def _styled(text: str, style: str = "") -> "Text":
+    from rich.text import Text
+
+    return Text(text, style=style, overflow="fold")
+
+
+def _rich_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=header, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for name in head:
+        table.add_column(_styled(visible(name)), overflow="fold")
+    for row in rows:
+        table.add_row(*(_styled(visible(cell), _STYLES.get(cell, "")) for cell in row))
+    return table
+
+
+def _columns_of(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)

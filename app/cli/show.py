@@ -1,0 +1,274 @@
+"""`datastorage show` and `list`: all of one correlation, or which correlations there are."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from app.cli import client, output
+from app.cli.client import Service
+from app.cli.exits import Exit
+from app.cli.output import Output
+from app.cli.parser import Commands
+from app.cli.times import Clock, duration_text, skew_text
+from app.errors import Fatal
+
+CORRELATIONS = "/api/v1/audit/correlations"
+EVENTS = "/api/v1/audit/events"
+_EVENTS_MAX = 10_000  # that the service returns at once
+_VERIFIED_AT_ONCE_MAX = 1_000
+"""Events of a chain that is verified without being asked for."""
+_PAGE_WITH_DATA = "200"
+_FILTERS = {
+    "since": "correlations whose newest event is not older: a time, or how long ago",
+    "until": "correlations whose newest event is not newer: a time, or how long ago",
+    "category": "correlations with an event of this category",
+    "outcome": "correlations whose newest event has this outcome",
+    "namespace": "correlations with an event in this namespace",
+    "cluster": "correlations with an event in this cluster",
+    "cursor": "where an earlier list went on",
+}
+_QUERY_PARAMETERS = {"category": "event_category", "outcome": "event_outcome", "cluster": "cluster_id"}
+
+
+def add(commands: Commands) -> None:
+    one = commands.add_parser("show", help="show a correlation: events, phases, decisions, notifications, holds")
+    one.description = (
+        "Exit code 0: its chain is whole, or was not looked at; 1: it has a defect; 2: there is no such correlation."
+    )
+    one.add_argument("correlation_id", metavar="CORRELATION_ID")
+    one.add_argument(
+        "--verify",
+        action="store_true",
+        help=f"verify its chain now; done anyway up to {_VERIFIED_AT_ONCE_MAX:,} events",
+    )
+    one.add_argument("--data", action="store_true", help="the payload of each event too")
+    one.set_defaults(run=_show)
+    many = commands.add_parser("list", help="list correlations, the one with the newest event first")
+    many.add_argument("--limit", type=int, default=20, metavar="N", help="most correlations to list (20)")
+    for name, text in _FILTERS.items():
+        many.add_argument(f"--{name}", help=text)
+    many.set_defaults(run=_list)
+    for command in (one, many):
+        add_zone(command)
+        output.add_output(command)
+        client.add_service(command)
+
+
+def add_zone(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--zone", help="in which times are shown, such as Europe/Berlin (UTC)")
+
+
+def _show(arguments: argparse.Namespace) -> Exit:
+    service, clock = Service.of(arguments), Clock(arguments.zone)
+    path = f"{CORRELATIONS}/{client.segment(arguments.correlation_id)}"
+    answer = service.json(path, {"limit": str(_EVENTS_MAX)})
+    count = answer["event_count"]
+    verified_now = arguments.verify or 0 < count <= _VERIFIED_AT_ONCE_MAX
+    if verified_now:
+        with output.progress(f"verifying {count:,} events ..."):
+            verdict = _verified_now(service, path, is_wanted=arguments.verify)
+        verified_now = verdict is not None
+        answer |= {} if verdict is None else {"verification": verdict}
+    data = _payloads(service, arguments.correlation_id) if arguments.data else {}
+    for event in answer["events"] if data else ():
+        event["event_data"] = data.get(event["event_id"])
+    with output.shown(arguments) as out:
+        if out.is_json:
+            out.document(answer)
+        else:
+            timeline(out, answer, clock, verified_now=verified_now)
+            _show_data(out, answer["events"])
+    return Exit.DEFECT if answer.get("verification", {}).get("is_valid") is False else Exit.AS_ASKED
+
+
+def _verified_now(service: Service, path: str, *, is_wanted: bool) -> dict[str, Any] | None:
+    """The chain's verdict, made now. None if it cannot be made and nobody has asked for it."""
+    try:
+        verdict: dict[str, Any] | None = service.json(path, {"limit": "1", "verify": "true"}).get("verification")
+    except Fatal:
+        if is_wanted:
+            raise
+        return None
+    return verdict
+
+
+def _payloads(service: Service, correlation_id: str) -> dict[str, Any]:
+    """The payload of each event of a correlation, by event id."""
+    wanted = {"correlation_id": correlation_id, "limit": _PAGE_WITH_DATA, "total": "none"}
+    return {event["event_id"]: event["event_data"] for event in every(service, EVENTS, wanted)}
+
+
+def every(service: Service, path: str, parameters: client.Parameters) -> Iterator[dict[str, Any]]:
+    """What a list has, page after page."""
+    more: dict[str, str] = {}
+    while True:
+        answer = service.json(path, {**parameters, **more})
+        yield from answer["data"]
+        if (cursor := answer["pagination"].get("next_cursor")) is None:
+            return
+        more = {"cursor": cursor}
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    service, clock = Service.of(arguments), Clock(arguments.zone)
+    filters = {
+        _QUERY_PARAMETERS.get(name, name): value for name in _FILTERS if (value := getattr(arguments, name)) is not None
+    }
+    answer = service.json(CORRELATIONS, filters | {"limit": str(arguments.limit)})
+    with output.shown(arguments) as out:
+        if out.is_json:
+            for one in answer["data"]:
+                out.record(one)
+        else:
+            _correlations(out, answer["data"], clock)
+        out.flush()
+    if (cursor := answer["pagination"].get("next_cursor")) is not None:
+        output.note(f"there is more: --cursor {cursor}")
+
+
+def _correlations(out: Output, correlations: list[dict[str, Any]], clock: Clock) -> None:
+    rows = [
+        [
+            one["correlation_id"],
+            _time_with_note(clock, one["last_event"]["event_timestamp"]),
+            str(one["event_count"]),
+            one["last_outcome"],
+            ", ".join(one["categories"]),
+        ]
+        for one in correlations
+    ]
+    out.table(["correlation", f"newest event ({clock.name})", "events", "outcome", "categories"], rows)
+    ahead = sum(clock.is_ahead(one["last_event"]["event_timestamp"]) for one in correlations)
+    if ahead:
+        explain_ahead(out, ahead, "newest event")
+
+
+def explain_ahead(out: Output, count: int, what: str) -> None:
+    out.line(
+        f"{count} with a {what} that is still to come: its time is the sender's, whose clock is ahead, or who, as "
+        "`datastorage simulate` does, says when something will be. `show` has the service's own time beside it.",
+        output.WARNING,
+    )
+
+
+def _time_with_note(clock: Clock, time: str) -> str:
+    return f"{clock.text(time)} ({clock.ago(time)})" if clock.is_ahead(time) else clock.text(time)
+
+
+def timeline(out: Output, answer: dict[str, Any], clock: Clock, *, verified_now: bool) -> None:
+    """Heading, verdict, phases, decisions, notifications, holds, and the events in the order of the log."""
+    out.line(f"{answer['correlation_id']}: {answer['event_count']} events", "bold")
+    if "first_event_at" in answer:
+        out.line(
+            f"from {clock.text(answer['first_event_at'])} to {clock.text(answer['last_event_at'])}, times in {clock.name}"
+        )
+    _verdict(out, answer, clock, verified_now=verified_now)
+    phases = [
+        [one["phase"], clock.text(one.get("entered_at")), duration_text(one.get("duration_ms"))]
+        for one in answer["phases"]
+    ]
+    _section(out, "Phases", ["phase", "entered", "lasted"], phases)
+    decisions = [
+        [
+            clock.text(one["event_timestamp"]),
+            one["decision"],
+            one["decided_by"],
+            one.get("workflow_id", ""),
+            one.get("reason", ""),
+        ]
+        for one in answer["decisions"]
+    ]
+    _section(out, "Decisions", ["when", "what", "who", "workflow", "why"], decisions)
+    sent = [notification_row(one, clock) for one in answer["notifications"]]
+    _section(out, "Notifications", NOTIFICATION_HEAD, sent)
+    holds = [
+        ["held" if one["active"] else "released", str(one["events"]), one["placed_by"], one["reason"]]
+        for one in answer["holds"]
+    ]
+    title = "Legal holds, as the events' rows show them (covered by no hash)"
+    _section(out, title, ["state", "events", "placed by", "reason"], holds)
+    _events(out, answer, clock)
+
+
+NOTIFICATION_HEAD = ["sent", "channel", "status", "recipient", "message"]
+
+
+def notification_row(one: dict[str, Any], clock: Clock) -> list[str]:
+    sent = clock.text(one["sent_at"]) + (" (unsealed)" if one.get("sealed") is False else "")
+    return [sent, one["channel"], one["status"], one["recipient"], one["message_summary"]]
+
+
+def _verdict(out: Output, answer: dict[str, Any], clock: Clock, *, verified_now: bool) -> None:
+    """What is known of the chain: when that was found, and how far was looked."""
+    verdict = answer.get("verification")
+    if verdict is None:
+        out.line("not verified yet: --verify verifies the chain now", output.WARNING)
+        return
+    if verified_now:
+        how = f"verified now, {clock.text(verdict['verification_time'])}: {verdict['message']}"
+        out.line(how, output.GOOD if verdict["is_valid"] else output.DEFECT)
+        return
+    length = answer.get("chain", {}).get("length", answer["event_count"])
+    when = f"{clock.text(verdict['verification_time'])} ({clock.ago(verdict['verification_time'])})"
+    out.line(
+        f"NOT verified now. The verifier in the background was last here at {when}, and has looked at the first "
+        f"{verdict['position']:,} of {length:,} events of the chain: {verdict['message']}. --verify verifies all of it now.",
+        output.WARNING if verdict["is_valid"] else output.DEFECT,
+    )
+
+
+def _events(out: Output, answer: dict[str, Any], clock: Clock) -> None:
+    events = answer["events"]
+    rows = [
+        [
+            _position_text(one),
+            clock.text(one["event_timestamp"]) + _time_note(one),
+            clock.text(one["recorded_at"]),
+            one["event_type"],
+            one["event_outcome"],
+            one.get("actor_id", ""),
+            one["event_id"],
+        ]
+        for one in events
+    ]
+    head = ["position", "happened", "recorded", "type", "outcome", "actor", "id"]
+    _section(out, "Events", head, rows)
+    if unsealed := sum(one.get("sealed") is False for one in events):
+        out.line(f"{unsealed} unsealed: others inserted them by SQL, they are not in the log", output.WARNING)
+    if skewed := sum(bool(skew_text(one["event_timestamp"], one["recorded_at"])) for one in events):
+        out.line(
+            f"{skewed} whose time, by the sender's clock, is more than 5 minutes from when the service recorded them",
+            output.WARNING,
+        )
+    if answer["pagination"]["has_more"]:
+        out.line(f"only the first {len(events)} events are shown", output.WARNING)
+
+
+def _show_data(out: Output, events: list[dict[str, Any]]) -> None:
+    with_data = [one for one in events if "event_data" in one]
+    if with_data:
+        out.heading("Data")
+    for one in with_data:
+        out.line(f"{_position_text(one)}  {one['event_type']}  {one['event_id']}", "bold")
+        for line in json.dumps(one["event_data"], ensure_ascii=False, indent=2).splitlines():
+            out.line(f"  {line}")
+
+
+def _section(out: Output, title: str, head: list[str], rows: list[list[str]]) -> None:
+    if rows:
+        out.heading(title)
+        out.table(head, rows)
+
+
+def _position_text(event: dict[str, Any]) -> str:
+    """Its position in the log; of a row that others inserted by SQL, that it has none."""
+    return "unsealed" if event.get("sealed") is False else str(event.get("log_index", ""))
+
+
+def _time_note(event: dict[str, Any]) -> str:
+    """Whether the time is only that of the event's arrival, or far from it."""
+    if (event.get("event_metadata") or {}).get("event_timestamp") == "received":
+        return " (received)"
+    skew = skew_text(event["event_timestamp"], event["recorded_at"])
+    return f" ({skew})" if skew else ""
