@@ -27,6 +27,7 @@ from app.api.streaming import StreamedResponse
 from app.errors import AuditError, DatabaseFailed
 from app.events.envelope import parse_timestamp
 from app.events.explain import bad_fields
+from app.events.log import Log
 from app.export.bundle_read import BundleExport
 from app.export.certificate import ExportKeyPair
 from app.export.parts import Export, ResumeToken
@@ -169,6 +170,7 @@ async def export_events(request: Request) -> Response:
     if query.format == "json":
         export = SignedPage(query, caller, service.log, await _key_pair(request), service.settings.hmac_key)
     else:
+        require_same_log(token, service.log)
         export = Export(query, caller, service.log, service.log_key, token)
     chunks = _chunks(service, export)
     try:
@@ -203,6 +205,12 @@ def _token(text: str) -> ResumeToken:
         return ResumeToken.parse(text)
     except ValueError as error:
         raise bad_fields({"after": str(error)}) from None
+
+
+def require_same_log(token: ResumeToken | None, log: Log) -> None:
+    """An export that began before the log was continued has no further parts: its manifests name the log that was open."""
+    if token is not None and (token.log_id or 0) != log.id:
+        raise bad_fields({"after": "of an export that began before the log was continued: begin a new one"})
 
 
 async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerator[bytes]:

@@ -1,9 +1,10 @@
 """Verifies export files, with only the file and a public key: no service, no database, no network."""
 
 import base64
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -24,11 +25,12 @@ from app.export.bundle import START
 from app.export.bundle_check import check_bundle
 from app.export.certificate import detached_signature
 from app.export.file import COMMITTED, NOT_COVERED, MalformedRecord, RecordReader
-from app.export.manifest import ExportPosition, Manifest, open_envelope
+from app.export.manifest import EarlierLog, ExportPosition, Manifest, open_envelope
 from app.export.result import CheckResult
 from app.tlog import merkle, note
 from app.tlog.keys import read_key_text, read_public_keys, signature_lines
 from app.tlog.note import PublicKey
+from app.tlog.proof import closed_tree, verify_seam
 from app.tlog.timestamp import read_certificates
 from app.verify.chain import link_fault
 
@@ -95,6 +97,27 @@ def check_page(body: bytes, certificate: str) -> CheckResult:
     return result
 
 
+@dataclass(slots=True)
+class _ReadLog:
+    """What was read of one log."""
+
+    position: int = -1
+    leaves: bytearray = field(default_factory=bytearray)
+    """Leaf hashes from position 0 on, as far as no event is missing."""
+    first: int | None = None
+    last: int | None = None
+    """Of the part's events."""
+
+    @property
+    def size(self) -> int:
+        """How many events from position 0 on are all in the file."""
+        return len(self.leaves) // merkle.HASH_BYTES
+
+    def root(self, size: int) -> bytes:
+        """The root over its first `size` events."""
+        return merkle.root(merkle.hashes(bytes(self.leaves[: size * merkle.HASH_BYTES])))
+
+
 class _Checker:
     """Reads the files record by record, and compares each part with its manifest when it comes to that."""
 
@@ -103,18 +126,19 @@ class _Checker:
         self._result = CheckResult()
         self._chains: dict[str, tuple[int, str]] = {}
         """By correlation: the chain position that comes next, and the hash of the event before it ("" before the first)."""
-        self._position = -1
         self._bytes = 0
-        self._leaves = bytearray()
-        """Leaf hashes of the log from position 0 on, as far as no event is missing."""
+        self._read_logs: defaultdict[str, _ReadLog] = defaultdict(_ReadLog)
+        """By name, in the order in which their events came."""
+        self._sealed_log: str | None = None
+        """That of the last event."""
         self._start_part()
 
     def _start_part(self) -> None:
         self._digest = sha256()
         self._counts: Counter[str] = Counter()
-        self._first: int | None = None
-        self._last: int | None = None
-        self._logs: set[Any] = set()
+        for log in self._read_logs.values():
+            log.first = log.last = None
+        self._unsealed_logs: set[Any] = set()
         self._through: ExportPosition | None = None
         self._rows = 0
 
@@ -138,7 +162,7 @@ class _Checker:
         if (cut := self._incomplete()) is not None:
             self._result.add_problem(cut)
         if self._result.parts:
-            self._compare_with_checkpoint()
+            self._result.checkpoint_result = "\n".join(self._compare_with_checkpoints(self._result.parts))
         return self._result
 
     def _incomplete(self) -> str | None:
@@ -160,37 +184,44 @@ class _Checker:
         where = f"{where}, event {event['event_id']}"
         self._counts["events"] += 1
         self._counts["redacted"] += bool(event["redacted"])
-        self._logs.add(event["log"])
         if event["log_index"] is None:
+            self._unsealed_logs.add(event["log"])
             self._through = ExportPosition(None, event["event_id"], event["event_date"])
             self._check_unsealed(event, where)
         else:
-            self._through = ExportPosition(event["log_index"])
-            self._check_sealed(event, where)
+            self._through = ExportPosition(event["log_index"], log=event["log"])
+            self._check_sealed(event, self._log_of(event, where), where)
 
-    def _check_sealed(self, event: dict[str, Any], where: str) -> None:
+    def _log_of(self, event: dict[str, Any], where: str) -> _ReadLog:
+        name = event["log"]
+        if name != self._sealed_log and name in self._read_logs:
+            self._result.add_problem(f"{where}: reordered: an event of the log {name!r} comes after one of another log")
+        self._sealed_log = name
+        return self._read_logs[name]
+
+    def _check_sealed(self, event: dict[str, Any], log: _ReadLog, where: str) -> None:
         self._counts["sealed"] += 1
         self._counts["erased"] += event["payload_commitment"] is not None
         position = event["log_index"]
-        if position <= self._position:
-            self._result.add_problem(f"{where}: reordered: position {position} comes after {self._position}")
-        self._position = max(self._position, position)
-        self._last = position
-        self._first = position if self._first is None else self._first
+        if position <= log.position:
+            self._result.add_problem(f"{where}: reordered: position {position} comes after {log.position}")
+        log.position = max(log.position, position)
+        log.last = position
+        log.first = position if log.first is None else log.first
         if event.get("sealed") is False:
             self._result.add_problem(f"{where}: not in the log: it had another hash at position {position}, or none")
         changed = set(event["redacted"] or ()) - COMMITTED
         if changed:
             self._counts["unverifiable"] += 1
         else:
-            self._check_hash(event, where)
+            self._check_hash(event, log, where)
         if "correlation_id" not in changed:
             self._link(event, where)
 
-    def _check_hash(self, event: dict[str, Any], where: str) -> None:
+    def _check_hash(self, event: dict[str, Any], log: _ReadLog, where: str) -> None:
         expected = sealed_hash(event)
-        if event["log_index"] * merkle.HASH_BYTES == len(self._leaves):
-            self._leaves += bytes.fromhex(expected)
+        if event["log_index"] == log.size:
+            log.leaves += bytes.fromhex(expected)
         if expected == event["event_hash"]:
             self._counts["recomputed"] += 1
         else:
@@ -249,8 +280,8 @@ class _Checker:
                 self._result.add_problem(
                     f"{where}: wrong key: the manifest of part {manifest.part} has no signature by it"
                 )
-            elif (line := f"manifest signed with {signer.label}") not in self._result.signature_lines:
-                self._result.signature_lines.append(line)
+            else:
+                self._add_signature_lines([f"manifest signed with {signer.label}"])
             for difference in self._differences(manifest, records.form):
                 self._result.add_problem(f"{where}: manifest of part {manifest.part}: {difference}")
             self._result.parts.append(manifest)
@@ -258,39 +289,76 @@ class _Checker:
         self._result.counts.update(self._counts)
         self._start_part()
 
-    def _compare_with_checkpoint(self) -> None:
-        """Compare the root of a file that has the log from its beginning with the one that was signed."""
-        result = self._result
-        checkpoints = {part.checkpoint for part in result.parts if part.checkpoint is not None}
-        size, signers = 0, []
-        for text in checkpoints:
+    def _compare_with_checkpoints(self, parts: Sequence[Manifest]) -> Iterator[str]:
+        """Compare the roots of a file that has a log from its beginning with those that were signed: the result for each log, in words."""
+        names = list(parts[-1].logs)
+        for number, name in enumerate(names):
+            earlier = [one for part in parts for one in part.earlier_logs if one.log == name]
+            notes = {one.checkpoint for one in earlier} or {part.checkpoint for part in parts if part.log == name}
+            trees = [*self._signed_trees(name, notes, is_closed=bool(earlier))]
+            trees += [*self._closed_trees(earlier, names[number + 1 : number + 2])]
+            line = self._compared(self._read_logs[name], trees)
+            yield f"log {name!r}: {line}" if len(names) > 1 else line
+
+    def _signed_trees(self, name: str, notes: Iterable[str | None], *, is_closed: bool) -> Iterator[note.Checkpoint]:
+        """The checkpoints of a log that its keys have signed. One that none of them has signed is a problem.
+
+        A closed log whose keys nobody gave is proved by the first event of the next one.
+        """
+        if is_closed and not any(key.name == name for key in self._keys):
+            return
+        signers = []
+        for text in filter(None, notes):
             try:
                 checkpoint, signed_by = note.verified_signatures(text, self._keys)
+                _require(checkpoint.origin == name, f"it is of the log {checkpoint.origin!r}, not of {name!r}")
             except (note.MalformedNote, note.NoValidSignature) as error:
-                result.add_problem(f"the checkpoint in the manifest: {error}")
+                self._result.add_problem(f"the checkpoint in the manifest: {error}")
                 continue
             signers.append(signed_by)
-            if size < checkpoint.size <= len(self._leaves) // merkle.HASH_BYTES:
-                size = checkpoint.size
-                root = merkle.root(merkle.hashes(bytes(self._leaves[: size * merkle.HASH_BYTES])))
-                if root != checkpoint.root:
-                    result.add_problem(
+            yield checkpoint
+        if signers:
+            in_all = [key for key in self._keys if all(key in signed_by for signed_by in signers)]
+            others = self._result.parts[-1].logs.keys() - {name}
+            of_log = [key for key in self._keys if key.name not in others]
+            self._add_signature_lines(f"checkpoint {line}" for line in signature_lines(in_all, of_log))
+
+    def _closed_trees(self, earlier: Iterable[EarlierLog], following: Sequence[str]) -> Iterator[note.Checkpoint]:
+        """The trees of a closed log as the first event of the next one has them. An event that is not that is a problem."""
+        for one in earlier:
+            if one.seam is None:
+                continue
+            try:
+                proved = verify_seam(one.seam, self._keys)
+                tree = closed_tree(proved)
+                stated = tree.origin, (proved.committed or {})["event_data"].get("size"), [proved.record["log"]]
+                _require(stated == (one.log, one.log_size, following), "it is about another log, or another size of it")
+            except (note.MalformedNote, note.NoValidSignature) as error:
+                self._result.add_problem(f"the event that continues the log {one.log!r}: {error}")
+            else:
+                yield tree
+
+    def _add_signature_lines(self, lines: Iterable[str]) -> None:
+        self._result.signature_lines += [line for line in lines if line not in self._result.signature_lines]
+
+    def _compared(self, log: _ReadLog, trees: Sequence[note.Checkpoint]) -> str:
+        """The result of comparing what was read of a log with its trees, in words."""
+        size = 0
+        for tree in trees:
+            if size < tree.size <= log.size:
+                size = tree.size
+                if log.root(size) != tree.root:
+                    self._result.add_problem(
                         f"forged: the first {size} events do not have the root that the checkpoint signs"
                     )
-        in_all = [key for key in self._keys if signers and all(key in signed_by for signed_by in signers)]
-        if signers:
-            result.signature_lines += [f"checkpoint {line}" for line in signature_lines(in_all, self._keys)]
-        if not checkpoints:
-            result.checkpoint_result = "no checkpoint was signed when it was exported"
-        elif size:
-            result.checkpoint_result = (
-                f"the first {size} events of the log are all in it, with the root that the checkpoint signs"
-            )
-        else:
-            result.checkpoint_result = (
-                f"not compared with the checkpoint: position {len(self._leaves) // merkle.HASH_BYTES} of the log is not in "
-                "the file (filtered, redacted, purged, or a self event: include=self)"
-            )
+        if not trees:
+            return "no checkpoint was signed when it was exported"
+        if size:
+            return f"the first {size} events of the log are all in it, with the root that the checkpoint signs"
+        return (
+            f"not compared with the checkpoint: position {log.size} of the log is not in "
+            "the file (filtered, redacted, purged, or a self event: include=self)"
+        )
 
     def _differences(self, manifest: Manifest, form: str) -> Iterator[str]:
         """What the manifest states about the part and the part does not confirm."""
@@ -300,24 +368,39 @@ class _Checker:
             "events": self._counts["events"],
             "sealed": self._counts["sealed"],
             "unsealed": self._counts["unsealed"],
-            "first_position": self._first,
-            "last_position": self._last,
             "format": form,
         }
         if not manifest.redacted:  # there every event has a commitment instead of its salt
             actual_values["erased"] = self._counts["erased"]
             if self._counts["redacted"]:
                 yield "events in it are redacted, but it was signed as not redacted"
-        if manifest.through != (self._through or manifest.after):
+        through = self._through
+        if through is not None and not manifest.earlier_logs:
+            through = replace(through, log=None)
+        if manifest.through != (through or manifest.after):
             yield "its last event is not the one that was signed"
         for name, actual in actual_values.items():
             if (signed := getattr(manifest, name)) != actual:
                 yield f"{name} is {actual}, but {signed} was signed"
-        if self._last is not None and self._last >= manifest.log_size:
-            yield f"it has position {self._last}, but the log had {manifest.log_size} events"
-        if self._logs - {manifest.log}:
-            yield f"events of another log than {manifest.log!r} are in it"
+        yield from self._differences_of_logs(manifest)
         yield from _discontinuities(self._result.parts[-1] if self._result.parts else None, manifest)
+
+    def _differences_of_logs(self, manifest: Manifest) -> Iterator[str]:
+        every: list[EarlierLog | Manifest] = [*manifest.earlier_logs, manifest]
+        for one in every:
+            read = self._read_logs.get(one.log, _ReadLog())
+            of_log = f" of the log {one.log!r}" if manifest.earlier_logs else ""
+            for name, actual in (("first_position", read.first), ("last_position", read.last)):
+                if (signed := getattr(one, name)) != actual:
+                    yield f"{name}{of_log} is {actual}, but {signed} was signed"
+            if read.last is not None and read.last >= one.log_size:
+                yield f"it has position {read.last}, but the log had {one.log_size} events"
+        others = {name for name, read in self._read_logs.items() if read.last is not None} - manifest.logs.keys()
+        if others or self._unsealed_logs - {manifest.log}:
+            yield f"events of another log than {' and '.join(map(repr, manifest.logs))} are in it"
+        in_order = [name for name in manifest.logs if name in self._read_logs]
+        if in_order != [name for name in self._read_logs if name in manifest.logs]:
+            yield "its events are not in the order of the logs"
 
 
 def _discontinuities(before: Manifest | None, manifest: Manifest) -> Iterator[str]:
@@ -325,13 +408,18 @@ def _discontinuities(before: Manifest | None, manifest: Manifest) -> Iterator[st
         if manifest.part != 1:
             yield f"the {manifest.part - 1} part(s) before it are missing"
         return
-    for name in ("export_id", "format", "redacted", "filter", "log", "log_size"):
+    for name in ("export_id", "format", "redacted", "filter", "log", "log_size", "logs"):
         if getattr(before, name) != getattr(manifest, name):
             yield f"its {name} is not that of the part before"
     if manifest.part != before.part + 1 or manifest.previous != before.sha256 or manifest.after != before.through:
         yield f"it does not follow part {before.part}"
     if before.next is None:
         yield "the part before it was the last"
+
+
+def _require(holds: bool, why: str) -> None:
+    if not holds:
+        raise note.MalformedNote(why)
 
 
 def sealed_hash(event: dict[str, Any]) -> str:
@@ -376,7 +464,8 @@ def result_lines(result: CheckResult) -> Iterator[str]:
     last = parts[-1]
     yield f"export {last.export_id} of {last.exported_at} by {last.exported_by or 'an unknown caller'}, {last.format}"
     yield f"filter {orjson.dumps(last.filter).decode()}, personal data {'redacted' if last.redacted else 'not redacted'}"
-    yield f"{counts['events']} events in {len(parts)} part(s) of the log {last.log!r}"
+    logs = " and ".join(map(repr, last.logs))
+    yield f"{counts['events']} events in {len(parts)} part(s) of the log{'s' if last.earlier_logs else ''} {logs}"
     for name, meaning in _MEANINGS.items():
         if counts[name]:
             yield f"  {counts[name]} {meaning}"

@@ -26,11 +26,29 @@ _ENVELOPE = {"payloadType", "payload", "signatures"}
 
 @dataclass(frozen=True, slots=True)
 class ExportPosition:
-    """An event in the order of exports: sealed ones by their position in the log, then unsealed ones by id and date."""
+    """An event in the order of exports: sealed ones by log and position, then unsealed ones by id and date."""
 
     position: int | None = None
     event_id: str | None = None
     event_date: str | None = None
+    log: str | None = None
+    """The log of the position, in an export of a log that continues others; None in any other export."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierLog:
+    """A closed log of which events are in an export, with what proves them besides the manifest."""
+
+    log: str
+    log_size: int
+    """Its size when it was closed."""
+    first_position: int | None
+    last_position: int | None
+    """Of the part's events of this log."""
+    checkpoint: str | None
+    """The last signed checkpoint of which the log still had all events when it was closed."""
+    seam: dict[str, Any] | None
+    """The opened proof of the next log's first event, which has size and root of this one. None where there is no checkpoint of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,13 @@ class Manifest:
     """The newest signed checkpoint when the request began that wrote the part."""
     not_covered: tuple[str, ...] = ()
     """Members of the records that no hash covers; empty in files from before December 2026, although the same ones are not covered."""
+    earlier_logs: tuple[EarlierLog, ...] = ()
+    """The logs that `log` continues, the first one first. Files of a first log do not have the member."""
+
+    @property
+    def logs(self) -> dict[str, int]:
+        """All logs of which events may be in the file, in their order, and their sizes."""
+        return {one.log: one.log_size for one in self.earlier_logs} | {self.log: self.log_size}
 
     @property
     def name(self) -> str:
@@ -76,6 +101,10 @@ class Manifest:
         """The in-toto statement, as JSON."""
         predicate = asdict(self)
         subject = {"name": self.name, "digest": {"sha256": predicate.pop("sha256")}}
+        if not self.earlier_logs:
+            del predicate["earlier_logs"]
+            for position in filter(None, (predicate["after"], predicate["through"])):
+                del position["log"]
         return orjson.dumps(
             {"_type": STATEMENT_TYPE, "subject": [subject], "predicateType": PREDICATE_TYPE, "predicate": predicate}
         )

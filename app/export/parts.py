@@ -4,8 +4,8 @@ A file that was cut lacks its last manifest; the one before that has the token w
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from typing import Annotated, Any
@@ -16,8 +16,9 @@ from pydantic import BaseModel, Field
 
 from app.db import Connection
 from app.events.log import Log
+from app.export.earlier_logs import read_earlier_logs
 from app.export.file import NOT_COVERED, Format, event_record, header_record, manifest_record
-from app.export.manifest import ExportPosition, Manifest, rfc3339_microseconds, sign_manifest
+from app.export.manifest import EarlierLog, ExportPosition, Manifest, rfc3339_microseconds, sign_manifest
 from app.export.row import export_position, exported_event, mask
 from app.export.select import ExportQuery, sealed_rows, unsealed_rows
 from app.sql import load
@@ -25,6 +26,7 @@ from app.tlog.keys import SigningKey
 
 PART_BYTES = 64 * 1024**2
 POSITION_MAX = 2**63 - 1
+LOG_ID_MAX = 2**15 - 1
 _LOWEST = -(2**63)
 
 SQL = load("export")
@@ -37,6 +39,8 @@ class ResumeToken(BaseModel, frozen=True, extra="forbid"):
     """
 
     export_id: UUID
+    log_id: Annotated[int, Field(ge=1, le=LOG_ID_MAX)] | None = None
+    """The log that the export is of, if that is not the first."""
     log_size: Annotated[int, Field(ge=0, le=POSITION_MAX)]
     part: Annotated[int, Field(ge=2)]
     previous: str
@@ -68,8 +72,8 @@ class ExportPart:
     sealed: int = 0
     unsealed: int = 0
     erased: int = 0
-    first_position: int | None = None
-    last_position: int | None = None
+    positions: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """By log, the first and the last position of its events."""
     through: ExportPosition | None = None
 
     def count(self, row: asyncpg.Record) -> None:
@@ -79,8 +83,12 @@ class ExportPart:
         else:
             self.sealed += 1
             self.erased += row["payload_commitment"] is not None
-            self.last_position = position
-            self.first_position = position if self.first_position is None else self.first_position
+            first, _ = self.positions.get(row["log"], (position, position))
+            self.positions[row["log"]] = first, position
+
+    def range_of(self, log: str) -> tuple[int | None, int | None]:
+        """First and last position of the part's events of a log; None twice if it has none."""
+        return self.positions.get(log, (None, None))
 
     def add_bytes(self, content: bytes) -> None:
         self.digest.update(content)
@@ -89,7 +97,7 @@ class ExportPart:
 
 @dataclass(slots=True)
 class Export:
-    """One request for an export, and what of it was sent."""
+    """One request for an export, and what of it was sent. It has the events of `log` and of those that it continues."""
 
     query: ExportQuery
     exported_by: str
@@ -100,10 +108,12 @@ class Export:
     export_id: UUID = field(default_factory=uuid4)
     log_size: int = 0
     checkpoint: str | None = None
+    earlier_logs: tuple[EarlierLog, ...] = ()
     part: ExportPart = field(default_factory=lambda: ExportPart(1, None, None))
     event_count: int = 0
     first_position: int | None = None
     last_position: int | None = None
+    """Of the events of `log`."""
 
     @property
     def form(self) -> Format:
@@ -118,7 +128,7 @@ class Export:
             content = pending + b"".join(self._record(row) for row in rows)
             pending = b""
             self.part.add_bytes(content)
-            self.part.through = export_position(rows[-1])
+            self.part.through = export_position(rows[-1], with_log=bool(self.log.id))
             yield content
             if self.part.size >= PART_BYTES:
                 yield self._manifest(last=False)
@@ -129,6 +139,7 @@ class Export:
 
     async def _begin(self, connection: Connection) -> None:
         self.checkpoint = await connection.fetchval(SQL.of(self.log)["checkpoint"])
+        self.earlier_logs = await read_earlier_logs(connection, self.log)
         if self.token is None:
             self.log_size = await connection.fetchval(SQL.of(self.log)["log_size"])
             return
@@ -138,17 +149,27 @@ class Export:
     async def _rows(self, connection: Connection) -> AsyncIterator[list[asyncpg.Record]]:
         after = self.part.after
         if after is None or after.position is not None:
-            first = _LOWEST if after is None or after.position is None else after.position + 1
-            async for rows in sealed_rows(connection, self.query, self.log, first, self.log_size):
-                yield rows
+            sizes = {one.log: one.log_size for one in self.earlier_logs} | {self.log.name: self.log_size}
+            for log, first in self._logs_after(after):
+                async for rows in sealed_rows(connection, self.query, log, first, sizes[log.name]):
+                    yield rows
         async for rows in unsealed_rows(connection, self.query, self.log, after):
             yield rows
+
+    def _logs_after(self, after: ExportPosition | None) -> Iterator[tuple[Log, int]]:
+        """The logs with events after a sealed one, or all of them, each with the first position that may be one of these."""
+        first = _LOWEST if after is None or after.position is None else after.position + 1
+        last_read = None if after is None else after.log or self.log.name
+        for log in self.log.and_earlier():
+            if last_read in {None, log.name}:
+                yield log, first
+                last_read, first = None, _LOWEST
 
     def _record(self, row: asyncpg.Record) -> bytes:
         self.part.count(row)
         self.event_count += 1
         position = row["log_index"]
-        if position is not None:
+        if position is not None and row["log"] == self.log.name:
             self.last_position = position
             self.first_position = position if self.first_position is None else self.first_position
         return event_record(self.form, exported_event(row, redacted=self.query.redact_pii))
@@ -156,8 +177,10 @@ class Export:
     def _manifest(self, *, last: bool) -> bytes:
         part, query = self.part, self.query
         digest, through = part.digest.hexdigest(), part.through or part.after
+        first, last_position = part.range_of(self.log.name)
         next_token = ResumeToken(
             export_id=self.export_id,
+            log_id=self.log.id or None,
             log_size=self.log_size,
             part=part.number + 1,
             previous=digest,
@@ -178,16 +201,21 @@ class Export:
             unsealed=part.unsealed,
             erased=part.erased,
             not_covered=NOT_COVERED,
-            first_position=part.first_position,
-            last_position=part.last_position,
+            first_position=first,
+            last_position=last_position,
             after=part.after,
             through=through,
             sha256=digest,
             previous=part.previous,
             next=None if last else str(next_token),
             checkpoint=self.checkpoint,
+            earlier_logs=tuple(self._of_part(one) for one in self.earlier_logs),
         )
         return manifest_record(self.form, sign_manifest(manifest, self.key))
+
+    def _of_part(self, earlier: EarlierLog) -> EarlierLog:
+        first, last = self.part.range_of(earlier.log)
+        return replace(earlier, first_position=first, last_position=last)
 
 
 def _check_position(after: ExportPosition | None) -> None:

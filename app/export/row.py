@@ -43,10 +43,10 @@ def mask(query: ExportQuery, value: Any) -> Any:
     return masked_tree(value) if query.redact_pii else value
 
 
-def export_position(row: Row) -> ExportPosition:
-    """The position of a row's event in the order of exports."""
+def export_position(row: Row, *, with_log: bool) -> ExportPosition:
+    """The position of a row's event in the order of exports; `with_log` where that has events of several logs."""
     if row["log_index"] is not None:
-        return ExportPosition(row["log_index"])
+        return ExportPosition(row["log_index"], log=row["log"] if with_log else None)
     return ExportPosition(None, row["event_id"], row["event_date"].isoformat())
 
 

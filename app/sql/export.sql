@@ -1,5 +1,5 @@
 -- name: log_size
--- The log's size in this snapshot, by the flushes that follow each other. Rows beyond it are in no export as events of the log.
+-- The size in this snapshot of a log, by the flushes that follow each other. Rows beyond it are in no export as events of the log.
 WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), {following_flushes}
 SELECT coalesce((SELECT first_index + greatest(count, 1) FROM following ORDER BY first_index DESC LIMIT 1), 0)
 

@@ -25,6 +25,7 @@ from app.tlog.note import (
 _HEADER = "c2sp.org/tlog-proof@v1\n"
 CONTINUED = "datastorage.log.continued"
 _SEAMS_MAX = 100
+_HEX_DIGITS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +111,34 @@ def _verify_through(text: str, seam: VerifiedProof) -> VerifiedProof:
     """Verify a proof whose checkpoint nobody signed: the proved first event of the next log has that size and root of the closed log."""
     proof = Proof.parse(text)
     checkpoint = Checkpoint.parse(proof.checkpoint)
+    if (tree := closed_tree(seam)) != checkpoint:
+        raise MalformedNote(
+            f"the checkpoint is not what the seam says of the closed log, {tree.size} events of {tree.origin!r}"
+        )
+    return replace(_verify_inclusion(proof, checkpoint, ()), seam=seam)
+
+
+def verify_seam(document: dict[str, Any], keys: Sequence[PublicKey]) -> VerifiedProof:
+    """Verify the opened proof of the first event of a log that continues another one. MalformedNote or NoValidSignature if it is none."""
+    seam = _verify_document(document, tuple(keys), _SEAMS_MAX)
+    closed_tree(seam)
+    return seam
+
+
+def closed_tree(seam: VerifiedProof) -> Checkpoint:
+    """The tree of a closed log, as the proved first event of the next log has it. MalformedNote if the event is no such one."""
     payload = (seam.committed or {}).get("event_data")
     if not isinstance(payload, dict) or not is_continuation(seam.record, payload) or seam.record.get("log_index") != 0:
         raise MalformedNote("its seam is not the first event of a log that continues another one")
-    closed = checkpoint.origin, checkpoint.size, checkpoint.root.hex()
-    if (payload.get("closed_log"), payload.get("tree_size"), payload.get("root_hash")) != closed:
-        raise MalformedNote("the checkpoint is not what the seam says of the closed log")
-    if seam.record.get("log") != _name_after(checkpoint.origin, payload.get("log_id")):
+    origin, size, root = (payload.get(name) for name in ("closed_log", "tree_size", "root_hash"))
+    if not (isinstance(origin, str) and isinstance(size, int) and isinstance(root, str)) or len(root) != _HEX_DIGITS:
+        raise MalformedNote("its seam does not name the tree of the closed log")
+    if seam.record.get("log") != _name_after(origin, payload.get("log_id")):
         raise MalformedNote("the seam is of a log that is not the next one")
-    return replace(_verify_inclusion(proof, checkpoint, ()), seam=seam)
+    try:
+        return Checkpoint(origin, size, bytes.fromhex(root))
+    except ValueError:
+        raise MalformedNote("its seam does not name the tree of the closed log") from None
 
 
 def is_continuation(row: Row | dict[str, Any], payload: dict[str, Any]) -> bool:

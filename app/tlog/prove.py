@@ -60,10 +60,11 @@ async def prove_event(engine: AsyncEngine, event_id: UUID, log: Log, *, timestam
     """
     async with driver_connection(engine) as connection:
         await _published_checkpoint(connection, log)
-        return await _prove(connection, event_id, log, timestamped=timestamped)
+        return await prove(connection, event_id, log, timestamped=timestamped)
 
 
-async def _prove(connection: Connection, event_id: UUID, log: Log, *, timestamped: bool = False) -> EventProof:
+async def prove(connection: Connection, event_id: UUID, log: Log, *, timestamped: bool = False) -> EventProof:
+    """prove_event() on a connection."""
     rows = await connection.fetch(SQL["rows_with_id"], event_id)
     if not rows:
         raise NotFound(f"There is no event {event_id}.")
@@ -91,7 +92,7 @@ async def _prove(connection: Connection, event_id: UUID, log: Log, *, timestampe
     if leaf != merkle.leaf_hash(content):
         raise Conflict(f"Event {event_id} is not as it was logged, so it cannot be proved: run `datastorage verify`.")
     proof = Proof(content, index, tuple(hashes), note)
-    through = None if seam is None else await _prove(connection, seam.event_id, log)
+    through = None if seam is None else await prove(connection, seam.event_id, log)
     return EventProof(proof, row["payload_salt"], committed_object, token, through)
 
 

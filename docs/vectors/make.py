@@ -1,16 +1,17 @@
 """Completes vectors: `python docs/vectors/make.py FILE…` computes every derived member from the inputs, in place.
 
-Without a file it makes those in docs/vectors/bundles from the events below.
+Without a file it makes those in docs/vectors/bundles and docs/vectors/continued from the events below.
 """
 # ruff: noqa: INP001 - a script beside the files that it makes
 
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import orjson
@@ -20,9 +21,21 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from app.events.canonical import canonical, parse
 from app.events.notification import notification_digest, notification_jcs
 from app.events.record import commitment, committed_jcs, record, record_leaf_hash
-from app.export.bundle import FORMAT, Bundle, BundledGap, BundledLog, BundledNotification, ChainEnd, Place, bundle_file
+from app.export.bundle import (
+    FORMAT,
+    Bundle,
+    BundledGap,
+    BundledLog,
+    BundledNotification,
+    ChainEnd,
+    Place,
+    Timestamp,
+    bundle_file,
+)
 from app.export.bundle_entry import bundled_event, masked_members, unproved_row
-from app.export.file import MEMBERS
+from app.export.file import MEMBERS, NOT_COVERED, event_record, header_record, manifest_record
+from app.export.manifest import EarlierLog, ExportPosition, Manifest, sign_manifest
+from app.export.row import exported_event
 from app.tlog import merkle
 from app.tlog.keys import SigningKey
 from app.tlog.note import (
@@ -37,6 +50,7 @@ from app.tlog.note import (
     sign_checkpoint,
     signature_line,
 )
+from app.tlog.proof import Proof, document_with_opening
 
 LOG = "example.test/datastorage"
 _AS_ASYNCPG_RETURNS_IT: dict[str, Callable[[Any], Any]] = {
@@ -103,12 +117,15 @@ def _completed(event: dict[str, Any], heads: dict[str, str]) -> dict[str, Any]:
     positions = {name: event[name] for name in ("log_index", "chain_index")}
     salt, committed = bytes.fromhex(event["payload_salt"]), committed_jcs(row)
     hashed = record(
-        row | positions | {"previous_event_hash": heads.get(correlation_id)}, LOG, commitment(salt, committed)
+        row | positions | {"previous_event_hash": heads.get(correlation_id)},
+        event.get("log", LOG),
+        commitment(salt, committed),
     )
     heads[correlation_id] = record_leaf_hash(hashed).hex()
     return {
         "row": event["row"],
         "payload_salt": event["payload_salt"],
+        **({"log": event["log"]} if "log" in event else {}),
         **positions,
         "committed_jcs": committed.decode(),
         "commitment": commitment(salt, committed).hex(),
@@ -230,15 +247,36 @@ def bundles() -> dict[str, bytes]:
         "0001-complete.json": _bundle(events, evidence, leaves, last, redacted=False),
         "0002-redacted.json": _bundle(events, evidence, leaves, last, redacted=True),
         "keys.txt": f"{_PUBLIC}\n{_WITNESS_PUBLIC}\n".encode(),
+        "0003-timestamp.json": _bundle(events, evidence, leaves, last, redacted=False, stamped=10),
     }
 
 
+def _proof(leaves: dict[int, bytes], position: int, size: int) -> list[bytes]:
+    ranges = merkle.inclusion_ranges(position, size)
+    return [merkle.root(leaves[leaf] for leaf in range(*one)) for one in ranges]
+
+
+def _timestamp(leaves: dict[int, bytes], size: int) -> Timestamp:
+    """A token of a test's authority over the checkpoint of the first `size` leaves; it is stored, since each is another."""
+    checkpoint = Checkpoint(LOG, size, merkle.root(leaves[position] for position in range(size)))
+    hashes = [merkle.root(leaves[leaf] for leaf in range(*one)) for one in merkle.consistency_ranges(size, _SIZE)]
+    token = BUNDLES.joinpath("timestamp.tst").read_bytes()
+    return Timestamp(sign_checkpoint(checkpoint, _KEY), [*map(encoded_base64, hashes)], encoded_base64(token))
+
+
 def _bundle(
-    events: list[dict[str, Any]], evidence: list[dict[str, Any]], leaves: dict[int, bytes], last: str, *, redacted: bool
+    events: list[dict[str, Any]],
+    evidence: list[dict[str, Any]],
+    leaves: dict[int, bytes],
+    last: str,
+    *,
+    redacted: bool,
+    stamped: int | None = None,
 ) -> bytes:
+    """The bundle of these events. `stamped`: with a timestamp of the checkpoint of so many leaves."""
+
     def proof(position: int) -> list[bytes]:
-        ranges = merkle.inclusion_ranges(position, _SIZE)
-        return [merkle.root(leaves[leaf] for leaf in range(*one)) for one in ranges]
+        return _proof(leaves, position, _SIZE)
 
     checkpoint = Checkpoint(LOG, _SIZE, merkle.root(leaves[position] for position in range(_SIZE)))
     cosigned = (1763863320).to_bytes(8) + _WITNESS.sign(cosigned_message(str(checkpoint), 1763863320))
@@ -258,7 +296,8 @@ def _bundle(
     exported = {"exported_at": "2026-11-23T02:05:00.000000Z", "exported_by": "ada"}
     shown = {"events": of_log, "gaps": [gap], "evidence": of_service, "notifications": notified}
     shown |= {"unproved": [unproved_row(unsealed, redacted=redacted)], "correlation_id": "rr-1", "redacted": redacted}
-    log = BundledLog(0, LOG, _SIZE, encoded_base64(checkpoint.root), note, None, [])
+    timestamps = [] if stamped is None else [_timestamp(leaves, stamped)]
+    log = BundledLog(0, LOG, _SIZE, encoded_base64(checkpoint.root), note, None, timestamps)
     bundle = Bundle(
         format=FORMAT,
         page=["This is a vector of the format of bundles.", "", "No event in it ever happened."],
@@ -266,14 +305,191 @@ def _bundle(
         chain=ChainEnd(5, last),
         **shown,
     )
-    export_id = f"019abc00-0000-7000-8000-0000000000f{redacted:d}"
+    export_id = f"019abc00-0000-7000-8000-0000000000f{2 if stamped else int(redacted)}"
     return bundle_file(bundle, export_id, **exported, key=SigningKey(_KEY, _PUBLIC))
+
+
+# Files over two logs. The first one was closed with four leaves, of which a lost checkpoint had said that the last two are others.
+
+CONTINUED = Path(__file__).parent / "continued"
+_NEXT = f"{LOG}/1"
+_NEXT_PUBLIC = PublicKey(_NEXT, _PUBLIC.public)
+_CONTINUATION, _POLICY = (f"019abc00-0000-7000-8000-0000000000b{number}" for number in (1, 2))
+_CLOSED_SIZE, _AGREED_SIZE, _NEXT_SIZE = 4, 2, 3
+_LOST = 2
+
+
+class _TwoLogs:
+    """The rows and leaves of both logs. If an event of the closed one is lost, its leaf is still there."""
+
+    def __init__(self, *, with_loss: bool) -> None:
+        self.lost = {_LOST} if with_loss else set[int]()
+        self.leaves: dict[str, dict[int, bytes]] = {LOG: {}, _NEXT: {}}
+        self.rows: list[dict[str, Any]] = []
+        self.last = ""
+        """Hash of the last event of `rr-1`."""
+        started = '{"event_type":"orchestrator.lifecycle.started","rr_name":"rr-1","namespace":"payments"}'
+        for position in range(_CLOSED_SIZE):
+            self._add(_row(position, position, "orchestrator.lifecycle.started", started), LOG, is_of_chain=True)
+        self.seam = self._seam()
+        self._add(self.seam, _NEXT)
+        self._add(_row(1, _CLOSED_SIZE, "orchestrator.lifecycle.started", started), _NEXT, is_of_chain=True)
+        policy = {"policy_id": _POLICY, "category": "gateway", "retention_days": 400, "floor_days": 365}
+        policy |= {"set_by": "grace@example.test", "reason": "audit 2027"}
+        self._add(_self_event(2, "datastorage.policy.set", _POLICY, **policy), _NEXT)
+
+    def _add(self, row: dict[str, Any], log: str, *, is_of_chain: bool = False) -> None:
+        row["log"], row["event_id"] = log, f"019abc00-0000-7000-8000-00000000{log == _NEXT:d}0{row['log_index']:02}"
+        row["previous_event_hash"] = self.last or None if is_of_chain else None
+        row["event_hash"] = bundled_event(row, None, redacted=False).leaf
+        self.last = row["event_hash"] if is_of_chain else self.last
+        self.leaves[row["log"]][row["log_index"]] = bytes.fromhex(row["event_hash"])
+        self.rows += [] if row["log"] == LOG and row["log_index"] in self.lost else [row]
+
+    def root(self, log: str, size: int) -> bytes:
+        return merkle.root(self.leaves[log][position] for position in range(size))
+
+    def note(self, log: str, size: int) -> str:
+        return sign_checkpoint(Checkpoint(log, size, self.root(log, size)), _KEY)
+
+    def _seam(self) -> dict[str, Any]:
+        signed = sign_checkpoint(Checkpoint(LOG, 5, sha256(b"lost").digest()), _KEY)
+        payload: dict[str, Any] = {
+            "continuation_id": _CONTINUATION,
+            "log_id": 0,
+            "closed_log": LOG,
+            "size": _CLOSED_SIZE,
+            "tree_size": _CLOSED_SIZE,
+            "root_hash": self.root(LOG, _CLOSED_SIZE).hex(),
+            "cause": "rewritten",
+            "agreed_size": _AGREED_SIZE,
+            "positions": "{[2,3)}" if self.lost else "{}",
+            "differing": "{[2,5)}",
+            "continued_by": "ada",
+            "reason": "failover to a standby",
+            "checkpoint": signed,
+        }
+        return _self_event(0, "datastorage.log.continued", _CONTINUATION, **payload)
+
+
+def continued() -> dict[str, bytes]:
+    """The files of docs/vectors/continued by their names."""
+    return {
+        "0001-export.ndjson": _export("ndjson"),
+        "0002-export.csv": _export("csv"),
+        "0003-bundle.json": _bundle_of_two_logs(),
+        "keys.txt": f"{_NEXT_PUBLIC}\n{_PUBLIC}\n".encode(),
+    }
+
+
+def _export(form: Literal["ndjson", "csv"]) -> bytes:
+    """An export of everything in both logs, in two parts, the second of which begins in the first log."""
+    logs = _TwoLogs(with_loss=False)
+    unsealed = _row(0, None, "gateway.signal.received", "{}", log_index=None, payload_salt=None, legal_hold=False)
+    rows = [*logs.rows, unsealed | {"log": _NEXT, "sealed": False}]
+    file, previous, after = b"", None, None
+    for part, of_part in enumerate((rows[:3], rows[3:]), 1):
+        content = header_record(form) if part == 1 else b""
+        content += b"".join(event_record(form, exported_event(row, redacted=False)) for row in of_part)
+        last = of_part[-1]
+        through = ExportPosition(last["log_index"], log=last["log"])
+        if last["log_index"] is None:
+            through = ExportPosition(None, last["event_id"], last["event_date"].isoformat())
+        manifest = replace(
+            _manifest(form, of_part, logs),
+            part=part,
+            previous=previous,
+            after=after,
+            through=through,
+            next="x" if part == 1 else None,
+            sha256=sha256(content).hexdigest(),
+        )
+        file += content + manifest_record(form, sign_manifest(manifest, SigningKey(_KEY, _NEXT_PUBLIC)))
+        previous, after = manifest.sha256, through
+    return file
+
+
+def _manifest(form: Literal["ndjson", "csv"], rows: list[dict[str, Any]], logs: _TwoLogs) -> Manifest:
+    """The manifest of an export of these rows in one part."""
+
+    def ends(log: str) -> tuple[int | None, int | None]:
+        positions = [row["log_index"] for row in rows if row["log"] == log and row["sealed"]]
+        return (positions[0], positions[-1]) if positions else (None, None)
+
+    (first, last), (earlier_first, earlier_last) = ends(_NEXT), ends(LOG)
+    sealed = sum(row["sealed"] for row in rows)
+    hashes = tuple(_proof(logs.leaves[_NEXT], 0, _NEXT_SIZE))
+    entry = bundled_event(logs.seam, None, redacted=False)
+    assert entry.committed is not None
+    proof = Proof(entry.record.encode(), 0, hashes, logs.note(_NEXT, _NEXT_SIZE))
+    opening = bytes.fromhex(entry.salt or ""), entry.committed.encode()
+    seam = json.loads(document_with_opening(proof, opening))
+    earlier = EarlierLog(LOG, _CLOSED_SIZE, earlier_first, earlier_last, logs.note(LOG, _AGREED_SIZE), seam)
+    return Manifest(
+        export_id=UUID("019abc00-0000-7000-8000-0000000000f4"),
+        part=1,
+        format=form,
+        redacted=False,
+        filter={"include": "self"},
+        exported_at="2026-11-23T02:05:00.000000Z",
+        exported_by="ada",
+        log=_NEXT,
+        log_size=_NEXT_SIZE,
+        events=len(rows),
+        sealed=sealed,
+        unsealed=len(rows) - sealed,
+        erased=0,
+        first_position=first,
+        last_position=last,
+        after=None,
+        through=None,
+        sha256="",
+        previous=None,
+        next=None,
+        checkpoint=logs.note(_NEXT, _NEXT_SIZE),
+        not_covered=NOT_COVERED,
+        earlier_logs=(earlier,),
+    )
+
+
+def _bundle_of_two_logs() -> bytes:
+    """The bundle of `rr-1`, whose third event is lost; the event that continues the log proves the others of the closed one."""
+    logs = _TwoLogs(with_loss=True)
+    sizes = {LOG: _CLOSED_SIZE, _NEXT: _NEXT_SIZE}
+
+    def entry(row: dict[str, Any]) -> Any:
+        return bundled_event(row, _proof(logs.leaves[row["log"]], row["log_index"], sizes[row["log"]]), redacted=False)
+
+    events = [entry(row) for row in logs.rows if row["correlation_id"] == "rr-1"]
+    lost = logs.leaves[LOG][_LOST].hex()
+    gap_proof = [*map(encoded_base64, _proof(logs.leaves[LOG], _LOST, _CLOSED_SIZE))]
+    roots = {log: encoded_base64(logs.root(log, size)) for log, size in sizes.items()}
+    bundle = Bundle(
+        format=FORMAT,
+        page=["This is a vector of a bundle over two logs.", "", "No event in it ever happened."],
+        correlation_id="rr-1",
+        redacted=False,
+        logs=[
+            BundledLog(0, LOG, _CLOSED_SIZE, roots[LOG], None, Place(_NEXT, 0), []),
+            BundledLog(1, _NEXT, _NEXT_SIZE, roots[_NEXT], logs.note(_NEXT, _NEXT_SIZE), None, []),
+        ],
+        chain=ChainEnd(_CLOSED_SIZE + 1, logs.last),
+        events=events,
+        gaps=[BundledGap(first=_LOST, end=_LOST + 1, last_hash=lost, log=LOG, position=_LOST, proof=gap_proof)],
+        evidence=[entry(logs.seam)],
+        unproved=[],
+        notifications=[],
+    )
+    exported = {"exported_at": "2026-11-23T02:05:00.000000Z", "exported_by": "ada"}
+    key = SigningKey(_KEY, _NEXT_PUBLIC)
+    return bundle_file(bundle, "019abc00-0000-7000-8000-0000000000f5", **exported, key=key)
 
 
 if __name__ == "__main__":
     if not sys.argv[1:]:
-        for name, content in bundles().items():
-            BUNDLES.joinpath(name).write_bytes(content)
+        for directory, files in ((BUNDLES, bundles()), (CONTINUED, continued())):
+            for name, content in files.items():
+                directory.joinpath(name).write_bytes(content)
     for path in map(Path, sys.argv[1:]):
         vector = json.loads(path.read_text())
         complete = completed(vector) if "events" in vector else completed_checkpoint(vector)

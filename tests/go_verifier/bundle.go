@@ -302,7 +302,7 @@ func (b *Bundle) believe(one *entry) {
 	}
 	one.payload = payload
 	positions, ok := payload.Values["positions"].(string)
-	if !ok || kind == "datastorage.log.continued" {
+	if !ok {
 		return
 	}
 	about := int64(0)
@@ -325,9 +325,16 @@ func (b *Bundle) believe(one *entry) {
 			log.restored[payload.Values[id]] = append(log.restored[payload.Values[id]], named...)
 		case "datastorage.event.erased":
 			log.erased = append(log.erased, named...)
+		case "datastorage.log.continued":
+			if one.position == 0 && own.number == about+1 {
+				log.purged[lost{}] = append(log.purged[lost{}], named...)
+			}
 		}
 	}
 }
+
+// lost stands for the operation of what is missing since a log was continued: nothing restores it.
+type lost struct{}
 
 // chain is step 5.
 func (b *Bundle) chain(value any, correlation string, events []*entry) (head struct {
@@ -410,15 +417,28 @@ func (b *Bundle) gaps(given []any, events []*entry, head struct {
 		}
 		at := b.place(g)
 		b.included(at, textOf(g["last_hash"], "last_hash"), g["proof"])
-		log, low := b.logs[at.log], int64(-1)
-		if r.before != nil && r.before.log == at.log {
-			low = r.before.position
-		}
-		if !log.isPurged(at.position) || at.position <= low || r.after != nil && r.after.log == at.log && at.position >= r.after.position ||
-			log.purgedBetween(low+1, at.position) < r.end-r.first-1 {
+		isBetween := (r.before == nil || b.isBefore(r.before.place, at)) && (r.after == nil || b.isBefore(at, r.after.place))
+		if !isBetween || !b.logs[at.log].isPurged(at.position) || b.missingBetween(r.before, at) < r.end-r.first-1 {
 			b.report("removed: no purge explains that the events %d to %d of the chain are missing", r.first, r.end-1)
 		}
 	}
+}
+
+// missingBetween counts the missing positions after an entry, or from the beginning, and before a place, in all logs.
+func (b *Bundle) missingBetween(before *entry, end place) (n int64) {
+	for name, log := range b.logs {
+		from, to := int64(0), log.size
+		if before != nil && before.log == name {
+			from = before.position + 1
+		}
+		if name == end.log {
+			to = end.position
+		}
+		if (before == nil || log.order >= b.logs[before.log].order) && log.order <= b.logs[end.log].order {
+			n += log.purgedBetween(from, to)
+		}
+	}
+	return n
 }
 
 // unproved is step 9.

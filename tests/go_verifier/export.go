@@ -43,13 +43,20 @@ type Export struct {
 	before   *Object // predicate of the last manifest
 	digest   string  // of the part before
 	parts    int
-	position int64 // of the last sealed record
-	last     any   // what `through` has to be
+	logs     []*readLog // in the order in which their first records came
+	last     *Object    // what `through` has to be, with the member log
 	unsealed string
 	chains   map[string]link
-	leaves   [][]byte // of the positions from 0 on, as long as there is no gap
 	notes    []*Checkpoint
 	total    counts
+}
+
+// readLog is what has been read of one log; first and last are of the part.
+type readLog struct {
+	name        string
+	position    int64    // of the last record
+	leaves      [][]byte // of the positions from 0 on, as long as there is no gap
+	first, last any
 }
 
 type link struct {
@@ -61,17 +68,16 @@ type counts struct{ events, sealed, unsealed, erased, otherHash int64 }
 
 // Part is what has been read since the last manifest.
 type Part struct {
-	digest      gohash.Hash
-	counts      counts
-	first, last any
-	log         map[string]bool
-	isRedacted  bool
+	digest     gohash.Hash
+	counts     counts
+	unsealed   map[string]bool // the logs that its unsealed records name
+	isRedacted bool
 }
 
-func newPart() Part { return Part{digest: sha256.New(), log: map[string]bool{}} }
+func newPart() Part { return Part{digest: sha256.New(), unsealed: map[string]bool{}} }
 
 func newExport(keys []Key, report func(string, ...any)) *Export {
-	return &Export{keys: keys, report: report, part: newPart(), position: -1, chains: map[string]link{}}
+	return &Export{keys: keys, report: report, part: newPart(), chains: map[string]link{}}
 }
 
 // read verifies one file; the next one continues where it ends.
@@ -185,11 +191,11 @@ func (e *Export) record(raw []byte, fields []string) error {
 	if e.parts > 0 && e.before != nil && e.before.Values["next"] == nil {
 		return errors.New("something follows the last part")
 	}
-	log, _ := row.Values["log"].(string)
-	e.part.log[log] = true
 	if row.Values["log_index"] != nil {
 		return e.sealed(row)
 	}
+	log, _ := row.Values["log"].(string)
+	e.part.unsealed[log] = true
 	return e.other(row)
 }
 
@@ -229,22 +235,23 @@ func (e *Export) sealed(row *Object) error {
 	if err != nil {
 		return fmt.Errorf("log_index: %w", err)
 	}
-	e.last = through(row.Values["log_index"], nil, nil)
-	if e.part.first == nil {
-		e.part.first = row.Values["log_index"]
+	log := e.logOf(row)
+	e.last = through(row.Values["log_index"], nil, nil, row.Values["log"])
+	if log.first == nil {
+		log.first = row.Values["log_index"]
 	}
-	e.part.last = row.Values["log_index"]
-	if position <= e.position || e.unsealed != "" {
+	log.last = row.Values["log_index"]
+	if position <= log.position || e.unsealed != "" || log != e.logs[len(e.logs)-1] {
 		e.report("position %d is not in the order of the log", position)
 	}
-	e.position = position
+	log.position = position
 	stored, ok := row.Values["event_hash"].(string)
 	leaf, err := unhex(stored)
 	if !ok || err != nil || len(leaf) != 32 {
 		return errors.New("event_hash is no hash")
 	}
-	if position == int64(len(e.leaves)) {
-		e.leaves = append(e.leaves, leaf)
+	if position == int64(len(log.leaves)) {
+		log.leaves = append(log.leaves, leaf)
 	}
 	if row.Values["payload_commitment"] != nil {
 		e.part.counts.erased++
@@ -271,6 +278,26 @@ func (e *Export) sealed(row *Object) error {
 		e.report("event_date is not the date of event_timestamp")
 	}
 	return e.link(row, stored, changed("correlation_id"))
+}
+
+// logOf is what has been read of the record's log.
+func (e *Export) logOf(row *Object) *readLog {
+	name, _ := row.Values["log"].(string)
+	if log := e.logNamed(name); log != nil {
+		return log
+	}
+	e.logs = append(e.logs, &readLog{name: name, position: -1})
+	return e.logs[len(e.logs)-1]
+}
+
+// logNamed is nil if the file had no sealed record of the log.
+func (e *Export) logNamed(name string) *readLog {
+	for _, log := range e.logs {
+		if log.name == name {
+			return log
+		}
+	}
+	return nil
 }
 
 // link compares an event with the one before it in its chain, as far as the file has it.
@@ -300,7 +327,7 @@ func (e *Export) link(row *Object, stored string, isMasked bool) error {
 
 func (e *Export) other(row *Object) error {
 	e.part.counts.unsealed++
-	e.last = through(nil, row.Values["event_id"], row.Values["event_date"])
+	e.last = through(nil, row.Values["event_id"], row.Values["event_date"], nil)
 	id, _ := row.Values["event_id"].(string)
 	date, _ := row.Values["event_date"].(string)
 	if key := id + " " + date; key <= e.unsealed {
@@ -350,35 +377,114 @@ func (e *Export) manifest(envelope []byte) error {
 	if p.Values["redacted"] != true && part.isRedacted {
 		wrong("redacted")
 	}
-	same("first_position", part.first)
-	same("last_position", part.last)
-	same("through", e.last)
-	for name := range part.log {
-		if name != p.Values["log"] {
+	logs, err := logsOf(p)
+	if err != nil {
+		return fmt.Errorf("the manifest: %w", err)
+	}
+	switch {
+	case e.last == nil:
+		same("through", nil)
+	case len(logs) == 1:
+		same("through", only(e.last, []string{"event_date", "event_id", "position"}))
+	default:
+		same("through", e.last)
+	}
+	e.ofLogs(logs, wrong)
+	for name := range part.unsealed {
+		if name != log {
 			wrong("log")
 		}
-	}
-	if size, err := integer(p.Values["log_size"]); err != nil || e.position >= size {
-		wrong("log_size")
 	}
 	e.parts++
 	e.total.events += part.counts.events
 	e.total.sealed += part.counts.sealed
 	e.total.unsealed += part.counts.unsealed
 	e.total.otherHash += part.counts.otherHash
-	if e.follows(p); p.Values["checkpoint"] != nil {
-		note, _ := p.Values["checkpoint"].(string)
-		checkpoint, err := openCheckpoint(note, e.keys)
-		if err != nil {
-			e.report("%v", err)
-		} else if checkpoint.Origin != log {
-			e.report("the checkpoint is of another log, %q", checkpoint.Origin)
-		} else {
-			e.notes = append(e.notes, checkpoint)
+	e.follows(p)
+	for i, one := range logs {
+		isClosed := i < len(logs)-1
+		if one.Values["checkpoint"] != nil && (!isClosed || e.hasKeyOf(one.Values["log"])) {
+			note, _ := one.Values["checkpoint"].(string)
+			e.signed(one, func() (*Checkpoint, error) { return openCheckpoint(note, e.keys) })
+		}
+		if isClosed && one.Values["seam"] != nil {
+			e.signed(one, func() (*Checkpoint, error) { return closedTree(one, logs[i+1], e.keys) })
 		}
 	}
 	e.before, e.digest = p, digest
 	return nil
+}
+
+// logsOf are the entries of the closed logs, and the predicate for its own log: each has log, log_size, positions and checkpoint.
+func logsOf(p *Object) ([]*Object, error) {
+	if !p.has("earlier_logs") {
+		return []*Object{p}, nil
+	}
+	earlier, ok := p.Values["earlier_logs"].([]any)
+	if !ok || len(earlier) == 0 {
+		return nil, errors.New("earlier_logs is no list of logs")
+	}
+	var logs []*Object
+	for _, value := range earlier {
+		one, ok := value.(*Object)
+		if !ok {
+			return nil, errors.New("an earlier log is no object")
+		}
+		logs = append(logs, one)
+	}
+	return append(logs, p), nil
+}
+
+// ofLogs compares what was read of each log with what the manifest says of it.
+func (e *Export) ofLogs(logs []*Object, wrong func(string)) {
+	next := 0 // of the logs that were read
+	for _, one := range logs {
+		log := &readLog{position: -1}
+		if name, ok := one.Values["log"].(string); ok && next < len(e.logs) && e.logs[next].name == name {
+			log = e.logs[next]
+			next++
+		}
+		for name, value := range map[string]any{"first_position": log.first, "last_position": log.last} {
+			if given, present := one.Values[name]; !present || form(given) != form(value) {
+				wrong(name)
+			}
+		}
+		if size, err := integer(one.Values["log_size"]); err != nil || log.position >= size {
+			wrong("log_size")
+		}
+		log.first, log.last = nil, nil
+	}
+	if next < len(e.logs) {
+		wrong("log") // of no log that it names, or not in the order of these
+	}
+}
+
+func (e *Export) hasKeyOf(log any) bool {
+	return slices.ContainsFunc(e.keys, func(key Key) bool { return key.Name == log && key.Algorithm == logKey })
+}
+
+// signed stores a tree of a log, to compare it with what was read once all was.
+func (e *Export) signed(log *Object, open func() (*Checkpoint, error)) {
+	checkpoint, err := open()
+	if err != nil {
+		e.report("%v", err)
+	} else if checkpoint.Origin != log.Values["log"] {
+		e.report("the checkpoint is of another log, %q", checkpoint.Origin)
+	} else {
+		e.notes = append(e.notes, checkpoint)
+	}
+}
+
+// closedTree is the tree of a closed log as the first event of the next one has it (section 5.8).
+func closedTree(log, following *Object, keys []Key) (*Checkpoint, error) {
+	tree, payload, next, err := throughSeam(log.Values["seam"], keys)
+	if err != nil {
+		return nil, fmt.Errorf("the seam: %w", err)
+	}
+	if next != following.Values["log"] || form(payload.Values["size"]) != form(log.Values["log_size"]) {
+		return nil, errors.New("the seam is not of the next log, or says another size of the closed one")
+	}
+	return tree, nil
 }
 
 func (e *Export) follows(p *Object) {
@@ -406,6 +512,17 @@ func (e *Export) follows(p *Object) {
 			e.report("the parts differ in %s", name)
 		}
 	}
+	if e.before != nil && namesAndSizes(p) != namesAndSizes(before) {
+		e.report("the parts differ in earlier_logs")
+	}
+}
+
+func namesAndSizes(p *Object) (text string) {
+	logs, _ := logsOf(p)
+	for _, one := range logs {
+		text += form(one.Values["log"]) + " " + form(one.Values["log_size"]) + "\n"
+	}
+	return text
 }
 
 // end is what can be said once everything was read.
@@ -413,22 +530,29 @@ func (e *Export) end() string {
 	if e.part.counts.events > 0 || e.before == nil || e.before.Values["next"] != nil {
 		e.report("the file is incomplete: it does not end with the manifest of the last part")
 	}
-	covered := int64(0)
+	covered := map[string]int64{}
 	for _, checkpoint := range e.notes {
-		if checkpoint.Size > int64(len(e.leaves)) || checkpoint.Size == covered {
+		log := e.logNamed(checkpoint.Origin)
+		if log == nil || checkpoint.Size > int64(len(log.leaves)) || checkpoint.Size == covered[log.name] {
 			continue
 		}
-		if !bytes.Equal(rootOf(e.leaves[:checkpoint.Size]), checkpoint.Root) {
+		if !bytes.Equal(rootOf(log.leaves[:checkpoint.Size]), checkpoint.Root) {
 			e.report("the events below position %d are not those of the checkpoint", checkpoint.Size)
 		}
-		covered = checkpoint.Size
+		covered[log.name] = max(covered[log.name], checkpoint.Size)
 	}
 	if e.before == nil {
 		return ""
 	}
 	complete := "that nothing was left out is the exporter's word"
-	if covered > 0 {
-		complete = fmt.Sprintf("complete below position %d", covered)
+	var parts []string
+	for _, log := range e.logs {
+		if size := covered[log.name]; size > 0 {
+			parts = append(parts, fmt.Sprintf("%s complete below position %d", log.name, size))
+		}
+	}
+	if len(parts) > 0 {
+		complete = strings.Join(parts, ", ")
 	}
 	t := e.total
 	return fmt.Sprintf("export %v of %v in %d parts: %d events, %d sealed, %d unsealed (%d of them with another hash), %d erased; %s",
@@ -503,10 +627,11 @@ func form(value any) string {
 
 func count(n int64) Number { return Number(fmt.Sprint(n)) }
 
-func through(position, id, date any) *Object {
+// through is an event in the order of exports; the member log is only in files of several logs.
+func through(position, id, date, log any) *Object {
 	return &Object{
-		Names:  []string{"event_date", "event_id", "position"},
-		Values: map[string]any{"position": position, "event_id": id, "event_date": date},
+		Names:  []string{"event_date", "event_id", "log", "position"},
+		Values: map[string]any{"position": position, "event_id": id, "event_date": date, "log": log},
 	}
 }
 

@@ -68,7 +68,7 @@ func verifyOpened(opened *Object, keys []Key) (record *Object, what string, err 
 	}
 	var seam *Checkpoint
 	if opened.has("seam") {
-		if seam, err = throughSeam(opened.Values["seam"], keys); err != nil {
+		if seam, _, _, err = throughSeam(opened.Values["seam"], keys); err != nil {
 			return nil, "", fmt.Errorf("the seam: %w", err)
 		}
 	}
@@ -96,30 +96,30 @@ func verifyOpened(opened *Object, keys []Key) (record *Object, what string, err 
 	return record, what + ", and its content", nil
 }
 
-// throughSeam is the tree of a closed log as the first event of the next log tells it (section 5.8).
-func throughSeam(value any, keys []Key) (*Checkpoint, error) {
+// throughSeam is the tree of a closed log as the first event of the next log tells it (section 5.8), with that event's payload and log.
+func throughSeam(value any, keys []Key) (tree *Checkpoint, payload *Object, next any, err error) {
 	opened, ok := value.(*Object)
 	if !ok {
-		return nil, errors.New("not an opened proof")
+		return nil, nil, nil, errors.New("not an opened proof")
 	}
 	record, what, err := verifyOpened(opened, keys)
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	content, ok := opened.Values["committed"].(*Object)
 	if !ok {
-		return nil, errors.New("it is not opened")
+		return nil, nil, nil, errors.New("it is not opened")
 	}
-	payload, ok := content.Values["event_data"].(*Object)
+	payload, ok = content.Values["event_data"].(*Object)
 	const continued = "datastorage.log.continued"
 	r := record.Values
 	if !ok || r["event_type"] != continued || payload.Values["event_type"] != continued || r["event_category"] != "security" ||
 		r["log_index"] != Number("0") || r["correlation_id"] != fmt.Sprintf("datastorage:log:%v", payload.Values["continuation_id"]) {
-		return nil, errors.New("it is not the event that continues a log")
+		return nil, nil, nil, errors.New("it is not the event that continues a log")
 	}
 	number, err := integer(payload.Values["log_id"])
 	if err != nil {
-		return nil, err
+		return nil, nil, nil, err
 	}
 	closed, _ := payload.Values["closed_log"].(string)
 	first := closed
@@ -128,9 +128,9 @@ func throughSeam(value any, keys []Key) (*Checkpoint, error) {
 	}
 	size, err := integer(payload.Values["tree_size"])
 	if err != nil || r["log"] != fmt.Sprintf("%s/%d", first, number+1) {
-		return nil, errors.New("it is not of the log after the closed one")
+		return nil, nil, nil, errors.New("it is not of the log after the closed one")
 	}
 	hash, _ := payload.Values["root_hash"].(string)
 	root, err := unhex(hash)
-	return &Checkpoint{Origin: closed, Size: size, Root: root, SignedBy: []string{"the next log (" + what + ")"}}, err
+	return &Checkpoint{Origin: closed, Size: size, Root: root, SignedBy: []string{"the next log (" + what + ")"}}, payload, r["log"], err
 }

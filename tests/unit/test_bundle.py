@@ -13,12 +13,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.export.bundle import FORMAT
 from app.export.bundle_check import check_bundle
+from app.export.check import check_files
 from app.export.manifest import STATEMENT_TYPE, sign_statement
 from app.tlog.keys import SigningKey, read_public_keys
 from app.tlog.note import PublicKey
+from app.tlog.timestamp import read_certificates
 
 BUNDLES = Path(__file__).parents[2] / "docs" / "vectors" / "bundles"
-COMPLETE, REDACTED = (BUNDLES / f"000{name}.json" for name in ("1-complete", "2-redacted"))
+COMPLETE, REDACTED, STAMPED = (BUNDLES / f"000{name}.json" for name in ("1-complete", "2-redacted", "3-timestamp"))
+CONTINUED = BUNDLES.with_name("continued")
 KEYS = read_public_keys(str(BUNDLES / "keys.txt"))
 LOG = "example.test/datastorage"
 PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32)
@@ -116,7 +119,7 @@ def value_at(document: Any, path: Path_) -> Any:
     return document
 
 
-@pytest.mark.parametrize("path", [COMPLETE, REDACTED], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [COMPLETE, REDACTED, STAMPED], ids=lambda path: path.stem)
 def test_vector(path: Path) -> None:
     """A bundle of an earlier version no longer verifies, or the same events make another file."""
     assert runpy.run_path(str(BUNDLES.parent / "make.py"))["bundles"]()[path.name] == path.read_bytes()
@@ -126,12 +129,52 @@ def test_vector(path: Path) -> None:
 
 def test_vectors_are_unchanged() -> None:
     """The files that other implementations are compared with were edited."""
-    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in BUNDLES.iterdir()}
-    assert digests == {
-        "0001-complete.json": "cbed13ee1f8f5454",
-        "0002-redacted.json": "33096b26cba63038",
-        "keys.txt": "aede958391c0cc19",
-    }
+    for directory, expected in (
+        (
+            BUNDLES,
+            {
+                "0001-complete.json": "cbed13ee1f8f5454",
+                "0002-redacted.json": "33096b26cba63038",
+                "0003-timestamp.json": "98ad5947447ccccf",
+                "keys.txt": "aede958391c0cc19",
+                "timestamp.pem": "fbb74e19138da3e4",
+                "timestamp.tst": "db229ce2c572e517",
+            },
+        ),
+        (
+            CONTINUED,
+            {
+                "0001-export.ndjson": "deb31a6226d2192f",
+                "0002-export.csv": "0ca0e69e7b6b1e7c",
+                "0003-bundle.json": "c492e3ecc388b056",
+                "keys.txt": "e5723c8978418edd",
+            },
+        ),
+    ):
+        digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in directory.iterdir()}
+        assert digests == expected
+
+
+def test_vector_of_a_timestamp() -> None:
+    """The timestamp of the vector is not verified, or one of another note is accepted."""
+    trusted = read_certificates(BUNDLES / "timestamp.pem")
+    found = check_bundle(STAMPED.read_bytes(), KEYS, trusted)
+    assert (found.problems, "its first 10 events existed at 2026-11-29T" in "\n".join(found.summary)) == ([], True)
+    content, _ = parts(STAMPED.read_bytes())
+    content["logs"][0]["timestamps"][0] |= {"checkpoint": content["logs"][0]["checkpoint"], "consistency": []}
+    (problem,) = check_bundle(signed_again(content), KEYS, trusted).problems
+    assert "timestamps[0]" in problem
+
+
+def test_vectors_of_two_logs() -> None:
+    """An export or a bundle over two logs no longer verifies, with the key of the second alone, or the same events make another file."""
+    made = runpy.run_path(str(BUNDLES.parent / "make.py"))["continued"]()
+    keys = str(CONTINUED / "keys.txt")
+    for name, content in made.items():
+        assert (CONTINUED / name).read_bytes() == content
+        if name != "keys.txt":
+            assert check_files([CONTINUED / name], keys).problems == [], name
+            assert check_files([CONTINUED / name], (CONTINUED / "keys.txt").read_text().split()[0]).problems == [], name
 
 
 def test_nothing_can_be_changed() -> None:

@@ -29,6 +29,7 @@ EVENTS = "/api/v1/audit/events"
 EXPORT = "/api/v1/audit/export"
 TYPE = "application/vnd.in-toto+json"
 BUNDLES = services.ROOT / "docs" / "vectors" / "bundles"
+CONTINUED = services.ROOT / "docs" / "vectors" / "continued"
 BUNDLE_KEY = Ed25519PrivateKey.from_private_bytes(bytes([1]) * 32)
 LEAF = b"\0"
 NUMBERS = (
@@ -63,9 +64,11 @@ class Corpus:
 
     @property
     def keys(self) -> Path:
-        """A file of all keys: of the service's log, and of the log and the witness of the vectors."""
+        """A file of all keys: of the service's log, and of the logs and the witness of the vectors."""
         path = self.directory / "keys"
         path.write_text(f"{self.vkey}\n{vkey(self.key, f'{LOG}/1')}\n{(BUNDLES / 'keys.txt').read_text()}")
+        with path.open("a") as keys:
+            keys.write((CONTINUED / "keys.txt").read_text().split("\n")[0] + "\n")
         return path
 
     def add(self, name: str, *contents: bytes, holds: bool = True, says: str = "") -> None:
@@ -113,6 +116,7 @@ def build(directory: Path, server_url: str, template: str) -> Corpus:
     tamper_with_exports(corpus)
     forge_exports(corpus)
     forge_bundles(corpus)
+    forge_files_of_two_logs(corpus)
     return corpus
 
 
@@ -432,6 +436,7 @@ def forge_bundles(corpus: Corpus) -> None:
     masked = (BUNDLES / "0002-redacted.json").read_bytes()
     corpus.add("bundle.json", whole, says="2 notifications, 1 rows that nothing proves")
     corpus.add("bundle-redacted.json", masked)
+    corpus.add("bundle-stamped.json", (BUNDLES / "0003-timestamp.json").read_bytes())
     corpus.add("bundle-signed-again.json", rebundled(whole, lambda _: None))
     corpus.add("bundle-byte.json", whole.replace(b"payments", b"payment5", 1), holds=False, says="changed")
     corpus.add("bundle-cut.json", whole[:-2], holds=False, says="manifest")
@@ -499,6 +504,90 @@ def enveloped(statement: Any, key: Ed25519PrivateKey, keyid: str) -> bytes:
         }
     )
 
+
+def forge_files_of_two_logs(corpus: Corpus) -> None:
+    """The vectors of a continued log, and what somebody with the key has signed although it does not hold."""
+    whole = (CONTINUED / "0001-export.ndjson").read_bytes()
+    both = r"complete below position 4.*complete below position 3|"
+    corpus.add("two-logs.ndjson", whole, says=both)
+    corpus.add("two-logs.csv", (CONTINUED / "0002-export.csv").read_bytes(), says=both)
+    lines = whole.splitlines(keepends=True)
+    first, second = b"".join(lines[:4]), b"".join(lines[4:])
+    corpus.add("two-logs-in-parts.ndjson", first, second, says=both)
+    corpus.add("two-logs-second-part.ndjson", second, holds=False, says="part")
+
+    def forged(name: str, says: str, change: Callable[[Any], Any], number: int = -1) -> None:
+        """The export with the predicate of one manifest changed, and signed again."""
+        envelope = json.loads(lines[number])
+        statement = json.loads(base64.b64decode(envelope["payload"]))
+        change(statement["predicate"])
+        changed = [*lines]
+        changed[number] = enveloped(statement, BUNDLE_KEY, envelope["signatures"][0]["keyid"])
+        corpus.add(f"two-logs-{name}.ndjson", b"".join(changed), holds=False, says=says)
+
+    def earlier(**members: Any) -> Callable[[Any], Any]:
+        return lambda p: p["earlier_logs"][0].update(members)
+
+    forged("none", "log|through", lambda p: p.pop("earlier_logs"))
+    forged("empty", "log", lambda p: p.update(earlier_logs=[]))
+    forged("name", "log", earlier(log="other.example/log"))
+    forged("small", "log_size", earlier(log_size=3))
+    forged("large", "size|differ", earlier(log_size=5))
+    forged("first", "first_position", earlier(first_position=0))
+    forged("last", "last_position", earlier(last_position=None))
+    forged("no-log-in-through", "through", lambda p: p["through"].pop("log"), 3)
+    forged("checkpoint", "checkpoint|signed", lambda p: swap(p["earlier_logs"][0], "checkpoint", "\n2\n", "\n3\n"))
+    forged("seam-salt", "salt|commitment", lambda p: p["earlier_logs"][0]["seam"].update(salt="01" * 16))
+    forged("seam-masked", "opened|seam", lambda p: p["earlier_logs"][0]["seam"].update(salt=None, committed=None))
+    forged("seam-signed", "signature|wrong", lambda p: swap(p["earlier_logs"][0]["seam"], "proof", "\n3\n", "\n4\n"))
+
+    forge_records_of_two_logs(corpus, lines)
+    forge_bundle_of_two_logs(corpus)
+
+
+def forge_records_of_two_logs(corpus: Corpus, lines: list[bytes]) -> None:
+    """All records of the export in one part, changed, with a manifest that is right about them."""
+
+    def rows(name: str, says: str, change: Callable[[list[bytes]], Any]) -> None:
+        records = [*lines[:3], *lines[4:-1]]
+        change(records)
+        predicate = predicate_of(lines[-1]) | {"part": 1, "previous": None, "after": None, "events": len(records)}
+        found = [json.loads(record) for record in records]
+        ends = {log: [one["log_index"] for one in found if one["log"] == log and one["sealed"]] for log in LOGS}
+        predicate |= {"sealed": sum(map(len, ends.values()))}
+        for of_log, log in zip((predicate["earlier_logs"][0], predicate), LOGS, strict=True):
+            of_log |= {"first_position": min(ends[log]), "last_position": max(ends[log])}
+        statement = json.loads(base64.b64decode(json.loads(lines[-1])["payload"])) | {"predicate": predicate}
+        digest = hashlib.sha256(b"".join(records)).hexdigest()
+        statement["subject"] = [
+            {"name": f"export-{predicate['export_id']}-part-1.ndjson", "digest": {"sha256": digest}}
+        ]
+        keyid = json.loads(lines[-1])["signatures"][0]["keyid"]
+        content = b"".join(records) + enveloped(statement, BUNDLE_KEY, keyid)
+        corpus.add(f"two-logs-{name}.ndjson", content, holds=not says, says=says)
+
+    rows("one-part", "", list[bytes].copy)
+    rows("exchanged", "order", lambda records: records.insert(0, records.pop(4)))
+    rows("back-again", "order", lambda records: records.insert(6, records.pop(3)))
+    rows("edited", "hash", lambda records: records.insert(0, records.pop(0).replace(b"payments", b"payment5")))
+    rows("relabelled", "hash|changed", lambda r: r.insert(5, r.pop(5).replace(b'datastorage/1"', b'datastorage"', 1)))
+
+
+def forge_bundle_of_two_logs(corpus: Corpus) -> None:
+    text = (CONTINUED / "0003-bundle.json").read_bytes()
+    corpus.add("bundle-two-logs.json", text)
+    seam = "root_hash"
+    for name, says, change in (
+        ("no-seam", "", lambda b: b["evidence"].clear()),
+        ("other-seam", "", lambda b: swap(b["evidence"][0], "committed", f'"{seam}":"', f'"{seam}":"0')),
+        ("exchanged", "", lambda b: b["logs"].reverse()),
+        ("unexplained", "removed", lambda b: b["gaps"][0].update(log=None, position=None, proof=None)),
+        ("number", "", lambda b: b["logs"][1].update(log_id=2)),
+    ):
+        corpus.add(f"bundle-two-logs-{name}.json", rebundled(text, change), holds=False, says=says)
+
+
+LOGS = ("example.test/datastorage", "example.test/datastorage/1")
 
 FORGED_BUNDLES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("record", "changed", lambda b: swap(b["events"][0], "record", '"info"', '"high"')),

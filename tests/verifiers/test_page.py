@@ -114,7 +114,7 @@ def test_vectors(page: chromium.Tab) -> None:
         return D.parseObject(text).get("events").map((event) => {
             const row = D.parseObject(event.get("row"));
             for (const name of ["payload_salt", "log_index", "chain_index"]) row.set(name, event.get(name));
-            row.set("log", "example.test/datastorage");
+            row.set("log", event.get("log") ?? "example.test/datastorage");
             row.set("previous_event_hash", ends[row.get("correlation_id")] ?? null);
             return ends[row.get("correlation_id")] = D.eventHash(row); }); }"""
     for path in sorted(VECTORS.glob("*.json")):
