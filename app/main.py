@@ -36,6 +36,7 @@ from app.api import (
     export,
     findings,
     health,
+    histogram,
     history,
     holds,
     imports,
@@ -76,6 +77,7 @@ from app.pages.browsers import Browsers
 from app.pod.member import Member
 from app.pod.plan import Role
 from app.presence import Presence
+from app.query import histogram as histograms
 from app.query import page, warming
 from app.query.sharing import SharedReads
 from app.retention import adoption, claims
@@ -92,7 +94,7 @@ from app.verify.worker import no_checkpoints, verify_forever
 from app.workers import Reminder, database_is_away
 
 _ROUTE_MODULES = (
-    *(post, proofs, events, tlog, eventtypes, verify, export, notifications),
+    *(post, proofs, events, histogram, tlog, eventtypes, verify, export, notifications),
     *(reconstruct, effectiveness, history),
     *(bundle, timeline, holds, findings, policies, imports, health),  # timeline: any path below correlations/
     *(static, login, events_page),
@@ -129,6 +131,7 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
         presence=presence or Presence(),
         engine=engine,
         pages=SharedReads(partial(page.page, engine)),
+        histograms=SharedReads(partial(histograms.histogram, engine)),
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
         read_slots=read_slots(settings, writer_state, readers=1 if member is None else member.alike),

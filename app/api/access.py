@@ -61,6 +61,7 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("POST", "/api/v1/audit/events/batch"): _WRITE,
     ("POST", "/api/v1/audit/import"): RouteAccess("import", writes=True),
     ("GET", "/api/v1/audit/events/{event_id}"): _READ,
+    ("GET", "/api/v1/audit/histogram"): _READ,
     ("GET", "/api/v1/audit/event-types"): _READ,
     ("GET", "/api/v1/audit/event-types/{name}"): _READ,
     ("GET", "/api/v1/audit/correlations"): _READ,

@@ -174,6 +174,10 @@ def _check_size(size: int, bytes_max: int) -> None:
         raise TooLarge(f"The body has more than the {bytes_max} bytes that this route accepts.")
 
 
+UTC_Z = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
+"""Options of json_response() for an answer with times in UTC."""
+
+
 def json_response(
     value: Any, status: int = 200, headers: Mapping[str, str] | None = None, *, options: int = orjson.OPT_APPEND_NEWLINE
 ) -> Response:

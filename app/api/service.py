@@ -27,6 +27,7 @@ from app.ingest.event_writer import EventWriter, WriterState
 from app.ingest.spool import Spool
 from app.presence import Presence
 from app.query.filter import EventQuery
+from app.query.histogram import Histogram, HistogramQuery
 from app.query.page import Page
 from app.query.sharing import SharedReads
 from app.settings import Settings
@@ -45,6 +46,7 @@ class Foundation:
     presence: Presence
     engine: AsyncEngine
     pages: SharedReads[EventQuery, Page]
+    histograms: SharedReads[HistogramQuery, Histogram]
     authenticator: Authenticator
     byte_budget: ByteBudget
     read_slots: ReadSlots

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.body import json_response
+from app.api.body import UTC_Z, json_response
 from app.api.deadline import within_deadline
 from app.api.notifications import StoredNotification
 from app.api.paging import cursor_errors, page_response, pagination
@@ -35,7 +35,6 @@ from app.query.filter import OFFSET_MAX
 from app.query.timeline import EVENTS_DEFAULT, EVENTS_MAX, Timeline, timeline
 
 router = APIRouter(tags=["correlations"])
-_UTC_Z = orjson.OPT_APPEND_NEWLINE | orjson.OPT_UTC_Z
 
 
 class TimelineEvent(BaseModel):
@@ -268,7 +267,7 @@ async def get_timeline(request: Request, correlation_id: str) -> Response:
             "pagination": {"limit": limit, "offset": offset, "has_more": found.has_more},
         }
     )
-    return json_response(answer, options=_UTC_Z)
+    return json_response(answer, options=UTC_Z)
 
 
 def _summary(correlation_id: str, found: Timeline) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import Select
+from sqlalchemy import CompoundSelect, Select
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 
 _DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # untyped there
@@ -20,6 +20,6 @@ class Statement(NamedTuple):
         return [arguments[name] for name in self.parameters]
 
 
-def compile_statement(statement: Select[Any]) -> Statement:
+def compile_statement(statement: Select[Any] | CompoundSelect[Any]) -> Statement:
     compiled = statement.compile(dialect=_DIALECT)
     return Statement(str(compiled), tuple(compiled.positiontup or ()))

@@ -8,7 +8,8 @@ from sqlalchemy import BigInteger, bindparam, cast, func, select
 from app.db import Connection
 from app.query.compiled import Statement, compile_statement
 from app.query.filter import EventQuery, conditions_on
-from app.query.total import IN_ROLLUP, from_rollup
+from app.query.parts import IN_ROLLUP
+from app.query.total import from_rollup
 from app.tables import rollup_counts
 
 _DEEP = 10_000

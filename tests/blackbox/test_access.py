@@ -39,6 +39,7 @@ MATRIX = dict(
         route("POST", BATCH, WRITE, 201, sent=lambda: [make_event()]),
         route("POST", "/api/v1/audit/import", set(), 207, sent=lambda: [make_event()]),  # of the importer alone
         route("GET", EVENTS + "/{event_id}", READ, 404, event_id=EVENT_ID),
+        route("GET", "/api/v1/audit/histogram", READ),
         route("GET", "/api/v1/audit/event-types", READ),
         route("GET", "/api/v1/audit/event-types/{name}", READ, name="orchestrator.lifecycle.started"),
         route("GET", "/api/v1/audit/correlations", READ),

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,6 +19,9 @@ from app.query import offset
 from app.query import page as pages
 from app.query import total as totals
 from app.query.filter import EventQuery
+from app.query.histogram import Histogram, HistogramQuery, from_rollup, histogram
+from app.query.parts import LAG_MAX
+from app.query.spans import whole_spans
 from app.retention import erase, purge
 from app.retention.erase import Erasure
 from app.rollup import Check, count_portion
@@ -97,34 +101,66 @@ def queries(pick: random.Random) -> list[EventQuery]:
     return made
 
 
-async def counted(connection: Connection, query: EventQuery) -> int:
-    """What the query means, in words of its own."""
+async def matching(connection: Connection, query: EventQuery, columns: str) -> list[Any]:
+    """These columns of the rows that the query means, in words of its own."""
     equal = ("event_type", "event_category", "event_outcome", "severity")
     hidden = not (query.include or query.event_type or query.event_category)
-    return int(
-        await connection.fetchval(
-            "SELECT count(*) FROM audit_events WHERE "
-            + " AND ".join(f"(${n}::text IS NULL OR {name} = ${n})" for n, name in enumerate(equal, 1))
-            + " AND ($5::timestamptz IS NULL OR event_timestamp >= $5) AND ($6::timestamptz IS NULL OR event_timestamp <= $6)"
-            " AND NOT ($7 AND event_category = 'security' AND event_type LIKE 'datastorage.%'"
-            " AND event_type <> 'datastorage.ratelimit.denied')",
-            *(getattr(query, name) for name in equal),
-            *(query.since, query.until, hidden),
-        )
+    found: list[Any] = await connection.fetch(
+        f"SELECT {columns} FROM audit_events WHERE "
+        + " AND ".join(f"(${n}::text IS NULL OR {name} = ${n})" for n, name in enumerate(equal, 1))
+        + " AND ($5::timestamptz IS NULL OR event_timestamp >= $5) AND ($6::timestamptz IS NULL OR event_timestamp <= $6)"
+        " AND NOT ($7 AND event_category = 'security' AND event_type LIKE 'datastorage.%'"
+        " AND event_type <> 'datastorage.ratelimit.denied')",
+        *(getattr(query, name) for name in equal),
+        *(query.since, query.until, hidden),
     )
+    return found
+
+
+async def counted(connection: Connection, query: EventQuery) -> int:
+    return int((await matching(connection, query, "count(*)"))[0][0])
+
+
+COLUMN_OF = {"outcome": "event_outcome", "category": "event_category", "type": "event_type", "severity": "severity"}
+
+
+def histogram_query(pick: random.Random) -> HistogramQuery:
+    """Between any two times of the last three months; by minutes of a few hours only."""
+    since, until = sorted((moment(pick), moment(pick)))
+    bucket = pick.choice(("auto", "hour", "day", "week", "month", "minute"))
+    if bucket == "minute":
+        until = min(until, since + timedelta(hours=5))
+    query = next(one for one in queries(pick) if one.include == "self")
+    fields = query.model_dump(exclude_unset=True) | {"since": since, "until": until}
+    return HistogramQuery(**fields, bucket=bucket, by=pick.choice((None, *COLUMN_OF)))
+
+
+def summed(found: Histogram, rows: list[Any]) -> list[tuple[int, dict[str, int]]]:
+    """For each bucket how many of the rows, (time, group), are between its ends, and how many of each group."""
+    sums = []
+    for bucket in found.buckets:
+        is_last = bucket is found.buckets[-1]
+        inside = [
+            g for t, g in rows if bucket["start"] <= t and (t < bucket["end"] or (is_last and t == bucket["end"]))
+        ]
+        sums.append((len(inside), dict(Counter(group or "" for group in inside))))
+    return sums
 
 
 class Story:
     """Something happens to the rows of one database, again and again."""
 
-    def __init__(self, url: str, connection: Connection, other: Connection, pick: random.Random) -> None:
+    def __init__(
+        self, url: str, engine: AsyncEngine, connection: Connection, other: Connection, pick: random.Random
+    ) -> None:
         self._url = url
+        self._engine = engine
         self._connection = connection
         self._other = other
         """A session that leaves its transactions open for a while."""
         self._pick = pick
         self.is_open = False
-        self.from_rollup = self.nearer = 0
+        self.from_rollup = self.nearer = self.histograms = 0
 
     async def step(self) -> str:
         """One step, and its name. Those that lock whole tables wait until nobody has a transaction open."""
@@ -326,14 +362,30 @@ class Story:
             await count_portion(self._connection, rows=self._pick.randint(1, 4))
 
     async def check(self, *, must_answer: bool = False) -> None:
+        await self._check_histogram()
         for query in queries(self._pick):
             expected = await counted(self._connection, query)
             found = await totals.from_rollup(self._connection, query)
             assert found in {None, expected}, query
-            assert found is not None or not must_answer or totals.whole_spans(query.since, query.until) is None, query
+            assert found is not None or not must_answer or whole_spans(query.since, query.until) is None, query
             self.from_rollup += found is not None
             assert await totals.total(self._connection, query) == (expected, True)
             await self._check_offset(query, expected)
+
+    async def _check_histogram(self) -> None:
+        query = histogram_query(self._pick)
+        column = COLUMN_OF.get(query.by or "", "NULL")
+        rows = await matching(self._connection, query, f"event_timestamp, {column}")
+        found = await histogram(self._engine, query)
+        assert (found.exact, found.buckets[0]["start"], found.buckets[-1]["end"]) == (True, query.since, query.until)
+        starts = [bucket["start"] for bucket in found.buckets]
+        assert starts[1:] == [bucket["end"] for bucket in found.buckets[:-1]]
+        sums = summed(found, rows)
+        assert sum(events for events, _ in sums) == len(rows)
+        assert [bucket["events"] for bucket in found.buckets] == [events for events, _ in sums], query
+        if query.by:
+            assert [bucket["groups"] for bucket in found.buckets] == [groups for _, groups in sums], query
+        self.histograms += await from_rollup(self._connection, query, query.span) is not None
 
     async def _check_offset(self, query: EventQuery, total: int) -> None:
         """A page that is found by the roll-up is the page that is found by leaving rows out."""
@@ -354,11 +406,11 @@ async def catch_up(connection: Connection) -> None:
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ROLLUP_SEEDS", "3"))))
-async def test_totals_are_counts(database_url: str, connection: Connection, seed: int) -> None:
+async def test_totals_are_counts(database_url: str, engine: AsyncEngine, connection: Connection, seed: int) -> None:
     """Something that is done to rows makes a total wrong: at once, while the worker is behind, or when it has caught up."""
     pick = random.Random(seed)
     async with databases.connected(database_url) as other:
-        story = Story(database_url, connection, other, pick)
+        story = Story(database_url, engine, connection, other, pick)
         done: list[str] = []
         for number in range(45):
             done.append(await story.step())
@@ -375,7 +427,7 @@ async def test_totals_are_counts(database_url: str, connection: Connection, seed
             await other.execute("COMMIT")
         await catch_up(connection)
         await story.check(must_answer=True)
-    assert (story.from_rollup > 300, story.nearer > 50) == (True, True)
+    assert (story.from_rollup > 300, story.nearer > 50, story.histograms > 20) == (True, True, True)
 
 
 async def test_every_snapshot_is_right(database_url: str, connection: Connection) -> None:
@@ -581,11 +633,11 @@ async def test_far_from_the_end_rows_are_counted(connection: Connection) -> None
         "INSERT INTO audit_events (event_timestamp, event_date, event_type, event_category, event_action, event_outcome, actor_type,"
         " actor_id, resource_type, resource_id, correlation_id, event_data, log_id, log_index)"
         " SELECT now(), now()::date, 't', 'c', 'a', 'success', '', '', '', '', '', '{}', 0, n FROM generate_series(1, $1) n",
-        totals.LAG_MAX + 1,
+        LAG_MAX + 1,
     )
     assert await totals.from_rollup(connection, EventQuery()) is None
     await connection.execute("DELETE FROM audit_events WHERE log_index = 7")
-    assert await totals.from_rollup(connection, EventQuery()) == totals.LAG_MAX
+    assert await totals.from_rollup(connection, EventQuery()) == LAG_MAX
 
 
 @pytest.mark.parametrize(("name", "end"), [("other", "2019-02-01"), ("audit_events_2019_01", "2019-04-01")])

@@ -3,7 +3,7 @@
 import random
 from datetime import UTC, datetime, timedelta, timezone
 
-from app.query.total import whole_spans
+from app.query.spans import whole_spans
 
 HOUR = timedelta(hours=1)
 START, END = datetime(2026, 1, 30, tzinfo=UTC), datetime(2026, 3, 3, tzinfo=UTC)

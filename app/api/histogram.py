@@ -1,0 +1,93 @@
+"""GET of counts over time."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app.api.body import UTC_Z, json_response
+from app.api.deadline import within_deadline
+from app.api.events import parse_query
+from app.api.parameters import bad_query, build_query, documented, query_parameters, read_fields
+from app.api.service import service_of
+from app.query.histogram import BUCKETS_MAX, DAYS_DEFAULT, PAGING, Histogram, HistogramQuery
+from app.query.spans import Span, number_of
+
+router = APIRouter(tags=["query"])
+_OWN = ("bucket", "by")
+
+
+class Bucket(BaseModel):
+    """The events from `start` up to `end`; of the last bucket, up to and at it."""
+
+    start: datetime
+    end: datetime
+    events: int
+    groups: Annotated[
+        dict[str, int] | None,
+        Field(description="events by the value that `by` names, where there are any; the empty text stands for none"),
+    ] = None
+
+
+class EventHistogram(BaseModel):
+    """Events by time, oldest bucket first, the empty ones too. The first begins at `since`, the last one ends at `until`."""
+
+    bucket: Span
+    since: datetime
+    until: datetime
+    exact: Annotated[
+        bool,
+        Field(description="false: there was time for the buckets from `scanned_from` on only; older ones are left out"),
+    ]
+    scanned_from: datetime | None = None
+    events: Annotated[int, Field(description="of all buckets")]
+    buckets: list[Bucket]
+
+
+@router.get(
+    "/api/v1/audit/histogram",
+    response_class=Response,
+    responses={200: {"model": EventHistogram}},
+    openapi_extra={"parameters": [one for one in documented(HistogramQuery) if one["name"] not in PAGING]},
+)
+async def get_histogram(request: Request) -> Response:
+    """Count events by time, as a chart draws them."""
+    query = parse_histogram_query(request.scope["query_string"], datetime.now(UTC))
+    found = await within_deadline(request, service_of(request).histograms.ask(query))
+    return json_response(histogram_answer(found), options=UTC_Z)
+
+
+def parse_histogram_query(query_string: bytes, now: datetime) -> HistogramQuery:
+    """The query in a query string, with both times set. `now` counts as the end of its second, so that equal questions of one second
+    are equal, and a client counts what it has just written.
+    """
+    now = now.replace(microsecond=0) + timedelta(seconds=1)
+    events = parse_query(query_string, now)
+    own = read_fields(query_parameters(query_string, _OWN), {})
+    until = events.until or now
+    times = {"since": events.since or until - min(timedelta(days=DAYS_DEFAULT), until - _FIRST), "until": until}
+    filters = {name: value for name, value in events if name not in PAGING}
+    query = build_query(HistogramQuery, filters | own | times)
+    if (number := number_of(times["since"], until, query.span)) > BUCKETS_MAX:
+        raise bad_query(f"bucket: expected at most {BUCKETS_MAX} buckets from since to until, got {number}")
+    return query
+
+
+_FIRST = datetime(1, 1, 1, tzinfo=UTC)
+
+
+def histogram_answer(found: Histogram) -> dict[str, object]:
+    """The answer, of which orjson makes JSON."""
+    scanned = {} if found.exact else {"scanned_from": found.scanned_from}
+    return {
+        "bucket": found.bucket,
+        "since": found.since,
+        "until": found.until,
+        "exact": found.exact,
+        **scanned,
+        "events": sum(bucket["events"] for bucket in found.buckets),
+        "buckets": found.buckets,
+    }

@@ -1,0 +1,230 @@
+"""Events by time, as a chart draws them: from the roll-up where it has the answer, else from the rows, as many as a second allows."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Literal
+
+import asyncpg
+from pydantic import Field
+from sqlalchemy import BigInteger, ColumnElement, Select, cast, func, null, select, union_all
+from sqlalchemy import literal_column as literal
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
+
+from app.db import Connection, driver_connection
+from app.query.compiled import Statement, compile_statement
+from app.query.filter import EventQuery
+from app.query.parts import IN_ROLLUP, IS_CURRENT, Columns, parts_of, rows_of
+from app.query.spans import SPANS, Span, floor, following, number_of, whole_spans
+from app.query.total import COUNT_SECONDS
+from app.tables import rollup_counts
+
+DAYS_DEFAULT = 7
+BUCKETS_MAX = 2_000
+AUTO_BUCKETS_MAX = 170
+"""A week by hours; with more, `auto` has the next longer buckets."""
+GROUPS_MAX = 20
+OTHER = "other"
+_TICK = timedelta(microseconds=1)
+_FIRST_PORTIONS = 64
+"""Rows are counted from the newest on: first of this part of the time, then each time of twice as much."""
+
+By = Literal["outcome", "category", "type", "severity", "cluster", "namespace"]
+_COLUMNS: dict[By, str] = {
+    "outcome": "event_outcome",
+    "category": "event_category",
+    "type": "event_type",
+    "severity": "severity",
+    "cluster": "cluster_id",
+    "namespace": "namespace",
+}
+_LONGEST: dict[Span, Span] = {"hour": "hour", "day": "day", "week": "day", "month": "month"}
+"""The longest spans of the roll-up that are wholly in one bucket. It has no minutes."""
+PAGING = frozenset({"limit", "offset", "cursor", "total"})
+"""Fields of a query that mean nothing here."""
+
+
+class HistogramQuery(EventQuery, frozen=True, extra="forbid"):
+    """Which events to count, and by what."""
+
+    bucket: Literal["auto", "minute", "hour", "day", "week", "month"] = Field(
+        "auto", description=f"length of a bucket, in UTC; auto: the shortest with at most {AUTO_BUCKETS_MAX} buckets"
+    )
+    by: By | None = Field(
+        None, description=f"count by this too: the {GROUPS_MAX} most frequent values, and the rest as `{OTHER}`"
+    )
+
+    @property
+    def span(self) -> Span:
+        """What a bucket is; `since` and `until` have to be set."""
+        if self.bucket != "auto":
+            return self.bucket
+        return next((span for span in SPANS if number_of(*self.bounds, span) <= AUTO_BUCKETS_MAX), "month")
+
+    @property
+    def bounds(self) -> tuple[datetime, datetime]:
+        """`since` and `until`, which have to be set, in UTC."""
+        assert self.since is not None, "whoever asks sets it"
+        assert self.until is not None, "whoever asks sets it"
+        return self.since.astimezone(UTC), self.until.astimezone(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Histogram:
+    """Buckets in the form of the answer, oldest first; the empty ones too. Their ends are clipped to the time asked for."""
+
+    bucket: Span
+    since: datetime
+    until: datetime
+    buckets: list[dict[str, Any]]
+    exact: bool
+    """False: buckets before `scanned_from` were not counted, and are not there."""
+    scanned_from: datetime
+
+
+_Counts = dict[datetime, Counter[str | None]]
+"""Events by the beginning of their bucket and by their group."""
+
+
+async def histogram(engine: AsyncEngine, query: HistogramQuery) -> Histogram:
+    """The events that match, whose `since` and `until` are there. DatabaseAway or DatabaseFailed when Postgres does not answer."""
+    since, until = query.bounds
+    span = query.span
+    async with driver_connection(engine) as connection:
+        counts, scanned_from = await from_rollup(connection, query, span), since
+        if counts is None:
+            counts, scanned_from = await from_rows(connection, query, span)
+    starts = list(_starts(max(since, scanned_from), until, span))
+    buckets = list(_buckets(counts, starts, until, grouped=query.by is not None))
+    return Histogram(span, since, until, buckets, scanned_from <= since, scanned_from)
+
+
+def _starts(since: datetime, until: datetime, span: Span) -> Iterator[datetime]:
+    """Where the buckets begin that have the times from `since` to `until`. What happens at `until` is in the last one."""
+    if since > until:
+        return
+    start = floor(since, span)
+    yield since
+    try:
+        while (start := following(start, span)) < until:
+            yield start
+    except OverflowError:
+        return
+
+
+def _buckets(
+    counts: _Counts, starts: Sequence[datetime], until: datetime, *, grouped: bool
+) -> Iterator[dict[str, Any]]:
+    found = [Counter[str]() for _ in starts]
+    frequent = _most_frequent(counts.values())
+    number = -1
+    for start in sorted(counts):
+        while number + 1 < len(starts) and (number < 0 or starts[number + 1] <= start):
+            number += 1
+        for group, events in counts[start].items():
+            found[number]["" if group is None else group if group in frequent else OTHER] += events
+    for start, end, groups in zip(starts, (*starts, until)[1:], found, strict=True):
+        bucket: dict[str, Any] = {"start": start, "end": end, "events": groups.total()}
+        yield bucket | ({"groups": dict(groups.most_common())} if grouped else {})
+
+
+def _most_frequent(counts: Iterable[Counter[str | None]]) -> set[str | None]:
+    totals: Counter[str | None] = sum(counts, Counter())
+    return {group for group, _ in totals.most_common(GROUPS_MAX)} if len(totals) > GROUPS_MAX else set(totals)
+
+
+async def from_rollup(connection: Connection, query: HistogramQuery, span: Span) -> _Counts | None:
+    """The counts, exactly; None if the roll-up has no answer to this query, or none at this moment."""
+    conditions, longest = query.conditions(), _LONGEST.get(span)
+    if (
+        longest is None
+        or not IN_ROLLUP.issuperset(conditions)
+        or (query.by and _COLUMNS[query.by] not in rollup_counts.c)
+    ):
+        return None
+    spans = whole_spans(query.since, query.until, longest)
+    if spans is None:
+        return None
+    statement = _rollup_statement(conditions, span, query.by, longest)
+    try:
+        rows = await _fetch(connection, statement, query.arguments() | spans)
+    except asyncpg.InsufficientPrivilegeError:  # roles.sql was not run after the migration
+        return None
+    return _counts(row for row in rows if row["start"] is not None) if rows else None
+
+
+async def from_rows(connection: Connection, query: HistogramQuery, span: Span) -> tuple[_Counts, datetime]:
+    """The counts, and from when on they are counted: from the newest event back, as far as COUNT_SECONDS allow."""
+    since, until = query.bounds
+    counts: _Counts = {}
+    statement = _rows_statement(query.conditions(), span, query.by)
+    scanned_from, end = max(since, until), until
+    try:
+        async with asyncio.timeout(COUNT_SECONDS):
+            for start in _portions(since, until, span):
+                portion = query.model_copy(update={"since": start, "until": end})
+                counts |= _counts(await _fetch(connection, statement, portion.arguments()))
+                scanned_from = start
+                end = start - _TICK if start > since else start
+    except TimeoutError:
+        pass
+    return counts, scanned_from
+
+
+def _portions(since: datetime, until: datetime, span: Span) -> Iterator[datetime]:
+    """Where the portions begin, each at the beginning of a bucket; the newest first."""
+    length = max((until - since) / _FIRST_PORTIONS, _TICK)
+    start = until
+    while start > since:
+        start = max(since, floor(max(since, start - length), span))
+        yield start
+        length *= 2
+    if since == until:
+        yield since
+
+
+def _counts(rows: Iterable[asyncpg.Record]) -> _Counts:
+    counts: _Counts = {}
+    for row in rows:
+        if row["events"]:
+            counts.setdefault(row["start"], Counter())[row["group"]] += row["events"]
+    return counts
+
+
+async def _fetch(connection: Connection, statement: Statement, arguments: Mapping[str, object]) -> list[asyncpg.Record]:
+    return await connection.fetch(statement.text, *statement.bind(arguments))
+
+
+def _grouped(span: Span, by: By | None) -> Columns:
+    """The beginning of the bucket, and the group."""
+
+    def columns(c: ReadOnlyColumnCollection[str, Any], time: ColumnElement[Any]) -> Sequence[ColumnElement[Any]]:
+        start = func.date_trunc(literal(f"'{span}'"), time, literal("'UTC'")).label("start")
+        return [start] if by is None else [start, c[_COLUMNS[by]].label("group")]
+
+    return columns
+
+
+@lru_cache(256)
+def _rows_statement(conditions: tuple[str, ...], span: Span, by: By | None) -> Statement:
+    return compile_statement(_with_group(rows_of(conditions, _grouped(span, by)), by))
+
+
+def _with_group(selected: Select[Any], by: By | None) -> Select[Any]:
+    return selected if by else selected.add_columns(literal("''").label("group"))
+
+
+@lru_cache(256)
+def _rollup_statement(conditions: tuple[str, ...], span: Span, by: By | None, longest: Span) -> Statement:
+    """The parts of the counts, and one row without `start`; no row at all while the counts are not current."""
+    parts = [_with_group(part, by).where(IS_CURRENT) for part in parts_of(conditions, _grouped(span, by), longest)]
+    all_parts = union_all(*parts).subquery("part").c
+    columns = [all_parts.start, all_parts.group]
+    events = cast(func.sum(all_parts.events), BigInteger).label("events")
+    nothing: list[ColumnElement[Any]] = [null().label("start"), null().label("group"), literal("0").label("events")]
+    is_current = select(*nothing).where(IS_CURRENT)
+    return compile_statement(select(*columns, events).group_by(*columns).union_all(is_current))
