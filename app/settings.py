@@ -112,11 +112,26 @@ class Settings(BaseSettings):
         default=False, description="write an event for each export and proof, and for what the auditor role reads"
     )
 
-    ui_session_key_file: Path | None = Field(
+    ui_session_key: SecretStr | None = Field(
         None,
-        description="file of at least 32 random bytes that seal the sessions of browsers, the same for all replicas; unset: each pod makes "
-        "its own at its start, and knows no session of another one",
+        min_length=32,
+        description="at least 32 random characters that seal the sessions of browsers, the same for all replicas; unset: each pod makes "
+        "its own at its start, and knows no session of another one. DATASTORAGE_UI_SESSION_KEY_FILE names a file that holds it",
     )
+    ui_url: str | None = Field(
+        None,
+        pattern="^https?://[^/]+$",
+        description="where browsers reach this service, without a path: the issuer sends them back there. For ui_oidc_client_id",
+    )
+    ui_oidc_client_id: str | None = Field(
+        None,
+        description="as what browsers sign in at oidc_issuer (authorization code with PKCE); unset: they paste a token",
+    )
+    ui_oidc_client_secret: SecretStr | None = Field(
+        None,
+        description="secret of that client, if it has one; DATASTORAGE_UI_OIDC_CLIENT_SECRET_FILE names a file that holds it",
+    )
+    ui_oidc_scopes: str = Field("openid", description="scopes that browsers ask oidc_issuer for, with spaces")
     tls_dir: Path | None = Field(
         None, description="directory of tls.crt and tls.key, by which the API is served; a changed pair is taken up"
     )
@@ -312,6 +327,8 @@ class Settings(BaseSettings):
         needed = {"oidc": ("oidc_issuer", "oidc_audience"), "tokens": ("tokens_file",)}
         for name in (name for mode in modes for name in needed.get(mode, ()) if getattr(self, name) is None):
             raise ValueError(f"auth is {self.auth}, which needs DATASTORAGE_{name.upper()}")
+        if self.ui_oidc_client_id is not None and ("oidc" not in modes or self.ui_url is None):
+            raise ValueError("ui_oidc_client_id: needs DATASTORAGE_AUTH with oidc, and DATASTORAGE_UI_URL")
         return self
 
     @model_validator(mode="after")

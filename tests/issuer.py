@@ -2,11 +2,15 @@
 
 import json
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from secrets import token_urlsafe
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from joserfc import jwt
 from joserfc.jwk import KeySet, RSAKey
@@ -40,6 +44,30 @@ class Issuer:
         present = {name: value for name, value in (all_claims | claims).items() if value is not None}
         return jwt.encode({"alg": "RS256", "kid": signer.kid}, present, signer)
 
+    answer: dict[str, Any] = field(default_factory=dict)
+    """Claims of the tokens of the next browser that signs in, beside those of its question."""
+    signed_in: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By code, what the browser asked that was sent back with it."""
+
+    def authorize(self, question: dict[str, str]) -> str:
+        """Where a browser that asks to sign in is sent back to: nobody has to press a button here."""
+        code = token_urlsafe(8)
+        self.signed_in[code] = question
+        return f"{question['redirect_uri']}?{urlencode({'code': code, 'state': question['state']})}"
+
+    def redeem(self, form: dict[str, str]) -> dict[str, str] | None:
+        """The tokens for a code, once, for who knows the verifier of its challenge; else None."""
+        asked = self.signed_in.pop(form["code"], None)
+        challenge = urlsafe_b64encode(sha256(form["code_verifier"].encode()).digest()).decode().rstrip("=")
+        if asked is None or asked["code_challenge"] != challenge or asked["redirect_uri"] != form["redirect_uri"]:
+            return None
+        id_claims = {"aud": asked["client_id"], "nonce": asked["nonce"]} | self.answer
+        return {
+            "token_type": "Bearer",
+            "access_token": self.token("ada@example.org", ["reader"]),
+            "id_token": self.token("ada@example.org", [], **id_claims),
+        }
+
     def settings(self) -> dict[str, object]:
         roles = {name: name for name in ("reader", "writer", "auditor", "admin")}
         return {
@@ -63,16 +91,30 @@ def issuer() -> Iterator[Issuer]:
 class _Handler(BaseHTTPRequestHandler):
     issuer: Issuer
 
+    def do_POST(self) -> None:
+        form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+        tokens = self.issuer.redeem(form)
+        self._answer(400 if tokens is None else 200, json.dumps(tokens).encode())
+
     def do_GET(self) -> None:
         issuer = self.issuer
+        if self.path.startswith("/authorize?"):
+            self.send_response(302)
+            self.send_header("Location", issuer.authorize(dict(parse_qsl(urlsplit(self.path).query))))
+            self.end_headers()
+            return
+        names = {"jwks_uri": "keys", "authorization_endpoint": "authorize", "token_endpoint": "redeem"}
+        urls = {name: f"{issuer.url}/{path}" for name, path in names.items()}
         answers: dict[str, Any] = {
-            "/.well-known/openid-configuration": {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"},
+            "/.well-known/openid-configuration": {"issuer": issuer.url} | urls,
             "/keys": KeySet([issuer.key]).as_dict(private=False),
         }
         issuer.fetched += self.path == "/keys"
         issuer.requests += 1
-        text = json.dumps(answers.get(self.path)).encode()
-        self.send_response(503 if issuer.down else 200)
+        self._answer(503 if issuer.down else 200, json.dumps(answers.get(self.path)).encode())
+
+    def _answer(self, status: int, text: bytes) -> None:
+        self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
         self.end_headers()
         self.wfile.write(text)

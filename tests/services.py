@@ -33,9 +33,9 @@ class Service:
 
 
 def spawn(settings: dict[str, object], directory: Path) -> Service:
-    """The process on a free port, in an empty directory, so that no file of the machine's user changes its settings."""
+    """The process on a free port, unless the settings have one, in an empty directory, so that no file of the machine's user changes its settings."""
     directory.mkdir()
-    port, log = free_port(), directory / "log"
+    port, log = int(str(settings.get("port") or free_port())), directory / "log"
     env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
     env |= {
         f"DATASTORAGE_{name.upper()}": str(value)

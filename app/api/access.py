@@ -38,7 +38,7 @@ OPEN_PATHS = frozenset(
             "/tlog/tile/{tile}",
             "/tlog/timestamp",
         ),  # hashes and sizes only; a setting closes them
-        *("/ui/static/{digest}/{name}", "/ui/login", "/ui/logout"),
+        *("/ui/static/{digest}/{name}", "/ui/login", "/ui/login/oidc", "/ui/login/callback", "/ui/logout"),
     }
 )
 

@@ -13,6 +13,7 @@ from app.errors import Forbidden, ReviewFailed, Unauthorized
 from app.settings import Settings
 
 if TYPE_CHECKING:
+    from app.auth.code_flow import CodeFlow
     from app.auth.kubernetes import Kubernetes
     from app.auth.oidc import Oidc
 
@@ -40,6 +41,8 @@ class Authenticator:
         self._tokens = _token_file(settings, clock) if "tokens" in modes else None
         self._oidc = _oidc(settings, now) if "oidc" in modes else None
         self._kubernetes = _kubernetes(settings) if "kubernetes" in modes else None
+        self.code_flow = _code_flow(settings, self._oidc) if self._oidc and settings.ui_oidc_client_id else None
+        """How browsers sign in at the issuer; None where they cannot."""
 
     async def close(self) -> None:
         for provider in (self._oidc, self._kubernetes):
@@ -94,6 +97,12 @@ def _oidc(settings: Settings, now: Clock) -> "Oidc":
     from app.auth.oidc import Oidc  # noqa: PLC0415 -- see above
 
     return Oidc(settings, now)
+
+
+def _code_flow(settings: Settings, oidc: "Oidc") -> "CodeFlow":
+    from app.auth.code_flow import CodeFlow  # noqa: PLC0415 -- see above
+
+    return CodeFlow(settings, oidc)
 
 
 def _kubernetes(settings: Settings) -> "Kubernetes":

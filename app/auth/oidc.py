@@ -68,21 +68,26 @@ class Oidc:
 
     async def identify(self, token: str) -> Identity | None:
         """The owner of `token`, or None if it is not valid. ReviewFailed while the issuer's keys cannot be fetched."""
+        claims = await self.claims(token, self._audience)
+        return None if claims is None else self._identity(claims)
+
+    async def claims(self, token: str, audience: str) -> dict[str, Any] | None:
+        """The claims of a token of this issuer that is valid now and meant for `audience`, or None. ReviewFailed as in identify()."""
         claims = None
         keys = await self._current_keys()
         try:
-            claims = self._claims(token, keys)
+            claims = self._claims(token, keys, audience)
         except InvalidKeyIdError:  # the key may be new
             keys = await self._current_keys(outdated=keys)
             with suppress(InvalidKeyIdError):
-                claims = self._claims(token, keys)
-        return None if claims is None else self._identity(claims)
+                claims = self._claims(token, keys, audience)
+        return claims
 
-    def _claims(self, token: str, keys: KeySet) -> dict[str, Any] | None:
+    def _claims(self, token: str, keys: KeySet, audience: str) -> dict[str, Any] | None:
         """The claims of a token that is valid now, or None. InvalidKeyIdError when its key is not among `keys`."""
         try:
             decoded = jwt.decode(token, keys, algorithms=ALGORITHMS)
-            self._registry().validate(decoded.claims)
+            self._registry(audience).validate(decoded.claims)
         except InvalidKeyIdError:
             raise
         except (JoseError, ValueError, TypeError) as error:
@@ -90,12 +95,12 @@ class Oidc:
             return None
         return decoded.claims
 
-    def _registry(self) -> jwt.JWTClaimsRegistry:
+    def _registry(self, audience: str) -> jwt.JWTClaimsRegistry:
         return jwt.JWTClaimsRegistry(
             now=lambda: int(self._clock()),
             leeway=_LEEWAY_SECONDS,
             iss={"essential": True, "value": self._issuer},
-            aud={"essential": True, "value": self._audience},
+            aud={"essential": True, "value": audience},
             exp={"essential": True},
         )
 
@@ -128,7 +133,7 @@ class Oidc:
     async def _fetch(self, now: float) -> None:
         try:
             async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
-                url = self._settings.oidc_jwks_url or await self._discover_jwks_url()
+                url = self._settings.oidc_jwks_url or await self.discover("jwks_uri")
                 keys = KeySet.import_key_set(await self._get(url))
         except (
             httpx.HTTPError,
@@ -144,15 +149,21 @@ class Oidc:
             return
         self._keys, self._fetched_at = keys, now
 
-    async def _discover_jwks_url(self) -> str:
-        """The URL of the issuer's keys, from its discovery document."""
+    async def discover(self, member: str) -> str:
+        """The URL of this name in the issuer's discovery document. ValueError for one that is not the issuer's; what httpx raises."""
         document = await self._get(self._issuer.rstrip("/") + "/.well-known/openid-configuration")
         if document["issuer"] != self._issuer:
             raise ValueError(f"the discovery document of {self._issuer} names another issuer")
-        url = str(document["jwks_uri"])
+        url = str(document[member])
         if urlsplit(url).scheme != urlsplit(self._issuer).scheme:
             raise ValueError(f"{url} has another scheme than {self._issuer}")
         return url
+
+    async def redeem(self, url: str, fields: dict[str, str], credentials: tuple[str, str] | None) -> Any:
+        """What the issuer answers to a form that is posted to it, as JSON; what httpx raises, also for a refusal."""
+        response = await self._client.post(url, data=fields, auth=credentials or httpx.USE_CLIENT_DEFAULT)
+        response.raise_for_status()
+        return orjson.loads(response.content)
 
     async def _get(self, url: str) -> Any:
         response = await self._client.get(url)

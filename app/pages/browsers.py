@@ -32,7 +32,7 @@ class Browsers:
     def __init__(self, front: ASGIApp, app: Application, settings: Settings) -> None:
         self.front = front
         self.app = app
-        self._sealer = session.sealer(settings.ui_session_key_file)
+        self._sealer = session.sealer(settings.ui_session_key)
         self._is_local = settings.auth == "none" and not settings.allow_unauthenticated
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

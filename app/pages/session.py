@@ -11,19 +11,22 @@ import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
-from pathlib import Path
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import SecretStr
 from starlette.requests import Request
 from starlette.types import Scope
 
-from app.errors import Fatal, Forbidden
+from app.errors import Forbidden, Unauthorized
 
 SESSION_SECONDS = 12 * 3600
-SESSION, VISITOR = "datastorage_session", "datastorage_visitor"
+ATTEMPT_SECONDS = 600
+SESSION, VISITOR, ATTEMPT = "datastorage_session", "datastorage_visitor", "datastorage_attempt"
+_ATTEMPT_PATH = "/ui/login"
 _NONCE_BYTES = 12
+_COOKIE_BYTES_MAX = 3_900  # with its name and attributes browsers take 4,096
 _POD_KEY = os.urandom(32)
 """Made when the pod's first process imports this module; the others are forked from it."""
 
@@ -67,19 +70,9 @@ class Opened(NamedTuple):
     token: str
 
 
-def sealer(key_file: Path | None) -> Sealer:
-    """The sealer of this pod, or of all pods that have the same key file. Fatal if the file cannot be read or is too short."""
-    if key_file is None:
-        return Sealer(_POD_KEY)
-    try:
-        key = key_file.read_bytes().strip()
-    except OSError as error:
-        raise Fatal(f"Cannot read DATASTORAGE_UI_SESSION_KEY_FILE: {error}") from None
-    if len(key) < 32:
-        raise Fatal(
-            f"{key_file} has {len(key)} bytes; a key of sessions has at least 32: head -c 32 /dev/urandom | base64"
-        )
-    return Sealer(key)
+def sealer(key: SecretStr | None) -> Sealer:
+    """The sealer of this pod, or of all pods that have the same key."""
+    return Sealer(_POD_KEY if key is None else key.get_secret_value().encode())
 
 
 def cookies(scope: Scope) -> dict[str, str]:
@@ -101,7 +94,26 @@ def seal_session(request: Request, token: str, expires: float) -> str:
     """The header Set-Cookie that begins a session with this token, which is valid until `expires` (Unix time, or infinity)."""
     seconds = min(SESSION_SECONDS, expires - time.time())
     sealed = request.scope["state"]["sealer"].seal(SESSION, {"token": token}, seconds)
+    if len(sealed) > _COOKIE_BYTES_MAX:
+        raise Unauthorized("The token is too long for a browser's cookie: ask for one with fewer groups.")
     return set_cookie(request.scope, SESSION, sealed, seconds=int(seconds))
+
+
+def seal_attempt(request: Request, attempt: dict[str, str]) -> str:
+    """The header Set-Cookie with an attempt to sign in at an issuer. Lax: it has to come back when the issuer sends the browser back."""
+    sealed = request.scope["state"]["sealer"].seal(ATTEMPT, attempt, ATTEMPT_SECONDS)
+    return set_cookie(request.scope, ATTEMPT, sealed, path=_ATTEMPT_PATH, seconds=ATTEMPT_SECONDS, same_site="Lax")
+
+
+def opened_attempt(request: Request) -> dict[str, str] | None:
+    """The attempt that this browser has begun; None without one."""
+    sealer: Sealer = request.scope["state"]["sealer"]
+    return sealer.unseal(ATTEMPT, cookies(request.scope).get(ATTEMPT, ""))
+
+
+def forget_attempt(request: Request) -> str:
+    """The header Set-Cookie that ends an attempt."""
+    return set_cookie(request.scope, ATTEMPT, "", path=_ATTEMPT_PATH, seconds=0, same_site="Lax")
 
 
 def form_token(request: Request) -> tuple[str, str | None]:

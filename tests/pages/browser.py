@@ -43,6 +43,8 @@ class Reader:
     def __init__(self, browser: Browser, url: str, *, javascript: bool, width: int, scheme: Any) -> None:
         self.url = url
         self.faults: list[str] = []
+        self.hosts = {urlsplit(url).netloc}
+        """Where its requests may go."""
         self.context: BrowserContext = browser.new_context(
             base_url=url,
             viewport={"width": width, "height": 800},
@@ -86,5 +88,5 @@ class Reader:
 
     def _check_host(self, request: Request) -> None:
         url = request.url
-        if not url.startswith(("data:", "blob:", "about:")) and urlsplit(url).netloc != urlsplit(self.url).netloc:
+        if not url.startswith(("data:", "blob:", "about:")) and urlsplit(url).netloc not in self.hosts:
             self.faults.append(f"a request left the host: {url}")
