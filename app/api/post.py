@@ -39,6 +39,8 @@ _LARGE_BYTES = 256 * 1024
 _RELEASE_SECONDS = 0.5
 """After the answer to a large batch, when nothing refers to its events any more."""
 
+_QUEUED = "accepted: the database is away, and they are queued on disk"
+
 _SINGLE_DURATION, _BATCH_DURATION = map(metrics.WRITE_DURATION.labels, ("audit_events", "audit_events_batch"))
 _one_large_body = asyncio.Lock()
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
@@ -61,7 +63,7 @@ class EventAccepted(BaseModel):
 
 
 class BatchCreated(BaseModel):
-    """Every event of the batch is committed, or safe on disk while Postgres is away; the ids are in its order."""
+    """Every event of the batch is committed, or safe on disk while Postgres is away, as the message says; the ids are in its order."""
 
     event_ids: list[UUID]
     message: str
@@ -152,7 +154,7 @@ async def post_batch(request: Request) -> Response:
     try:
         if reader.is_lenient:
             return verdicts(reader, await _submit_lenient(request, posted, settings.batch_deadline_ms))
-        ids = (await _submit(request, posted, settings.batch_deadline_ms)).ids
+        receipt = await _submit(request, posted, settings.batch_deadline_ms)
     except DatabaseFailed as error:
         raise DatabaseFailed(slug=error.slug, instance=request.url.path) from (error.__cause__ or error)
     finally:
@@ -160,8 +162,8 @@ async def post_batch(request: Request) -> Response:
         if is_large:
             del drafts, reader, posted
             asyncio.get_running_loop().call_later(_RELEASE_SECONDS, _release_memory)
-    message = f"{len(ids)} audit events created successfully"
-    return json_response({"event_ids": [str(i) for i in ids], "message": message}, 201)
+    message = f"{len(receipt.ids)} audit events {_QUEUED if receipt.is_spooled else 'created successfully'}"
+    return json_response({"event_ids": [str(i) for i in receipt.ids], "message": message}, 201)
 
 
 class _PostedEvents(NamedTuple):
@@ -254,7 +256,8 @@ def verdicts(reader: "BatchReader", receipt: Receipt | None) -> Response:
             error = reader.body_format.with_client_names(error)
         problem = {"type": error.type, "title": error.title, "detail": error.detail}
         items.append({"index": index, "status": error.status} | problem | error.extra)
-    message = f"{stored} of {reader.count} audit events created"
+    became = _QUEUED if receipt is not None and receipt.is_spooled else "created"
+    message = f"{stored} of {reader.count} audit events {became}"
     return json_response({"items": items, "message": message}, 207, preference.APPLIED)
 
 

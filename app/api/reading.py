@@ -25,6 +25,9 @@ from app.ingest.event_writer import WriterState, busy_seconds_until
 from app.settings import Settings
 
 WAIT_SECONDS = 0.8
+HELD_SECONDS_MAX = 1800.0
+"""For which a read has its slot whoever waits. In this time also a client that only just receives fast enough, with the longest
+rests, gets one part of an export, from whose end it can go on."""
 _CORES_SHARE = 0.1
 """Of the cores, how much reads may keep busy on average while the writer has no pause."""
 _REST_SECONDS_MAX = 0.7
@@ -102,7 +105,7 @@ class Pace:
             self._seen_at, self._seen = now, busy_seconds
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Turn:
     """One read that has a slot or waits for one."""
 
@@ -112,6 +115,9 @@ class Turn:
     admitted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     rest_owed: float = 0.0
     """Seconds for which its slot has to rest before any more work."""
+    admitted_at: float = 0.0
+    is_over: bool = False
+    """Somebody else waits for its slot, which it has had for too long: its answer is to be cut."""
     _began: float | None = None
 
     def work(self) -> None:
@@ -144,6 +150,7 @@ class ReadSlots:
         self._most_long = max(1, slots // 2)
         """Slots that all long reads may have: an export has a connection with one snapshot until its client has received all of it."""
         self._held = Counter[str]()
+        self._running: list[Turn] = []
         self._long = 0
         self._waiting: OrderedDict[str, deque[Turn]] = OrderedDict()
 
@@ -156,6 +163,8 @@ class ReadSlots:
         turn = Turn(caller, is_long, self._pace)
         self._waiting.setdefault(caller, deque()).append(turn)
         self._admit()
+        if not turn.admitted.done():
+            self._end_one_for(turn)
         if sum(map(len, self._waiting.values())) > self._waiting_max:
             self._refuse_one()
         try:
@@ -175,13 +184,32 @@ class ReadSlots:
         self._remove(turn)
         turn.admitted.set_exception(ReadsBusy())
 
+    def _end_one_for(self, waiting: Turn) -> None:
+        """Have one of the reads end that keep `waiting` out for too long, of the caller who has most slots."""
+        needs_long = waiting.is_long and self._long >= self._most_long
+        if self._held[waiting.caller] >= self._most or not (needs_long or not self._free):
+            return
+        in_the_way = [turn for turn in self._running if turn.is_long or not needs_long]
+        if any(turn.is_over for turn in in_the_way):
+            return
+        over = [
+            turn
+            for turn in in_the_way
+            if monotonic() - turn.admitted_at > HELD_SECONDS_MAX
+            and self._held[turn.caller] > self._held[waiting.caller]
+        ]
+        if over:
+            max(over, key=lambda turn: (self._held[turn.caller], -turn.admitted_at)).is_over = True
+
     def _admit(self) -> None:
         """Give free slots to those who wait, one for each caller in turn."""
         while self._free and (turn := self._next()) is not None:
             self._free -= 1
             self._pace.slots_in_use += 1
             self._held[turn.caller] += 1
+            self._running.append(turn)
             self._long += turn.is_long
+            turn.admitted_at = monotonic()
             turn.admitted.set_result(None)
 
     def _next(self) -> Turn | None:
@@ -209,10 +237,13 @@ class ReadSlots:
             return
         self._free += 1
         self._pace.slots_in_use -= 1
+        self._running.remove(turn)
         self._long -= turn.is_long
         self._held[turn.caller] -= 1
         if not self._held[turn.caller]:
             del self._held[turn.caller]
+        if turn.is_over and turn.caller in self._waiting:
+            self._waiting.move_to_end(turn.caller)
         self._admit()
 
 

@@ -24,7 +24,8 @@ class PacedSend:
     read after the rest that the read's slot needs.
 
     A client may let the service wait for STALL_SECONDS, and for a second more for each BYTES_PER_SECOND_MIN that it has received,
-    but never for longer than STALL_SECONDS at once; then its response is cut: it must not occupy its slot for ever.
+    but never for longer than STALL_SECONDS at once; then its response is cut: it must not occupy its slot for ever. Nor must one
+    that receives just fast enough: when others have waited for its slot for too long, its response is cut too.
     """
 
     def __init__(self, send: Send, turn: Turn) -> None:
@@ -33,7 +34,7 @@ class PacedSend:
         self._seconds_left = STALL_SECONDS
 
     async def __call__(self, message: Message) -> None:
-        """Raises ClientDisconnected for a client that receives too slowly."""
+        """Raises ClientDisconnected for a client that receives too slowly, or whose slot somebody else gets."""
         self._turn.pause()
         await self._send_whole(message)
         if message.get("more_body", False):
@@ -52,6 +53,9 @@ class PacedSend:
             await self._send_piece({**message, "body": body[start:end], "more_body": has_more})
 
     async def _send_piece(self, message: Message) -> None:
+        if self._turn.is_over:
+            log.warning("a response was cut: others wait for its slot")
+            raise ClientDisconnected
         now = asyncio.get_running_loop().time
         begin = now()
         try:

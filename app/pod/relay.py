@@ -29,12 +29,17 @@ _MEMBERS = (
     *("client", "server"),
 )
 _BROKEN = (OSError, IncompleteReadError)
+_SAFE = frozenset({"GET", "HEAD"})
 
 log = logging.getLogger(__name__)
 
 
 class NobodyAnswers(Exception):
     """No process took the request, or it ended before it began to answer."""
+
+
+class _NotRead(NobodyAnswers):
+    """The other process had closed the connection before it read the request, which can be sent again."""
 
 
 class _Connection:
@@ -69,7 +74,19 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises NobodyAnswers, and what `receive` raises for a body that is not HTTP."""
-        connection = await self._connection(self._preferred(scope))
+        preferred, again = self._preferred(scope), _Again(receive)
+        if (connection := self._idle_connection(preferred)) is not None:
+            try:
+                await self._exchange(connection, scope, again, send)
+            except _NotRead:
+                if not again.can_repeat:
+                    raise
+            else:
+                return
+        await self._exchange(await self._new_connection(preferred), scope, again.rest, send)
+
+    async def _exchange(self, connection: _Connection, scope: Scope, receive: Receive, send: Send) -> None:
+        """Have the process at the other end answer the request. Raises as __call__."""
         self._running[connection.name] += 1
         try:
             reusable = await _Exchange(connection, receive, send).run(scope)
@@ -95,13 +112,17 @@ class Relay:
         sent = dict(scope["headers"]).get(b"authorization") or (scope.get("client") or ("",))[0].encode()
         return self._names[crc32(sent) % len(self._names)]
 
-    async def _connection(self, preferred: str) -> _Connection:
-        """A connection to the preferred process, else to another one. Waits a little for one that starts again."""
+    def _idle_connection(self, preferred: str) -> _Connection | None:
+        """A connection to the preferred process that was used before. Its end is seen here only once the event loop has seen it."""
         for index in range(len(self._idle) - 1, -1, -1):
             if self._idle[index].name == preferred:
                 connection = self._idle.pop(index)
                 if not (connection.reader.at_eof() or connection.writer.is_closing()):
                     return connection
+        return None
+
+    async def _new_connection(self, preferred: str) -> _Connection:
+        """A connection to the preferred process, else to another one. Waits a little for one that starts again."""
         deadline = asyncio.get_running_loop().time() + _PATIENCE_SECONDS
         while True:
             for name in sorted(self._names, key=lambda one: one != preferred):
@@ -111,6 +132,30 @@ class Relay:
             if asyncio.get_running_loop().time() > deadline:
                 raise NobodyAnswers
             await asyncio.sleep(_PAUSE_SECONDS)
+
+
+class _Again:
+    """The `receive` of a request, whose first message can be received once more as long as there was no second one."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._first: Message | None = None
+        self._received = 0
+
+    @property
+    def can_repeat(self) -> bool:
+        return self._received <= 1
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._received += 1
+        self._first = message if self.can_repeat else None
+        return message
+
+    async def rest(self) -> Message:
+        """What can be repeated, then what was not received yet."""
+        message, self._first = self._first, None
+        return await self._receive() if message is None else message
 
 
 class _Exchange:
@@ -131,7 +176,7 @@ class _Exchange:
         connection then.
         """
         begin: dict[str, Any] = {}
-        begun = False
+        begun = is_reset = False
         sending = None
         message: Any = False
         try:
@@ -146,13 +191,15 @@ class _Exchange:
                     await self._send(begin)
                 self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
                 await self._send(message)
-        except _BROKEN:
-            message = False
+        except _BROKEN as error:
+            message, is_reset = False, isinstance(error, OSError)
         finally:
             if sending is not None:
                 sending.cancel()
         if not (begun or self._client_is_gone):
-            raise self._refusal or NobodyAnswers
+            # A reset, not an end, says that the other process closed the connection before it had read all that was sent.
+            not_read = is_reset and (sending is None or scope["method"] in _SAFE)
+            raise self._refusal or (_NotRead if not_read else NobodyAnswers)
         if not (self._is_complete or self._client_is_gone or self._refusal):
             log.warning("an answer was cut by the process that gave it, or by its end", extra={"path": scope["path"]})
         return bool(message) and self._is_complete and self._body_is_sent

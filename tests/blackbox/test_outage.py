@@ -91,6 +91,7 @@ async def test_answers_while_postgres_is_away(outage: Outage) -> None:
     event_id = single.json()["event_id"]
     batch = await outage.client.post(BATCH, json=[make_event(correlation_id="rr-1") for _ in range(3)])
     assert (batch.status_code, len(batch.json()["event_ids"])) == (201, 3)
+    assert batch.json()["message"] == "3 audit events accepted: the database is away, and they are queued on disk"
     assert (await outage.client.get(f"{EVENTS}/{event_id}")).json()["correlation_id"] == "rr-1"
     for _ in range(100):
         ready = await outage.client.get("/readyz")

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import pickle
+import select
+import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -358,6 +360,77 @@ async def test_process_that_ends_before_it_has_the_body(more_body: bool) -> None
         with pytest.raises(NobodyAnswers):
             await Relay([name], by_caller=False)(_SCOPE, receive, client.send)
     assert client.sent == []
+
+
+@pytest.mark.parametrize(
+    ("method", "closed", "is_answered"),
+    [
+        *(("GET", "before", True), ("POST", "before", True)),
+        *(("GET", "unread", True), ("POST", "unread", False)),
+        *(("GET", "read", False), ("POST", "read", False)),
+    ],
+)
+async def test_idle_connection_that_is_closed(method: str, closed: str, is_answered: bool) -> None:
+    """A request is refused because a process restarted since the one before, or is sent twice although it may be carried out already."""
+    name, scope = f"test-{token_hex(8)}", {**_SCOPE, "method": method}
+    answer = b"".join(
+        messages.pack(one)
+        for one in (
+            {"type": "http.response.start", "status": 200, "headers": []},
+            {"type": "http.response.body", "body": b"x"},
+            True,
+        )
+    )
+    with listen(name) as listening:
+        relay = Relay([name], by_caller=False)
+
+        async def ask() -> list[Message]:
+            await relay(scope, (client := _reading_client()).receive, client.send)
+            return client.sent
+
+        async def take() -> socket.socket:
+            connection, _ = await asyncio.get_running_loop().sock_accept(listening)
+            assert [(await _message(connection))["type"] for _ in range(2)] == ["http", "http.request"]
+            return connection
+
+        first = asyncio.create_task(ask())
+        connection = await take()
+        connection.sendall(answer)
+        assert (await first)[-1]["body"] == b"x"
+        if closed == "before":
+            connection.close()
+        second = asyncio.create_task(ask())
+        if closed != "before":
+            await _message(connection)
+            if closed == "read":
+                await _message(connection)
+            else:  # what is unread when it is closed resets it
+                await asyncio.to_thread(select.select, [connection], [], [])
+            connection.close()
+        if is_answered:
+            taken = asyncio.create_task(take())
+            await asyncio.wait({second, taken}, return_when=asyncio.FIRST_COMPLETED)
+            assert not second.done(), second.result()
+            with await taken as connection:
+                connection.sendall(answer)
+                assert (await second)[-1]["body"] == b"x"
+        else:
+            with pytest.raises(NobodyAnswers):
+                await second
+            with pytest.raises(BlockingIOError):
+                listening.accept()
+        relay.close()
+
+
+async def _message(connection: socket.socket) -> Any:
+    """The next message, of which no more than its bytes are read."""
+    data = b""
+    while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "little"):
+        rest = 4 - len(data) if len(data) < 4 else 4 + int.from_bytes(data[:4], "little") - len(data)
+        piece = await asyncio.get_running_loop().sock_recv(connection, rest)
+        assert piece
+        data += piece
+    return pickle.loads(data[4:])
 
 
 def _reading_client() -> "_Client":

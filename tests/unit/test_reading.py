@@ -9,7 +9,18 @@ from starlette.types import Message
 
 from app.api import reading
 from app.api.body import ClientDisconnected
-from app.api.reading import WAIT_SECONDS, Arrivals, Pace, ReadsBusy, ReadSlots, Turn, is_long, needs_slot, read_slots
+from app.api.reading import (
+    HELD_SECONDS_MAX,
+    WAIT_SECONDS,
+    Arrivals,
+    Pace,
+    ReadsBusy,
+    ReadSlots,
+    Turn,
+    is_long,
+    needs_slot,
+    read_slots,
+)
 from app.errors import BadRequest
 from app.ingest.event_writer import OwnState
 from app.pod.member import Member
@@ -31,6 +42,7 @@ class Readers:
         self.slots = ReadSlots(slots, Pace(2, OwnState()))
         self.running: list[str] = []
         self._ends: dict[str, asyncio.Event] = {}
+        self._turns: dict[str, Turn] = {}
         self.tasks: dict[str, asyncio.Task[None]] = {}
 
     async def begin(self, *names: str, is_long: bool = False) -> None:
@@ -41,10 +53,17 @@ class Readers:
             await settle()
 
     async def _read(self, name: str, *, is_long: bool) -> None:
-        async with self.slots.slot(name[0], Arrivals(waiting_client), is_long=is_long):
+        async with self.slots.slot(name[0], Arrivals(waiting_client), is_long=is_long) as turn:
             self.running.append(name)
+            self._turns[name] = turn
             await self._ends[name].wait()
             self.running.remove(name)
+            del self._turns[name]
+
+    @property
+    def cut(self) -> list[str]:
+        """Those that have to end because others wait."""
+        return [name for name, turn in self._turns.items() if turn.is_over]
 
     async def end(self, name: str) -> None:
         self._ends[name].set()
@@ -64,6 +83,7 @@ async def readers(slots: int) -> AsyncIterator[Readers]:
         task.cancel()
     await asyncio.gather(*made.tasks.values(), return_exceptions=True)
     assert made.slots._free == slots
+    assert not made.slots._running
     assert not made.slots._waiting
 
 
@@ -99,6 +119,40 @@ async def test_long_reads_leave_slots() -> None:
         assert reads.running == ["a1", "b1"]
         await reads.begin("c2")
         assert reads.running == ["a1", "b1", "c2"]
+
+
+async def test_a_slot_is_not_held_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two clients that read exports slowly keep out those of everybody else, or an export is cut for which nobody waits."""
+    clock = Clock(monkeypatch)
+    async with readers(4) as reads:
+        await reads.begin("a1", "a2", is_long=True)
+        clock.advance(HELD_SECONDS_MAX + 1, 0)
+        await reads.begin("a3", is_long=True)
+        await reads.begin("b1")
+        assert reads.cut == []  # who waits is the same caller, or has a slot
+        await reads.end("b1")
+        await reads.begin("b2", is_long=True)
+        await reads.begin("c1", is_long=True)
+        assert reads.cut == ["a1"]
+        await reads.end("a1")
+        assert reads.running == ["a2", "b2"]
+        await reads.begin("c2", is_long=True)
+        assert reads.cut == ["a2"]  # b2 has its slot for a moment only
+
+
+async def test_who_waits_for_a_page_has_one_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow readers of large pages keep everybody else out for hours, or are cut by somebody who has as many slots."""
+    clock = Clock(monkeypatch)
+    async with readers(2) as reads:
+        await reads.begin("a1", "b1")
+        clock.advance(HELD_SECONDS_MAX - 1, 0)
+        await reads.begin("c1")
+        assert reads.cut == []
+        clock.advance(2, 0)
+        await reads.begin("b2")
+        assert reads.cut == []
+        await reads.begin("d1")
+        assert reads.cut == ["a1"]
 
 
 async def test_a_single_slot_is_used() -> None:

@@ -63,6 +63,21 @@ async def test_who_receives_too_slowly_is_cut(monkeypatch: pytest.MonkeyPatch) -
     await send_all(b"x" * 65536, 50)
 
 
+async def test_whose_slot_somebody_else_gets_is_cut() -> None:
+    """A read that has had its slot for hours keeps it although others wait."""
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    paced = PacedSend(send, turn := a_turn())
+    await paced({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+    turn.is_over = True
+    with pytest.raises(ClientDisconnected):
+        await paced({"type": "http.response.body", "body": b"x", "more_body": True})
+    assert len(sent) == 1
+
+
 async def test_work_is_what_happens_between_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream is read on without rests, or its slot rests because its client is slow."""
     clock = Clock(monkeypatch)
