@@ -6,7 +6,7 @@ on this way is an AuditError, and becomes a problem document. Guaranteed: a guar
 `get`; a request that is not valid has changed nothing; 201 means committed, or for a batch during an outage on disk (fsync),
 and 202 on disk, for a single event or a notification; no handler runs a query before the database has been seen (503 until
 then). A new filter of events goes into query/filter.py: the query string and the OpenAPI document follow its model. If its
-value is not text, it also needs a reader in events.py.
+value is not text, it also needs a reader in filters.py.
 
 On the way of every request:
 front.py          what every request and response passes: id, limits, access control, errors, metrics, access log
@@ -19,6 +19,7 @@ ratelimit.py      how often one caller may read
 problems.py       errors as problem documents; unknown paths and methods
 body.py           bodies: size, media type, the budget of bytes; JSON responses
 parameters.py     query strings read into models; correlation ids in paths
+filters.py        the filters of events, read on every route that has them
 paging.py         pagination, the Link to the next page, errors that a cursor causes
 streaming.py      large responses: pieces, and the time that a client may take for them
 deadline.py       the time that a query may take

@@ -1,6 +1,5 @@
 """GET of events: a page of them, and one by its id."""
 
-import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,24 +13,15 @@ from starlette.responses import Response
 
 from app.api.body import json_response
 from app.api.deadline import within_deadline
+from app.api.filters import documented_filter, parameters_of, read_filter
 from app.api.paging import cursor_errors, page_response
-from app.api.parameters import (
-    bad_query,
-    build_query,
-    cursor,
-    documented,
-    query_parameters,
-    read_fields,
-    time_or_age,
-    true_or_false,
-    whole_number,
-)
+from app.api.parameters import Reader, cursor, refuse_unknown, true_or_false, uuid, whole_number
 from app.api.service import foundation_of, service_of
 from app.errors import DatabaseFailed, NotFound
 from app.events.envelope import Category, Outcome
 from app.events.explain import bad_fields
 from app.ingest.accept import ACCEPTED_COLUMNS
-from app.query.cursor import Cursor
+from app.query.cursor import Cursor, LogCursor
 from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
 from app.query.page import Page, event_by_id, rest_of_page, spooled_event
 
@@ -39,7 +29,12 @@ router = APIRouter(tags=["query"])
 
 _WHEN_EMPTY = {"limit": 100, "event_outcome": ""}
 """What an empty value means where it does not mean that the parameter is absent."""
-_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_READERS: dict[str, Reader] = {
+    "limit": whole_number(1, LIMIT_MAX),
+    "offset": whole_number(0, OFFSET_MAX),
+    "cursor": cursor(Cursor, LogCursor),
+    "strict": true_or_false(),
+}
 
 _NOT_COVERED = Field(description="covered by no hash: not proved by the log")
 
@@ -92,6 +87,10 @@ class Pagination(BaseModel):
     has_more: bool
     next_cursor: str | None = None
     total_exact: bool | None = None
+    scanned_until: Annotated[
+        datetime | None,
+        Field(description="present if the page was cut before it was full: it has what was found down to this time"),
+    ] = None
 
 
 class Events(BaseModel):
@@ -105,7 +104,7 @@ class Events(BaseModel):
     "/api/v1/audit/events",
     response_class=Response,
     responses={200: {"model": Events}},
-    openapi_extra={"parameters": documented(EventQuery)},
+    openapi_extra={"parameters": documented_filter(EventQuery)},
 )
 async def list_events(request: Request) -> Response:
     """Find events, newest first."""
@@ -133,37 +132,33 @@ async def get_event(request: Request, event_id: Annotated[str, Path(json_schema_
     """One event by its id, also while it waits in this replica's spool."""
     if event_id == "batch":  # a path of its own, which has only POST
         raise HTTPException(405)
-    if _UUID.fullmatch(event_id) is None:
-        raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"})
+    wanted = uuid("event_id", event_id)
     spool = foundation_of(request).spool
-    spooled = None if spool is None else await spool.event(UUID(event_id))
+    spooled = None if spool is None else await spool.event(wanted)
     if spooled is not None:
         event: dict[str, Any] | None = spooled_event(dict(zip(ACCEPTED_COLUMNS, spooled.row, strict=True)))
     else:
-        event = await within_deadline(request, event_by_id(service_of(request).engine, UUID(event_id)))
+        event = await within_deadline(request, event_by_id(service_of(request).engine, wanted))
     if event is None:
         raise NotFound(f"There is no event {event_id}.")
     return json_response(event)
 
 
 def parse_query(query_string: bytes, now: datetime) -> EventQuery:
-    """The query in a query string. Faults of single fields are refused first, in the model's order, then those of pairs."""
-    sent = query_parameters(query_string, EventQuery.model_fields)
-    in_order = {name: sent[name] for name in EventQuery.model_fields if name in sent}
-    readers = {
-        "limit": whole_number(1, LIMIT_MAX),
-        "offset": whole_number(0, OFFSET_MAX),
-        "since": time_or_age(now),
-        "until": time_or_age(now),
-        "cursor": cursor(Cursor),
-        "sealed": true_or_false(),
-    }
-    fields = read_fields(in_order, readers, when_empty=_WHEN_EMPTY)
-    if ("detail_key" in fields) != ("detail_value" in fields):
-        raise bad_query("detail_key and detail_value belong together: send both or neither")
+    """The query in a query string."""
+    return read_filter(query_string, EventQuery, now, _READERS, when_empty=_WHEN_EMPTY, check=_check)
+
+
+def _check(query_string: bytes, fields: dict[str, Any]) -> None:
+    if fields.get("strict"):
+        refuse_unknown(query_string, parameters_of(EventQuery))
     if "cursor" in fields and "offset" in fields:
         raise bad_fields({"cursor": "not together with offset: the cursor says where the page begins"})
-    return build_query(EventQuery, fields)
+    by_log = fields.get("order") == "log"
+    if by_log and fields.get("offset"):
+        raise bad_fields({"offset": "not together with order=log: go on by next_cursor"})
+    if "cursor" in fields and by_log != isinstance(fields["cursor"], LogCursor):
+        raise bad_fields({"cursor": "expected the next_cursor of an earlier answer in the same order"})
 
 
 def _pagination(query: EventQuery, found: Page) -> dict[str, Any]:
@@ -173,6 +168,8 @@ def _pagination(query: EventQuery, found: Page) -> dict[str, Any]:
     members["has_more"] = found.has_more
     if found.next_cursor is not None:
         members["next_cursor"] = str(found.next_cursor)
+    if found.scanned_until is not None:
+        members["scanned_until"] = found.scanned_until
     if not found.total_exact:
         members["total_exact"] = False
     return members

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -13,15 +13,8 @@ from starlette.responses import Response
 
 from app.api.access import caller_name
 from app.api.deadline import within_deadline
-from app.api.parameters import (
-    Reader,
-    build_query,
-    documented,
-    query_parameters,
-    read_fields,
-    true_or_false,
-    whole_number,
-)
+from app.api.filters import documented_filter, parameters_of, read_filter
+from app.api.parameters import Reader, query_parameters, refuse_unknown, true_or_false, whole_number
 from app.api.service import Service, foundation_of, service_of
 from app.api.streaming import StreamedResponse
 from app.errors import AuditError, DatabaseFailed
@@ -39,6 +32,7 @@ from app.verify.snapshot import snapshot
 
 _MEDIA_TYPES = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 BOOLEANS = frozenset(["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"])
+_FILES = ("ndjson", "csv")
 _ONLY_JSON = ("offset", "limit", "include_detached_signature")
 
 
@@ -49,14 +43,12 @@ def _time(name: str, text: str) -> datetime:
 
 
 _READERS: dict[str, Reader] = {
-    "start_time": _time,
-    "end_time": _time,
     "limit": whole_number(1, PAGE_MAX),
     "offset": whole_number(0, OFFSET_MAX),
     "redact_pii": true_or_false(BOOLEANS),
     "include_detached_signature": true_or_false(BOOLEANS),
-    "sealed": true_or_false(),
 }
+_PAGE_READERS: dict[str, Reader] = {"start_time": _time, "end_time": _time}
 
 PEM = "application/x-pem-file"
 AFTER = {
@@ -159,12 +151,12 @@ router = APIRouter(tags=["export"])
             "content": {"application/x-ndjson": {}, "text/csv": {}},
         }
     },
-    openapi_extra={"parameters": [*documented(ExportQuery), AFTER]},
+    openapi_extra={"parameters": [*documented_filter(ExportQuery), AFTER]},
 )
 async def export_events(request: Request) -> Response:
     """Take events out of the service: as a signed page, or all of them as a file that can be verified by itself."""
     service = service_of(request)
-    query, token = parse_export(request.scope["query_string"])
+    query, token = parse_export(request.scope["query_string"], datetime.now(UTC))
     caller = caller_name(request)
     export: Export | SignedPage
     if query.format == "json":
@@ -186,18 +178,27 @@ async def get_export_certificate(request: Request) -> Response:
     return Response((await _key_pair(request)).pem, media_type=PEM)
 
 
-def parse_export(query_string: bytes) -> tuple[ExportQuery, ResumeToken | None]:
-    """The query in a query string, and where a cut export continues. Empty values are ignored."""
-    sent = query_parameters(query_string, {*ExportQuery.model_fields, "after"})
-    after = sent.pop("after", "")
+def parse_export(query_string: bytes, now: datetime) -> tuple[ExportQuery, ResumeToken | None]:
+    """The query in a query string, and where a cut export continues. Empty values are ignored.
+
+    Of ndjson and csv unknown parameters are refused: a misspelled filter would hand over everything, signed.
+    """
+    sent = query_parameters(query_string, {"format", "after"})
+    after = sent.get("after", "")
     token = _token(after) if after else None
-    fields = read_fields(sent, _READERS, when_empty={"format": ""})
-    if fields.get("format", "json") != "json" and (refused := [name for name in _ONLY_JSON if name in fields]):
-        raise bad_fields(dict.fromkeys(refused, "belongs to format=json: the other formats have no pages"))
-    query = build_query(ExportQuery, fields)
-    if token is not None and query.format == "json":
+    is_page = sent.get("format", "json") == "json"
+    readers = _READERS | (_PAGE_READERS if is_page else {})
+    query = read_filter(query_string, ExportQuery, now, readers, when_empty={"format": ""}, check=_check)
+    if token is not None and is_page:
         raise bad_fields({"after": "belongs to ndjson and csv: repeat the parameters of the export that was cut"})
     return query, token
+
+
+def _check(query_string: bytes, fields: dict[str, Any]) -> None:
+    if fields.get("format") in _FILES:
+        refuse_unknown(query_string, [*parameters_of(ExportQuery), "after"])
+        if refused := [name for name in _ONLY_JSON if name in fields]:
+            raise bad_fields(dict.fromkeys(refused, "belongs to format=json: the other formats have no pages"))
 
 
 def _token(text: str) -> ResumeToken:

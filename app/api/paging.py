@@ -13,11 +13,11 @@ from app.api.body import JSON, json_response
 from app.api.streaming import StreamedResponse
 from app.errors import DatabaseFailed
 from app.events.explain import bad_fields
-from app.query.cursor import Cursor, NumberedCursor
+from app.query.cursor import AnyCursor
 
 
 @contextmanager
-def cursor_errors(cursor: Cursor | NumberedCursor | None) -> Iterator[None]:
+def cursor_errors(cursor: AnyCursor | None) -> Iterator[None]:
     """Around the reading of the page after `cursor`. BadRequest, instead of DatabaseFailed, for a cursor with a value that
     Postgres does not accept (SQLSTATE class 22, data exception): the client's mistake.
     """
@@ -29,10 +29,14 @@ def cursor_errors(cursor: Cursor | NumberedCursor | None) -> Iterator[None]:
         raise
 
 
-def pagination(limit: int, next_cursor: Cursor | NumberedCursor | None) -> dict[str, Any]:
+def pagination(limit: int, next_cursor: AnyCursor | None, scanned_until: str | None = None) -> dict[str, Any]:
     """`pagination` of a page that is read by cursor alone."""
     members: dict[str, Any] = {"limit": limit, "has_more": next_cursor is not None}
-    return members if next_cursor is None else members | {"next_cursor": str(next_cursor)}
+    if next_cursor is not None:
+        members["next_cursor"] = str(next_cursor)
+    if scanned_until is not None:
+        members["scanned_until"] = scanned_until
+    return members
 
 
 Rows = Sequence[dict[str, Any]]

@@ -5,26 +5,30 @@ has rules of its own between the steps calls the steps: `query_parameters`, `rea
 """
 
 import re
-from collections.abc import Callable, Container, Mapping
-from datetime import datetime
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, tzinfo
+from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
+from uuid import UUID
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from app.errors import BadRequest
-from app.events.explain import bad_fields, by_member_name, explain
-from app.query.cursor import Cursor, NumberedCursor
-from app.query.timebounds import parse_time
+from app.events.explain import FIELDS_MAX, bad_fields, by_member_name, escape, explain
+from app.query.cursor import AnyCursor
+from app.query.timebounds import parse_time, parse_zone
 
 Query = TypeVar("Query", bound=BaseModel)
 Reader = Callable[[str, str], Any]
 """Reads the value of a field: (name, text) to value. Raises BadRequest for a text that has none."""
 
 _WHOLE_NUMBER = re.compile(r"-?(?:[0-9]{1,20}|(0[xX][0-9a-fA-F]{1,16}))", re.ASCII)
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NO_VALUES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -36,13 +40,49 @@ def read_query(query_string: bytes, model: type[Query], readers: Mapping[str, Re
 def query_parameters(query_string: bytes, names: Container[str]) -> dict[str, str]:
     """The parameters of a query string that are among `names`, in its order; of repeated ones the first counts."""
     sent: dict[str, str] = {}
-    for name, value in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"):
+    for name, value in _pairs(query_string):
         if name in names:
             sent.setdefault(name, value)
     for name, value in sent.items():
-        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
-            raise bad_fields({name: "expected UTF-8 without NUL characters"})
+        _check_text(name, value)
     return sent
+
+
+def repeated_parameters(query_string: bytes, names: Container[str]) -> dict[str, tuple[str, ...]]:
+    """All values of the parameters of a query string that are among `names`, in its order; empty ones are ignored."""
+    sent: dict[str, tuple[str, ...]] = {}
+    for name, value in _pairs(query_string):
+        if name in names and value:
+            _check_text(name, value)
+            sent[name] = (*sent.get(name, ()), value)
+    return sent
+
+
+def _check_text(name: str, value: str) -> None:
+    if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value):
+        raise bad_fields({name: "expected UTF-8 without NUL characters"})
+
+
+def refuse_unknown(query_string: bytes, names: Collection[str]) -> None:
+    """Raise BadRequest for parameters that are not among `names`, each with the name that comes nearest."""
+    unknown = dict.fromkeys(name for name, _ in _pairs(query_string) if name not in names)
+    if unknown:
+        raise bad_fields({_printable(name): _unknown(name, names) for name in list(unknown)[:FIELDS_MAX]})
+
+
+def _pairs(query_string: bytes) -> Iterator[tuple[str, str]]:
+    yield from parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape")
+
+
+def _printable(name: str) -> str:
+    return escape(name.encode(errors="surrogateescape").decode(errors="replace"))
+
+
+def _unknown(name: str, names: Collection[str]) -> str:
+    nearest = get_close_matches(name.lower(), names, 1, 0.5)
+    if nearest:
+        return f"there is no such parameter here; the nearest is {nearest[0]}"
+    return "there is no such parameter here" + ("" if names else ", nor any other")
 
 
 def read_fields(
@@ -83,26 +123,41 @@ def whole_number(least: int, most: int) -> Reader:
     return read
 
 
-def time_or_age(now: datetime) -> Reader:
-    """Reads a time, or how long it lies before `now`."""
+def time_or_age(now: datetime, zone: tzinfo = UTC, *, is_end: bool = False) -> Reader:
+    """Reads a time, or how long it lies before `now`; the last moment of a day that is named by a word, if it `is_end`."""
 
     def read(name: str, text: str) -> datetime:
         try:
-            return parse_time(text, now)
+            return parse_time(text, now, zone, is_end=is_end)
         except ValueError as error:
             raise bad_query(f"{name}: {error}") from None
 
     return read
 
 
-def cursor(kind: type[Cursor] | type[NumberedCursor]) -> Reader:
-    """Reads the next_cursor of an earlier answer."""
+def time_zone(name: str, text: str) -> tzinfo:
+    """Reads the name of a time zone."""
+    try:
+        return parse_zone(text)
+    except ValueError as error:
+        raise bad_fields({name: str(error)}) from None
 
-    def read(name: str, text: str) -> Cursor | NumberedCursor:
-        try:
-            return kind.parse(text)
-        except ValueError as error:
-            raise bad_fields({name: str(error)}) from None
+
+def uuid(name: str, text: str) -> UUID:
+    """Reads a UUID in its usual form."""
+    if _UUID.fullmatch(text) is None:
+        raise bad_fields({name: f"expected a UUID, got {text[:60]!r}"})
+    return UUID(text)
+
+
+def cursor(*kinds: type[AnyCursor]) -> Reader:
+    """Reads the next_cursor of an earlier answer, which is of one of these kinds."""
+
+    def read(name: str, text: str) -> AnyCursor:
+        for kind in kinds:
+            with suppress(ValueError):
+                return kind.parse(text)
+        raise bad_fields({name: "expected the next_cursor of an earlier answer"})
 
     return read
 

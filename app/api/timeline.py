@@ -12,16 +12,15 @@ from starlette.responses import Response
 
 from app.api.body import UTC_Z, json_response
 from app.api.deadline import within_deadline
+from app.api.filters import documented_filter, read_filter
 from app.api.notifications import StoredNotification
 from app.api.paging import cursor_errors, page_response, pagination
 from app.api.parameters import (
+    Reader,
     cursor,
-    documented,
     path_correlation_id,
     query_parameters,
     read_fields,
-    read_query,
-    time_or_age,
     true_or_false,
     whole_number,
 )
@@ -176,6 +175,10 @@ class CorrelationPagination(BaseModel):
     limit: int
     has_more: bool
     next_cursor: str | None = None
+    scanned_until: Annotated[
+        datetime | None,
+        Field(description="present if the page was cut before it was full: it has what was found down to this time"),
+    ] = None
 
 
 class Correlations(BaseModel):
@@ -213,6 +216,7 @@ _TIMELINE = [
 ]
 
 
+_READERS: dict[str, Reader] = {"limit": whole_number(1, correlations.LIMIT_MAX), "cursor": cursor(Cursor)}
 _TIMELINE_READERS = {
     "limit": whole_number(1, EVENTS_MAX),
     "offset": whole_number(0, OFFSET_MAX),
@@ -225,17 +229,14 @@ _TIMELINE_READERS = {
     "/api/v1/audit/correlations",
     response_class=Response,
     responses={200: {"model": Correlations}},
-    openapi_extra={"parameters": documented(CorrelationQuery)},
+    openapi_extra={"parameters": documented_filter(CorrelationQuery)},
 )
 async def list_correlations(request: Request) -> Response:
     """List correlations, the one with the newest event first."""
-    times = time_or_age(datetime.now(UTC))
-    limits = whole_number(1, correlations.LIMIT_MAX)
-    readers = {"since": times, "until": times, "limit": limits, "cursor": cursor(Cursor)}
-    query = read_query(request.scope["query_string"], CorrelationQuery, readers)
+    query = read_filter(request.scope["query_string"], CorrelationQuery, datetime.now(UTC), _READERS)
     with cursor_errors(query.cursor):
         found = await within_deadline(request, correlations.page(service_of(request).engine, query))
-    return page_response(request, found.correlations, pagination(query.limit, found.next_cursor))
+    return page_response(request, found.correlations, pagination(query.limit, found.next_cursor, found.scanned_until))
 
 
 @router.get(

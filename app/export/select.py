@@ -10,7 +10,7 @@ from typing import Any, Literal
 from uuid import UUID
 
 import asyncpg
-from pydantic import AwareDatetime, BaseModel, Field
+from pydantic import Field
 from sqlalchemy import (
     ARRAY,
     BigInteger,
@@ -35,7 +35,7 @@ from app.events.log import Log
 from app.export.file import MEMBERS
 from app.export.manifest import ExportPosition
 from app.query.compiled import Statement, compile_statement
-from app.query.filter import CONDITIONS, OFFSET_MAX, EventQuery
+from app.query.filter import ALIASES, CONDITIONS, OFFSET_MAX, EventFilter
 from app.sql import fragment, in_log
 from app.tables import audit_events
 from app.verify.snapshot import portions
@@ -47,61 +47,43 @@ _e = audit_events.c
 _LEAF = literal_column(f"({fragment('leaf_of_row')})", Text)
 
 
-class ExportQuery(BaseModel, frozen=True, extra="forbid"):
+class ExportQuery(EventFilter, frozen=True, extra="forbid"):
     """Which events, and in what form. offset, limit and the detached signature belong to json, `after` to the others."""
 
     format: Literal["json", "ndjson", "csv"] = Field(
         "json", description="json: a signed page; ndjson and csv: all events, with a manifest"
-    )
-    start_time: AwareDatetime | None = Field(None, description="earliest event_timestamp, RFC 3339")
-    end_time: AwareDatetime | None = Field(None, description="latest event_timestamp, RFC 3339")
-    correlation_id: str | None = Field(None, description="the remediation that the events belong to")
-    event_category: str | None = Field(None, description="any text; an unknown category gives an empty export")
-    include: Literal["self"] | None = Field(
-        None, description="self: the service's own events too, if neither category nor correlation is asked for"
-    )
-    sealed: bool | None = Field(
-        None, description="true: without the events that others inserted by SQL; false: only those"
     )
     redact_pii: bool = Field(default=False, description="mask e-mail and IP addresses, telephone and card numbers")
     include_detached_signature: bool = Field(default=False, description="of json: the signature once more, as text")
     offset: int = Field(0, ge=0, le=OFFSET_MAX, description="of json: events to skip")
     limit: int = Field(1000, ge=1, le=PAGE_MAX, description="of json: most events on the page")
 
-    @property
-    def events(self) -> EventQuery:
-        return EventQuery(
-            correlation_id=self.correlation_id,
-            event_category=self.event_category,
-            since=self.start_time,
-            until=self.end_time,
-            include=self.include,
-            sealed=self.sealed,
-        )
-
     def filters(self) -> dict[str, Any]:
-        """The filters that the query has, as JSON values."""
-        names = {"start_time", "end_time", "correlation_id", "event_category", "include", "sealed"}
-        return self.model_dump(mode="json", include=names, exclude_none=True)
+        """The filters that the query has, as JSON values; times by the names that they have in the reference."""
+        names = EventFilter.model_fields.keys() - {"zone"}
+        dumped = self.model_dump(mode="json", include=set(names), exclude_defaults=True)
+        return {_REFERENCE_NAMES.get(name, name): value for name, value in dumped.items()}
 
+
+_REFERENCE_NAMES = {name: alias for alias, name in ALIASES.items()}
 
 Portions = AsyncIterator[list[asyncpg.Record]]
 
 
 def sealed_rows(connection: Connection, query: ExportQuery, log: Log, first: int, end: int) -> Portions:
     """Rows of `log` with positions from `first` up to, not including, `end`; `connection` is in a snapshot."""
-    statement = _sealed_statement(query.events.page_conditions(), in_log("{in_log}", log))
-    return _portions(connection, statement, query.events.arguments() | {"log": log.name, "first": first, "end": end})
+    statement = _sealed_statement(query.page_conditions(), in_log("{in_log}", log))
+    return _portions(connection, statement, query.arguments() | {"log": log.name, "first": first, "end": end})
 
 
 def unsealed_rows(connection: Connection, query: ExportQuery, log: Log, after: ExportPosition | None) -> Portions:
     """Rows without a position; if `after` is one of them, those after it."""
-    arguments = query.events.arguments() | {"log": log.name}
+    arguments = query.arguments() | {"log": log.name}
     resumed = False
     if after is not None and after.event_id is not None and after.event_date is not None:
         arguments |= {"id": UUID(after.event_id), "date": date.fromisoformat(after.event_date)}
         resumed = True
-    return _portions(connection, _unsealed_statement(query.events.page_conditions(), resumed=resumed), arguments)
+    return _portions(connection, _unsealed_statement(query.page_conditions(), resumed=resumed), arguments)
 
 
 def correlation_rows(connection: Connection, correlation_id: str) -> Portions:
@@ -118,14 +100,14 @@ async def rows_at(connection: Connection, log_id: int, positions: list[int]) -> 
 
 def page_rows(connection: Connection, query: ExportQuery, log: Log) -> Portions:
     """The rows of one page of `json`, those of a correlation together."""
-    arguments = query.events.arguments() | {"log": log.name, "offset": query.offset, "limit": query.limit}
-    return _portions(connection, _page_statement(query.events.page_conditions()), arguments)
+    arguments = query.arguments() | {"log": log.name, "offset": query.offset, "limit": query.limit}
+    return _portions(connection, _page_statement(query.page_conditions()), arguments)
 
 
 async def page_links(connection: Connection, query: ExportQuery) -> list[asyncpg.Record]:
     """Of the events on that page: id, correlation, positions, stored hash, the hash to which it links, and whether it is erased."""
-    statement = _links_statement(query.events.page_conditions())
-    arguments = query.events.arguments() | {"offset": query.offset, "limit": query.limit}
+    statement = _links_statement(query.page_conditions())
+    arguments = query.arguments() | {"offset": query.offset, "limit": query.limit}
     return await connection.fetch(statement.text, *statement.bind(arguments))
 
 

@@ -5,12 +5,11 @@ correlations are read in one snapshot; the number of events in all is counted af
 statement is bounded, so that no answer takes all memory. A row that only SQL can have inserted does not stop the page that it is on.
 DatabaseAway or DatabaseFailed is raised when Postgres does not answer.
 
-A new filter goes into filter.py. Equality of a column: a field of `EventQuery`, and its name in `_EQUAL`. Any other condition:
-also `CONDITIONS`, `_conditions` and `arguments`; and a reader in api/events.py if the value is not text. OpenAPI, counting and
-paging follow. The export has fields of its own: `ExportQuery` (export/select.py).
+A new filter goes into filter.py, which says what it needs; OpenAPI, counting, paging and exports follow.
 
 filter.py               which events a query asks for: the fields, and the SQL condition of each
 page.py                 one page of events with their number in all, or one event by its id
+rows.py                 the rows of a page, read at once where an index has them, else scanned for
 offset.py               deep offsets, by what the roll-up has counted
 sharing.py              answers that equal questions share
 total.py                how many events match: from the roll-up, else from the rows

@@ -7,19 +7,22 @@ meets is its newest. A scan is bounded: a page may end before it is full, or emp
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC
+from functools import lru_cache
 from typing import Annotated, Any
 from uuid import UUID
 
 import asyncpg
-from pydantic import BaseModel, Field, WithJsonSchema
+from pydantic import Field, WithJsonSchema
+from sqlalchemy import ARRAY, ColumnElement, Select, Text, bindparam, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection
-from app.events.envelope import Outcome
+from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
-from app.query.filter import TimeBound
+from app.query.filter import CONDITIONS, EventFilter
 from app.query.postgres_time import nearest_rfc3339
 from app.sql import load
+from app.tables import audit_events
 
 SQL = load("reports")
 LIMIT_MAX = 1000
@@ -28,18 +31,19 @@ SCANNED_CORRELATIONS_MAX = 1000
 _SCANNED_ROWS_MAX = 10_000
 SCANS = {rows: SQL["scan"].replace("$4", str(rows)) for rows in (200, 1000, 4000)}
 """The statement by its LIMIT, which is a literal in it: the planner has to know how few rows are wanted."""
+NAMED_SCANS = {rows: SQL["scan_named"].replace("$5", str(rows)) for rows in (200, 1000, 4000)}
+"""The same of correlations that are named."""
+_OF_NEWEST = {"since", "until", "not self event", "event_outcome", "event_outcome_in", "event_outcome_not"}
+"""Conditions for the newest event of a correlation, and what the scan itself leaves out."""
 _HIGHEST_ID = UUID(int=2**128 - 1)
 
 
-class CorrelationQuery(BaseModel, frozen=True, extra="forbid"):
-    """A question about correlations: query string, command line and scan have the same fields."""
+class CorrelationQuery(EventFilter, frozen=True, extra="forbid"):
+    """A question about correlations: query string, command line and scan have the same fields.
 
-    since: TimeBound = Field(None, description="earliest time of a correlation's newest event: a time, or how long ago")
-    until: TimeBound = Field(None, description="latest time of a correlation's newest event: a time, or how long ago")
-    event_category: str | None = Field(None, description="the correlation has an event of this category")
-    event_outcome: Outcome | None = Field(None, description="outcome of the newest event")
-    namespace: str | None = Field(None, description="the correlation has an event in this namespace")
-    cluster_id: str | None = Field(None, description="the correlation has an event in this cluster")
+    A correlation matches if one of its events meets every filter, but that times and outcomes are those of its newest event.
+    """
+
     limit: int = Field(25, ge=1, le=LIMIT_MAX, description="most correlations on the page; it may be shorter")
     cursor: Annotated[Cursor | None, WithJsonSchema({"type": "string"})] = Field(
         None, description="next_cursor of an earlier answer"
@@ -52,10 +56,17 @@ class CorrelationQuery(BaseModel, frozen=True, extra="forbid"):
             return self.cursor
         return Cursor("infinity" if self.until is None else _utc_text(self.until), _HIGHEST_ID)
 
-    @property
-    def filters_by_any_event(self) -> bool:
-        """Whether any event of a correlation can make it match, not only its newest one."""
-        return any(value is not None for value in (self.event_category, self.namespace, self.cluster_id))
+    def any_conditions(self) -> tuple[str, ...]:
+        """Names in CONDITIONS that one event of the correlation has to meet."""
+        return tuple(name for name in self.conditions() if name not in _OF_NEWEST)
+
+    def has_outcome(self, outcome: str) -> bool:
+        """Whether this outcome, of the newest event, is one that was asked for."""
+        return (
+            self.event_outcome in {None, outcome}
+            and (not self.event_outcome_in or outcome in self.event_outcome_in)
+            and outcome not in self.event_outcome_not
+        )
 
 
 def _utc_text(time: Any) -> str:
@@ -68,6 +79,8 @@ class CorrelationPage:
 
     correlations: list[dict[str, Any]]
     next_cursor: Cursor | None
+    scanned_until: str | None
+    """RFC 3339. The page is not full, although it is not the last one: it has what was found from its start down to this time."""
 
 
 async def page(engine: AsyncEngine, query: CorrelationQuery) -> CorrelationPage:
@@ -83,7 +96,10 @@ async def page(engine: AsyncEngine, query: CorrelationQuery) -> CorrelationPage:
             row["correlation_id"]: row
             for row in await connection.fetch(SQL["summaries"], [r["correlation_id"] for r in newest])
         }
-    return CorrelationPage([_correlation(row, summaries[row["correlation_id"]]) for row in newest], scan.cursor)
+    correlations = [_correlation(row, summaries[row["correlation_id"]]) for row in newest]
+    is_cut = scan.cursor is not None and len(correlations) < query.limit
+    until = nearest_rfc3339(scan.cursor.event_timestamp.replace("T", " ", 1)) if scan.cursor and is_cut else None
+    return CorrelationPage(correlations, scan.cursor, until)
 
 
 class _Scan:
@@ -114,11 +130,21 @@ class _Scan:
     def _is_exhausted(self) -> bool:
         return len(self._met) >= SCANNED_CORRELATIONS_MAX or self._rows >= _SCANNED_ROWS_MAX
 
+    @property
+    def _named(self) -> list[str] | None:
+        """The correlations that were asked for by their ids; None if none were."""
+        if self._query.correlation_id is not None:
+            return [self._query.correlation_id]
+        return list(self._query.correlation_id_in) or None
+
     async def _next_rows(self, cursor: Cursor) -> list[asyncpg.Record]:
         since = "-infinity" if self._query.since is None else _utc_text(self._query.since)
         wanted = max(2 * self._query.limit, 4 * self._rows)
         self._rows_limit = next((limit for limit in SCANS if limit >= wanted), max(SCANS))
-        rows = await self._connection.fetch(SCANS[self._rows_limit], cursor.event_timestamp, cursor.event_id, since)
+        names = self._named
+        scan = SCANS[self._rows_limit] if names is None else NAMED_SCANS[self._rows_limit]
+        arguments = (cursor.event_timestamp, cursor.event_id, since, *(() if names is None else (names,)))
+        rows = await self._connection.fetch(scan, *arguments)
         self._rows += len(rows)
         return rows
 
@@ -127,7 +153,7 @@ class _Scan:
         first = []
         for row in rows:
             if len(self._met) < SCANNED_CORRELATIONS_MAX and row["correlation_id"] not in self._met:
-                if row["is_self_event"] and self._query.event_category is None:
+                if row["is_self_event"] and not self._query.includes_self_events:
                     continue
                 self._met.add(row["correlation_id"])
                 first.append(row)
@@ -146,12 +172,12 @@ class _Scan:
             ]
             newest = await self._connection.fetch(SQL["newest"], *columns)
             candidates = [candidates[row["number"] - 1] for row in newest]
-        if query.event_outcome is not None:
-            candidates = [row for row in candidates if row["event_outcome"] == query.event_outcome]
-        if query.filters_by_any_event and candidates:
-            filters = (query.event_category, query.namespace, query.cluster_id)
-            ids = [row["correlation_id"] for row in candidates]
-            matching = {row["correlation_id"] for row in await self._connection.fetch(SQL["matching"], ids, *filters)}
+        candidates = [row for row in candidates if query.has_outcome(row["event_outcome"])]
+        if (conditions := query.any_conditions()) and candidates:
+            statement = _matching_statement(conditions)
+            arguments = query.arguments() | {"correlation_ids": [row["correlation_id"] for row in candidates]}
+            found = await self._connection.fetch(statement.text, *statement.bind(arguments))
+            matching: set[str] = {row["correlation_id"] for row in found}
             candidates = [row for row in candidates if row["correlation_id"] in matching]
         return candidates
 
@@ -166,6 +192,21 @@ class _Scan:
         else:
             last = rows[-1] if len(rows) == self._rows_limit else None
         self.cursor = None if last is None else Cursor(last["timestamp"].replace(" ", "T", 1), last["event_id"])
+
+
+@lru_cache(256)
+def _matching_statement(conditions: tuple[str, ...]) -> Statement:
+    """Which of some correlations have an event that meets all of `conditions`."""
+    candidate: ColumnElement[str] = func.unnest(bindparam("correlation_ids", type_=ARRAY(Text))).column_valued(
+        "candidate"
+    )
+    matching: Select[Any] = (
+        select(literal_column("true"))
+        .select_from(audit_events)
+        .where(audit_events.c.correlation_id == candidate, *(CONDITIONS[name] for name in conditions))
+    )
+    has_one = matching.limit(literal_column("1")).scalar_subquery()
+    return compile_statement(select(candidate.label("correlation_id")).where(has_one))
 
 
 def _correlation(newest: asyncpg.Record, summary: asyncpg.Record) -> dict[str, Any]:

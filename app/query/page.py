@@ -1,7 +1,6 @@
 """One page of events, newest first, with the number of events in all; and one event by its id."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -10,20 +9,20 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy import BigInteger, ColumnElement, Select, Text, bindparam, case, cast, func, literal_column, or_, select
+from sqlalchemy import Text, bindparam, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from app.db import Connection, driver_connection, fetch, on_first_connections
 from app.errors import DatabaseFailed
 from app.events.canonical import sorted_json
 from app.events.log import Log
 from app.events.record import Row, is_logged
+from app.query import rows as rows_of
 from app.query.compiled import Statement, compile_statement
-from app.query.cursor import Cursor
-from app.query.filter import CONDITIONS, IS_SEALED, EventQuery
-from app.query.offset import is_deep, nearer
-from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none, utc_text
+from app.query.cursor import Cursor, LogCursor
+from app.query.filter import EventQuery
+from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none
+from app.query.rows import columns_of, rows_of_page
 from app.query.total import from_rollup, total
 from app.sql import fragment, load
 from app.tables import audit_events
@@ -31,25 +30,6 @@ from app.tables import audit_events
 SQL = load("reports")
 
 _e = audit_events.c
-PORTION_BYTES = 1024 * 1024
-"""Most bytes of payloads that are in memory for one page, but for a single event that has more."""
-_COMPRESSED_TIMES = 32
-"""How many times larger than its stored form a compressed payload is taken to be, which few are."""
-
-
-def _columns(c: ReadOnlyColumnCollection[str, Any]) -> list[ColumnElement[Any]]:
-    """What an answer shows of an event, but for what can be large."""
-    return [
-        *(c.event_id, utc_text(c.event_timestamp).label("timestamp"), cast(c.event_date, Text).label("event_date")),
-        *(c.event_type, c.event_version, c.event_category, c.event_action, c.event_outcome, c.correlation_id),
-        *(c.parent_event_id, cast(c.parent_event_date, Text).label("parent_event_date")),
-        *(c.resource_type, c.resource_id, c.namespace, c.cluster_id, c.severity, c.duration_ms, c.error_code),
-        *(c.actor_id, c.actor_type, func.host(c.actor_ip).label("actor_ip")),
-        *(c.retention_days, c.is_sensitive, c.event_hash, c.previous_event_hash, c.legal_hold),
-        *(c.legal_hold_reason, c.legal_hold_placed_by, utc_text(c.legal_hold_placed_at).label("hold_placed_at")),
-    ]
-
-
 _UNKNOWN_BEFORE_COMMIT = dict.fromkeys(
     ("event_hash", "previous_event_hash", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "hold_placed_at")
 ) | {"sealed": True}
@@ -67,23 +47,27 @@ class Page:
     events: list[dict[str, Any]]
     rest: Sequence[asyncpg.Record]
     """The rows of those after them, without what can be large; `rest_of_page` reads that."""
-    has_more: bool
-    next_cursor: Cursor | None
+    next_cursor: Cursor | LogCursor | None
+    """None on the last page."""
+    scanned_until: str | None
+    """RFC 3339. A page that is not full, although it is not the last one, has all that was found from its start down to this time."""
     total: int | None
     """How many events match; None if it was not asked for."""
     total_exact: bool = True
+
+    @property
+    def has_more(self) -> bool:
+        return self.next_cursor is not None
 
 
 async def page(engine: AsyncEngine, query: EventQuery) -> Page:
     """The events that match `query`. DatabaseAway or DatabaseFailed when Postgres does not answer."""
     async with driver_connection(engine) as connection:
-        rows = await page_rows(connection, query)
+        found = await rows_of_page(connection, query)
         number, exact = await total(connection, query)
-    shown = rows[: query.limit]
-    has_more = len(rows) > query.limit
-    next_cursor = Cursor(shown[-1]["timestamp"].replace(" ", "T", 1), shown[-1]["event_id"]) if has_more else None
-    whole = next((number for number, row in enumerate(shown) if row["payload"] is None), len(shown))
-    return Page([_event(row) for row in shown[:whole]], shown[whole:], has_more, next_cursor, number, exact)
+    whole = next((number for number, row in enumerate(found.rows) if row["payload"] is None), len(found.rows))
+    events = [_event(row) for row in found.rows[:whole]]
+    return Page(events, found.rows[whole:], found.next_cursor, found.scanned_until, number, exact)
 
 
 async def rest_of_page(engine: AsyncEngine, page: Page) -> AsyncIterator[list[dict[str, Any]]]:
@@ -104,11 +88,11 @@ def _key(row: asyncpg.Record) -> tuple[Any, ...]:
 
 
 def _portions(rows: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
-    """`rows` in groups of about PORTION_BYTES."""
+    """`rows` in groups of about rows.PORTION_BYTES."""
     start = size = 0
     for number, row in enumerate(rows):
         size += row["size"]
-        if size > PORTION_BYTES and number > start:
+        if size > rows_of.PORTION_BYTES and number > start:
             yield rows[start:number]
             start, size = number, row["size"]
     if start < len(rows):
@@ -143,7 +127,7 @@ async def warm(engine: AsyncEngine) -> None:
 
     async def run_each(connection: Connection) -> None:
         for query in queries:
-            await _fetch(connection, _page_statement(query.page_conditions(), offset=False), query)
+            await rows_of_page(connection, query)
             await total(connection, query)
         await from_rollup(connection, EventQuery())  # not the total: it may have to be counted
         await connection.fetch(_by_id_statement().text, UUID(int=0))
@@ -151,62 +135,15 @@ async def warm(engine: AsyncEngine) -> None:
     await on_first_connections(engine, run_each)
 
 
-@lru_cache(256)
-def _page_statement(conditions: tuple[str, ...], *, offset: bool) -> Statement:
-    """The rows of a page. What can be large is NULL in those after the first that together have PORTION_BYTES."""
-    on_page = _newest_first(select(*_e).where(*(CONDITIONS[name] for name in conditions)), _e)
-    on_page = on_page.limit(bindparam("rows", type_=BigInteger))
-    c = (on_page.offset(bindparam("offset", type_=BigInteger)) if offset else on_page).subquery("e").c
-    size = _size(c)
-    before = func.sum(size).over(order_by=(c.event_timestamp.desc(), c.event_id.desc()), rows=(None, 0)) - size
-    is_whole = before + size <= literal_column(str(PORTION_BYTES))
-    wide = {"error_message": c.error_message, "payload": cast(c.event_data, Text)}
-    shown = [case((or_(before == literal_column("0"), is_whole), value)).label(name) for name, value in wide.items()]
-    columns = *_columns(c), *shown, size.label("size"), IS_SEALED.label("sealed")
-    return compile_statement(_newest_first(select(*columns), c))
-
-
-def _newest_first(selected: Select[Any], c: ReadOnlyColumnCollection[str, Any]) -> Select[Any]:
-    return selected.order_by(c.event_timestamp.desc(), c.event_id.desc())
-
-
-def _size(c: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[int]:
-    """About how many bytes an event has in memory: found without reading what is stored beside its row."""
-    is_plain = func.pg_column_compression(c.event_data).is_(None)
-    times = case((is_plain, literal_column("1")), else_=literal_column(str(_COMPRESSED_TIMES)))
-    return func.pg_column_size(c.event_data) * times + func.coalesce(
-        func.octet_length(c.error_message), literal_column("0")
-    )
-
-
 @lru_cache(1)
 def _by_id_statement() -> Statement:
     leaf = literal_column(f"({fragment('leaf_of_row')})", Text)
     sealed = func.coalesce(leaf == _e.event_hash, literal_column("false")).label("sealed")
     return compile_statement(
-        select(*_columns(_e), _e.error_message, cast(_e.event_data, Text).label("payload"), sealed)
+        select(*columns_of(_e), _e.error_message, cast(_e.event_data, Text).label("payload"), sealed)
         .where(_e.event_id == bindparam("event_id"))
         .order_by(_e.log_index, _e.event_date, _e.correlation_id)
     )
-
-
-async def page_rows(connection: Connection, query: EventQuery) -> list[asyncpg.Record]:
-    """The rows of the page, and one more if there are more."""
-    if is_deep(query):
-        # roles.sql was not run after the migration; the second follows where total.py has seen the first.
-        with suppress(asyncpg.InsufficientPrivilegeError, asyncpg.InFailedSQLTransactionError):
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                return await rows_after_offset(connection, await nearer(connection, query))
-    return await rows_after_offset(connection, query)
-
-
-async def rows_after_offset(connection: Connection, query: EventQuery) -> list[asyncpg.Record]:
-    """The same, read from the newest row on."""
-    return await _fetch(connection, _page_statement(query.page_conditions(), offset=bool(query.offset)), query)
-
-
-async def _fetch(connection: Connection, statement: Statement, query: EventQuery) -> list[asyncpg.Record]:
-    return await connection.fetch(statement.text, *statement.bind(query.arguments()))
 
 
 def spooled_event(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ _EVENT = ("2000-01-01T00:00:00", UUID(int=0))
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "wide_members": ([], [], []),
     "rows_with_id": (UUID(int=0),),
+    "log_ids": (),
     "reconstruction": ("-", ["-"]),
     "effectiveness": ("-",),
     "remediations": ("-", None, _LONG_AGO, _LONG_AGO, "-"),
@@ -27,8 +28,8 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "notifications": ("-",),
     "use_generic_plans": (),
     "scan": (*_EVENT, "-infinity", 1),
+    "scan_named": (*_EVENT, "-infinity", ["-"], 1),
     "newest": (["-"], [_EVENT[0]], [_EVENT[1]]),
-    "matching": (["-"], None, None, None),
     "summaries": (["-"],),
 }
 """Arguments for each statement of reports.sql, in its order, that no row matches."""

@@ -23,6 +23,10 @@ SELECT {hashed_columns}, {leaf_of_row} AS leaf, (SELECT name FROM logs WHERE log
     (SELECT max(log_id) FROM logs) AS last_log
 FROM audit_events WHERE event_id = $1
 
+-- name: log_ids
+-- The logs of the database, the open one first.
+SELECT log_id FROM logs ORDER BY log_id DESC
+
 -- name: reconstruction
 -- The events from which one lost RemediationRequest is rebuilt.
 SELECT event_type, namespace, cluster_id, event_data::text AS payload, {on_log} AS sealed
@@ -207,6 +211,18 @@ WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
 ORDER BY event_timestamp DESC, event_id DESC
 LIMIT $4
 
+-- name: scan_named
+-- The same, of some correlations ($4).
+SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, event_id, event_type, event_outcome, namespace,
+    cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
+        AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event
+FROM audit_events
+WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
+    AND event_timestamp >= timezone('UTC', $3::text::timestamp)
+    AND correlation_id = ANY($4)
+ORDER BY event_timestamp DESC, event_id DESC
+LIMIT $5
+
 -- name: newest
 -- Which of these events are the newest of their correlation, by their number in the arrays, from 1.
 SELECT number
@@ -217,18 +233,6 @@ WHERE (
         AND (e.event_timestamp, e.event_id) > (timezone('UTC', candidate.timestamp::timestamp), candidate.event_id)
     LIMIT 1
 ) IS NULL
-
--- name: matching
--- Which of these correlations have an event in this category, this namespace and this cluster; NULL is any.
-SELECT correlation_id FROM unnest($1::text[]) AS candidate (correlation_id)
-WHERE ($2::text IS NULL OR (
-    SELECT true FROM audit_events e
-    WHERE e.correlation_id = candidate.correlation_id AND e.event_category = $2 LIMIT 1
-)) AND ($3::text IS NULL OR (
-    SELECT true FROM audit_events e WHERE e.correlation_id = candidate.correlation_id AND e.namespace = $3 LIMIT 1
-)) AND ($4::text IS NULL OR (
-    SELECT true FROM audit_events e WHERE e.correlation_id = candidate.correlation_id AND e.cluster_id = $4 LIMIT 1
-))
 
 -- name: summaries
 -- Of each correlation on the page: how many events it has, in which categories, and the first of them.

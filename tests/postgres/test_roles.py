@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from app import schema
 from app.events.catalog import Catalog
-from app.query import page as pages
+from app.query import rows as page_rows
 from app.query import total as totals
 from app.query.filter import EventQuery
 from app.retention import erase, purge
@@ -111,7 +111,7 @@ async def test_service_role_counts(roles: Callable[[str], str], database_url: st
         await connection.execute(f"REVOKE ALL ON {table} FROM datastorage_service")
         assert await totals.from_rollup(service, EventQuery()) is None
         assert await totals.total(service, EventQuery()) == (2, True)
-        assert await pages.page_rows(service, EventQuery(offset=20_000)) == []
+        assert (await page_rows.rows_of_page(service, EventQuery(offset=20_000))).rows == []
     await service.close()
 
 

@@ -17,6 +17,7 @@ from app import db, rollup
 from app.events.catalog import Catalog
 from app.query import offset
 from app.query import page as pages
+from app.query import rows as page_rows
 from app.query import total as totals
 from app.query.filter import EventQuery
 from app.query.histogram import Histogram, HistogramQuery, from_rollup, histogram
@@ -393,7 +394,7 @@ class Story:
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             near = await offset.nearer(self._connection, far)
             self.nearer += near != far
-            rows = [await pages.rows_after_offset(self._connection, one) for one in (far, near)]
+            rows = [await page_rows.rows_after_offset(self._connection, one) for one in (far, near)]
         by_offset, by_rollup = ([row["event_id"] for row in one] for one in rows)
         assert by_rollup == by_offset, (far, near)
 
@@ -675,7 +676,7 @@ async def test_a_deep_page(engine: AsyncEngine, connection: Connection) -> None:
         near = await offset.nearer(connection, query)
     assert near.offset < 120
     found = await pages.page(engine, query)
-    expected = [str(row["event_id"]) for row in await pages.rows_after_offset(connection, query)]
+    expected = [str(row["event_id"]) for row in await page_rows.rows_after_offset(connection, query)]
     assert [event["event_id"] for event in found.events] == expected[:7]
     assert (found.total, found.has_more) == (rows, True)
 

@@ -21,6 +21,7 @@ from app.ingest.parents import find_parent_dates
 from app.ingest.submission import new_submission
 from app.metrics import LOG_ALARMS
 from app.query import page as pages
+from app.query import rows as page_rows
 from app.query.filter import EventQuery
 from app.retention.erase import Erasure, erase
 from app.settings import Settings
@@ -107,14 +108,14 @@ async def test_large_members_of_a_shadowed_event(
     connection: Connection, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The payload of one row is shown as that of another with its id and date, or the page is cut."""
-    monkeypatch.setattr(pages, "PORTION_BYTES", 100)
-    pages._page_statement.cache_clear()
+    monkeypatch.setattr(page_rows, "PORTION_BYTES", 100)
+    page_rows._page_statement.cache_clear()
     row = plain_row("rr-1", event_data='{"whose": "%s"}' % ("a" * 200))
     await insert(connection, row)
     await insert(connection, row | {"correlation_id": "rr-2", "event_data": '{"whose": "%s"}' % ("b" * 200)})
     found = await pages.page(engine, EventQuery())
     shown = [*found.events, *[event async for portion in pages.rest_of_page(engine, found) for event in portion]]
-    pages._page_statement.cache_clear()
+    page_rows._page_statement.cache_clear()
     assert len(found.rest) == 1
     for event in shown:
         alone = await connection.fetchval(
