@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 _MASK = "***"
-_URL = re.compile(r"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://)(\S*)")
+_PORT = r"\d{1,5}[/?#]"
+_URL = re.compile(rf"(?<![A-Za-z0-9+.-])([A-Za-z][A-Za-z0-9+.-]*://)((?:[^\s/?#@]*:(?!{_PORT}).*@)?\S*)")
 _LOGIN = re.compile(r"(?<!\S)[^\s:/@]+:[^\s/@]*@(?=[^\s@])")
 _PARAMETER = re.compile(r"([?&;#])([^=&;#\s]*=)?[^&;#\s]*")
 
@@ -13,7 +14,8 @@ _PARAMETER = re.compile(r"([?&;#])([^=&;#\s]*=)?[^&;#\s]*")
 def masked(text: str) -> str:
     """`text` with *** for whatever may be a credential in a URL in it: user and password, values of the query, the fragment.
 
-    All before the last @ counts as user and password: a password that was not percent-encoded may have any character.
+    All before the last @ counts as user and password: a password that was not percent-encoded may have any character, white space too.
+    So after `user:` it reaches to the last @ of the line, unless what follows the colon is a port and a path.
     """
     if "://" in text:
         return _URL.sub(_masked_url, text)

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from app.errors import AuditError
 from app.events.canonical import loads_strict
-from app.events.catalog.self_events import CATEGORY, CORRELATIONS, correlation_of
+from app.events.catalog.self_events import agree, releases_no_hold
 from app.events.positions import NO_POSITIONS, Positions, Range
 from app.export.bundle import (
     RECORD_FIXED,
@@ -51,14 +51,6 @@ RECORD_MEMBERS = frozenset(
         *("previous_event_hash", "recorded_at", "resource_type", "severity", "span_id", "trace_id", "v"),
     }
 )
-_ABOUT = {
-    "hold": "hold_id",
-    "retention": "operation_id",
-    "event": "erasure_id",
-    "notification": "storing_id",
-    "log": "continuation_id",
-}
-"""By kind of a self event: the member of its payload that its correlation repeats."""
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 
@@ -418,22 +410,10 @@ class _Checker:
     def _payload(self, one: _Proved) -> dict[str, Any]:
         """The payload, if record and payload agree as in all self events, and in no other event; else empty."""
         committed = {} if one.entry.committed is None else loads_strict(one.entry.committed)
-        payload, record = committed.get("event_data"), one.record
-        event_type, found = str(record["event_type"]), str(record["correlation_id"])
-        kind = event_type.partition(".")[2].partition(".")[0]
-        if (
-            not isinstance(payload, dict)
-            or payload.get("event_type") != event_type
-            or record["event_category"] != CATEGORY
-        ):
-            return {}
-        about = payload.get(_ABOUT.get(kind, ""))
-        is_its_own = (
-            found == correlation_of(event_type, about)
-            if about is not None
-            else found.startswith(f"{CORRELATIONS}{kind}:")
-        )
-        return payload if is_its_own and event_type.startswith("datastorage.") else {}
+        payload: dict[str, Any] = committed.get("event_data") or {}
+        record = one.record
+        columns = str(record["event_type"]), str(record["event_category"]), str(record["correlation_id"])
+        return payload if agree(*columns, payload) or releases_no_hold(*columns, payload) else {}
 
     def _read_evidence(self, evidence: list[_Proved]) -> None:
         """What was purged, lost and erased in each log, as these events record."""

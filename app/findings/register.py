@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import metrics
 from app.db import Connection, driver_connection
+from app.events.catalog.self_events import correlation_of
 from app.events.log import LOG_POSITIONS, Log, place_of
 from app.events.record import Row
 from app.findings.finding import Acknowledgement, Finding, Subject
@@ -19,14 +20,20 @@ from app.tlog.evidence import ACKNOWLEDGED, FOUND, read_self_events
 _LOSSES = ("removed", "edited", "truncated", "reordered")
 
 
-async def read_findings(connection: Connection, log: Log) -> list[Finding]:
+async def read_findings(
+    connection: Connection, log: Log, only: UUID | None = None, before: int | None = None
+) -> list[Finding]:
     """Every finding that the log records, the first first, with its acknowledgement if it has one. `connection` is in a snapshot.
 
+    `only` the one with this id; only events `before` this place.
     Events that are not what the log has count as little as those whose columns and payload do not agree.
     """
     recorded: list[tuple[int, UUID, Finding | Acknowledgement]] = []
-    async for payload, row in read_self_events(connection, log, (FOUND, ACKNOWLEDGED)):
+    correlation_ids = None if only is None else [correlation_of(FOUND, only)]
+    async for payload, row in read_self_events(connection, log, (FOUND, ACKNOWLEDGED), correlation_ids):
         place = place_of(row["log_id"], row["log_index"])
+        if before is not None and place >= before:
+            continue
         with suppress(KeyError, TypeError, ValueError):  # then no release of this service has written it
             recorded.append((place, UUID(payload["finding_id"]), _parse(payload, row, place)))
     findings: dict[UUID, Finding] = {}

@@ -8,9 +8,8 @@ from typing import Any
 
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.canonical import loads
-from app.events.catalog.self_events import CATEGORY, correlation_of
+from app.events.catalog.self_events import agree
 from app.events.log import LOG_POSITIONS, Log, place_of
-from app.events.notification import STORED
 from app.events.positions import Positions, Range
 from app.events.record import Row, is_logged
 from app.tlog.proof import CONTINUED
@@ -22,18 +21,6 @@ HOLD_PLACED, HOLD_RELEASED, HOLD_ADOPTED = (
 )
 POLICY_SET, POLICY_REMOVED = "datastorage.policy.set", "datastorage.policy.removed"
 FOUND, ACKNOWLEDGED = "datastorage.finding.recorded", "datastorage.finding.acknowledged"
-_OPERATION = {
-    PURGED: "operation_id",
-    RESTORED: "operation_id",
-    ERASED: "erasure_id",
-    STORED: "storing_id",
-    FOUND: "finding_id",
-    ACKNOWLEDGED: "finding_id",
-    CONTINUED: "continuation_id",
-    **dict.fromkeys((HOLD_PLACED, HOLD_RELEASED, HOLD_ADOPTED), "hold_id"),
-    **dict.fromkeys((POLICY_SET, POLICY_REMOVED), "policy_id"),
-}
-"""By type: the member of the payload that is part of the event's correlation."""
 _REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)
 _ROWS_AT_ONCE = 4
 
@@ -120,10 +107,12 @@ async def read_records(
 
 
 async def read_self_events(
-    connection: Connection, log: Log, types: Sequence[str]
+    connection: Connection, log: Log, types: Sequence[str], correlation_ids: Sequence[str] | None = None
 ) -> AsyncIterator[tuple[dict[str, Any], Row]]:
     """The self events of some types in `log` and those before it: payload and row of each. As read_evidence()."""
-    rows = connection.cursor(SQL["evidence"], list(types), None, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS)
+    rows = connection.cursor(
+        SQL["evidence"], list(types), correlation_ids, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS
+    )
     async for row in rows:
         if (payload := believed_payload(row, log)) is not None:
             yield payload, row
@@ -137,13 +126,7 @@ def believed_payload(row: Row, log: Log) -> dict[str, Any] | None:
 
 def is_evidence(row: Row, payload: Any) -> bool:
     """Whether the columns of a self event agree with its payload, as they do in all that the service writes and in no other event."""
-    event_type = row["event_type"]
-    if event_type not in _OPERATION or not isinstance(payload, dict) or payload.get("event_type") != event_type:
-        return False
-    operation = payload.get(_OPERATION[event_type])
-    if not isinstance(operation, str) or row["event_category"] != CATEGORY:
-        return False
-    return bool(row["correlation_id"] == correlation_of(event_type, operation))
+    return agree(row["event_type"], row["event_category"], row["correlation_id"], payload)
 
 
 class _Recorded:

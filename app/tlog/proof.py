@@ -8,7 +8,7 @@ from typing import Any, Self
 import orjson
 
 from app.events.canonical import canonical, loads_strict
-from app.events.catalog.self_events import CATEGORY, correlation_of
+from app.events.catalog.self_events import agree
 from app.events.record import Row
 from app.tlog import merkle
 from app.tlog.note import (
@@ -143,11 +143,8 @@ def closed_tree(seam: VerifiedProof) -> Checkpoint:
 
 def is_continuation(row: Row | dict[str, Any], payload: dict[str, Any]) -> bool:
     """Whether the columns of an event agree with its payload, as in all events with which the service continues a log."""
-    return bool(
-        row["event_type"] == payload.get("event_type") == CONTINUED
-        and row["event_category"] == CATEGORY
-        and row["correlation_id"] == correlation_of(CONTINUED, payload.get("continuation_id"))
-    )
+    columns = (row["event_type"], row["event_category"], row["correlation_id"])
+    return columns[0] == CONTINUED and agree(*columns, payload)
 
 
 def _name_after(name: str, log_id: object) -> str:

@@ -24,15 +24,6 @@ async def findings(connection: Connection) -> set[tuple[str, str, int]]:
     return {(row["kind"], row["correlation_id"], row["position"]) for row in rows}
 
 
-@pytest.fixture
-async def owner(connection: Connection) -> Connection:
-    """Whom no trigger stops, on a log of 20 events in two chains."""
-    await connection.execute("SET session_replication_role = replica")
-    for turn in range(4):
-        await seal(connection, f"rr-{turn % 2}", *({} for _ in range(5)))
-    return connection
-
-
 async def test_honest_log(owner: Connection, caplog: pytest.LogCaptureFixture) -> None:
     """The verifier accuses an honest log, or does not come to its end."""
     verifier = Verifier(FIRST_LOG, (), 3)

@@ -1,6 +1,5 @@
 """Bundles on a real Postgres: what is in them, what the checker says of rows that were damaged, and what there is no bundle of."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -8,10 +7,8 @@ from uuid import uuid4
 import asyncpg
 import orjson
 import pytest
-from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import db
 from app.errors import NotFound
 from app.events.notification import STORED, notification_digest
 from app.export import bundle_read
@@ -19,7 +16,6 @@ from app.export.bundle import Bundle, parse
 from app.export.bundle_check import check_bundle
 from app.export.bundle_read import BundleExport, BundleQuery, BundleTooLarge
 from app.export.result import CheckResult
-from app.settings import Settings
 from app.tlog import merkle
 from app.tlog.keys import SigningKey
 from app.tlog.prove import NotSignedYet
@@ -33,13 +29,6 @@ SIGNING_KEY = SigningKey(KEY, PUBLIC)
 PAYLOAD = '{"text": "€ \\" 😀", "who": "ada@example.test"}'
 NOW = datetime(2026, 11, 29, 10, 0, 0, 500000, tzinfo=UTC)
 Connection = asyncpg.Connection
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture

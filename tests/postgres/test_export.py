@@ -16,7 +16,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import db
 from app.events.canonical import canonical, loads, parse
 from app.events.catalog import Catalog
 from app.events.reference import reference_hash
@@ -47,13 +46,6 @@ NDJSON, CSV = ExportQuery(format="ndjson"), ExportQuery(format="csv")
 
 Connection = asyncpg.Connection
 Post = Callable[..., Awaitable[None]]
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import db
 from app.errors import InboxFull, NotFound
 from app.events.catalog import Catalog
 from app.events.positions import Positions
@@ -41,6 +40,7 @@ from app.verify.worker import Verifier
 from tests.logs import FIRST_LOG
 from tests.postgres.test_background import a_round
 from tests.sealed import LOG, insert, plain_row, seal
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.damaged
 
@@ -85,15 +85,6 @@ class Replica:
 
 
 @pytest.fixture
-async def owner(connection: Connection) -> Connection:
-    """Whom no trigger stops, on a log of 20 events in two chains."""
-    await connection.execute("SET session_replication_role = replica")
-    for turn in range(4):
-        await seal(connection, f"rr-{turn % 2}", *({} for _ in range(5)))
-    return connection
-
-
-@pytest.fixture
 async def writer(database_url: str, owner: Connection) -> AsyncIterator[Writer]:
     del owner
     settings = Settings(database_url=SecretStr(database_url))
@@ -106,13 +97,6 @@ async def writer(database_url: str, owner: Connection) -> AsyncIterator[Writer]:
 @pytest.fixture
 def settings(database_url: str) -> Settings:
     return Settings(database_url=SecretStr(database_url))
-
-
-@pytest.fixture
-async def engine(settings: Settings) -> AsyncIterator[AsyncEngine]:
-    engine = db.create_engine(settings)
-    yield engine
-    await engine.dispose()
 
 
 @pytest.fixture
@@ -174,6 +158,31 @@ async def test_stays_until_acknowledged(
     with pytest.raises(NotFound):
         await acknowledge(settings, FIRST_LOG, UUID(recorded[0]["finding_id"]), "ada", "again")
     assert len([one for one in caplog.records if one.message == "a finding is recorded in the log"]) == 2
+
+
+async def test_two_acknowledge_at_once(owner: Connection, replica: Replica, settings: Settings) -> None:
+    """Two people end one finding at the same time: both are told that they did, and the log has two reasons."""
+    await owner.execute(EDIT, 8)
+    await a_round(replica.verifier, owner)
+    (recorded,) = await events(owner)
+    finding_id = UUID(recorded["finding_id"])
+
+    async def both_wait() -> bool | None:
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        return True if await owner.fetchval(waiting) == 2 else None
+
+    async with owner.transaction():
+        await owner.execute("LOCK TABLE log_flushes IN SHARE ROW EXCLUSIVE MODE")  # both have read, none has written
+        acts = [
+            asyncio.create_task(acknowledge(settings, FIRST_LOG, finding_id, by, "seen")) for by in ("ada", "grace")
+        ]
+        await eventually(both_wait)
+    done = await asyncio.gather(*acts, return_exceptions=True)
+    ended = [one for one in done if isinstance(one, Finding)]
+    assert [type(one) for one in done if not isinstance(one, Finding)] == [NotFound]
+    assert [one["acknowledged_by"] for one in await events(owner, "acknowledged")] == [
+        one.acknowledgement.by for one in ended if one.acknowledgement is not None
+    ]
 
 
 async def test_comes_back(owner: Connection, replica: Replica) -> None:

@@ -1,7 +1,6 @@
 """Notifications and their digests in the log: by the ordinary writer, and by somebody whom no trigger stops."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -12,7 +11,6 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import db
 from app.errors import Conflict, DatabaseAway
 from app.events.log import Log
 from app.ingest import writer as writer_module
@@ -49,13 +47,6 @@ def make(name: str, **members: Any) -> Notification:
         "escalation_level": 0,
     }
     return Notification(**columns | members)
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
-    yield engine
-    await engine.dispose()
 
 
 def soon() -> float:

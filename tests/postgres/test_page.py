@@ -1,12 +1,10 @@
 """Pages of events on a real Postgres: order, totals, and rows that only SQL can make."""
 
 import os
-from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 import pytest
-from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db
@@ -15,7 +13,6 @@ from app.query import page as pages
 from app.query import rows as page_rows
 from app.query import total as totals
 from app.query.filter import EventQuery
-from app.settings import Settings
 
 INSERT = """
     INSERT INTO audit_events (event_timestamp, event_date, event_type, event_category, event_action, event_outcome,
@@ -23,13 +20,6 @@ INSERT = """
     SELECT $1::text::timestamptz, current_date, $2, 'test', 'a', 'success', '', '', $3::text::inet, '', '', $4, $5::text::jsonb, NULL
     FROM generate_series(1, $6)
 """
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
-    yield engine
-    await engine.dispose()
 
 
 async def insert(connection: Any, **row: Any) -> None:

@@ -84,7 +84,10 @@ async def test_other_pools_are_refused(mode: str, order: int, database_url: str)
         if (mode, order) == ("transaction", 0):
             for arguments in (["serve"], ["verify"]):
                 refused = command(pooler.url, *arguments)
-                assert (refused.returncode == {"serve": 1, "verify": 2}[arguments[0]], "transaction pooling" in refused.stderr) == (True, True), refused
+                assert (
+                    refused.returncode == {"serve": 1, "verify": 2}[arguments[0]],
+                    "transaction pooling" in refused.stderr,
+                ) == (True, True), refused
 
 
 def test_a_database_that_the_pooler_does_not_know(database_url: str) -> None:

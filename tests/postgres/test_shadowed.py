@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,6 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import db
 from app.errors import Conflict
 from app.events.canonical import canonical
 from app.ingest.accept import Acceptance, Draft, check_item, computed_ids
@@ -41,13 +40,6 @@ pytestmark = pytest.mark.damaged
 
 Connection = asyncpg.Connection
 COPIED = ("event_hash", "hash_algorithm", "log_id", "log_index", "chain_index", "payload_salt", "previous_event_hash")
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
-    yield engine
-    await engine.dispose()
 
 
 async def forge(connection: Connection, event_id: UUID, *, copied: UUID | None = None) -> None:

@@ -2,32 +2,20 @@
 
 import json
 import random
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import pytest
-from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import db
 from app.query import warming
 from app.query.effectiveness import answer, effectiveness
 from app.query.reconstruct import rebuild
 from app.query.remediation_history import Target, history
 from app.query.timeline import timeline
-from app.settings import Settings
 from app.sql import load
 from tests.story import AFTER, INSERT, TARGET, make_story
 
 ORDERS = 12
-
-
-@pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
-    yield engine
-    await engine.dispose()
 
 
 def contradictory(now: datetime) -> list[dict[str, Any]]:

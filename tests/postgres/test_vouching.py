@@ -28,7 +28,7 @@ from tests.sealed import insert, plain_row
 pytestmark = pytest.mark.damaged
 
 Connection = asyncpg.Connection
-engine, post, signing, superuser = test_export.engine, test_export.post, test_export.signing, test_export.superuser
+post, signing, superuser = test_export.post, test_export.signing, test_export.superuser
 Tamper = Callable[[Connection], Awaitable[Any]]
 SEALS = "event_hash, hash_algorithm, previous_event_hash, log_id, log_index, chain_index, payload_salt, recorded_at"
 

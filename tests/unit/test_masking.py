@@ -24,6 +24,11 @@ SHOWN = [
     ("w.example+1b2c+BAAA https://u:hunter2@w.example", "w.example+1b2c+BAAA https://***@w.example"),
     ("u:hunter2@collector:4318", "***@collector:4318"),
     ("http://a:hunter2@b,http://c:hunter2@d", "http://***@d"),
+    ("https://u:hun ter2@h.example/x?y=z", "https://***@h.example/x?y=***"),
+    ("https://u:hun ter2 @hunter2 hunter2@h.example", "https://***@h.example"),
+    ("https://u:hun\tter2/hunter2 hunter2@h.example:1/x", "https://***@h.example:1/x"),
+    ("https://u:80 hunter2@h.example", "https://***@h.example"),
+    ("no answer of https://u:hun ter2@h/x\nada@example.com", "no answer of https://***@h/x\nada@example.com"),
     ("for url 'https://u:hunter2@h/x' there is none", "for url 'https://***@h/x' there is none"),
 ]
 UNCHANGED = [
@@ -31,6 +36,8 @@ UNCHANGED = [
     "ada@example.com",
     "ada: told bob@example.com",
     "https://h.example/a/b",
+    "https://h.example told ada@example.com",
+    "https://h.example:8443/x told ada@example.com: not found",
     "a://",
     "12:30@",
 ]

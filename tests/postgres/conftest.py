@@ -1,0 +1,31 @@
+"""What the tests of this directory share. A file that needs another one of these defines its own under the same name."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import db
+from app.settings import Settings
+from tests.sealed import seal
+
+Connection = asyncpg.Connection
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    """A pool of two connections."""
+    engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+async def owner(connection: Connection) -> Connection:
+    """Whom no trigger stops, on a log of 20 events in two chains."""
+    await connection.execute("SET session_replication_role = replica")
+    for turn in range(4):
+        await seal(connection, f"rr-{turn % 2}", *({} for _ in range(5)))
+    return connection
