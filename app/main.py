@@ -53,6 +53,7 @@ from app.api import (
 from app.api.access import AccessControl, check_routes
 from app.api.body import ByteBudget
 from app.api.front import Front
+from app.api.known import is_strict, refuse_unknown_parameters
 from app.api.reading import read_slots
 from app.api.service import Application, Foundation, Service, Start
 from app.auth.authenticator import Authenticator
@@ -184,6 +185,8 @@ def _add_routes(app: FastAPI) -> None:
         for route in module.router.routes:
             assert isinstance(route, APIRoute)
             route.operation_id = route.name
+            if is_strict(route):
+                refuse_unknown_parameters(route)
             app.router.routes.append(route)  # flat, so that a 405 names every method of its path
 
 

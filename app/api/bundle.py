@@ -8,9 +8,9 @@ from starlette.responses import Response
 
 from app.api.access import caller_name
 from app.api.export import BOOLEANS, ExportQueryFailed, write_export_event
-from app.api.parameters import path_correlation_id, query_parameters, read_fields, true_or_false
+from app.api.parameters import path_correlation_id, query_parameters, read_fields, refuse_unknown, true_or_false
 from app.api.service import service_of
-from app.api.timeline import get_timeline
+from app.api.timeline import TIMELINE_PARAMETERS, get_timeline
 from app.errors import DatabaseFailed
 from app.export.bundle_read import BundleExport, BundleQuery
 from app.verify.snapshot import snapshot
@@ -41,7 +41,9 @@ _REDACT: dict[str, Any] = {
 async def get_bundle(request: Request, correlation_id: str) -> Response:
     """All of one correlation as a file for auditors: events, who did it, proofs, holds, notifications, and a page of words."""
     if not request.scope["raw_path"].endswith(_SUFFIX.encode()):  # a correlation whose id ends so: its slash is encoded
+        refuse_unknown(request.scope["query_string"], TIMELINE_PARAMETERS)
         return await get_timeline(request, correlation_id + _SUFFIX)
+    refuse_unknown(request.scope["query_string"], _READERS)
     correlation_id = path_correlation_id(request, correlation_id)
     fields = read_fields(query_parameters(request.scope["query_string"], _READERS), _READERS)
     service = service_of(request)

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from app.api.body import UTC_Z, json_response
 from app.api.deadline import within_deadline
 from app.api.events import parse_query
-from app.api.parameters import bad_query, build_query, documented, query_parameters, read_fields
+from app.api.filters import documented_filter
+from app.api.parameters import bad_query, build_query, query_parameters, read_fields
 from app.api.service import service_of
 from app.query.histogram import BUCKETS_MAX, DAYS_DEFAULT, PAGING, Histogram, HistogramQuery
 from app.query.spans import Span, number_of
@@ -51,7 +52,7 @@ class EventHistogram(BaseModel):
     "/api/v1/audit/histogram",
     response_class=Response,
     responses={200: {"model": EventHistogram}},
-    openapi_extra={"parameters": [one for one in documented(HistogramQuery) if one["name"] not in PAGING]},
+    openapi_extra={"parameters": [one for one in documented_filter(HistogramQuery) if one["name"] not in PAGING]},
 )
 async def get_histogram(request: Request) -> Response:
     """Count events by time, as a chart draws them."""

@@ -16,8 +16,9 @@ from app.api import idempotency
 from app.api.access import authorize, authorize_large_body, caller_name
 from app.api.body import json_response, read_json_body
 from app.api.deadline import within_deadline
+from app.api.filters import documented_filter, read_times_query
 from app.api.paging import cursor_errors, page_response, pagination
-from app.api.parameters import cursor, documented, read_query, time_or_age, whole_number
+from app.api.parameters import Reader, cursor, whole_number
 from app.api.service import foundation_of, recording_service, service_of
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
@@ -187,13 +188,12 @@ router.add_api_route(
     "/api/v1/audit/notifications",
     response_class=Response,
     responses={200: {"model": Notifications}},
-    openapi_extra={"parameters": documented(NotificationQuery)},
+    openapi_extra={"parameters": documented_filter(NotificationQuery)},
 )
 async def list_notifications(request: Request) -> Response:
     """Find notifications, latest first."""
-    times = time_or_age(datetime.now(UTC))
-    readers = {"since": times, "until": times, "limit": whole_number(1, LIMIT_MAX), "cursor": cursor(NumberedCursor)}
-    query = read_query(request.scope["query_string"], NotificationQuery, readers)
+    readers: dict[str, Reader] = {"limit": whole_number(1, LIMIT_MAX), "cursor": cursor(NumberedCursor)}
+    query = read_times_query(request.scope["query_string"], NotificationQuery, datetime.now(UTC), readers)
     with cursor_errors(query.cursor):
         found = await within_deadline(request, page(service_of(request).engine, query))
     return page_response(request, found.notifications, pagination(query.limit, found.next_cursor))

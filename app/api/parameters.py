@@ -1,7 +1,6 @@
 """Parameters of query strings and paths: read into the model of a query, and refused by their names.
 
-`read_query` reads a whole query string into a pydantic model. A field whose value is more than text has a reader. A route that
-has rules of its own between the steps calls the steps: `query_parameters`, `read_fields`, `build_query`.
+The steps: `query_parameters`, `read_fields`, `build_query`. A field whose value is more than text has a reader.
 """
 
 import re
@@ -30,11 +29,6 @@ Reader = Callable[[str, str], Any]
 _WHOLE_NUMBER = re.compile(r"-?(?:[0-9]{1,20}|(0[xX][0-9a-fA-F]{1,16}))", re.ASCII)
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _NO_VALUES: Mapping[str, Any] = MappingProxyType({})
-
-
-def read_query(query_string: bytes, model: type[Query], readers: Mapping[str, Reader]) -> Query:
-    """The query in a query string. Unknown parameters and empty values are ignored; of repeated ones the first counts."""
-    return build_query(model, read_fields(query_parameters(query_string, model.model_fields), readers))
 
 
 def query_parameters(query_string: bytes, names: Container[str]) -> dict[str, str]:

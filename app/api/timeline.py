@@ -217,7 +217,7 @@ _TIMELINE = [
 
 
 _READERS: dict[str, Reader] = {"limit": whole_number(1, correlations.LIMIT_MAX), "cursor": cursor(Cursor)}
-_TIMELINE_READERS = {
+TIMELINE_PARAMETERS = {
     "limit": whole_number(1, EVENTS_MAX),
     "offset": whole_number(0, OFFSET_MAX),
     "verify": true_or_false(),
@@ -248,8 +248,8 @@ async def list_correlations(request: Request) -> Response:
 async def get_timeline(request: Request, correlation_id: str) -> Response:
     """All of one correlation: events, phases, decisions, notifications, holds, and on demand the chain's verification."""
     correlation_id = path_correlation_id(request, correlation_id)
-    sent = query_parameters(request.scope["query_string"], _TIMELINE_READERS)
-    fields = read_fields({name: sent[name] for name in _TIMELINE_READERS if name in sent}, _TIMELINE_READERS)
+    sent = query_parameters(request.scope["query_string"], TIMELINE_PARAMETERS)
+    fields = read_fields({name: sent[name] for name in TIMELINE_PARAMETERS if name in sent}, TIMELINE_PARAMETERS)
     limit, offset = fields.get("limit", EVENTS_DEFAULT), fields.get("offset", 0)
     of_events = timeline(service_of(request).engine, correlation_id, limit, offset, sealed=fields.get("sealed"))
     found = await within_deadline(request, of_events)

@@ -50,6 +50,10 @@ _TIME_BOUND = {
 }
 TimeBound = Annotated[datetime | None, WithJsonSchema(_TIME_BOUND)]
 """A time; query string and command line give it in one of the forms of `timebounds.parse_time`."""
+Zone = Annotated[
+    str | None,
+    Field(max_length=100, description="time zone of times without one, such as Europe/Berlin; UTC if absent"),
+]
 ALIASES = {"start_time": "since", "end_time": "until"}
 """Other names of parameters: those that the reference's export has."""
 Values = Annotated[tuple[str, ...], Field(max_length=VALUES_MAX)]
@@ -128,9 +132,7 @@ class EventFilter(BaseModel, frozen=True, extra="forbid"):
         description="text that the event has, in any case, in its payload, error message, type, action, actor id or "
         "resource id; together with since, correlation_id or correlation_id_in",
     )
-    zone: str | None = Field(
-        None, description="time zone of times without one, such as Europe/Berlin; UTC if absent", max_length=100
-    )
+    zone: Zone = None
 
     @property
     def includes_self_events(self) -> bool:

@@ -44,7 +44,7 @@ _COLUMNS: dict[By, str] = {
 }
 _LONGEST: dict[Span, Span] = {"hour": "hour", "day": "day", "week": "day", "month": "month"}
 """The longest spans of the roll-up that are wholly in one bucket. It has no minutes."""
-PAGING = frozenset({"limit", "offset", "cursor", "total"})
+PAGING = frozenset({"limit", "offset", "order", "cursor", "total", "strict"})
 """Fields of a query that mean nothing here."""
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.db import driver_connection
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import NumberedCursor
-from app.query.filter import LIMIT_MAX, TimeBound
+from app.query.filter import LIMIT_MAX, TimeBound, Zone
 from app.query.postgres_time import nearest_rfc3339, utc_text, utc_time
 from app.tables import notification_audit
 
@@ -29,6 +29,7 @@ class NotificationQuery(BaseModel, frozen=True, extra="forbid"):
     status: str | None = Field(None, description="any text; an unknown status gives an empty page")
     since: TimeBound = Field(None, description="earliest sent_at: a time, or how long ago")
     until: TimeBound = Field(None, description="latest sent_at: a time, or how long ago")
+    zone: Zone = None
     limit: int = Field(50, ge=1, le=LIMIT_MAX, description="most notifications on the page")
     cursor: Annotated[NumberedCursor | None, WithJsonSchema({"type": "string"})] = Field(
         None, description="next_cursor of an earlier answer"
