@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.services import free_port
+from tests.services import free_port, own_host
 from tests.torture.postgres import unprivileged
 
 _START_SECONDS = 20.0
@@ -54,15 +54,16 @@ class PgBouncer:
         query = parse_qs(parts.query)
         host = query.get("host", [parts.hostname])[0] or "127.0.0.1"
         port = query.get("port", [parts.port or 5432])[0]
-        self.port = free_port()
-        self.url = f"postgresql://{parts.username}@127.0.0.1:{self.port}{parts.path}?sslmode=disable"
+        self._host = own_host()
+        self.port = free_port(self._host)
+        self.url = f"postgresql://{parts.username}@{self._host}:{self.port}{parts.path}?sslmode=disable"
         self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir()
         users = directory / "userlist.txt"
         users.write_text(f'"{parts.username}" ""\n')
         settings = {
-            "listen_addr": "127.0.0.1",
+            "listen_addr": self._host,
             "listen_port": self.port,
             "unix_socket_dir": "",
             "auth_type": "trust",
@@ -117,6 +118,6 @@ class PgBouncer:
             )
 
     def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=1):
+        with suppress(OSError), socket.create_connection((self._host, self.port), timeout=1):
             return True
         return False

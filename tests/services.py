@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,9 +63,17 @@ def _defaults(directory: Path) -> dict[str, object]:
     return {"processes": PROCESSES, "spool_dir": directory / "spool", "signer_cert_dir": directory / "certificate"}
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.create_server((host, 0)) as probe:
         return int(probe.getsockname()[1])
+
+
+def own_host() -> str:
+    """A loopback address that no other test process uses: what dies and comes back on its port finds nobody else there."""
+    if sys.platform != "linux":
+        return "127.0.0.1"
+    pid = os.getpid()
+    return f"127.{1 + (pid >> 16) % 254}.{pid >> 8 & 255}.{pid & 255}"
 
 
 def wait_until_ready(service: Service, url: str | None = None) -> None:

@@ -28,7 +28,7 @@ from app.api.service import Endpoint, foundation_of, recording_service, service_
 from app.errors import AuditError, BadRequest, BatchTooLarge, DatabaseFailed
 from app.events import canonical, cloudevents
 from app.events.explain import Faults
-from app.ingest.accept import Acceptance, Draft, computed_ids, lenient_ids, other_ids, single_id
+from app.ingest.accept import Acceptance, Draft, ItemIds, computed_ids, lenient_ids, other_ids, single_id
 from app.ingest.claim import Claim
 from app.ingest.parents import find_parent_dates
 from app.ingest.submission import Submission, new_submission, refusal, used_twice
@@ -205,9 +205,12 @@ async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> 
         datetime.now(UTC), parent_dates, service.log_name, actor_override(request), trace_id, span_id
     )
     if posted.lenient is not None and posted.id_source is not None:
-        candidates = posted.lenient.ids(caller_name(request), posted.id_source, acceptance)
-        ids = [one[0] for one in candidates]
-        acceptance = acceptance._replace(other_ids={one[0]: one[1:] for one in candidates})
+        of_items = posted.lenient.ids(caller_name(request), posted.id_source, acceptance)
+        ids = [one.own for one in of_items]
+        acceptance = acceptance._replace(
+            other_ids={one.own: one.others for one in of_items},
+            aliases={one.own: one.alias for one in of_items if one.alias is not None},
+        )
     elif posted.id_source is None:
         ids = list(map(single_id, drafts))
     else:
@@ -372,8 +375,8 @@ class BatchReader:
         if self._drafts:
             self._drafts[-1].posted["event_data"] = {}
 
-    def ids(self, caller: str, source: tuple[str, str], acceptance: Acceptance) -> list[tuple[UUID, ...]]:
-        """Of each item of a lenient batch that is not refused: its id, and those of other sends of it."""
+    def ids(self, caller: str, source: tuple[str, str], acceptance: Acceptance) -> list[ItemIds]:
+        """Those of each item of a lenient batch that is not refused."""
         # An id that the client chose may belong to another event, which only the writer will find.
         is_whole = not self.refused and all(
             draft.event_id is None and refusal(draft, acceptance) is None for draft in self._drafts

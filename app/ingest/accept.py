@@ -5,7 +5,7 @@ check_item() checks what needs neither the database nor the clock; accept() fixe
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from time import time_ns
@@ -67,6 +67,8 @@ class Acceptance(NamedTuple):
     """Of the caller, from its traceparent header."""
     other_ids: Mapping[UUID, tuple[UUID, ...]] = MappingProxyType({})
     """By id of an event: those under which another send of the same item may be stored."""
+    aliases: Mapping[UUID, UUID] = MappingProxyType({})
+    """By id of an event: what it can be found by too, when its item is sent again in another body."""
     metadata: bytes | None = None
     """event_metadata of imported events, in canonical form. These keep their own times, however old."""
 
@@ -85,6 +87,8 @@ class Event:
     """event_metadata in canonical form; like the trace it is written beside `row`."""
     other_ids: tuple[UUID, ...] = ()
     """Ids under which another send of the same item may be stored."""
+    alias: UUID | None = None
+    """Of an item of a lenient batch that may be corrected: the id of the item alone, claimed for this event."""
 
     @property
     def is_imported(self) -> bool:
@@ -245,8 +249,10 @@ def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) ->
     metadata = row["event_metadata"] = TIME_RECEIVED if draft.timestamp is None else acceptance.metadata
     hashed = record(row, acceptance.log_name, commitment(salt, committed_jcs(row)))
     hashed["trace_id"], hashed["span_id"] = acceptance.trace_id, acceptance.span_id
-    other_ids = acceptance.other_ids.get(event_id, ())
-    return Event(event_id, correlation_id, columns, hashed, draft.digest, len(draft.payload), metadata, other_ids)
+    other_ids, alias = acceptance.other_ids.get(event_id, ()), acceptance.aliases.get(event_id)
+    return Event(
+        event_id, correlation_id, columns, hashed, draft.digest, len(draft.payload), metadata, other_ids, alias
+    )
 
 
 ACCEPTED_COLUMNS = (
@@ -284,25 +290,41 @@ def other_ids(
     }
 
 
+class ItemIds(NamedTuple):
+    """The ids of one item of a lenient batch."""
+
+    own: UUID
+    """As in any batch with this body."""
+    others: tuple[UUID, ...] = ()
+    """Those of other sends of the item, in this body or in another one."""
+    alias: UUID | None = None
+    """The one of the item alone, if the batch may be sent again with other items."""
+
+
 def lenient_ids(
     items: Iterable[tuple[int, Draft, str]], caller: str, source: tuple[str, str], now: datetime, *, is_whole: bool
-) -> list[tuple[UUID, ...]]:
-    """For each item (index in the body, draft, hex digest) of a lenient batch: its id, then those of other sends of the item.
+) -> list[ItemIds]:
+    """The ids of each item (index in the body, draft, hex digest) of a lenient batch.
 
-    If it is sure that the whole batch is good, ids are those of any batch. Else, without an Idempotency-Key, they are computed from the item
-    and its index instead of the whole body, so that the item is recognised when the others have been corrected.
+    They are those of the same body sent strictly. Unless it is sure that the whole batch is good, or it has an Idempotency-Key, an item is
+    also found by its content and its index, so that it is recognised when the others have been corrected.
     """
 
-    def candidates(index: int, draft: Draft, digest: str) -> Iterator[UUID]:
+    def of_item(index: int, draft: Draft, digest: str) -> ItemIds:
+        if draft.event_id is not None:
+            return ItemIds(draft.event_id)
         sources = [source] if source[0] == "key" else [source, ("item", digest)]
-        for one in sources if is_whole else reversed(sources):
-            for time in [draft.timestamp] if draft.timestamp else ids.arrival_times(one, now):
-                yield ids.derived_event_id(time, caller, one, index)
+        own, *by_item = (
+            [
+                ids.derived_event_id(time, caller, one, index)
+                for time in ([draft.timestamp] if draft.timestamp else ids.arrival_times(one, now))
+            ]
+            for one in sources
+        )
+        others = (*own[1:], *(one for some in by_item for one in some))
+        return ItemIds(own[0], others, by_item[0][0] if by_item and not is_whole else None)
 
-    return [
-        tuple(candidates(index, draft, digest)) if draft.event_id is None else (draft.event_id,)
-        for index, draft, digest in items
-    ]
+    return [of_item(*item) for item in items]
 
 
 def imported_ids(items: Iterable[tuple[int, Draft, str]]) -> list[UUID]:

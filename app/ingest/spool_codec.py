@@ -17,7 +17,7 @@ _DATES = ("event_date", "parent_event_date")
 _TIMES = ("event_timestamp", "recorded_at")
 _IDS = ("event_id", "parent_event_id")
 _JSON = ("event_data", "event_metadata")
-_NOT_READABLE = ("payload_salt", "digest", "other_ids")
+_NOT_READABLE = ("payload_salt", "digest", "other_ids", "alias")
 
 
 def encode(events: list[Event]) -> bytes:
@@ -64,12 +64,15 @@ def _members(event: Event) -> dict[str, Any]:
         extra["event_metadata"] = event.metadata.decode()
     if event.other_ids:
         extra["other_ids"] = [str(other) for other in event.other_ids]
+    if event.alias is not None:
+        extra["alias"] = str(event.alias)
     return row | traced | extra
 
 
 def _event(row: dict[str, Any], log_name: str) -> Event:
     digest, metadata = row.pop("digest"), row.get("event_metadata")
     other_ids = tuple(map(UUID, row.pop("other_ids", ())))
+    alias = UUID(text) if (text := row.pop("alias", None)) else None
     row["event_data"] = row["event_data"].encode()
     row["event_metadata"] = metadata = metadata and metadata.encode()
     row["payload_salt"] = bytes.fromhex(row["payload_salt"])
@@ -80,4 +83,4 @@ def _event(row: dict[str, Any], log_name: str) -> Event:
     columns = tuple(row[name] for name in ACCEPTED_COLUMNS)
     size = len(row["event_data"])
     digest = digest and bytes.fromhex(digest)
-    return Event(row["event_id"], row["correlation_id"], columns, hashed, digest, size, metadata, other_ids)
+    return Event(row["event_id"], row["correlation_id"], columns, hashed, digest, size, metadata, other_ids, alias)

@@ -59,6 +59,8 @@ CREATE TABLE notifications (
 );
 """
 
+_CREATE_ALIASES = "CREATE TABLE IF NOT EXISTS aliases (alias BLOB PRIMARY KEY, event_id BLOB NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID"
+
 
 @dataclass(frozen=True, slots=True)
 class SpooledRequest:
@@ -122,6 +124,7 @@ class SpoolFile:
             raise Fatal(f"The spool {self._directory} was written by a newer DataStorage: upgrade this one.")
         # Without a new version: an older service does not look at it, and can still use the spool.
         connection.execute("CREATE TABLE IF NOT EXISTS log (name TEXT NOT NULL)")
+        connection.execute(_CREATE_ALIASES)
         return connection
 
     def close(self) -> None:
@@ -231,6 +234,7 @@ class SpoolFile:
             submission.stored_as |= {
                 event.id: one for event in submission.events for one in reversed(event.possible_ids) if one in digests
             }
+            self._find_aliases(submission)
         claim = submission.claim
         if claim is not None:
             query = "SELECT digest FROM requests WHERE scope = ? AND key = ?"
@@ -253,7 +257,22 @@ class SpoolFile:
             "INSERT INTO ids VALUES (?, ?, ?, ?)",
             [(event.id.bytes, position, event.date.isoformat(), event.digest) for event in added],
         )
+        assert position is not None, "a row was inserted"
+        self._add_aliases(position, added)
         return added
+
+    def _find_aliases(self, submission: Submission) -> None:
+        """Those of its events that wait under the id of another body."""
+        for event in submission.events:
+            for other in event.other_ids if event.id not in submission.stored_as else ():
+                row = self._connection.execute("SELECT event_id FROM aliases WHERE alias = ?", [other.bytes]).fetchone()
+                if row is not None:
+                    submission.stored_as[event.id] = UUID(bytes=row[0])
+                    break
+
+    def _add_aliases(self, position: int, events: Iterable[Event]) -> None:
+        rows = [(event.alias.bytes, event.id.bytes, position) for event in events if event.alias is not None]
+        self._connection.executemany("INSERT OR IGNORE INTO aliases VALUES (?, ?, ?)", rows)
 
     def next(self, events_max: int, bytes_max: int, log_name: str) -> list[SpooledRequest]:
         """The oldest waiting requests, up to the limits, at least one if there is any."""
@@ -287,8 +306,12 @@ class SpoolFile:
     def _delete(self, position: int) -> int:
         """The size of the request that was deleted."""
         row = self._connection.execute("DELETE FROM requests WHERE position = ? RETURNING bytes", [position]).fetchone()
-        self._connection.execute("DELETE FROM ids WHERE position = ?", [position])
+        self._delete_ids(position)
         return int(row[0]) if row else 0
+
+    def _delete_ids(self, position: int) -> None:
+        self._connection.execute("DELETE FROM ids WHERE position = ?", [position])
+        self._connection.execute("DELETE FROM aliases WHERE position = ?", [position])
 
     def quarantine(self, position: int, reason: str, events: int, body: bytes) -> int:
         """Move a request to quarantine, with `body`, which has so many events. Returns the size that the request had before."""
@@ -301,7 +324,7 @@ class SpoolFile:
             )
             self._connection.execute(statement, [reason, events, len(body), body, position])
             # Its ids are free: a client that sends one of them again makes a claim of its own.
-            self._connection.execute("DELETE FROM ids WHERE position = ?", [position])
+            self._delete_ids(position)
             return int(size[0]) if size else 0
 
         return self._transact(update)
@@ -313,8 +336,10 @@ class SpoolFile:
     def _requeue_quarantined(self) -> None:
         query = "SELECT position, body FROM requests WHERE reason IS NOT NULL"
         for position, body in self._connection.execute(query).fetchall():
-            ids = [(e.id.bytes, position, e.date.isoformat(), e.digest) for e in decode(body, "")]
+            events = decode(body, "")
+            ids = [(e.id.bytes, position, e.date.isoformat(), e.digest) for e in events]
             self._connection.executemany("INSERT OR IGNORE INTO ids VALUES (?, ?, ?, ?)", ids)
+            self._add_aliases(position, events)
             self._connection.execute("UPDATE requests SET reason = NULL WHERE position = ?", [position])
         self._connection.execute("UPDATE notifications SET reason = NULL")
 

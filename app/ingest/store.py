@@ -260,7 +260,8 @@ class Store:
         raise AssertionError  # count() never ends
 
     async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, Stored]:
-        ids = [one for event in events for one in event.possible_ids]
+        aliases = await self._aliases(connection, events)
+        ids = [*(one for event in events for one in event.possible_ids), *aliases.values()]
         found_ids = [row["event_id"] for row in await connection.fetch(SQL["stored_ids"], ids)]
         stored, unsealed = await self._ids_by_seal(connection, found_ids)
         claimed = stored | {event.id for event in events if event.digest is not None}
@@ -269,11 +270,18 @@ class Store:
         stored |= {row["event_id"] for row in claims if row["purged"]}
         if void := [str(event_id) for event_id in digests.keys() - stored]:
             await connection.execute(SQL["delete_void_claims"], void)
+        if void := [str(alias) for alias, event_id in aliases.items() if event_id not in stored]:
+            await connection.execute(SQL["delete_void_aliases"], void)
         found: dict[UUID, Stored] = {}
         for event in events:
-            known = [one for one in event.possible_ids if one in stored]
+            possible = [*event.possible_ids, *(aliases[one] for one in event.other_ids if one in aliases)]
+            known = [one for one in possible if one in stored]
             if known:  # its own id counts if several are stored
-                found[event.id] = Stored(known[0], digests.get(known[0]) == event.digest)
+                # A claim alone does not say what is stored: by an alias the content is compared.
+                is_same = digests.get(known[0]) == event.digest and (
+                    known[0] in event.possible_ids or bool(event.digest)
+                )
+                found[event.id] = Stored(known[0], is_same)
             elif others := [one for one in event.possible_ids if one in unsealed]:
                 found[event.id] = Stored(others[0], same=False, is_sealed=False)
         for one in found.values():
@@ -281,6 +289,12 @@ class Store:
                 message = f"an event was sent whose id {one.id} a row has that the log does not"
                 self._alarm("unsealed", f"event {one.id}", message)
         return found
+
+    async def _aliases(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, UUID]:
+        """By an id of an item that is among the other ids of `events`: the id under which the item was stored."""
+        others = [str(one) for event in events for one in event.other_ids]
+        rows = await connection.fetch(SQL["aliases"], others) if others else []
+        return {row["alias"]: row["event_id"] for row in rows}
 
     async def _ids_by_seal(self, connection: Connection, ids: Collection[UUID]) -> tuple[set[UUID], set[UUID]]:
         """Those of `ids` under which the log has an event that is stored, and those that only rows inserted by SQL have."""
@@ -310,11 +324,11 @@ class Store:
 
         return await self._read_with_retries(find, deadline)
 
-    async def difference(self, event: Event, deadline: float) -> str:
-        """The members in which `event` differs from the one stored under its id, as text for its sender."""
+    async def difference(self, event: Event, stored_id: UUID, deadline: float) -> str:
+        """The members in which `event` differs from the one stored under `stored_id`, as text for its sender."""
 
         async def find(connection: Connection) -> asyncpg.Record | None:
-            return await connection.fetchrow(SQL["stored_event"], event.id)
+            return await connection.fetchrow(SQL["stored_event"], stored_id)
 
         row = await self._read_with_retries(find, deadline)
         if row is None:
@@ -350,7 +364,7 @@ class Store:
                 self._cache_heads(await connection.fetch(SQL["chain_heads"], list(unknown)))
         # After the end of the log was read: no unique key reveals a resend under another id.
         others = [one for event in events for one in event.other_ids]
-        if others and await connection.fetch(SQL["stored_ids"], others):
+        if others and (await connection.fetch(SQL["stored_ids"], others) or await self._aliases(connection, events)):
             await self._rollback()
             raise PossibleResend
         return link(events, self.log, self._tail, self._heads)
@@ -615,6 +629,7 @@ def _claim_columns(events: Sequence[Event], claims: Sequence[Claimed]) -> tuple[
     rows: list[tuple[Any, ...]] = [
         ("event", str(event.id), event.digest, f"{{{event.id}}}", None) for event in events if event.digest is not None
     ]
+    rows += [("item", str(event.alias), b"", f"{{{event.id}}}", None) for event in events if event.alias is not None]
     for claim, ids in claims:
         rows.append((claim.scope, claim.key, claim.digest, f"{{{','.join(map(str, ids))}}}", claim.expires_at))
     return tuple([row[column] for row in rows] for column in range(5))

@@ -502,10 +502,10 @@ class Writer:
             for number, one in enumerate(one for one in others if stored[one.id].is_sealed):
                 other_form = one.is_imported or one.digest is None  # it may have been posted in another form
                 if number < _DIFFERENCES_MAX or other_form:
-                    text = await self.store.difference(one, deadline)
+                    text = await self.store.difference(one, stored[one.id].id, deadline)
                     conflicts[one.id] = conflict(one.id, text)
                     if text == SAME_AS_STORED and other_form:
-                        stored[one.id] = Stored(one.id, same=True)
+                        stored[one.id] = stored[one.id]._replace(same=True)
                         del conflicts[one.id]
             submission.reject(conflicts)
         for submission in submissions:

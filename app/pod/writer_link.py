@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def encode_events(events: Sequence[Event]) -> EncodedEvents:
     """Tuples, which are sent in half the time of objects."""
     return [
-        (e.id.int, e.correlation_id, e.row[1:], e.record, e.digest, e.payload_bytes, e.metadata, e.other_ids)
+        (e.id.int, e.correlation_id, e.row[1:], e.record, e.digest, e.payload_bytes, e.metadata, e.other_ids, e.alias)
         for e in events
     ]
 

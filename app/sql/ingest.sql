@@ -139,6 +139,14 @@ WITH requested AS (SELECT * FROM unnest($1::text[], $2::text[]) k(scope, key)),
 expired AS (DELETE FROM claims c USING requested r WHERE c.scope = r.scope AND c.key = r.key AND c.expires_at <= now())
 SELECT c.scope, c.key, c.body_digest FROM claims c JOIN requested USING (scope, key) WHERE c.expires_at > now()
 
+-- name: aliases
+-- The events that items of lenient batches became, by the ids of the items alone.
+SELECT key::uuid AS alias, event_ids[1] AS event_id FROM claims WHERE scope = 'item' AND key = ANY($1::text[])
+
+-- name: delete_void_aliases
+-- Deletes those of which the event is not stored any more.
+DELETE FROM claims WHERE scope = 'item' AND key = ANY($1::text[])
+
 -- name: delete_void_claims
 -- Deletes claims of ids whose event is not stored: a claim counts only while its event exists, or after it was purged.
 DELETE FROM claims c WHERE scope = 'event' AND key = ANY($1::text[])

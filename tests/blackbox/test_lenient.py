@@ -134,6 +134,52 @@ def test_resends_of_what_the_writer_refuses(client: httpx.Client, timestamp: str
     assert total(client) == 1 + 3 * len(bad)
 
 
+@pytest.mark.parametrize("timestamp", [None, ZERO])
+def test_leniently_and_strictly(client: httpx.Client, timestamp: str | None) -> None:
+    """A batch that is sent in both ways is stored twice, or refused because of itself; also when it is corrected in between."""
+
+    def good() -> dict[str, Any]:
+        return make_event(**({"event_timestamp": timestamp} if timestamp else {}))
+
+    def strictly(batch: list[Any]) -> list[str | None]:
+        answer = client.post(BATCH, json=batch)
+        assert answer.status_code == 201, answer.text
+        return [*answer.json()["event_ids"]]
+
+    parent = str(uuid4())
+    late = [good(), make_event(parent_event_id=parent), good()]
+    first = ids(post(client, late))
+    assert [one is None for one in first] == [False, True, False]
+    corrected = [late[0], good(), late[2]]
+    mended = ids(post(client, corrected))
+    assert (mended[0], mended[2]) == (first[0], first[2])
+    client.post(EVENTS, json=make_event(event_id=parent)).raise_for_status()
+    strict = strictly(late)
+    assert (strict[0], strict[2]) == (first[0], first[2])
+    assert ids(post(client, late)) == strict
+    assert (ids(post(client, corrected)), total(client)) == (mended, 5)
+
+    for ways in (("lenient", "strict") * 2, ("strict", "lenient") * 2):
+        batch = [good(), make_event(event_id=str(uuid4()))]
+        answers = [ids(post(client, batch)) if way == "lenient" else strictly(batch) for way in ways]
+        assert answers == [answers[0]] * 4
+    other = [batch[0], batch[1] | {"event_action": "other"}]
+    assert client.post(BATCH, json=other).status_code == 409
+    assert [item["status"] for item in post(client, other)] == [201, 409]
+    assert total(client) == 10
+
+
+async def test_forged_alias(client: httpx.Client, connection: Any) -> None:
+    """Whoever can write to the table of claims has an event acknowledged that is not stored."""
+    wrong = (await asyncio.to_thread(client.post, EVENTS, json=make_event())).json()["event_id"]
+    good = make_event()
+    await asyncio.to_thread(post, client, [good, {}])
+    await connection.execute("UPDATE claims SET event_ids = ARRAY[$1::uuid] WHERE scope = 'item'", wrong)
+    [item, _] = await asyncio.to_thread(post, client, [good, {"other": 1}])
+    assert item["status"] == 409
+    assert "differs in" in item["detail"]
+
+
 def test_under_a_key(client: httpx.Client) -> None:
     """A resend under its key is not recognised, its answer changes, or another body is taken for it."""
     batch = [make_event(), {}, make_event(event_timestamp=ZERO), make_event(parent_event_id=(parent := str(uuid4())))]
@@ -168,7 +214,13 @@ async def test_through_the_spool(service: Callable[..., Service], database_url: 
             ]
             assert [item["status"] for item in mended] == [201, 201, 201, 409]
             assert (ids(mended)[0], ids(mended)[2]) == (ids(first)[0], ids(first)[2])
+            both = [make_event(), make_event(event_id=str(uuid4()))]
+            lenient = ids((await client.post(BATCH, json=both, headers=LENIENT)).json()["items"])
+            assert (await client.post(BATCH, json=both)).json()["event_ids"] == lenient
             await outage.end()
             await outage.drained()
-            assert (await client.get(EVENTS)).json()["pagination"]["total"] == 4
+            assert (await client.post(BATCH, json=both)).json()["event_ids"] == lenient
+            again = await client.post(BATCH, json=[good[0], {}, good[1], {}], headers=LENIENT)
+            assert (ids(again.json()["items"])[0], ids(again.json()["items"])[2]) == (ids(first)[0], ids(first)[2])
+            assert (await client.get(EVENTS)).json()["pagination"]["total"] == 6
             assert await outage.balance() == 0

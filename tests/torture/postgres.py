@@ -13,14 +13,13 @@ import asyncpg
 
 from app import schema
 from app.embedded import data_directory
-from tests.services import free_port
+from tests.services import free_port, own_host
 
 DEBIAN = Path("/usr/lib/postgresql/15/bin")
 LOG_NAME = "torture.example/datastorage"
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.02
 _SETTINGS = {
-    "listen_addresses": "127.0.0.1",
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
@@ -51,23 +50,24 @@ class Postgres:
         self.directory = directory
         self.data = directory / "data"
         self._programs = programs
-        self._port = free_port()
+        self._host = own_host()
+        self._port = free_port(self._host)
         self._process: subprocess.Popen[bytes] | None = None
         self._should_run = False
 
     @property
     def url(self) -> str:
         """The database with the schema."""
-        return f"postgresql://datastorage@127.0.0.1:{self._port}/datastorage?sslmode=disable"
+        return f"postgresql://datastorage@{self._host}:{self._port}/datastorage?sslmode=disable"
 
     @property
     def empty_url(self) -> str:
         """The database without a schema."""
-        return f"postgresql://datastorage@127.0.0.1:{self._port}/empty?sslmode=disable"
+        return f"postgresql://datastorage@{self._host}:{self._port}/empty?sslmode=disable"
 
     @property
     def maintenance_url(self) -> str:
-        return f"postgresql://datastorage@127.0.0.1:{self._port}/postgres?sslmode=disable"
+        return f"postgresql://datastorage@{self._host}:{self._port}/postgres?sslmode=disable"
 
     async def initialise(self) -> None:
         """Create the data directory with two databases: `datastorage` with the schema, `empty` without."""
@@ -106,7 +106,12 @@ class Postgres:
     def _launch(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
-        settings = _SETTINGS | {"port": str(self._port), "unix_socket_directories": str(self.directory)}
+        where = {
+            "listen_addresses": self._host,
+            "port": str(self._port),
+            "unix_socket_directories": str(self.directory),
+        }
+        settings = _SETTINGS | where
         arguments = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
         (self.data / "postmaster.pid").unlink(missing_ok=True)  # the process that it names was ended by this class
         self._process = self._spawn("postgres", "-D", str(self.data), *arguments)

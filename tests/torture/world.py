@@ -19,7 +19,7 @@ from bench.processes import descendants
 from tests import pgbouncer
 from tests.pgbouncer import PgBouncer
 from tests.proxy import Proxy, proxy
-from tests.services import OTHER_SETTINGS, ROOT, free_port
+from tests.services import OTHER_SETTINGS, ROOT, free_port, own_host
 from tests.torture.load import Load
 from tests.torture.postgres import Postgres, alive, send
 
@@ -85,11 +85,13 @@ class Replica:
 
     def launch(self, **settings: object) -> None:
         """A new process on a new port."""
-        port = free_port()
+        host = own_host()
+        port = free_port(host)
         env = {name: value for name, value in os.environ.items() if not name.startswith(OTHER_SETTINGS)}
         common = {
             "database_url": self._database_url,
             "spool_dir": self.spool,
+            "host": host,
             "port": port,
             "access_log": False,
             "processes": 1,
@@ -109,7 +111,7 @@ class Replica:
             self.process = subprocess.Popen(
                 command, cwd=self.directory, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        self.url = f"http://127.0.0.1:{port}"
+        self.url = f"http://{host}:{port}"
         self.told_to_end = False
 
     @property

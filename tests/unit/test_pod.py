@@ -119,7 +119,7 @@ def test_stop_while_a_front_starts_again(fronts: tuple[int, ...], monkeypatch: p
 def test_events_cross() -> None:
     """A member of an event is lost between the process that accepts it and the one that writes it."""
     event_id = uuid4()
-    event = Event(event_id, "rr-1", (event_id, 1), {"log": "x"}, b"digest", 7, b"{}", (uuid4(),))
+    event = Event(event_id, "rr-1", (event_id, 1), {"log": "x"}, b"digest", 7, b"{}", (uuid4(),), uuid4())
     assert all(getattr(event, field.name) != field.default for field in fields(Event))
     assert decode_events(pickle.loads(pickle.dumps(encode_events([event])))) == [event]
 
