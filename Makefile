@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz torture clients lint bench honest kubernetes openapi lock clean
+.PHONY: run test fuzz torture clients lint bench honest kubernetes openapi verifier lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -44,6 +44,10 @@ kubernetes: $(INSTALLED)
 openapi: $(INSTALLED)
 	$(BIN)/datastorage openapi > openapi/datastorage.json
 	$(BIN)/datastorage event-types --markdown > docs/events.md
+
+# docs/verifier.html is one file; its verifier is that of the pages.
+verifier: $(INSTALLED)
+	$(BIN)/python -m tests.verifiers.inline
 
 $(INSTALLED): requirements-dev.lock pyproject.toml
 	@echo "Installing into $(VENV) ..."

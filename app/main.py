@@ -72,8 +72,11 @@ from app.ingest.notification_replay import replay_forever
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.writer import Writer
+from app.pages import correlations as correlations_page
+from app.pages import event as event_page
 from app.pages import events as events_page
-from app.pages import login, static
+from app.pages import holds as holds_page
+from app.pages import login, remediation, static
 from app.pages.browsers import Browsers
 from app.pod.member import Member
 from app.pod.plan import Role
@@ -99,7 +102,7 @@ _ROUTE_MODULES = (
     *(post, proofs, events, histogram, tlog, eventtypes, verify, export, notifications),
     *(reconstruct, effectiveness, history),
     *(bundle, timeline, holds, findings, policies, imports, health),  # timeline: any path below correlations/
-    *(static, login, events_page),
+    *(static, login, events_page, event_page, correlations_page, remediation, holds_page),
 )
 _RETRY_SECONDS = 0.25
 _STOP_SECONDS = 2.0  # for the workers, and again for the connections

@@ -53,7 +53,8 @@ MAY_IMPORT = {
     # presence: what the probes show
     "api": "auth events ingest tlog verify query export retention findings presence cores go_duration db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is
-    "pages": "auth api events query settings errors",
+    # verify: the chain of a page is verified where it is shown; retention: a hold is placed by a form
+    "pages": "auth api events query verify retention settings errors",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
     "pod": "api ingest presence cores settings errors",
     "main": "pages pod api auth events ingest rollup tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",

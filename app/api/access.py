@@ -89,6 +89,10 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("GET", "/api/v1/remediation-history/context"): _READ,
     ("GET", "/ui"): _READ,
     ("GET", "/ui/events"): _READ,
+    ("GET", "/ui/events/{event_id}"): _READ,
+    ("GET", "/ui/correlations"): _READ,
+    ("GET", "/ui/correlations/{correlation_id}"): _READ,
+    ("POST", "/ui/holds"): _HOLD,
 }
 _WRITE_ROUTES = frozenset(key for key, access in ROUTE_ACCESS.items() if access.writes)
 _EVIDENCE_PATHS = [
@@ -210,6 +214,17 @@ async def authorize(request: Request) -> None:
     except AccessRefused as error:
         _record_denial(request, error, verb)
         raise
+
+
+async def may(request: Request, verb: str) -> bool:
+    """Whether the caller has a verb, for a page that offers only what they may do; nothing is recorded, since nothing was tried."""
+    caller: Caller | None = request.scope["state"].get("caller")
+    try:
+        if caller is not None:
+            await foundation_of(request).authenticator.authorize(caller, verb)
+    except AccessRefused:
+        return False
+    return True
 
 
 async def authorize_large_body(request: Request) -> None:

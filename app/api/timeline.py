@@ -233,10 +233,15 @@ TIMELINE_PARAMETERS = {
 )
 async def list_correlations(request: Request) -> Response:
     """List correlations, the one with the newest event first."""
-    query = read_filter(request.scope["query_string"], CorrelationQuery, datetime.now(UTC), _READERS)
+    query = parse_query(request.scope["query_string"], datetime.now(UTC))
     with cursor_errors(query.cursor):
         found = await within_deadline(request, correlations.page(service_of(request).engine, query))
     return page_response(request, found.correlations, pagination(query.limit, found.next_cursor, found.scanned_until))
+
+
+def parse_query(query_string: bytes, now: datetime) -> CorrelationQuery:
+    """The query in a query string."""
+    return read_filter(query_string, CorrelationQuery, now, _READERS)
 
 
 @router.get(

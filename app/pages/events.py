@@ -1,12 +1,13 @@
 """The page of events: filters that are links, and a table whose rows open to all that is known of an event."""
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 from urllib.parse import urlencode
 
 import orjson
 from fastapi import APIRouter
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -109,8 +110,10 @@ class Links:
         return [pair for pair in self.sent if pair[0] not in _PAGING]
 
 
-def filters(sent: list[tuple[str, str]]) -> dict[Literal["first", "more", "hidden"], list[dict[str, Any]]]:
-    """The fields of the form: those of the model, each with what was sent and what can be chosen.
+def filters(
+    sent: list[tuple[str, str]], model: type[BaseModel] = EventQuery, always: Sequence[str] = _FIRST
+) -> dict[Literal["first", "more", "hidden"], list[dict[str, Any]]]:
+    """The fields of the form: those of the model, each with what was sent and what can be chosen; those of `always` come first.
 
     Parameters that can be repeated are hidden fields, which the form sends again.
     """
@@ -125,12 +128,12 @@ def filters(sent: list[tuple[str, str]]) -> dict[Literal["first", "more", "hidde
             "choices": _CHOICES.get(name),
             "help": field.description or "",
         }
-        for name, field in EventQuery.model_fields.items()
+        for name, field in model.model_fields.items()
         if name not in _PAGING and not name.endswith(_REPEATED)
     ]
-    first = sorted((one for one in fields if one["name"] in _FIRST), key=lambda one: _FIRST.index(one["name"]))
+    first = sorted((one for one in fields if one["name"] in always), key=lambda one: always.index(one["name"]))
     hidden = [{"name": name, "value": value} for name, value in sent if name.endswith(_REPEATED)]
-    return {"first": first, "more": [one for one in fields if one["name"] not in _FIRST], "hidden": hidden}
+    return {"first": first, "more": [one for one in fields if one["name"] not in always], "hidden": hidden}
 
 
 def label(name: str) -> str:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy import Text, bindparam, cast, func, literal_column, select
+from sqlalchemy import ARRAY, Text, bindparam, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, driver_connection, fetch, on_first_connections
@@ -20,7 +20,7 @@ from app.events.record import Row, is_logged
 from app.query import rows as rows_of
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor, LogCursor
-from app.query.filter import EventQuery
+from app.query.filter import IS_SEALED, EventQuery
 from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none
 from app.query.rows import columns_of, rows_of_page
 from app.query.total import from_rollup, total
@@ -114,6 +114,14 @@ async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | N
     return _event(rows[0]) if rows else None
 
 
+async def events_by_id(engine: AsyncEngine, correlation_id: str, event_ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The events of one correlation with these ids in the form of the answer, in the order of the ids. One that is gone is left out."""
+    places = {UUID(event_id): number for number, event_id in enumerate(event_ids)}
+    statement = _of_correlation_statement()
+    rows = await fetch(engine, statement.text, *statement.bind({"correlation_id": correlation_id, "ids": list(places)}))
+    return [_event(row) for row in sorted(rows, key=lambda row: places[row["event_id"]])]
+
+
 async def warm(engine: AsyncEngine) -> None:
     """Run each form of the statements once on the first connections of the pool: the first plan over many partitions is slow."""
     since = datetime.now(UTC) - timedelta(days=7)
@@ -143,6 +151,18 @@ def _by_id_statement() -> Statement:
         select(*columns_of(_e), _e.error_message, cast(_e.event_data, Text).label("payload"), sealed)
         .where(_e.event_id == bindparam("event_id"))
         .order_by(_e.log_index, _e.event_date, _e.correlation_id)
+    )
+
+
+@lru_cache(1)
+def _of_correlation_statement() -> Statement:
+    return compile_statement(
+        select(*columns_of(_e), _e.error_message, cast(_e.event_data, Text).label("payload"), IS_SEALED.label("sealed"))
+        .where(
+            _e.correlation_id == bindparam("correlation_id"),
+            _e.event_id == func.any(bindparam("ids", type_=ARRAY(_e.event_id.type))),
+        )
+        .order_by(_e.log_index, _e.event_date)
     )
 
 

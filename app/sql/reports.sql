@@ -27,6 +27,30 @@ FROM audit_events WHERE event_id = $1
 -- The logs of the database, the open one first.
 SELECT log_id FROM logs ORDER BY log_id DESC
 
+-- name: whole_event
+-- All rows with an id, each with all its columns, the leaf that the log has at its position, and the log's name.
+SELECT {hashed_columns}, retention_days, hash_algorithm, legal_hold IS TRUE AS legal_hold, legal_hold_reason, legal_hold_placed_by,
+    timezone('UTC', legal_hold_placed_at)::text AS held_at, {leaf_of_row} AS leaf,
+    (SELECT name FROM logs WHERE logs.log_id = 0) AS first_name, (SELECT max(log_id) FROM logs) AS last_log
+FROM audit_events WHERE event_id = $1
+ORDER BY log_index, event_date, correlation_id
+LIMIT 100
+
+-- name: neighbours_in_chain
+-- The events before and after one ($2) in the chain of its correlation.
+SELECT event_id, event_type, event_outcome, chain_index AS position, previous_event_hash, event_hash
+FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e -- otherwise Postgres reads every row with these numbers
+WHERE chain_index IN ($2::bigint - 1, $2::bigint + 1)
+ORDER BY chain_index, log_index
+LIMIT 100
+
+-- name: neighbours_in_log
+-- The events before and after a position ($1) of a log ($2).
+SELECT event_id, event_type, event_outcome, log_index AS position
+FROM audit_events WHERE log_index IN ($1::bigint - 1, $1::bigint + 1) AND log_id = $2
+ORDER BY log_index, event_id
+LIMIT 100
+
 -- name: reconstruction
 -- The events from which one lost RemediationRequest is rebuilt.
 SELECT event_type, namespace, cluster_id, event_data::text AS payload, {on_log} AS sealed
@@ -173,6 +197,26 @@ FROM (
 WHERE phase IS NOT NULL OR decided IS NOT NULL
 ORDER BY e.event_timestamp
 LIMIT 10000
+
+-- name: approvals
+-- What was asked and answered about approval ($2: types) in one correlation, with what the payload says of confidence and reason.
+-- Texts are cut so that all fits into memory. OFFSET 0: the types are compared once for each row.
+SELECT event_id::text, CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
+            WHEN event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE event_timestamp END AS event_timestamp,
+        event_type, event_outcome, actor_type, actor_id,
+        left(coalesce(event_data->>'confidence_str', event_data->>'confidence_score', event_data->>'confidence',
+            event_data#>>'{response_data,confidence}'), 100) AS confidence,
+        left(coalesce(event_data->>'rejection_reason', event_data->>'decision_message', event_data->>'message',
+            event_data->>'approval_reason', event_data->>'reason'), 1000) AS reason,
+        left(coalesce(event_data->>'approved_by', event_data->>'rejected_by', event_data->>'decided_by'), 255) AS decided_by,
+        left(event_data->>'decision', 100) AS decision, left(event_data->>'required_by', 100) AS required_by,
+        left(event_data->>'workflow_id', 255) AS workflow_id
+FROM (
+    SELECT event_id, event_timestamp, event_type, event_outcome, actor_type, actor_id, event_data
+    FROM audit_events WHERE correlation_id = $1 AND event_type = ANY($2) OFFSET 0
+) AS e
+ORDER BY event_timestamp, event_type, event_id
+LIMIT 1000
 
 -- name: holds
 -- Legal holds of one correlation as its rows have them, released ones too.

@@ -65,11 +65,15 @@ class Reader:
         assert answer is not None
         assert answer.status == status, (path, answer.status, self.page.content())
         if status >= 400:  # the browser itself reports those
-            self.faults = [fault for fault in self.faults if not fault.startswith("Failed to load resource")]
+            self.forgive_refusals()
         return self.page
 
     def text(self) -> str:
         return self.page.inner_text("body")
+
+    def forgive_refusals(self) -> None:
+        """Forget that the browser has reported answers with an error status: this test has asked for them."""
+        self.faults = [fault for fault in self.faults if not fault.startswith("Failed to load resource")]
 
     def overflow(self) -> int:
         """How many pixels the page is wider than its screen."""

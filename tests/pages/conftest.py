@@ -6,12 +6,16 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from playwright.sync_api import Browser
 
 from tests import databases, services
 from tests.conftest import verify
 from tests.pages.browser import PROGRAM, Reader, aside, chromium
+from tests.waiting import until
 
 REMEDIATIONS = 12
 
@@ -37,9 +41,13 @@ def pages_database(server_url: str, template_database: str, request: pytest.Fixt
 
 @pytest.fixture(scope="module")
 def pages_service(pages_database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[services.Service]:
-    """A service without authentication, with the events of some simulated remediations of the last day."""
+    """A service without authentication, which signs, with the events of some simulated remediations of the last day."""
+    directory = tmp_path_factory.mktemp("pages")
+    key = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (directory / "key.pem").write_bytes(key)
     settings: dict[str, object] = {"database_url": pages_database, "unsafe_database": True}
-    with services.lasting(settings, tmp_path_factory.mktemp("pages") / "service") as service:
+    settings["checkpoint_key_file"] = directory / "key.pem"
+    with services.lasting(settings, directory / "service") as service:
         simulate(service.url)
         yield service
 
@@ -48,6 +56,22 @@ def simulate(url: str, *arguments: str) -> None:
     """Post the events of REMEDIATIONS remediations, the same ones each time."""
     command = [sys.executable, "-m", "app", "simulate", "--url", url, "--remediations", str(REMEDIATIONS), *arguments]
     subprocess.run([*command, "--hours", "20", "--post-only"], cwd=services.ROOT, capture_output=True, check=True)
+
+
+def wait_for_proofs(client: httpx.Client) -> None:
+    """Return when a signed checkpoint has every event that was posted before."""
+    size = until(lambda: _log_size(client))
+    until(lambda: _checkpoint_size(client) >= size or None)
+
+
+def _log_size(client: httpx.Client) -> int:
+    events = client.get("/api/v1/audit/correlations", params={"limit": 1000}).json()["data"]
+    return sum(one["event_count"] for one in events)
+
+
+def _checkpoint_size(client: httpx.Client) -> int:
+    answer = client.get("/tlog/checkpoint")
+    return int(answer.text.split("\n")[1]) if answer.status_code == 200 else 0
 
 
 @pytest.fixture(scope="module")

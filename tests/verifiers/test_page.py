@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.services import ROOT
-from tests.verifiers import chromium
+from tests.verifiers import chromium, inline
 from tests.verifiers.files import Corpus, key_label
 
 PAGE = ROOT / "docs" / "verifier.html"
@@ -164,6 +164,11 @@ def test_nothing_leaves(page: chromium.Tab) -> None:
     assert violated
     blocked = [event["params"] for event in page.events if event["method"] == "Network.loadingFailed"]
     assert {one.get("blockedReason") for one in blocked} <= {"csp"}
+
+
+def test_verifier_is_that_of_the_pages() -> None:
+    """The page for auditors and the badge of the pages verify differently: `make verifier` was not run."""
+    assert inline.inlined(PAGE.read_text("utf-8"), inline.SOURCE.read_text("utf-8")) == PAGE.read_text("utf-8")
 
 
 def test_scripts_are_those_that_the_policy_names() -> None:

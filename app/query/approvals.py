@@ -1,0 +1,84 @@
+"""What was asked and answered about the approval of a remediation: who, why, and how sure the one was who asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app.db import fetch
+from app.events.record import Row
+from app.sql import load
+
+SQL = load("reports")["approvals"]
+
+_REQUESTS = frozenset(
+    {"orchestrator.approval.requested", "remediationorchestrator.approval.requested", "analysis.approval.required"}
+)
+_ANSWERS = {
+    "orchestrator.approval.approved": "Approved",
+    "orchestrator.approval.rejected": "Rejected",
+    "orchestrator.approval.expired": "Expired",
+    "webhook.remediationapprovalrequest.decided": "Decided",
+    "apifrontend.user.decision": "Decided",
+}
+"""Types that answer a request, each with the answer that is shown if the payload has none."""
+_ASSESSMENTS = frozenset({"aianalysis.analysis.completed", "aiagent.response.complete", "aianalysis.approval.decision"})
+"""Types whose payload may say how sure the analysis was; they matter only without that in a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Approval:
+    """One request for approval, one answer, or both. Texts are empty where nothing is known."""
+
+    requested: Row | None
+    answered: Row | None
+    confidence: str
+
+    @property
+    def answer(self) -> str:
+        """`Approved`, `Rejected` or whatever the answer's payload says; `Pending` as long as nobody has answered."""
+        if self.answered is None:
+            return "Pending"
+        return str(self.answered["decision"] or _ANSWERS[self.answered["event_type"]])
+
+    @property
+    def answered_by(self) -> str:
+        """The person that the payload names, rather than the event's actor."""
+        return "" if self.answered is None else str(self.answered["decided_by"] or self.answered["actor_id"] or "")
+
+    @property
+    def waited_ms(self) -> int | None:
+        """Milliseconds from the request to the answer."""
+        if self.requested is None or self.answered is None:
+            return None
+        asked, answered = _time(self.requested), _time(self.answered)
+        return round((answered - asked).total_seconds() * 1000)
+
+
+async def approvals(engine: AsyncEngine, correlation_id: str) -> list[Approval]:
+    """The approvals of one correlation, in the order of their times. DatabaseAway or DatabaseFailed when Postgres does not answer."""
+    return paired(await fetch(engine, SQL, correlation_id, [*_REQUESTS, *_ANSWERS, *_ASSESSMENTS]))
+
+
+def paired(rows: Sequence[Row]) -> list[Approval]:
+    """Each request with the answer that follows it. An answer without a request, and a request without an answer, stand alone."""
+    found: list[Approval] = []
+    confidence, waiting = "", False
+    for row in rows:
+        confidence = row["confidence"] or confidence
+        if row["event_type"] in _REQUESTS:
+            found.append(Approval(row, None, row["confidence"] or confidence))
+            waiting = True
+        elif row["event_type"] in _ANSWERS and waiting:
+            asked = found.pop()
+            found.append(Approval(asked.requested, row, row["confidence"] or asked.confidence))
+            waiting = False
+        elif row["event_type"] in _ANSWERS:
+            found.append(Approval(None, row, row["confidence"] or confidence))
+    return found
+
+
+def _time(row: Row) -> datetime:
+    time: datetime = row["event_timestamp"]
+    return time
