@@ -9,8 +9,10 @@ INSTALLED := $(VENV)/.installed
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
 
+# On all cores; JOBS=0 runs them one after another.
+JOBS ?= auto
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # The long form of tests/fuzz; `make test` runs a short one.
 fuzz: $(INSTALLED)

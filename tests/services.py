@@ -7,8 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -21,6 +22,8 @@ PROCESSES = int(os.environ.get("DATASTORAGE_TEST_PROCESSES", "1"))
 """Of each service that a test does not start with another number."""
 OTHER_SETTINGS = ("DATASTORAGE_", "CONFIG_PATH", "PORT", "HEALTH_PORT")
 
+_PORTS = range(10_000, 32_000)
+_ports = islice(cycle(_PORTS), os.getpid() * 97 % len(_PORTS), None)
 _spawned: list[forkserver.Process] = []
 
 
@@ -64,8 +67,14 @@ def _defaults(directory: Path) -> dict[str, object]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    with socket.create_server((host, 0)) as probe:
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that the system gives to no connection either, since it is below those that it chooses from.
+
+    Each process of a test run begins elsewhere, so that two seldom choose the same.
+    """
+    for port in _ports:
+        with suppress(OSError), socket.create_server((host, port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 def own_host() -> str:

@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "connection": "exchange framing errors",
     "tls": "config_file watched_file errors metrics",
     "serve": "connection main pod tls presence settings errors",  # uvicorn around main
-    "openapi": "main pages api events settings",  # the document of what main wires
+    "openapi": "main pages api settings",  # the document of what main wires
     # all that a log needs that begins: its first event, what the last one has lost, its first checkpoint
     "continuing": "events ingest tlog verify schema db settings errors",
     "simulate": "masking",  # a client: it could be shipped alone

@@ -8,13 +8,14 @@ those that record by `recording_service`; only what is answered before the start
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Self
+from typing import Any, Self
 
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api import document
 from app.api.body import ByteBudget
 from app.api.reading import ReadSlots
 from app.auth.authenticator import Authenticator
@@ -121,6 +122,12 @@ class Application(FastAPI):
 
     service: Foundation
     start: Start
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, with the bodies that the framework does not parse."""
+        if self.openapi_schema is None:
+            self.openapi_schema = document.complete(super().openapi())
+        return self.openapi_schema
 
 
 def service_of(request: Request) -> Service:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Generates a Go client from openapi/datastorage.json with ogen, compiles it, posts an event and finds it again.
+# Generates Go clients with ogen and oapi-codegen from the OpenAPI document that a service serves; each posts an event and finds it again.
 set -euo pipefail
 cd "$(dirname "$0")"
 if ! command -v go >/dev/null; then
@@ -13,11 +13,8 @@ chmod 711 "$work" # as root, Postgres runs as another user, who has to get to it
 service=
 trap '[ -z "$service" ] || { kill "$service" 2>/dev/null && wait "$service"; }; rm -rf "$work"' EXIT
 
-cp go.mod go.sum main.go "$work"
+cp -r go.mod go.sum main.go second "$work"
 cd "$work"
-go tool ogen --target api --package api --clean "$root/openapi/datastorage.json" 2>"$work/ogen.log" \
-  || { cat "$work/ogen.log"; exit 1; }
-go build -o client .
 
 port=$("$root/.venv/bin/python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 DATASTORAGE_PORT=$port DATASTORAGE_DATA_DIR=$work/data "$root/.venv/bin/datastorage" serve >"$work/service.log" 2>&1 &
@@ -27,4 +24,23 @@ for _ in $(seq 100); do
   kill -0 "$service" 2>/dev/null || break
   sleep 0.2
 done
-./client "http://127.0.0.1:$port" || { tail -20 "$work/service.log"; exit 1; }
+
+url=http://127.0.0.1:$port
+"$root/.venv/bin/python" - "$url" "$root/openapi/datastorage.json" <<'EOF'
+import json, sys
+from urllib.request import urlopen
+
+served = urlopen(f"{sys.argv[1]}/openapi.json").read()
+assert json.loads(served) == json.load(open(sys.argv[2])), "the service serves another document than the committed one"
+open("served.json", "wb").write(served)
+EOF
+
+generate() { "$@" 2>generator.log || { cat generator.log; exit 1; }; }
+generate go tool ogen --target api --package api --clean served.json
+mkdir other
+generate go tool oapi-codegen -generate types,client -package other -o other/client.go served.json
+mkdir bin
+go build -o bin . ./second
+for client in bin/*; do
+  "$client" "$url" || { tail -20 service.log; exit 1; }
+done

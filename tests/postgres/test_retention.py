@@ -214,7 +214,7 @@ async def test_forged_purges_are_not_repeated(database_url: str, connection: Con
         assert kinds & {"removed", "truncated"}
 
 
-@pytest.mark.parametrize("operation", ["none", str(uuid4())])
+@pytest.mark.parametrize("operation", ["none", "11111111-1111-4111-8111-111111111111"])
 async def test_forged_purge_of_a_month(database_url: str, connection: Connection, operation: str) -> None:
     """What somebody inserted for the purge of a month ends every run, or the run takes back what was never purged."""
     ids = await write(database_url, {"retention_days": 10}, {"retention_days": 2555})

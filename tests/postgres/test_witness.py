@@ -115,7 +115,9 @@ async def test_a_witness_that_fails_stops_nothing(
     assert not note.is_signed_by(asked)
 
 
-@pytest.mark.parametrize("text", ["", "x", "https://w.example", str(KEY.public) + " https://w.example"])
+@pytest.mark.parametrize(
+    "text", ["", "x", "https://w.example", pytest.param(f"{KEY.public} https://w.example", id="two")]
+)
 def test_what_is_no_witness_is_refused(text: Any) -> None:
     """A typing error in DATASTORAGE_WITNESSES leaves the log without witnesses, silently."""
     with pytest.raises(Fatal, match="DATASTORAGE_WITNESSES"):
