@@ -36,7 +36,7 @@ CONFIG_KEYS = {
 CONFIG_SECTIONS = {
     *("environment", "server", "logging", "database", "redis", "retention", "audit", "tlsProfile", "telemetry"),
 }
-_VARIABLES = {"PORT": "port", "HEALTH_PORT": "health_port", "POD_NAMESPACE": "kubernetes_namespace"}
+VARIABLES = {"PORT": "port", "HEALTH_PORT": "health_port", "POD_NAMESPACE": "kubernetes_namespace"}
 _PORT_MIN = 1024
 _LEVELS = {"WARN": "WARNING", "FATAL": "ERROR"}
 _CLAMPED = {
@@ -84,7 +84,7 @@ class ConfigFile(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         path = os.environ.get("CONFIG_PATH")
         values = dict(_from_yaml(Path(path), self.settings_cls.model_fields)) if path else {}
-        for variable, field in _VARIABLES.items():
+        for variable, field in VARIABLES.items():
             if os.environ.get(variable):
                 values[field] = os.environ[variable]
         return values

@@ -7,21 +7,20 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
-from sqlalchemy import event
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.exc import TimeoutError as SQLAlchemyTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from app import database_url
 from app.errors import AuditError, DatabaseAway, DatabaseBusy, DatabaseFailed, Fatal
 from app.events.record import ip_packed, ip_text
 from app.settings import Settings
 from app.sql import load
+
+if TYPE_CHECKING:  # commands that need no pool do not wait for SQLAlchemy, a quarter of a second of CPU
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.ext.asyncio import AsyncEngine
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 Connection = database_url.Connection
 
@@ -166,8 +165,11 @@ def _inet_text(raw: bytes) -> str:
     return text if raw[1] == 8 * raw[3] else f"{text}/{raw[1]}"
 
 
-def create_engine(settings: Settings) -> AsyncEngine:
+def create_engine(settings: Settings) -> "AsyncEngine":
     """The pool of connections for reads."""
+    from sqlalchemy import event  # noqa: PLC0415 -- see above
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+
     engine = create_async_engine(
         "postgresql+asyncpg://",
         async_creator=lambda: connect(settings),
@@ -180,14 +182,16 @@ def create_engine(settings: Settings) -> AsyncEngine:
     return engine
 
 
-def _refuse_closed(connection: DBAPIConnection, *_: object) -> None:
+def _refuse_closed(connection: "DBAPIConnection", *_: object) -> None:
     """Makes the pool replace a connection that was lost while it was idle."""
     assert connection.driver_connection is not None
     if connection.driver_connection.is_closed():
+        from sqlalchemy.exc import DisconnectionError  # noqa: PLC0415 -- see above
+
         raise DisconnectionError
 
 
-def _close_unless_idle(connection: DBAPIConnection, record: ConnectionPoolEntry, state: PoolResetState) -> None:
+def _close_unless_idle(connection: "DBAPIConnection", record: "ConnectionPoolEntry", state: "PoolResetState") -> None:
     """Closes what a reader gives back in the middle of something. SQLAlchemy ends this, however often the reader is cancelled."""
     driver: Connection | None = connection.driver_connection
     if driver is not None and state.asyncio_safe and (_IN_DOUBT in record.info or not is_idle(driver)):
@@ -212,7 +216,7 @@ _READ_ERRORS: dict[FailureKind, type[AuditError]] = {FailureKind.AWAY: DatabaseA
 
 
 @asynccontextmanager
-async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
+async def driver_connection(engine: "AsyncEngine") -> AsyncIterator[Connection]:
     """The driver's connection under one of the pool: a read costs a third of what it costs through the engine.
 
     What goes wrong on it is raised as DatabaseAway, DatabaseBusy or DatabaseFailed.
@@ -231,19 +235,28 @@ async def driver_connection(engine: AsyncEngine) -> AsyncIterator[Connection]:
             except BaseException:
                 pooled.info[_IN_DOUBT] = True
                 raise
-    except (*CONNECTION_ERRORS, SQLAlchemyTimeout, Fatal) as error:
+    except (*CONNECTION_ERRORS, Fatal) as error:
         raise DatabaseAway from error
-    except (asyncpg.PostgresError, DBAPIError) as error:
+    except asyncpg.PostgresError as error:
         raise _READ_ERRORS.get(failure_kind(error), DatabaseFailed) from error
+    except Exception as error:
+        from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 -- see above
+        from sqlalchemy.exc import TimeoutError as PoolTimeout  # noqa: PLC0415
+
+        if isinstance(error, PoolTimeout):
+            raise DatabaseAway from error
+        if isinstance(error, DBAPIError):
+            raise _READ_ERRORS.get(failure_kind(error), DatabaseFailed) from error
+        raise
 
 
-async def fetch(engine: AsyncEngine, statement: str, *arguments: object) -> list[asyncpg.Record]:
+async def fetch(engine: "AsyncEngine", statement: str, *arguments: object) -> list[asyncpg.Record]:
     """The rows of a fixed statement, run on a connection of the pool. Raises DatabaseAway or DatabaseFailed."""
     async with driver_connection(engine) as connection:
         return await connection.fetch(statement, *arguments)
 
 
-async def on_first_connections(engine: AsyncEngine, work: Callable[[Connection], Awaitable[None]]) -> None:
+async def on_first_connections(engine: "AsyncEngine", work: Callable[[Connection], Awaitable[None]]) -> None:
     """Run `work` once on each of the connections that a few readers need; all are checked out at the same time, so that none is
     used twice. Crowds open further ones.
     """

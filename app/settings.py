@@ -1,16 +1,26 @@
 """Every setting of the service, read once at start: environment, then `.env`, then the YAML file that CONFIG_PATH names."""
 
+import os
+import re
+from difflib import get_close_matches
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from app.config_file import MIB, ConfigFile, SecretFiles
+from app.config_file import MIB, VARIABLES, ConfigFile, SecretFiles
 from app.errors import Fatal, Usage
 
 PROCESSES_MAX = 8
+ENV_FILE = ".env"
+_CLIENTS = ("DATASTORAGE_URL", "DATASTORAGE_TOKEN", "DATASTORAGE_TOKEN_FILE")
+"""Variables of commands that ask a service."""
+_OF_OTHERS = re.compile(r"DATASTORAGE_(TEST_.*|SERVICE_(HOST|PORT).*|PORT_\d+_.*)")
+"""Those of the tests, and those that Kubernetes sets for a Service of this name."""
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -18,7 +28,7 @@ class Settings(BaseSettings):
     """Every setting. Its environment variable is DATASTORAGE_ and its name in upper case."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DATASTORAGE_", env_file=".env", frozen=True, extra="forbid", dotenv_filtering="match_prefix"
+        env_prefix="DATASTORAGE_", env_file=ENV_FILE, frozen=True, extra="forbid", dotenv_filtering="match_prefix"
     )
 
     database_url: SecretStr | None = Field(
@@ -371,6 +381,48 @@ def load(**overrides: Any) -> Settings:
         raise Usage(f"Invalid configuration: {'; '.join(faults)}") from None
     except SettingsError as error:  # its cause may contain the value
         raise Usage(f"Invalid configuration: {error}; expected JSON") from None
+
+
+def origins() -> dict[str, str]:
+    """What has set each setting that is set: of several sources the one that counts, as Settings reads them."""
+    from_config = ConfigFile(Settings)()
+    in_env_file = {name.upper() for name in dotenv_values(ENV_FILE)}
+    in_environment = {name.upper() for name in os.environ}
+    found = {}
+    for name, field in Settings.model_fields.items():
+        variable = f"DATASTORAGE_{name.upper()}"
+        if variable in in_environment:
+            found[name] = "environment"
+        elif variable in in_env_file:
+            found[name] = ENV_FILE
+        elif _is_secret(field) and os.environ.get(f"{variable}_FILE"):
+            found[name] = f"{variable}_FILE"
+        elif name in from_config:
+            plain = [one for one, of in VARIABLES.items() if of == name and os.environ.get(one)]
+            found[name] = plain[0] if plain else f"CONFIG_PATH ({os.environ['CONFIG_PATH']})"
+    return found
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return field.annotation in {SecretStr, SecretStr | None}
+
+
+def unknown_variables() -> list[str]:
+    """A sentence about each variable DATASTORAGE_… of the environment that no setting reads, with the nearest name."""
+    fields = Settings.model_fields.items()
+    secrets = [name for name, field in fields if _is_secret(field)]
+    known = [*(f"DATASTORAGE_{name.upper()}" for name, _ in fields), *_CLIENTS]
+    known += [f"DATASTORAGE_{name.upper()}_FILE" for name in secrets]
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith("DATASTORAGE_") and name.upper() not in known and not _OF_OTHERS.fullmatch(name)
+    )
+    return [_about_unknown(name, get_close_matches(name.upper(), known, n=1)) for name in unknown]
+
+
+def _about_unknown(name: str, nearest: list[str]) -> str:
+    return f"{name} is no setting and has no effect" + "".join(f": did you mean {one}?" for one in nearest)
 
 
 def comma_separated(text: str) -> tuple[str, ...]:

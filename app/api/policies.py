@@ -1,7 +1,7 @@
 """GET, PUT and DELETE of retention policies: how long the events of a category stay."""
 
 from datetime import datetime
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, NotRequired
 
 from fastapi import APIRouter, Path
 from pydantic import ConfigDict, Field, with_config
@@ -17,7 +17,7 @@ from app.api.service import service_of
 from app.events.catalog.value_types import Int32
 from app.retention import policies
 from app.retention.policies import CATEGORY_LENGTH_MAX, DAYS_MAX, PolicyOrder
-from app.tlog.orders import Policy, PolicyChange
+from app.tlog.orders import Policy
 
 router = APIRouter(tags=["retention policies"])
 _PATH = "/api/v1/audit/retention-policies"
@@ -80,7 +80,7 @@ async def list_policies(request: Request) -> Response:
     """Every policy that retention runs follow, as the log records it."""
     service = service_of(request)
     found = await within_deadline(request, policies.policies(service.engine, service.log))
-    return json_response({"policies": [_listed(*one) for one in found.items()], "total": len(found)})
+    return json_response({"policies": [policies.listed(*one) for one in found.items()], "total": len(found)})
 
 
 @router.put(
@@ -98,7 +98,7 @@ async def set_policy(request: Request, event_category: Category) -> Response:
     order = PolicyOrder(caller_name(request) or ANONYMOUS, body["reason"])
     await policies.set_policy(service.settings, service.log, event_category, policy, order)
     return json_response(
-        {"event_category": event_category} | _days(policy) | {"reason": order.reason, "set_by": order.by}
+        {"event_category": event_category} | policies.days_of(policy) | {"reason": order.reason, "set_by": order.by}
     )
 
 
@@ -116,15 +116,3 @@ async def remove_policy(request: Request, event_category: Category) -> Response:
     order = PolicyOrder(caller_name(request) or ANONYMOUS, body["reason"])
     await policies.remove_policy(service.settings, service.log, event_category, order)
     return json_response({"event_category": event_category, "reason": order.reason, "removed_by": order.by})
-
-
-def _listed(category: str, change: PolicyChange) -> dict[str, Any]:
-    assert change.policy is not None
-    listed = {"event_category": category} | _days(change.policy)
-    if change.at is None:
-        return listed
-    return listed | {"set_by": change.by, "set_at": f"{change.at:%Y-%m-%dT%H:%M:%S.%fZ}", "reason": change.reason}
-
-
-def _days(policy: Policy) -> dict[str, Any]:
-    return {name: days for name, days in policy._asdict().items() if days is not None}

@@ -8,14 +8,15 @@ command.py   main(): runs one command, turns errors into one line and an exit co
 parser.py    the parser of all commands; a command is added to the module of its group, by that module's add()
 exits.py     the exit codes
 output.py    what is shown: tables, texts, JSON, pager, progress; times.py the times in it
-client.py    the service that clients ask: --url, --token, requests, problems in words
+client.py    the service that clients ask: --url, --token, requests, problems in words; filters.py which events they ask for,
+             pages.py lists page after page
 database.py  settings with the database that a command works on
 
-Clients      show.py (one correlation), searching.py (events, correlations, notifications), proofs.py (one event and its proof),
-             holds.py, exporting.py, importing.py, simulating.py
+Clients      show.py (correlations), searching.py (events, notifications, counts), proofs.py (one event's proof, the log's keys),
+             holds.py, exporting.py, importing.py (with import_file.py), simulating.py
 Offline      verifying.py (proofs, timestamps, exports, keys)
 On Postgres  running.py (serve, migrate, health), auditing.py (verify, findings, log), retention.py (retention, erase), spool.py
-Describing   describing.py (settings, event types, OpenAPI, tokens)
+Describing   describing.py (event types, OpenAPI, tokens), describing_settings.py
 """
 
 from app.cli.command import main

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from app.cli.parser import Commands, add_group
+from app.cli.proofs import add_log_key
 from app.cli.verifying import TSA_HELP
 from app.errors import Fatal, Usage
 
@@ -39,7 +40,8 @@ def _add_findings(commands: Commands) -> None:
 
 
 def _add_log(commands: Commands) -> None:
-    acts = add_group(commands, "log", "what can be done after a loss")
+    acts = add_group(commands, "log", "the log's keys, and what can be done after a loss")
+    add_log_key(acts)
     go_on = acts.add_parser("continue", help="close a log that is not what was signed, and open the next one")
     go_on.add_argument("--reason", required=True, help="why; it stands in the log")
     go_on.add_argument("--by", default="datastorage log continue", help="who decides it; it stands in the log")

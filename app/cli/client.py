@@ -3,6 +3,8 @@
 import argparse
 import json
 import os
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from app.cli import output
 from app.errors import Fatal, Usage
 from app.masking import masked
 from app.terminal import visible
@@ -18,7 +21,10 @@ from app.terminal import visible
 if TYPE_CHECKING:
     import httpx
 
-TIMEOUT_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
+_LONG_SECONDS = 300.0
+"""For an answer of many proofs."""
+_COVERED_SECONDS_MAX = 60.0
 _DEFAULT_PORT = "8080"
 _USAGE = frozenset({400, 414, 422})
 """Answers that say that an option or a value does not fit."""
@@ -63,6 +69,7 @@ class Service:
     @cached_property
     def http(self) -> "httpx.Client":
         """The connection; it ends with the process."""
+        _leave_out_command_line()
         import httpx
 
         try:
@@ -70,22 +77,39 @@ class Service:
             return httpx.Client(
                 base_url=self.url,
                 headers=self.headers,
-                timeout=TIMEOUT_SECONDS,
+                timeout=_TIMEOUT_SECONDS,
                 verify=self.url.lower().startswith("https:"),
             )
         except (httpx.InvalidURL, ValueError) as error:
             raise Usage(f"{self.shown_url} is not the URL of a service: {visible(str(error))}") from None
 
-    def get(self, path: str, parameters: Parameters | None = None, **options: Any) -> "httpx.Response":
-        return self.ask("GET", path, params=parameters, **options)
+    def get(self, path: str, parameters: Parameters | None = None, doing: str = "") -> "httpx.Response":
+        """`doing` is what a terminal shows meanwhile."""
+        return self.ask("GET", path, doing, params=parameters)
 
-    def json(self, path: str, parameters: Parameters | None = None) -> Any:
+    def json(self, path: str, parameters: Parameters | None = None, doing: str = "") -> Any:
         """The answer's JSON document."""
-        return self.decoded(self.get(path, parameters))
+        return self.decoded(self.get(path, parameters, doing))
 
-    def ask(self, method: str, path: str, **content: Any) -> "httpx.Response":
+    def send(self, method: str, path: str, body: Any) -> Any:
+        """The JSON answer to a request with a JSON body."""
+        return self.decoded(self.ask(method, path, json=body))
+
+    def get_once_covered(self, path: str, parameters: Parameters) -> "httpx.Response":
+        """The answer. An event that no checkpoint covers yet is waited for, some seconds at most."""
+        end = time.monotonic() + _COVERED_SECONDS_MAX
+        while True:
+            with self.errors():
+                answer = self.http.get(path, params=parameters, timeout=_LONG_SECONDS)
+            if answer.is_success:
+                return answer
+            if answer.status_code != 503 or time.monotonic() > end:
+                raise refusal(answer)
+            time.sleep(float(answer.headers.get("retry-after", "1")))
+
+    def ask(self, method: str, path: str, doing: str = "", **content: Any) -> "httpx.Response":
         """The answer to one request, which is a success."""
-        with self.errors():
+        with output.progress(doing or f"asking {self.shown_url} ..."), self.errors():
             answer = self.http.request(method, path, **content)
         if not answer.is_success:
             raise refusal(answer)
@@ -100,6 +124,7 @@ class Service:
     @contextmanager
     def errors(self) -> Iterator[None]:
         """Around requests: Fatal, with the URL, when nobody answers."""
+        _leave_out_command_line()
         import httpx
 
         try:
@@ -111,6 +136,11 @@ class Service:
         except httpx.HTTPError as error:
             reason = visible(masked(str(error) or type(error).__name__))
             raise Fatal(f"no service answers at {self.shown_url} ({reason})") from None
+
+
+def _leave_out_command_line() -> None:
+    """httpx imports the libraries of a command line of its own, if they are there, which takes as long as the rest of it."""
+    sys.modules.setdefault("httpx._main", None)  # type: ignore[arg-type]  # with None the import fails, which it expects
 
 
 def refusal(answer: "httpx.Response") -> Fatal:
@@ -154,6 +184,8 @@ def _url(given: str | None) -> str:
 
 def _port() -> str:
     port = os.environ.get("DATASTORAGE_PORT") or _DEFAULT_PORT
+    if "://" in port:  # what Kubernetes sets for a Service named datastorage
+        port = _DEFAULT_PORT
     if not port.isdecimal():
         raise Usage(f"DATASTORAGE_PORT is {visible(port)!r}, which is not a port")
     return port

@@ -4,13 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from app.cli.output import add_output
 from app.cli.parser import Commands, add_group
 from app.errors import Fatal
-from app.masking import masked_values
 
 
 def add(commands: Commands) -> None:
-    settings = commands.add_parser("settings", help="show every setting, its value and what it means")
+    settings = commands.add_parser("settings", help="show every setting, its value, what has set it and what it means")
+    add_output(settings)
     settings.set_defaults(run=_settings)
     types = commands.add_parser("event-types", help="list the event types, or show one with its schema and an example")
     types.add_argument("name", nargs="?", help="of the type to show")
@@ -29,12 +30,9 @@ def add(commands: Commands) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> None:
-    del arguments
-    from app.settings import Settings, load
+    from app.cli import describing_settings
 
-    settings = load()
-    for name, field in Settings.model_fields.items():
-        print(f"DATASTORAGE_{name.upper()} = {masked_values(getattr(settings, name))}\n    {field.description}")
+    describing_settings.run(arguments)
 
 
 def _event_types(arguments: argparse.Namespace) -> None:

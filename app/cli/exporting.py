@@ -1,19 +1,14 @@
 """`datastorage export`: fetches the bundle of one correlation from a service, and stores it as a file. A client: HTTP only."""
 
 import argparse
-import os
 import sys
-import time
 from pathlib import Path
 
-from app.cli.client import Service, add_service, refusal, segment
-from app.cli.output import progress
+from app.cli.client import Service, add_service, segment
+from app.cli.output import progress, store
 from app.cli.parser import Commands
 from app.errors import Fatal
 from app.terminal import visible
-
-_TIMEOUT_SECONDS = 300.0
-_WAIT_SECONDS_MAX = 60.0
 
 
 def add(commands: Commands) -> None:
@@ -37,14 +32,15 @@ def _run(arguments: argparse.Namespace) -> None:
     from app.export.bundle import manifest_of, parse
 
     service = Service.of(arguments)
+    path = f"/api/v1/audit/correlations/{segment(arguments.correlation_id)}/bundle"
     with progress("waiting for the bundle ..."):
-        content = _fetch(service, arguments.correlation_id, redacted=arguments.redact_pii)
+        content = service.get_once_covered(path, {"redact_pii": "true"} if arguments.redact_pii else {}).content
     try:
         file = parse(content)
         manifest = manifest_of(file)
     except ValueError as error:
         raise Fatal(f"{service.shown_url} has answered with something else than a bundle: {error}") from None
-    _store(arguments.output, content)
+    store(arguments.output, content)
     size = file.bundle.logs[-1].size
     covered = (
         "NOTHING IN IT IS PROVED: the service has no key for checkpoints"
@@ -60,36 +56,3 @@ def _run(arguments: argparse.Namespace) -> None:
         f"  datastorage verify-export {arguments.output} --key KEY\n"
         f"KEY is the public key of {visible(manifest.log)}, or a file with it, as its operator has published it ({service.shown_url}/tlog/key).\n"
     )
-
-
-def _fetch(service: Service, correlation_id: str, *, redacted: bool) -> bytes:
-    """The answer. An event that no checkpoint covers yet is waited for, some seconds at most."""
-    path = f"/api/v1/audit/correlations/{segment(correlation_id)}/bundle"
-    parameters = {"redact_pii": "true"} if redacted else {}
-    end = time.monotonic() + _WAIT_SECONDS_MAX
-    while True:
-        with service.errors():
-            answer = service.http.get(path, params=parameters, timeout=_TIMEOUT_SECONDS)
-        if answer.is_success:
-            return answer.content
-        if answer.status_code != 503 or time.monotonic() > end:
-            raise refusal(answer)
-        time.sleep(float(answer.headers.get("retry-after", "1")))
-
-
-def _store(path: Path, content: bytes) -> None:
-    """Write the file at once: whoever finds it finds it whole, also after a crash."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with new.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(path)
-    finally:
-        new.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

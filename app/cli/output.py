@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from unicodedata import east_asian_width
 
@@ -29,6 +30,8 @@ _STYLES = {
 WARNING = "bold yellow"
 DEFECT = "bold red"
 GOOD = "green"
+_on_screen: list["Output"] = []
+"""Has an element once a command has begun to write its answer on a terminal."""
 _NOTHING = "-"
 """Stands in a pipe for an empty cell, so that each column is always there."""
 
@@ -43,6 +46,8 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def shown(arguments: argparse.Namespace) -> Iterator["Output"]:
     """Where a command shows its answer. On a terminal it goes through a pager, which ends at once if the answer fits."""
     output = _open(arguments)
+    if output.is_folded:
+        _on_screen.append(output)
     try:
         yield output
     except BrokenPipeError:
@@ -64,6 +69,11 @@ class Output:
         self._console = console
         self._widths: dict[tuple[str, ...], list[int]] = {}
         """Of tables in a pipe: the columns of a later page are never narrower."""
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether it is a terminal, where tables are as wide as it is."""
+        return self._console is not None
 
     def line(self, text: str = "", style: str = "") -> None:
         """One line of words, folded on a terminal."""
@@ -119,22 +129,44 @@ class Output:
 
 @contextmanager
 def progress(text: str) -> Iterator[None]:
-    """While the body runs a terminal's standard error says what is waited for; nothing is written elsewhere."""
-    if not sys.stderr.isatty():
+    """While the body runs a terminal's standard error says what is waited for, unless an answer is on it already."""
+    if _on_screen or not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield
         return
-    sys.stderr.write(visible(text))
-    sys.stderr.flush()
+    _write_over(text)
     try:
         yield
     finally:
-        sys.stderr.write("\r\x1b[K")
-        sys.stderr.flush()
+        _write_over("")
+
+
+def _write_over(text: str) -> None:
+    """Put `text` in place of the line that is there, as much of it as fits on one."""
+    sys.stderr.write(f"\r{visible(text)[: shutil.get_terminal_size().columns - 1]}\x1b[K")
+    sys.stderr.flush()
 
 
 def note(text: str) -> None:
     """A line for people beside the answer."""
     sys.stderr.write(f"{visible(text)}\n")
+
+
+def store(path: Path, content: bytes) -> None:
+    """Write the file at once: whoever finds it finds it whole, also after a crash."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with new.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(path)
+    finally:
+        new.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _open(arguments: argparse.Namespace) -> Output:

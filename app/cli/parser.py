@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from importlib.metadata import version
 from typing import Any, NoReturn
 
 from app.cli.exits import Exit
@@ -24,6 +23,8 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="show the version and end")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
         sys.stdout.write(f"datastorage {version('datastorage')}\n")
         parser.exit()
 
@@ -34,9 +35,12 @@ def build() -> Parser:
         auditing,
         describing,
         exporting,
+        holds,
         importing,
+        proofs,
         retention,
         running,
+        searching,
         show,
         simulating,
         spool,
@@ -52,7 +56,8 @@ def build() -> Parser:
     parser.set_defaults(serves=False)
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for group in (show, exporting, verifying, auditing, retention, importing, simulating, running, spool, describing):
+    asking = (show, searching, proofs, exporting, holds)
+    for group in (*asking, verifying, auditing, retention, importing, simulating, running, spool, describing):
         group.add(commands)
     return parser
 

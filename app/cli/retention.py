@@ -1,17 +1,23 @@
 """`datastorage retention` and `erase`: what removes events, or what they say of people."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from app.cli import client, output
+from app.cli.client import Service
 from app.cli.exits import Exit
 from app.cli.parser import Commands, add_group
 from app.errors import Usage
 from app.terminal import visible
 
 if TYPE_CHECKING:
-    from app.tlog.orders import Difference
+    from app.tlog.orders import Difference, Policy
+
+_POLICIES = "/api/v1/audit/retention-policies"
+_BY = "datastorage retention"
 
 
 def add(commands: Commands) -> None:
@@ -28,9 +34,8 @@ def add(commands: Commands) -> None:
 
 def _add_policy(acts: Commands) -> None:
     policy = add_group(acts, "policy", "how long the events of a category stay")
-    policy.add_parser("list", help="the policies that runs follow, as the log records them").set_defaults(
-        run=_policy_list
-    )
+    listing = policy.add_parser("list", help="the policies that runs follow, as the log records them")
+    listing.set_defaults(run=_policy_list)
     setting = policy.add_parser("set", help="set the policy of a category, from the next run on")
     setting.add_argument("--days", type=int, required=True, metavar="N", help="for at least so many days")
     for bound, text in (("floor", "whatever else is set, never for fewer days"), ("ceiling", "never for more days")):
@@ -41,7 +46,13 @@ def _add_policy(acts: Commands) -> None:
     for command in (setting, removal):
         command.add_argument("category", help="an event_category")
         command.add_argument("--reason", required=True, help="why; it is in the log")
-        command.add_argument("--by", default="datastorage retention", help="who orders it; it is in the log")
+        command.add_argument("--by", help="who orders it; it is in the log; of a service, whoever the token is of")
+    for command in (listing, setting, removal):
+        command.description = (
+            "Asks the service that --url or DATASTORAGE_URL names; without one, works on the database."
+        )
+        output.add_output(command)
+        client.add_service(command)
 
 
 def _add_erase(commands: Commands) -> None:
@@ -97,41 +108,83 @@ def _print_differences(differences: "Sequence[Difference]") -> Exit:
 
 
 def _policy_list(arguments: argparse.Namespace) -> Exit:
-    del arguments
+    listed, code = _policies_of_service(arguments) if _asks_service(arguments) else _policies_of_database()
+    with output.shown(arguments) as out:
+        if out.is_json:
+            for one in listed:
+                out.record(one)
+        else:
+            out.table(["category", "policy", "set by", "on", "reason"], [_policy_row(one) for one in listed])
+    return code
+
+
+def _asks_service(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.url or os.environ.get("DATASTORAGE_URL"))
+
+
+def _policies_of_service(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Exit]:
+    policies: list[dict[str, Any]] = Service.of(arguments).json(_POLICIES)["policies"]
+    return policies, Exit.AS_ASKED
+
+
+def _policies_of_database() -> tuple[list[dict[str, Any]], Exit]:
+    """The policies, in the form of the service's answer. Where tables differ from the log is printed."""
     import asyncio
 
     from app.cli.database import settings_for_removal
     from app.retention import policies
 
     recorded, differences = asyncio.run(policies.list_from(settings_for_removal()))
-    for category, change in recorded.items():
-        who = f"  set by {change.by}, {change.at:%Y-%m-%d}: {change.reason}" if change.at is not None else ""
-        print(visible(f"{category}  {change.policy}{who}"))
-    return _print_differences(differences)
+    return [policies.listed(*one) for one in recorded.items()], _print_differences(differences)
+
+
+def _policy_row(one: dict[str, Any]) -> list[str]:
+    bounds = [f"{name} {one[f'{name}_days']}" for name in ("floor", "ceiling") if f"{name}_days" in one]
+    policy = ", ".join([f"{one['retention_days']} days", *bounds])
+    return [one["event_category"], policy, one.get("set_by", ""), one.get("set_at", "")[:10], one.get("reason", "")]
 
 
 def _policy_set(arguments: argparse.Namespace) -> None:
-    import asyncio
-
-    from app.cli.database import settings_for_removal
-    from app.retention import policies
+    from app.retention.policies import days_of
     from app.tlog.orders import Policy
 
     policy = Policy(arguments.days, arguments.floor, arguments.ceiling)
-    order = policies.PolicyOrder(arguments.by, arguments.reason)
-    asyncio.run(policies.change_from(settings_for_removal(), arguments.category, policy, order))
-    print(f"{visible(arguments.category)}: {policy}, from the next retention run on.")
+    done = _change(arguments, policy, "PUT", days_of(policy))
+    _print_change(arguments, done, f"{arguments.category}: {policy}, from the next retention run on.")
 
 
 def _policy_remove(arguments: argparse.Namespace) -> None:
+    done = _change(arguments, None, "DELETE", {})
+    _print_change(arguments, done, f"{arguments.category} has no policy any more.")
+
+
+def _change(
+    arguments: argparse.Namespace, policy: "Policy | None", method: str, days: dict[str, int]
+) -> dict[str, Any]:
+    """Order a policy, or with None its end; what the service answers about it."""
+    category, reason = arguments.category, arguments.reason
+    if _asks_service(arguments):
+        if arguments.by is not None:
+            raise Usage("--by: a service writes down whoever the token is of")
+        path = f"{_POLICIES}/{client.segment(category)}"
+        done: dict[str, Any] = Service.of(arguments).send(method, path, days | {"reason": reason})
+        return done
     import asyncio
 
     from app.cli.database import settings_for_removal
     from app.retention import policies
 
-    order = policies.PolicyOrder(arguments.by, arguments.reason)
-    asyncio.run(policies.change_from(settings_for_removal(), arguments.category, None, order))
-    print(f"{visible(arguments.category)} has no policy any more.")
+    order = policies.PolicyOrder(arguments.by or _BY, reason)
+    asyncio.run(policies.change_from(settings_for_removal(), category, policy, order))
+    return {"event_category": category} | days | {"reason": reason, "set_by" if policy else "removed_by": order.by}
+
+
+def _print_change(arguments: argparse.Namespace, done: dict[str, Any], text: str) -> None:
+    with output.shown(arguments) as out:
+        if out.is_json:
+            out.document(done)
+        else:
+            out.line(text)
 
 
 def _erase(arguments: argparse.Namespace) -> None:

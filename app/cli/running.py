@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import logging
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from app.embedded import EmbeddedPostgres
     from app.presence import Presence
     from app.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.25
 _HEALTH_SECONDS = 2.0
@@ -55,11 +58,13 @@ def _serve(arguments: argparse.Namespace) -> None:
         from app.cli.database import on_embedded
         from app.presence import Presence
         from app.serve import Server, listening, serve
-        from app.settings import load
+        from app.settings import load, unknown_variables
 
     settings = load(migrate=True) if arguments.migrate else load()
     settings.refuse_open_port()
     logs.configure(settings.log_level)
+    for told in unknown_variables():
+        log.warning(told)
     if settings.otel_endpoint is not None:
         tracing.start(settings.otel_endpoint)
     presence = Presence()

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-from collections.abc import Iterator
 from typing import Any
 
-from app.cli import client, output
+from app.cli import client, filters, output
 from app.cli.client import Service
 from app.cli.exits import Exit
 from app.cli.output import Output
+from app.cli.pages import Pages
 from app.cli.parser import Commands
 from app.cli.times import Clock, duration_text, skew_text
 from app.errors import Fatal
@@ -18,17 +18,6 @@ EVENTS = "/api/v1/audit/events"
 _EVENTS_MAX = 10_000  # that the service returns at once
 _VERIFIED_AT_ONCE_MAX = 1_000
 """Events of a chain that is verified without being asked for."""
-_PAGE_WITH_DATA = "200"
-_FILTERS = {
-    "since": "correlations whose newest event is not older: a time, or how long ago",
-    "until": "correlations whose newest event is not newer: a time, or how long ago",
-    "category": "correlations with an event of this category",
-    "outcome": "correlations whose newest event has this outcome",
-    "namespace": "correlations with an event in this namespace",
-    "cluster": "correlations with an event in this cluster",
-    "cursor": "where an earlier list went on",
-}
-_QUERY_PARAMETERS = {"category": "event_category", "outcome": "event_outcome", "cluster": "cluster_id"}
 
 
 def add(commands: Commands) -> None:
@@ -46,17 +35,17 @@ def add(commands: Commands) -> None:
     one.set_defaults(run=_show)
     many = commands.add_parser("list", help="list correlations, the one with the newest event first")
     many.add_argument("--limit", type=int, default=20, metavar="N", help="most correlations to list (20)")
-    for name, text in _FILTERS.items():
-        many.add_argument(f"--{name}", help=text)
+    many.add_argument("--cursor", help="where an earlier list went on")
+    filters.add_filters(many, "the time of the correlation's newest event")
     many.set_defaults(run=_list)
+    add_zone(one)
     for command in (one, many):
-        add_zone(command)
         output.add_output(command)
         client.add_service(command)
 
 
 def add_zone(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--zone", help="in which times are shown, such as Europe/Berlin (UTC)")
+    parser.add_argument("--zone", help="in which times are shown, such as Europe/Berlin, local: this machine's (UTC)")
 
 
 def _show(arguments: argparse.Namespace) -> Exit:
@@ -66,8 +55,7 @@ def _show(arguments: argparse.Namespace) -> Exit:
     count = answer["event_count"]
     verified_now = arguments.verify or 0 < count <= _VERIFIED_AT_ONCE_MAX
     if verified_now:
-        with output.progress(f"verifying {count:,} events ..."):
-            verdict = _verified_now(service, path, is_wanted=arguments.verify)
+        verdict = _verified_now(service, path, count, is_wanted=arguments.verify)
         verified_now = verdict is not None
         answer |= {} if verdict is None else {"verification": verdict}
     data = _payloads(service, arguments.correlation_id) if arguments.data else {}
@@ -82,56 +70,49 @@ def _show(arguments: argparse.Namespace) -> Exit:
     return Exit.DEFECT if answer.get("verification", {}).get("is_valid") is False else Exit.AS_ASKED
 
 
-def _verified_now(service: Service, path: str, *, is_wanted: bool) -> dict[str, Any] | None:
+def _verified_now(service: Service, path: str, count: int, *, is_wanted: bool) -> dict[str, Any] | None:
     """The chain's verdict, made now. None if it cannot be made and nobody has asked for it."""
     try:
-        verdict: dict[str, Any] | None = service.json(path, {"limit": "1", "verify": "true"}).get("verification")
+        answer = service.json(path, {"limit": "1", "verify": "true"}, f"verifying {count:,} events ...")
     except Fatal:
         if is_wanted:
             raise
         return None
+    verdict: dict[str, Any] | None = answer.get("verification")
     return verdict
 
 
 def _payloads(service: Service, correlation_id: str) -> dict[str, Any]:
     """The payload of each event of a correlation, by event id."""
-    wanted = {"correlation_id": correlation_id, "limit": _PAGE_WITH_DATA, "total": "none"}
-    return {event["event_id"]: event["event_data"] for event in every(service, EVENTS, wanted)}
-
-
-def every(service: Service, path: str, parameters: client.Parameters) -> Iterator[dict[str, Any]]:
-    """What a list has, page after page."""
-    more: dict[str, str] = {}
-    while True:
-        answer = service.json(path, {**parameters, **more})
-        yield from answer["data"]
-        if (cursor := answer["pagination"].get("next_cursor")) is None:
-            return
-        more = {"cursor": cursor}
+    wanted = {"correlation_id": correlation_id, "total": "none"}
+    return {event["event_id"]: event["event_data"] for event in Pages(service, EVENTS, wanted)}
 
 
 def _list(arguments: argparse.Namespace) -> None:
     service, clock = Service.of(arguments), Clock(arguments.zone)
-    filters = {
-        _QUERY_PARAMETERS.get(name, name): value for name in _FILTERS if (value := getattr(arguments, name)) is not None
-    }
-    answer = service.json(CORRELATIONS, filters | {"limit": str(arguments.limit)})
+    wanted = filters.parameters_of(arguments, clock.zone_name)
+    if arguments.cursor is not None:
+        wanted["cursor"] = arguments.cursor
+    pages = Pages(service, CORRELATIONS, wanted, arguments.limit)
+    found = list(pages)
     with output.shown(arguments) as out:
         if out.is_json:
-            for one in answer["data"]:
+            for one in found:
                 out.record(one)
-        else:
-            _correlations(out, answer["data"], clock)
+        elif found:
+            _correlations(out, found, clock)
         out.flush()
-    if (cursor := answer["pagination"].get("next_cursor")) is not None:
-        output.note(f"there is more: --cursor {cursor}")
+    if not found:
+        output.note("no correlation matches")
+    if pages.cursor is not None:
+        output.note(f"there is more: --cursor {pages.cursor}")
 
 
 def _correlations(out: Output, correlations: list[dict[str, Any]], clock: Clock) -> None:
     rows = [
         [
             one["correlation_id"],
-            _time_with_note(clock, one["last_event"]["event_timestamp"]),
+            clock.with_note(one["last_event"]["event_timestamp"]),
             str(one["event_count"]),
             one["last_outcome"],
             ", ".join(one["categories"]),
@@ -146,14 +127,10 @@ def _correlations(out: Output, correlations: list[dict[str, Any]], clock: Clock)
 
 def explain_ahead(out: Output, count: int, what: str) -> None:
     out.line(
-        f"{count} with a {what} that is still to come: its time is the sender's, whose clock is ahead, or who, as "
-        "`datastorage simulate` does, says when something will be. `show` has the service's own time beside it.",
+        f"{count} with a {what} that is still to come: times are those of the senders' clocks, and some are ahead; those of "
+        "`datastorage simulate` on purpose. `show` has the time beside it at which the service recorded each event.",
         output.WARNING,
     )
-
-
-def _time_with_note(clock: Clock, time: str) -> str:
-    return f"{clock.text(time)} ({clock.ago(time)})" if clock.is_ahead(time) else clock.text(time)
 
 
 def timeline(out: Output, answer: dict[str, Any], clock: Clock, *, verified_now: bool) -> None:

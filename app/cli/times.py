@@ -1,5 +1,6 @@
 """Times and durations as a terminal shows them."""
 
+import os
 from datetime import UTC, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -14,8 +15,10 @@ class Clock:
     """Shows times in one zone; says how far they are from the present one."""
 
     def __init__(self, zone: str | None = None) -> None:
-        self._zone: tzinfo = UTC if zone is None else _zone(zone)
-        self.name = zone or "UTC"
+        self.zone_name = _local_zone() if zone == "local" else zone
+        """As the service knows it; None for UTC."""
+        self._zone: tzinfo = UTC if self.zone_name is None else _zone(self.zone_name)
+        self.name = self.zone_name or "UTC"
         self.now = datetime.now(UTC)
 
     def text(self, time: str | None) -> str:
@@ -24,6 +27,10 @@ class Clock:
         if moment is None:
             return time or ""
         return f"{moment.astimezone(self._zone):%Y-%m-%d %H:%M:%S}"
+
+    def with_note(self, time: str) -> str:
+        """As text(), and of a time that is still to come how far away it is."""
+        return f"{self.text(time)} ({self.ago(time)})" if self.is_ahead(time) else self.text(time)
 
     def ago(self, time: str | None) -> str:
         """`3h12m ago`, `in 5m`; empty for one that cannot be read."""
@@ -74,6 +81,15 @@ def duration_text(milliseconds: int | None) -> str:
 def span_text(span: timedelta) -> str:
     """As duration_text(), with days: `2d`, `3h12m`."""
     return f"{span.days}d" if span.days >= 2 else duration_text(round(span.total_seconds() * 1000))
+
+
+def _local_zone() -> str:
+    """The name of this machine's zone."""
+    if name := os.environ.get("TZ", "").removeprefix(":"):
+        return name
+    path = os.path.realpath("/etc/localtime")
+    _, found, name = path.partition("/zoneinfo/")
+    return name if found else "UTC"
 
 
 def _zone(name: str) -> ZoneInfo:

@@ -13,6 +13,10 @@ TSA_HELP = "PEM of the timestamp authority's certificate, or of its issuer's and
 _KEY_HELP = "of the log as /tlog/key shows it, or a file that holds it"
 
 
+class _TimestampNotProved(Exception):
+    """A proof's timestamp does not show what it should."""
+
+
 def add(commands: Commands) -> None:
     proof = commands.add_parser("verify-proof", help="verify the proof of one event; needs no service and no database")
     proof.add_argument("file", type=Path, metavar="FILE", help="from `datastorage proof`, or the event's route /proof")
@@ -46,13 +50,12 @@ def _verify_proof(arguments: argparse.Namespace) -> Exit:
     from app.tlog.keys import read_public_keys, signature_lines
     from app.tlog.note import MalformedNote, NoValidSignature
     from app.tlog.proof import verify_proof_file
-    from app.tlog.timestamp import WrongTimestamp
 
     keys, file = read_public_keys(arguments.key), arguments.file.read_bytes()
     try:
         proved = verify_proof_file(file, keys)
         stamped = _timestamp_lines(proved.token, proved.note, arguments.tsa)
-    except (MalformedNote, NoValidSignature, WrongTimestamp) as error:
+    except (MalformedNote, NoValidSignature, _TimestampNotProved) as error:
         return _not_proved(error)
     checkpoint, record = proved.checkpoint, proved.record
     print(
@@ -96,14 +99,19 @@ def _not_proved(error: Exception) -> Exit:
 
 
 def _timestamp_lines(token: bytes | None, note: str, certificates: Path | None) -> list[str]:
-    """What a proof's timestamp shows, in words. WrongTimestamp when it is not valid, or there is none although one is to be verified."""
-    from app.tlog.timestamp import WrongTimestamp, read_certificates, verified_timestamp
-
+    """What a proof's timestamp shows, in words. _TimestampNotProved when it is not valid, or is missing although it is to be verified."""
     if certificates is None:
         return ["NOT verified: its timestamp; name the authority's certificates with --tsa"] if token else []
+    from app.tlog.note import MalformedNote
+    from app.tlog.timestamp import WrongTimestamp, read_certificates, verified_timestamp
+
+    trusted = read_certificates(certificates)
     if token is None:
-        raise WrongTimestamp("it has no timestamp: ask for the proof with timestamped=true")
-    return [f"its checkpoint {verified_timestamp(token, note, read_certificates(certificates))}"]
+        raise _TimestampNotProved("it has no timestamp: ask for the proof with --timestamped")
+    try:
+        return [f"its checkpoint {verified_timestamp(token, note, trusted)}"]
+    except (MalformedNote, WrongTimestamp) as error:
+        raise _TimestampNotProved(str(error)) from None
 
 
 def _verify_export(arguments: argparse.Namespace) -> Exit:

@@ -7,10 +7,10 @@ whole page.
 import re
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from app.events.catalog import EVENT_TYPES, Catalog, CustomType
-from app.events.catalog.examples import json_schema
+if TYPE_CHECKING:
+    from app.events.catalog import Catalog
 
 ERASED = "erased"
 _BY_FORMAT = {"uuid": "00000000-0000-0000-0000-000000000000", "date-time": "1970-01-01T00:00:00Z"}
@@ -19,11 +19,14 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 Schema = dict[str, Any]
 
 
-def neutral_payload(catalog: Catalog, payload: dict[str, Any]) -> dict[str, Any]:
+def neutral_payload(catalog: "Catalog", payload: dict[str, Any]) -> dict[str, Any]:
     """The payload that replaces `payload`. Of a free-form payload, and of one of an unknown type, at most the type is left."""
     name = payload.get("event_type")
     if not isinstance(name, str):
         return {}
+    from app.events.catalog import CustomType  # noqa: PLC0415 -- as below
+    from app.events.catalog.examples import json_schema  # noqa: PLC0415
+
     known = catalog.types.get(name)
     if isinstance(known, CustomType):
         schema: Schema = known.schema
@@ -38,6 +41,10 @@ def neutral_payload(catalog: Catalog, payload: dict[str, Any]) -> dict[str, Any]
 @lru_cache(256)
 def neutral_words(event_type: Any) -> frozenset[str]:
     """Every text that a replacement of a payload of this type can contain, by the present schema or an earlier one."""
+    # A log without erased events is verified in less time than the catalog is built.
+    from app.events.catalog import EVENT_TYPES  # noqa: PLC0415
+    from app.events.catalog.examples import json_schema  # noqa: PLC0415
+
     known = EVENT_TYPES.get(event_type) if isinstance(event_type, str) else None
     schema = json_schema(known.payload) if known is not None and known.payload is not None else {}
     return frozenset({ERASED, _HASH, *_BY_FORMAT.values(), event_type, *_enumerated(schema)})

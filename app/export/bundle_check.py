@@ -13,7 +13,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from app.errors import AuditError
 from app.events.canonical import loads_strict
-from app.events.catalog.self_events import agree, releases_no_hold
+from app.events.own import agree, releases_no_hold
 from app.events.positions import NO_POSITIONS, Positions, Range
 from app.export.bundle import (
     RECORD_FIXED,

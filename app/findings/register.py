@@ -11,8 +11,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import metrics
 from app.db import Connection, driver_connection
-from app.events.catalog.self_events import correlation_of
 from app.events.log import LOG_POSITIONS, Log, place_of
+from app.events.own import correlation_of
 from app.events.record import Row
 from app.findings.finding import Acknowledgement, Finding, Subject
 from app.tlog.evidence import ACKNOWLEDGED, FOUND, read_self_events

@@ -16,10 +16,10 @@ from typing_extensions import TypedDict
 
 from app.db import Connection, fetch
 from app.errors import AuditError, BadRequest, Conflict
-from app.events.catalog.self_events import CORRELATIONS, RESERVED
 from app.events.envelope import DateTime, Name255, parse_timestamp
 from app.events.explain import bad_fields, by_member_name, explain
 from app.events.notification import SALT_BYTES, STORED, notification_digest
+from app.events.own import CORRELATIONS, RESERVED
 from app.ingest.claim import Claim, key_reused
 from app.sql import load
 

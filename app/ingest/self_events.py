@@ -15,7 +15,7 @@ import orjson
 from app.events import ids
 from app.events.canonical import parse
 from app.events.catalog import Catalog
-from app.events.catalog.self_events import CATEGORY, correlation_of
+from app.events.own import CATEGORY, correlation_of
 from app.ingest.accept import Acceptance, Event, accept, check_item
 from app.ingest.event_writer import EventWriter
 from app.ingest.submission import Submission

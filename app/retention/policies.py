@@ -38,7 +38,7 @@ async def set_policy(settings: Settings, log: Log, category: str, policy: Policy
     """Set how long the events of a category stay, from the next run on. BadRequest names what is not valid; see also action_store()."""
     _check(category, policy, order)
     payload: dict[str, Any] = {"event_type": "datastorage.policy.set", "category": category, "set_by": order.by}
-    payload |= {name: days for name, days in policy._asdict().items() if days is not None}
+    payload |= days_of(policy)
     await _change(settings, log, payload | {"reason": order.reason}, order)
 
 
@@ -124,3 +124,17 @@ async def _change(settings: Settings, log: Log, payload: dict[str, Any], order: 
             await connection.fetchval(SQL["write_policy"], event.id)
 
         await commit_action(store, [event], write)
+
+
+def listed(category: str, change: PolicyChange) -> dict[str, Any]:
+    """A policy as lists of the service and of the command have it."""
+    assert change.policy is not None
+    listed = {"event_category": category} | days_of(change.policy)
+    if change.at is None:
+        return listed
+    return listed | {"set_by": change.by, "set_at": f"{change.at:%Y-%m-%dT%H:%M:%S.%fZ}", "reason": change.reason}
+
+
+def days_of(policy: Policy) -> dict[str, int]:
+    """The days that a policy sets, by their names in the API."""
+    return {name: days for name, days in policy._asdict().items() if days is not None}

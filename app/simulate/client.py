@@ -22,6 +22,10 @@ BATCH = "/api/v1/audit/events/batch"
 _REMEDIATIONS_PER_BATCH = 5
 _CONCURRENT_QUERIES = 8
 _ATTEMPTS = 5
+_ABOUT_CLOCKS = (
+    "On purpose the clock of a fifth of the remediations is wrong by up to an hour, and another fifth is days late: "
+    "some events lie in the future, and stand on top of lists.\n"
+)
 _TIMEOUT_SECONDS = 35.0  # the service itself gives up on a batch after 30
 
 
@@ -76,6 +80,7 @@ async def run_simulation(options: Options) -> int:
     names = ("sent", "acknowledged", "refused", *(("found", "missing") if options.query else ()))
     columns = {name: getattr(tally, name) for name in names}
     sys.stdout.write(table(columns))
+    sys.stderr.write(_ABOUT_CLOCKS)
     if tally.first_failure is not None:
         sys.stderr.write(f"datastorage: {tally.first_failure}\n")
     return int(tally.first_failure is not None or tally.refused.total() + tally.missing.total() > 0)

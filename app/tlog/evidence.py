@@ -8,8 +8,8 @@ from typing import Any
 
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.canonical import loads
-from app.events.catalog.self_events import agree
 from app.events.log import LOG_POSITIONS, Log, place_of
+from app.events.own import agree
 from app.events.positions import Positions, Range
 from app.events.record import Row, is_logged
 from app.tlog.proof import CONTINUED

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from app.errors import Fatal
 from app.events.log import Log
-from app.settings import Settings
 from app.tlog.note import (
     ALGORITHM_NAMES,
     COSIGNER_NAME_BYTES_MAX,
@@ -22,6 +21,9 @@ from app.tlog.note import (
     PublicKey,
     is_key_name,
 )
+
+if TYPE_CHECKING:  # whoever verifies offline does not wait for the settings' library
+    from app.settings import Settings
 
 ALGORITHMS: dict[str, type[Any]] = {"ed25519": Ed25519PrivateKey, "ml-dsa-44": MLDSA44PrivateKey}
 
@@ -50,7 +52,7 @@ class SigningKey:
         return (self.public, cosigner, *self.earlier)
 
 
-def signing_key(settings: Settings, log_name: str) -> SigningKey | None:
+def signing_key(settings: "Settings", log_name: str) -> SigningKey | None:
     """The keys of the log named `log_name`; None when none is configured.
 
     Fatal when one cannot be read or is of another kind, or the log's name cannot be the name of a key.
@@ -72,7 +74,7 @@ def signing_key(settings: Settings, log_name: str) -> SigningKey | None:
     return SigningKey(private, public, tuple(_earlier_keys(settings, log_name)), cosigner)
 
 
-def private_keys(settings: Settings) -> tuple[Ed25519PrivateKey | None, MLDSA44PrivateKey | None]:
+def private_keys(settings: "Settings") -> tuple[Ed25519PrivateKey | None, MLDSA44PrivateKey | None]:
     """The key that signs checkpoints and the one that cosigns them; None for each that is not configured.
 
     Fatal when one cannot be read or is of another kind, or there is only the one that cosigns.
@@ -137,7 +139,7 @@ def read_key_text(text_or_path: str) -> str:
         raise Fatal(f"Cannot read the key in {text_or_path}: {error}.") from None
 
 
-def _private_key(settings: Settings, setting: str, algorithm: str) -> Any:
+def _private_key(settings: "Settings", setting: str, algorithm: str) -> Any:
     """The key of the setting, or of the file that `<setting>_file` names; None when neither is set.
 
     Fatal when it is not a key of the algorithm.
@@ -158,7 +160,7 @@ def _private_key(settings: Settings, setting: str, algorithm: str) -> Any:
     return key
 
 
-def earlier_keys(settings: Settings) -> tuple[PublicKey, ...]:
+def earlier_keys(settings: "Settings") -> tuple[PublicKey, ...]:
     """The public keys that signed before. Fatal when one is not a key."""
     return tuple(map(_earlier_key, settings.checkpoint_earlier_keys))
 
@@ -170,7 +172,7 @@ def _earlier_key(text: str) -> PublicKey:
         raise Fatal(f"DATASTORAGE_CHECKPOINT_EARLIER_KEYS has {text!r}, which is not a key: {error}.") from None
 
 
-def _earlier_keys(settings: Settings, log_name: str) -> Iterator[PublicKey]:
+def _earlier_keys(settings: "Settings", log_name: str) -> Iterator[PublicKey]:
     for key in earlier_keys(settings):
         if key.name != log_name:
             raise Fatal(f"DATASTORAGE_CHECKPOINT_EARLIER_KEYS has a key of {key.name!r}, not of {log_name!r}.")

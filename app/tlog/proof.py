@@ -8,7 +8,7 @@ from typing import Any, Self
 import orjson
 
 from app.events.canonical import canonical, loads_strict
-from app.events.catalog.self_events import agree
+from app.events.own import agree
 from app.events.record import Row
 from app.tlog import merkle
 from app.tlog.note import (

@@ -18,7 +18,6 @@ from app.errors import DatabaseAway, Fatal
 from app.settings import Settings
 from app.terminal import visible
 from app.tlog.continued import Seam
-from app.tlog.copies import newest_note_in
 from app.tlog.keys import read_public_keys, signing_key
 from app.tlog.note import MalformedNote, Note, PublicKey
 from app.tlog.timestamp import read_certificates
@@ -127,6 +126,8 @@ def _read_checkpoint(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise Fatal(f"Cannot read {path}: {error}") from None
     except MalformedNote:
+        from app.tlog.copies import newest_note_in  # noqa: PLC0415 -- few verify against such a file
+
         if (last := newest_note_in(path)) is None:
             raise Fatal(f"There is no checkpoint in {path}: download it from /tlog/checkpoint.") from None
         return last

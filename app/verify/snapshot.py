@@ -4,12 +4,15 @@ from asyncio import sleep
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import LONG_FETCH_SECONDS, Connection, driver_connection
 from app.sql import load
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 SQL = load("verify")
 _FIRST_ROWS = 2
@@ -19,7 +22,7 @@ _SLICE_SECONDS = 0.005
 
 
 @asynccontextmanager
-async def snapshot(engine: AsyncEngine) -> AsyncIterator[Connection]:
+async def snapshot(engine: "AsyncEngine") -> AsyncIterator[Connection]:
     """A connection that sees one snapshot of the database. DatabaseAway or DatabaseFailed when it breaks."""
     async with (
         driver_connection(engine) as connection,

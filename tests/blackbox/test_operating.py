@@ -264,8 +264,8 @@ def test_settings_are_printed_without_secrets() -> None:
     command = [sys.executable, "-m", "app", "settings"]
     shown = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=True).stdout
     assert "hunter2" not in shown
-    assert "DATASTORAGE_BATCH_EVENTS_MAX = 10000" in shown
-    assert "DATASTORAGE_CHECKPOINT_URL = https://***@copies.example/x?token=***" in shown
+    assert "DATASTORAGE_BATCH_EVENTS_MAX=10000" in shown
+    assert "DATASTORAGE_CHECKPOINT_URL=https://***@copies.example/x?token=***" in shown
 
 
 def test_profile(service: Callable[..., Service]) -> None:

@@ -233,7 +233,7 @@ def test_secrets_come_from_files(service: Callable[..., Service], database_url: 
     assert httpx.post(running.url + EVENTS, json=make_event()).status_code == 201
     (tmp_path / "url").write_text("postgresql://u:hunter2@127.0.0.1:1/d")
     shown = serve({"DATABASE_URL_FILE": str(tmp_path / "url")}, "settings")
-    assert "DATASTORAGE_DATABASE_URL = **" in shown.stdout
+    assert "DATASTORAGE_DATABASE_URL=***  [set by DATASTORAGE_DATABASE_URL_FILE]" in shown.stdout
     assert "hunter2" not in shown.stdout + shown.stderr
     missing = serve({"DATABASE_URL_FILE": str(tmp_path / "none")}, "settings")
     assert (missing.returncode, "Failed to load secrets" in missing.stderr) == (2, True)

@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from app import cli
+from app.cli import describing
 from app.errors import Fatal
 from app.logs import JsonLines
 from app.masking import masked, masked_values
@@ -91,8 +92,8 @@ def test_error_of_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         raise refused.value
 
     monkeypatch.setattr(sys, "argv", ["datastorage", "settings"])
-    monkeypatch.setattr(cli, "_settings", fail)
-    assert cli.main() == 1
+    monkeypatch.setattr(describing, "_settings", fail)
+    assert cli.main() == 2
     shown = capsys.readouterr().err
     assert "hunter2" not in shown
     assert "https://***@w.example" in shown

@@ -24,6 +24,7 @@ from typing import Any, Literal, NoReturn, get_args
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import is_typeddict
 
+from app.events import own
 from app.events.catalog import self_events
 from app.events.catalog.freeform import CATEGORIES, FREEFORM, MEANING
 from app.events.envelope import Category
@@ -162,8 +163,8 @@ class Catalog:
 
     def check_correlation_id(self, correlation_id: str, pointer: str) -> None:
         """BadRequest for one of the service's own correlation ids. `pointer` is its place in the body."""
-        if correlation_id.startswith(self_events.CORRELATIONS) and not self._allows_self_events:
-            raise bad_fields({pointer: self_events.RESERVED})
+        if correlation_id.startswith(own.CORRELATIONS) and not self._allows_self_events:
+            raise bad_fields({pointer: own.RESERVED})
 
     def check_payload(self, outer_type: str, payload: dict[str, Any], pointer: str) -> EventType | None:
         """The type of `payload`, or None for an unknown type that is accepted. BadRequest if it does not fit its type.
