@@ -20,6 +20,8 @@ from app.tlog.note import decoded_base64
 FORMAT: Literal["https://kubernaut.ai/datastorage/bundle/v1"] = "https://kubernaut.ai/datastorage/bundle/v1"
 START = b'{"format":"https://kubernaut.ai/datastorage/bundle/'
 """How every bundle begins, whatever its version."""
+DIFFERS = "DIFFERS FROM THE LOG: "
+"""How a line of the page begins that names what the service itself found when it wrote the file."""
 RECORD_FIXED = frozenset({"log", "log_index", "chain_index", "previous_event_hash", "commitment"})
 """Members of a record that redaction never changes."""
 _MANIFEST = b'"manifest":'

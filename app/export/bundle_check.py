@@ -16,6 +16,7 @@ from app.events.canonical import loads_strict
 from app.events.own import agree, releases_no_hold
 from app.events.positions import NO_POSITIONS, Positions, Range
 from app.export.bundle import (
+    DIFFERS,
     RECORD_FIXED,
     BundledEvent,
     BundledGap,
@@ -151,6 +152,7 @@ class _Checker:
         self._check_erased(events)
         self._check_unproved()
         self._check_notifications(evidence)
+        self._check_page()
         self._check_timestamps()
         self._result.summary = list(self._summary(manifest, events, evidence))
 
@@ -469,6 +471,11 @@ class _Checker:
                     raise Refused(f"event {row['event_id']} is not in the log: it had another hash at {where}, or none")
             except (ValueError, AuditError) as error:
                 self._add(f"unproved[{number}]", error)
+
+    def _check_page(self) -> None:
+        for line in self._bundle.page:
+            if line.startswith(DIFFERS):
+                self._add("the service found when it wrote the file", line.removeprefix(DIFFERS))
 
     def _check_notifications(self, evidence: list[_Proved]) -> None:
         stored = {

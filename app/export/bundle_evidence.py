@@ -17,6 +17,7 @@ from app.export.bundle import BundledEvent, BundledGap, BundledNotification, Cha
 from app.sql import load
 from app.tlog.evidence import ERASED, PURGED, RESTORED, read_evidence, read_records
 from app.tlog.gaps import Gap, judge_gap_by_leaf, place_of_leaf
+from app.tlog.orders import Hold, differences, read_orders, without_unadopted
 from app.tlog.proof import CONTINUED
 
 SQL = load("export")
@@ -92,6 +93,49 @@ async def places_of_holds(connection: Connection, log: Log, correlation_id: str,
         for row in await connection.fetch(SQL["hold_events"], _HOLDS)
         if 0 <= row["log_id"] <= log.id and selectors.are_covered_by(loads(row["event_data"]), correlation_id)
     }
+
+
+async def places_of_digests(connection: Connection, log: Log, correlation_id: str) -> set[int]:
+    """The places of the self events that have digests of notifications about the correlation, whether or not these are still there."""
+    rows = await connection.fetch(SQL["notification_events"], correlation_id)
+    return {place_of(row["log_id"], row["log_index"]) for row in rows if 0 <= row["log_id"] <= log.id}
+
+
+@dataclass(slots=True)
+class Unmarked:
+    """Events that no legal_hold column shows as held, by what holds may select each by."""
+
+    _events: list[tuple[Selectors, str]] = field(default_factory=list)
+
+    def add(self, row: Row) -> None:
+        """Add an event of the log, unless it is marked, or erased: then it has nothing more to be selected by."""
+        if row["legal_hold"] is not True and row["payload_commitment"] is None:
+            one = Selectors()
+            one.add(row)
+            self._events.append((one, f"event {row['event_id']} at position {row['log_index']}"))
+
+    def held_by(self, hold: Hold, correlation_id: str) -> Iterator[str]:
+        """Those that a hold covers, in words."""
+        columns = hold.columns()
+        return (name for selectors, name in self._events if selectors.are_covered_by(columns, correlation_id))
+
+
+async def differing_holds(
+    connection: Connection, log: Log, correlation_id: str, selectors: Selectors, unmarked: Unmarked
+) -> list[str]:
+    """Where tables and marks are not what the log records of the holds that cover the correlation: what verification would say."""
+    orders = await read_orders(connection, log)
+
+    def concerns(hold: Hold) -> bool:
+        return selectors.are_covered_by(hold.columns(), correlation_id)
+
+    found = [one.message for one in await differences(connection, orders, concerns)]
+    for hold in (await without_unadopted(connection, orders)).active_holds():
+        found += [
+            f"hold removed: the hold {hold.hold_id} covers the {name}, but its row does not show it"
+            for name in unmarked.held_by(hold, correlation_id)
+        ]
+    return found
 
 
 async def places_of_removals(

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from app.events.canonical import loads
-from app.export.bundle import BundledEvent, BundledGap, BundledNotification
+from app.export.bundle import DIFFERS, BundledEvent, BundledGap, BundledNotification
 from app.terminal import one_line
 
 _HEAD = ("position", "happened (UTC)", "recorded (UTC)", "what", "outcome", "who", "about")
@@ -30,6 +30,8 @@ class PageContent:
     evidence: Sequence[BundledEvent]
     unproved: Sequence[str]
     notifications: Sequence[BundledNotification]
+    differing: Sequence[str]
+    """Where tables are not what the log records of the holds on these events."""
 
 
 def page(content: PageContent) -> list[str]:
@@ -39,6 +41,7 @@ def page(content: PageContent) -> list[str]:
         *("", "WHAT HAPPENED", ""),
         *_table([_HEAD, *_rows(content.events, content.gaps)]),
         *_section("WHAT THE SERVICE DID WITH THESE EVENTS", _rows(content.evidence, ())),
+        *_lines("WHAT DIFFERS", [f"{DIFFERS}{one_line(one)}" for one in content.differing]),
         *_section("WHO WAS NOTIFIED", [_notification(one.columns) for one in content.notifications]),
         *_section("ROWS THAT ARE NOT IN THE LOG", [_row(text) for text in content.unproved]),
         *("", "WHAT IS PROVED", "", *_proved(content)),
@@ -52,7 +55,7 @@ def _what_it_is(content: PageContent) -> Iterator[str]:
     yield ""
     yield f"This file has what the audit event store Kubernaut DataStorage stored about {one_line(content.correlation_id)}: the events"
     yield f"({len(content.events)}), the notifications ({len(content.notifications)}), and the proofs."
-    yield f"{one_line(content.exported_by) or 'A caller without a name'} took it from the service at {content.exported_at}."
+    yield f"It was taken from the service at {content.exported_at} by {one_line(content.exported_by) or 'a caller without a name'}."
     if content.redacted:
         yield "Personal data that the service recognised is masked."
 
@@ -85,6 +88,11 @@ def _how(content: PageContent) -> Iterator[str]:
     yield "2. datastorage verify-export THIS_FILE --key KEY"
     yield "   It needs neither the service nor its database nor a network. Exit code 0: all of the above holds."
     yield "3. Everything is specified in docs/design.md, section 9, of DataStorage, so that anybody can write another verifier."
+
+
+def _lines(title: str, lines: list[str]) -> Iterator[str]:
+    if lines:
+        yield from ("", title, "", *lines)
 
 
 def _section(title: str, rows: list[tuple[str, ...]]) -> Iterator[str]:

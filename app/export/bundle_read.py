@@ -14,7 +14,9 @@ import asyncpg
 
 from app.db import Connection
 from app.errors import NotFound, TooLarge
+from app.events.canonical import loads
 from app.events.log import Log, place_of
+from app.events.notification import STORED
 from app.events.record import Row
 from app.export.bundle import (
     FORMAT,
@@ -27,13 +29,23 @@ from app.export.bundle import (
     bundle_file,
 )
 from app.export.bundle_entry import bundled_event, bundled_notification, masked_text, unproved_row
-from app.export.bundle_evidence import Selectors, find_gaps, places_of_holds, places_of_removals, uncovered_by_purges
+from app.export.bundle_evidence import (
+    Selectors,
+    Unmarked,
+    differing_holds,
+    find_gaps,
+    places_of_digests,
+    places_of_holds,
+    places_of_removals,
+    uncovered_by_purges,
+)
 from app.export.bundle_page import PageContent, page
 from app.export.bundle_proofs import Tree, read_tree, with_proof, with_proofs
 from app.export.bundle_timestamps import read_timestamps
 from app.export.manifest import rfc3339_microseconds
 from app.export.select import correlation_rows, rows_at
 from app.sql import load
+from app.tlog.evidence import is_evidence
 from app.tlog.keys import SigningKey
 from app.verify.snapshot import SQL as VERIFY_SQL
 
@@ -96,6 +108,8 @@ class BundleExport:
     _unproved: list[str] = field(default_factory=list)
     _notifications: list[BundledNotification] = field(default_factory=list)
     _selectors: Selectors = field(default_factory=Selectors)
+    _unmarked: Unmarked = field(default_factory=Unmarked)
+    _differing: list[str] = field(default_factory=list)
 
     async def read(self, connection: Connection) -> bytes:
         """The file. `connection` is in a snapshot.
@@ -111,6 +125,8 @@ class BundleExport:
         chain = None if head is None else ChainEnd(head["length"], head["hash"])
         gaps = await find_gaps(connection, self.log, self._events, chain)
         evidence = await self._read_evidence(connection, gaps)
+        about = self.query.correlation_id
+        self._differing = await differing_holds(connection, self.log, about, self._selectors, self._unmarked)
         logs = [BundledLog(self.log.id, self.log.name, None, None, None, None, [])]
         if self.key is not None:
             trees = await self._read_trees(connection, gaps, evidence)
@@ -133,7 +149,8 @@ class BundleExport:
             "exported_at": rfc3339_microseconds(datetime.now(UTC)),
             "exported_by": masked_text(self.exported_by, redacted=redacted),
         }
-        words = page(PageContent(log=logs[-1].name, size=logs[-1].size, **shown, **taken))
+        differing = [masked_text(one, redacted=redacted) for one in self._differing]
+        words = page(PageContent(log=logs[-1].name, size=logs[-1].size, differing=differing, **shown, **taken))
         bundle = Bundle(format=FORMAT, page=words, logs=logs, chain=chain, **shown)
         return bundle_file(bundle, str(self.export_id), **taken, key=self.key)
 
@@ -153,6 +170,7 @@ class BundleExport:
                     self._unproved.append(unproved_row(self._of_log(row), redacted=self.query.redact_pii))
                 else:
                     _append(self._events, event)
+                    self._unmarked.add(row)
                 self._selectors.add(row)
             await sleep(0)
 
@@ -168,13 +186,18 @@ class BundleExport:
         covers = {place_of(ids[p.log], p.position) for one in self._notifications if (p := one.covered_by) is not None}
         places = await places_of_holds(connection, self.log, self.query.correlation_id, self._selectors)
         places |= await places_of_removals(connection, self.log, self._events, gaps)
+        digests = await places_of_digests(connection, self.log, self.query.correlation_id)
         own = {place_of(ids[event.log], event.position) for event in self._events}
         events: list[BundledEvent] = []
         for log in self.log.and_earlier():
-            wanted = {place - log.place(0): place in places for place in (places | covers) - own if log.has(place)}
+            wanted = {place - log.place(0): place for place in (places | covers | digests) - own if log.has(place)}
             for row in await rows_at(connection, log.id, sorted(wanted)) if wanted else []:
                 # Whatever the row of a notification says, no other event than one with a digest is shown for it.
-                if wanted[row["log_index"]] or row["event_type"] == "datastorage.notification.stored":
+                place = wanted[row["log_index"]]
+                is_digest = row["event_type"] == STORED and (
+                    place in covers or is_evidence(row, loads(row["event_data"]))
+                )
+                if place in places or is_digest:
                     self._space.use(_size(row))
                     _append(events, self._entry(row))
         found = {place_of(ids[event.log], event.position) for event in events}

@@ -41,6 +41,12 @@ SELECT log_id, log_index, event_data::text FROM audit_events
 WHERE event_type = ANY($1::text[]) AND event_category = 'security'
     AND correlation_id LIKE 'datastorage:hold:%' AND log_id IS NOT NULL AND log_index IS NOT NULL
 
+-- name: notification_events
+-- Places of the self events that have the digests of notifications about one remediation.
+SELECT log_id, log_index FROM audit_events
+WHERE event_type = 'datastorage.notification.stored' AND event_category = 'security' AND event_data->>'remediation_id' = $1
+    AND correlation_id LIKE 'datastorage:notification:%' AND log_id IS NOT NULL AND log_index IS NOT NULL
+
 -- name: notifications
 -- The notifications about one remediation, whole, with what opens their digests.
 SELECT id, {notification_columns} FROM notification_audit WHERE remediation_id = $1 ORDER BY notification_audit.sent_at, id LIMIT $2

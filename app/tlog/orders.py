@@ -6,7 +6,7 @@ table says differently was not ordered through the service.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, NamedTuple
@@ -275,17 +275,27 @@ async def without_unadopted(connection: Connection, orders: Orders) -> Orders:
     return Orders({hold_id: hold for hold_id, hold in orders.holds.items() if hold_id not in adoptable})
 
 
-async def differences(connection: Connection, orders: Orders) -> list[Difference]:
+async def differences(
+    connection: Connection, orders: Orders, concerns: Callable[[Hold], bool] | None = None
+) -> list[Difference]:
     """Where holds and policies of the tables are not what the log records. `connection` is in the snapshot that `orders` was read in.
 
-    Before the adoption what it will record is none.
+    Before the adoption what it will record is none. With `concerns` only those of holds of which this is true, in the log or the table.
     """
-    holds, policies = await stored_holds(connection), await stored_policies(connection)
-    if orders.is_adopted() or await is_adopted(connection):
-        return [*hold_differences(orders, holds), *policy_differences(orders, policies)]
-    adoptable = {hold.hold_id for hold in adoptable_holds(orders, holds)}
-    others = Orders({hold_id: hold for hold_id, hold in orders.holds.items() if hold_id not in adoptable})
-    return [*hold_differences(others, {hold_id: row for hold_id, row in holds.items() if hold_id not in adoptable})]
+    holds, recorded = await stored_holds(connection), orders.holds
+    are_adopted = orders.is_adopted() or await is_adopted(connection)
+    left_out = set[str]() if are_adopted else {hold.hold_id for hold in adoptable_holds(orders, holds)}
+    if concerns is not None:
+        wanted = {hold.hold_id for hold in (*holds.values(), *recorded.values()) if concerns(hold)}
+        left_out |= (holds.keys() | recorded.keys()) - wanted
+    found = hold_differences(Orders(_without(recorded, left_out)), _without(holds, left_out))
+    if concerns is not None or not are_adopted:
+        return list(found)
+    return [*found, *policy_differences(orders, await stored_policies(connection))]
+
+
+def _without(holds: Mapping[str, Hold], ids: Collection[str]) -> dict[str, Hold]:
+    return {hold_id: hold for hold_id, hold in holds.items() if hold_id not in ids}
 
 
 async def early_purges(connection: Connection, log: Log, orders: Orders) -> AsyncIterator[Difference]:

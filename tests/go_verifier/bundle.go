@@ -94,7 +94,9 @@ func (b *Bundle) verify(text []byte) string {
 	b.redacted = boolean(c["redacted"], "redacted")
 	correlation := textOf(c["correlation_id"], "correlation_id")
 	for _, line := range list(c["page"], "page") {
-		textOf(line, "a line of the page")
+		if found, ok := strings.CutPrefix(textOf(line, "a line of the page"), "DIFFERS FROM THE LOG: "); ok {
+			b.report("the service found when it wrote the file: %s", found)
+		}
 	}
 	logs := list(c["logs"], "logs")
 	for order, one := range logs {

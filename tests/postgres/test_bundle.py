@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.errors import NotFound
 from app.events.notification import STORED, notification_digest
 from app.export import bundle_read
-from app.export.bundle import Bundle, parse
+from app.export.bundle import DIFFERS, Bundle, parse
 from app.export.bundle_check import check_bundle
 from app.export.bundle_read import BundleExport, BundleQuery, BundleTooLarge
 from app.export.result import CheckResult
@@ -75,6 +75,16 @@ async def held(connection: Connection, act: str, **selector: str) -> None:
     await seal(connection, f"datastorage:hold:{payload['hold_id']}", columns)
 
 
+HELD = """
+INSERT INTO holds (hold_id, correlation_id, actor_id, time_from, time_to, reason, placed_by, placed_at, placed_index, placed_log, released_log)
+SELECT (event_data->>'hold_id')::uuid, event_data->>'correlation_id', event_data->>'actor_id', (event_data->>'time_from')::timestamptz,
+    (event_data->>'time_to')::timestamptz, 'case 7', 'grace', now(), log_index, 0, 0
+FROM audit_events WHERE event_type = 'datastorage.hold.placed';
+UPDATE audit_events SET legal_hold = true
+"""
+"""What the service writes beside the events of holds."""
+
+
 async def test_everything_about_a_remediation(owner: Connection, engine: AsyncEngine) -> None:
     """Something about a remediation is missing in its bundle, or something of another one is in it, or it does not verify."""
     await seal(owner, "rr-1", {"event_data": PAYLOAD, "actor_ip": "10.1.2.3", "namespace": "payments"}, {})
@@ -88,6 +98,7 @@ async def test_everything_about_a_remediation(owner: Connection, engine: AsyncEn
         ("placed", {"time_from": "2016-01-01T00:00:00Z", "time_to": "2017-01-01T00:00:00Z"}),
     ):
         await held(owner, act, **selector)
+    await owner.execute(HELD)
     await own(owner, ERASED, "{[4,5)}")
     await erase(owner, 4)
     await own(owner, ERASED, "{[1,2)}")
@@ -118,8 +129,7 @@ async def test_everything_about_a_remediation(owner: Connection, engine: AsyncEn
     assert len(found.unproved) == 1
     page = "\n".join(found.page)
     assert all(
-        text in page
-        for text in ("ada@example.test took it", "purged or lost, as the log records", "(erased)", "case 7")
+        text in page for text in ("by ada@example.test.", "purged or lost, as the log records", "(erased)", "case 7")
     )
 
     found, result = await published(owner, engine, redacted=True)
@@ -146,6 +156,19 @@ NOTIFICATION: dict[str, Any] = {
 }
 
 
+async def notify(connection: Connection, position: int) -> None:
+    """A notification of which the log has the digest at `position`, which is its end."""
+    storing, salt = str(uuid4()), bytes(16)
+    payload = {"event_type": STORED, "storing_id": storing, "notification_id": "n-1", "remediation_id": "rr-1"}
+    payload |= {"digest": notification_digest(salt, NOTIFICATION)}
+    columns = {"event_type": STORED, "event_category": "security", "event_data": orjson.dumps(payload).decode()}
+    await seal(connection, f"datastorage:notification:{storing}", columns)
+    names = [*NOTIFICATION, "updated_at", "salt", "log_id", "log_index"]
+    marks = ", ".join(f"${number}" for number in range(1, len(names) + 1))
+    values = *NOTIFICATION.values(), NOW, salt, 0, position
+    await connection.execute(f"INSERT INTO notification_audit ({', '.join(names)}) VALUES ({marks})", *values)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -162,15 +185,7 @@ async def test_notification_with_a_digest(
     owner: Connection, engine: AsyncEngine, change: str, problem: str | None
 ) -> None:
     """A notification that is not the one that was stored passes as covered, or an honest one does not."""
-    storing, salt = str(uuid4()), bytes(16)
-    payload = {"event_type": STORED, "storing_id": storing, "notification_id": "n-1", "remediation_id": "rr-1"}
-    payload |= {"digest": notification_digest(salt, NOTIFICATION)}
-    columns = {"event_type": STORED, "event_category": "security", "event_data": orjson.dumps(payload).decode()}
-    await seal(owner, f"datastorage:notification:{storing}", columns)
-    names = [*NOTIFICATION, "updated_at", "salt", "log_id", "log_index"]
-    marks = ", ".join(f"${number}" for number in range(1, len(names) + 1))
-    values = *NOTIFICATION.values(), NOW, salt, 0, 6
-    await owner.execute(f"INSERT INTO notification_audit ({', '.join(names)}) VALUES ({marks})", *values)
+    await notify(owner, 6)
     await owner.execute(f"UPDATE notification_audit SET {change}")
     found, result = await published(owner, engine)
     if problem is not None:
@@ -183,6 +198,37 @@ async def test_notification_with_a_digest(
     await purge(owner, "{[6,7)}")
     found, result = await published(owner, engine)
     assert (result.problems, found.notifications[0].covered_by) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("DELETE FROM holds WHERE correlation_id = 'rr-2'", None),
+        ("DELETE FROM holds WHERE correlation_id = 'rr-1'", "hold removed: the table has no hold"),
+        ("DELETE FROM holds WHERE actor_id IS NOT NULL", "hold removed: the table has no hold"),
+        ("UPDATE holds SET correlation_id = 'rr-9' WHERE correlation_id = 'rr-1'", "hold edited: correlation_id"),
+        ("UPDATE audit_events SET legal_hold = false WHERE log_index = 2", "at position 2, but its row does not show"),
+        (
+            "DELETE FROM audit_events WHERE event_type = 'datastorage.hold.placed'",
+            "hold invented: the table has a hold",
+        ),
+        ("DELETE FROM notification_audit", "removed: the notification that it has the digest of is missing"),
+        ("UPDATE notification_audit SET remediation_id = 'rr-9'", "removed: the notification"),
+    ],
+)
+async def test_removed_evidence(owner: Connection, engine: AsyncEngine, change: str, problem: str | None) -> None:
+    """What the log records of holds and notifications is not in the tables, or the other way round, and the bundle does not say so."""
+    for selector in ({"correlation_id": "rr-1"}, {"actor_id": "user-1"}, {"correlation_id": "rr-2"}):
+        await held(owner, "placed", **selector)
+    await owner.execute(HELD)
+    await notify(owner, 9)
+    await owner.execute(change)
+    for redacted in (False, True):
+        found, result = await published(owner, engine, redacted=redacted)
+        said = [line for line in found.page if line.startswith(DIFFERS)]
+        assert bool(result.problems) == (problem is not None)
+        assert all(problem in one for one in result.problems if problem is not None), result.problems
+        assert bool(said) == (problem is not None and "notification" not in problem)
 
 
 async def test_many_events(owner: Connection, engine: AsyncEngine) -> None:

@@ -623,6 +623,7 @@ FORGED_BUNDLES: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
     ("size", "size", lambda b: b["logs"][0].update(size=12)),
     ("no-checkpoint", "vouches", lambda b: b["logs"][0].update(checkpoint=None)),
     ("witness", "signature|wrong", lambda b: swap(b["logs"][0], "checkpoint", "SaYKIgAAAABp", "SaYKIgAAAABq")),
+    ("differs", "hold removed", lambda b: b["page"].append("DIFFERS FROM THE LOG: hold removed: x")),
     ("masked-name", "masked", lambda b: b["events"][0].update(redacted=["resource_id"])),
 )
 """Name, what is said, and the change."""
