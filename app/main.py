@@ -48,6 +48,7 @@ from app.api import (
     reconstruct,
     timeline,
     tlog,
+    trust,
     verify,
 )
 from app.api.access import AccessControl, check_routes
@@ -63,7 +64,7 @@ from app.events.catalog import Catalog
 from app.events.log import Log
 from app.export.certificate import ExportKeyStore
 from app.findings.finding import Finding
-from app.findings.follow import follow_forever, record_forever
+from app.findings.follow import follow_forever
 from app.findings.recorder import Recorder
 from app.findings.register import Register, findings_of
 from app.ingest import partitions, self_events
@@ -74,9 +75,10 @@ from app.ingest.store import Store
 from app.ingest.writer import Writer
 from app.pages import correlations as correlations_page
 from app.pages import event as event_page
+from app.pages import event_types, login, openapi, remediation, static
 from app.pages import events as events_page
 from app.pages import holds as holds_page
-from app.pages import login, remediation, static
+from app.pages import trust as trust_page
 from app.pages.browsers import Browsers
 from app.pod.member import Member
 from app.pod.plan import Role
@@ -92,7 +94,6 @@ from app.tlog.authority import Authority
 from app.tlog.continued import find_log
 from app.tlog.keys import earlier_keys, private_keys, signing_key
 from app.tlog.signer import signed_size
-from app.tlog.timestamp import read_certificates
 from app.tlog.witness import Witness
 from app.tlog.worker import CheckpointWorker
 from app.verify.worker import no_checkpoints, verify_forever
@@ -101,8 +102,9 @@ from app.workers import Reminder, database_is_away
 _ROUTE_MODULES = (
     *(post, proofs, events, histogram, tlog, eventtypes, verify, export, notifications),
     *(reconstruct, effectiveness, history),
-    *(bundle, timeline, holds, findings, policies, imports, health),  # timeline: any path below correlations/
+    *(bundle, timeline, holds, findings, policies, trust, imports, health),  # timeline: any path below correlations/
     *(static, login, events_page, event_page, correlations_page, remediation, holds_page),
+    *(trust_page, event_types, openapi),
 )
 _RETRY_SECONDS = 0.25
 _STOP_SECONDS = 2.0  # for the workers, and again for the connections
@@ -414,7 +416,6 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
         "partitions": partitions.create_ahead_forever(url, lambda: datetime.now(UTC)),
         "rollup": rollup.follow_forever(settings),
         "findings": follow_forever(register),
-        "alarms": record_forever(recorder, writer.store.alarms),
     }
     if checkpoints is not None:
 
@@ -429,9 +430,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
     if settings.verifier_events_per_second:
         known = no_checkpoints if checkpoints is None else checkpoints.known_checkpoints
         keys = key.all_public if key else ()
-        file = settings.tsa_certificates_file
-        certificates = () if file is None else read_certificates(file)
-        workers["verifier"] = verify_forever(settings, service.log, keys, recorder, known, certificates=certificates)
+        workers["verifier"] = verify_forever(settings, service.log, keys, recorder, known)
     if service.spool is not None:
         workers["notifications"] = replay_forever(service.engine, writer, service.spool)
     return workers

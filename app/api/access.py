@@ -81,6 +81,7 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("GET", "/api/v1/audit/retention-policies"): _READ,
     ("PUT", "/api/v1/audit/retention-policies/{event_category}"): _HOLD,
     ("DELETE", "/api/v1/audit/retention-policies/{event_category}"): _HOLD,
+    ("GET", "/api/v1/audit/trust"): _READ,
     ("GET", "/api/v1/audit/export"): _READ,  # it can write an event of its own
     ("GET", "/api/v1/audit/export/certificate"): _READ,
     ("GET", "/api/v1/audit/consistency"): _PROOF,
@@ -92,7 +93,13 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("GET", "/ui/events/{event_id}"): _READ,
     ("GET", "/ui/correlations"): _READ,
     ("GET", "/ui/correlations/{correlation_id}"): _READ,
+    ("GET", "/ui/trust"): _READ,
+    ("POST", "/ui/findings/{finding_id}/acknowledgement"): _HOLD,
     ("POST", "/ui/holds"): _HOLD,
+    ("POST", "/ui/holds/{hold_id}/release"): _HOLD,
+    ("GET", "/ui/event-types"): _READ,
+    ("GET", "/ui/event-types/{name}"): _READ,
+    ("GET", "/ui/api"): _READ,
 }
 _WRITE_ROUTES = frozenset(key for key, access in ROUTE_ACCESS.items() if access.writes)
 _EVIDENCE_PATHS = [

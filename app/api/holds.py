@@ -180,7 +180,7 @@ async def list_holds(request: Request) -> Response:
     if include not in {None, "", "released"}:
         raise bad_fields({"include": f"expected released, got {include[:60]!r}"})
     rows = await within_deadline(request, holds.holds(service_of(request).engine, history=bool(include)))
-    return json_response({"holds": [_listed_hold(row) for row in rows], "total": len(rows)})
+    return json_response({"holds": [listed_hold(row) for row in rows], "total": len(rows)})
 
 
 @router.delete(
@@ -255,7 +255,7 @@ def _released(released: holds.Release, order: HoldOrder) -> dict[str, Any]:
     }
 
 
-def _listed_hold(row: asyncpg.Record) -> dict[str, Any]:
+def listed_hold(row: asyncpg.Record) -> dict[str, Any]:
     """A hold as it is listed. Members without a value are left out: nothing may be null."""
     resource = None if row["resource_id"] is None else {"type": row["resource_type"], "id": row["resource_id"]}
     time = (

@@ -1,7 +1,10 @@
 """The page of events: filters that are links, and a table whose rows open to all that is known of an event."""
 
+import re
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, Literal, get_args
 from urllib.parse import urlencode
 
@@ -13,35 +16,47 @@ from starlette.responses import Response
 
 from app.api.deadline import within_deadline
 from app.api.events import parse_query
+from app.api.histogram import parse_histogram_query
 from app.api.paging import cursor_errors
 from app.api.service import service_of
+from app.errors import DatabaseBusy
 from app.events.envelope import Category, Outcome
+from app.pages.chart import bars
 from app.pages.rendering import page
 from app.query.filter import EventQuery
+from app.query.histogram import Histogram
 from app.query.page import Page, rest_of_page
 from app.query.places import places
 
 router = APIRouter(include_in_schema=False)
 _API = "/api/v1/audit/events"
+_TIMES = {"since", "until", "start_time", "end_time"}
+_MINUTES = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)(:\d\d)?")
 _REPEATED = ("_in", "_not")
 _PAGING = {"limit", "offset", "cursor", "total"}
+_WITHOUT_FIELD = _PAGING | {"event_type", "strict"}
+_NOT_COUNTED = _PAGING | {"order", "strict"}
+_TEXT_DAYS = "7d"
+"""How far back a text is looked for if nobody says: it is looked for in every payload."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "event_outcome": get_args(Outcome),
     "event_category": get_args(Category),
     "include": ("self",),
+    "order": ("time", "log"),
     "sealed": ("true", "false"),
 }
-_FIRST = ("since", "until", "event_type", "event_outcome", "event_category", "correlation_id")
+_FIRST = ("q", "since", "until", "event_type_in", "event_outcome", "actor_id", "resource_id", "correlation_id")
 """Filters that are always shown; the others open."""
 
 
 @router.get("/ui/events")
 async def events_page(request: Request) -> Response:
     """Events, newest first, as GET /api/v1/audit/events answers with the same query."""
-    service, sent = service_of(request), without_empty(request)
-    query = parse_query(urlencode(sent).encode(), datetime.now(UTC))
+    service, sent = service_of(request), _question(request)
+    query = parse_query(urlencode([*sent, ("strict", "true")]).encode(), datetime.now(UTC))
     with cursor_errors(query.cursor):
         found = await within_deadline(request, service.pages.ask(query))
+    histogram = await _histogram(request, sent)
     events = [event async for portion in portions(request, found) for event in await shown(request, portion)]
     return page(
         request,
@@ -52,12 +67,38 @@ async def events_page(request: Request) -> Response:
         found=found,
         link=Links("/ui/events", sent),
         filters=filters(sent),
+        histogram=histogram,
+        bars=bars(histogram.buckets) if histogram else [],
     )
 
 
+async def _histogram(request: Request, sent: list[tuple[str, str]]) -> Histogram | None:
+    """The events of the same filters over time, by outcome; None if there was no time to count them."""
+    asked = [pair for pair in sent if pair[0] not in _NOT_COUNTED] + [("by", "outcome")]
+    query = parse_histogram_query(urlencode(asked).encode(), datetime.now(UTC))
+    with suppress(DatabaseBusy):
+        return await within_deadline(request, service_of(request).histograms.ask(query))
+    return None
+
+
 def without_empty(request: Request) -> list[tuple[str, str]]:
-    """The parameters of the request that have a value: a form sends all of its fields."""
-    return [(name, value) for name, value in request.query_params.multi_items() if value]
+    """The parameters of the request that have a value, since a form sends all of its fields."""
+    return [(name, _as_sent(name, value)) for name, value in request.query_params.multi_items() if value]
+
+
+def _question(request: Request) -> list[tuple[str, str]]:
+    """What is asked: a text is looked for in the last days, unless somebody says where."""
+    sent = [pair for pair in without_empty(request) if pair[0] != "strict"]
+    names = {name for name, _ in sent}
+    if "q" in names and not names & {"since", "start_time", "correlation_id", "correlation_id_in"}:
+        sent.append(("since", _TEXT_DAYS))
+    return sent
+
+
+def _as_sent(name: str, value: str) -> str:
+    """A parameter as the API reads it: people write a time of day without seconds, and after a space."""
+    match = _MINUTES.fullmatch(value.strip()) if name in _TIMES else None
+    return f"{match[1]}T{match[2]}{match[3] or ':00'}" if match else value
 
 
 async def portions(request: Request, found: Page) -> AsyncIterator[list[dict[str, Any]]]:
@@ -115,27 +156,30 @@ def filters(
 ) -> dict[Literal["first", "more", "hidden"], list[dict[str, Any]]]:
     """The fields of the form: those of the model, each with what was sent and what can be chosen; those of `always` come first.
 
-    Parameters that can be repeated are hidden fields, which the form sends again.
+    What was sent and has no field, or is a further value of one, is hidden: the form sends it again.
     """
-    values: dict[str, str] = {}
+    fields, hidden, values = _fields(model), list[dict[str, Any]](), dict[str, str]()
     for name, value in sent:
-        values.setdefault(name, value)
-    fields = [
-        {
-            "name": name,
-            "label": label(name),
-            "value": values.get(name, ""),
-            "choices": _CHOICES.get(name),
-            "help": field.description or "",
-        }
-        for name, field in model.model_fields.items()
-        if name not in _PAGING and not name.endswith(_REPEATED)
-    ]
-    first = sorted((one for one in fields if one["name"] in always), key=lambda one: always.index(one["name"]))
-    hidden = [{"name": name, "value": value} for name, value in sent if name.endswith(_REPEATED)]
-    return {"first": first, "more": [one for one in fields if one["name"] not in always], "hidden": hidden}
+        if name in fields and name not in values:
+            values[name] = value
+        elif name not in _PAGING:
+            hidden.append({"name": name, "value": value})
+    fields = {name: one | {"value": values.get(name, "")} for name, one in fields.items()}
+    first = [fields.pop(name) for name in always]
+    return {"first": first, "more": list(fields.values()), "hidden": hidden}
 
 
 def label(name: str) -> str:
     """A parameter's name as words."""
-    return {"q": "text"}.get(name, name.removeprefix("event_").replace("_id", "").replace("_", " "))
+    known = {"q": "text", "event_type_in": "type, or prefix.*", "sealed": "in the log"}
+    return known.get(name) or name.removeprefix("event_").removesuffix("_id").replace("_", " ")
+
+
+@cache
+def _fields(model: type[BaseModel]) -> dict[str, dict[str, Any]]:
+    """The form's fields by parameter. Of what can be repeated it has the type alone, since that can be a prefix, instead of the exact one."""
+    return {
+        name: {"name": name, "label": label(name), "choices": _CHOICES.get(name), "help": field.description or ""}
+        for name, field in model.model_fields.items()
+        if name == "event_type_in" or (name not in _WITHOUT_FIELD and not name.endswith(_REPEATED))
+    }

@@ -150,6 +150,15 @@ ON CONFLICT (log_id, size) DO UPDATE SET note = excluded.note, token = excluded.
 -- The newest cosignatures: they show which size of the log each witness has seen.
 SELECT size, cosignatures FROM log_checkpoints WHERE log_id = {log} AND cosignatures <> '' ORDER BY size DESC LIMIT 1
 
+-- name: newest_signed
+-- The newest published checkpoint, else the newest, with its times.
+SELECT note, timezone('UTC', signed_at)::text AS signed_at, timezone('UTC', published_at)::text AS published_at FROM log_checkpoints
+WHERE log_id = {log} ORDER BY published_at IS NOT NULL DESC, size DESC LIMIT 1
+
+-- name: cosigned_checkpoints
+-- The newest checkpoints that a witness has cosigned.
+SELECT size, note || cosignatures AS note FROM log_checkpoints WHERE log_id = {log} AND cosignatures <> '' ORDER BY size DESC LIMIT 10
+
 -- name: rows_with_id
 -- All rows with an id, sealed ones first, each with the leaf that the log has at its position.
 SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events WHERE event_id = $1 ORDER BY log_index NULLS LAST
@@ -167,6 +176,13 @@ SELECT {hashed_columns}, {leaf_of_row} AS leaf
 FROM audit_events
 WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%' AND log_index IS NOT NULL
     AND ($2::text[] IS NULL OR correlation_id = ANY($2))
+
+-- name: recent_evidence
+-- The same of some types, of all correlations, the last $2.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf
+FROM audit_events
+WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%' AND log_index IS NOT NULL
+ORDER BY recorded_at DESC, log_index DESC LIMIT $2
 
 -- name: count_positions_with_rows
 -- How many positions from $1 up to, not including, $2 have rows: of the purged positions $3, and of the others.

@@ -235,14 +235,6 @@ SELECT count(*) <> 1 OR max(note) IS DISTINCT FROM (
 -- The checkpoints that a timestamp authority has stamped, with its tokens.
 SELECT size, note, token FROM log_timestamps WHERE log_id = {log} ORDER BY size
 
--- name: timestamps_within
--- The checkpoints of sizes above $1 up to $2 that a timestamp authority has stamped, with its tokens.
-SELECT size, note, token FROM log_timestamps WHERE log_id = {log} AND size > $1 AND size <= $2 ORDER BY size
-
--- name: timestamps_outside
--- Stamped checkpoints of no size that a log of $1 events can have had.
-SELECT size, note FROM log_timestamps WHERE log_id = {log} AND (size > $1 OR size < 1) ORDER BY size LIMIT 100
-
 -- name: checkpoints_within
 -- The stored checkpoints of sizes above $1 up to $2.
 SELECT size, note FROM log_checkpoints WHERE log_id = {log} AND size > $1 AND size <= $2 ORDER BY size
@@ -258,6 +250,11 @@ SELECT pg_try_advisory_lock(hashtextextended('datastorage.verifier', 0))
 -- name: verifier_state
 -- The next position to verify, the end of the last round, and the number of this round.
 SELECT position, completed_end, round FROM verifier WHERE log_id = {log}
+
+-- name: verifier_round
+-- How far the background verifier is, and when its last round ended.
+SELECT position, round, completed_end, timezone('UTC', looked_at)::text AS looked_at, timezone('UTC', completed_at)::text AS completed_at
+FROM verifier WHERE log_id = {log}
 
 -- name: set_verifier_position
 -- The next position to verify is $1.

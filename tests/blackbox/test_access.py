@@ -61,6 +61,7 @@ MATRIX = dict(
         route("GET", "/api/v1/audit/retention-policies", READ),
         route("PUT", "/api/v1/audit/retention-policies/{event_category}", HOLD, event_category="gateway", sent=lambda: {"retention_days": 2555, "reason": "case 7"}),
         route("DELETE", "/api/v1/audit/retention-policies/{event_category}", HOLD, 404, event_category="nothing", sent=lambda: {"reason": "case 7"}),
+        route("GET", "/api/v1/audit/trust", READ),
         route("GET", "/api/v1/audit/export", READ),
         route("GET", "/api/v1/audit/export/certificate", READ),
         route("GET", "/api/v1/audit/consistency", READ, 400),

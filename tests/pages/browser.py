@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Error, Page, Request, sync_playwright
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-ZONE = "Asia/Kolkata"
-"""Of the reader: half an hour beside every other zone, so that it cannot be mistaken for UTC."""
+ZONE = "Australia/Adelaide"
+"""Of the reader: half an hour beside whole zones, so that it cannot be mistaken for UTC."""
 
 _Result = TypeVar("_Result")
 

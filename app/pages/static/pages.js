@@ -82,6 +82,10 @@
   function installForms() {
     for (const form of document.querySelectorAll("form.filters")) {
       form.addEventListener("submit", () => {
+        // A time that the reader writes without a zone is one of the zone that the page shows.
+        const { since, until, zone } = form.elements;
+        const isLocal = (field) => field && /^\s*(\d{4}-|today|yesterday)/.test(field.value);
+        if (zone && !zone.value && (isLocal(since) || isLocal(until)) && zones() !== "UTC") zone.value = zones();
         for (const field of form.elements) if (field.name && !field.value) field.disabled = true;
       });
     }
@@ -90,7 +94,15 @@
     });
   }
 
+  // A link to something that is closed opens it.
+  function openTarget() {
+    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (target instanceof HTMLDetailsElement) target.open = true;
+  }
+
+  addEventListener("hashchange", openTarget);
   addEventListener("DOMContentLoaded", () => {
+    openTarget();
     installZone();
     installTheme();
     installRows();
