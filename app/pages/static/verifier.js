@@ -825,7 +825,10 @@ const DataStorageVerifier = (() => {
         "format page correlation_id redacted logs chain events gaps evidence unproved notifications");
       this.redacted = typeof c.redacted === "boolean" ? c.redacted : refuse("redacted is neither true nor false");
       this.correlation = textOf(c.correlation_id, "correlation_id");
-      for (const words of listOf(c.page, "page")) textOf(words, "a line of the page");
+      for (const words of listOf(c.page, "page")) {
+        const differs = "DIFFERS FROM THE LOG: ";
+        if (textOf(words, "a line of the page").startsWith(differs)) this.defect(`the service found when it wrote the file: ${words.slice(differs.length)}`);
+      }
       const seams = listOf(c.logs, "logs").map((log, order) => this.log(log, order));
       const events = this.readEntries(c.events, false), evidence = this.readEntries(c.evidence, true);
       evidence.forEach((entry) => this.believe(entry));
