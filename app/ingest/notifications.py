@@ -166,6 +166,12 @@ class NotificationStored(AuditError):
         self.pending = pending
 
 
+class NotificationsLocked(AuditError):
+    """Somebody else has locked what the notifications of a flush need."""
+
+    label = "Busy"
+
+
 async def is_stored(engine: AsyncEngine, notification: Notification) -> bool:
     """Whether the notification stored under its id equals this one in every member."""
     rows = await fetch(engine, SQL["stored_notification"], notification.notification_id)

@@ -19,6 +19,8 @@ from datetime import date
 from time import monotonic, perf_counter
 from uuid import UUID
 
+import asyncpg
+
 from app import metrics, tracing
 from app.database_url import reason
 from app.db import Connection, server_names
@@ -27,7 +29,7 @@ from app.ingest.accept import Event
 from app.ingest.claim import Claim, key_reused
 from app.ingest.event_writer import OwnState, WriterState
 from app.ingest.link import Flush
-from app.ingest.notifications import NotificationStored
+from app.ingest.notifications import SQL, NotificationsLocked, NotificationStored
 from app.ingest.spool import Spool, SpoolFailed
 from app.ingest.spool_file import SpooledRequest
 from app.ingest.store import (
@@ -49,6 +51,9 @@ _RESEND_RETRIES_MAX = 3
 _SPOOL_SECONDS = 0.25  # before its deadline, so that what is spooled instead is answered in time
 _DIFFERENCES_MAX = 20  # conflicts of one request of which the members that differ are named
 _NOTIFICATIONS_MAX = 100  # in one flush: each takes a statement of its own, while other replicas wait for the log
+_NOTIFICATIONS_LOCKED_SECONDS = (
+    5.0  # after a lock of somebody else none is tried: each try costs the events beside it 0.1 s
+)
 _COMMIT_SECONDS_MIN = 2.0  # for one commit, however late it begins
 
 log = logging.getLogger(__name__)
@@ -106,6 +111,8 @@ class Writer:
         """Replay waits for `on_presence`, which mends the spool."""
         self._committed_at = 0.0
         """When the last flush was committed, on the event loop's clock."""
+        self._notifications_locked_until = 0.0
+        """Until when, on the event loop's clock, no notification is tried: somebody else has locked what they need."""
         self._late: list[Submission] = []
         """Near their deadline, to be spooled."""
         self._spooling: asyncio.Task[None] | None = None
@@ -427,6 +434,7 @@ class Writer:
         deadline = self._deadline(submissions)
         stored: dict[UUID, Stored] = {}
         waiting = list(submissions)
+        self._fail_locked_notifications(waiting)
         retries = 0
         while waiting := [s for s in waiting if not s.outcome.done()]:
             try:
@@ -445,8 +453,8 @@ class Writer:
                 if retries > _RESEND_RETRIES_MAX or not any(s.may_exist for s in waiting):
                     await self._isolate(waiting, RowRefused("Postgres holds another row with the id of this event"))
                     return
-            except NotificationStored as refusal:
-                _fail([s for s in waiting if s.notification in refusal.pending], refusal)
+            except (NotificationStored, NotificationsLocked) as refusal:
+                self._fail_notifications(waiting, refusal)
             except (RowRefused, MonthDetached) as refusal:
                 await self._isolate(waiting, refusal)
                 return
@@ -460,6 +468,22 @@ class Writer:
                 _observe_flush(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
                 _finish(waiting)
                 return
+
+    def _fail_notifications(
+        self, submissions: Sequence[Submission], refusal: NotificationStored | NotificationsLocked
+    ) -> None:
+        """Fail those notifications that cannot be written, so that the rest of the flush can be."""
+        if isinstance(refusal, NotificationStored):
+            _fail([s for s in submissions if s.notification in refusal.pending], refusal)
+            return
+        log.warning("notifications wait for a lock of somebody else", extra={"error": str(refusal.__cause__)})
+        self._notifications_locked_until = asyncio.get_running_loop().time() + _NOTIFICATIONS_LOCKED_SECONDS
+        self._fail_locked_notifications(submissions)
+
+    def _fail_locked_notifications(self, submissions: Sequence[Submission]) -> None:
+        """Fail notifications as while Postgres is away, if somebody else has locked what they need: their senders spool them."""
+        if asyncio.get_running_loop().time() < self._notifications_locked_until:
+            _fail([s for s in submissions if s.notification is not None], DatabaseAway())
 
     async def _commit(
         self, events: Sequence[Event], claims: Sequence[Claimed], deadline: float, action: FlushAction | None
@@ -553,9 +577,13 @@ def _notification_action(submissions: Sequence[Submission]) -> FlushAction | Non
 
     async def write(connection: Connection, flush: Flush) -> None:
         stored = []
-        for position, event in enumerate(flush.events, flush.first_index):
-            if event.id in pending and not await pending[event.id].write(connection, flush.log.id, position):
-                stored.append(pending[event.id])
+        await connection.execute(SQL["bound_locks"])
+        try:
+            for position, event in enumerate(flush.events, flush.first_index):
+                if event.id in pending and not await pending[event.id].write(connection, flush.log.id, position):
+                    stored.append(pending[event.id])
+        except asyncpg.LockNotAvailableError as error:
+            raise NotificationsLocked from error
         if stored:
             raise NotificationStored(stored)
 

@@ -201,6 +201,10 @@ SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14 WHERE $1
 ON CONFLICT (notification_id) DO NOTHING
 RETURNING id
 
+-- name: bound_locks
+-- For the rest of the transaction, which has the log locked: what somebody else has locked is not waited for.
+SET LOCAL lock_timeout = '100ms'
+
 -- name: notification_claim
 -- The notification that was stored under an Idempotency-Key. The claim counts until it expires, and only while that is stored.
 WITH claim AS (

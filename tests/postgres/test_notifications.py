@@ -137,6 +137,37 @@ async def test_written_in_one_flush(database_url: str, connection: Connection, e
     await verify_everything(connection)
 
 
+LOCKS = (
+    "LOCK TABLE notification_audit IN SHARE MODE",
+    PLAIN.replace("n-plain", "n-1"),  # the same id, not committed
+)
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=["table", "id"])
+async def test_events_do_not_wait_for_locks_on_notifications(
+    database_url: str, connection: Connection, engine: AsyncEngine, lock: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody locks the notifications, and no event is written until he lets go; or a notification is lost by that."""
+    monkeypatch.setattr(writer_module, "_NOTIFICATIONS_LOCKED_SECONDS", 3600.0)
+    async with replica(database_url) as one:
+        transaction = connection.transaction()
+        await transaction.start()
+        await connection.execute(lock)
+        waiting = asyncio.create_task(write(engine, one.writer, make("n-1"), None, soon()))
+        for number in range(3):
+            await one.post(item(f"rr-{number}"))
+        with pytest.raises(DatabaseAway):
+            await waiting
+        with pytest.raises(DatabaseAway):  # at once, without another try
+            await write(engine, one.writer, make("n-2"), None, soon())
+        await transaction.rollback()
+        one.writer._notifications_locked_until = 0.0
+        for name in ("n-1", "n-2"):
+            await write(engine, one.writer, make(name), None, soon())
+    found = await result(connection)
+    assert (found.verified, found.defects.count) == (2, 0)
+
+
 async def test_many_that_are_stored(
     database_url: str, connection: Connection, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
