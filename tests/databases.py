@@ -56,6 +56,33 @@ async def drop(server_url: str, database_url: str) -> None:
         await connection.execute(f"DROP DATABASE {name_of(database_url)} WITH (FORCE)")
 
 
+async def copy_of(server_url: str, database_url: str) -> str:
+    """URL of a new database that has what `database_url` has now, as a standby has to which nothing more comes.
+
+    Connections to `database_url` end; those that are tried meanwhile are refused.
+    """
+    async with _unused(server_url, database_url):
+        return await create(server_url, template=name_of(database_url))
+
+
+async def fail_over(server_url: str, database_url: str, standby_url: str) -> None:
+    """Put a copy in the place of `database_url`, of which nothing is left, and end the connections to it."""
+    async with connected(server_url) as connection, _unused(server_url, database_url):
+        await connection.execute(f"DROP DATABASE {name_of(database_url)} WITH (FORCE)")
+        await connection.execute(f"ALTER DATABASE {name_of(standby_url)} RENAME TO {name_of(database_url)}")
+
+
+@asynccontextmanager
+async def _unused(server_url: str, database_url: str) -> AsyncIterator[None]:
+    """Nobody is connected to the database."""
+    name = name_of(database_url)
+    async with connected(server_url) as connection:
+        await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await connection.fetch("SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = $1", name)
+        yield
+        await connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+
 def name_of(database_url: str) -> str:
     return urlsplit(database_url).path.removeprefix("/")
 

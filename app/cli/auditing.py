@@ -7,7 +7,7 @@ from pathlib import Path
 from app.cli.parser import Commands, add_group
 from app.cli.proofs import add_log_key
 from app.cli.verifying import TSA_HELP
-from app.errors import Fatal, Usage
+from app.errors import Usage
 
 
 def add(commands: Commands) -> None:
@@ -45,7 +45,8 @@ def _add_log(commands: Commands) -> None:
     go_on = acts.add_parser("continue", help="close a log that is not what was signed, and open the next one")
     go_on.add_argument("--reason", required=True, help="why; it stands in the log")
     go_on.add_argument("--by", default="datastorage log continue", help="who decides it; it stands in the log")
-    go_on.add_argument("--checkpoint", action="append", type=Path, help="a checkpoint from outside; may be repeated")
+    help_text = "a checkpoint from outside, or a file of several, of which the last counts; may be repeated"
+    go_on.add_argument("--checkpoint", action="append", type=Path, help=help_text)
     go_on.add_argument("--dry-run", action="store_true", help="only show what was lost and what would be done")
     go_on.set_defaults(run=_continue_log)
 
@@ -72,13 +73,11 @@ def _continue_log(arguments: argparse.Namespace) -> None:
 
     from app.cli.database import settings_for_removal
     from app.continuing import continue_log
+    from app.tlog.copies import read_checkpoint
 
     if not arguments.reason.strip() or not arguments.by.strip():
         raise Usage("--reason and --by need a text, which stands in the log for ever.")
-    try:
-        notes = [path.read_text("utf-8") for path in arguments.checkpoint or ()]
-    except UnicodeDecodeError as error:
-        raise Fatal(f"A checkpoint cannot be read: {error}.") from None
+    notes = [read_checkpoint(path) for path in arguments.checkpoint or ()]
     settings = settings_for_removal()
     done = asyncio.run(continue_log(settings, arguments.by, arguments.reason, notes, dry_run=arguments.dry_run))
     for line in done.loss.lines():

@@ -54,6 +54,7 @@ WHERE (log_id = {log} AND (first_index >= greatest($1::bigint, 0) OR first_index
 UNION ALL SELECT format('log_tiles for tile %s/%s', level, index), log_id, NULL FROM log_tiles
 WHERE (log_id NOT BETWEEN 0 AND {log} AND $2)
     OR (log_id = {log} AND (level NOT BETWEEN 1 AND 5 OR index NOT BETWEEN 0 AND $1::bigint >> 8 * (level + 1)))
+    OR (log_id = {log} AND level > 1 AND hashes = '')
 UNION ALL SELECT 'log_checkpoints', log_id, size FROM log_checkpoints WHERE log_id NOT BETWEEN 0 AND {log} AND $2
 UNION ALL SELECT 'log_timestamps', log_id, size FROM log_timestamps WHERE log_id NOT BETWEEN 0 AND {log} AND $2
 UNION ALL SELECT 'log_signers', log_id, NULL FROM log_signers WHERE log_id NOT BETWEEN 0 AND {log} AND $2
@@ -276,8 +277,8 @@ ON CONFLICT (log_id, position, kind, message) DO UPDATE SET round = excluded.rou
 RETURNING xmax = 0 AS is_new
 
 -- name: count_findings
--- How many findings there are of each kind.
-SELECT kind, count(*) AS count FROM verifier_findings WHERE log_id = {log} GROUP BY kind
+-- How many findings there are of each kind, in all logs.
+SELECT kind, count(*) AS count FROM verifier_findings GROUP BY kind
 
 -- name: head_mismatches
 -- Events of a part of the log that do not fit the heads of their chains: no head, a head that is too short, or another last hash.

@@ -7,6 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from app import metrics
+from app.errors import Fatal
+from app.tlog.note import MalformedNote, Note
 
 _TAIL_BYTES = 64 * 1024
 _TIMEOUT_SECONDS = 2.0
@@ -77,6 +79,20 @@ def newest_note_in(path: Path, origin: str | None = None) -> str | None:
         if is_of_log and signatures.startswith("\u2014 "):
             return f"{text.lstrip()}\n\n{signatures}\n"
     return None
+
+
+def read_checkpoint(path: Path) -> str:
+    """The note in a file, or the last of several that append_note() has written to it. Fatal if there is none."""
+    try:
+        text = path.read_text("utf-8")
+        Note.parse(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Fatal(f"Cannot read {path}: {error}") from None
+    except MalformedNote:
+        if (last := newest_note_in(path)) is None:
+            raise Fatal(f"There is no checkpoint in {path}: download it from /tlog/checkpoint.") from None
+        return last
+    return text
 
 
 def _record_failure(where: str, error: Exception) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
 from app.db import LONG_FETCH_SECONDS, Connection
-from app.events.log import Log, place_of
+from app.events.log import LOG_POSITIONS, Log, place_of
 from app.events.record import Row
 from app.tlog.evidence import (
     HOLD_ADOPTED,
@@ -46,6 +46,7 @@ class Release:
     by: str
     at: str | None
     index: int
+    """The place of the event that ended it, among the positions of all logs."""
     is_gone: bool = False
     """Of a row: whether there is no event at that position any more."""
 
@@ -104,7 +105,8 @@ class Difference(NamedTuple):
 
     kind: DifferenceKind
     message: str
-    position: int | None = None
+    place: int | None = None
+    """Of the event that the tables differ from, among the positions of all logs."""
     correlation_id: str = ""
 
 
@@ -214,7 +216,7 @@ async def stored_holds(connection: Connection) -> dict[str, Hold]:
                 row["release_reason"],
                 row["released_by"],
                 row["released_at"],
-                row["released_index"],
+                place_of(row["released_log"], row["released_index"]),
                 row["is_release_gone"],
             )
         selector = tuple(row[name] for name in SELECTOR)
@@ -246,7 +248,7 @@ def hold_differences(orders: Orders, stored: Mapping[str, Hold]) -> Iterator[Dif
         row = stored.get(hold.hold_id)
         if row is None or (hold.release is None and row.release is not None):
             what = "the table has no hold" if row is None else "the table says that it has ended: hold"
-            until = "no release of it" if hold.release is None else f"its release at position {hold.release.index}"
+            until = "no release of it" if hold.release is None else f"its release at {_where(hold.release.index)}"
             yield _of_hold("hold removed", f"{what} {hold.name}; the log records it, and {until}", hold)
         elif names := _differing(hold, row):
             yield _of_hold(
@@ -311,9 +313,9 @@ async def early_purges(connection: Connection, log: Log, orders: Orders) -> Asyn
         except (KeyError, TypeError, ValueError, OverflowError):
             reason = "what it says of the policies that it followed cannot be read"
         if reason:
-            position = row["log_index"]
-            message = f"early purge: the purge {payload['operation_id']} at position {position}: {reason}"
-            yield Difference("early purge", message, position, row["correlation_id"])
+            place = place_of(row["log_id"], row["log_index"])
+            message = f"early purge: the purge {payload['operation_id']} at {_where(place)}: {reason}"
+            yield Difference("early purge", message, place, row["correlation_id"])
 
 
 def _early(payload: Mapping[str, Any], row: Row, orders: Orders) -> str:
@@ -337,6 +339,12 @@ def _early(payload: Mapping[str, Any], row: Row, orders: Orders) -> str:
 
 def _of_hold(kind: DifferenceKind, message: str, hold: Hold) -> Difference:
     return Difference(kind, f"{kind}: {message}", hold.index, hold.selector[0] or "")
+
+
+def _where(place: int) -> str:
+    """A place in words."""
+    log_id, position = divmod(place, LOG_POSITIONS)
+    return f"position {position} of log {log_id}" if log_id else f"position {position}"
 
 
 def _differing(hold: Hold, row: Hold) -> list[str]:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from app.database_url import reason
@@ -19,7 +18,7 @@ from app.settings import Settings
 from app.terminal import visible
 from app.tlog.continued import Seam
 from app.tlog.keys import read_public_keys, signing_key
-from app.tlog.note import MalformedNote, Note, PublicKey
+from app.tlog.note import PublicKey
 from app.tlog.timestamp import read_certificates
 from app.verify.correlation import CorrelationResult, verify_correlation
 from app.verify.database import (
@@ -115,23 +114,9 @@ def _trust_anchors(arguments: argparse.Namespace, settings: Settings, log_name: 
     if arguments.checkpoint is None:
         return anchors
     name = f"the checkpoint in {arguments.checkpoint}"
-    return replace(anchors, checkpoint=_read_checkpoint(arguments.checkpoint), checkpoint_name=name)
+    from app.tlog.copies import read_checkpoint  # noqa: PLC0415 -- few verify against one
 
-
-def _read_checkpoint(path: Path) -> str:
-    """The note in a file, or the last of several that a service has appended to it."""
-    try:
-        text = path.read_text("utf-8")
-        Note.parse(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise Fatal(f"Cannot read {path}: {error}") from None
-    except MalformedNote:
-        from app.tlog.copies import newest_note_in  # noqa: PLC0415 -- few verify against such a file
-
-        if (last := newest_note_in(path)) is None:
-            raise Fatal(f"There is no checkpoint in {path}: download it from /tlog/checkpoint.") from None
-        return last
-    return text
+    return replace(anchors, checkpoint=read_checkpoint(arguments.checkpoint), checkpoint_name=name)
 
 
 def _with_progress(run: Runner) -> Runner:

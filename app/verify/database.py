@@ -159,9 +159,8 @@ async def verify_database(
                 gaps.clear()
     result.defects.extend(await verify_gaps(connection, log, gaps, missing))
     result.defects.extend(await verify_equal_heads(connection))
-    if not result.defects.count and not any(part.seam for part in result.parts):
-        # else it is known already why the sum is another one
-        result.defects.extend(await verify_sum_of_heads(connection, result.size))
+    if not result.defects.count:  # else it is known already why the sum is another one
+        result.defects.extend(await verify_sum_of_heads(connection, log, result.parts[-1].size))
     result.defects.extend(await verify_orders(connection, log, orders))
     # Those of correlations without any hash are only counted.
     counted = await connection.fetchrow(SQL["count_unsealed"], timeout=LONG_FETCH_SECONDS)

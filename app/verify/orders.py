@@ -19,9 +19,9 @@ async def verify_orders(connection: Connection, log: Log, orders: Orders | None 
     """
     defects = Defects()
     orders = orders or await read_orders(connection, log)
-    _add(defects, await differences(connection, orders))
+    _add(defects, log, await differences(connection, orders))
     async for early in early_purges(connection, log, orders):
-        _add(defects, [early])
+        _add(defects, log, [early])
     return defects
 
 
@@ -55,9 +55,11 @@ def _pairs(*columns: Sequence[str | None]) -> tuple[list[str], ...]:
     )
 
 
-def _add(defects: Defects, found: Iterable[Difference]) -> None:
+def _add(defects: Defects, log: Log, found: Iterable[Difference]) -> None:
+    """Add differences; one from an event of a closed log has no position in `log`."""
     for one in found:
-        subject = "" if one.position is not None else one.message
+        position = None if one.place is None or not log.has(one.place) else one.place - log.place(0)
+        subject = "" if position is not None else one.message
         defects.add(
-            Defect(one.kind, one.message, correlation_id=one.correlation_id, position=one.position, subject=subject)
+            Defect(one.kind, one.message, correlation_id=one.correlation_id, position=position, subject=subject)
         )

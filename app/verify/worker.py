@@ -281,9 +281,8 @@ class Verifier:
         ]
         purged = (await read_evidence(connection, self.newest)).purged
         notifications = await verify_notifications(connection, self.newest, purged)
-        is_known = self.log.id or any(defects.count for defects in found)
-        if not is_known:  # else it is known already why the sum is another one
-            found.append(await verify_sum_of_heads(connection, size))
+        if not any(defects.count for defects in found):  # else it is known already why the sum is another one
+            found.append(await verify_sum_of_heads(connection, self.log, size))
         found += [notifications.defects, await verify_orders(connection, self.newest)]
         return [defect for defects in found for defect in defects.listed]
 
@@ -391,7 +390,7 @@ class Verifier:
             self._last_round = size, self._frontier.root()
         await connection.execute(SQL.of(self.log)["end_verifier_round"], size)
         self._known, self._position = None, 0
-        await _export_finding_counts(connection, self.log)
+        await _export_finding_counts(connection)
         metrics.VERIFIER_ROUNDS.inc()
 
 
@@ -412,7 +411,7 @@ async def _store_findings(
     if len(defects) > _FINDINGS_MAX:
         log.critical("more defects were found than are listed; run `datastorage verify`", extra={"count": len(defects)})
     if defects:
-        await _export_finding_counts(connection, of_log)
+        await _export_finding_counts(connection)
     return found + [(defect, False) for defect in defects[_FINDINGS_MAX:]]
 
 
@@ -422,8 +421,8 @@ def _subject_of(note: str) -> str:
     return "a note that is no checkpoint" if checkpoint is None else f"checkpoint {checkpoint.size}"
 
 
-async def _export_finding_counts(connection: Connection, of_log: Log) -> None:
-    counts = Counter({row["kind"]: row["count"] for row in await connection.fetch(SQL.of(of_log)["count_findings"])})
+async def _export_finding_counts(connection: Connection) -> None:
+    counts = Counter({row["kind"]: row["count"] for row in await connection.fetch(SQL["count_findings"])})
     for kind in metrics.DEFECT_KINDS:
         metrics.VERIFIER_FINDINGS.labels(kind=kind).set(counts[kind])
 

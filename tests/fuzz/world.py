@@ -1,6 +1,10 @@
-"""A small database in which everything has happened once: what the service writes, what it purges and erases, what others insert."""
+"""A small database in which everything has happened once: what the service writes, what it purges and erases, what others insert; in a
+log that was closed after a loss, and in the one that continues it.
+"""
 
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,23 +17,26 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509 import Certificate
 from pydantic import SecretStr
 
+from app.continuing import continue_log
 from app.events.catalog import Catalog
 from app.retention import erase, purge
 from app.retention.erase import Erasure
 from app.rollup import count_portion
 from app.settings import Settings
 from app.tlog.authority import Authority
+from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
 from app.tlog.note import PublicKey
-from app.tlog.signer import Signer
+from app.tlog.signer import Alarms, Signer
 from app.tlog.timestamp import read_certificates
-from app.verify.worker import Verifier
+from app.tlog.witness import Witnesses
+from app.tlog.worker import CheckpointWorker
+from app.verify.worker import LogVerifiers
 from tests import databases, services
 from tests.events import NOTIFICATION, make_event, make_freeform
 from tests.logs import FIRST_LOG
 from tests.postgres.log import write
-from tests.postgres.test_background import a_round
-from tests.postgres.test_checkpoints import no_heartbeat, worker
+from tests.postgres.test_checkpoints import no_heartbeat
 from tests.postgres.test_verify import insert_reference
 from tests.sealed import insert, plain_row
 from tests.timestamping import TimestampAuthority, serving
@@ -48,48 +55,88 @@ class World:
     url: str
     key: PublicKey
     outside: str
-    """A checkpoint of the whole log."""
+    """A checkpoint of the whole last log."""
     certificates: list[Certificate]
     """Of the timestamp authority."""
 
 
-async def build(url: str, directory: Path) -> World:
-    """Fill the empty database at `url`; the service's files are in the empty `directory`."""
+async def build(server_url: str, url: str, directory: Path) -> World:
+    """Fill the empty database at `url`, of the server at `server_url`; the service's files are in the empty `directory`."""
     private = Ed25519PrivateKey.generate()
     key = SigningKey(private, PublicKey(FIRST_LOG.name, private.public_key().public_bytes_raw()))
     pem = directory / "key.pem"
     pem.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    signing = worker(Signer(key))
-    settings = Settings(database_url=SecretStr(url))
-    async with databases.connected(url) as connection:
+    settings = Settings(database_url=SecretStr(url), checkpoint_key_file=pem)
+    with serving(TimestampAuthority(directory / "tsa")) as tsa:
+        authority = Authority(tsa.url, read_certificates(tsa.issuer), key.all_public)
         await _write_old_events(url)
-        await signing.run_round(connection, no_heartbeat)
-        await connection.execute(AGE)
-        service = services.spawn(
-            {"database_url": url, "unsafe_database": True, "checkpoint_key_file": pem, "audit_exports": True},
-            directory / "service",
-        )
-        try:
-            services.wait_until_ready(service)
-            async with httpx.AsyncClient(base_url=service.url, timeout=30, headers={"X-User-ID": "ada"}) as client:
-                await _write_through_the_service(client)
-        finally:
-            assert services.stop([service]) == [0]
-        await connection.execute(AGE)
-        await purge.run(settings, NOW)
-        for erasure in (Erasure("asked", "eve", correlation_id="rr-erased"), Erasure("asked", "eve", actor_id="bob")):
-            await erase.erase(settings, Catalog(), erasure, dry_run=False)
+        await _end_stage(url, key)
+        async with _service(url, pem, directory / "service") as client:
+            await _write_through_the_service(client)
+        await _remove(settings, url)
         await write(url, {"correlation_id": "rr-part"}, {"correlation_id": "rr-1", "error_message": "late"})
-        await _write_as_the_reference(connection)
-        while await count_portion(connection):
-            pass
-        await a_round(Verifier(FIRST_LOG, (), 100), connection)
-        await signing.run_round(connection, no_heartbeat)
-        with serving(TimestampAuthority(directory / "tsa")) as tsa:
-            authority = Authority(tsa.url, read_certificates(tsa.issuer), key.all_public)
-            await authority.run_round(connection, FIRST_LOG)
-        outside = await connection.fetchval("SELECT note FROM log_signers")
+        await _end_stage(url, key, authority)
+        await _lose_and_continue(server_url, url, settings, key)
+        async with _service(url, pem, directory / "service-after") as client:
+            await _write_after_the_seam(client)
+        await _write_old_events(url)
+        await _remove(settings, url)
+        await write(url, {"correlation_id": "rr-part"}, {"correlation_id": "rr-6"})
+        outside = await _end_stage(url, key, authority, is_last=True)
     return World(url, key.public, outside, authority.certificates)
+
+
+async def _end_stage(url: str, key: SigningKey, authority: Authority | None = None, *, is_last: bool = False) -> str:
+    """Sign a checkpoint, with a timestamp if there is an authority; the workers have all seen the last stage. Returns the note."""
+    copies = CheckpointCopies(None, None)
+    signing = CheckpointWorker(FIRST_LOG, Signer(key), Witnesses([]), copies, Alarms(), 0, key=key)
+    async with databases.connected(url) as connection:
+        if is_last:
+            await _write_as_the_reference(connection)
+            while await count_portion(connection):
+                pass
+            verifier = LogVerifiers(FIRST_LOG, key.all_public, 100)
+            for _ in range(2):  # a round of each log
+                while await verifier.verify_next_part(connection):
+                    pass
+        await signing.run_round(connection, no_heartbeat)
+        if authority is not None:
+            await authority.run_round(connection, signing.log)
+        if not is_last:
+            await connection.execute(AGE)
+        newest = "SELECT note FROM log_checkpoints ORDER BY log_id DESC, size DESC LIMIT 1"
+        return str(await connection.fetchval(newest))
+
+
+@asynccontextmanager
+async def _service(url: str, pem: Path, directory: Path) -> AsyncIterator[httpx.AsyncClient]:
+    settings = {"database_url": url, "unsafe_database": True, "checkpoint_key_file": pem, "audit_exports": True}
+    service = services.spawn(settings, directory)
+    try:
+        services.wait_until_ready(service)
+        async with httpx.AsyncClient(base_url=service.url, timeout=30, headers={"X-User-ID": "ada"}) as client:
+            yield client
+    finally:
+        assert services.stop([service]) == [0]
+
+
+async def _remove(settings: Settings, url: str) -> None:
+    """Purge what is due, and erase what was asked for."""
+    async with databases.connected(url) as connection:
+        await connection.execute(AGE)
+    await purge.run(settings, NOW)
+    for erasure in (Erasure("asked", "eve", correlation_id="rr-erased"), Erasure("asked", "eve", actor_id="bob")):
+        await erase.erase(settings, Catalog(), erasure, dry_run=False)
+
+
+async def _lose_and_continue(server_url: str, url: str, settings: Settings, key: SigningKey) -> None:
+    """A standby that missed the last events takes over and accepts others; then the log is continued by the next one."""
+    standby = await databases.copy_of(server_url, url)
+    await write(url, {"correlation_id": "rr-1"}, {"correlation_id": "rr-lost"})
+    signed = await _end_stage(url, key)
+    await databases.fail_over(server_url, url, standby)
+    await write(url, {"correlation_id": "rr-1"}, {"correlation_id": "rr-3"}, {"correlation_id": "rr-3"})
+    await continue_log(settings, "ada", "failover", [signed], dry_run=False)
 
 
 async def _write_old_events(url: str) -> None:
@@ -154,6 +201,34 @@ async def _write_through_the_service(client: httpx.AsyncClient) -> None:
         )
     answer = await client.get(f"{audit}/export", params={"format": "ndjson", "correlation_id": "rr-4"})
     assert answer.is_success
+
+
+async def _write_after_the_seam(client: httpx.AsyncClient) -> None:
+    """As before: events of old and new chains, what covers and what excuses them, notifications, an import."""
+    events, audit = "/api/v1/audit/events", "/api/v1/audit"
+
+    async def send(method: str, path: str, body: Any) -> None:
+        answer = await client.request(method, path, json=body)
+        assert answer.is_success, answer.text
+
+    for name in ("rr-1", "rr-6"):
+        await send("POST", f"{events}/batch", [make_event(correlation_id=name, duration_ms=n) for n in range(1, 20)])
+    for selector in ({"correlation_id": "rr-6"}, {"actor_id": "dora"}, {"correlation_id": "rr-1"}):
+        await send("POST", f"{audit}/legal-hold", selector | {"reason": "litigation"})
+    for released in ("rr-1", "rr-held"):  # the second one was placed in the log before
+        await send("DELETE", f"{audit}/legal-hold/{released}", {"release_reason": "settled"})
+    for event in (
+        make_event(correlation_id="rr-6", actor_id="dora"),
+        make_event(correlation_id="rr-erased"),
+        make_event(correlation_id="rr-7", actor_id="bob", error_message="bob did it"),
+    ):
+        await send("POST", events, event)
+    policy = {"retention_days": 2000, "floor_days": 1, "reason": "asked"}
+    await send("PUT", f"{audit}/retention-policies/analysis", policy)
+    await send("POST", f"{audit}/import", [make_event(correlation_id="rr-6", event_timestamp=A_MONTH_AGO.isoformat())])
+    for number in (1, 9):
+        notification = NOTIFICATION | {"notification_id": f"m-{number}", "remediation_id": f"rr-{number}"}
+        await send("POST", f"{audit}/notifications", notification)
 
 
 async def _write_as_the_reference(connection: asyncpg.Connection) -> None:

@@ -13,9 +13,9 @@ hours = parser.parse_args().hours
 with databases.server() as server:
     url = asyncio.run(databases.create(server))
     try:
-        outcome = run(url, hours)
+        outcome = run(server, url, hours)
     finally:
         asyncio.run(databases.drop(server, url))
-sys.stdout.write("\n".join([outcome.verification, str(outcome.acts), *outcome.alarms, ""]))
+sys.stdout.write("\n".join([*outcome.loss, outcome.verification, str(outcome.acts), *outcome.alarms, ""]))
 missing = {"purged", "erased"} - {word for word in ("purged", "erased") if outcome.number(f"{word}: ([0-9,]+)")}
 sys.exit(bool(outcome.alarms or missing))

@@ -34,8 +34,9 @@ from app.ingest.self_events import self_event, write_self_event
 from app.ingest.store import Store
 from app.ingest.submission import Submission
 from app.ingest.writer import Writer
+from app.metrics import VERIFIER_FINDINGS
 from app.retention.erase import Erasure, erase
-from app.retention.holds import HoldOrder, Selector, place
+from app.retention.holds import HoldOrder, Selector, place, release_correlation
 from app.retention.purge import run
 from app.settings import Settings
 from app.tlog.continued import find_log, newest_log, read_seam
@@ -200,6 +201,31 @@ async def test_holds_from_before_cover_what_is_written_after(connection: Connect
     assert [row["legal_hold"] for row in rows] == [False, True, False]
 
 
+async def test_holds_end_in_the_next_log(connection: Connection, database_url: str) -> None:
+    """A hold that was released or replaced after the continuation is called edited, and nothing is purged or erased any more; or one
+    that is edited afterwards is named at another event's position.
+    """
+    settings, order = settings_of(database_url), HoldOrder("Ada", "litigation")
+    outside = await lose(connection, database_url)
+    for name in ("rr-1", "rr-2"):
+        await place(settings, FIRST_LOG, Selector(correlation_id=name), order)
+    await go_on(database_url, outside)
+    await write(database_url, {"correlation_id": "rr-4"})
+    for name in ("rr-2", "rr-4"):
+        await place(settings, FIRST_LOG, Selector(correlation_id=name), order)
+    for name in ("rr-1", "rr-4"):
+        await release_correlation(settings, FIRST_LOG, name, order)
+    assert await defects(connection, outside) == []
+    await erase(settings, Catalog(), Erasure(by="eve", reason="asked for", correlation_id="rr-1"), dry_run=False)
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("UPDATE holds SET reason = 'other' WHERE correlation_id IN ('rr-1', 'rr-4')")
+    found = (await verified(connection, outside)).defects.listed
+    assert [(one.kind, one.correlation_id, one.position) for one in found] == [
+        ("hold edited", "rr-1", None),  # it was placed in the closed log
+        ("hold edited", "rr-4", 3),
+    ]
+
+
 async def test_findings_go_on(connection: Connection, database_url: str) -> None:
     """Findings in the next log are not shown after a start, or their acknowledgement does not end them."""
     await continued(connection, database_url)
@@ -329,13 +355,23 @@ TAMPERED = {
         "UPDATE log_flushes SET leaves = repeat('a', 32)::bytea WHERE log_id = 0 AND first_index = 5",
         {"edited"},
     ),
+    "a head of which nothing is left": ("DELETE FROM chain_heads WHERE correlation_id = 'rr-gone'", {"edited"}),
+    "a tile without hashes": (
+        "INSERT INTO log_tiles (log_id, level, index, hashes) VALUES (1, 2, 0, '')",
+        {"inserted"},
+    ),
     "a third log": ("INSERT INTO logs VALUES (2, '" + LOG + "/2')", {"inserted"}),
 }
 
 
 async def test_tampering_after_the_seam_is_named(connection: Connection, database_url: str) -> None:
     """What the seam admits excuses something else, with the key and an outside checkpoint or in the background."""
-    outside, _ = await continued(connection, database_url)
+    outside, worker = await continued(connection, database_url)
+    now = datetime.now(UTC)
+    old = {"event_timestamp": (now - timedelta(days=40)).isoformat(), "retention_days": 10}
+    await write(database_url, {"correlation_id": "rr-gone"} | old)
+    await run(settings_of(database_url), now)
+    await worker.run_round(connection, no_heartbeat)
     assert await defects(connection, outside) == []
     for what, (statement, kinds) in TAMPERED.items():
         transaction = connection.transaction()
@@ -397,6 +433,7 @@ async def test_the_background_verifier_walks_both(connection: Connection, databa
         await verifier.verify_next_part(connection)
     rows = await connection.fetch("SELECT log_id, position, kind FROM verifier_findings ORDER BY 1")
     assert [tuple(row) for row in rows] == [(0, 1, "edited"), (1, 1, "edited")]
+    assert VERIFIER_FINDINGS.labels(kind="edited")._value.get() == 2
 
 
 async def test_a_bundle_over_the_seam(connection: Connection, database_url: str) -> None:
