@@ -23,7 +23,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy, export, memory, overload, proofs
+from bench import bodies, copy, export, filters, memory, overload, proofs
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
@@ -71,13 +71,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--rows", type=int, default=1_000_000, help="in the table when queries are measured")
+    parser.add_argument("--pages", type=int, default=300, help="of each filter, in each round")
     parser.add_argument("--leaves", type=int, default=10_000_000, help="in the log when proofs are measured")
     parser.add_argument(
         "--quick", action="store_true", help="3 rounds of 1 s, 30,000 rows: shows that it works, no more"
     )
     parser.add_argument(
         "--only",
-        choices=("write", "query", "outage", "proof", "export", "overload", "memory"),
+        choices=("write", "query", "filters", "outage", "proof", "export", "overload", "memory"),
         help="leave the other parts out",
     )
     parser.add_argument(
@@ -101,12 +102,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)
         with EmbeddedPostgres.start(Path(directory) / "data") as postgres:
-            create_databases(postgres.url, "writing", "reading", "exporting", "copy_key", "copy_all")
+            create_databases(postgres.url, "writing", "reading", "filters", "exporting", "copy_key", "copy_all")
             version = asyncio.run(_prepare(postgres.url))
-            if options.only in {None, "write"}:
-                measure_writing(results, options, postgres)
-            if options.only in {None, "query"}:
-                measure_reading(results, options, postgres)
+            for part, measure in (("write", measure_writing), ("query", measure_reading), ("filters", measure_filters)):
+                if options.only in {None, part}:
+                    measure(results, options, postgres)
             if options.only in {None, "proof"}:
                 measure_proofs(results, options, postgres, Path(directory))
             if options.only in {None, "export"}:
@@ -214,6 +214,28 @@ def measure_reading(results: Results, options: argparse.Namespace, postgres: Emb
             results.errors |= {f"batch of 50 MiB: {e}": n for e, n in alone.errors.items()}
         results.add("memory MB, peak of a 50 MiB batch", server.peak_mb())
         results.add("memory MB, after a 50 MiB batch", server.resident_mb())
+
+
+def measure_filters(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres) -> None:
+    """Without tiles, whose worker would find that the rows are of no log."""
+    url = database_url(postgres.url, "filters")
+    with service(database_url=url, migrate=True, tlog=False):
+        pass
+    progress(f"filters: {options.rows:,} rows")
+    asyncio.run(filters.fill(url, options.rows))
+    with service(database_url=url, tlog=False) as server:
+        for name, paths in filters.questions().items():
+            progress(f"filter {name}")
+            number = 5 if name in filters.UNBOUNDED else options.pages
+            for _ in range(min(options.rounds, 3)):
+                load = filters.measure(server, paths, number)
+                results.add(f"filter {name} p50 ms", load.percentile_ms(50))
+                results.add(f"filter {name} p99 ms", load.percentile_ms(99))
+                of_service, of_postgres = filters.cpu_ms(server, postgres, paths, number)
+                results.add(f"filter {name} service CPU ms", of_service)
+                results.add(f"filter {name} Postgres CPU ms", of_postgres)
+                for error, count in load.errors.items():
+                    results.errors[f"filter {name}: {error}"] += count
 
 
 def measure_proofs(results: Results, options: argparse.Namespace, postgres: EmbeddedPostgres, directory: Path) -> None:
@@ -384,6 +406,8 @@ def _targets(results: Results, options: argparse.Namespace) -> Iterator[tuple[st
         yield name, results[name], 200, "at most"
     for name in ("query by correlation", "query by type, 7 days", "keyset page of 100"):
         yield f"{name}, p99 ms", results[f"{name} p99 ms"], 10, "at most"
+    for name in ("actor, a person", "resource", "type", "category", "outcome", "correlation"):
+        yield f"filter {name}, p99 ms", results[f"filter {name} p99 ms"], 20, "at most"
     for name in _REPORTS:
         yield f"{name}, p99 ms", results[f"{name} p99 ms"], 50 if "5,000" in name else 20, "at most"
     yield (

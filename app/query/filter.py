@@ -211,11 +211,24 @@ class EventQuery(EventFilter, frozen=True, extra="forbid"):
     )
     strict: bool = Field(default=False, description="true: refuse parameters that this route does not know")
 
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether the page may end before it is full. Not if the reference could be asked the same: its clients go on by offset."""
+        asked = {
+            name for name in type(self).model_fields if getattr(self, name) != type(self).model_fields[name].default
+        }
+        return not asked <= _OF_REFERENCE
+
 
 _EQUAL = (
     *("correlation_id", "event_type", "event_category", "severity", "event_outcome", "actor_id", "actor_type"),
     *("resource_type", "resource_id", "namespace", "cluster_id", "event_action", "parent_event_id", "trace_id"),
 )
+_OF_REFERENCE = {
+    *("correlation_id", "event_type", "event_category", "severity", "event_outcome", "since", "until", "detail_key"),
+    *("detail_value", "limit", "offset", "total", "include", "sealed"),
+}
+"""Fields of questions that clients ask who need not know cursors."""
 _SETS = tuple(f"{name}{suffix}" for name in _EQUAL for suffix in ("_in", "_not"))
 _WITH_PREFIXES = ("event_type_in", "event_type_not")
 _INDEXED_DETAILS = ("target_resource", "pre_remediation_spec_hash", "post_remediation_spec_hash")

@@ -2,10 +2,11 @@
 
 Where one index has what a query asks for in its order, the page is read at once. Other queries scan: portion by portion in the
 order of the page, each a range of so many events, and a page whose scan takes too long ends before it is full, with a cursor from
-which the next one goes on.
+which the next one goes on. Only a question that the reference could be asked is read to its end, as there.
 """
 
 import asyncio
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,7 +133,7 @@ class _Reading:
         """Down to where the scan has read, if it had to end before the page was full."""
         self._has_read = False
         """Whether there is anything that the scan has read: it can end there."""
-        self._end = monotonic() + SCAN_SECONDS
+        self._end = monotonic() + SCAN_SECONDS if query.may_be_cut else math.inf
 
     def add(self, phase: Phase, rows: list[asyncpg.Record]) -> None:
         self._rows += rows
@@ -149,9 +150,12 @@ class _Reading:
 
     async def read(self, phase: Phase, after: _Key | None) -> bool:
         """Read the rows of `phase` after one. Whether the page is full, or the time is over."""
-        if phase == _UNSEALED or _may_be_indexed(self._query):
+        way = _way(self._query)
+        if phase == _UNSEALED and way == "scan":  # mostly there are few, and the index on positions has them
+            way = "try"
+        if way != "scan":
             with suppress(TimeoutError):
-                async with asyncio.timeout(_AT_ONCE_SECONDS):
+                async with asyncio.timeout(_AT_ONCE_SECONDS if way == "try" else None):
                     rows = await self._fetch(phase, _Part(after))
                 self.add(phase, rows)
                 self._has_read = True
@@ -168,7 +172,7 @@ class _Reading:
         while True:
             started = monotonic()
             try:
-                async with asyncio.timeout(SCAN_SECONDS):
+                async with asyncio.timeout(SCAN_SECONDS if self._query.may_be_cut else None):
                     edge = await self._edge(phase, after, size)
                     rows = await self._fetch(phase, _Part(after, edge))
             except TimeoutError:
@@ -187,7 +191,8 @@ class _Reading:
             if left <= 0:
                 self._cut = phase, edge
                 return True
-            size = max(SCANNED_FIRST, min(size * _GROWTH, int(size * left / taken), SCANNED_MAX))
+            affordable = size * min(_GROWTH, left / taken) if taken else size * _GROWTH
+            size = max(SCANNED_FIRST, min(int(affordable), SCANNED_MAX))
 
     async def _edge(self, phase: Phase, after: _Key | None, size: int) -> _Key | None:
         """Where a portion of `size` events ends that begins after one; None if there are not as many."""
@@ -217,21 +222,32 @@ class _Reading:
         return nearest_rfc3339(recorded or "infinity")
 
 
-_INDEXED = {
-    *("correlation_id", "event_type", "actor_id", "resource_id", "parent_event_id"),
-    *("correlation_id_in", "event_type_in", "actor_id_in", "resource_id_in", "parent_event_id_in"),
-    *(name for name in CONDITIONS if name.startswith("detail ")),
-}
 _BY_TIME = {"since", "until", "not self event"}
 """Conditions that the index on time has, or that nearly all events meet."""
+_FEW = {
+    *("correlation_id", "parent_event_id", "correlation_id_in", "parent_event_id_in"),
+    *(name for name in CONDITIONS if name.startswith("detail ")),
+}
+"""Conditions with an index that only few events meet."""
+_MANY = {"event_type", "actor_id", "resource_id"}
+"""Conditions with an index in the order of time."""
+_MAYBE = {*_MANY, *(f"{name}_in" for name in _MANY)}
+"""Conditions with an index, in some order."""
 
 
-def _may_be_indexed(query: EventQuery) -> bool:
-    """Whether some index may have the answer. If it has not, the query is scanned for."""
+def _way(query: EventQuery) -> Literal["at once", "try", "scan"]:
+    """How to read a page: at once where an index has it, by a scan where none has, and else first the one and then the other."""
     conditions = set(query.conditions())
-    if query.order == "log" and "since" in conditions:
-        return True
-    return not conditions - _BY_TIME or not conditions.isdisjoint(_INDEXED)
+    others = conditions - _BY_TIME
+    if not others.isdisjoint(_FEW):
+        return "at once"
+    if query.order == "time":
+        if not others or (len(others) == 1 and others <= _MANY):
+            return "at once"
+        return "scan" if others.isdisjoint(_MAYBE) else "try"
+    if conditions <= {"not self event"}:
+        return "at once"
+    return "scan" if others.isdisjoint(_MAYBE) and "since" not in conditions else "try"
 
 
 async def _rows_after_offset(connection: Connection, query: EventQuery) -> list[asyncpg.Record]:

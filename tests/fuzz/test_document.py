@@ -53,6 +53,7 @@ REFUSED = {
     "invalid time format": "8: forms of since and until",
     "belong together": "8: detail_key and detail_value, both or neither",
     "expected the next_cursor": "8, and docs/design.md, section 7: a cursor is what an earlier answer gave",
+    "expected an RFC 3339 date-time": "12: so are start_time and end_time of format=json; of the others, and as since, they have more forms",
     "belongs together with since": "8, and docs/queries.md: free text needs a bound",
     "expected the name of a time zone": "8, and docs/queries.md: zone is a name of the IANA database",
     "there is no such parameter": "8: strict=true",
