@@ -5,8 +5,10 @@ the API. A session counts for every page, and for the API where it only reads: a
 shows. Nothing that writes accepts a cookie but a form below /ui, and that only from a page of this service.
 """
 
+from collections.abc import Container
+from contextlib import suppress
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import orjson
@@ -33,6 +35,8 @@ class Browsers:
         self.front = front
         self.app = app
         self._sealer = session.sealer(settings.ui_session_key)
+        self._own_host = _host(settings.ui_url or "")
+        """What browsers call it, where a proxy calls it otherwise."""
         self._is_local = settings.auth == "none" and not settings.allow_unauthenticated
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,7 +49,7 @@ class Browsers:
         elif is_page(path):
             await self._answer_page(scope, receive, send)
         else:
-            if path.startswith(GUARDED_PREFIX) and method in _READS:
+            if path.startswith(GUARDED_PREFIX) and method in _READS and _has_header(scope, b"cookie"):
                 self._open_session(scope)
             await self.front(scope, receive, send)
 
@@ -53,11 +57,7 @@ class Browsers:
         self._open_session(scope)
         scope["app"] = self.app
         if (refusal := self._refusal(scope)) is not None:
-            scope["state"].setdefault("request_id", "")
-            await (self._error_page(Request(scope), refusal.status, refusal.title, refusal.detail))(
-                scope, receive, send
-            )
-            return
+            scope["state"]["refusal"] = refusal  # the front answers with it
         answer = _Answer(send)
         await self.front(scope, receive, answer.send if _accepts_html(scope) else send)
         if answer.is_problem:
@@ -68,7 +68,7 @@ class Browsers:
         state = scope.setdefault("state", {})
         state["sealer"] = self._sealer
         state["is_plain_loopback"] = _is_plain_loopback(scope)
-        if any(name == b"authorization" for name, _ in scope["headers"]):
+        if _has_header(scope, b"authorization"):
             return
         cookie = session.cookies(scope).get(session.SESSION)
         opened = cookie and self._sealer.unseal(session.SESSION, cookie)
@@ -79,13 +79,12 @@ class Browsers:
     def _refusal(self, scope: Scope) -> AuditError | None:
         """Why this request for a page is refused before anybody looks at it."""
         headers = Request(scope).headers
-        if self._is_local and not is_loopback(urlsplit(f"//{headers.get('host', '')}").hostname or ""):
+        if self._is_local and not is_loopback(_host(f"//{headers.get('host', '')}", "hostname")):
             return BadRequest(
                 "Without authentication pages are shown to this machine alone, under localhost or its address."
             )
-        if scope["method"] in _READS or _is_same_origin(
-            headers.get("sec-fetch-site"), headers.get("origin"), headers.get("host")
-        ):
+        hosts = {headers.get("host"), self._own_host} - {None, ""}
+        if scope["method"] in _READS or _is_same_origin(headers.get("sec-fetch-site"), headers.get("origin"), hosts):
             return None
         return session.ForgedForm()
 
@@ -148,20 +147,31 @@ class _Answer:
         return {name: self._headers[name] for name in names if name in self._headers}
 
 
+def _has_header(scope: Scope, name: bytes) -> bool:
+    return any(sent == name for sent, _ in scope["headers"])
+
+
 def _accepts_html(scope: Scope) -> bool:
     return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
+
+
+def _host(url: str, part: Literal["netloc", "hostname"] = "netloc") -> str:
+    """The host of a URL, with or without its port; empty for what is no URL."""
+    with suppress(ValueError):
+        return str(getattr(urlsplit(url), part) or "")
+    return ""
 
 
 def _is_plain_loopback(scope: Scope) -> bool:
     """Whether the browser speaks plain HTTP with this process, on one machine, without a proxy between them."""
     headers = Request(scope).headers
     is_proxied = any(name in headers for name in ("x-forwarded-for", "x-forwarded-proto", "forwarded"))
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    host = _host(f"//{headers.get('host', '')}", "hostname")
     return scope.get("scheme") == "http" and is_loopback(host) and not is_proxied
 
 
-def _is_same_origin(site: str | None, origin: str | None, host: str | None) -> bool:
-    """Whether a form comes from a page of this host, as far as the browser says where from."""
+def _is_same_origin(site: str | None, origin: str | None, hosts: Container[str | None]) -> bool:
+    """Whether a form comes from a page of one of these hosts, as far as the browser says where from."""
     if site is not None and site != "same-origin":
         return False
-    return origin is None or (bool(host) and urlsplit(origin).netloc == host)
+    return origin is None or _host(origin) in hosts

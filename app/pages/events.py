@@ -36,6 +36,8 @@ _REPEATED = ("_in", "_not")
 _PAGING = {"limit", "offset", "cursor", "total"}
 _WITHOUT_FIELD = _PAGING | {"event_type", "strict"}
 _NOT_COUNTED = _PAGING | {"order", "strict"}
+_EVENTS_MAX = 200
+"""Most events on a page: it is rendered in one go, while nobody else is answered."""
 _TEXT_DAYS = "7d"
 """How far back a text is looked for if nobody says: it is looked for in every payload."""
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -87,12 +89,20 @@ def without_empty(request: Request) -> list[tuple[str, str]]:
 
 
 def _question(request: Request) -> list[tuple[str, str]]:
-    """What is asked: a text is looked for in the last days, unless somebody says where."""
-    sent = [pair for pair in without_empty(request) if pair[0] != "strict"]
+    """What is asked: a text is looked for in the last days, unless somebody says where, and a page is not endless."""
+    sent = [_bounded(*pair) for pair in without_empty(request) if pair[0] != "strict"]
     names = {name for name, _ in sent}
     if "q" in names and not names & {"since", "start_time", "correlation_id", "correlation_id_in"}:
         sent.append(("since", _TEXT_DAYS))
     return sent
+
+
+def _bounded(name: str, value: str) -> tuple[str, str]:
+    return (
+        (name, str(_EVENTS_MAX))
+        if name == "limit" and value.isdecimal() and int(value) > _EVENTS_MAX
+        else (name, value)
+    )
 
 
 def _as_sent(name: str, value: str) -> str:

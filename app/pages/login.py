@@ -89,7 +89,6 @@ async def logout(request: Request) -> Response:
     await read_form(request)
     response = RedirectResponse(f"{PAGES}/login", 303)
     response.headers["Set-Cookie"] = session.set_cookie(request.scope, session.SESSION, "", seconds=0)
-    response.headers["Clear-Site-Data"] = '"cache"'
     return response
 
 

@@ -26,6 +26,8 @@ SECURITY = {
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "same-origin",  # a form's Origin is null without one
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
 }
 NAVIGATION = (
     ("/ui/events", "Events"),

@@ -87,6 +87,16 @@ def test_by_token(reader: Callable[..., Reader], guarded: Service, tokens: dict[
     assert tokens["ops:reader"] not in cookie["value"]
     page.click("a.twin")
     assert page.locator("pre").inner_text().startswith('{"data":[{')
+    form_token = one.open("/ui/trust").locator("input[name=form_token]").first.get_attribute("value")
+    assert page.locator("text=Place a hold").count() == 0
+    order: dict[str, str | float | bool] = {
+        "form_token": str(form_token),
+        "order": "place",
+        "actor_id": "ada",
+        "reason": "x",
+    }
+    refused = one.context.request.post("/ui/holds", form=order, headers=HTML)
+    assert (refused.status, "Insufficient permissions" in refused.text()) == (403, True)
     posted = one.context.request.post("/api/v1/audit/events", data=make_event())
     assert posted.status == 401, "a cookie counts where the API is read only"
     one.open("/ui/events")
