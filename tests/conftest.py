@@ -30,6 +30,13 @@ def no_process_stays() -> Iterator[None]:
     services.kill_running()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_stray_spools() -> Iterator[None]:
+    """Nothing is left where a service of the machine's user has its spool: a later one on the port would replay it."""
+    yield
+    assert services.stray_spools() == []
+
+
 @pytest.fixture(scope="session")
 def server_url() -> Iterator[str]:
     """A Postgres on which databases may be made; see tests/databases.py for where it comes from."""

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.services import free_port, own_host
+from tests.services import free_port
 from tests.torture.postgres import unprivileged
 
 _START_SECONDS = 20.0
@@ -54,7 +54,7 @@ class PgBouncer:
         query = parse_qs(parts.query)
         host = query.get("host", [parts.hostname])[0] or "127.0.0.1"
         port = query.get("port", [parts.port or 5432])[0]
-        self._host = own_host()
+        self._host = str(options.get("listen_addr", "127.0.0.1")).partition(",")[0]
         self.port = free_port(self._host)
         self.url = f"postgresql://{parts.username}@{self._host}:{self.port}{parts.path}?sslmode=disable"
         self._directory = directory

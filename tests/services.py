@@ -13,6 +13,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from urllib.request import urlopen
 
+from app.state_dir import find_state_dir
 from tests import forkserver
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +25,7 @@ OTHER_SETTINGS = ("DATASTORAGE_", "CONFIG_PATH", "PORT", "HEALTH_PORT")
 
 _PORTS = range(10_000, 32_000)
 _ports = islice(cycle(_PORTS), os.getpid() * 97 % len(_PORTS), None)
+_own_spools: set[Path] = set()
 _spawned: list[forkserver.Process] = []
 
 
@@ -73,8 +75,19 @@ def free_port(host: str = "127.0.0.1") -> int:
     """
     for port in _ports:
         with suppress(OSError), socket.create_server((host, port)):
+            _own_spools.update(path for path in _spools(port) if not path.exists())
             return port
     raise AssertionError("no port is free")
+
+
+def stray_spools() -> list[Path]:
+    """Spools that services on our ports have left where a service has its own: the next one on the port would replay them."""
+    return sorted(path for path in _own_spools if path.exists())
+
+
+def _spools(port: int) -> list[Path]:
+    directory = find_state_dir(None)
+    return [] if directory is None else [directory / f"spool-{port}"]
 
 
 def own_host() -> str:

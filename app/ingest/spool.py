@@ -30,7 +30,7 @@ from app.ingest.accept import Event
 from app.ingest.claim import Claim
 from app.ingest.notifications import Notification
 from app.ingest.spool_codec import encode, encode_notification
-from app.ingest.spool_file import Depth, SpooledNotification, SpooledRequest, SpoolFile
+from app.ingest.spool_file import Depth, Request, SpooledNotification, SpooledRequest, SpoolFile
 from app.ingest.submission import Submission
 
 FREE_BYTES_MIN = 64 * 1024**2
@@ -123,17 +123,24 @@ class Spool:
             else:
                 submission.fail(SpoolFull())
                 size -= submission.payload_bytes
-        requests = [(s, os.urandom(16), encode(list(s.events))) for s in fitting]
+        requests = [
+            Request(s, events := list(s.events), os.urandom(16), encode(events)) for s in fitting if not s.is_refused
+        ]
         async with self._counting:
             try:
                 outcomes = await self._on_thread(self._file.append, requests)
+                added = [(one, outcome) for one, outcome in zip(requests, outcomes, strict=True)]
+                # What the flush has refused meanwhile was answered so: nothing of it may be replayed.
+                while refused := [one.token for one, _ in added if one.submission.is_refused]:
+                    added = [pair for pair in added if pair[0].token not in refused]
+                    await self._on_thread(self._file.withdraw, refused)
             except SpoolFailed as failed:
-                self._file.refused_tokens += [token for _, token, _ in requests]
+                self._file.refused_tokens += [one.token for one in requests]
                 for submission in fitting:
                     submission.fail(failed)
                 return
-            for (submission, _, body), outcome in zip(requests, outcomes, strict=True):
-                self._end(submission, outcome, len(body))
+            for one, outcome in added:
+                self._end(one.submission, outcome, len(one.body))
         self._update_metrics()
 
     def _end(self, submission: Submission, outcome: Sequence[Event] | AuditError, size: int) -> None:
@@ -153,7 +160,24 @@ class Spool:
 
     async def next(self, events_max: int, bytes_max: int, log_name: str) -> list[SpooledRequest]:
         """The oldest waiting requests, up to the limits, at least one if there is any."""
-        return await self._on_thread(self._file.next, events_max, bytes_max, log_name)
+        async with self._counting:  # never one that is about to be withdrawn
+            return await self._on_thread(self._file.next, events_max, bytes_max, log_name)
+
+    async def promised(self, submissions: Iterable[Submission]) -> set[Submission]:
+        """Those that have an id which a client chose, or an Idempotency-Key, of a request that waits here: this one was acknowledged.
+
+        All that have one, if the disk fails: then nobody knows.
+        """
+        chosen = {s: {e.id for e in s.events if e.digest} for s in submissions if s.notification is None}
+        asked = {s: ids for s, ids in chosen.items() if ids or s.claim is not None}
+        if not asked:
+            return set()
+        try:
+            dates = await self.event_dates(set().union(*asked.values()))
+            keys = await self._on_thread(self._file.waiting_keys, [s.claim for s in asked if s.claim is not None])
+        except SpoolFailed:
+            return set(asked)
+        return {s for s, ids in asked.items() if not ids.isdisjoint(dates) or (s.claim and s.claim[:2] in keys)}
 
     async def remove(self, requests: Sequence[SpooledRequest]) -> None:
         """Remove requests that are stored in Postgres. After a crash before this, the next replay finds them stored."""

@@ -62,6 +62,17 @@ CREATE TABLE notifications (
 _CREATE_ALIASES = "CREATE TABLE IF NOT EXISTS aliases (alias BLOB PRIMARY KEY, event_id BLOB NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID"
 
 
+class Request(NamedTuple):
+    """One request to be added."""
+
+    submission: Submission
+    events: Sequence[Event]
+    """Of the submission when it was encoded: a flush may still reject some of them."""
+    token: bytes
+    body: bytes
+    """The events, encoded."""
+
+
 @dataclass(frozen=True, slots=True)
 class SpooledRequest:
     """One request in the spool."""
@@ -168,9 +179,7 @@ class SpoolFile:
 
     def _delete_refused(self) -> None:
         for token in self.refused_tokens:
-            query = "SELECT position FROM requests WHERE token = ?"
-            for (position,) in self._connection.execute(query, [token]).fetchall():
-                self._delete(position)
+            self._delete_token(token)
             self._connection.execute("DELETE FROM notifications WHERE token = ?", [token])
 
     def _transact(self, work: Callable[[], _T]) -> _T:
@@ -218,21 +227,37 @@ class SpoolFile:
 
     # Requests with events.
 
-    def append(self, requests: Sequence[tuple[Submission, bytes, bytes]]) -> list[list[Event] | AuditError]:
-        """Add requests (submission, token, body). For each, the events that were added, or why it is refused."""
+    def append(self, requests: Sequence[Request]) -> list[list[Event] | AuditError]:
+        """Add requests. For each, the events that were added, or why it is refused."""
         self._refuse_broken()
         return self._transact(lambda: [self._append_one(*request) for request in requests])
 
-    def _append_one(self, submission: Submission, token: bytes, body: bytes) -> list[Event] | AuditError:
-        digests, posted = {}, len(submission.events)
+    def withdraw(self, tokens: Sequence[bytes]) -> None:
+        """Delete requests that were added and are refused nevertheless."""
+
+        def delete_all() -> None:
+            for token in tokens:
+                self._delete_token(token)
+
+        self._transact(delete_all)
+
+    def _delete_token(self, token: bytes) -> None:
+        query = "SELECT position FROM requests WHERE token = ?"
+        for (position,) in self._connection.execute(query, [token]).fetchall():
+            self._delete(position)
+
+    def _append_one(
+        self, submission: Submission, events: Sequence[Event], token: bytes, body: bytes
+    ) -> list[Event] | AuditError:
+        digests = {}
         if submission.may_exist:
-            digests = self._digests([one for event in submission.events for one in event.possible_ids])
-            others = [e.id for e in submission.events if e.id in digests and digests[e.id] != e.digest]
+            digests = self._digests([one for event in events for one in event.possible_ids])
+            others = [e.id for e in events if e.id in digests and digests[e.id] != e.digest]
             if others and submission.fails_without(others):
                 return conflict(others[0])
             submission.reject({one: conflict(one) for one in others})
             submission.stored_as |= {
-                event.id: one for event in submission.events for one in reversed(event.possible_ids) if one in digests
+                event.id: one for event in events for one in reversed(event.possible_ids) if one in digests
             }
             self._find_aliases(submission)
         claim = submission.claim
@@ -241,12 +266,13 @@ class SpoolFile:
             row = self._connection.execute(query, [claim.scope, claim.key]).fetchone()
             if row is not None and row[0] != claim.digest:
                 return key_reused()
-        added = [event for event in submission.events if event.id not in submission.stored_as]
+        left_out = submission.stored_as.keys() | (submission.rejections or {}).keys()
+        added = [event for event in events if event.id not in left_out]
         if not added:
             return []
         correlations = "\0".join({event.correlation_id for event in added})
         columns = (token, time.time(), len(added), len(body), correlations, *_claim_columns(claim))
-        if len(added) < posted:
+        if len(added) < len(events):
             body = encode(added)
         position = self._connection.execute(
             "INSERT INTO requests (token, kept_at, events, bytes, correlations, scope, key, digest, expires_at, body)"
@@ -342,6 +368,11 @@ class SpoolFile:
             self._add_aliases(position, events)
             self._connection.execute("UPDATE requests SET reason = NULL WHERE position = ?", [position])
         self._connection.execute("UPDATE notifications SET reason = NULL")
+
+    def waiting_keys(self, claims: Sequence[Claim]) -> set[tuple[str, str]]:
+        """(scope, key) of those of `claims` under which requests wait here."""
+        query = "SELECT 1 FROM requests WHERE scope = ? AND key = ?"
+        return {c[:2] for c in claims if self._connection.execute(query, c[:2]).fetchone()}
 
     def event_dates(self, ids: Iterable[UUID]) -> dict[UUID, date]:
         """Dates of those of `ids` that wait here."""

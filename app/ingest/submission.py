@@ -78,6 +78,14 @@ class Submission:
             self.rejections |= errors
             self.events = [event for event in self.events if event.id not in errors]
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether it was answered that nothing of it is stored."""
+        if not self.outcome.done():
+            return False
+        error = self.outcome.exception()
+        return isinstance(error, AuditError) and error.status < 500
+
     def fail(self, error: AuditError) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(error)

@@ -295,7 +295,7 @@ class Writer:
 
     async def _write_or_spool(self, submissions: list[Submission]) -> None:
         """Commit what can be committed; spool what has to be written after spooled events, or cannot be written now."""
-        now, later = (submissions, []) if self.spool is None else self._split_for_spool(self.spool, submissions)
+        now, later = (submissions, []) if self.spool is None else await self._split_for_spool(self.spool, submissions)
         try:
             if now:
                 with self._busy():
@@ -318,7 +318,7 @@ class Writer:
                 submission.may_exist = submission.may_exist or submission in now
             await self.spool.append(later)
 
-    def _split_for_spool(
+    async def _split_for_spool(
         self, spool: Spool, submissions: list[Submission]
     ) -> tuple[list[Submission], list[Submission]]:
         """(what may be written now, what has to be spooled): whole requests, in order for each correlation."""
@@ -329,9 +329,10 @@ class Writer:
         now: list[Submission] = []
         later: list[Submission] = []
         waiting: set[str] = set()
+        promised = await spool.promised(submissions)
         for submission in submissions:
             correlations = {event.correlation_id for event in submission.events}
-            if spool.waits(correlations) or correlations & waiting:
+            if submission in promised or spool.waits(correlations) or correlations & waiting:
                 waiting |= correlations
                 later.append(submission)
             else:

@@ -206,6 +206,7 @@ def test_bad_custom_type_ends_the_start(tmp_path: Path) -> None:
             "PYTHONPATH": str(ROOT),
             "DATASTORAGE_EVENT_TYPES_DIR": str(tmp_path),
             "DATASTORAGE_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing",
+            "XDG_STATE_HOME": str(tmp_path),
         },
         capture_output=True,
         text=True,

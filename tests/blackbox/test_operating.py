@@ -187,20 +187,20 @@ def test_shutdown_answers_what_is_in_flight(service: Callable[..., Service]) -> 
     assert set(statuses) == {201}
 
 
-def test_unauthenticated_beyond_loopback_is_refused() -> None:
+def test_unauthenticated_beyond_loopback_is_refused(tmp_path: Path) -> None:
     """Everybody on the network can write without a token, and no setting has allowed it."""
     command = [sys.executable, "-m", "app", "serve"]
-    env = {"DATASTORAGE_HOST": "0.0.0.0", "PYTHONPATH": str(ROOT)}
+    env = {"DATASTORAGE_HOST": "0.0.0.0", "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "DATASTORAGE_ALLOW_UNAUTHENTICATED" in done.stderr
 
 
-def test_a_service_that_cannot_start_says_why(server_url: str) -> None:
+def test_a_service_that_cannot_start_says_why(server_url: str, tmp_path: Path) -> None:
     """A start that fails exits with 0, or does not say what to do."""
     command = [sys.executable, "-m", "app", "serve"]
     env = {"DATASTORAGE_DATABASE_URL": server_url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
-    env["DATASTORAGE_PORT"] = str(free_port())
+    env |= {"DATASTORAGE_PORT": str(free_port()), "XDG_STATE_HOME": str(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1
     assert "datastorage migrate" in done.stderr

@@ -81,7 +81,8 @@ def until(holds: Callable[[], bool], seconds: float = 20) -> None:
 
 def test_a_missing_certificate_is_reported(tmp_path: Path) -> None:
     """A service that should use TLS runs without it, or ends with a traceback."""
-    done = serve({"TLS_DIR": str(tmp_path), "PORT": str(free_port()), "DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d"})
+    settings = {"TLS_DIR": str(tmp_path), "SPOOL_DIR": str(tmp_path / "spool"), "PORT": str(free_port())}
+    done = serve(settings | {"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d"})
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "tls.crt" in done.stderr
 
@@ -252,9 +253,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("settings", "told"), BAD)
-def test_bad_settings_are_told(settings: dict[str, str], told: str) -> None:
+def test_bad_settings_are_told(settings: dict[str, str], told: str, tmp_path: Path) -> None:
     """A mistake in a setting leaves the service unprotected, or the operator does not learn what to change."""
-    done = serve({"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d", "PORT": str(free_port())} | settings)
+    base = {"DATABASE_URL": "postgresql://u:p@127.0.0.1:1/d", "PORT": str(free_port()), "SPOOL_DIR": str(tmp_path)}
+    done = serve(base | settings)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert told in done.stderr
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -24,14 +25,15 @@ pytestmark = needs_pgbouncer
 EVENTS = "/api/v1/audit/events"
 
 
-def command(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def command(url: str, state: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     env = {"DATASTORAGE_DATABASE_URL": url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
+    env["XDG_STATE_HOME"] = str(state)
     return subprocess.run(
         [sys.executable, "-m", "app", *arguments], env=env, capture_output=True, text=True, timeout=60, check=False
     )
 
 
-def test_session_pool(service: Callable[..., Service], database_url: str) -> None:
+def test_session_pool(service: Callable[..., Service], database_url: str, tmp_path: Path) -> None:
     """The service cannot write or read through a PgBouncer with its own defaults."""
     with pgbouncer(database_url) as pooler:
         running = service(database_url=pooler.url)
@@ -43,9 +45,9 @@ def test_session_pool(service: Callable[..., Service], database_url: str) -> Non
             ).is_success
             assert len(client.get(EVENTS, params={"correlation_id": "rr-1", "limit": 100}).json()["data"]) == 83
             assert client.get("/readyz").json() == {"status": "ready"}
-        verified = command(pooler.url, "verify", "--processes", "2")
+        verified = command(pooler.url, tmp_path, "verify", "--processes", "2")
         assert (verified.returncode, "no defects found" in verified.stdout) == (0, True), verified
-        assert command(pooler.url, "migrate").returncode == 0
+        assert command(pooler.url, tmp_path, "migrate").returncode == 0
         assert "startup parameter" not in pooler.log
 
 
@@ -75,7 +77,7 @@ async def test_settings_of_a_session(database_url: str) -> None:
 
 @pytest.mark.parametrize("mode", ["transaction", "statement"])
 @pytest.mark.parametrize("order", [0, 1])
-async def test_other_pools_are_refused(mode: str, order: int, database_url: str) -> None:
+async def test_other_pools_are_refused(mode: str, order: int, database_url: str, tmp_path: Path) -> None:
     """Settings, prepared statements and locks get lost between the sessions of the pool, and events with them."""
     with pgbouncer(database_url, pool_mode=mode, server_round_robin=order) as pooler:
         settings = Settings(database_url=SecretStr(pooler.url))
@@ -83,17 +85,17 @@ async def test_other_pools_are_refused(mode: str, order: int, database_url: str)
             await db.connect(settings)
         if (mode, order) == ("transaction", 0):
             for arguments in (["serve"], ["verify"]):
-                refused = command(pooler.url, *arguments)
+                refused = command(pooler.url, tmp_path, *arguments)
                 assert (
                     refused.returncode == {"serve": 1, "verify": 2}[arguments[0]],
                     "transaction pooling" in refused.stderr,
                 ) == (True, True), refused
 
 
-def test_a_database_that_the_pooler_does_not_know(database_url: str) -> None:
+def test_a_database_that_the_pooler_does_not_know(database_url: str, tmp_path: Path) -> None:
     """The operator is not told what the pooler answers."""
     with pgbouncer(database_url) as pooler:
-        refused = command(pooler.url.replace("?", "x?"), "migrate")
+        refused = command(pooler.url.replace("?", "x?"), tmp_path, "migrate")
         assert refused.returncode == 2
         assert re.search(r"127\.0\.0\.1:\d+: .*(no such database|does not exist)", refused.stderr)
 

@@ -14,11 +14,12 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
-from app.errors import BadRequest, Conflict, DatabaseAway
+from app.errors import BadRequest, Conflict, DatabaseAway, KeyReused
 from app.events.canonical import canonical
 from app.events.catalog import Catalog
 from app.ingest import partitions
 from app.ingest.accept import Acceptance, check_item, computed_ids, other_ids, single_id
+from app.ingest.claim import Claim
 from app.ingest.event_writer import OwnState, busy_seconds_until
 from app.ingest.spool import Spool
 from app.ingest.store import LostRace, MonthDetached, Store, _claim_columns
@@ -293,6 +294,42 @@ async def test_the_writer_shows_when_it_writes(database_url: str, connection: An
                 await asyncio.sleep(0.01)
         assert state.busy_seconds > written
         written = state.busy_seconds
+    await writer.close()
+    spool.close()
+
+
+async def test_what_waits_in_the_spool_has_its_id_and_key(database_url: str, connection: Any, tmp_path: Path) -> None:
+    """An acknowledged event is refused at replay, since its id, or its key, was given to another one while it waited in the spool."""
+    settings, state = Settings(database_url=SecretStr(database_url)), OwnState()
+    spool = Spool(tmp_path, 1 << 20)
+    writer = Writer(Store(settings, FIRST_LOG), settings, spool, state, away=True)
+    writer.start()
+    expires = datetime.now(UTC) + timedelta(days=1)
+    chosen = str(uuid4())
+
+    async def send(digest: bytes = b"", **members: Any) -> bool:
+        draft = check_item(CATALOG, item(**members), "", plain=False, depth=3)
+        claim = Claim("POST", "k", digest, expires) if digest else None
+        acceptance = Acceptance(datetime.now(UTC), {}, LOG)
+        return await writer.submit(
+            await new_submission([draft], [single_id(draft)], acceptance, claim), deadline(5_000)
+        )
+
+    assert await send(event_id=chosen, correlation_id="rr-1")
+    assert await send(b"first", correlation_id="rr-2")
+    state.away, writer._spool_failed = False, True  # Postgres is back, and nothing is replayed yet
+    with pytest.raises(Conflict):
+        await send(event_id=chosen, correlation_id="rr-3")
+    with pytest.raises(KeyReused):
+        await send(b"other", correlation_id="rr-4")
+    assert not await send(event_id=str(uuid4()), correlation_id="rr-5")
+    await writer.on_presence("")
+    async with asyncio.timeout(20):
+        while spool.depth.requests:  # noqa: ASYNC110 -- the writer's loop sets it
+            await asyncio.sleep(0.01)
+    assert spool.depth.quarantined == 0
+    stored = await connection.fetch("SELECT correlation_id FROM audit_events ORDER BY 1")
+    assert [row["correlation_id"] for row in stored] == ["rr-1", "rr-2", "rr-5"]
     await writer.close()
     spool.close()
 

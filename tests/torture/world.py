@@ -341,7 +341,7 @@ async def running_world(template: Postgres, needs: Needs, seed: int, directory: 
 def _pgbouncer(resources: contextlib.AsyncExitStack, database_url: str, place: Path) -> PgBouncer:
     if pgbouncer.program() is None:
         raise NotPossible("there is no pgbouncer")
-    bouncer = PgBouncer(database_url, place / "pgbouncer", default_pool_size=_POOLED)
+    bouncer = PgBouncer(database_url, place / "pgbouncer", listen_addr=own_host(), default_pool_size=_POOLED)
     resources.callback(bouncer.kill)
     bouncer.start()
     return bouncer

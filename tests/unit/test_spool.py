@@ -2,11 +2,13 @@
 
 import asyncio
 import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import orjson
 import pytest
@@ -19,7 +21,7 @@ from app.ingest.spool import Spool, SpoolFailed, SpoolFull
 from app.ingest.spool_codec import decode, encode
 from app.ingest.spool_file import FILE_NAME
 from app.ingest.store import Store
-from app.ingest.submission import Submission, new_submission
+from app.ingest.submission import Submission, conflict, new_submission
 from app.ingest.writer import Writer
 from app.settings import Settings
 from tests.events import make_event
@@ -73,6 +75,24 @@ async def test_mended_while_postgres_is_away(spool: Spool, monkeypatch: pytest.M
     waiting = await spool.next(100, 1 << 20, LOG)
     assert [one.events[0].id for one in waiting] == [earlier.events[0].id, later.events[0].id]
     assert (spool.depth.requests, spool.depth.events) == (2, 2)
+
+
+async def test_refused_while_it_is_appended(spool: Spool) -> None:
+    """A request that its flush refuses while it is spooled near its deadline is replayed, although 409 says that nothing of it is stored."""
+    held = threading.Event()
+    spool._thread.submit(held.wait)
+    refused, other = await submission(event_id=str(uuid4())), await submission()
+    appending = asyncio.create_task(spool.append([refused, other]))
+    await asyncio.sleep(0)
+    replaying = asyncio.create_task(spool.next(100, 1 << 20, LOG))
+    await asyncio.sleep(0)
+    refused.fail(conflict(refused.events[0].id))
+    held.set()
+    await appending
+    assert other.outcome.result()
+    assert [one.events[0].id for one in await replaying] == [other.events[0].id]
+    assert (spool.depth.requests, spool.depth.events, spool.depth.quarantined) == (1, 1, 0)
+    assert spool._file.read_depth()[0].requests == 1
 
 
 async def test_nothing_is_read_before_it_is_mended(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
