@@ -189,8 +189,8 @@ def _verdict(out: Output, answer: dict[str, Any], clock: Clock, *, verified_now:
     length = answer.get("chain", {}).get("length", answer["event_count"])
     when = f"{clock.text(verdict['verification_time'])} ({clock.ago(verdict['verification_time'])})"
     out.line(
-        f"NOT verified now. The verifier in the background was last here at {when}, and has looked at the first "
-        f"{verdict['position']:,} of {length:,} events of the chain: {verdict['message']}. --verify verifies all of it now.",
+        f"last looked at {when} by the verifier in the background, the first {verdict['position']:,} of {length:,} events of "
+        f"the chain: {verdict['message']}. --verify verifies all of it at this moment.",
         output.WARNING if verdict["is_valid"] else output.DEFECT,
     )
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import httpx
 import pytest
 
+from tests import starting
 from tests.databases import create, drop, scratch
 from tests.events import make_event
 from tests.proxy import proxy
@@ -242,10 +243,26 @@ async def _migrate(database_url: str, *arguments: str) -> asyncio.subprocess.Pro
 
 
 def test_embedded_postgres_that_dies_ends_the_service(tmp_path: Path) -> None:
-    """The service runs for ever without the Postgres that only it can start."""
+    """The service runs for ever without the Postgres that only it can start, or commands do not find that one while it runs."""
+    commands = (
+        "verify",
+        "retention plan",
+        "retention policy list",
+        "erase --actor nobody --reason r --dry-run",
+        "findings list",
+    )
     with scratch() as directory:
+        environment = {"DATASTORAGE_DATA_DIR": str(directory)}
+        starts = {}
+        for name in commands:
+            (tmp_path / name).mkdir()
+            starts[name] = starting.Start(str(tmp_path / name), environment, name.split())
+        assert {one.code for one in starting.run(starts).values()} == {2}
         running = spawn({"data_dir": directory}, tmp_path / "service")
         wait_until_ready(running)
+        for name in commands:
+            (tmp_path / name / "errors").write_text("")
+        assert {name: one.errors for name, one in starting.run(starts).items() if one.code} == {}
         os.kill(int((directory / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
         assert running.process.wait(15) == 1
     assert "The embedded Postgres has ended" in running.log.read_text()

@@ -312,6 +312,7 @@ async def test_long_story(client: httpx.Client, connection: Any, tmp_path: Path)
     assert len(get(client, f"{LIST}/rr-1", offset=1_000)["events"]) == 2
     shown = run(client, tmp_path, "show", "rr-1")
     assert shown.stdout.count("orchestrator.lifecycle.transitioned") == 1_002
+    assert "verified now" not in shown.stdout
 
 
 def run(client: httpx.Client, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
