@@ -8,6 +8,7 @@ from app.cli.parser import Commands, add_group
 from app.cli.proofs import add_log_key
 from app.cli.verifying import TSA_HELP
 from app.errors import Usage
+from app.terminal import visible
 
 
 def add(commands: Commands) -> None:
@@ -81,7 +82,7 @@ def _continue_log(arguments: argparse.Namespace) -> None:
     settings = settings_for_removal()
     done = asyncio.run(continue_log(settings, arguments.by, arguments.reason, notes, dry_run=arguments.dry_run))
     for line in done.loss.lines():
-        print(line)
+        print(visible(line))
     keys = "\n".join(map(str, done.keys))
     if done.note is None:
         print(f"Nothing was changed. Without --dry-run events go on in the log {done.log.name}, whose keys are\n{keys}")

@@ -3,12 +3,14 @@
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 from app.cli.exits import Exit
 from app.cli.parser import build
 from app.errors import AuditError, BadRequest, DatabaseAway, DatabaseBusy, DatabaseFailed, Fatal, Usage
 from app.masking import masked
+from app.terminal import visible
 
 _AWAY = "The database cannot be reached"
 _IN_WORDS: dict[type[AuditError], str] = {
@@ -37,9 +39,14 @@ def main() -> int:
     except Exception as error:
         if (text := _in_words(error)) is None:
             raise
-        sys.stderr.write(f"datastorage: {masked(text)}\n")
+        sys.stderr.write(f"datastorage: {_shown(text)}\n")
         return Exit.DEFECT if arguments.serves else _code_of(error)
     return code
+
+
+def _shown(text: str) -> str:
+    """Without passwords, and without what a terminal would obey. Some errors have several lines."""
+    return "\n".join(map(visible, masked(text).split("\n")))
 
 
 def _code_of(error: Exception) -> Exit:
@@ -67,6 +74,10 @@ def _reason(error: BaseException) -> str:
 
 def _show_every_character() -> None:
     """What the encoding of the terminal does not have is written as an escape; LC_ALL=C and POSIX are plain ASCII."""
+    if sys.stdout is None:  # closed by the caller
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 -- until the end
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 -- as well
     plain = {"encoding": "ascii"} if os.environ.get("LC_ALL") in {"C", "POSIX"} else {}
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace", **plain)  # type: ignore[union-attr]  # they are text of files

@@ -22,7 +22,9 @@ _BY = "datastorage retention"
 
 def add(commands: Commands) -> None:
     acts = add_group(commands, "retention", "purge events whose time is over, or set how long they stay")
-    acts.add_parser("plan", help="show what a run would purge; changes nothing").set_defaults(run=_plan)
+    plan = acts.add_parser("plan", help="show what a run would purge; changes nothing")
+    output.add_output(plan)
+    plan.set_defaults(run=_plan)
     run = acts.add_parser("run", help="purge what is due and not held")
     run.description = (
         "Exit code 1: holds or policies of the tables differ from the log, which is followed; the rest is purged."
@@ -68,7 +70,6 @@ def _add_erase(commands: Commands) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> Exit:
-    del arguments
     import asyncio
     from datetime import UTC, datetime
 
@@ -76,11 +77,19 @@ def _plan(arguments: argparse.Namespace) -> Exit:
     from app.retention import purge
 
     plans, differences = asyncio.run(purge.plan(settings_for_removal(), datetime.now(UTC)))
-    print("MONTH    EVENTS  DUE  HELD  NOT DUE")
-    for one in plans:
-        rows = one.contents
-        note = "  goes as a whole" if one.whole else ""
-        print(f"{one.month.first:%Y-%m}  {rows.total}  {rows.due}  {rows.held}  {rows.not_due}{note}")
+    months = [
+        {"month": f"{one.month.first:%Y-%m}", "events": one.contents.total, "due": one.contents.due}
+        | {"held": one.contents.held, "not_due": one.contents.not_due, "goes_as_a_whole": one.whole}
+        for one in plans
+    ]
+    with output.shown(arguments) as out:
+        if out.is_json:
+            for month in months:
+                out.record(month)
+        else:
+            head = ["month", "events", "due", "held", "not due", "goes as a whole"]
+            texts = [[*map(str, [*month.values()][:-1]), "yes" if month["goes_as_a_whole"] else ""] for month in months]
+            out.table(head, texts)
     return _print_differences(differences)
 
 

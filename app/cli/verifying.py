@@ -119,7 +119,7 @@ def _verify_export(arguments: argparse.Namespace) -> Exit:
 
     result = check.check_files(arguments.files, arguments.key, arguments.tsa)
     for line in check.result_lines(result):
-        print(line)
+        print(visible(line))
     return Exit.DEFECT if result.problem_count else Exit.AS_ASKED
 
 

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) ->
         message = text if error.__cause__ is None else f"{text} ({reason(error.__cause__)})"
     except DATABASE_ERRORS as error:
         message = f"The database could not be read to the end: {error}"
-    _print_error(f"datastorage: {message}")
+    _print_error(f"datastorage: {visible(message)}")
     return EXIT_NOT_VERIFIED
 
 
@@ -92,7 +92,7 @@ async def _verify_correlation(
     log_result = await verify_tree_and_checkpoints(connection, anchors)
     correlation_result = await verify_correlation(connection, correlation_id, log_result.log, hmac_key)
     if correlation_result.is_empty and not log_result.defects.count:
-        raise Fatal(f"There is nothing about a correlation {visible(correlation_id)}.")
+        raise Fatal(f"There is nothing about a correlation {correlation_id}.")
     defects = correlation_result.defects
     if correlation_result.head_defect is not None:
         defects.add(correlation_result.head_defect)
@@ -140,7 +140,7 @@ def _print_defects(defects: Iterable[Defect], count: int) -> None:
     for defect in defects:
         about = {"correlation": defect.correlation_id, "event": defect.event_id, "position": defect.position}
         where = ", ".join(f"{name} {value}" for name, value in about.items() if value not in {None, ""})
-        _print_lines([visible(f"{defect.message} ({where})" if where else defect.message)])
+        _print_lines([f"{defect.message} ({where})" if where else defect.message])
     if count > DEFECTS_MAX:
         _print_lines([f"... and {count - DEFECTS_MAX:,} more defects"])
 
@@ -150,9 +150,7 @@ def _summary(result: DatabaseResult) -> Iterable[str]:
         events = part.events
         yield f"log {part.log.name}: {part.size:,} positions, {events.verified:,} of {events.total:,} events match the log"
         if (seam := part.seam) is not None:
-            yield visible(
-                f"closed {seam.at:%Y-%m-%d %H:%M:%SZ}, continued by {seam.log.name}: {seam.by}: {seam.reason}"
-            )
+            yield (f"closed {seam.at:%Y-%m-%d %H:%M:%SZ}, continued by {seam.log.name}: {seam.by}: {seam.reason}")
             yield from _admitted(seam, events.lost, part.admitted)
     events = result.events
     if events.purged or events.erased:
@@ -179,7 +177,7 @@ def _admitted(seam: Seam, lost: int, checkpoints: int) -> Iterable[str]:
 
 def _chain_summary(correlation_id: str, result: CorrelationResult) -> Iterable[str]:
     chain = result.sealed
-    yield visible(f"{correlation_id}: {chain.verified:,} of {chain.total:,} events match the log")
+    yield (f"{correlation_id}: {chain.verified:,} of {chain.total:,} events match the log")
     if result.purged_total or chain.erased_total:
         yield f"purged: {result.purged_total:,} events, erased: {chain.erased_total:,} events, as recorded in the log"
     yield from _unsealed_summary(result.unsealed)
@@ -201,7 +199,7 @@ def _notifications_summary(found: NotificationsResult) -> str:
 
 
 def _print_lines(lines: Iterable[str]) -> None:
-    sys.stdout.writelines(f"{line}\n" for line in lines)
+    sys.stdout.writelines(f"{visible(line)}\n" for line in lines)
 
 
 def _print_error(text: str) -> None:
