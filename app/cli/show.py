@@ -126,11 +126,15 @@ def _correlations(out: Output, correlations: list[dict[str, Any]], clock: Clock)
 
 
 def explain_ahead(out: Output, count: int, what: str) -> None:
-    out.line(
+    """Say why something has not happened yet: below a table, and beside what goes into a pipe."""
+    text = (
         f"{count} with a {what} that is still to come: times are those of the senders' clocks, and some are ahead; those of "
-        "`datastorage simulate` on purpose. `show` has the time beside it at which the service recorded each event.",
-        output.WARNING,
+        "`datastorage simulate` on purpose. `show` has the time beside it at which the service recorded each event."
     )
+    if out.is_folded:
+        out.line(text, output.WARNING)
+    else:
+        output.note(text)
 
 
 def timeline(out: Output, answer: dict[str, Any], clock: Clock, *, verified_now: bool) -> None:
