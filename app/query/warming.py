@@ -13,6 +13,7 @@ _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _EVENT = ("2000-01-01T00:00:00", UUID(int=0))
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "wide_members": ([], [], []),
+    "places": ([], [], []),
     "rows_with_id": (UUID(int=0),),
     "log_ids": (),
     "whole_event": (UUID(int=0),),

@@ -4,6 +4,8 @@ import base64
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,9 +17,10 @@ from playwright.sync_api import Page, Route
 from tests import databases
 from tests.pages.browser import Reader, aside
 from tests.pages.conftest import picture_path, wait_for_proofs
-from tests.services import Service
+from tests.services import ROOT, Service
 from tests.story import INSERT, make_row, make_story
 
+pytestmark = pytest.mark.damaged  # the verification at the end does not know erasures
 CORRELATION = "rr-badge"
 LATE = datetime.now(UTC) - timedelta(hours=3)
 
@@ -272,3 +275,26 @@ def test_no_such_event(reader: Callable[..., Reader], event_id: str) -> None:
         page = one.open(f"/ui/events/{other}", status=404)
         assert f"There is no event {other}" in page.inner_text("main")
     del event_id
+
+
+def test_erased_event_is_proved_without_its_payload(
+    reader: Callable[..., Reader], pages_service: Service, pages_database: str
+) -> None:
+    """What was erased is shown, or its badge is red although the rules were followed, or green as if all had been compared."""
+    with httpx.Client(base_url=pages_service.url) as client:
+        story = make_story("rr-erased", LATE)[:1]
+        created = client.post("/api/v1/audit/events", json=story[0])
+        erased_id = created.json()["event_id"]
+        wait_for_proofs(client)
+    command = [sys.executable, "-m", "app", "erase", "--event-id", erased_id, "--reason", "asked for"]
+    env = os.environ | {"DATASTORAGE_DATABASE_URL": pages_database}
+    done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = reader().open(f"/ui/events/{erased_id}")
+    verdict, states = badge(page)
+    assert (verdict, states["Payload and salt"], states["Commitment"]) == ("holds", "open", "open"), page.inner_text(
+        "#badge"
+    )
+    assert "payload and actor were erased" in page.inner_text("#badge [data-verdict]")
+    assert "gateway-controller" not in page.inner_text("main")
+    assert "erased" in page.inner_text("main .note")

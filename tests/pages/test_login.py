@@ -191,3 +191,23 @@ def test_sessions_that_end(guarded: Service, tokens: dict[str, str], tokens_file
         while (answer := client.get("/ui/events")).status_code == 200:  # until the service has read the file again
             pass
         assert answer.headers["location"] == "/ui/login?ended&next=%2Fui%2Fevents"
+
+
+def test_who_may_hold(reader: Callable[..., Reader], guarded: Service, tokens: dict[str, str]) -> None:
+    """Who may only read is offered a form that is refused; or a form in a reader's session places a hold."""
+    admin = {"Authorization": f"Bearer {tokens['ops:admin']}"}
+    event = make_event()
+    assert httpx.post(f"{guarded.url}/api/v1/audit/events", json=event, headers=admin).status_code == 201
+    offered = {}
+    for name in ("ops:reader", "ops:admin"):
+        one = reader(guarded.url, javascript=False)
+        page = one.open(f"/ui/correlations/{event['correlation_id']}")
+        sign_in(one, tokens[name])
+        offered[name] = page.get_by_text("Hold it").count()
+        token = page.locator("[name=form_token]").first.get_attribute("value") or ""
+        form = {"form_token": token, "correlation_id": event["correlation_id"], "order": "place", "reason": "case 12"}
+        sent = one.context.request.post("/ui/holds", form=form, headers={"Origin": guarded.url}, max_redirects=0)
+        assert sent.status == (303 if name == "ops:admin" else 403), sent.text()
+    assert offered == {"ops:reader": 0, "ops:admin": 1}
+    holds = httpx.get(f"{guarded.url}/api/v1/audit/legal-hold", headers=admin).json()["holds"]
+    assert [(one["placed_by"], one["reason"]) for one in holds] == [("ops:admin", "case 12")]
