@@ -39,7 +39,7 @@ from app.tlog.note import (
     PublicKey,
     decoded_base64,
     decoded_hash,
-    verified_checkpoint,
+    verified_signatures,
 )
 from app.tlog.proof import CONTINUED
 from app.tlog.timestamp import verified_timestamp
@@ -240,7 +240,7 @@ class _Checker:
 
     def _signers(self, log: BundledLog, text: str, size: int, root: bytes) -> list[PublicKey]:
         """Which keys signed the log's checkpoint. Refused if it is of another tree, or a signature of one of the keys is wrong."""
-        checkpoint, note = verified_checkpoint(text, self._keys), Note.parse(text)
+        (checkpoint, _), note = verified_signatures(text, self._keys), Note.parse(text)
         if (checkpoint.origin, checkpoint.size, checkpoint.root) != (log.name, size, root):
             raise Refused("its checkpoint is of another log, size or root")
         signers = [key for key in self._keys if note.names_key(key)]
@@ -527,7 +527,7 @@ class _Checker:
                     self._timestamp_lines[log.name].append(f"  its first {size} events {shown}")
 
     def _require_continued(self, log: BundledLog, note: str, consistency: list[bytes]) -> None:
-        checkpoint = verified_checkpoint(note, self._keys)
+        checkpoint, _ = verified_signatures(note, self._keys)
         tree = self._trees.get(log.name)
         if checkpoint.origin != log.name or tree is None:
             raise Refused("its checkpoint is of another log")

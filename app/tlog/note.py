@@ -177,11 +177,27 @@ def verified_checkpoint(note: str, keys: Iterable[PublicKey]) -> Checkpoint:
 
     MalformedNote when it is not a checkpoint, NoValidSignature when none of the keys signed it, or a signature of one is wrong.
     """
-    return verified_signatures(note, keys)[0]
+    return _verified(note, keys)[0]
 
 
 def verified_signatures(note: str, keys: Iterable[PublicKey]) -> tuple[Checkpoint, Sequence[PublicKey]]:
-    """As verified_checkpoint(), and which of `keys` signed it: one at least."""
+    """As verified_checkpoint(), and which of `keys` signed it: of the log's keys one at least of each algorithm.
+
+    Whoever names an Ed25519 key and an ML-DSA key of a log wants to believe neither alone.
+    """
+    known = tuple(keys)
+    checkpoint, signers = _verified(note, known)
+    wanted = {key.algorithm for key in known if key.name == checkpoint.origin}
+    for algorithm in sorted(wanted - {key.algorithm for key in signers}):
+        name = ALGORITHM_NAMES[algorithm]
+        raise NoValidSignature(
+            f"it is not signed with {name}, although a key of {checkpoint.origin!r} for that was given: "
+            f"to believe it without, leave that key out"
+        )
+    return checkpoint, signers
+
+
+def _verified(note: str, keys: Iterable[PublicKey]) -> tuple[Checkpoint, Sequence[PublicKey]]:
     parsed = Note.parse(note)
     checkpoint = Checkpoint.parse(parsed.text)
     named = [key for key in keys if key.name == checkpoint.origin and parsed.names_key(key)]

@@ -101,7 +101,11 @@ def test_the_log_cosigns_with_ml_dsa() -> None:
     for keys in ([PUBLIC], [COSIGNER_PUBLIC], [COSIGNER_PUBLIC, PUBLIC]):
         assert verified_signatures(note, keys) == (CHECKPOINT, keys)
     only_ed25519 = sign_checkpoint(CHECKPOINT, KEY)
-    assert verified_signatures(only_ed25519, [PUBLIC, COSIGNER_PUBLIC]) == (CHECKPOINT, [PUBLIC])
+    with pytest.raises(NoValidSignature, match="not signed with ML-DSA-44, although a key"):
+        verified_signatures(only_ed25519, [PUBLIC, COSIGNER_PUBLIC])
+    assert (
+        verified_checkpoint(only_ed25519, [PUBLIC, COSIGNER_PUBLIC]) == CHECKPOINT
+    )  # one that the service stored before
     with pytest.raises(NoValidSignature, match="no signature"):
         verified_checkpoint(only_ed25519, [COSIGNER_PUBLIC])
 
@@ -152,6 +156,17 @@ def test_vectors_of_checkpoints(path: Path) -> None:
     assert bytes.fromhex(vector["ml_dsa_44_message"]) == tree
     keys = [PublicKey.parse(vector[f"{algorithm}_vkey"]) for algorithm in ("ed25519", "ml_dsa_44")]
     assert verified_signatures(vector["note"], keys)[1] == keys
+    first, second = vector["note"].splitlines(keepends=True)[-2:]
+    for line, others, missing in ((second, keys[:1], "ML-DSA-44"), (first, keys[1:], "Ed25519")):
+        alone = vector["note"].replace(line, "")
+        assert verified_signatures(alone, others)[1] == others
+        with pytest.raises(NoValidSignature, match=f"not signed with {missing}, although a key"):
+            verified_signatures(alone, keys)
+        wrong = line[:-20] + ("A" if line[-20] != "A" else "B") + line[-19:]
+        with pytest.raises(NoValidSignature, match=f"signature with {missing} .* is not valid"):
+            verified_signatures(vector["note"].replace(line, wrong), keys)
+    stranger = PublicKey("example.test/witness", keys[1].public, keys[1].algorithm)
+    assert verified_signatures(vector["note"].replace(second, ""), [keys[0], stranger])[1] == keys[:1]
 
 
 @pytest.mark.parametrize(
