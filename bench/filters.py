@@ -1,14 +1,29 @@
-"""Pages of 50 events by each filter, over HTTP, while 200 events a second are written: what a reader waits, and what it costs."""
+"""Pages of 50 events by each filter, over HTTP, while 200 events a second are written: what a reader waits, and what it costs.
 
+python -m bench.filters [rows]     the reading of the rows alone, and what it costs the process of Postgres: of use on a busy machine
+"""
+
+import asyncio
 import itertools
+import statistics
+import sys
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from time import perf_counter
 
 import asyncpg
+from pydantic import SecretStr
 
+from app import db, schema
+from app.api.events import parse_query
 from app.embedded import EmbeddedPostgres
+from app.query.rows import rows_of_page
+from app.settings import Settings
 from bench import bodies
 from bench.client import Load, drive, drive_while_writing, prepared
+from bench.index_cost import cpu_seconds
 from bench.processes import Running, postgres_cpu_seconds
 
 _PORTION = 50_000
@@ -90,3 +105,32 @@ def cpu_ms(server: Running, postgres: EmbeddedPostgres, paths: Iterator[str], nu
     pages = max(1, len(drive(server.port, prepared(bodies.gets(paths), number), 1, 60).latencies))
     of_service = server.cpu_seconds() - before[0]
     return 1000 * of_service / pages, 1000 * (postgres_cpu_seconds(postgres.pid) - before[1]) / pages
+
+
+async def _measure_rows(url: str, rows: int) -> None:
+    await schema.upgrade(url, "bench")
+    await fill(url, rows)
+    connection = await db.connect(Settings(database_url=SecretStr(url)))
+    pid = await connection.fetchval("SELECT pg_backend_pid()")
+    for name, paths in questions().items():
+        walls, costs, cut = [], [], 0
+        for path in itertools.islice(paths, 5 if name in UNBOUNDED else 60):
+            query = parse_query(path.partition("?")[2].encode(), datetime.now(UTC))
+            started, before = perf_counter(), cpu_seconds(pid)
+            found = await rows_of_page(connection, query)
+            walls.append(1000 * (perf_counter() - started))
+            costs.append(1000 * (cpu_seconds(pid) - before))
+            cut += found.scanned_until is not None
+        print(
+            f"{name:26} CPU of Postgres: median {statistics.median(costs):7.1f} ms, most {max(costs):7.1f}; "
+            f"waited: median {statistics.median(walls):7.1f} ms, most {max(walls):7.1f}; cut {cut} of {len(walls)}",
+            flush=True,
+        )
+    await connection.close()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
+        Path(directory).chmod(0o711)
+        with EmbeddedPostgres.start(Path(directory) / "data") as postgres:
+            asyncio.run(_measure_rows(postgres.url, int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000))

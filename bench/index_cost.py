@@ -22,7 +22,7 @@ from app.settings import Settings
 from bench.copy import ROWS_AT_ONCE, rows
 from bench.processes import create_databases, database_url
 
-ROUNDS, PORTIONS = 25, 10
+ROUNDS, PORTIONS = 15, 6
 _ACTOR, _RESOURCE = COPY_COLUMNS.index("actor_id"), COPY_COLUMNS.index("resource_id")
 
 
@@ -32,15 +32,13 @@ def cpu_seconds(pid: int) -> float:
 
 
 def varied(made: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The rows as of 60 controllers and 10,000 resources."""
-    pick = random.Random(0)
+    """The rows as of 60 controllers, and of remediations of 10 events each of one of 10,000 resources."""
     changed = []
-    for row in made:
+    for number, row in enumerate(made):
         values = list(row)
-        values[_ACTOR], values[_RESOURCE] = (
-            f"controller-{pick.randrange(60)}",
-            f"payments/deployment-{pick.randrange(10_000)}",
-        )
+        if number % 10 == 0:
+            resource = f"payments/deployment-{random.randrange(10_000)}"
+        values[_ACTOR], values[_RESOURCE] = f"controller-{random.randrange(60)}", resource
         changed.append(tuple(values))
     return changed
 
