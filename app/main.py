@@ -64,7 +64,7 @@ from app.events.catalog import Catalog
 from app.events.log import Log
 from app.export.certificate import ExportKeyStore
 from app.findings.finding import Finding
-from app.findings.follow import follow_forever
+from app.findings.follow import follow_forever, record_forever
 from app.findings.recorder import Recorder
 from app.findings.register import Register, findings_of
 from app.ingest import partitions, self_events
@@ -416,6 +416,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
         "partitions": partitions.create_ahead_forever(url, lambda: datetime.now(UTC)),
         "rollup": rollup.follow_forever(settings),
         "findings": follow_forever(register),
+        "alarms": record_forever(recorder, writer.store.alarms),
     }
     if checkpoints is not None:
 

@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "tlog": "events workers db sql settings errors metrics",
     "verify": "events tlog workers database_url db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
-    "ingest": "events schema database_url db workers sql settings errors metrics tracing",
+    # tlog: what it finds wrong is an alarm, as what the checkpoint worker finds
+    "ingest": "events schema tlog database_url db workers sql settings errors metrics tracing",
     # ingest: holds and runs are events too; tlog: what purge events among those that are purged have recorded
     "retention": "events ingest tlog schema db workers sql settings errors",
     # verify: a finding is of its defects; retention: logged actions, of which an acknowledgement is one

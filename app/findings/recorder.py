@@ -15,7 +15,7 @@ from app.events.log import Log
 from app.findings.finding import Finding, Group, Subject, subject_of
 from app.findings.register import Register
 from app.ingest.store import RowRefused
-from app.tlog.alarm import LogAlarm
+from app.tlog.alarm import LogAlarm, PendingAlarms
 from app.verify.row import Defect, Kind
 
 EVENTS_PER_ROUND = 3
@@ -29,6 +29,8 @@ _KINDS: dict[str, Kind] = {
     "wrong_key": "wrong key",
     "inserted": "inserted",
     "incomplete": "removed",
+    "damaged": "edited",
+    "unsealed": "inserted",
     "witness_ahead": "rolled back",
     "witness_conflict": "edited",
 }
@@ -97,6 +99,26 @@ class Recorder:
                         group.add(defect, alarm.subject)
                         await self._write_group(group)
         self._alarms = set(alarms)
+
+    async def record_pending(self, pending: PendingAlarms) -> None:
+        """Record what the writer has found wrong, those of one name together. Raises as record(); then they stay pending.
+
+        An alarm is raised each time that its cause is met, so an acknowledged one is not recorded again.
+        """
+        alarms = pending.listed
+        if not alarms:
+            return
+        async with self._one:
+            await self._register.read()
+            groups: dict[str, Group] = {}
+            for alarm in alarms:
+                kind = _KINDS[alarm.name]
+                if not self._is_known(kind, alarm.subject, has_come=False):
+                    defect = Defect(kind, alarm.detail, subject=alarm.subject)
+                    groups.setdefault(alarm.name, Group(kind, alarm.name)).add(defect, alarm.subject)
+            for group in groups.values():
+                await self._write_group(group)
+        pending.remove(alarms)
 
     def _is_known(self, kind: str, subject: Subject, *, has_come: bool) -> bool:
         if self._register.is_open(kind, subject):

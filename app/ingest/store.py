@@ -33,6 +33,7 @@ from app.ingest.hold_index import HoldIndex
 from app.ingest.link import Flush, Head, link
 from app.settings import Settings
 from app.sql import load
+from app.tlog.alarm import LogAlarm, PendingAlarms
 from app.workers import database_is_away
 
 SQL = load("ingest")
@@ -134,6 +135,8 @@ class Store:
         """Flushes that still read unknown heads before they are sent: after a start, and after a lost race."""
         self._flushes_locking_log = 0
         """Flushes that still lock the log for themselves first, so that replicas take turns: after a lost race."""
+        self.alarms = PendingAlarms()
+        """What was found wrong with the log while it was written to, and is not recorded yet."""
         self.reconnect_seconds = math.inf
         """How long a flush is retried after the connection was lost, within its deadline. Short where there is a spool."""
 
@@ -283,7 +286,8 @@ class Store:
                 found[event.id] = Stored(others[0], same=False, is_sealed=False)
         for one in found.values():
             if not one.is_sealed:
-                _alarm("unsealed", f"an event was sent whose id {one.id} a row has that the log does not")
+                message = f"an event was sent whose id {one.id} a row has that the log does not"
+                self._alarm("unsealed", f"event {one.id}", message)
         return found
 
     async def _aliases(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, UUID]:
@@ -426,11 +430,11 @@ class Store:
         row = await connection.fetchrow(SQL.of(self.log)["flush_before"], end)
         first, stored_end = (-1, -1) if row is None else (row["first_index"], row["end"])
         if row is not None and stored_end < end and await connection.fetchval(SQL.of(self.log)["is_end"], stored_end):
-            _alarm("rolled_back", f"the log ends at {stored_end}; this process has seen it up to {end}")
+            message = f"the log ends at {stored_end}; this process has seen it up to {end}"
+            self._alarm("rolled_back", f"log of {end} events", message)
             return first, stored_end
-        _alarm(
-            "damaged", f"rows of log_flushes before position {end} are missing or changed; the log continues after them"
-        )
+        message = f"rows of log_flushes before position {end} are missing or changed; the log continues after them"
+        self._alarm("damaged", f"flushes before {end}", message)
         if stored_end > end:
             return first, stored_end
         await connection.execute(SQL.of(self.log)["fill_hole"], stored_end, end)
@@ -532,9 +536,8 @@ class Store:
             self.disconnect()
             raise DatabaseAway from failure
         if self.log == closed and (uncertain is None or uncertain.log == closed):
-            _alarm(
-                "closed", f"the log {closed.name} is closed, and no next one has a checkpoint that its key has signed"
-            )
+            message = f"the log {closed.name} is closed, and no next one has a checkpoint that its key has signed"
+            self._alarm("closed", "", message)
             raise DatabaseAway from error
         raise LostRace
 
@@ -567,7 +570,8 @@ class Store:
         for row in rows:
             length = row["length"]
             if not 0 < length <= _LENGTH_MAX:
-                _alarm("damaged", f"a chain's head has the length {length}; the chain starts again at 0")
+                message = f"a chain's head has the length {length}; the chain starts again at 0"
+                self._alarm("damaged", f"correlation {row['correlation_id']}", message)
                 length = 0
             self._heads[row["correlation_id"]] = Head(length, row["hash"], row["length"])
 
@@ -582,6 +586,13 @@ class Store:
             heads[correlation_id] = head
         while len(heads) > _HEADS_MAX:
             del heads[next(iter(heads))]
+
+    def _alarm(self, name: str, subject: str, message: str) -> None:
+        """Count and log an alarm. It waits to be recorded as a finding, if it is about something: a closed log records nothing."""
+        metrics.LOG_ALARMS.labels(alarm=name).inc()
+        log.critical(message, extra={"alarm": name})
+        if subject:
+            self.alarms.add(LogAlarm(name, subject, message))
 
 
 async def _the_same(connection: Connection, known: Log) -> Log:
@@ -629,8 +640,3 @@ def _refusal(error: Exception) -> str:
     assert isinstance(error, asyncpg.PostgresError)
     where = f" in {error.column_name}" if error.column_name else ""
     return f"Postgres cannot store a value of this event{where}: {error.message}"
-
-
-def _alarm(name: str, message: str) -> None:
-    metrics.LOG_ALARMS.labels(alarm=name).inc()
-    log.critical(message, extra={"alarm": name})

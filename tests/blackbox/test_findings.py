@@ -4,6 +4,7 @@ import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from app.events.record import stored_hash
 from tests.blackbox.test_access import bearer, write_tokens
 from tests.conftest import LOG_NAME
 from tests.events import make_event
+from tests.sealed import insert, plain_row
 from tests.services import Service, stop
 from tests.waiting import eventually
 
@@ -125,6 +127,9 @@ class Client:
         found: list[dict[str, Any]] = (await self.http.get(FINDINGS, params=query)).json()["findings"]
         return found
 
+    async def listed_if_any(self) -> list[dict[str, Any]] | None:
+        return await self.listed() or None
+
     async def acknowledge(self, finding_id: object, who: str = "admin", **body: object) -> httpx.Response:
         url = f"{FINDINGS}/{finding_id}/acknowledgement"
         return await self.http.post(url, json=body, headers=bearer(self.tokens[who]))
@@ -176,6 +181,13 @@ async def test_rewritten_while_it_runs(start: Start, client_of: ClientOf, connec
     events = (await client.http.get("/api/v1/audit/events", params=query)).json()["data"]
     assert {(one["actor_id"], one["event_data"]["reason"]) for one in events} == {("admin", "a test of the owner")}
     assert len(events) == len(await client.listed(include="acknowledged")) == found
+
+    event = make_event(correlation_id="rr-1", event_id=str(uuid4()))
+    await insert(connection, plain_row("rr-1", event_id=UUID(event["event_id"])))
+    assert (await client.http.post("/api/v1/audit/events", json=event)).status_code == 409
+    assert await eventually(client.listed_if_any)  # what the writer itself finds wrong
+    [alarm] = await client.listed()
+    assert (alarm["alarm"], alarm["subjects"]) == ("unsealed", [f"event {event['event_id']}"])
 
 
 async def test_rewritten_while_it_is_stopped(

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import math
 import os
 from collections.abc import AsyncIterator
 from functools import partial
@@ -32,7 +33,7 @@ from app.ingest.writer import Writer
 from app.metrics import OPEN_FINDINGS
 from app.retention import erase
 from app.settings import Settings
-from app.tlog.alarm import LogAlarm
+from app.tlog.alarm import LogAlarm, PendingAlarms
 from app.tlog.note import Checkpoint, PublicKey, sign_checkpoint
 from app.tlog.seen import FILE_NAME, SeenCheckpoint
 from app.verify.row import Defect
@@ -353,6 +354,52 @@ async def test_alarms(owner: Connection, replica: Replica) -> None:
     await again.recorder.record_alarms([alarm])
     assert await again.open() == {"inserted": "{};alarm inserted"}
     assert len(await events(owner)) == 3
+
+
+async def test_alarms_of_the_writer(owner: Connection, replica: Replica, settings: Settings) -> None:
+    """What the writer finds wrong is forgotten, is recorded each time that its cause is met, or is lost while it cannot be recorded."""
+    store = Store(settings, FIRST_LOG)
+    ids = [uuid4() for _ in range(2)]
+    for event_id in ids:
+        await insert(owner, plain_row("rr-0", event_id=event_id))
+    await owner.execute("UPDATE chain_heads SET length = -1 WHERE correlation_id = 'rr-1'")
+    sent = [self_event(LOG, {"event_type": "datastorage.log.heartbeat", "tree_size": 1}, event_id=one) for one in ids]
+
+    async def meet() -> None:
+        assert not any(one.is_sealed for one in (await store.find_stored(sent, math.inf)).values())
+        store._cache_heads(await owner.fetch("SELECT * FROM chain_heads"))
+        await replica.recorder.record_pending(store.alarms)
+
+    for _ in range(3):
+        await meet()
+        assert store.alarms.listed == []
+    assert [(one["alarm"], one["kind"], one["subjects"]) for one in await events(owner)] == [
+        ("unsealed", "inserted", [f"event {one}" for one in ids]),
+        ("damaged", "edited", ["correlation rr-1"]),
+    ]
+    await replica.acknowledge_all()
+    await meet()
+    assert (await replica.open(), store.alarms.listed) == ({}, [])
+
+    async def refuse(*_: object) -> None:
+        raise InboxFull
+
+    alarm = LogAlarm("rolled_back", "log of 30 events", "the log ends at 20")
+    store.alarms.add(alarm)
+    with pytest.raises(InboxFull):
+        await Recorder(replica.register, refuse).record_pending(store.alarms)
+    assert store.alarms.listed == [alarm]
+    await replica.recorder.record_pending(store.alarms)
+    assert await replica.open() == {"rolled back": "{};log of 30 events"}
+    await store.close()
+
+
+def test_pending_alarms_are_bounded() -> None:
+    """Somebody who makes the writer raise alarms uses up its memory."""
+    pending = PendingAlarms()
+    for number in range(5_000):
+        pending.add(LogAlarm("unsealed", f"event {number}", ""))
+    assert len(pending.listed) == 1_000
 
 
 DIFFERENCES = (
