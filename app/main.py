@@ -94,6 +94,7 @@ from app.tlog.authority import Authority
 from app.tlog.continued import find_log
 from app.tlog.keys import earlier_keys, private_keys, signing_key
 from app.tlog.signer import signed_size
+from app.tlog.timestamp import read_certificates
 from app.tlog.witness import Witness
 from app.tlog.worker import CheckpointWorker
 from app.verify.worker import no_checkpoints, verify_forever
@@ -431,7 +432,9 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
     if settings.verifier_events_per_second:
         known = no_checkpoints if checkpoints is None else checkpoints.known_checkpoints
         keys = key.all_public if key else ()
-        workers["verifier"] = verify_forever(settings, service.log, keys, recorder, known)
+        file = settings.tsa_certificates_file
+        certificates = () if file is None else read_certificates(file)
+        workers["verifier"] = verify_forever(settings, service.log, keys, recorder, known, certificates=certificates)
     if service.spool is not None:
         workers["notifications"] = replay_forever(service.engine, writer, service.spool)
     return workers

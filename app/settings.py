@@ -249,7 +249,8 @@ class Settings(BaseSettings):
     )
     tsa_certificates_file: Path | None = Field(
         None,
-        description="PEM of certificates that its tokens are verified with: the authority's, or that of who issues it and those between",
+        description="PEM of certificates that its tokens are verified with: the authority's, or that of who issues it and those between; "
+        "also those of authorities before it, as long as their tokens are stored",
     )
     heartbeat_interval_s: int = Field(
         3_600, ge=0, description="after so much silence, seconds, the log says that the service lives; 0: never"

@@ -236,6 +236,14 @@ SELECT count(*) <> 1 OR max(note) IS DISTINCT FROM (
 -- The checkpoints that a timestamp authority has stamped, with its tokens.
 SELECT size, note, token FROM log_timestamps WHERE log_id = {log} ORDER BY size
 
+-- name: timestamps_within
+-- The checkpoints of sizes above $1 up to $2 that a timestamp authority has stamped, with its tokens.
+SELECT size, note, token FROM log_timestamps WHERE log_id = {log} AND size > $1 AND size <= $2 ORDER BY size
+
+-- name: timestamps_outside
+-- Stamped checkpoints of no size that a log of $1 events can have had.
+SELECT size, note FROM log_timestamps WHERE log_id = {log} AND (size > $1 OR size < 1) ORDER BY size LIMIT 100
+
 -- name: checkpoints_within
 -- The stored checkpoints of sizes above $1 up to $2.
 SELECT size, note FROM log_checkpoints WHERE log_id = {log} AND size > $1 AND size <= $2 ORDER BY size

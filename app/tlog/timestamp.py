@@ -6,6 +6,7 @@ What is stamped is the published note with all of its signatures, so that these 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from hashlib import sha256, sha384, sha512
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,6 +19,12 @@ from app.tlog.proof import parse_object
 if TYPE_CHECKING:
     from rfc3161_client import TimeStampRequest, TimeStampResponse
 
+_DIGESTS = {
+    "2.16.840.1.101.3.4.2.1": sha256,
+    "2.16.840.1.101.3.4.2.2": sha384,
+    "2.16.840.1.101.3.4.2.3": sha512,
+}
+"""By object identifier, the digests that a token may be of."""
 _GRANTED = b"\x30\x03\x02\x01\x00"
 """PKIStatusInfo: granted."""
 _SEQUENCE, _CERTIFICATES = 0x30, 0xA0
@@ -78,6 +85,21 @@ def token_in(
 def verified_timestamp(token: bytes, note: str, trusted: Sequence[x509.Certificate]) -> Timestamp:
     """What a token shows of a note. WrongTimestamp when it is of another note, or by nobody of whom a certificate is `trusted`."""
     return _verified(token, note, trusted, None)
+
+
+def require_timestamp(token: bytes, note: str, trusted: Sequence[x509.Certificate]) -> None:
+    """WrongTimestamp unless a token is of a note, and by somebody of whom a certificate is `trusted`, if any is."""
+    if trusted:
+        verified_timestamp(token, note, trusted)
+        return
+    try:
+        imprint = _parsed(token).tst_info.message_imprint
+        digest = _DIGESTS.get(imprint.hash_algorithm.dotted_string)
+        is_of_note = digest is not None and digest(note.encode()).digest() == imprint.message
+    except ValueError as error:
+        raise WrongTimestamp(f"this is not a TimeStampToken (RFC 3161) in DER: {error!r}") from None
+    if not is_of_note:
+        raise WrongTimestamp("it is a token of something else")
 
 
 def _verified(token: bytes, note: str, trusted: Sequence[x509.Certificate], nonce: int | None) -> Timestamp:

@@ -13,6 +13,9 @@ from dataclasses import replace
 from time import monotonic
 from typing import NoReturn, Protocol
 
+import asyncpg
+from cryptography.x509 import Certificate
+
 from app import metrics
 from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway
@@ -24,6 +27,7 @@ from app.tlog.merkle import HASH_BYTES, Frontier, hashes
 from app.tlog.note import PublicKey
 from app.tlog.orders import read_orders, version
 from app.tlog.tiles import SQL as TLOG_SQL
+from app.tlog.timestamp import WrongTimestamp, require_timestamp
 from app.verify.checkpoints import REWRITTEN, LogState, checkpoint_defect, parse_checkpoint
 from app.verify.extent import log_size
 from app.verify.heads import verify_equal_heads, verify_heads_without_end, verify_sum_of_heads
@@ -67,11 +71,21 @@ async def no_checkpoints() -> Mapping[str, str]:
 
 
 async def verify_forever(
-    settings: Settings, of_log: Log, keys: tuple[PublicKey, ...], recorder: Recorder, known: KnownCheckpoints
+    settings: Settings,
+    of_log: Log,
+    keys: tuple[PublicKey, ...],
+    recorder: Recorder,
+    known: KnownCheckpoints,
+    *,
+    certificates: Sequence[Certificate] = (),
 ) -> NoReturn:
-    """Verify the log again and again for as long as the process runs, whenever no other replica does."""
+    """Verify the log again and again for as long as the process runs, whenever no other replica does.
+
+    With `certificates` of timestamp authorities the signatures of stored timestamps are verified too.
+    """
     rate = settings.verifier_events_per_second
-    verifier = LogVerifiers(of_log, keys, min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND)), recorder, known)
+    part_events = min(_PART_EVENTS_MAX, max(1, rate // _PARTS_PER_SECOND))
+    verifier = LogVerifiers(of_log, keys, part_events, recorder, known, certificates=certificates)
 
     async def open_connection() -> Connection:
         opened = await connect(settings.model_copy(update={"statement_timeout_ms": _STATEMENT_TIMEOUT_MS}))
@@ -108,10 +122,16 @@ class LogVerifiers:
         part_events: int,
         recorder: Recorder | None = None,
         known: KnownCheckpoints = no_checkpoints,
+        *,
+        certificates: Sequence[Certificate] = (),
     ) -> None:
-        self._keys, self._part_events = keys, part_events
-        self._recorder, self._known = recorder, known
-        self._verifiers = [Verifier(first, keys, part_events, recorder, known)]
+        self._recorder = recorder
+
+        def verifier_of(of_log: Log) -> Verifier:
+            return Verifier(of_log, keys, part_events, recorder, known, certificates=certificates)
+
+        self._keys, self._verifier_of = keys, verifier_of
+        self._verifiers = [verifier_of(first)]
         self._next = 0
         self.has_lock = False
         """Whether this process is the one that verifies."""
@@ -129,7 +149,7 @@ class LogVerifiers:
                 self._recorder.follow(newest)
             logs = list(newest.and_earlier())
             for later in logs[len(self._verifiers) :]:
-                self._verifiers.append(Verifier(later, self._keys, self._part_events, self._recorder, self._known))
+                self._verifiers.append(self._verifier_of(later))
             for one, its_log in zip(self._verifiers, logs, strict=True):
                 one.log, one.newest = its_log, newest
         verified = await self._verifiers[self._next].verify_next_part(connection)
@@ -151,7 +171,11 @@ class Verifier:
         part_events: int,
         recorder: Recorder | None = None,
         known: KnownCheckpoints = no_checkpoints,
+        *,
+        certificates: Sequence[Certificate] = (),
     ) -> None:
+        self._certificates = certificates
+        """Of timestamp authorities. Without one a token is only compared with what it was made for."""
         self.log = of_log
         self.newest = of_log
         """The last log, which may say what of this one was purged, erased or lost."""
@@ -220,7 +244,7 @@ class Verifier:
                 defects.append(Defect("rolled back", message, position=size, subject=f"log of {before} events"))
                 self._last_round = None
             if is_end:
-                defects += self._defects_of_known(size)
+                defects += self._defects_of_known(size) + await self._defects_of_sizes(connection, size)
         await self._store(connection, defects, 1 if state is None else state["round"])
         if is_end:
             await self._end_round(connection, size)
@@ -317,11 +341,37 @@ class Verifier:
             defects.append(Defect("edited", message, correlation_id=row["correlation_id"], position=row["log_index"]))
         if held := await self._read_held(connection, is_new_round=first == 0):
             defects += (await verify_marks(connection, self.log, first, end, held)).listed
-        return defects + await self._verify_tree(connection, first, end, size)
+        stamped = await connection.fetch(SQL.of(self.log)["timestamps_within"], first, end)
+        defects += self._defects_of_tokens(stamped)
+        return defects + await self._verify_tree(connection, first, end, size, stamped)
 
-    async def _checkpoints_within(self, connection: Connection, first: int, end: int) -> dict[int, dict[str, str]]:
+    def _defects_of_tokens(self, stamped: Sequence[asyncpg.Record]) -> list[Defect]:
+        """The defects of tokens: not one of the note beside it, or by no authority that is trusted."""
+        defects = []
+        for row in stamped:
+            try:
+                require_timestamp(row["token"], row["note"], self._certificates)
+            except WrongTimestamp as error:
+                defects.append(_wrong_timestamp(row["size"], error))
+        return defects
+
+    async def _defects_of_sizes(self, connection: Connection, size: int) -> list[Defect]:
+        """The defects of timestamps of checkpoints that a log of this size cannot have had."""
+        state, defects = LogState(self.log.name, size, {}), []
+        for row in await connection.fetch(SQL.of(self.log)["timestamps_outside"], size):
+            name, keys = f"the timestamped checkpoint at {row['size']}", keys_of(self.log, self._keys)
+            defect = checkpoint_defect(name, row["note"], keys, state, row["size"])
+            if defect is not None and not self._admits(row["note"]):
+                defects.append(replace(defect, subject=f"timestamp {row['size']}"))
+        return defects
+
+    async def _checkpoints_within(
+        self, connection: Connection, first: int, end: int, stamped: Sequence[asyncpg.Record]
+    ) -> dict[int, dict[str, str]]:
         """The stored checkpoints of sizes above `first` up to `end`, and all known ones: by size, as notes by their names."""
         notes = defaultdict[int, dict[str, str]](dict)
+        for row in stamped:
+            notes[row["size"]][f"the timestamped checkpoint at {row['size']}"] = row["note"]
         for row in await connection.fetch(SQL.of(self.log)["checkpoints_within"], first, end):
             notes[row["size"]][f"the stored checkpoint at {row['size']}"] = row["note"]
         for name, note in (self._known or {}).items():
@@ -337,13 +387,15 @@ class Verifier:
             self._orders_version = found
         return self._held
 
-    async def _verify_tree(self, connection: Connection, first: int, end: int, size: int) -> list[Defect]:
+    async def _verify_tree(
+        self, connection: Connection, first: int, end: int, size: int, stamped: Sequence[asyncpg.Record]
+    ) -> list[Defect]:
         """The defects of flushes and checkpoints, and whether the log still begins with the one of the last round."""
         if first == 0:
             self._frontier = Frontier()
         if self._frontier.size != first:
             return []  # this process began in the middle of a round, or a flush is missing
-        notes = await self._checkpoints_within(connection, first, end)
+        notes = await self._checkpoints_within(connection, first, end, stamped)
         leaves, defects = b"", []
         for row in await connection.fetch(TLOG_SQL.of(self.log)["leaves"], first, end):
             position = first + len(leaves) // HASH_BYTES
@@ -413,6 +465,11 @@ async def _store_findings(
     if defects:
         await _export_finding_counts(connection)
     return found + [(defect, False) for defect in defects[_FINDINGS_MAX:]]
+
+
+def _wrong_timestamp(size: int, error: WrongTimestamp) -> Defect:
+    message = f"forged checkpoint: the timestamp of the checkpoint at {size} is not valid: {error}"
+    return Defect("forged checkpoint", message, subject=f"timestamp {size}")
 
 
 def _subject_of(note: str) -> str:

@@ -32,7 +32,9 @@ from app.tlog.timestamp import (
 )
 from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
 from app.verify.snapshot import snapshot
+from app.verify.worker import Verifier
 from tests.logs import FIRST_LOG
+from tests.postgres.test_background import a_round
 from tests.postgres.test_checkpoints import Connection, new_key, one_round
 from tests.sealed import LOG, seal
 from tests.timestamping import TimestampAuthority, needs_openssl, serving
@@ -78,6 +80,15 @@ async def verify(connection: Connection, tsa: Tsa) -> DatabaseResult:
     anchors = TrustAnchors(KEY.all_public, certificates=read_certificates(tsa.issuer))
     async with connection.transaction():
         return await verify_database(connection, sequential_runner(connection), anchors)
+
+
+async def in_background(connection: Connection, tsa: Tsa | None) -> set[str]:
+    """The kinds of what the background verifier finds in a round."""
+    certificates = () if tsa is None else read_certificates(tsa.issuer)
+    await a_round(Verifier(FIRST_LOG, KEY.all_public, 50, certificates=certificates), connection)
+    kinds = {row["kind"] for row in await connection.fetch("DELETE FROM verifier_findings RETURNING kind")}
+    await connection.execute("DELETE FROM verifier")
+    return kinds
 
 
 def test_a_token_is_of_a_note_and_a_request(tsa: Tsa, stranger: Tsa) -> None:
@@ -201,11 +212,17 @@ async def test_stored_timestamps_are_verified(connection: Connection, tsa: Tsa, 
         ("UPDATE log_timestamps SET log_id = $1", (3,), "inserted"),
         ("INSERT INTO log_timestamps VALUES (0, 9, $1, '')", (beyond,), "rolled back"),
     ):
-        changing = connection.transaction()
+        changing = connection.transaction(isolation="repeatable_read")
         await changing.start()
         await connection.execute(statement, *values)
         assert {defect.kind for defect in (await verify(connection, tsa)).defects.listed} == {kind}, statement
+        also = {"forged checkpoint"} if values == (rewritten,) else set()  # the token is of another note
+        assert await in_background(connection, tsa) == {kind} | also, statement
+        # Without a certificate a token is compared with its note, but not with who signed it.
+        by_a_stranger = values == (foreign,)
+        assert await in_background(connection, None) == (set() if by_a_stranger else {kind} | also), statement
         await changing.rollback()
+    assert await in_background(connection, tsa) == set()
     # None of them counts when the next one is due.
     await connection.execute("UPDATE log_timestamps SET token = $1", foreign)
     await connection.execute("INSERT INTO log_timestamps VALUES (0, 1, $1, $2)", row["note"], row["token"])
