@@ -98,6 +98,7 @@ async def continue_log(
         public = key.of(following).all_public
         if dry_run:
             return Continuation(loss, following, public)
+        await connection.execute(TLOG_SQL["index_later_logs"])
         store = Store(settings, log, find_log=find_log(settings))
         try:
             writing = await store.connection()

@@ -1,7 +1,7 @@
-"""The roll-up worker: once a second it counts what was written to the log since, and what was deleted or changed before.
+"""The roll-up worker: once a second it counts what was written to the logs since, and what was deleted or changed before.
 
 Every replica runs it; a lock in Postgres lets one at a time count. Neither the writer nor any answer depends on it: where its counts
-are not current, readers count rows (query/total.py). The rules are in docs/decisions/0036.
+are not current, readers count rows (query/total.py). The rules are in docs/decisions/0036 and 0051.
 """
 
 import logging
@@ -56,9 +56,7 @@ async def count_portion(connection: Connection, rows: int = PORTION_ROWS) -> boo
         if not await connection.fetchval(SQL["try_lock"]):
             return False
         work = await connection.fetchrow(SQL["work"])
-        if work is None:
-            await connection.execute(SQL["restart"])
-            return True
+        assert work is not None
         if not any(work.values()) or not await connection.fetchval(SQL["lock_rollup"]):
             return False
         if work["discard"]:
@@ -69,7 +67,7 @@ async def count_portion(connection: Connection, rows: int = PORTION_ROWS) -> boo
         if work["build"] and (month := await connection.fetchrow(SQL["to_build"])) is not None:
             await connection.fetchval(SQL["build"], *month, rows)
             return True
-        return bool(await connection.fetchval(SQL["follow"], rows))
+        return any([await connection.fetchval(SQL["follow"], rows, log_id) for log_id in work["follow"] or ()])
 
 
 class Check:

@@ -252,8 +252,8 @@ verifier_findings = Table(
 schema_min_writer = Table("schema_min_writer", metadata, Column("revision", Text, nullable=False))
 
 # The roll-up: counts of sealed events that follow the log.
-rollups = Table(
-    "rollups",
+rollup_logs = Table(
+    "rollup_logs",
     metadata,
     Column("log_id", SmallInteger, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
@@ -261,9 +261,9 @@ rollups = Table(
     Column("tail_xmin", Text),
 )
 
-# A view: each roll-up, and whether its log still has what was counted.
-rollup_progress = Table(
-    "rollup_progress",
+# A view: each log, and whether it still has what was counted.
+rollup_log_progress = Table(
+    "rollup_log_progress",
     metadata,
     Column("log_id", SmallInteger),
     Column("position", BigInteger),
@@ -277,6 +277,7 @@ rollup_months = Table(
     Column("first_day", Date, nullable=False),
     Column("identity", Text, nullable=False),
     Column("building", BigInteger),
+    Column("building_log", SmallInteger, nullable=False),
 )
 
 rollup_counts = Table(
@@ -292,6 +293,19 @@ rollup_counts = Table(
     Column("events", BigInteger, nullable=False),
 )
 
+rollup_scopes = Table(
+    "rollup_scopes",
+    metadata,
+    Column("span", Text, nullable=False),
+    Column("start", DateTime(timezone=True), nullable=False),
+    Column("month", OID, nullable=False),
+    Column("cluster_id", String(255)),
+    Column("namespace", String(253)),
+    Column("event_outcome", String(20), nullable=False),
+    Column("is_self_event", Boolean, nullable=False),
+    Column("events", BigInteger, nullable=False),
+)
+
 rollup_changes = Table(
     "rollup_changes",
     metadata,
@@ -303,6 +317,9 @@ rollup_changes = Table(
     Column("event_outcome", String(20), nullable=False),
     Column("severity", String(20)),
     Column("events", SmallInteger, nullable=False),
+    Column("cluster_id", String(255)),
+    Column("namespace", String(253)),
+    Column("log_id", SmallInteger),
 )
 
 # A view: the attached monthly tables, and what each is known by.

@@ -10,15 +10,13 @@ from starlette.responses import Response
 
 from app.api.body import UTC_Z, json_response
 from app.api.deadline import within_deadline
-from app.api.events import parse_query
-from app.api.filters import documented_filter
-from app.api.parameters import bad_query, build_query, query_parameters, read_fields
+from app.api.filters import documented_filter, read_filter
+from app.api.parameters import bad_query
 from app.api.service import service_of
-from app.query.histogram import BUCKETS_MAX, DAYS_DEFAULT, PAGING, Histogram, HistogramQuery
+from app.query.histogram import BUCKETS_MAX, DAYS_DEFAULT, Histogram, HistogramQuery
 from app.query.spans import Span, number_of
 
 router = APIRouter(tags=["query"])
-_OWN = ("bucket", "by")
 
 
 class Bucket(BaseModel):
@@ -52,7 +50,7 @@ class EventHistogram(BaseModel):
     "/api/v1/audit/histogram",
     response_class=Response,
     responses={200: {"model": EventHistogram}},
-    openapi_extra={"parameters": [one for one in documented_filter(HistogramQuery) if one["name"] not in PAGING]},
+    openapi_extra={"parameters": documented_filter(HistogramQuery)},
 )
 async def get_histogram(request: Request) -> Response:
     """Count events by time, as a chart draws them."""
@@ -66,13 +64,11 @@ def parse_histogram_query(query_string: bytes, now: datetime) -> HistogramQuery:
     are equal, and a client counts what it has just written.
     """
     now = now.replace(microsecond=0) + timedelta(seconds=1)
-    events = parse_query(query_string, now)
-    own = read_fields(query_parameters(query_string, _OWN), {})
-    until = events.until or now
-    times = {"since": events.since or until - min(timedelta(days=DAYS_DEFAULT), until - _FIRST), "until": until}
-    filters = {name: value for name, value in events if name not in PAGING}
-    query = build_query(HistogramQuery, filters | own | times)
-    if (number := number_of(times["since"], until, query.span)) > BUCKETS_MAX:
+    asked = read_filter(query_string, HistogramQuery, now, {})
+    until = asked.until or now
+    since = asked.since or until - min(timedelta(days=DAYS_DEFAULT), until - _FIRST)
+    query = asked.model_copy(update={"since": since, "until": until})
+    if (number := number_of(since, until, query.span)) > BUCKETS_MAX:
         raise bad_query(f"bucket: expected at most {BUCKETS_MAX} buckets from since to until, got {number}")
     return query
 

@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import asyncpg
 from sqlalchemy import CompoundSelect, Select
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+
+from app.db import Connection
+from app.sql import load
 
 _DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # untyped there
 
@@ -18,6 +22,22 @@ class Statement(NamedTuple):
     def bind(self, arguments: Mapping[str, object]) -> list[object]:
         """The values for `$1`, `$2`, … from `arguments`, which may have more names than the statement uses."""
         return [arguments[name] for name in self.parameters]
+
+
+async def fetch_planned_once(
+    connection: Connection, statement: Statement, arguments: Mapping[str, object]
+) -> list[asyncpg.Record]:
+    """The rows of a statement whose plan does not depend on its arguments: over many partitions planning takes longer than the rest.
+
+    What is done here is undone, so that a transaction around it plans as before, and goes on after an error.
+    """
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        await connection.execute(load("reports")["use_generic_plans"])
+        return await connection.fetch(statement.text, *statement.bind(arguments))
+    finally:
+        await transaction.rollback()
 
 
 def compile_statement(statement: Select[Any] | CompoundSelect[Any]) -> Statement:

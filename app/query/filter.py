@@ -297,23 +297,29 @@ def _is_none(condition: ColumnElement[bool]) -> ColumnElement[bool]:
 
 
 def conditions_on(events: FromClause) -> dict[str, ColumnElement[bool]]:
-    """The conditions that any table can answer that has these columns of events."""
+    """The conditions that any table can answer that has some of the columns of events, and either type and category or `is_self_event`."""
     c = events.c
-    is_self_event = and_(  # docs/design.md, section 2
-        c.event_category == literal_column("'security'"),
-        c.event_type.like(literal_column("'datastorage.%'")),
-        c.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference writes it too, and shows it
-    )
-    found: dict[str, ColumnElement[bool]] = {"not self event": not_(is_self_event)}
+    found: dict[str, ColumnElement[bool]] = {"not self event": not_(_is_self_event(c))}
     for name in _EQUAL:
         if name in c:
             found[name] = c[name] == bindparam(name, type_=c[name].type)
             found[f"{name}_in"] = _any(c[name], f"{name}_in")
             found[f"{name}_not"] = _is_none(_any(c[name], f"{name}_not"))
-    for name in _WITH_PREFIXES:
+    for name in _WITH_PREFIXES if "event_type" in c else ():
         is_one = or_(_any(c.event_type, name), _begins(c.event_type, name))
         found[f"{name} prefix"] = is_one if name == "event_type_in" else not_(is_one)
     return found
+
+
+def _is_self_event(c: Columns) -> ColumnElement[bool]:
+    if "is_self_event" in c:
+        is_self_event: ColumnElement[bool] = c.is_self_event
+        return is_self_event
+    return and_(  # docs/design.md, section 2
+        c.event_category == literal_column("'security'"),
+        c.event_type.like(literal_column("'datastorage.%'")),
+        c.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference writes it too, and shows it
+    )
 
 
 IS_SEALED = case(

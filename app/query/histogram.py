@@ -10,18 +10,17 @@ from typing import Any, Literal
 
 import asyncpg
 from pydantic import Field
-from sqlalchemy import BigInteger, ColumnElement, Select, cast, func, null, select, union_all
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, cast, func, null, select, union_all
 from sqlalchemy import literal_column as literal
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from app.db import Connection, driver_connection
-from app.query.compiled import Statement, compile_statement
-from app.query.filter import EventQuery
-from app.query.parts import IN_ROLLUP, IS_CURRENT, Columns, parts_of, rows_of
-from app.query.spans import SPANS, Span, floor, following, number_of, whole_spans
+from app.query.compiled import Statement, compile_statement, fetch_planned_once
+from app.query.filter import EventFilter
+from app.query.parts import IS_CURRENT, Columns, counts_with, parts_of, rows_of
+from app.query.spans import SPANS, Span, WholeSpans, floor, following, number_of, whole_spans
 from app.query.total import COUNT_SECONDS
-from app.tables import rollup_counts
 
 DAYS_DEFAULT = 7
 BUCKETS_MAX = 2_000
@@ -44,11 +43,9 @@ _COLUMNS: dict[By, str] = {
 }
 _LONGEST: dict[Span, Span] = {"hour": "hour", "day": "day", "week": "day", "month": "month"}
 """The longest spans of the roll-up that are wholly in one bucket. It has no minutes."""
-PAGING = frozenset({"limit", "offset", "order", "cursor", "total", "strict"})
-"""Fields of a query that mean nothing here."""
 
 
-class HistogramQuery(EventQuery, frozen=True, extra="forbid"):
+class HistogramQuery(EventFilter, frozen=True, extra="forbid"):
     """Which events to count, and by what."""
 
     bucket: Literal["auto", "minute", "hour", "day", "week", "month"] = Field(
@@ -140,18 +137,15 @@ def _most_frequent(counts: Iterable[Counter[str | None]]) -> set[str | None]:
 async def from_rollup(connection: Connection, query: HistogramQuery, span: Span) -> _Counts | None:
     """The counts, exactly; None if the roll-up has no answer to this query, or none at this moment."""
     conditions, longest = query.conditions(), _LONGEST.get(span)
-    if (
-        longest is None
-        or not IN_ROLLUP.issuperset(conditions)
-        or (query.by and _COLUMNS[query.by] not in rollup_counts.c)
-    ):
+    if longest is None:
         return None
+    counts = counts_with(conditions, *([_COLUMNS[query.by]] if query.by else []))
     spans = whole_spans(query.since, query.until, longest)
-    if spans is None:
+    if counts is None or spans is None:
         return None
-    statement = _rollup_statement(conditions, span, query.by, longest)
+    statement = _rollup_statement(counts, conditions, spans[0], span, query.by)
     try:
-        rows = await _fetch(connection, statement, query.arguments() | spans)
+        rows = await fetch_planned_once(connection, statement, query.arguments() | spans[1])
     except asyncpg.InsufficientPrivilegeError:  # roles.sql was not run after the migration
         return None
     return _counts(row for row in rows if row["start"] is not None) if rows else None
@@ -202,8 +196,11 @@ async def _fetch(connection: Connection, statement: Statement, arguments: Mappin
 def _grouped(span: Span, by: By | None) -> Columns:
     """The beginning of the bucket, and the group."""
 
-    def columns(c: ReadOnlyColumnCollection[str, Any], time: ColumnElement[Any]) -> Sequence[ColumnElement[Any]]:
-        start = func.date_trunc(literal(f"'{span}'"), time, literal("'UTC'")).label("start")
+    def columns(
+        c: ReadOnlyColumnCollection[str, Any], time: ColumnElement[Any], begins: Span | None
+    ) -> Sequence[ColumnElement[Any]]:
+        truncated = func.date_trunc(literal(f"'{span}'"), time, literal("'UTC'"))  # costs more than the rest of a row
+        start = (time if begins == span else truncated).label("start")
         return [start] if by is None else [start, c[_COLUMNS[by]].label("group")]
 
     return columns
@@ -219,9 +216,13 @@ def _with_group(selected: Select[Any], by: By | None) -> Select[Any]:
 
 
 @lru_cache(256)
-def _rollup_statement(conditions: tuple[str, ...], span: Span, by: By | None, longest: Span) -> Statement:
+def _rollup_statement(
+    counts: Table, conditions: tuple[str, ...], spans: WholeSpans, span: Span, by: By | None
+) -> Statement:
     """The parts of the counts, and one row without `start`; no row at all while the counts are not current."""
-    parts = [_with_group(part, by).where(IS_CURRENT) for part in parts_of(conditions, _grouped(span, by), longest)]
+    parts = [
+        _with_group(part, by).where(IS_CURRENT) for part in parts_of(counts, conditions, spans, _grouped(span, by))
+    ]
     all_parts = union_all(*parts).subquery("part").c
     columns = [all_parts.start, all_parts.group]
     events = cast(func.sum(all_parts.events), BigInteger).label("events")

@@ -3,14 +3,13 @@
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from sqlalchemy import BigInteger, bindparam, cast, func, select
+from sqlalchemy import BigInteger, Table, bindparam, cast, func, select
 
 from app.db import Connection
 from app.query.compiled import Statement, compile_statement
 from app.query.filter import EventQuery, conditions_on
-from app.query.parts import IN_ROLLUP
+from app.query.parts import counts_with
 from app.query.total import from_rollup
-from app.tables import rollup_counts
 
 _DEEP = 10_000
 _DEEP_UNINDEXED = 1_000
@@ -22,7 +21,6 @@ _TICK = timedelta(microseconds=1)
 _FIRST, _LAST = datetime(1, 2, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)
 """Events of other months are not skipped: Python need not have a time before them, or theirs."""
 _SPANS = ("m", "d", "h")
-_ON_COUNTS = conditions_on(rollup_counts)
 
 
 def is_deep(query: EventQuery) -> bool:
@@ -35,9 +33,9 @@ async def nearer(connection: Connection, query: EventQuery) -> EventQuery:
 
     They have the same page in one snapshot: the connection has to be in a transaction that keeps it.
     """
-    if not IN_ROLLUP.issuperset(query.conditions()):
+    if (counts := counts_with(query.conditions())) is None:
         return query
-    time = await _hour_before_page(connection, query)
+    time = await _hour_before_page(connection, counts, query)
     if time is None or (query.since is not None and time <= query.since):
         return query
     skipped = await from_rollup(connection, query.model_copy(update={"since": time}))
@@ -46,11 +44,11 @@ async def nearer(connection: Connection, query: EventQuery) -> EventQuery:
     return query.model_copy(update={"until": time - _TICK, "offset": query.offset - skipped})
 
 
-async def _hour_before_page(connection: Connection, query: EventQuery) -> datetime | None:
+async def _hour_before_page(connection: Connection, counts: Table, query: EventQuery) -> datetime | None:
     """The earliest beginning of an hour from which on there are no more events than the offset, as far as the counts alone tell."""
     time, skipped = None, 0
     start, end = _FIRST, _LAST if query.until is None else min(query.until, _LAST)
-    statement = _counts_statement(query.conditions())
+    statement = _counts_statement(counts, query.conditions())
     for span in _SPANS:
         arguments = query.arguments() | {"span": span, "start": start, "end": end}
         for row in await connection.fetch(statement.text, *statement.bind(arguments)):
@@ -65,11 +63,11 @@ async def _hour_before_page(connection: Connection, query: EventQuery) -> dateti
 
 
 @lru_cache(256)
-def _counts_statement(conditions: tuple[str, ...]) -> Statement:
+def _counts_statement(counts: Table, conditions: tuple[str, ...]) -> Statement:
     """Events by spans, the newest span first."""
-    c = rollup_counts.c
+    c, on_counts = counts.c, conditions_on(counts)
     selected = select(c.start, cast(func.sum(c.events), BigInteger).label("events")).where(
         c.span == bindparam("span"), c.start >= bindparam("start"), c.start < bindparam("end")
     )
-    filters = (_ON_COUNTS[name] for name in conditions if name in _ON_COUNTS)
+    filters = (on_counts[name] for name in conditions if name in on_counts)
     return compile_statement(selected.where(*filters).group_by(c.start).order_by(c.start.desc()))

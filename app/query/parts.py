@@ -4,28 +4,48 @@ deleted or changed since, the rows that came after it, unsealed rows, and the ro
 Whoever adds them does it in one statement, hence one snapshot, and only while `IS_CURRENT`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Select, Table, and_, bindparam, func, select
+from sqlalchemy import Boolean, ColumnElement, Select, Subquery, Table, and_, bindparam, case, func, select
 from sqlalchemy import literal_column as literal
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from app.query.filter import CONDITIONS, conditions_on
-from app.query.spans import Span
-from app.tables import audit_events, rollup_changes, rollup_counts, rollup_months, rollup_progress, rollup_tables
+from app.query.spans import Span, WholeSpans
+from app.sql import fragment
+from app.tables import (
+    audit_events,
+    rollup_changes,
+    rollup_counts,
+    rollup_log_progress,
+    rollup_months,
+    rollup_scopes,
+    rollup_tables,
+)
 
 LAG_MAX = 100_000
 """Events that may be in the log after those that are counted; with more, all rows are counted."""
-_POSITION_MAX = 2**63 - 1
+_POSITION_MAX: ColumnElement[int] = literal(fragment("position_max"))
 _e = audit_events.c
 
-Columns = Callable[[ReadOnlyColumnCollection[str, Any], ColumnElement[Any]], Sequence[ColumnElement[Any]]]
-"""By what the events of a table are grouped: from its columns, and the one that has their time."""
+Columns = Callable[[ReadOnlyColumnCollection[str, Any], ColumnElement[Any], Span | None], Sequence[ColumnElement[Any]]]
+"""By what the events of a table are grouped: from its columns, the one that has their time, and which span that is the beginning of."""
+_SPANS: dict[str, Span] = {"h": "hour", "d": "day", "m": "month"}
 
-_ON_COUNTS, _ON_CHANGES = conditions_on(rollup_counts), conditions_on(rollup_changes)
-IN_ROLLUP = _ON_COUNTS.keys() | {"since", "until"}
-"""Names of the conditions that the roll-up can answer."""
+_ON_COUNTS = {table: conditions_on(table) for table in (rollup_counts, rollup_scopes)}
+_ON_CHANGES = conditions_on(rollup_changes)
+_BOUNDS = {"since", "until"}
+
+
+def counts_with(conditions: Collection[str], *columns: str) -> Table | None:
+    """The counts that can answer these conditions, and that have these columns; None if the roll-up has none."""
+    asked = set(conditions) - _BOUNDS
+    fitting = (
+        table for table, known in _ON_COUNTS.items() if asked <= known.keys() and set(columns) <= set(table.c.keys())
+    )
+    return next(fitting, None)
+
 
 _months = (
     select(rollup_tables.c.month, rollup_months.c.month.is_not(None).label("is_counted"))
@@ -46,63 +66,112 @@ _is_detaching = literal(
     "EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'audit_events'::regclass AND inhdetachpending)", Boolean
 )
 """Whether a month is being detached. If Postgres has planned before that began, rows of it are found that no count has."""
-_progress = rollup_progress.c
-_too_far = (
-    select(_e.log_index)
-    .where(_e.log_index >= _progress.position, _e.log_index <= literal(str(_POSITION_MAX)))
-    .order_by(_e.log_index)
-    .offset(literal(str(LAG_MAX)))
-    .limit(literal("1"))
-    .correlate(rollup_progress)
+_has_later_logs = literal(fragment("has_later_logs"), Boolean)
+"""Whether the database has more than one log. While it has not, Postgres skips what depends on that, and there is no index for it."""
+_progress = rollup_log_progress.c
+_one = rollup_log_progress.alias("one")
+
+
+def _more_than_lag(*of_log: ColumnElement[bool]) -> ColumnElement[bool]:
+    rows = select(_e.log_index).where(*of_log, _e.log_index >= _one.c.position, _e.log_index <= _POSITION_MAX)
+    lagging = rows.order_by(_e.log_index).offset(literal(str(LAG_MAX))).limit(literal("1"))
+    return lagging.correlate(_one).exists()
+
+
+_first_is_far = select(_one.c.log_id).where(_one.c.log_id == literal("0"), _more_than_lag()).exists()
+_later_is_far = (
+    select(_one.c.log_id)
+    .where(_has_later_logs, _one.c.log_id > literal("0"))
+    .where(_more_than_lag(_e.log_id == _one.c.log_id, _e.log_id > literal("0")))
     .exists()
 )
 _rollup = (
-    select(_progress.position)
+    select(_progress.log_id, _progress.position)
     .where(
-        _progress.log_id == literal("0"),
-        _progress.is_same_log,
+        ~select(_one.c.log_id).where(_one.c.is_same_log.is_not(literal("true", Boolean))).exists(),
         ~_is_detaching,
         ~select(_months.c.month).where(~_months.c.is_counted).exists(),
-        ~_too_far,
+        ~_first_is_far,
+        ~_later_is_far,
     )
     .cte("rollup")
 )
-"""Up to where the events are counted; no row while the counts are not current."""
-_position = select(_rollup.c.position).scalar_subquery()
-IS_CURRENT = _position.is_not(None)
+"""Up to where the events of each log are counted; no row while the counts are not current."""
+IS_CURRENT = select(_rollup.c.log_id).exists()
+_first_position = select(_rollup.c.position).where(_rollup.c.log_id == literal("0")).scalar_subquery()
 
 
-def no_columns(_c: ReadOnlyColumnCollection[str, Any], _time: ColumnElement[Any]) -> Sequence[ColumnElement[Any]]:
+def _position_of(c: ReadOnlyColumnCollection[str, Any]) -> ColumnElement[int]:
+    """Up to where the log is counted to which a row belongs; NULL if it says that it is of a later log than there is."""
+    of_later = select(_rollup.c.position).where(_rollup.c.log_id == c.log_id).scalar_subquery()
+    return case((and_(c.log_id > literal("0"), _has_later_logs), of_later), else_=_first_position)
+
+
+def no_columns(
+    _c: ReadOnlyColumnCollection[str, Any], _time: ColumnElement[Any], _begins: Span | None
+) -> Sequence[ColumnElement[Any]]:
     """All events together."""
     return ()
 
 
 def parts_of(
-    conditions: tuple[str, ...], grouped: Columns = no_columns, longest: Span = "month"
+    counts: Table, conditions: tuple[str, ...], spans: WholeSpans, grouped: Columns = no_columns
 ) -> Iterator[Select[Any]]:
-    """Of each part the columns of `grouped`, and `events`: how many meet `conditions`, which are some of IN_ROLLUP. Bind parameters are
-    those of the conditions, and the times of whole_spans() with the same `longest`.
+    """Of each part the columns of `grouped`, and `events`: how many meet `conditions`. `counts` is counts_with() both. Bind parameters
+    are those of the conditions, and the times of `spans`.
     """
     matching = rows_of(conditions, grouped)
-    yield from (_counts_of(conditions, grouped, *span) for span in _spans(conditions, longest))
+    yield from (_counts_of(counts, conditions, grouped, within) for within in _spans(conditions, spans.longest))
     yield _changes_of(conditions, grouped)
-    yield matching.where(_e.log_index >= _position, _e.log_index <= literal(str(_POSITION_MAX)))
+    yield from _rows_after(matching)
     yield matching.where(_e.log_index.is_(None))
     yield matching.where(_e.log_index < literal("0"))
     # An expression: with the bare column Postgres would find them by their positions instead of their times.
     position = func.coalesce(_e.log_index, literal("-1"))
-    yield from (matching.where(position >= literal("0"), position < _position, end) for end in _ends(conditions))
+    is_counted = position >= literal("0"), position < _position_of(_e)
+    if "since" in conditions:
+        yield matching.where(*is_counted, _e.event_timestamp < bindparam("hour_from"))
+    if "until" in conditions and not spans.has_rest:
+        yield matching.where(*is_counted, _e.event_timestamp >= bindparam("hour_to"))
+    elif "until" in conditions:
+        rest = _e.event_timestamp > bindparam("until"), _e.event_timestamp < bindparam("hour_to")
+        others = tuple(name for name in conditions if name != "until")
+        yield rows_of(others, grouped, -func.count()).where(*is_counted, *rest)
 
 
-def rows_of(conditions: tuple[str, ...], grouped: Columns = no_columns) -> Select[Any]:
-    """The same of rows alone, for any conditions."""
-    columns = grouped(_e, _e.event_timestamp)
-    selected = select(*columns, func.count().label("events")).select_from(audit_events)
+def _rows_after(matching: Select[Any]) -> Iterator[Select[Any]]:
+    """The rows after those that are counted: of the first log, of each later one, and of those that no log is."""
+    is_first = case((and_(_e.log_id > literal("0"), _has_later_logs), literal("false")), else_=literal("true", Boolean))
+    yield matching.where(_e.log_index >= _first_position, _e.log_index <= _POSITION_MAX, is_first)
+    later = select(_rollup.c.log_id, _rollup.c.position).where(_rollup.c.log_id > literal("0")).subquery("later")
+    yield _of_each(later, matching.where(_e.log_id == later.c.log_id, _e.log_index >= later.c.position))
+    last = select(func.max(_rollup.c.log_id).label("log_id")).having(func.max(_rollup.c.log_id) > literal("0"))
+    of_last = last.subquery("last")
+    yield _of_each(of_last, matching.where(_e.log_id > of_last.c.log_id, _e.log_index >= literal("0")))
+
+
+def _of_each(logs: Subquery, matching: Select[Any]) -> Select[Any]:
+    """The rows of each log together. Lateral: where there are no such logs, nothing is read, nor a process started to read it."""
+    rows = matching.where(_e.log_id > literal("0")).correlate(logs).lateral("rows")
+    columns = [column for column in rows.c if column.name != "events"]
+    events = func.coalesce(func.sum(rows.c.events), literal("0")).label("events")
+    return select(*columns, events).select_from(logs.join(rows, literal("true"))).group_by(*columns)
+
+
+def rows_of(
+    conditions: tuple[str, ...], grouped: Columns = no_columns, number: ColumnElement[int] | None = None
+) -> Select[Any]:
+    """The same of rows alone, for any conditions; or another `number` of them."""
+    columns = grouped(_e, _e.event_timestamp, None)
+    selected = select(*columns, (func.count() if number is None else number).label("events")).select_from(audit_events)
     return selected.where(*(CONDITIONS[name] for name in conditions)).group_by(*columns)
 
 
-def _spans(conditions: tuple[str, ...], longest: Span) -> Iterator[tuple[str, str | None, str | None]]:
-    """(span of the counts, from when, until when), the times as names of whole_spans()."""
+_Within = tuple[str, str | None, str | None]
+"""(span of the counts, from when, until when), the times as names of whole_spans()."""
+
+
+def _spans(conditions: tuple[str, ...], longest: Span) -> Iterator[_Within]:
     since, until = "since" in conditions, "until" in conditions
     if longest == "month":
         yield "m", "month_from" if since else None, "month_to" if until else None
@@ -117,19 +186,17 @@ def _spans(conditions: tuple[str, ...], longest: Span) -> Iterator[tuple[str, st
         yield "h", "day_to", "hour_to"
 
 
-def _counts_of(
-    conditions: tuple[str, ...], grouped: Columns, span: str, start: str | None, end: str | None
-) -> Select[Any]:
-    c = rollup_counts.c
-    selected = _events_of(rollup_counts, _ON_COUNTS, conditions, grouped(c, c.start))
+def _counts_of(counts: Table, conditions: tuple[str, ...], grouped: Columns, within: _Within) -> Select[Any]:
+    c, (span, start, end) = counts.c, within
+    selected = _events_of(counts, _ON_COUNTS[counts], conditions, grouped(c, c.start, _SPANS[span]))
     return selected.where(c.span == literal(f"'{span}'"), *_between(c.start, start, end))
 
 
 def _changes_of(conditions: tuple[str, ...], grouped: Columns) -> Select[Any]:
     c = rollup_changes.c
     start, end = "hour_from" if "since" in conditions else None, "hour_to" if "until" in conditions else None
-    selected = _events_of(rollup_changes, _ON_CHANGES, conditions, grouped(c, c.event_timestamp))
-    return selected.where(c.log_index < _position, *_between(c.event_timestamp, start, end))
+    selected = _events_of(rollup_changes, _ON_CHANGES, conditions, grouped(c, c.event_timestamp, None))
+    return selected.where(c.log_index < _position_of(c), *_between(c.event_timestamp, start, end))
 
 
 def _events_of(
@@ -148,11 +215,3 @@ def _between(time: ColumnElement[Any], start: str | None, end: str | None) -> It
         yield time >= bindparam(start)
     if end is not None:
         yield time < bindparam(end)
-
-
-def _ends(conditions: tuple[str, ...]) -> Iterator[ColumnElement[bool]]:
-    """Of rows, which hour they are in beside the whole ones."""
-    if "since" in conditions:
-        yield _e.event_timestamp < bindparam("hour_from")
-    if "until" in conditions:
-        yield _e.event_timestamp >= bindparam("hour_to")

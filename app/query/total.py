@@ -6,14 +6,14 @@ from functools import lru_cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import BigInteger, ColumnElement, Select, case, cast, func, select
+from sqlalchemy import BigInteger, ColumnElement, Select, Table, case, cast, func, select
 from sqlalchemy import literal_column as literal
 
 from app.db import Connection
-from app.query.compiled import Statement, compile_statement
+from app.query.compiled import Statement, compile_statement, fetch_planned_once
 from app.query.filter import CONDITIONS, EventQuery
-from app.query.parts import IN_ROLLUP, IS_CURRENT, parts_of, rows_of
-from app.query.spans import whole_spans
+from app.query.parts import IS_CURRENT, counts_with, parts_of, rows_of
+from app.query.spans import WholeSpans, whole_spans
 from app.tables import audit_events
 
 COUNT_SECONDS = 1.0
@@ -39,12 +39,15 @@ async def from_rollup(connection: Connection, query: EventQuery) -> int | None:
     """How many events match, exactly; None if the roll-up has no answer to this query, or none at this moment."""
     conditions = query.conditions()
     spans = whole_spans(query.since, query.until)
-    if spans is None or not IN_ROLLUP.issuperset(conditions):
+    counts = counts_with(conditions)
+    if spans is None or counts is None:
         return None
+    statement = _rollup_statement(counts, conditions, spans[0])
     try:
-        count: int | None = await _fetchval(connection, _rollup_statement(conditions), query.arguments() | spans)
+        rows = await fetch_planned_once(connection, statement, query.arguments() | spans[1])
     except asyncpg.InsufficientPrivilegeError:  # roles.sql was not run after the migration
         return None
+    count: int | None = rows[0][0]
     return count
 
 
@@ -85,9 +88,9 @@ def _matching(conditions: tuple[str, ...]) -> Select[Any]:
 
 
 @lru_cache(256)
-def _rollup_statement(conditions: tuple[str, ...]) -> Statement:
-    """The number of events that meet `conditions`, which are some of IN_ROLLUP; NULL while the counts are not current."""
+def _rollup_statement(counts: Table, conditions: tuple[str, ...], spans: WholeSpans) -> Statement:
+    """The number of events that meet `conditions`; NULL while the counts are not current."""
     number: ColumnElement[int] = literal("0", BigInteger)
-    for part in parts_of(conditions):
+    for part in parts_of(counts, conditions, spans):
         number += part.scalar_subquery()
     return compile_statement(select(case((IS_CURRENT, cast(number, BigInteger)))))

@@ -122,12 +122,38 @@ following AS (
 (t.identity IS NOT NULL AND pg_get_expr((SELECT relpartbound FROM pg_class WHERE oid = t.month), t.month)
         = format('FOR VALUES FROM (%L) TO (%L)', t.first_day, (t.first_day + interval '1 month')::date))
 
+-- fragment: position_max
+-- The last position that a bigint has.
+9223372036854775807
+
+-- fragment: has_later_logs
+-- Whether the database has more than one log.
+(SELECT count(*) > 0 FROM logs WHERE log_id > 0)
+
+-- fragment: log_of_row
+-- The log among whose rows the roll-up counts a row of c: the first one, unless the row says that it is of a later one, and there are such.
+CASE WHEN c.log_id > 0 AND (SELECT count(*) > 0 FROM logs WHERE log_id > 0) THEN c.log_id ELSE 0 END
+
+-- fragment: counted_columns
+-- By what events are counted.
+event_timestamp, event_type, event_category, event_outcome, severity, cluster_id, namespace
+
+-- fragment: discard_counts
+-- Deletes the counts of months that were discarded.
+counts AS (
+    DELETE FROM rollup_counts WHERE month IN (SELECT month FROM discarded)
+), scopes AS (
+    DELETE FROM rollup_scopes WHERE month IN (SELECT month FROM discarded)
+)
+
 -- fragment: add_counts
--- Adds what is `counted` to the counts, by hours, days and months.
+-- Adds what is `counted` to the counts, by hours, days and months: to those by type, and to those by cluster and namespace.
 by_hour AS MATERIALIZED (
-    SELECT month, date_trunc('hour', event_timestamp, 'UTC') AS start, event_type, event_category, event_outcome, severity,
+    SELECT month, date_trunc('hour', event_timestamp, 'UTC') AS start, event_type, event_category, event_outcome, severity, cluster_id,
+        namespace, event_category = 'security' AND event_type LIKE 'datastorage.%'
+            AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event,
         sum(events) AS events
-    FROM counted GROUP BY 1, 2, 3, 4, 5, 6
+    FROM counted GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
 ), added AS (
     INSERT INTO rollup_counts AS c (span, start, month, event_type, event_category, event_outcome, severity, events)
     SELECT s.span, date_trunc(s.unit, h.start, 'UTC'), month, event_type, event_category, event_outcome, severity,
@@ -135,5 +161,12 @@ by_hour AS MATERIALIZED (
     FROM by_hour h CROSS JOIN (VALUES ('h', 'hour'), ('d', 'day'), ('m', 'month')) s(span, unit)
     GROUP BY 1, 2, 3, 4, 5, 6, 7
     ON CONFLICT (span, start, month, event_type, event_category, event_outcome, severity)
+        DO UPDATE SET events = c.events + excluded.events
+), added_to_scopes AS (
+    INSERT INTO rollup_scopes AS c (span, start, month, cluster_id, namespace, event_outcome, is_self_event, events)
+    SELECT s.span, date_trunc(s.unit, h.start, 'UTC'), month, cluster_id, namespace, event_outcome, is_self_event, sum(events)
+    FROM by_hour h CROSS JOIN (VALUES ('h', 'hour'), ('d', 'day'), ('m', 'month')) s(span, unit)
+    GROUP BY 1, 2, 3, 4, 5, 6, 7
+    ON CONFLICT (span, start, month, cluster_id, namespace, event_outcome, is_self_event)
         DO UPDATE SET events = c.events + excluded.events
 )

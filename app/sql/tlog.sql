@@ -203,6 +203,10 @@ FROM logs l WHERE l.log_id > $1 ORDER BY l.log_id
 -- The rows that say that they are the first event of the log, each with the leaf that the log has there.
 SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events WHERE log_index = 0 AND log_id = {log}
 
+-- name: index_later_logs
+-- What finds rows of later logs among those of the first one; writing waits while it is built.
+CREATE INDEX IF NOT EXISTS audit_events_later_logs ON audit_events (log_id, log_index) WHERE log_id > 0
+
 -- name: open_next_log
 -- Closes log $1 and opens the one after it, named $2. From now on only releases that know the migration $3 may write.
 SELECT open_next_log($1, $2, $3)

@@ -70,7 +70,13 @@ def test_histogram(client: httpx.Client) -> None:
         ask(until="0001-01-02")["events"]
         == ask(since="9999-12-31T23:00:00Z", until="9999-12-31T23:59:59.999999Z")["events"]
     )
-    for refused in ({"by": "actor"}, {"bucket": "year"}, {"bucket": "minute", "since": "7d"}, {"event_outcome": "x"}):
+    for refused in (
+        {"by": "actor"},
+        {"bucket": "year"},
+        {"bucket": "minute", "since": "7d"},
+        {"event_outcome": "x"},
+        {"outcome": "failure"},
+    ):
         assert client.get(HISTOGRAM, params=refused).status_code == 400
 
 

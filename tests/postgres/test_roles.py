@@ -117,7 +117,15 @@ async def test_service_role_counts(roles: Callable[[str], str], database_url: st
 
 async def test_months_are_made_before_roles_are_run_again(roles: Callable[[str], str], connection: Any) -> None:
     """Somebody else than the owner migrates, and until roles.sql was run again no late event finds its month."""
-    for name in ("rollups", "rollup_months", "rollup_counts", "rollup_changes", "rollup_tables", "rollup_progress"):
+    for name in (
+        "rollup_logs",
+        "rollup_months",
+        "rollup_counts",
+        "rollup_scopes",
+        "rollup_changes",
+        "rollup_tables",
+        "rollup_log_progress",
+    ):
         await connection.execute(
             f"ALTER TABLE {name} OWNER TO CURRENT_USER; REVOKE ALL ON {name} FROM datastorage_owner"
         )
