@@ -272,7 +272,7 @@ def _mark(x: float, group: Sequence[dict[str, Any]]) -> Mark:
     shape = worst["event_outcome"] if worst["event_outcome"] in _WORST else "pending"
     named = [f"{event['event_type']}: {event['event_outcome']}" for event in group[:6]]
     more = [f"and {len(group) - 6} more"] if len(group) > 6 else []
-    return Mark(x, 0, shape, len(group), f"#e-{worst['event_id']}", "\n".join(named + more))
+    return Mark(x, 0, shape, len(group), f"/ui/events/{worst['event_id']}", "\n".join(named + more))
 
 
 def _rank(outcome: str) -> int:
@@ -289,7 +289,7 @@ def _decisions(decisions: Sequence[dict[str, Any]], axis: Axis) -> list[Mark]:
             last = marks.pop()
             marks.append(Mark(last.x, 0, "decision", last.count + 1, last.href, f"{last.title}\n{title}", last.label))
         else:
-            marks.append(Mark(x, 0, "decision", 1, f"#e-{decision['event_id']}", title, words))
+            marks.append(Mark(x, 0, "decision", 1, f"/ui/events/{decision['event_id']}", title, words))
     return [_labelled(mark, following) for mark, following in zip(marks, [*marks[1:], None], strict=True)]
 
 

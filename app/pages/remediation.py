@@ -17,7 +17,7 @@ from app.api.deadline import within_deadline
 from app.api.parameters import path_correlation_id, query_parameters, read_fields, true_or_false, whole_number
 from app.api.service import service_of
 from app.api.verify import chain_verified, verify_correlation
-from app.errors import AuditError
+from app.errors import AuditError, DatabaseFailed, Unavailable
 from app.pages.drawing import draw, duration
 from app.pages.events import Links, shown
 from app.pages.rendering import page
@@ -198,9 +198,9 @@ async def _first_failure(request: Request, events: list[dict[str, Any]]) -> dict
 async def _rebuilt(engine: AsyncEngine, correlation_id: str) -> Rebuilt:
     try:
         built = await rebuild(engine, correlation_id, datetime.now(UTC))
-    except AuditError as error:
-        if error.status >= 500:
-            raise
+    except (DatabaseFailed, Unavailable):
+        raise
+    except AuditError as error:  # also a payload that cannot be read: the rest of the page does not depend on it
         return Rebuilt("", 0, [], error.detail)
     return Rebuilt(built.yaml, built.completeness, [*built.errors, *built.warnings])
 

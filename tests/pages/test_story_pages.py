@@ -44,7 +44,9 @@ def told(pages_service: Service) -> dict[str, str]:
         },
         **dict.fromkeys(texts, HOSTILE[:20]),
     }
-    events = [*make_story("rr-story", LATE), *make_story(ODD, LATE), hostile]
+    payload = {"event_type": "orchestrator.lifecycle.started", "rr_name": "x", "namespace": "payments"}
+    mismatched = make_row("mismatched", "gateway.signal.received", "gateway", payload, LATE)
+    events = [*make_story("rr-story", LATE), *make_story(ODD, LATE), hostile, mismatched]
     with httpx.Client(base_url=pages_service.url) as client:
         for start in range(0, len(events), 10):
             answer = client.post("/api/v1/audit/events/batch", json=events[start : start + 10])
@@ -105,6 +107,14 @@ def test_any_id_has_a_page(reader: Callable[..., Reader], told: dict[str, str]) 
     assert "all 17 events" in page.locator("main").inner_text()
 
 
+def test_what_cannot_be_rebuilt_is_said(reader: Callable[..., Reader], told: dict[str, str]) -> None:
+    """A payload that is not of its event's type takes the whole page away, rather than the RemediationRequest alone."""
+    page = reader(javascript=False).open(path_of("mismatched"))
+    assert "cannot be read: event_data/signal_type: required, but missing" in page.inner_text("main")
+    assert page.locator(".chain .judged").first.get_attribute("data-chain") == "good"
+    del told
+
+
 def test_unknown_remediation(reader: Callable[..., Reader], told: dict[str, str]) -> None:
     """Who misspells an id reads of an empty but valid chain, or nothing that helps."""
     page = reader().open(path_of("no/such"), status=404)
@@ -141,7 +151,7 @@ def test_list_filters_and_pages(reader: Callable[..., Reader], told: dict[str, s
         if not page.get_by_role("link", name="Older").count():
             break
         page.get_by_role("link", name="Older").click()
-    assert len(seen) == len(set(seen)) == 15
+    assert len(seen) == len(set(seen)) == 16
     page = one.open("/ui/correlations")
     page.fill("[name=namespace]", "payments")
     page.select_option("[name=event_outcome]", "failure")
@@ -192,14 +202,14 @@ def test_verdict_is_never_staler_than_it_says(
     aside(lambda: rename("gateway-controller", "somebody"))
     try:
         page = reader().open(path_of(correlation_id))
-        verdict = page.locator(".chain .verdict").first
+        verdict = page.locator(".chain .judged").first
         assert verdict.get_attribute("data-chain") == "bad"
         seen = re.findall(r"The chain is broken|whole", page.locator(".chain").inner_text())
     finally:
         aside(lambda: rename("somebody", "gateway-controller"))
     assert seen == ["The chain is broken"]
     page = reader().open(path_of(correlation_id) + "?verify=true")
-    assert page.locator(".chain .verdict").first.get_attribute("data-chain") == "good"
+    assert page.locator(".chain .judged").first.get_attribute("data-chain") == "good"
 
 
 def test_an_auditors_question(reader: Callable[..., Reader], told: dict[str, str], tmp_path: Path) -> None:
@@ -214,7 +224,7 @@ def test_an_auditors_question(reader: Callable[..., Reader], told: dict[str, str
     page.get_by_role("link", name="rr-story", exact=True).click()
     text = page.locator("main").inner_text()
     assert "Approved by ada@example.com" in text
-    assert page.locator(".chain .verdict").first.get_attribute("data-chain") == "good"
+    assert page.locator(".chain .judged").first.get_attribute("data-chain") == "good"
     # 3. The file.
     with page.expect_download() as download:
         page.get_by_role("link", name="Bundle").click()

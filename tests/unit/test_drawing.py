@@ -80,7 +80,7 @@ def test_near_events_are_one_mark_that_shows_the_worst() -> None:
     drawing = draw([*near, event(50, number=98), event(100, number=99)], [], [], [])
     assert drawing is not None
     first, _, last = drawing.lanes[0].marks
-    assert (first.shape, first.count, first.href) == ("failure", 20, "#e-00000005-0000-4000-8000-000000000000")
+    assert (first.shape, first.count, first.href) == ("failure", 20, "/ui/events/00000005-0000-4000-8000-000000000000")
     assert (last.shape, last.count) == ("success", 1)
     many = draw([event(n, category=f"c{n % 30}", number=n) for n in range(9000)], [], [], [])
     assert many is not None
@@ -103,7 +103,7 @@ def test_decisions_and_notifications_have_lanes_of_their_own() -> None:
     assert drawing is not None
     decisions, _, notifications = drawing.lanes
     [mark] = decisions.marks
-    assert (mark.label, mark.count, mark.href) == ("Approved by ada", 2, "#e-d")
+    assert (mark.label, mark.count, mark.href) == ("Approved by ada", 2, "/ui/events/d")
     assert [mark.title for mark in notifications.marks] == ["email to ops: sent"]
 
 

@@ -223,7 +223,7 @@
     const [answer, trust] = await Promise.all([readProof(event), readTrust(log)]);
     const found = steps(row, answer, trust), verdict = verdictOf(found);
     const at = new Date().toISOString().slice(0, 19).replace("T", " ");
-    badge.querySelector("[data-verdict]").replaceWith(element("p", { class: `verdict ${verdict}`, "data-verdict": verdict, role: "status" },
+    badge.querySelector("[data-verdict]").replaceWith(element("p", { class: `judged ${verdict}`, "data-verdict": verdict, role: "status" },
       element("span", { class: "icon", "aria-hidden": "true" }, VERDICTS[verdict][0]), element("strong", {}, VERDICTS[verdict][1]),
       ` ${sentence(verdict, found, row, answer)} Computed at ${at} UTC.`));
     badge.querySelector("[data-alarm]").replaceChildren(...(trust.changed.length ? [alarm(log, trust)] : []));
