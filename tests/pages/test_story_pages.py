@@ -88,6 +88,7 @@ def test_remediation_shows_its_story(reader: Callable[..., Reader], told: dict[s
     page.get_by_text("YAML", exact=True).click()
     assert "kind: RemediationRequest" in page.locator("pre[data-copy]").inner_text()
     if javascript and (picture := picture_path("remediation")):
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=picture)
 
 
