@@ -87,10 +87,11 @@ def questions() -> dict[str, Iterator[str]]:
         "a rare namespace": ("namespace=rare", 1),
         "a rare severity, by log": ("severity=rare&order=log", 1),
     }
-    return {
-        name: (_EVENTS + form.format(next(n) % several) for _ in itertools.count())
-        for name, (form, several) in asked.items()
-    }
+    return {name: _paths(form, several, n) for name, (form, several) in asked.items()}
+
+
+def _paths(form: str, several: int, numbers: Iterator[int]) -> Iterator[str]:
+    return (_EVENTS + form.format(number % several) for number in numbers)
 
 
 def measure(server: Running, paths: Iterator[str], number: int) -> Load:

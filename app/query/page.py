@@ -129,6 +129,8 @@ async def warm(engine: AsyncEngine) -> None:
         EventQuery(correlation_id="-", total="none"),
         EventQuery(event_type="-", since=since, total="none"),
         EventQuery(since=since, total="none"),
+        EventQuery(actor_id="-", total="none"),
+        EventQuery(resource_id="-", total="none"),
         EventQuery(correlation_id="-", event_type="-"),
         EventQuery(cursor=Cursor("2000-01-01T00:00:00", UUID(int=0)), limit=1, total="none"),
     ]
