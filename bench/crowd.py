@@ -43,8 +43,8 @@ class Crowd:
 class Connection:
     """One persistent connection for one request at a time; opened again after it ended."""
 
-    def __init__(self, port: int, source: str = "127.0.0.1", pause: float = 0.0) -> None:
-        self._address, self._source, self._pause = ("127.0.0.1", port), source, pause
+    def __init__(self, port: int, source: str = "127.0.0.1", pause: float = 0.0, *, host: str = "127.0.0.1") -> None:
+        self._address, self._source, self._pause = (host, port), source, pause
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, request: bytes, begin: float) -> Asked:

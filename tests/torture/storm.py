@@ -100,6 +100,7 @@ async def _read(world: World, routes: dict[str, bytes], seen: Storm, chance: ran
 
 
 def _connection(url: str) -> Connection:
-    port = urlsplit(url).port
-    assert port is not None
-    return Connection(port)
+    parts = urlsplit(url)
+    assert parts.port is not None
+    assert parts.hostname is not None
+    return Connection(parts.port, host=parts.hostname)
