@@ -1,6 +1,7 @@
 """Imports point down: a station may import only what this table names. A new edge is added with its reason beside it."""
 
 import ast
+import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -141,3 +142,18 @@ def test_nothing_reads_outside_the_project() -> None:
     """A file of the project depends on something that a clone does not have."""
     files = [p for d in ("app", "migrations", "tests", "bench") for p in (ROOT / d).rglob("*.py")]
     assert [p.name for p in files if p != Path(__file__) and "../shared" in p.read_text("utf-8")] == []
+
+
+TOP_LEVEL = set(
+    "app bench charts docs migrations openapi tests .ci .dockerignore .gitignore CHANGELOG.md CONTRIBUTING.md Dockerfile LICENSE "
+    "Makefile README.md docker-compose.yml pyproject.toml requirements.lock requirements-chart.lock requirements-dev.lock "
+    "requirements-sbom.lock".split()
+)
+
+
+def test_nothing_else_is_committed_at_the_top() -> None:
+    """What a command has left there is committed with the rest: two wheels once were."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {path.partition("/")[0] for path in listed.split("\0") if path} == TOP_LEVEL
