@@ -144,11 +144,30 @@ def test_nothing_reads_outside_the_project() -> None:
     assert [p.name for p in files if p != Path(__file__) and "../shared" in p.read_text("utf-8")] == []
 
 
-TOP_LEVEL = set(
-    "app bench charts docs migrations openapi tests .ci .dockerignore .gitignore CHANGELOG.md CONTRIBUTING.md Dockerfile LICENSE "
-    "Makefile README.md docker-compose.yml pyproject.toml requirements.lock requirements-chart.lock requirements-dev.lock "
-    "requirements-sbom.lock".split()
-)
+TOP_LEVEL = {
+    "app",
+    "bench",
+    "charts",
+    "docs",
+    "migrations",
+    "openapi",
+    "tests",
+    ".ci",
+    ".dockerignore",
+    ".gitignore",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "Dockerfile",
+    "LICENSE",
+    "Makefile",
+    "README.md",
+    "docker-compose.yml",
+    "pyproject.toml",
+    "requirements.lock",
+    "requirements-chart.lock",
+    "requirements-dev.lock",
+    "requirements-sbom.lock",
+}
 
 
 def test_nothing_else_is_committed_at_the_top() -> None:
