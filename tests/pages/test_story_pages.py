@@ -87,6 +87,7 @@ def test_remediation_shows_its_story(reader: Callable[..., Reader], told: dict[s
     assert len(types) == 17
     page.get_by_text("YAML", exact=True).click()
     assert "kind: RemediationRequest" in page.locator("pre[data-copy]").inner_text()
+    assert page.get_by_role("button", name="Copy").count() == (1 if javascript else 0)
     if javascript and (picture := picture_path("remediation")):
         page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=picture)
