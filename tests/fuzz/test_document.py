@@ -51,6 +51,7 @@ REFUSED = {
     "line 1: ": "7: a line holds one event, which the document does not say of text",
     "significant digits": "29: numbers are kept exactly, so there is a bound to them (docs/design.md, section 4)",
     "invalid time format": "8: forms of since and until",
+    "buckets from since to until": "docs/design.md, section 7: a histogram has a bound to its buckets",
     "belong together": "8: detail_key and detail_value, both or neither",
     "expected the next_cursor": "8, and docs/design.md, section 7: a cursor is what an earlier answer gave",
     "expected an RFC 3339 date-time": "12: so are start_time and end_time of format=json; of the others, and as since, they have more forms",
