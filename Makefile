@@ -34,7 +34,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m bench $(ARGS)
 
-# Checks that a day of honest traffic raises no alarm; `make test` runs two minutes of it. HOURS=1 takes about two minutes.
+# Checks that a day of honest traffic raises no alarm but for the loss in it; `make test` runs two minutes of it.
 HOURS ?= 24
 honest: $(INSTALLED)
 	$(BIN)/python -m tests.honest --hours $(HOURS) $(ARGS)
