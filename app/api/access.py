@@ -162,7 +162,7 @@ class AccessControl:
                 return {}
             return await self._admit_read(request, caller)
         except (AccessRefused, RateLimited) as error:
-            _record_denial(request, error, "get")
+            record_denial(request, error, "get")
             raise
 
     async def _admit_read(self, request: Request, caller: Caller | None) -> dict[str, str]:
@@ -219,7 +219,7 @@ async def authorize(request: Request) -> None:
     try:
         await foundation_of(request).authenticator.authorize(caller, verb)
     except AccessRefused as error:
-        _record_denial(request, error, verb)
+        record_denial(request, error, verb)
         raise
 
 
@@ -263,7 +263,8 @@ def client_address(scope: Scope) -> str:
     return client[0] if client else ""
 
 
-def _record_denial(request: Request, error: AuditError, verb: str) -> None:
+def record_denial(request: Request, error: AuditError, verb: str) -> None:
+    """One log record and one count of a refusal."""
     scope = request.scope
     kind = {401: "authentication_failed", 403: "authorization_denied", 429: "rate_limited"}.get(
         error.status, "review_failed"

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from app.api.access import PAGES
+from app.api.access import PAGES, record_denial
 from app.api.service import foundation_of
 from app.auth.attempt import Attempt
 from app.errors import AccessRefused, NotFound, Unauthorized
@@ -41,6 +41,7 @@ async def login(request: Request) -> Response:
         await authenticator.authorize(caller, "get")
         cookie = session.seal_session(request, token, caller.identity.expires)
     except AccessRefused as error:
+        record_denial(request, error, "get")
         return _form(request, target, error.detail, error.status)
     return RedirectResponse(target, 303, {"Set-Cookie": cookie})
 
@@ -76,6 +77,7 @@ async def return_from_issuer(request: Request) -> Response:
         await foundation_of(request).authenticator.authorize(caller, "get")
         cookie = session.seal_session(request, token, caller.identity.expires)
     except AccessRefused as error:
+        record_denial(request, error, "get")
         return _form(request, target, error.detail, error.status)
     response = page(request, "continue.html", title="Signed in", target=target)
     response.headers["Set-Cookie"] = cookie

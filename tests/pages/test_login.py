@@ -77,6 +77,10 @@ def test_by_token(reader: Callable[..., Reader], guarded: Service, tokens: dict[
     assert urlsplit(page.url).path == "/ui/login"
     sign_in(one, "made-up")
     assert "Invalid or expired token" in one.text()
+    [denial] = [
+        line for line in guarded.log.read_text().splitlines() if "security_event" in line and "/ui/login" in line
+    ]
+    assert '"reason":"Invalid or expired token"' in denial
     one.faults.clear()  # the browser reports the 401
     sign_in(one, tokens["ops:reader"])
     assert urlsplit(page.url)[2:4] == ("/ui/events", "event_outcome=success")
