@@ -275,7 +275,7 @@ def record_denial(request: Request, error: AuditError, verb: str) -> None:
         extra={
             "event_type": kind,
             "reason": error.detail,
-            "user": caller_name(request),
+            "user": scope["state"].get("username", ""),
             "status_code": error.status,
             "method": scope["method"],
             "path": scope["path"],

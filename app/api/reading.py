@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
+from urllib.parse import unquote_to_bytes
 
 from starlette.types import Message, Receive
 
@@ -282,6 +283,7 @@ def needs_slot(method: str, path: str) -> bool:
 
 def is_long(path: str, query_string: bytes) -> bool:
     """Whether the read may take longer than a query may: an export to a file, a bundle, or the verification of a chain."""
+    query_string = unquote_to_bytes(query_string)
     if path == _AUDIT + "export":
         return b"=ndjson" in query_string or b"=csv" in query_string
     return path.startswith((_AUDIT + "correlations/", _PAGES + "correlations/")) and (

@@ -25,6 +25,8 @@ from app.pages.rendering import page
 from app.settings import Settings, is_loopback
 
 _READS = frozenset({"GET", "HEAD"})
+_OF_BROWSERS = (b"accept-language", b"origin", b"sec-fetch-site")
+"""Headers that browsers send, one of them at least with every request of a script, and that clients of the API do not."""
 _NOT_FOUND = "There is no such page here: the navigation has all there are."
 
 
@@ -49,9 +51,16 @@ class Browsers:
         elif is_page(path):
             await self._answer_page(scope, receive, send)
         else:
-            if path.startswith(GUARDED_PREFIX) and method in _READS and _has_header(scope, b"cookie"):
-                self._open_session(scope)
+            if path.startswith(GUARDED_PREFIX):
+                self._admit_browser(scope)
             await self.front(scope, receive, send)
+
+    def _admit_browser(self, scope: Scope) -> None:
+        """Let a browser that asks the API have its session where it reads, and nothing under another name than this machine's."""
+        if scope["method"] in _READS and _has_header(scope, b"cookie"):
+            self._open_session(scope)
+        if self._is_local and any(_has_header(scope, name) for name in _OF_BROWSERS) and not _is_to_loopback(scope):
+            scope.setdefault("state", {})["refusal"] = _rebound()  # the front answers with it
 
     async def _answer_page(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._open_session(scope)
@@ -79,10 +88,8 @@ class Browsers:
     def _refusal(self, scope: Scope) -> AuditError | None:
         """Why this request for a page is refused before anybody looks at it."""
         headers = Request(scope).headers
-        if self._is_local and not is_loopback(_host(f"//{headers.get('host', '')}", "hostname")):
-            return BadRequest(
-                "Without authentication pages are shown to this machine alone, under localhost or its address."
-            )
+        if self._is_local and not _is_to_loopback(scope):
+            return _rebound()
         hosts = {headers.get("host"), self._own_host} - {None, ""}
         if scope["method"] in _READS or _is_same_origin(headers.get("sec-fetch-site"), headers.get("origin"), hosts):
             return None
@@ -166,8 +173,19 @@ def _is_plain_loopback(scope: Scope) -> bool:
     """Whether the browser speaks plain HTTP with this process, on one machine, without a proxy between them."""
     headers = Request(scope).headers
     is_proxied = any(name in headers for name in ("x-forwarded-for", "x-forwarded-proto", "forwarded"))
-    host = _host(f"//{headers.get('host', '')}", "hostname")
-    return scope.get("scheme") == "http" and is_loopback(host) and not is_proxied
+    return scope.get("scheme") == "http" and _is_to_loopback(scope) and not is_proxied
+
+
+def _is_to_loopback(scope: Scope) -> bool:
+    """Whether the request names a host that every machine is to itself."""
+    return is_loopback(_host(f"//{Request(scope).headers.get('host', '')}", "hostname"))
+
+
+def _rebound() -> AuditError:
+    """The refusal of a name that a foreign page has made its own: it would read what this service answers."""
+    return BadRequest(
+        "Without authentication browsers are answered on this machine alone, under localhost or its address."
+    )
 
 
 def _is_same_origin(site: str | None, origin: str | None, hosts: Container[str | None]) -> bool:

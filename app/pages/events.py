@@ -1,5 +1,6 @@
 """The page of events: filters that are links, and a table whose rows open to all that is known of an event."""
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from app.errors import DatabaseBusy
 from app.events.envelope import Category, Outcome
 from app.pages.chart import bars
 from app.pages.rendering import page
+from app.pages.text import indented
 from app.query.filter import EventQuery
 from app.query.histogram import Histogram
 from app.query.page import Page, rest_of_page
@@ -38,6 +40,8 @@ _WITHOUT_FIELD = _PAGING | {"event_type", "strict"}
 _NOT_COUNTED = _PAGING | {"order", "strict"}
 _EVENTS_MAX = 200
 """Most events on a page: it is rendered in one go, while nobody else is answered."""
+_PAYLOAD_MAX = 20_000
+"""Characters of a payload in a table; the event's own page has all of them."""
 _TEXT_DAYS = "7d"
 """How far back a text is looked for if nobody says: it is looked for in every payload."""
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -120,20 +124,18 @@ async def portions(request: Request, found: Page) -> AsyncIterator[list[dict[str
 
 
 async def shown(request: Request, events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Events with what a page shows beside their members: `place` (query/places.py), `payload` as JSON text, and whether their time has
-    not come yet: `is_ahead`.
+    """Events with what a page shows beside their members: `place` (query/places.py), `payload` as text instead of event_data, and
+    whether their time has not come yet: `is_ahead`.
     """
     found = await within_deadline(request, places(service_of(request).engine, events))
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"
-    return [
-        event
-        | {
-            "place": place,
-            "payload": orjson.dumps(event["event_data"]).decode(),
-            "is_ahead": event["event_timestamp"] > now,
-        }
-        for event, place in zip(events, found, strict=True)
-    ]
+    made = list[dict[str, Any]]()
+    for event, place in zip(events, found, strict=True):
+        payload = indented(orjson.dumps(event["event_data"]).decode(), _PAYLOAD_MAX)
+        others = {name: value for name, value in event.items() if name != "event_data"}
+        made.append(others | {"place": place, "payload": payload, "is_ahead": event["event_timestamp"] > now})
+        await asyncio.sleep(0)  # payloads can be large, and others are waiting
+    return made
 
 
 class Links:

@@ -1,5 +1,6 @@
 """Signing in and out: a browser hands over a token once, and gets it back as a sealed cookie that no script can read."""
 
+import re
 from hmac import compare_digest
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from app.auth.code_flow import CodeFlow
 
 router = APIRouter(include_in_schema=False)
+_DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+"""Segments with which a browser leaves /ui, however they are spelled."""
 
 
 @router.get("/ui/login")
@@ -35,11 +38,8 @@ async def login(request: Request) -> Response:
     """Begin a session for the owner of a token, who has to be allowed to read."""
     fields = await read_form(request)
     target, token = target_of(fields.get("next", "")), fields.get("token", "").strip()
-    authenticator = foundation_of(request).authenticator
     try:
-        caller = await authenticator.identify(token)
-        await authenticator.authorize(caller, "get")
-        cookie = session.seal_session(request, token, caller.identity.expires)
+        cookie = await _begin(request, token)
     except AccessRefused as error:
         record_denial(request, error, "get")
         return _form(request, target, error.detail, error.status)
@@ -72,10 +72,7 @@ async def return_from_issuer(request: Request) -> Response:
     try:
         if "code" not in sent:
             raise Unauthorized(f"The issuer did not sign you in ({sent.get('error', 'without a reason')}).")
-        token = await flow.redeem(Attempt(**sealed), sent["code"])
-        caller = await foundation_of(request).authenticator.identify(token)
-        await foundation_of(request).authenticator.authorize(caller, "get")
-        cookie = session.seal_session(request, token, caller.identity.expires)
+        cookie = await _begin(request, await flow.redeem(Attempt(**sealed), sent["code"]))
     except AccessRefused as error:
         record_denial(request, error, "get")
         return _form(request, target, error.detail, error.status)
@@ -94,9 +91,19 @@ async def logout(request: Request) -> Response:
     return response
 
 
+async def _begin(request: Request, token: str) -> str:
+    """The header Set-Cookie that begins a session for the owner of a token, who has to be allowed to read."""
+    authenticator = foundation_of(request).authenticator
+    caller = await authenticator.identify(token)
+    request.scope["state"]["username"] = caller.identity.name
+    await authenticator.authorize(caller, "get")
+    return session.seal_session(request, token, caller.identity.expires)
+
+
 def target_of(sent: str) -> str:
     """Where a browser goes after it has signed in: a page of this service, whatever was sent."""
-    is_page = sent.startswith(PAGES + "/") and sent.isprintable() and "\\" not in sent
+    path = sent.partition("?")[0]
+    is_page = path.startswith(PAGES + "/") and sent.isprintable() and "\\" not in sent and not _DOTS.search(path)
     return sent if is_page and not sent.startswith((f"{PAGES}/login", f"{PAGES}/logout")) else PAGES
 
 

@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, Response
 from app.api.access import caller_name
 from app.api.service import foundation_of
 from app.pages import session
-from app.pages.text import indented, visible
+from app.pages.text import cut, visible
 
 _BREAKS = re.compile(r"[./:@_-]")
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def environment() -> "Environment":
         lstrip_blocks=True,
     )
     made.globals |= {"static": static_url, "navigation": NAVIGATION}
-    made.filters |= {"exact": _exact, "json": indented, "cut": cut, "breakable": breakable, "segment": segment}
+    made.filters |= {"exact": _exact, "cut": cut, "breakable": breakable, "segment": segment}
     return made
 
 
@@ -109,11 +109,6 @@ def _shown(value: Any) -> Any:
 def _exact(text: str | None) -> Markup:
     """A text as it is, for the value of a field that is sent back."""
     return escape(text or "")
-
-
-def cut(text: str, most: int) -> str:
-    """The first `most` characters, and how many more there are."""
-    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} more characters)"
 
 
 def breakable(text: str) -> Markup:

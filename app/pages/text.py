@@ -1,11 +1,12 @@
 """Text of events on a page: what a reader could not see, or what would change the order of what they see, becomes visible."""
 
 import re
+import sys
 import unicodedata
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs", "Co", "Cn"})
-_LINES = frozenset("\n\t")
-_PIECE = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},:]|[^\s\[\]{},:"]+')
+_HARD_TO_SEE = re.compile(r"[^\n\t -~]")
+_PIECE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]|[^\s\[\]{},:"]+')
 _INDENT = "  "
 
 
@@ -13,30 +14,49 @@ def visible(text: str) -> str:
     """`text` with an escape such as \\u202e for each character that is not printed: controls, directions, surrogates."""
     if text.isprintable():
         return text
-    return "".join(one if one in _LINES or not _is_invisible(one) else _escape(one) for one in text)
+    return _HARD_TO_SEE.sub(_escape_invisible, text)
 
 
-def _is_invisible(character: str) -> bool:
-    return unicodedata.category(character) in _INVISIBLE
-
-
-def _escape(character: str) -> str:
+def _escape_invisible(match: re.Match[str]) -> str:
+    character = match[0]
+    if unicodedata.category(character) not in _INVISIBLE:
+        return character
     code = ord(character)
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def indented(json: str) -> str:
-    """The same JSON over several lines. Numbers and strings stay as they are written: nothing is parsed."""
-    lines, depth, before = [""], 0, ""
-    for piece in _PIECE.findall(json):
-        if before in {"[", "{"} and piece not in {"]", "}"}:
+def indented(json: str, most: int = sys.maxsize) -> str:
+    """The same JSON over several lines. Numbers and strings stay as they are written: nothing is parsed.
+
+    Of a long one the first `most` characters, and how many of `json` follow, which are not looked at.
+    """
+    parts, depth, before, size = list[str](), 0, "", 0
+    for match in _PIECE.finditer(json):
+        piece = match[0]
+        is_end = piece in {"]", "}"}
+        if before in {"[", "{"} and not is_end:
             depth += 1
-            lines.append(_INDENT * depth)
-        elif piece in {"]", "}"} and before not in {"[", "{"}:
+            piece = "\n" + _INDENT * depth + piece
+        elif is_end and before not in {"[", "{"}:
             depth -= 1
-            lines.append(_INDENT * depth)
+            piece = "\n" + _INDENT * depth + piece
         elif before == ",":
-            lines.append(_INDENT * depth)
-        lines[-1] += ": " if piece == ":" else piece
-        before = piece
-    return "\n".join(lines)
+            piece = "\n" + _INDENT * depth + piece
+        elif piece == ":":
+            piece = ": "
+        parts.append(piece)
+        size += len(piece)
+        if size > most:
+            return _cut("".join(parts), most, len(json) - match.end())
+        before = match[0]
+    return "".join(parts)
+
+
+def cut(text: str, most: int) -> str:
+    """The first `most` characters, and how many more there are."""
+    return _cut(text, most, 0)
+
+
+def _cut(text: str, most: int, following: int) -> str:
+    more = len(text) - most + following
+    return text if more <= 0 else f"{text[:most]}… ({more:,} more characters)"

@@ -140,7 +140,7 @@ def test_at_the_issuer(reader: Callable[..., Reader], guarded: Service, idp: Iss
         assert client.get("/ui/login/callback?error=access_denied").status_code == 400
 
 
-def test_forged_forms(guarded: Service, pages_service: Service, tokens: dict[str, str]) -> None:
+def test_forged_forms(guarded: Service, tokens: dict[str, str]) -> None:
     """Another page has a browser do something that its user did not want."""
 
     def post(client: httpx.Client, form_token: str, **headers: str) -> int:
@@ -164,8 +164,35 @@ def test_forged_forms(guarded: Service, pages_service: Service, tokens: dict[str
         assert client.post("/ui/logout", data={"form_token": own}, headers=HTML).status_code == 403, (
             "the session has another"
         )
-    rebound = httpx.get(f"{pages_service.url}/ui/events", headers=HTML | {"Host": "evil.example"})
-    assert (rebound.status_code, "this machine alone" in rebound.text) == (400, True)
+
+
+def test_rebound_names(pages_service: Service) -> None:
+    """A page of another site, whose name is made one of this machine, reads pages or the API, or posts; or a client's own name is refused."""
+    evil, events = {"Host": "evil.example"}, f"{pages_service.url}/api/v1/audit/events"
+    for header in ({"Accept-Language": "en"}, {"Sec-Fetch-Site": "same-origin"}, {"Origin": "http://evil.example"}):
+        for answer in (
+            httpx.get(f"{pages_service.url}/ui/events", headers=HTML | evil | header),
+            httpx.get(events, headers=evil | header),
+            httpx.post(events, json=make_event(), headers=evil | header),
+        ):
+            assert (answer.status_code, "this machine alone" in answer.text) == (400, True)
+        assert httpx.get(events, headers=header).status_code == 200
+    assert httpx.get(events, headers={"Host": "datastorage:8080"}).status_code == 200
+
+
+def test_refused_tokens_are_recorded(guarded: Service) -> None:
+    """Whoever tries tokens at the form of a page is not in the log, or the token is."""
+    with httpx.Client(base_url=guarded.url, headers=HTML) as client:
+        found = re.search(r'name="form_token" value="(\w+)"', client.get("/ui/login").text)
+        assert found is not None
+        fields = {"form_token": found[1], "token": "guessed-one"}
+        answer = client.post("/ui/login", data=fields, headers={"X-Request-ID": "a-guess-at-the-form"})
+        assert answer.status_code == 401
+    log = guarded.log.read_text()
+    denials = [line for line in log.splitlines() if "security_event" in line and "a-guess-at-the-form" in line]
+    assert len(denials) == 1
+    assert '"authentication_failed"' in denials[0]
+    assert "guessed-one" not in log
 
 
 def test_sessions_that_end(guarded: Service, tokens: dict[str, str], tokens_file: Path) -> None:

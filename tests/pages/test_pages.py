@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
-from tests.events import make_freeform
+from tests.events import make_event, make_freeform
 from tests.pages.browser import ZONE, Reader
 from tests.pages.conftest import picture_path
 from tests.services import Service
@@ -101,6 +101,24 @@ def test_browsers_and_clients(pages_service: Service) -> None:
         assert client.get("/ui/events?since=soon").headers["content-type"] == "application/problem+json"
         for name in ("x-content-type-options", "cache-control", "referrer-policy"):
             assert name in bad.headers
+
+
+def test_paths_that_are_no_files(pages_service: Service) -> None:
+    """A file of the pages is something that a path can make of it: the sources, or an error of the service."""
+    with httpx.Client(base_url=pages_service.url) as client:
+        for name in ("a" * 300 + ".css", "a%00.css", "..%2frendering.py", "%2e%2e", "..", "pages.css%0a", "pages.css/"):
+            assert client.get(f"/ui/static/x/{name}").status_code == 404, name
+
+
+def test_large_payloads_in_a_table(reader: Callable[..., Reader], pages_service: Service) -> None:
+    """A table carries payloads to their ends; or its row does not say that there is more."""
+    event = make_event()
+    event["event_data"]["large"] = {f"k{number}": "x" for number in range(10_000)}
+    answer = httpx.post(f"{pages_service.url}/api/v1/audit/events", json=event).json()
+    page = reader(javascript=False).open(f"/ui/events?correlation_id={event['correlation_id']}")
+    payload = page.locator(f"#e-{answer['event_id']} pre").text_content() or ""
+    assert 20_000 < len(payload) < 20_100
+    assert payload.endswith("more characters)")
 
 
 def test_time_is_the_readers_and_labelled(reader: Callable[..., Reader]) -> None:

@@ -33,6 +33,20 @@ def test_indented_leaves_numbers_alone() -> None:
     assert "123456789012345678901234567890" in indented('{"b":123456789012345678901234567890}')
 
 
+@given(JSON, st.integers(0, 100))
+def test_indented_begins_the_same(value: object, most: int) -> None:
+    """The beginning of a payload is another text than the whole has, or longer than asked; or nobody says that there is more."""
+    compact = json.dumps(value, ensure_ascii=False)
+    whole, beginning = indented(compact), indented(compact, most)
+    assert beginning == whole if len(whole) <= most else beginning.startswith(f"{whole[:most]}… (")
+
+
+def test_indented_looks_at_the_beginning_alone() -> None:
+    """A table of large payloads is indented to their ends, while nobody else is answered."""
+    json = f"[{'1,' * 1_000_000}1]"
+    assert indented(json, 100).endswith("  1,\n  1… (1,999,963 more characters)")
+
+
 @given(st.text())
 def test_visible_hides_nothing(text: str) -> None:
     """A control, a direction or a surrogate reaches the page; or a text that anybody can see is changed."""
@@ -66,8 +80,20 @@ class _Time:
 
 @pytest.mark.parametrize(
     "sent",
-    ["//evil.example", "https://evil.example/ui/", "/ui\\evil", "/ui/login?next=/ui/login", "/uix", "", "/ui/\n//x"],
+    [
+        *(
+            "//evil.example",
+            "https://evil.example/ui/",
+            "/ui\\evil",
+            "/ui/login?next=/ui/login",
+            "/uix",
+            "",
+            "/ui/\n//x",
+        ),
+        *("/ui/../other", "/ui/events/..", "/ui/%2e%2E//evil.example/", "/ui/./../x?y", "/ui/.%2e"),
+    ],
 )
 def test_nobody_is_sent_elsewhere(sent: str) -> None:
     """Who signs in ends up on another host, or on the form again."""
     assert target_of(sent) == "/ui"
+    assert target_of("/ui/events?q=a/../b") == "/ui/events?q=a/../b"

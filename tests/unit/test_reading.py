@@ -92,6 +92,13 @@ def long_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "WAIT_SECONDS", 60)
 
 
+def test_long_reads_are_known_however_they_are_spelled() -> None:
+    """A long read has the slot of a short one because its query is encoded."""
+    assert is_long("/api/v1/audit/export", b"format=%6edjson")
+    assert is_long("/ui/correlations/x", b"verif%79=true")
+    assert not is_long("/api/v1/audit/export", b"format=json")
+
+
 async def test_callers_take_turns() -> None:
     """Whoever sends most is answered most, or first."""
     async with readers(2) as reads:
