@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from app.cli.parser import Commands, add_group
+from app.cli.parser import COMMAND, Commands, add_group
 from app.cli.proofs import add_log_key
 from app.cli.verifying import TSA_HELP
 from app.errors import Usage
@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
 
 def _add_findings(commands: Commands) -> None:
     findings = commands.add_parser("findings", help="list what verification found, and acknowledge it")
-    acts = findings.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    acts = findings.add_subparsers(required=True, metavar=COMMAND, dest="command")
     listing = acts.add_parser("list", help="show those that nobody has acknowledged; exit code 1 if there are any")
     listing.add_argument("--all", action="store_true", help="the others too")
     acknowledge = acts.add_parser("acknowledge", help="say what one was; it stands no longer")

@@ -32,6 +32,10 @@ _USAGE = frozenset({400, 414, 422})
 Parameters = Mapping[str, str | Sequence[str]]
 
 
+class NotThere(Fatal):
+    """The service has nothing of this id."""
+
+
 def add_service(parser: argparse.ArgumentParser, *, role: str = "") -> None:
     """The options that say which service, and who asks; Service.of() reads them."""
     options = parser.add_argument_group("the service")
@@ -148,6 +152,8 @@ def refusal(answer: "httpx.Response") -> Fatal:
     text = problem(answer)
     if answer.status_code in {401, 403}:
         return Fatal(f"{text} (the service answered {answer.status_code}; --token or DATASTORAGE_TOKEN says who asks)")
+    if answer.status_code == 404:
+        return NotThere(text)
     return Usage(text) if answer.status_code in _USAGE else Fatal(text)
 
 

@@ -13,7 +13,10 @@ _ANY = {
     "severity": ("severity", "of this severity"),
     "actor": ("actor_id", "by this person or program"),
     "actor-type": ("actor_type", "by this kind of actor, such as user"),
-    "resource": ("resource_id", "about this resource"),
+    "resource": (
+        "resource_id",
+        "about the resource of this name, without its type; `--q NAME` finds what payloads name, such as a Deployment",
+    ),
     "resource-type": ("resource_type", "about this kind of resource, such as Deployment"),
     "namespace": ("namespace", "in this namespace"),
     "cluster": ("cluster_id", "in this cluster"),
@@ -35,7 +38,9 @@ def add_filters(parser: argparse.ArgumentParser, times: str) -> None:
         filters.add_argument(f"--not-{option}", action="append", metavar="X", default=[], help=argparse.SUPPRESS)
     forms = "2h, 3d, today, yesterday, 2026-01-31, 2026-01-31T14:00"
     filters.add_argument("--since", metavar="TIME", help=f"{times} is not before it: {forms}")
-    filters.add_argument("--until", metavar="TIME", help=f"{times} is not after it")
+    filters.add_argument(
+        "--until", metavar="TIME", help=f"{times} is not after it; today, yesterday: until the end of that day"
+    )
     filters.add_argument(
         "--zone", help="in which times are meant and shown, such as Europe/Berlin, local: this machine's (UTC)"
     )
@@ -62,6 +67,8 @@ def parameters_of(arguments: argparse.Namespace, zone: str | None) -> dict[str, 
             sent[f"{name}_in"] = values
         if left_out:
             sent[f"{name}_not"] = left_out
+    if arguments.q is not None and arguments.since is None and not arguments.correlation:
+        raise Usage("--q reads every payload: it needs --since or --correlation beside it, such as --since 7d")
     named = {"since": arguments.since, "until": arguments.until, "q": arguments.q, "zone": zone}
     sent |= {name: value for name, value in named.items() if value is not None}
     if arguments.self:

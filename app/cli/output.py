@@ -83,6 +83,13 @@ class Output:
         else:
             self._console.print(_styled(text, style), soft_wrap=False)
 
+    def aside(self, text: str, style: str = "") -> None:
+        """Words about the answer: below it on a terminal, else on standard error, since they are no line of a pipe."""
+        if self.is_folded:
+            self.line(text, style)
+        else:
+            note(text)
+
     def heading(self, text: str) -> None:
         self.line()
         self.line(text, "bold")

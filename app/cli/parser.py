@@ -8,6 +8,7 @@ from app.cli.exits import Exit
 
 Commands = Any
 """What add_subparsers() returns: its class is private."""
+COMMAND = "COMMAND"
 
 
 class Parser(argparse.ArgumentParser):
@@ -15,7 +16,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
+        if message.endswith(f"required: {COMMAND}"):
+            message += f", one of {', '.join(self._commands())}; {self.prog} --help says what each does"
         self.exit(Exit.USAGE, f"{self.prog}: {message}\n")
+
+    def _commands(self) -> list[str]:
+        nested = (action for action in self._actions if action.metavar == COMMAND)
+        return [name for action in nested for name in action.choices or ()]
 
 
 class _Version(argparse.Action):
@@ -44,6 +51,7 @@ def build() -> Parser:
         show,
         simulating,
         spool,
+        trusting,
         verifying,
     )
 
@@ -55,8 +63,8 @@ def build() -> Parser:
     )
     parser.set_defaults(serves=False)
     parser.add_argument("--version", action=_Version)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    asking = (show, searching, proofs, exporting, holds)
+    commands = parser.add_subparsers(required=True, metavar=COMMAND)
+    asking = (show, searching, proofs, exporting, holds, trusting)
     for group in (*asking, verifying, auditing, retention, importing, simulating, running, spool, describing):
         group.add(commands)
     return parser
@@ -64,4 +72,4 @@ def build() -> Parser:
 
 def add_group(commands: Commands, name: str, text: str) -> Commands:
     """A command that has commands itself."""
-    return commands.add_parser(name, help=text).add_subparsers(required=True, metavar="COMMAND")
+    return commands.add_parser(name, help=text).add_subparsers(required=True, metavar=COMMAND)

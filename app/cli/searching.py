@@ -42,9 +42,14 @@ def add(commands: Commands) -> None:
     counts = commands.add_parser("histogram", help="count events over time")
     filters.add_filters(counts, "the event's time")
     counts.add_argument(
-        "--bucket", choices=["auto", "minute", "hour", "day", "week", "month"], default="auto", help="(auto)"
+        "--bucket",
+        choices=["auto", "minute", "hour", "day", "week", "month"],
+        default="auto",
+        help="how long each is (auto)",
     )
-    counts.add_argument("--by", choices=["outcome", "category", "type", "severity", "cluster", "namespace"])
+    counts.add_argument(
+        "--by", choices=["outcome", "category", "type", "severity", "cluster", "namespace"], help="count these apart"
+    )
     counts.set_defaults(run=_histogram)
     for command in (search, event, told, counts):
         output.add_output(command)
@@ -88,6 +93,8 @@ def _search(arguments: argparse.Namespace) -> None:
             explain_ahead(out, ahead, "time")
     if not count:
         output.note("no event matches")
+        if any("/" in name for name in arguments.resource):
+            output.note("--resource is the name alone: the type before the / of a table goes to --resource-type")
     if pages.cursor is not None:
         output.note(f"there is more: --all, or --cursor {pages.cursor}")
 
@@ -169,10 +176,14 @@ def _bars(out: Output, answer: dict[str, Any], clock: Clock) -> None:
     most = max((bucket["events"] for bucket in buckets), default=0)
     rows = []
     for bucket in buckets:
+        if not bucket["events"]:
+            continue
         bar = "#" * -(-bucket["events"] * _BAR_COLUMNS // most) if most else ""
         groups = ", ".join(f"{name or '(none)'} {count:,}" for name, count in (bucket.get("groups") or {}).items())
         rows.append([clock.text(bucket["start"]), f"{bucket['events']}", groups, bar][: 4 if out.is_folded else 3])
     head = [f"{answer['bucket']} from ({clock.name})", "events", "of them", ""]
     out.table(head[: 4 if out.is_folded else 3], rows)
+    times = f"from {clock.text(answer['since'])} to {clock.text(answer['until'])}"
+    out.aside(f"{answer['events']:,} events {times}; {answer['bucket']}s without events have no line")
     if not answer["exact"]:
         out.line(f"only from {clock.text(answer['scanned_from'])} on: there was no time for more", output.WARNING)

@@ -51,7 +51,11 @@ def add_zone(parser: argparse.ArgumentParser) -> None:
 def _show(arguments: argparse.Namespace) -> Exit:
     service, clock = Service.of(arguments), Clock(arguments.zone)
     path = f"{CORRELATIONS}/{client.segment(arguments.correlation_id)}"
-    answer = service.json(path, {"limit": str(_EVENTS_MAX)})
+    try:
+        answer = service.json(path, {"limit": str(_EVENTS_MAX)})
+    except client.NotThere as error:
+        other = "`datastorage list --resource NAME` finds it by the name of its RemediationRequest"
+        raise client.NotThere(f"{error.detail} {other}.") from None
     count = answer["event_count"]
     verified_now = arguments.verify or 0 < count <= _VERIFIED_AT_ONCE_MAX
     if verified_now:
@@ -115,11 +119,13 @@ def _correlations(out: Output, correlations: list[dict[str, Any]], clock: Clock)
             clock.with_note(one["last_event"]["event_timestamp"]),
             str(one["event_count"]),
             one["last_outcome"],
+            one.get("namespace") or "",
             ", ".join(one["categories"]),
         ]
         for one in correlations
     ]
-    out.table(["correlation", f"newest event ({clock.name})", "events", "outcome", "categories"], rows)
+    head = ["correlation", f"newest event ({clock.name})", "events", "outcome", "namespace", "categories"]
+    out.table(head, rows)
     ahead = sum(clock.is_ahead(one["last_event"]["event_timestamp"]) for one in correlations)
     if ahead:
         explain_ahead(out, ahead, "newest event")
@@ -131,10 +137,7 @@ def explain_ahead(out: Output, count: int, what: str) -> None:
         f"{count} with a {what} that is still to come: times are those of the senders' clocks, and some are ahead; those of "
         "`datastorage simulate` on purpose. `show` has the time beside it at which the service recorded each event."
     )
-    if out.is_folded:
-        out.line(text, output.WARNING)
-    else:
-        output.note(text)
+    out.aside(text, output.WARNING)
 
 
 def timeline(out: Output, answer: dict[str, Any], clock: Clock, *, verified_now: bool) -> None:

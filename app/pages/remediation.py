@@ -55,6 +55,8 @@ class Download(NamedTuple):
     name: str
     href: str
     why: str
+    file: str
+    """As which it is saved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,10 +214,13 @@ def _downloads(path: str, events: list[dict[str, Any]]) -> list[Download]:
             "Bundle",
             f"{api}/correlations/{path}/bundle",
             "everything with its proofs, as one file that is verified without this service",
+            f"{path}.bundle.json",
         ),
-        Download("CSV", f"{export}&format=csv", "the events as a signed table"),
-        Download("NDJSON", f"{export}&format=ndjson", "the events as a signed export, one on each line"),
-        Download("JSON", f"{api}/correlations/{path}", "this page for programs"),
+        Download("CSV", f"{export}&format=csv", "the events as a signed table", f"{path}.csv"),
+        Download(
+            "NDJSON", f"{export}&format=ndjson", "the events as a signed export, one on each line", f"{path}.ndjson"
+        ),
+        Download("JSON", f"{api}/correlations/{path}", "this page for programs", f"{path}.json"),
     ]
     if sealed := [event for event in events if event.get("sealed") is not False]:
         found.insert(
@@ -224,6 +229,7 @@ def _downloads(path: str, events: list[dict[str, Any]]) -> list[Download]:
                 "Proof",
                 f"{api}/events/{sealed[-1]['event_id']}/proof?open=true",
                 "of the last event, which names the one before it by its hash, and so on",
+                f"{path}.tlog-proof",
             ),
         )
     return found

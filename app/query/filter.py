@@ -46,7 +46,7 @@ DETAIL_KEY = r"[a-zA-Z0-9_]+"
 
 _TIME_BOUND = {
     "type": "string",
-    "examples": ["7d", "1h30m", "today", "yesterday", "2026-01-31T12:00:00Z", "2026-01-31T12:00:00", "2026-01-31"],
+    "examples": ["7d", "1h30m", "today", "yesterday", "2026-01-31T12:00:00Z", "2026-01-31T12:00", "2026-01-31"],
 }
 TimeBound = Annotated[datetime | None, WithJsonSchema(_TIME_BOUND)]
 """A time; query string and command line give it in one of the forms of `timebounds.parse_time`."""

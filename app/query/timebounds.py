@@ -8,14 +8,15 @@ from app.go_duration import parse_duration
 
 _DAYS = re.compile(r"\+?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)d")
 _TIME = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:Z|[-+][0-9]{2}:[0-9]{2})?)?"
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}(?:T[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?(?:Z|[-+][0-9]{2}:[0-9]{2})?)?"
 )
 _DAYS_AGO = {"today": 0, "yesterday": 1}
 _TICK = timedelta(microseconds=1)
 
 
 def parse_time(text: str, now: datetime, zone: tzinfo = UTC, *, is_end: bool = False) -> datetime:
-    """`7d` or a Go duration such as `1h30m` (both before `now`), `today` or `yesterday`, RFC 3339, or a date with or without time.
+    """`7d` or a Go duration such as `1h30m` (both before `now`), `today` or `yesterday`, RFC 3339, or a date with or without time;
+    seconds may be left out.
 
     What has no zone of its own is in `zone`. `today` and `yesterday` are the first moment of the day, as an end the last one.
     The result is in UTC. ValueError for anything else, and for a time outside the years 1 to 9999.

@@ -111,6 +111,8 @@ def read_public_keys(text_or_path: str) -> list[PublicKey]:
     try:
         keys = [PublicKey.parse(vkey) for vkey in text.split()]
     except MalformedNote as error:
+        if text == text_or_path and "+" not in text:
+            raise Fatal(f"There is no file {text}, nor is that a public key as /tlog/key shows it.") from None
         raise Fatal(f"Not a public key as /tlog/key shows it, nor a file of such keys: {error}.") from None
     if not keys:
         raise Fatal(f"There is no public key in {text_or_path!r}.")

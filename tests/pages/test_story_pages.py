@@ -230,6 +230,7 @@ def test_an_auditors_question(reader: Callable[..., Reader], told: dict[str, str
     # 3. The file.
     with page.expect_download() as download:
         page.get_by_role("link", name="Bundle").click()
+    assert download.value.suggested_filename == f"{told['whole']}.bundle.json"
     file, key = tmp_path / "bundle.json", tmp_path / "key"
     download.value.save_as(file)
     key.write_text(httpx.get(one.url + "/tlog/key").text.splitlines()[0])

@@ -112,6 +112,27 @@ def _pipes(url: str, directory: Path) -> None:
         assert (cut.stderr, cut.stdout.splitlines()[-1]) == ("", "141"), long
 
 
+def test_first_words(service: Callable[..., Service], tmp_path: Path) -> None:
+    """What somebody new types first ends in words that do not say how to go on, or in a table that is mostly empty."""
+    url = service().url
+    fill(url)
+    trust = piped(url, tmp_path, "trust").stdout.decode()
+    for words in ("last checkpoint", "nobody: no checkpoint is signed", "Open findings\nnone", "restored\nnothing"):
+        assert words in trust, words
+    bars = piped(url, tmp_path, "histogram", "--since", "3650d", "--bucket", "month")
+    counted = [int(line.split()[2]) for line in bars.stdout.decode().splitlines()[1:]]
+    assert (sum(counted), 0 in counted, b"18 events from" in bars.stderr) == (18, False, True), bars
+    for arguments, hint in (
+        (["search", "--resource", "Deployment/api"], b"--resource-type"),
+        (["search", "--q", "api"], b"--since or --correlation"),
+        (["show", "rr-none"], b"datastorage list --resource"),
+    ):
+        assert hint in piped(url, tmp_path, *arguments).stderr, arguments
+    for line, hint in (("verify-proof x --key no.vkey", b"no file no.vkey"), ("findings", b"list, acknowledge")):
+        command = [sys.executable, "-m", "app", *line.split()]
+        assert hint in subprocess.run(command, cwd=tmp_path, env=BARE, capture_output=True, check=False).stderr, line
+
+
 def test_who_approved_it(service: Callable[..., Service], tmp_path: Path) -> None:
     """An auditor needs more than three commands from the question to a file that a regulator can verify alone."""
     key = tmp_path / "log.pem"
