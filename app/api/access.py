@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from app import metrics
 from app.api.body import is_small
+from app.api.parameters import CORRELATION_ID
 from app.api.service import foundation_of, service_of
 from app.auth.authenticator import Authenticator, Caller
 from app.errors import AccessRefused, AuditError, Fatal, RateLimited, Unauthorized
@@ -103,9 +104,7 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
 }
 _WRITE_ROUTES = frozenset(key for key, access in ROUTE_ACCESS.items() if access.writes)
 _EVIDENCE_PATHS = [
-    compile_path(path.replace("{correlation_id}", "{correlation_id:path}"))[
-        0
-    ]  # an id may have a slash, which is encoded
+    compile_path(path.replace("{correlation_id}", CORRELATION_ID))[0]  # an id may have a slash, which is encoded
     for (_, path), access in ROUTE_ACCESS.items()
     if access.is_evidence
 ]

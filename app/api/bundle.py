@@ -8,7 +8,14 @@ from starlette.responses import Response
 
 from app.api.access import caller_name
 from app.api.export import BOOLEANS, ExportQueryFailed, write_export_event
-from app.api.parameters import path_correlation_id, query_parameters, read_fields, refuse_unknown, true_or_false
+from app.api.parameters import (
+    CORRELATION_ID,
+    path_correlation_id,
+    query_parameters,
+    read_fields,
+    refuse_unknown,
+    true_or_false,
+)
 from app.api.service import service_of
 from app.api.timeline import TIMELINE_PARAMETERS, get_timeline
 from app.errors import DatabaseFailed
@@ -28,7 +35,7 @@ _REDACT: dict[str, Any] = {
 
 
 @router.get(
-    "/api/v1/audit/correlations/{correlation_id:path}/bundle",
+    f"/api/v1/audit/correlations/{CORRELATION_ID}/bundle",
     response_class=Response,
     responses={
         200: {

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.api.body import json_response
 from app.api.deadline import within_deadline
-from app.api.parameters import path_correlation_id
+from app.api.parameters import CORRELATION_ID, path_correlation_id
 from app.api.service import service_of
 from app.errors import AuditError, DatabaseFailed
 from app.query.effectiveness import answer, effectiveness
@@ -84,7 +84,7 @@ class AssessmentsNotRead(DatabaseFailed):
 
 
 @router.get(
-    "/api/v1/effectiveness/{correlation_id:path}",
+    f"/api/v1/effectiveness/{CORRELATION_ID}",
     response_class=Response,
     responses={200: {"model": EffectivenessScore}},
 )

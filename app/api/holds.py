@@ -15,7 +15,7 @@ from app.api.access import ANONYMOUS, authorize, caller_name
 from app.api.body import json_response
 from app.api.checked_body import read_checked_body, request_body_of
 from app.api.deadline import within_deadline
-from app.api.parameters import path_correlation_id, query_parameters
+from app.api.parameters import CORRELATION_ID, path_correlation_id, query_parameters
 from app.api.service import service_of
 from app.errors import BadRequest
 from app.events.catalog.value_types import DateTime, Uuid
@@ -184,7 +184,7 @@ async def list_holds(request: Request) -> Response:
 
 
 @router.delete(
-    _PATH + "/{correlation_id:path}",
+    f"{_PATH}/{CORRELATION_ID}",
     response_class=Response,
     responses={200: {"model": ReleasedHold}},
     openapi_extra=request_body_of(CorrelationToRelease),

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from fastapi import HTTPException
 from pydantic import BaseModel, ValidationError
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 
 from app.errors import BadRequest
@@ -172,6 +173,17 @@ def bad_query(message: str) -> BadRequest:
     return BadRequest(
         message, resource="query parameters", field_errors={"query": message}, instance="/audit/query parameters"
     )
+
+
+class _TextConvertor(PathConvertor):
+    """As `path`, which stops at a newline."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", _TextConvertor())
+CORRELATION_ID = "{correlation_id:text}"
+"""How a route has an id in its path, in which every character may stand."""
 
 
 def path_correlation_id(request: Request, correlation_id: str) -> str:

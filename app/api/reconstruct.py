@@ -12,7 +12,7 @@ from app.api.access import authorize
 from app.api.body import json_response
 from app.api.content_encoding import encoding_of
 from app.api.deadline import within_deadline
-from app.api.parameters import path_correlation_id
+from app.api.parameters import CORRELATION_ID, path_correlation_id
 from app.api.service import service_of
 from app.errors import DatabaseFailed
 from app.query.reconstruct import Unreadable, rebuild
@@ -68,7 +68,7 @@ async def _response(request: Request, correlation_id: str) -> Response:
     return json_response(answer)
 
 
-_PATH = "/api/v1/audit/remediation-requests/{correlation_id:path}/reconstruct"
+_PATH = f"/api/v1/audit/remediation-requests/{CORRELATION_ID}/reconstruct"
 
 
 @router.post(_PATH, response_class=Response, responses={200: {"model": Reconstructed}})

@@ -16,6 +16,7 @@ from app.api.filters import documented_filter, read_filter
 from app.api.notifications import StoredNotification
 from app.api.paging import cursor_errors, page_response, pagination
 from app.api.parameters import (
+    CORRELATION_ID,
     Reader,
     cursor,
     path_correlation_id,
@@ -245,7 +246,7 @@ def parse_query(query_string: bytes, now: datetime) -> CorrelationQuery:
 
 
 @router.get(
-    "/api/v1/audit/correlations/{correlation_id:path}",
+    f"/api/v1/audit/correlations/{CORRELATION_ID}",
     response_class=Response,
     responses={200: {"model": CorrelationTimeline}},
     openapi_extra={"parameters": _TIMELINE},

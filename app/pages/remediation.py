@@ -14,7 +14,14 @@ from starlette.responses import Response
 
 from app.api.access import may
 from app.api.deadline import within_deadline
-from app.api.parameters import path_correlation_id, query_parameters, read_fields, true_or_false, whole_number
+from app.api.parameters import (
+    CORRELATION_ID,
+    path_correlation_id,
+    query_parameters,
+    read_fields,
+    true_or_false,
+    whole_number,
+)
 from app.api.service import service_of
 from app.api.verify import chain_verified, verify_correlation
 from app.errors import AuditError, DatabaseFailed, Unavailable
@@ -69,7 +76,7 @@ class Rebuilt:
     why_not: str = ""
 
 
-@router.get("/ui/correlations/{correlation_id:path}")
+@router.get(f"/ui/correlations/{CORRELATION_ID}")
 async def remediation_page(request: Request, correlation_id: str) -> Response:
     """All of one correlation."""
     correlation_id = path_correlation_id(request, correlation_id)

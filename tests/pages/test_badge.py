@@ -151,10 +151,11 @@ def test_red_after_row_and_hash_were_changed(reader: Callable[..., Reader], page
 @pytest.mark.parametrize(
     ("before", "after", "step"),
     [
-        # words of the page alone; a payload as it is shown; a member that is left out; all that the page has, but not the proof
+        # words of the page alone; a payload as it is shown; a member that is left out, or hidden; all that the page has, but not the proof
         ('data-member="actor_id">orchestration-controller', 'data-member="actor_id">mallory', "What this page shows"),
         ('"approved_by": "ada@example.com"', '"approved_by": "mallory@example.com"', "What this page shows"),
         ('data-member="resource_id"', 'data-other="resource_id"', "What this page shows"),
+        ('data-member="resource_id"', 'hidden data-member="resource_id"', "What this page shows"),
         ("ada@example.com", "eve@example.com", "Commitment"),
         ("prod-eu-1", "prod-eu-2", "Record and leaf"),
     ],
@@ -206,6 +207,23 @@ def test_red_for_a_proof_that_does_not_hold(
     verdict, states = badge(one.open(f"/ui/events/{event_id}"))
     assert verdict == "fails"
     assert step in failed(states)
+
+
+def test_red_for_the_proof_of_another_event(
+    reader: Callable[..., Reader], event_id: str, pages_service: Service
+) -> None:
+    """A proof that holds, of another event of the same log, is believed."""
+    events = httpx.get(f"{pages_service.url}/api/v1/audit/events", params={"correlation_id": CORRELATION}).json()[
+        "data"
+    ]
+    other = next(event["event_id"] for event in events if event["event_id"] != event_id)
+    one = reader()
+    one.context.route(
+        "**/proof?open=true",
+        lambda route: route.fulfill(response=route.fetch(url=route.request.url.replace(event_id, other))),
+    )
+    verdict, states = badge(one.open(f"/ui/events/{event_id}"))
+    assert (verdict, failed(states)) == ("fails", ["Record and leaf"])
 
 
 def _is_mldsa(line: str) -> bool:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests import databases
+from tests.events import make_event
 from tests.pages.browser import Reader, aside
 from tests.pages.conftest import picture_path, wait_for_proofs
 from tests.services import ROOT, Service
@@ -107,6 +108,19 @@ def test_any_id_has_a_page(reader: Callable[..., Reader], told: dict[str, str]) 
     page.locator("table.events th.type a").first.click()
     page.get_by_text("Its remediation").click()
     assert "all 17 events" in page.locator("main").inner_text()
+
+
+def test_ids_with_newlines(pages_service: Service) -> None:
+    """An id with a newline cannot be opened; or what is shown, or released, is what belongs to the id without it."""
+    with httpx.Client(base_url=pages_service.url) as client:
+        for number, id_ in enumerate(("rr-lines", "rr-lines\n", "rr\nlines"), 1):
+            events = [make_event() | {"correlation_id": id_} for _ in range(number)]
+            assert client.post("/api/v1/audit/events/batch", json=events).status_code == 201
+        for number, path in enumerate(("rr-lines", "rr-lines%0A", "rr%0Alines"), 1):
+            story = client.get(f"/api/v1/audit/correlations/{path}").json()
+            assert len(story["events"]) == number
+            assert f"{number} event" in client.get(f"/ui/correlations/{path}", headers={"Accept": "text/html"}).text
+        assert client.delete("/api/v1/audit/legal-hold/none%0A").status_code >= 400
 
 
 def test_what_cannot_be_rebuilt_is_said(reader: Callable[..., Reader], told: dict[str, str]) -> None:

@@ -45,13 +45,15 @@
   }
   const shownIn = (one) => (one.localName === "time" ? one.dateTime : one.textContent);
 
+  const isSeen = (one) => one.checkVisibility?.({ visibilityProperty: true, opacityProperty: true }) ?? true;
+
   /** The names of members that this page shows otherwise than `members` have them, or not at all. */
   function misshown(members) {
     const wrong = [];
     for (const [name, value] of members) {
       const places = [...document.querySelectorAll(`[data-member="${CSS.escape(name)}"]`)];
       const isRight = value === null ? places.length === 0 :
-        places.length > 0 && places.every((one) => plain(shownIn(one)) === plain(expected(value)));
+        places.length > 0 && places.every((one) => isSeen(one) && plain(shownIn(one)) === plain(expected(value)));
       if (!isRight) wrong.push(name);
     }
     return wrong;
