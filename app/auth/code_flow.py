@@ -7,6 +7,7 @@ import asyncio
 import logging
 from base64 import urlsafe_b64encode
 from hashlib import sha256
+from time import monotonic
 from urllib.parse import quote_plus, urlencode
 
 import httpx
@@ -18,6 +19,7 @@ from app.errors import ReviewFailed, Unauthorized
 from app.settings import Settings
 
 CALLBACK = "/ui/login/callback"
+_KNOWN_SECONDS = 60.0
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, TimeoutError)
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ class CodeFlow:
         self._oidc = oidc
         self._client_id = settings.ui_oidc_client_id
         self._redirect_uri = f"{settings.ui_url}{CALLBACK}"
+        self._endpoints: dict[str, tuple[str, float]] = {}
+        """URLs of the issuer, each with the time until which it is not asked for again."""
 
     async def authorization_url(self, attempt: Attempt) -> str:
         """Where the browser goes. ReviewFailed while the issuer does not answer."""
@@ -48,7 +52,7 @@ class CodeFlow:
         }
         try:
             async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
-                url = await self._oidc.discover("authorization_endpoint")
+                url = await self._endpoint("authorization_endpoint")
         except _BROKEN as error:
             raise _failed(error) from None
         return f"{url}{'&' if '?' in url else '?'}{urlencode(question)}"
@@ -72,7 +76,7 @@ class CodeFlow:
         credentials = None if password is None else (quote_plus(self._client_id), password)
         try:
             async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
-                url = await self._oidc.discover("token_endpoint")
+                url = await self._endpoint("token_endpoint")
                 answer = await self._oidc.redeem(url, fields, credentials)
                 id_token, access_token = str(answer["id_token"]), str(answer.get("access_token", ""))
         except httpx.HTTPStatusError as error:
@@ -89,6 +93,14 @@ class CodeFlow:
         raise Unauthorized(
             "The issuer's tokens are not for this service: their aud has to be DATASTORAGE_OIDC_AUDIENCE."
         )
+
+    async def _endpoint(self, member: str) -> str:
+        """A URL of the issuer's discovery document, which is not read for everybody who begins: nobody has said yet who they are."""
+        url, until = self._endpoints.get(member, ("", 0.0))
+        if monotonic() >= until:
+            url = await self._oidc.discover(member)
+            self._endpoints[member] = url, monotonic() + _KNOWN_SECONDS
+        return url
 
 
 def _failed(error: Exception) -> ReviewFailed:

@@ -79,7 +79,7 @@ class Browsers:
         state["is_plain_loopback"] = _is_plain_loopback(scope)
         if _has_header(scope, b"authorization"):
             return
-        cookie = session.cookies(scope).get(session.SESSION)
+        cookie = session.cookies(scope).get(session.session_cookie(scope))
         opened = cookie and self._sealer.unseal(session.SESSION, cookie)
         if cookie and opened:
             state["session"] = session.Opened(cookie, opened["token"])

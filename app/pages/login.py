@@ -87,7 +87,8 @@ async def logout(request: Request) -> Response:
     """End the session: the browser forgets its cookie."""
     await read_form(request)
     response = RedirectResponse(f"{PAGES}/login", 303)
-    response.headers["Set-Cookie"] = session.set_cookie(request.scope, session.SESSION, "", seconds=0)
+    name = session.session_cookie(request.scope)
+    response.headers["Set-Cookie"] = session.set_cookie(request.scope, name, "", seconds=0)
     return response
 
 

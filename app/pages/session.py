@@ -96,7 +96,12 @@ def seal_session(request: Request, token: str, expires: float) -> str:
     sealed = request.scope["state"]["sealer"].seal(SESSION, {"token": token}, seconds)
     if len(sealed) > _COOKIE_BYTES_MAX:
         raise Unauthorized("The token is too long for a browser's cookie: ask for one with fewer groups.")
-    return set_cookie(request.scope, SESSION, sealed, seconds=int(seconds))
+    return set_cookie(request.scope, session_cookie(request.scope), sealed, seconds=int(seconds))
+
+
+def session_cookie(scope: Scope) -> str:
+    """The name of the session's cookie. With __Host- no other host of the domain can set it, which a browser takes from HTTPS alone."""
+    return SESSION if scope["state"].get("is_plain_loopback") else f"__Host-{SESSION}"
 
 
 def seal_attempt(request: Request, attempt: dict[str, str]) -> str:

@@ -140,6 +140,34 @@ def test_at_the_issuer(reader: Callable[..., Reader], guarded: Service, idp: Iss
         assert client.get("/ui/login/callback?error=access_denied").status_code == 400
 
 
+def test_beginning_does_not_ask_the_issuer(guarded: Service, idp: Issuer) -> None:
+    """Whoever reaches the service has it send a request to the issuer as often as they like."""
+    with httpx.Client(base_url=guarded.url, headers=HTML) as client:
+        before = idp.requests
+        for _ in range(20):
+            assert client.get("/ui/login/oidc").status_code == 303
+        assert idp.requests - before <= 4, "once in each process, and its keys"
+
+
+def test_cookie_of_this_host_alone(guarded: Service, tokens: dict[str, str]) -> None:
+    """Another host of the domain gives a browser a session of its own choice, or the cookie goes over plain HTTP."""
+    audit = HTML | {"Host": "audit.example"}
+    with httpx.Client(base_url=guarded.url) as client:
+        form = client.get("/ui/login", headers=audit)
+        found = re.search(r'name="form_token" value="(\w+)"', form.text)
+        assert found is not None
+        visitor = form.headers["set-cookie"].partition(";")[0]
+        fields = {"form_token": found[1], "token": tokens["ops:reader"]}
+        answer = client.post("/ui/login", data=fields, headers=audit | {"Cookie": visitor})
+        assert answer.status_code == 303
+        cookie = answer.headers["set-cookie"]
+    assert cookie.startswith("__Host-datastorage_session=")
+    assert cookie.endswith("; HttpOnly; SameSite=Strict; Secure")
+    sent = cookie.partition(";")[0]
+    for name, status in ((sent, 200), (sent.removeprefix("__Host-"), 303)):
+        assert httpx.get(f"{guarded.url}/ui/events", headers=audit | {"Cookie": name}).status_code == status
+
+
 def test_forged_forms(guarded: Service, tokens: dict[str, str]) -> None:
     """Another page has a browser do something that its user did not want."""
 
