@@ -151,7 +151,10 @@ def refusal(answer: "httpx.Response") -> Fatal:
     """What to raise for an answer that is not a success: the service's own words."""
     text = problem(answer)
     if answer.status_code in {401, 403}:
-        return Fatal(f"{text} (the service answered {answer.status_code}; --token or DATASTORAGE_TOKEN says who asks)")
+        why = "" if answer.status_code == 401 else ", as the role of who asks does not suffice"
+        return Fatal(
+            f"{text} (the service answered {answer.status_code}{why}; --token or DATASTORAGE_TOKEN says who asks)"
+        )
     if answer.status_code == 404:
         return NotThere(text)
     return Usage(text) if answer.status_code in _USAGE else Fatal(text)

@@ -32,6 +32,8 @@ DEFECT = "bold red"
 GOOD = "green"
 _on_screen: list["Output"] = []
 """Has an element once a command has begun to write its answer on a terminal."""
+_CELL_COLUMNS_MIN = 13
+"""Columns of a terminal for each of a table, below which one that does not fit is no table any more."""
 _NOTHING = "-"
 """Stands in a pipe for an empty cell, so that each column is always there."""
 
@@ -95,11 +97,23 @@ class Output:
         self.line(text, "bold")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True) -> None:
-        """A table. Without `header` it goes on an earlier one."""
+        """A table. Without `header` it goes on an earlier one. On a narrow terminal each row has one line for each cell."""
         if self._console is None:
             self._plain_table(head, rows, header=header)
+        elif self._is_too_narrow(head, rows):
+            for row in rows:
+                members = [[name, cell] for name, cell in zip(head, row, strict=True) if cell]
+                self._console.print(_rich_table(["", ""], members, header=False))
+                self.line()
         else:
             self._console.print(_rich_table(head, rows, header=header))
+
+    def _is_too_narrow(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+        """Whether the cells of a table would be folded to pieces that nobody reads."""
+        if self._console is None or self._console.width >= _CELL_COLUMNS_MIN * len(head):
+            return False
+        widths = [max(map(_columns_of, map(visible, column))) + 2 for column in zip(head, *rows, strict=True)]
+        return sum(widths) > self._console.width
 
     def record(self, value: Any) -> None:
         """One object on one line, as JSON."""

@@ -48,6 +48,8 @@ def test_on_a_terminal(service: Callable[..., Service], tmp_path: Path) -> None:
             assert "\x1b[31m" in shown.raw or "\x1b[32m" in shown.raw
             assert "\x1b[31mred" not in shown.raw
             assert not {"\x07", "\x9b", "\u202e", "\u2066"} & set(shown.raw)
+            whole = re.findall(r"^id +[0-9a-f-]{36}\b", shown.text, re.MULTILINE)
+            assert len(whole) == (18 if columns == 60 else 0), "in pieces where a table is too narrow for them"
     with screen(["show", f"rr-{HOSTILE}", "--data", "--url", url], tmp_path, 200, NO_COLOR="1") as shown:
         assert shown.code() == 0
         assert re.search(r"\x1b\[[0-9;]*3[0-9]m", shown.raw) is None
