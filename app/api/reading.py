@@ -41,7 +41,7 @@ _CONNECTIONS_LEFT = 2
 _API, _TLOG, _AUDIT, _PAGES = "/api/v1/", "/tlog/", "/api/v1/audit/", "/ui/"
 _STATIC = (
     *(_AUDIT + "event-types", _AUDIT + "export/certificate", "/tlog/key"),
-    *(_PAGES + name for name in ("static/", "login", "logout", "event-types", "api")),
+    *(_PAGES + name for name in ("static/", "login", "logout")),
 )
 
 

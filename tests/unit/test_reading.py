@@ -99,6 +99,12 @@ def test_long_reads_are_known_however_they_are_spelled() -> None:
     assert not is_long("/api/v1/audit/export", b"format=json")
 
 
+def test_large_pages_take_slots() -> None:
+    """A crowd that opens the page of the API, half a megabyte each, keeps writers waiting; or signing in waits for a crowd."""
+    assert all(needs_slot("GET", f"/ui/{name}") for name in ("api", "event-types", "event-types/x", "events", "trust"))
+    assert not any(needs_slot("GET", f"/ui/{name}") for name in ("login", "static/x/pages.css", "login/callback"))
+
+
 async def test_callers_take_turns() -> None:
     """Whoever sends most is answered most, or first."""
     async with readers(2) as reads:
