@@ -25,8 +25,8 @@ from app.pages.rendering import page
 from app.settings import Settings, is_loopback
 
 _READS = frozenset({"GET", "HEAD"})
-_OF_BROWSERS = (b"accept-language", b"origin", b"sec-fetch-site")
-"""Headers that browsers send, one of them at least with every request of a script, and that clients of the API do not."""
+_OF_BROWSERS = frozenset({b"accept-language", b"origin", b"sec-fetch-site"})
+"""Headers that browsers send, one of them at least with every request of a script, and that clients of the API do not, but for `*` of Node."""
 _NOT_FOUND = "There is no such page here: the navigation has all there are."
 
 
@@ -59,7 +59,7 @@ class Browsers:
         """Let a browser that asks the API have its session where it reads, and nothing under another name than this machine's."""
         if scope["method"] in _READS and _has_header(scope, b"cookie"):
             self._open_session(scope)
-        if self._is_local and any(_has_header(scope, name) for name in _OF_BROWSERS) and not _is_to_loopback(scope):
+        if self._is_local and _is_of_browser(scope) and not _is_to_loopback(scope):
             scope.setdefault("state", {})["refusal"] = _rebound()  # the front answers with it
 
     async def _answer_page(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,6 +156,10 @@ class _Answer:
 
 def _has_header(scope: Scope, name: bytes) -> bool:
     return any(sent == name for sent, _ in scope["headers"])
+
+
+def _is_of_browser(scope: Scope) -> bool:
+    return any(name in _OF_BROWSERS and value != b"*" for name, value in scope["headers"])
 
 
 def _accepts_html(scope: Scope) -> bool:
