@@ -113,8 +113,9 @@ class Service:
 
     def ask(self, method: str, path: str, doing: str = "", **content: Any) -> "httpx.Response":
         """The answer to one request, which is a success."""
+        http = self.http  # imported before it is said that somebody is asked: a Ctrl-C can get lost among imports
         with output.progress(doing or f"asking {self.shown_url} ..."), self.errors():
-            answer = self.http.request(method, path, **content)
+            answer = http.request(method, path, **content)
         if not answer.is_success:
             raise refusal(answer)
         return answer

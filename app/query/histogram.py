@@ -174,7 +174,7 @@ def _portions(since: datetime, until: datetime, span: Span) -> Iterator[datetime
     length = max((until - since) / _FIRST_PORTIONS, _TICK)
     start = until
     while start > since:
-        start = max(since, floor(max(since, start - length), span))
+        start = max(since, floor(start - min(length, start - since), span))
         yield start
         length *= 2
     if since == until:

@@ -237,7 +237,7 @@ class _Play:
         command = self._start(*arguments)
         code, output = command.wait(), command.output
         assert not re.search("hold (removed|invented|edited)|policy edited", output), output
-        busy = code == 1 and ("hold" in output or "Another" in output or "again" in output)
+        busy = code in {1, 2} and ("hold" in output or "Another" in output or "again" in output)
         assert code == 0 or (busy and arguments[0] not in {"verify", "log"}), f"{arguments}: {code}\n{output}"
         if code == 0:
             self._outcome.acts[str(arguments[0])] = self._outcome.acts.get(str(arguments[0]), 0) + 1
