@@ -30,7 +30,7 @@ from app.ingest.accept import Event
 from app.ingest.claim import Claim
 from app.ingest.notifications import Notification
 from app.ingest.spool_codec import encode, encode_notification
-from app.ingest.spool_file import Depth, Request, SpooledNotification, SpooledRequest, SpoolFile
+from app.ingest.spool_file import Added, Depth, Request, SpooledNotification, SpooledRequest, SpoolFile
 from app.ingest.submission import Submission
 
 FREE_BYTES_MIN = 64 * 1024**2
@@ -123,39 +123,44 @@ class Spool:
             else:
                 submission.fail(SpoolFull())
                 size -= submission.payload_bytes
-        requests = [
-            Request(s, events := list(s.events), os.urandom(16), encode(events)) for s in fitting if not s.is_refused
-        ]
+        requests: list[Request] = []
         async with self._counting:
             try:
-                outcomes = await self._on_thread(self._file.append, requests)
-                added = [(one, outcome) for one, outcome in zip(requests, outcomes, strict=True)]
-                # What the flush has refused meanwhile was answered so: nothing of it may be replayed.
-                while refused := [one.token for one, _ in added if one.submission.is_refused]:
-                    added = [pair for pair in added if pair[0].token not in refused]
-                    await self._on_thread(self._file.withdraw, refused)
+                while True:
+                    requests = [
+                        Request(s, events := list(s.events), os.urandom(16), encode(events))
+                        for s in fitting
+                        if not s.is_refused
+                    ]
+                    outcomes = await self._on_thread(self._file.append, requests)
+                    if not any(map(_is_refused_now, requests, outcomes)):
+                        break
+                    # What the flush has refused meanwhile was answered so: nothing of it may be replayed. Another request may
+                    # have left out an event because that one had it, so all are added again.
+                    await self._on_thread(self._file.withdraw, [one.token for one in requests])
             except SpoolFailed as failed:
                 self._file.refused_tokens += [one.token for one in requests]
                 for submission in fitting:
                     submission.fail(failed)
                 return
-            for one, outcome in added:
+            for one, outcome in zip(requests, outcomes, strict=True):
                 self._end(one.submission, outcome, len(one.body))
         self._update_metrics()
 
-    def _end(self, submission: Submission, outcome: Sequence[Event] | AuditError, size: int) -> None:
-        """Finish a submission of which the events in `outcome` were added, or fail it."""
+    def _end(self, submission: Submission, outcome: Added | AuditError, size: int) -> None:
+        """Finish a submission that was added, or fail it."""
         if isinstance(outcome, AuditError):
             submission.fail(outcome)
             return
-        if outcome:
-            self._count(outcome, size, +1)
-            metrics.SPOOLED.inc(len(outcome))
-            metrics.DLQ_XADD.labels("audit_events").inc(len(outcome))
+        if events := outcome.events:
+            self._count(events, size, +1)
+            metrics.SPOOLED.inc(len(events))
+            metrics.DLQ_XADD.labels("audit_events").inc(len(events))
         if submission.outcome.done():  # it was too late for its client, or was committed meanwhile
-            metrics.ACCEPTED.inc(len(outcome))
+            metrics.ACCEPTED.inc(len(events))
         else:
-            metrics.RESENDS.inc(len(submission.events) - len(outcome))
+            metrics.RESENDS.inc(len(submission.events) - len(events))
+            submission.stored_as |= outcome.spooled_as
         submission.finish(spooled=True)
 
     async def next(self, events_max: int, bytes_max: int, log_name: str) -> list[SpooledRequest]:
@@ -329,3 +334,11 @@ class Spool:
         share = depth.bytes / self._bytes_max
         metrics.DLQ_WARNING.labels("events").set(0.8 <= share < 0.9)
         metrics.DLQ_CRITICAL.labels("events").set(share >= 0.9)
+
+
+def _is_refused_now(request: Request, outcome: Added | AuditError) -> bool:
+    """Whether it was answered meanwhile that the request, or an item of it that was added, is not stored."""
+    submission = request.submission
+    if isinstance(outcome, AuditError) or not outcome.events:
+        return False
+    return submission.is_refused or any(event.id in (submission.rejections or ()) for event in outcome.events)

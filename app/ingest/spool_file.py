@@ -62,6 +62,15 @@ CREATE TABLE notifications (
 _CREATE_ALIASES = "CREATE TABLE IF NOT EXISTS aliases (alias BLOB PRIMARY KEY, event_id BLOB NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID"
 
 
+class Added(NamedTuple):
+    """What became of one request that was added."""
+
+    events: list[Event]
+    """Those that it added."""
+    spooled_as: dict[UUID, UUID]
+    """Of its events that wait already: the id under which each does."""
+
+
 class Request(NamedTuple):
     """One request to be added."""
 
@@ -227,8 +236,8 @@ class SpoolFile:
 
     # Requests with events.
 
-    def append(self, requests: Sequence[Request]) -> list[list[Event] | AuditError]:
-        """Add requests. For each, the events that were added, or why it is refused."""
+    def append(self, requests: Sequence[Request]) -> list[Added | AuditError]:
+        """Add requests. For each, what was added, or why it is refused."""
         self._refuse_broken()
         return self._transact(lambda: [self._append_one(*request) for request in requests])
 
@@ -248,28 +257,26 @@ class SpoolFile:
 
     def _append_one(
         self, submission: Submission, events: Sequence[Event], token: bytes, body: bytes
-    ) -> list[Event] | AuditError:
-        digests = {}
+    ) -> Added | AuditError:
+        spooled_as: dict[UUID, UUID] = {}
         if submission.may_exist:
             digests = self._digests([one for event in events for one in event.possible_ids])
             others = [e.id for e in events if e.id in digests and digests[e.id] != e.digest]
             if others and submission.fails_without(others):
                 return conflict(others[0])
             submission.reject({one: conflict(one) for one in others})
-            submission.stored_as |= {
-                event.id: one for event in events for one in reversed(event.possible_ids) if one in digests
-            }
-            self._find_aliases(submission)
+            spooled_as = {event.id: one for event in events for one in reversed(event.possible_ids) if one in digests}
+            spooled_as |= self._aliases([event for event in events if event.id not in spooled_as])
         claim = submission.claim
         if claim is not None:
             query = "SELECT digest FROM requests WHERE scope = ? AND key = ?"
             row = self._connection.execute(query, [claim.scope, claim.key]).fetchone()
             if row is not None and row[0] != claim.digest:
                 return key_reused()
-        left_out = submission.stored_as.keys() | (submission.rejections or {}).keys()
+        left_out = submission.stored_as.keys() | spooled_as.keys() | (submission.rejections or {}).keys()
         added = [event for event in events if event.id not in left_out]
         if not added:
-            return []
+            return Added([], spooled_as)
         correlations = "\0".join({event.correlation_id for event in added})
         columns = (token, time.time(), len(added), len(body), correlations, *_claim_columns(claim))
         if len(added) < len(events):
@@ -285,16 +292,18 @@ class SpoolFile:
         )
         assert position is not None, "a row was inserted"
         self._add_aliases(position, added)
-        return added
+        return Added(added, spooled_as)
 
-    def _find_aliases(self, submission: Submission) -> None:
-        """Those of its events that wait under the id of another body."""
-        for event in submission.events:
-            for other in event.other_ids if event.id not in submission.stored_as else ():
+    def _aliases(self, events: Iterable[Event]) -> dict[UUID, UUID]:
+        """Of those of `events` that wait under the id of another body: that id."""
+        found = {}
+        for event in events:
+            for other in event.other_ids:
                 row = self._connection.execute("SELECT event_id FROM aliases WHERE alias = ?", [other.bytes]).fetchone()
                 if row is not None:
-                    submission.stored_as[event.id] = UUID(bytes=row[0])
+                    found[event.id] = UUID(bytes=row[0])
                     break
+        return found
 
     def _add_aliases(self, position: int, events: Iterable[Event]) -> None:
         rows = [(event.alias.bytes, event.id.bytes, position) for event in events if event.alias is not None]

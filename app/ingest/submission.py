@@ -81,7 +81,7 @@ class Submission:
     @property
     def is_refused(self) -> bool:
         """Whether it was answered that nothing of it is stored."""
-        if not self.outcome.done():
+        if not self.outcome.done() or self.outcome.cancelled():
             return False
         error = self.outcome.exception()
         return isinstance(error, AuditError) and error.status < 500

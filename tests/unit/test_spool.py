@@ -8,7 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import orjson
 import pytest
@@ -39,8 +39,13 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
 
 
 async def submission(**members: Any) -> Submission:
-    one = check_item(CATALOG, make_event(**members), "", plain=False, depth=4)
-    return await new_submission([one], [single_id(one)], Acceptance(datetime.now(UTC), {}, LOG))
+    return await submission_of([make_event(**members)])
+
+
+async def submission_of(events: list[dict[str, Any]], *, is_lenient: bool = False) -> Submission:
+    drafts = [check_item(CATALOG, one, "", plain=False, depth=4) for one in events]
+    acceptance = Acceptance(datetime.now(UTC), {}, LOG)
+    return await new_submission(drafts, [single_id(one) for one in drafts], acceptance, is_lenient=is_lenient)
 
 
 async def fail_once(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +98,32 @@ async def test_refused_while_it_is_appended(spool: Spool) -> None:
     assert [one.events[0].id for one in await replaying] == [other.events[0].id]
     assert (spool.depth.requests, spool.depth.events, spool.depth.quarantined) == (1, 1, 0)
     assert spool._file.read_depth()[0].requests == 1
+
+
+@pytest.mark.parametrize("is_lenient", [False, True])
+async def test_another_request_has_an_event_of_one_that_is_refused(
+    spool: Spool, is_lenient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An event is acknowledged as one that waits already, in a request of the same append that its flush refuses; then it is nowhere.
+
+    Or an item that is refused meanwhile is replayed.
+    """
+    shared, bad = make_event(event_id=str(uuid4())), make_event(event_id=str(uuid4()))
+    both, single = await submission_of([shared, bad], is_lenient=is_lenient), await submission_of([shared])
+    append = spool._file.append
+
+    def refused_afterwards(requests: Any) -> Any:
+        added = append(requests)
+        both.reject({UUID(bad["event_id"]): conflict(UUID(bad["event_id"]))})
+        return added
+
+    monkeypatch.setattr(spool._file, "append", refused_afterwards)
+    await spool.append([both, single])
+    assert single.outcome.result()
+    assert (both.outcome.exception() is None) == is_lenient
+    waiting = [event.id for one in await spool.next(100, 1 << 20, LOG) for event in one.events]
+    assert waiting == [UUID(shared["event_id"])]
+    assert (spool.depth.requests, spool.depth.events) == (1, 1)
 
 
 async def test_nothing_is_read_before_it_is_mended(spool: Spool, monkeypatch: pytest.MonkeyPatch) -> None:
