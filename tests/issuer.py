@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
         tokens = self.issuer.redeem(form)
-        self._answer(400 if tokens is None else 200, json.dumps(tokens).encode())
+        self._answer(503 if self.issuer.down else 400 if tokens is None else 200, json.dumps(tokens).encode())
 
     def do_GET(self) -> None:
         issuer = self.issuer

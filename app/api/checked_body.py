@@ -15,7 +15,11 @@ from app.events.explain import bad_fields, explain
 async def read_checked_body(request: Request, kind: Any) -> Any:
     """The body, which has the form of the TypedDict `kind`. BadRequest names each member that has not."""
     await authorize_large_body(request)
-    body = parse(await read_json_body(request, service_of(request).settings.body_bytes_max)).value
+    return checked(parse(await read_json_body(request, service_of(request).settings.body_bytes_max)).value, kind)
+
+
+def checked(body: Any, kind: Any) -> Any:
+    """`body`, which has the form of the TypedDict `kind`. BadRequest names each member that has not."""
     try:
         return TypeAdapter(kind).validate_python(body, strict=True)
     except ValidationError as error:

@@ -276,7 +276,10 @@ def _witness(key: PublicKey, notes: Sequence[tuple[int, Note]]) -> dict[str, Any
         for name, signed in note.signatures:
             if name == key.name and signed[_KEY_ID] == key.id and key.verifies(note.text, signed[_KEY_ID.stop :]):
                 seconds = int.from_bytes(signed[_TIME])
-                return about | {"size": size, "cosigned_at": _text(datetime.fromtimestamp(seconds, UTC))}
+                about["size"] = size
+                with suppress(ValueError, OverflowError, OSError):  # it signs another unit than seconds
+                    about["cosigned_at"] = _text(datetime.fromtimestamp(seconds, UTC))
+                return about
     return about
 
 

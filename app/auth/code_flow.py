@@ -20,6 +20,10 @@ from app.settings import Settings
 
 CALLBACK = "/ui/login/callback"
 _KNOWN_SECONDS = 60.0
+_AWAY_SECONDS = 1.0
+"""How long nobody has the issuer asked for its discovery document again after that has failed."""
+_AT_ONCE = 4
+"""Codes that are at the issuer at a time: whoever has begun to sign in can send made-up ones as often as they like."""
 _BROKEN = (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError, TimeoutError)
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,9 @@ class CodeFlow:
         self._redirect_uri = f"{settings.ui_url}{CALLBACK}"
         self._endpoints: dict[str, tuple[str, float]] = {}
         """URLs of the issuer, each with the time until which it is not asked for again."""
+        self._discovering = asyncio.Lock()
+        self._away_until = 0.0
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def authorization_url(self, attempt: Attempt) -> str:
         """Where the browser goes. ReviewFailed while the issuer does not answer."""
@@ -50,11 +57,7 @@ class CodeFlow:
             "code_challenge": challenge,
             "code_challenge_method": "S256",
         }
-        try:
-            async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
-                url = await self._endpoint("authorization_endpoint")
-        except _BROKEN as error:
-            raise _failed(error) from None
+        url = await self._endpoint("authorization_endpoint")
         return f"{url}{'&' if '?' in url else '?'}{urlencode(question)}"
 
     async def redeem(self, attempt: Attempt, code: str) -> str:
@@ -74,12 +77,14 @@ class CodeFlow:
         # RFC 6749, 2.3.1: both are encoded as in a form before they become a password.
         password = None if secret is None else quote_plus(secret.get_secret_value())
         credentials = None if password is None else (quote_plus(self._client_id), password)
+        url = await self._endpoint("token_endpoint")
         try:
-            async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
-                url = await self._endpoint("token_endpoint")
+            async with asyncio.timeout(self._settings.auth_timeout_ms / 1000), self._turns:
                 answer = await self._oidc.redeem(url, fields, credentials)
                 id_token, access_token = str(answer["id_token"]), str(answer.get("access_token", ""))
         except httpx.HTTPStatusError as error:
+            if error.response.is_server_error:
+                raise _failed(error) from None
             log.warning("the issuer refused a code", extra={"status": error.response.status_code})
             raise Unauthorized("The issuer refused to sign you in: try it again.") from None
         except _BROKEN as error:
@@ -95,12 +100,24 @@ class CodeFlow:
         )
 
     async def _endpoint(self, member: str) -> str:
-        """A URL of the issuer's discovery document, which is not read for everybody who begins: nobody has said yet who they are."""
-        url, until = self._endpoints.get(member, ("", 0.0))
-        if monotonic() >= until:
-            url = await self._oidc.discover(member)
+        """A URL of the issuer's discovery document, which is not read for everybody who begins: nobody has said yet who they are.
+
+        ReviewFailed when it cannot be read.
+        """
+        async with self._discovering:
+            url, until = self._endpoints.get(member, ("", 0.0))
+            if monotonic() < until:
+                return url
+            if monotonic() < self._away_until:
+                raise ReviewFailed
+            try:
+                async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
+                    url = await self._oidc.discover(member)
+            except _BROKEN as error:
+                self._away_until = monotonic() + _AWAY_SECONDS
+                raise _failed(error) from None
             self._endpoints[member] = url, monotonic() + _KNOWN_SECONDS
-        return url
+            return url
 
 
 def _failed(error: Exception) -> ReviewFailed:

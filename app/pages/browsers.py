@@ -98,7 +98,8 @@ class Browsers:
     def _problem_page(self, request: Request, answer: "_Answer") -> Response:
         status, problem = answer.status, answer.problem
         if status == 401 and request.method in _READS:
-            target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+            query = request.scope["query_string"]
+            target = request.scope["raw_path"] + (b"?" + query if query else b"")
             return RedirectResponse(
                 f"{PAGES}/login?{'ended&' if session.token_of(request.scope) else ''}next={quote(target, safe='')}", 303
             )

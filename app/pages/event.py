@@ -1,5 +1,6 @@
 """The page of one event: every member as it is recorded, where it stands, and the badge that proves it in the reader's own browser."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ _GROUPS = {
 }
 """Members of record and committed object as the page groups them, but for those of its head and the payload."""
 
+_INDENTED_BYTES_MAX = 200_000
+"""Of a JSON value in canonical form: a longer one stands as it is, on one line. static/badge.js has the same rule."""
+
 
 class Member(NamedTuple):
     """One member as the page shows it, which the badge compares with what is proved."""
@@ -56,7 +60,11 @@ async def event_page(request: Request, event_id: str) -> Response:
     found = await within_deadline(request, whole_event(service.engine, parsed, service.log))
     if found is None:
         return _no_event(request, event_id)
-    twin = f"/api/v1/audit/events/{parsed}"
+    # In a thread: a payload can be megabytes, and others are waiting.
+    return await asyncio.to_thread(_page_of, request, found, f"/api/v1/audit/events/{parsed}")
+
+
+def _page_of(request: Request, found: WholeEvent, twin: str) -> Response:
     return page(
         request,
         "event.html",
@@ -69,7 +77,7 @@ async def event_page(request: Request, event_id: str) -> Response:
         groups={title: names.split() for title, names in _GROUPS.items()},
         marks=list(marks_of(found, datetime.now(UTC))),
         proof=f"{str(request.base_url).rstrip('/')}{twin}/proof?open=true",
-        has_login=not service.authenticator.is_disabled,
+        has_login=not service_of(request).authenticator.is_disabled,
     )
 
 
@@ -82,7 +90,8 @@ def _no_event(request: Request, event_id: str) -> Response:
 
 
 def members_of(event: WholeEvent) -> dict[str, Member]:
-    """Every member of the record and of the committed object that is not null, as text: a JSON value is written over several lines."""
+    """Every member of the record and of the committed object that is not null, as text: a JSON value is written over several lines
+    unless it is long."""
     members: dict[str, Any] = loads(event.record) | ({} if event.committed is None else loads(event.committed))
     return {name: Member(name, _text(value)) for name, value in members.items() if value is not None}
 
@@ -90,8 +99,9 @@ def members_of(event: WholeEvent) -> dict[str, Member]:
 def _text(value: Any) -> str:
     if isinstance(value, str):
         return value
-    written = canonical(value).decode()
-    return indented(written) if isinstance(value, Mapping | list) else written
+    written = canonical(value)
+    is_indented = isinstance(value, Mapping | list) and len(written) <= _INDENTED_BYTES_MAX
+    return indented(written.decode()) if is_indented else written.decode()
 
 
 def marks_of(event: WholeEvent, now: datetime) -> Iterator[Mark]:

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Any, Literal, get_args
 from urllib.parse import urlencode
@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from app.api.deadline import within_deadline
 from app.api.events import parse_query
+from app.api.filters import time_readers
 from app.api.histogram import parse_histogram_query
 from app.api.paging import cursor_errors
 from app.api.service import service_of
@@ -25,7 +26,7 @@ from app.events.envelope import Category, Outcome
 from app.pages.chart import bars
 from app.pages.rendering import page
 from app.pages.text import indented
-from app.query.filter import EventQuery
+from app.query.filter import ALIASES, EventQuery
 from app.query.histogram import Histogram
 from app.query.page import Page, rest_of_page
 from app.query.places import places
@@ -40,9 +41,11 @@ _WITHOUT_FIELD = _PAGING | {"event_type", "strict"}
 _NOT_COUNTED = _PAGING | {"order", "strict"}
 _EVENTS_MAX = 200
 """Most events on a page: it is rendered in one go, while nobody else is answered."""
+_DIGITS_MAX = 20
+"""Of a limit; a longer one is left to the API's own rule."""
 _PAYLOAD_MAX = 20_000
 """Characters of a payload in a table; the event's own page has all of them."""
-_TEXT_DAYS = "7d"
+_TEXT_DAYS = 7
 """How far back a text is looked for if nobody says: it is looked for in every payload."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "event_outcome": get_args(Outcome),
@@ -88,23 +91,38 @@ async def _histogram(request: Request, sent: list[tuple[str, str]]) -> Histogram
 
 
 def without_empty(request: Request) -> list[tuple[str, str]]:
-    """The parameters of the request that have a value, since a form sends all of its fields."""
-    return [(name, _as_sent(name, value)) for name, value in request.query_params.multi_items() if value]
+    """The parameters of the request that have a value, since a form sends all of its fields. A time that was sent by its other name has
+    the field's, unless both were sent.
+    """
+    sent = [(name, _as_sent(name, value)) for name, value in request.query_params.multi_items() if value]
+    names = {name for name, _ in sent}
+    return [(name if (field := ALIASES.get(name, name)) in names else field, value) for name, value in sent]
 
 
 def _question(request: Request) -> list[tuple[str, str]]:
     """What is asked: a text is looked for in the last days, unless somebody says where, and a page is not endless."""
     sent = [_bounded(*pair) for pair in without_empty(request) if pair[0] != "strict"]
     names = {name for name, _ in sent}
-    if "q" in names and not names & {"since", "start_time", "correlation_id", "correlation_id_in"}:
-        sent.append(("since", _TEXT_DAYS))
+    if "q" in names and not names & {"since", "correlation_id", "correlation_id_in"}:
+        sent.append(("since", _days_before_end(dict(reversed(sent)))))
     return sent
+
+
+def _days_before_end(sent: dict[str, str]) -> str:
+    """Where a text is looked for from: some days before `until`, if that is not to come."""
+    now = datetime.now(UTC)
+    until = time_readers(sent, now)["until"]("until", sent["until"]) if "until" in sent else now
+    if until >= now:
+        return f"{_TEXT_DAYS}d"
+    with suppress(OverflowError):
+        until -= timedelta(days=_TEXT_DAYS)
+    return until.isoformat()
 
 
 def _bounded(name: str, value: str) -> tuple[str, str]:
     return (
         (name, str(_EVENTS_MAX))
-        if name == "limit" and value.isdecimal() and int(value) > _EVENTS_MAX
+        if name == "limit" and value.isdecimal() and len(value) < _DIGITS_MAX and int(value) > _EVENTS_MAX
         else (name, value)
     )
 

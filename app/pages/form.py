@@ -20,6 +20,8 @@ async def read_form(request: Request) -> dict[str, str]:
         fields = dict(reversed(parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict")))
     except ValueError:
         raise BadRequest("The form is not UTF-8.") from None
+    if any("\0" in value for value in fields.values()):
+        raise BadRequest("The form has a NUL character.")
     if not session.is_form_token(request, fields.get("form_token", "")):
         raise session.ForgedForm
     return fields

@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from app.api.access import ANONYMOUS, authorize, caller_name
-from app.api.holds import MissingReason, MissingReleaseReason
+from app.api.checked_body import checked
+from app.api.holds import HoldToPlace, MissingReason, MissingReleaseReason
 from app.api.service import service_of
 from app.errors import BadRequest
 from app.events.explain import bad_fields
@@ -31,6 +32,8 @@ async def order_hold(request: Request) -> Response:
     if form.get("order") == "place":
         if not reason.strip():
             raise MissingReason
+        selected = {"correlation_id": correlation_id} if correlation_id else {"actor_id": actor_id}
+        checked(selected | {"reason": reason}, HoldToPlace)
         await holds.place(service.settings, service.log, Selector(correlation_id or None, actor_id or None), order)
     elif form.get("order") == "release" and correlation_id:
         if not reason.strip():

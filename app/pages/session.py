@@ -10,13 +10,12 @@ import os
 import time
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import sha256
-from http.cookies import CookieError, SimpleCookie
 from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from pydantic import SecretStr
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.types import Scope
 
 from app.errors import Forbidden, Unauthorized
@@ -24,7 +23,6 @@ from app.errors import Forbidden, Unauthorized
 SESSION_SECONDS = 12 * 3600
 ATTEMPT_SECONDS = 600
 SESSION, VISITOR, ATTEMPT = "datastorage_session", "datastorage_visitor", "datastorage_attempt"
-_ATTEMPT_PATH = "/ui/login"
 _NONCE_BYTES = 12
 _COOKIE_BYTES_MAX = 3_900  # with its name and attributes browsers take 4,096
 _POD_KEY = os.urandom(32)
@@ -76,12 +74,9 @@ def sealer(key: SecretStr | None) -> Sealer:
 
 
 def cookies(scope: Scope) -> dict[str, str]:
-    """The cookies of a request; none if they cannot be read."""
+    """The cookies of a request, whatever others stand beside them."""
     sent = b"; ".join(value for name, value in scope["headers"] if name == b"cookie").decode("latin-1")
-    try:
-        return {name: morsel.value for name, morsel in SimpleCookie(sent).items()}
-    except CookieError:
-        return {}
+    return cookie_parser(sent)
 
 
 def token_of(scope: Scope) -> str | None:
@@ -100,25 +95,31 @@ def seal_session(request: Request, token: str, expires: float) -> str:
 
 
 def session_cookie(scope: Scope) -> str:
-    """The name of the session's cookie. With __Host- no other host of the domain can set it, which a browser takes from HTTPS alone."""
-    return SESSION if scope["state"].get("is_plain_loopback") else f"__Host-{SESSION}"
+    """The name of the session's cookie."""
+    return _of_this_host(scope, SESSION)
+
+
+def _of_this_host(scope: Scope, name: str) -> str:
+    """A cookie's name. With __Host- no other host of the domain can set it, which a browser takes from HTTPS and for the path / alone."""
+    return name if scope["state"].get("is_plain_loopback") else f"__Host-{name}"
 
 
 def seal_attempt(request: Request, attempt: dict[str, str]) -> str:
     """The header Set-Cookie with an attempt to sign in at an issuer. Lax: it has to come back when the issuer sends the browser back."""
     sealed = request.scope["state"]["sealer"].seal(ATTEMPT, attempt, ATTEMPT_SECONDS)
-    return set_cookie(request.scope, ATTEMPT, sealed, path=_ATTEMPT_PATH, seconds=ATTEMPT_SECONDS, same_site="Lax")
+    name = _of_this_host(request.scope, ATTEMPT)
+    return set_cookie(request.scope, name, sealed, seconds=ATTEMPT_SECONDS, same_site="Lax")
 
 
 def opened_attempt(request: Request) -> dict[str, str] | None:
     """The attempt that this browser has begun; None without one."""
     sealer: Sealer = request.scope["state"]["sealer"]
-    return sealer.unseal(ATTEMPT, cookies(request.scope).get(ATTEMPT, ""))
+    return sealer.unseal(ATTEMPT, cookies(request.scope).get(_of_this_host(request.scope, ATTEMPT), ""))
 
 
 def forget_attempt(request: Request) -> str:
     """The header Set-Cookie that ends an attempt."""
-    return set_cookie(request.scope, ATTEMPT, "", path=_ATTEMPT_PATH, seconds=0, same_site="Lax")
+    return set_cookie(request.scope, _of_this_host(request.scope, ATTEMPT), "", seconds=0, same_site="Lax")
 
 
 def form_token(request: Request) -> tuple[str, str | None]:
@@ -137,7 +138,7 @@ def is_form_token(request: Request, sent: str) -> bool:
     state = request.scope["state"]
     opened = state.get("session")
     bound_to = cookies(request.scope).get(VISITOR) if opened is None else opened.cookie
-    return bool(bound_to) and hmac.compare_digest(state["sealer"].form_token(bound_to), sent)
+    return bool(bound_to) and hmac.compare_digest(state["sealer"].form_token(bound_to).encode(), sent.encode())
 
 
 def set_cookie(

@@ -8,6 +8,8 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from app.api.access import ANONYMOUS, authorize, caller_name, may
+from app.api.checked_body import checked
+from app.api.findings import FindingToAcknowledge
 from app.api.service import service_of
 from app.api.trust import trust
 from app.errors import BadRequest
@@ -38,5 +40,6 @@ async def acknowledge_finding(request: Request, finding_id: str) -> Response:
         parsed = UUID(finding_id)
     except ValueError:
         raise bad_fields({"finding_id": f"expected a UUID, got {finding_id[:60]!r}"}) from None
+    checked({"reason": reason}, FindingToAcknowledge)
     await acknowledge(service.settings, service.log, parsed, caller_name(request) or ANONYMOUS, reason)
     return RedirectResponse("/ui/trust#findings", 303)

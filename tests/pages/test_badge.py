@@ -15,6 +15,7 @@ import pytest
 from playwright.sync_api import Page, Route
 
 from tests import databases
+from tests.events import make_event
 from tests.pages.browser import Reader, aside
 from tests.pages.conftest import picture_path, wait_for_proofs
 from tests.services import ROOT, Service
@@ -71,6 +72,19 @@ def test_green(reader: Callable[..., Reader], event_id: str) -> None:
     assert "ada@example.com" in page.inner_text("main")
     if picture := picture_path("event"):
         page.screenshot(path=picture)
+
+
+def test_green_for_a_long_payload(reader: Callable[..., Reader], pages_service: Service) -> None:
+    """A payload that is not indented, as it is long in bytes, is no proved one."""
+    event = make_event()
+    event["event_data"]["large"] = ["é"] * 45_000  # 225,000 bytes, 180,000 characters
+    answer = httpx.post(f"{pages_service.url}/api/v1/audit/events", json=event).json()
+    with httpx.Client(base_url=pages_service.url) as client:
+        wait_for_proofs(client)
+    page = reader().open(f"/ui/events/{answer['event_id']}")
+    verdict, states = badge(page)
+    assert (verdict, failed(states)) == ("holds", [])
+    assert "\n" not in (page.locator("pre.payload").text_content() or "\n")
 
 
 def test_without_javascript(reader: Callable[..., Reader], event_id: str) -> None:

@@ -14,6 +14,7 @@ from tests.events import make_event
 from tests.issuer import Issuer, issuer
 from tests.pages.browser import Reader
 from tests.services import Service
+from tests.waiting import until
 
 HTML = {"Accept": "text/html"}
 CLIENT = "datastorage-pages"
@@ -138,6 +139,12 @@ def test_at_the_issuer(reader: Callable[..., Reader], guarded: Service, idp: Iss
         assert (signed_in.status_code, 'content="0; url=/ui"' in signed_in.text) == (200, True)
         assert client.get(back).status_code == 400, "the attempt is over"
         assert client.get("/ui/login/callback?error=access_denied").status_code == 400
+        begun = client.get("/ui/login/oidc")
+        back = idp.authorize(dict(httpx.URL(begun.headers["location"]).params))
+        idp.down = True
+        away = client.get(back)
+        idp.down = False
+        assert (away.status_code, "Authentication service unavailable" in away.text) == (500, True)
 
 
 def test_beginning_does_not_ask_the_issuer(guarded: Service, idp: Issuer) -> None:
@@ -161,10 +168,14 @@ def test_cookie_of_this_host_alone(guarded: Service, tokens: dict[str, str]) -> 
         answer = client.post("/ui/login", data=fields, headers=audit | {"Cookie": visitor})
         assert answer.status_code == 303
         cookie = answer.headers["set-cookie"]
+        begun = client.get("/ui/login/oidc", headers=audit).headers["set-cookie"]
+    assert begun.startswith("__Host-datastorage_attempt=")
+    assert "; Path=/; " in begun
     assert cookie.startswith("__Host-datastorage_session=")
     assert cookie.endswith("; HttpOnly; SameSite=Strict; Secure")
     sent = cookie.partition(";")[0]
-    for name, status in ((sent, 200), (sent.removeprefix("__Host-"), 303)):
+    # A browser sends beside it what others have set, which need not be as RFC 6265 has it.
+    for name, status in ((sent, 200), (f'prefs={{"a":1}}; {sent}', 200), (sent.removeprefix("__Host-"), 303)):
         assert httpx.get(f"{guarded.url}/ui/events", headers=audit | {"Cookie": name}).status_code == status
 
 
@@ -184,7 +195,7 @@ def test_forged_forms(guarded: Service, tokens: dict[str, str]) -> None:
 
     with httpx.Client(base_url=guarded.url) as client, httpx.Client(base_url=guarded.url) as other:
         own, others = token_of(client), token_of(other)
-        assert post(client, "") == post(client, others) == 403
+        assert post(client, "") == post(client, others) == post(client, "é") == 403
         assert post(client, own, sec_fetch_site="cross-site") == post(client, own, sec_fetch_site="same-site") == 403
         assert post(client, own, origin="http://127.0.0.1:1") == post(client, own, origin="null") == 403
         assert client.post("/ui/login", json={"form_token": own}, headers=HTML).status_code == 400
@@ -230,6 +241,8 @@ def test_sessions_that_end(guarded: Service, tokens: dict[str, str], tokens_file
         for cookie in ("", "x", "A" * 200, "é"):
             answer = client.get("/ui/events", headers=[(b"Cookie", f"datastorage_session={cookie}".encode())])
             assert answer.headers["location"] == "/ui/login?next=%2Fui%2Fevents"
+        answer = client.get("/ui/correlations/rr%3Fa%2Fb?verify=true")
+        assert answer.headers["location"] == "/ui/login?next=%2Fui%2Fcorrelations%2Frr%253Fa%252Fb%3Fverify%3Dtrue"
         form = client.get("/ui/login").text
         found = re.search(r'name="form_token" value="(\w+)"', form)
         assert found is not None
@@ -248,9 +261,12 @@ def test_sessions_that_end(guarded: Service, tokens: dict[str, str], tokens_file
         )
         lines = [line for line in tokens_file.read_text().splitlines() if "ops:auditor" not in line]
         tokens_file.write_text("\n".join(lines) + "\n")
-        while (answer := client.get("/ui/events")).status_code == 200:  # until the service has read the file again
-            pass
+        answer = until(lambda: _unless_open(client.get("/ui/events")))  # until the service has read the file again
         assert answer.headers["location"] == "/ui/login?ended&next=%2Fui%2Fevents"
+
+
+def _unless_open(answer: httpx.Response) -> httpx.Response | None:
+    return None if answer.status_code == 200 else answer
 
 
 def test_who_may_hold(reader: Callable[..., Reader], guarded: Service, tokens: dict[str, str]) -> None:

@@ -1,5 +1,7 @@
 """Every page with real data: with JavaScript and without, on a wide and a narrow screen, light and dark, by eye and by screen reader."""
 
+import html
+import re
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -164,6 +166,17 @@ def test_filters_are_links(reader: Callable[..., Reader]) -> None:
     page.goto("/ui/events?q=RESTART-deployment")
     assert "since 7d" in page.locator(".chosen").inner_text()
     assert all("restart-deployment" in text for text in page.locator("tr.more pre").all_text_contents())
+
+
+def test_questions_that_links_go_on(pages_service: Service) -> None:
+    """A bar's link names a time twice; a text is looked for after the time that was asked for; a limit of any length is an error of the service."""
+    with httpx.Client(base_url=pages_service.url) as client:
+        chart = client.get("/ui/events?start_time=2d").text
+        bars = re.findall(r'<a href="(/ui/events\?[^"]*)" aria-label="\d+ events', chart)
+        assert bars
+        assert client.get(html.unescape(bars[-1])).status_code == 200
+        assert "since=2020-01-01T00%3A00%3A00" in client.get("/ui/events?q=x&until=2020-01-08T00:00:00Z").text
+        assert client.get(f"/ui/events?limit={'9' * 5000}").status_code == 400
 
 
 def test_local_times_are_asked_for(reader: Callable[..., Reader]) -> None:

@@ -53,7 +53,14 @@ def test_holds_by_form(reader: Callable[..., Reader], pages_service: Service, ja
     assert "No hold is in force" in page.inner_text("main")
     assert httpx.get(pages_service.url + TRUST).json()["holds"] == []
     token = page.locator("input[name=form_token]").first.get_attribute("value")
-    for fields in ({"actor_id": actor}, {"reason": "x"}, {"actor_id": "a", "correlation_id": "b", "reason": "x"}):
+    for fields in (
+        {"actor_id": actor},
+        {"reason": "x"},
+        {"actor_id": "a", "correlation_id": "b", "reason": "x"},
+        {"actor_id": "a\0", "reason": "x"},
+        {"actor_id": "a", "reason": "\0"},
+        {"correlation_id": "a" * 256, "reason": "x"},
+    ):
         sent: dict[str, str | float | bool] = {"form_token": str(token), "order": "place", **fields}
         answer = one.context.request.post("/ui/holds", form=sent, headers={"Accept": "text/html"})
         assert (answer.status, "text/html" in answer.headers["content-type"]) == (400, True)

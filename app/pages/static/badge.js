@@ -9,7 +9,7 @@
     fails: ["\u2715", "This does not hold"],
     open: ["\u2013", "Not proved"],
   };
-  const ED25519 = 1, TRIES = 20, PAUSE_MS = 500;
+  const ED25519 = 1, TRIES = 20, PAUSE_MS = 500, INDENTED_BYTES_MAX = 200000;
 
   /** An element with attributes and children; strings become text. */
   function element(name, attributes, ...children) {
@@ -41,7 +41,8 @@
   });
   function expected(value) {
     if (typeof value === "string") return value;
-    return value instanceof Map || Array.isArray(value) ? indented(D.jcs(value)) : D.jcs(value);
+    const written = D.jcs(value), isNested = value instanceof Map || Array.isArray(value);
+    return isNested && D.encode(written).length <= INDENTED_BYTES_MAX ? indented(written) : written;
   }
   const shownIn = (one) => (one.localName === "time" ? one.dateTime : one.textContent);
 
@@ -113,7 +114,6 @@
     const values = [["checkpoint", proof.note]];
     try {
       const report = D.verifyProof(answer.source, keys);
-      const others = proof.note.split("\n").filter((line) => line.startsWith("\u2014 ")).length;
       const { signers, witnesses, through, size } = report.checkpoint, lines = proof.note.match(/^\u2014 /gm)?.length ?? 0;
       const words = [through ? `The log was closed after a loss; ${through} continues it, names this tree of ${size} events, and is signed by ${signers.join(" and ")}.` :
         `${signers.join(" and ")} has signed a checkpoint of ${size} events.`];
