@@ -25,6 +25,7 @@ _TIMEOUT_SECONDS = 60.0
 _LONG_SECONDS = 300.0
 """For an answer of many proofs."""
 _COVERED_SECONDS_MAX = 60.0
+_PAUSE_SECONDS_MAX = 10.0
 _DEFAULT_PORT = "8080"
 _USAGE = frozenset({400, 414, 422})
 """Answers that say that an option or a value does not fit."""
@@ -109,7 +110,7 @@ class Service:
                 return answer
             if answer.status_code != 503 or time.monotonic() > end:
                 raise refusal(answer)
-            time.sleep(float(answer.headers.get("retry-after", "1")))
+            time.sleep(pause_seconds(answer.headers.get("retry-after", "")))
 
     def ask(self, method: str, path: str, doing: str = "", **content: Any) -> "httpx.Response":
         """The answer to one request, which is a success."""
@@ -121,10 +122,15 @@ class Service:
         return answer
 
     def decoded(self, answer: "httpx.Response") -> Any:
+        """The JSON object of an answer. Fatal if it is none, and later for a member that it should have."""
+        url = self.shown_url
         try:
-            return answer.json()
+            found = answer.json(object_hook=lambda members: _Object(members, url))
         except ValueError:
-            raise Fatal(f"{self.shown_url} has answered with something else than JSON: is it a DataStorage?") from None
+            found = None
+        if not isinstance(found, _Object):
+            raise _stranger(url)
+        return found
 
     @contextmanager
     def errors(self) -> Iterator[None]:
@@ -141,6 +147,26 @@ class Service:
         except httpx.HTTPError as error:
             reason = visible(masked(str(error) or type(error).__name__))
             raise Fatal(f"no service answers at {self.shown_url} ({reason})") from None
+
+
+class _Object(dict[str, Any]):
+    """A JSON object of an answer from `url`. Whoever answers without a member that a DataStorage always sends is none: Fatal."""
+
+    def __init__(self, members: dict[str, Any], url: str) -> None:
+        super().__init__(members)
+        self._url = url
+
+    def __missing__(self, name: str) -> Any:
+        raise _stranger(self._url)
+
+
+def _stranger(url: str) -> Fatal:
+    return Fatal(f"{url} has answered with something else: is it a DataStorage?")
+
+
+def pause_seconds(retry_after: str) -> float:
+    """How long to wait before the next request, as the header of an answer says, within reason."""
+    return min(float(retry_after), _PAUSE_SECONDS_MAX) if retry_after.isdecimal() else 1.0
 
 
 def _leave_out_command_line() -> None:

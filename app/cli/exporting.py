@@ -2,11 +2,10 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from app.cli.client import Service, add_service, segment
 from app.cli.output import progress, store
-from app.cli.parser import Commands
+from app.cli.parser import Commands, file
 from app.errors import Fatal
 from app.terminal import visible
 
@@ -19,7 +18,7 @@ def add(commands: Commands) -> None:
         "The file has events, proofs, holds, notifications and a page of words; `verify-export` verifies it offline."
     )
     parser.add_argument("correlation_id", metavar="CORRELATION_ID", help="of the remediation, such as rr-42")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="replaced if it exists")
+    parser.add_argument("-o", "--output", type=file, required=True, metavar="FILE", help="replaced if it exists")
     parser.add_argument(
         "--redact-pii", action="store_true", help="mask e-mail and IP addresses, telephone and card numbers"
     )
@@ -36,12 +35,12 @@ def _run(arguments: argparse.Namespace) -> None:
     with progress("waiting for the bundle ..."):
         content = service.get_once_covered(path, {"redact_pii": "true"} if arguments.redact_pii else {}).content
     try:
-        file = parse(content)
-        manifest = manifest_of(file)
+        found = parse(content)
+        manifest = manifest_of(found)
     except ValueError as error:
         raise Fatal(f"{service.shown_url} has answered with something else than a bundle: {error}") from None
     store(arguments.output, content)
-    size = file.bundle.logs[-1].size
+    size = found.bundle.logs[-1].size
     covered = (
         "NOTHING IN IT IS PROVED: the service has no key for checkpoints"
         if size is None

@@ -1,11 +1,10 @@
 """`datastorage import`: sends events of files to a service's import route, in portions. A client: HTTP only."""
 
 import argparse
-from pathlib import Path
 
 from app.cli.client import Service, add_service
 from app.cli.exits import Exit
-from app.cli.parser import Commands
+from app.cli.parser import Commands, file
 
 
 def add(commands: Commands) -> None:
@@ -13,7 +12,7 @@ def add(commands: Commands) -> None:
     parser.description = (
         "Exit code 0: every event is stored; 1: some were refused; 2: the import has to be called again."
     )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="ndjson, or an export in ndjson or csv")
+    parser.add_argument("files", nargs="+", type=file, metavar="FILE", help="ndjson, or an export in ndjson or csv")
     parser.add_argument("--portion", type=int, default=500, metavar="N", help="most events in one request (500)")
     add_service(parser, role="importer")
     parser.set_defaults(run=_run)
@@ -24,5 +23,5 @@ def _run(arguments: argparse.Namespace) -> Exit:
     from app.cli.import_file import FileImport
 
     service = Service.of(arguments)
-    refused = sum([FileImport(service.http, file).run(arguments.portion) for file in arguments.files])
+    refused = sum([FileImport(service.http, one).run(arguments.portion) for one in arguments.files])
     return Exit.DEFECT if refused else Exit.AS_ASKED

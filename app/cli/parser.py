@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from app.cli.exits import Exit
@@ -68,6 +69,13 @@ def build() -> Parser:
     for group in (*asking, verifying, auditing, retention, importing, simulating, running, spool, describing):
         group.add(commands)
     return parser
+
+
+def file(text: str) -> Path:
+    """The path of a file to read or to write, as an argument's type. No directory is one."""
+    if (path := Path(text)).is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a directory")
+    return path
 
 
 def add_group(commands: Commands, name: str, text: str) -> Commands:

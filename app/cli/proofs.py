@@ -2,18 +2,17 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 from app.cli import client, output
 from app.cli.client import Service
-from app.cli.parser import Commands
+from app.cli.parser import Commands, file
 from app.cli.show import EVENTS
 
 
 def add(commands: Commands) -> None:
     proof = commands.add_parser("proof", help="fetch the proof of one event; `verify-proof` verifies it offline")
     proof.add_argument("event_id", metavar="EVENT_ID")
-    proof.add_argument("-o", "--output", type=Path, metavar="FILE", help="to write it to, instead of printing it")
+    proof.add_argument("-o", "--output", type=file, metavar="FILE", help="to write it to, instead of printing it")
     proof.add_argument("--timestamped", action="store_true", help="with the token of a timestamp authority")
     proof.add_argument("--json", action="store_true", help="as JSON, with what an erasure would remove of the event")
     client.add_service(proof)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 from app.cli import client, filters
 from app.cli.client import Service
 from app.cli.describing_settings import GROUPS, as_written
+from app.cli.pages import Pages
 from app.cli.times import Clock, skew_text
 from app.errors import Fatal, Usage
 from app.settings import Settings, origins, unknown_variables
 from app.terminal import visible, visible_json
+from tests.listening import listening
 
 ODD = "a\x1b[2J\x07\x00\x9b\u202e\u2066\u200b\ufeff\U000e0041\ud800\n"
 
@@ -79,6 +82,39 @@ def test_refused(options: list[str], error: type[Exception]) -> None:
         service(*options)
     assert type(refused.value) is error
     assert str(refused.value).isprintable()
+
+
+class _Stranger(BaseHTTPRequestHandler):
+    """Answers every question with JSON that is none of a DataStorage."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"data":[{}]}' if self.path.startswith("/objects") else b'["data"]')
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 -- the base class's name
+        pass
+
+
+def test_something_else_answers() -> None:
+    """Who has another service's URL reads a traceback."""
+    with listening(ThreadingHTTPServer(("127.0.0.1", 0), _Stranger)) as url:
+        asked = service("--url", url)
+        with pytest.raises(Fatal, match="is it a DataStorage"):
+            asked.json("/list")
+        with pytest.raises(Fatal, match="is it a DataStorage"):
+            list(Pages(asked, "/objects", {}))
+        with pytest.raises(Fatal, match="is it a DataStorage"):
+            asked.json("/objects")["data"][0]["event_id"]
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [("", 1), ("3", 3), ("9" * 400, 10), ("-5", 1), ("nan", 1), ("Wed, 21 Oct 2026 07:28:00 GMT", 1)],
+)
+def test_pauses(retry_after: str, seconds: float) -> None:
+    """A command that waits for a checkpoint ends with a traceback, or waits for ever, as a proxy has a header of its own."""
+    assert client.pause_seconds(retry_after) == seconds
 
 
 def test_escapes() -> None:
