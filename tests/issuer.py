@@ -1,6 +1,7 @@
 """An OpenID Connect issuer: a real HTTP server with discovery and a key set, and the tokens that it signs."""
 
 import json
+import threading
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Iterator
@@ -35,6 +36,25 @@ class Issuer:
     """How often its keys were fetched."""
     requests: int = 0
     """For its keys and for its discovery document."""
+    answers: threading.Event = field(default_factory=threading.Event)
+    """Cleared, who posts a code waits."""
+    codes: int = 0
+    """At it now."""
+    codes_most: int = 0
+
+    def __post_init__(self) -> None:
+        self.answers.set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Around a code."""
+        with self._lock:
+            self.codes += 1
+            self.codes_most = max(self.codes_most, self.codes)
+        yield
+        with self._lock:
+            self.codes -= 1
 
     def token(self, sub: str, groups: list[str], key: RSAKey | None = None, **claims: Any) -> str:
         """A token that is valid now, but for `claims`; None removes a claim."""
@@ -93,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         form = dict(parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
-        tokens = self.issuer.redeem(form)
+        with self.issuer.counted():
+            self.issuer.answers.wait()
+            tokens = self.issuer.redeem(form)
         self._answer(503 if self.issuer.down else 400 if tokens is None else 200, json.dumps(tokens).encode())
 
     def do_GET(self) -> None:

@@ -41,7 +41,7 @@ class Authenticator:
         self._tokens = _token_file(settings, clock) if "tokens" in modes else None
         self._oidc = _oidc(settings, now) if "oidc" in modes else None
         self._kubernetes = _kubernetes(settings) if "kubernetes" in modes else None
-        self.code_flow = _code_flow(settings, self._oidc) if self._oidc and settings.ui_oidc_client_id else None
+        self.code_flow = _code_flow(settings, self._oidc, clock) if self._oidc and settings.ui_oidc_client_id else None
         """How browsers sign in at the issuer; None where they cannot."""
 
     async def close(self) -> None:
@@ -99,10 +99,10 @@ def _oidc(settings: Settings, now: Clock) -> "Oidc":
     return Oidc(settings, now)
 
 
-def _code_flow(settings: Settings, oidc: "Oidc") -> "CodeFlow":
+def _code_flow(settings: Settings, oidc: "Oidc", clock: Clock) -> "CodeFlow":
     from app.auth.code_flow import CodeFlow  # noqa: PLC0415 -- see above
 
-    return CodeFlow(settings, oidc)
+    return CodeFlow(settings, oidc, clock)
 
 
 def _kubernetes(settings: Settings) -> "Kubernetes":

@@ -6,8 +6,8 @@ What has to come back is in an `Attempt`, which the browser carries sealed; this
 import asyncio
 import logging
 from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from hashlib import sha256
-from time import monotonic
 from urllib.parse import quote_plus, urlencode
 
 import httpx
@@ -30,18 +30,19 @@ log = logging.getLogger(__name__)
 
 
 class CodeFlow:
-    """Signs browsers in as the client of the settings."""
+    """Signs browsers in as the client of the settings. `clock` measures the age of what the issuer has said, in seconds."""
 
-    def __init__(self, settings: Settings, oidc: Oidc) -> None:
+    def __init__(self, settings: Settings, oidc: Oidc, clock: Callable[[], float]) -> None:
         assert settings.ui_oidc_client_id is not None
         self._settings = settings
         self._oidc = oidc
+        self._clock = clock
         self._client_id = settings.ui_oidc_client_id
         self._redirect_uri = f"{settings.ui_url}{CALLBACK}"
         self._endpoints: dict[str, tuple[str, float]] = {}
         """URLs of the issuer, each with the time until which it is not asked for again."""
         self._discovering = asyncio.Lock()
-        self._away_until = 0.0
+        self._away_until = float("-inf")
         self._turns = asyncio.Semaphore(_AT_ONCE)
 
     async def authorization_url(self, attempt: Attempt) -> str:
@@ -105,18 +106,18 @@ class CodeFlow:
         ReviewFailed when it cannot be read.
         """
         async with self._discovering:
-            url, until = self._endpoints.get(member, ("", 0.0))
-            if monotonic() < until:
+            url, until = self._endpoints.get(member, ("", float("-inf")))
+            if self._clock() < until:
                 return url
-            if monotonic() < self._away_until:
+            if self._clock() < self._away_until:
                 raise ReviewFailed
             try:
                 async with asyncio.timeout(self._settings.auth_timeout_ms / 1000):
                     url = await self._oidc.discover(member)
             except _BROKEN as error:
-                self._away_until = monotonic() + _AWAY_SECONDS
+                self._away_until = self._clock() + _AWAY_SECONDS
                 raise _failed(error) from None
-            self._endpoints[member] = url, monotonic() + _KNOWN_SECONDS
+            self._endpoints[member] = url, self._clock() + _KNOWN_SECONDS
             return url
 
 

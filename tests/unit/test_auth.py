@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from app.auth import tokens
+from app.auth.attempt import Attempt
 from app.auth.authenticator import Authenticator
 from app.auth.identity import Identity
 from app.auth.kubernetes import Kubernetes
@@ -23,6 +24,7 @@ from app.errors import Fatal, Forbidden, ReviewFailed, Unauthorized
 from app.settings import Settings
 from tests.apiserver import ACCOUNT, ALL, ApiServer
 from tests.issuer import Issuer, make_key
+from tests.waiting import eventually
 
 
 @dataclass
@@ -233,6 +235,45 @@ async def test_issuer_that_is_down(idp: Issuer, clock: Clock) -> None:
         clock.at += 1_000
         with pytest.raises(ReviewFailed):
             await authenticator.identify(idp.token("jane", ["reader"], exp=int(clock.at) + 60))
+
+
+def _with_pages(idp: Issuer) -> dict[str, Any]:
+    return idp.settings() | {"ui_oidc_client_id": "pages", "ui_url": "http://localhost", "auth_timeout_ms": 20_000}
+
+
+async def test_beginning_while_the_issuer_is_down(idp: Issuer, clock: Clock) -> None:
+    """Whoever reaches the service has it ask an issuer that is in trouble as often as they like."""
+    async with authenticator_for(clock, _with_pages(idp)) as authenticator:
+        flow = authenticator.code_flow
+        assert flow is not None
+        idp.down = True
+        for asked in (1, 2):
+            begun = [flow.authorization_url(Attempt.begin()) for _ in range(20)]
+            assert {type(one) for one in await asyncio.gather(*begun, return_exceptions=True)} == {ReviewFailed}
+            assert idp.requests == asked
+            clock.at += 1
+        idp.down = False
+        assert (await flow.authorization_url(Attempt.begin())).startswith(f"{idp.url}/authorize?")
+
+
+async def test_made_up_codes(idp: Issuer, clock: Clock) -> None:
+    """Whoever has begun to sign in has the service post made-up codes to the issuer, all at once."""
+    async with authenticator_for(clock, _with_pages(idp)) as authenticator:
+        flow = authenticator.code_flow
+        assert flow is not None
+        idp.answers.clear()
+        sent = [asyncio.create_task(flow.redeem(Attempt.begin(), f"made-up-{number}")) for number in range(20)]
+        try:
+            await eventually(lambda: _if(idp.codes >= 4))
+        finally:
+            idp.answers.set()
+        refused = await asyncio.gather(*sent, return_exceptions=True)
+        assert {type(one) for one in refused} == {Unauthorized}
+        assert idp.codes_most == 4
+
+
+async def _if(is_so: bool) -> bool | None:
+    return is_so or None
 
 
 async def test_tokens_of_the_issuer_that_are_not_valid(idp: Issuer, clock: Clock) -> None:

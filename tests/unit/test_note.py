@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
+from app.api import trust
 from app.tlog import merkle
 from app.tlog.note import (
     COSIGNATURE,
@@ -184,3 +185,13 @@ def test_what_is_no_checkpoint_is_malformed(note: str) -> None:
     """Something that other tools read differently, or not at all, passes for a checkpoint."""
     with pytest.raises(MalformedNote):
         verified_checkpoint(note, [PUBLIC])
+
+
+@pytest.mark.parametrize(("seconds", "is_told"), [(SECONDS, True), (SECONDS * 1000, False), (2**64 - 1, False)])
+def test_cosigned_at(seconds: int, is_told: bool) -> None:
+    """A witness that signs milliseconds makes an error of all that the log rests on, or is no witness any more."""
+    key = PublicKey("witness.example/w1", KEY.public_key().public_bytes_raw(), COSIGNATURE)
+    text = str(CHECKPOINT)
+    line = signature_line(key.name, key.id + seconds.to_bytes(8) + KEY.sign(cosigned_message(text, seconds)))
+    about = trust._witness(key, [(7, Note.parse(f"{text}\n{line}"))])
+    assert (about["size"], "cosigned_at" in about) == (7, is_told)
