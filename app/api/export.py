@@ -156,14 +156,14 @@ router = APIRouter(tags=["export"])
 async def export_events(request: Request) -> Response:
     """Take events out of the service: as a signed page, or all of them as a file that can be verified by itself."""
     service = service_of(request)
-    query, token = parse_export(request.scope["query_string"], datetime.now(UTC))
+    query, token, now = parse_export(request.scope["query_string"], datetime.now(UTC))
     caller = caller_name(request)
     export: Export | SignedPage
     if query.format == "json":
         export = SignedPage(query, caller, service.log, await _key_pair(request), service.settings.hmac_key)
     else:
         require_same_log(token, service.log)
-        export = Export(query, caller, service.log, service.log_key, token)
+        export = Export(query, caller, service.log, service.log_key, token, now)
     chunks = _chunks(service, export)
     try:
         first = await (within_deadline(request, anext(chunks)) if query.format == "json" else anext(chunks))
@@ -178,20 +178,23 @@ async def get_export_certificate(request: Request) -> Response:
     return Response((await _key_pair(request)).pem, media_type=PEM)
 
 
-def parse_export(query_string: bytes, now: datetime) -> tuple[ExportQuery, ResumeToken | None]:
-    """The query in a query string, and where a cut export continues. Empty values are ignored.
+def parse_export(query_string: bytes, now: datetime) -> tuple[ExportQuery, ResumeToken | None, datetime]:
+    """The query in a query string, where a cut export continues, and what relative times are counted from: its beginning, or `now`.
+
+    Empty values are ignored.
 
     Of ndjson and csv unknown parameters are refused: a misspelled filter would hand over everything, signed.
     """
     sent = query_parameters(query_string, {"format", "after"})
     after = sent.get("after", "")
     token = _token(after) if after else None
+    now = now if token is None or token.now is None else token.now.astimezone(UTC)
     is_page = sent.get("format", "json") == "json"
     readers = _READERS | (_PAGE_READERS if is_page else {})
     query = read_filter(query_string, ExportQuery, now, readers, when_empty={"format": ""}, check=_check)
     if token is not None and is_page:
         raise bad_fields({"after": "belongs to ndjson and csv: repeat the parameters of the export that was cut"})
-    return query, token
+    return query, token, now
 
 
 def _check(query_string: bytes, fields: dict[str, Any]) -> None:

@@ -231,7 +231,7 @@ async def _read(service: Service, log: Log) -> dict[str, Any]:
             "verifier": await _verifier(connection, log, service.settings.verifier_events_per_second),
             "open_findings": [one.listed() for one in findings if one.acknowledgement is None],
             "acknowledged_findings": acknowledged[:_LISTED_MAX],
-            "removals": await _removals(connection, log),
+            "removals": await read_removals(connection, log),
             "seams": [_listed_seam(one) for one in reversed(seams) if one is not None],
         }
     return _without_none(members)
@@ -305,13 +305,13 @@ async def _verifier(connection: Connection, log: Log, events_per_second: int) ->
     return _without_none(speed | numbers | times)
 
 
-async def _removals(connection: Connection, log: Log) -> list[dict[str, Any]]:
-    """The last removals that the log records, newest first."""
+async def read_removals(connection: Connection, log: Log) -> list[dict[str, Any]]:
+    """The last removals that the log records, newest first. `connection` is in a snapshot."""
     listed = []
-    for row in await connection.fetch(SQL["recent_evidence"], list(_REMOVALS), _LISTED_MAX):
+    async for row in connection.cursor(SQL["recent_evidence"], list(_REMOVALS), prefetch=_LISTED_MAX):
         payload = believed_payload(row, log)
         if payload is None:
-            continue
+            continue  # somebody has inserted it: however many of these there are, they hide none
         with suppress(KeyError, TypeError, ValueError):  # then no release of this service has written it
             members = {
                 "event_id": str(row["event_id"]),
@@ -325,6 +325,8 @@ async def _removals(connection: Connection, log: Log) -> list[dict[str, Any]]:
                 "partition": payload.get("partition"),
             }
             listed.append(_without_none(members))
+            if len(listed) == _LISTED_MAX:
+                break
     return listed
 
 

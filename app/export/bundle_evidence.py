@@ -1,5 +1,6 @@
 """Which self events belong into a bundle: what the logs record of holds, purges, erasures and losses of the correlation's events."""
 
+from asyncio import sleep
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -36,7 +37,12 @@ class Selectors:
     def add(self, row: Row) -> None:
         self.actors.add(row["actor_id"])
         self.resources.add((row["resource_type"], row["resource_id"]))
-        self.times.add(row["event_timestamp"])
+        self.add_time(row["event_timestamp"])
+
+    def add_time(self, time: datetime) -> None:
+        """Add a time, unless it is infinite, which the driver returns without a zone: no hold ends there."""
+        if time.tzinfo is not None:
+            self.times.add(time)
 
     def are_covered_by(self, payload: Any, correlation_id: str) -> bool:
         """Whether the selector in the payload of a hold's event covers one of the rows. Members that are no texts select nothing."""
@@ -108,11 +114,15 @@ class Unmarked:
     _events: list[tuple[Selectors, str]] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
-        """Add an event of the log, unless it is marked, or erased: then it has nothing more to be selected by."""
-        if row["legal_hold"] is not True and row["payload_commitment"] is None:
-            one = Selectors()
+        """Add an event of the log, unless it is marked. An erased one has no actor and no resource any more."""
+        if row["legal_hold"] is True:
+            return
+        one = Selectors()
+        if row["payload_commitment"] is None:
             one.add(row)
-            self._events.append((one, f"event {row['event_id']} at position {row['log_index']}"))
+        else:
+            one.add_time(row["event_timestamp"])
+        self._events.append((one, f"event {row['event_id']} at position {row['log_index']}"))
 
     def held_by(self, hold: Hold, correlation_id: str) -> Iterator[str]:
         """Those that a hold covers, in words."""
@@ -131,6 +141,9 @@ async def differing_holds(
 
     found = [one.message for one in await differences(connection, orders, concerns)]
     for hold in (await without_unadopted(connection, orders)).active_holds():
+        await sleep(0)
+        if not concerns(hold):
+            continue
         found += [
             f"hold removed: the hold {hold.hold_id} covers the {name}, but its row does not show it"
             for name in unmarked.held_by(hold, correlation_id)

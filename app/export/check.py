@@ -295,15 +295,18 @@ class _Checker:
         for number, name in enumerate(names):
             earlier = [one for part in parts for one in part.earlier_logs if one.log == name]
             notes = {one.checkpoint for one in earlier} or {part.checkpoint for part in parts if part.log == name}
-            trees = [*self._signed_trees(name, notes, is_closed=bool(earlier))]
-            trees += [*self._closed_trees(earlier, names[number + 1 : number + 2])]
+            closed = [*self._closed_trees(earlier, names[number + 1 : number + 2])]
+            trees = [*self._signed_trees(name, notes, is_closed=bool(earlier), is_proved=bool(closed)), *closed]
             line = self._compared(self._read_logs[name], trees)
             yield f"log {name!r}: {line}" if len(names) > 1 else line
 
-    def _signed_trees(self, name: str, notes: Iterable[str | None], *, is_closed: bool) -> Iterator[note.Checkpoint]:
+    def _signed_trees(
+        self, name: str, notes: Iterable[str | None], *, is_closed: bool, is_proved: bool
+    ) -> Iterator[note.Checkpoint]:
         """The checkpoints of a log that its keys have signed. One that none of them has signed is a problem.
 
-        A closed log whose keys nobody gave is proved by the first event of the next one.
+        A closed log whose keys nobody gave is proved by the first event of the next one. One that is proved (`is_proved`) may have a
+        checkpoint from before it had its second key: that is no problem, and the log is compared with what is signed with both.
         """
         if is_closed and not any(key.name == name for key in self._keys):
             return
@@ -313,7 +316,8 @@ class _Checker:
                 checkpoint, signed_by = note.verified_signatures(text, self._keys)
                 _require(checkpoint.origin == name, f"it is of the log {checkpoint.origin!r}, not of {name!r}")
             except (note.MalformedNote, note.NoValidSignature) as error:
-                self._result.add_problem(f"the checkpoint in the manifest: {error}")
+                if not (is_proved and self._is_signed_once(text, name)):
+                    self._result.add_problem(f"the checkpoint in the manifest: {error}")
                 continue
             signers.append(signed_by)
             yield checkpoint
@@ -322,6 +326,13 @@ class _Checker:
             others = self._result.parts[-1].logs.keys() - {name}
             of_log = [key for key in self._keys if key.name not in others]
             self._add_signature_lines(f"checkpoint {line}" for line in signature_lines(in_all, of_log))
+
+    def _is_signed_once(self, text: str, name: str) -> bool:
+        """Whether a checkpoint of the log has a valid signature, and no wrong one, by one of its keys at least."""
+        try:
+            return note.verified_checkpoint(text, self._keys).origin == name
+        except (note.MalformedNote, note.NoValidSignature):
+            return False
 
     def _closed_trees(self, earlier: Iterable[EarlierLog], following: Sequence[str]) -> Iterator[note.Checkpoint]:
         """The trees of a closed log as the first event of the next one has them. An event that is not that is a problem."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from uuid import UUID, uuid4
 
 import asyncpg
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from app.db import Connection
 from app.events.log import Log
@@ -28,6 +28,7 @@ PART_BYTES = 64 * 1024**2
 POSITION_MAX = 2**63 - 1
 LOG_ID_MAX = 2**15 - 1
 _LOWEST = -(2**63)
+_YEARS = datetime(2000, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 
 SQL = load("export")
 
@@ -45,6 +46,8 @@ class ResumeToken(BaseModel, frozen=True, extra="forbid"):
     part: Annotated[int, Field(ge=2)]
     previous: str
     after: ExportPosition | None = None
+    now: Annotated[AwareDatetime, Field(ge=_YEARS[0], lt=_YEARS[1])] | None = None
+    """When the export began: what `7d` or `today` in its filters are counted from. Tokens of before December 2026 do not say."""
 
     def __str__(self) -> str:
         return urlsafe_b64encode(self.model_dump_json(exclude_none=True).encode()).decode().rstrip("=")
@@ -105,6 +108,8 @@ class Export:
     key: SigningKey | None
     token: ResumeToken | None = None
     """Where it is resumed; None for a new export."""
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """What relative times in `query` were counted from."""
     export_id: UUID = field(default_factory=uuid4)
     log_size: int = 0
     checkpoint: str | None = None
@@ -185,6 +190,7 @@ class Export:
             part=part.number + 1,
             previous=digest,
             after=through,
+            now=self.now,
         )
         manifest = Manifest(
             export_id=self.export_id,

@@ -150,7 +150,7 @@ SELECT '[{' || string_agg(members, '},{') || '}]' FROM (
 
 -- name: extent
 -- How many events one correlation has, the times of the first and the last, how many have or had a legal hold, and the chain
--- position after the last one that the background verifier has read.
+-- position after the last one that the background verifier has read, in whichever log it is.
 SELECT count, CASE WHEN earliest < '0001-01-01Z' THEN '0001-01-01Z'
         WHEN earliest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE earliest END AS first,
     CASE WHEN latest < '0001-01-01Z' THEN '0001-01-01Z'
@@ -159,7 +159,9 @@ FROM (
     SELECT count(*), min(event_timestamp) AS earliest, max(event_timestamp) AS latest,
         count(*) FILTER (WHERE legal_hold OR legal_hold_reason IS NOT NULL) AS with_hold,
         max(chain_index) FILTER (
-            WHERE log_index < (SELECT greatest(position, completed_end) FROM verifier WHERE log_id = 0)
+            WHERE log_index < (
+                SELECT greatest(position, completed_end) FROM verifier v WHERE v.log_id = coalesce(audit_events.log_id, 0)
+            )
         ) + 1 AS verified
     FROM audit_events WHERE correlation_id = $1 AND ($2::boolean IS NULL OR ({on_log}) = $2)
 ) AS totals
@@ -169,12 +171,15 @@ FROM (
 SELECT length, hash FROM chain_heads WHERE correlation_id = $1
 
 -- name: last_verdict
--- When the background verifier last wrote its result, and how many findings there are: of one chain, and of the log without a
--- correlation.
-SELECT v.looked_at,
-    (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = $1) AS found,
-    (SELECT count(*) FROM verifier_findings WHERE log_id = 0 AND correlation_id = '') AS unclear
-FROM verifier v WHERE v.log_id = 0
+-- When the background verifier last wrote its result, of the logs that have rows of one chain the one of longest ago (of all logs, if
+-- none has); and how many findings there are in all logs: of the chain, and without a correlation.
+SELECT coalesce(
+        min(looked_at) FILTER (WHERE log_id IN (SELECT coalesce(e.log_id, 0) FROM audit_events e WHERE e.correlation_id = $1)),
+        min(looked_at)
+    ) AS looked_at,
+    (SELECT count(*) FROM verifier_findings WHERE correlation_id = $1) AS found,
+    (SELECT count(*) FROM verifier_findings WHERE correlation_id = '') AS unclear
+FROM verifier HAVING count(*) > 0
 
 -- name: steps
 -- The events of types that report phases ($2) or decisions ($3) of one correlation. Texts are cut so that all fits into memory.

@@ -178,11 +178,11 @@ WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LI
     AND ($2::text[] IS NULL OR correlation_id = ANY($2))
 
 -- name: recent_evidence
--- The same of some types, of all correlations, the last $2.
+-- The same of some types, of all correlations, newest first.
 SELECT {hashed_columns}, {leaf_of_row} AS leaf
 FROM audit_events
 WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%' AND log_index IS NOT NULL
-ORDER BY recorded_at DESC, log_index DESC LIMIT $2
+ORDER BY recorded_at DESC, log_index DESC
 
 -- name: count_positions_with_rows
 -- How many positions from $1 up to, not including, $2 have rows: of the purged positions $3, and of the others.

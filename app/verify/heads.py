@@ -77,7 +77,8 @@ async def verify_equal_heads(connection: Connection) -> Defects:
 async def verify_sum_of_heads(connection: Connection, log: Log, size: int) -> Defects:
     """A defect if the chains together do not have the events of all logs, each of which is in one chain. `log` has `size` of them.
 
-    Events that were lost may be counted or not. `connection` is in a snapshot.
+    Events that were lost may be counted or not, so that of chains that are purged whole as many can be missing unseen. `connection` is
+    in a snapshot.
     """
     defects, lost = Defects(), 0
     for later in log.and_earlier():

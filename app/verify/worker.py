@@ -352,8 +352,12 @@ class Verifier:
             try:
                 require_timestamp(row["token"], row["note"], self._certificates)
             except WrongTimestamp as error:
-                defects.append(_wrong_timestamp(row["size"], error))
+                defects.append(_wrong_timestamp(row["size"], error, self._timestamp(row["size"])))
         return defects
+
+    def _timestamp(self, size: int) -> str:
+        """What findings about a timestamp are about: in a later log the name tells it from one of that size in another."""
+        return f"timestamp {size} of {self.log.name}" if self.log.id else f"timestamp {size}"
 
     async def _defects_of_sizes(self, connection: Connection, size: int) -> list[Defect]:
         """The defects of timestamps of checkpoints that a log of this size cannot have had."""
@@ -362,7 +366,7 @@ class Verifier:
             name, keys = f"the timestamped checkpoint at {row['size']}", keys_of(self.log, self._keys)
             defect = checkpoint_defect(name, row["note"], keys, state, row["size"])
             if defect is not None and not self._admits(row["note"]):
-                defects.append(replace(defect, subject=f"timestamp {row['size']}"))
+                defects.append(replace(defect, subject=self._timestamp(row["size"])))
         return defects
 
     async def _checkpoints_within(
@@ -467,9 +471,9 @@ async def _store_findings(
     return found + [(defect, False) for defect in defects[_FINDINGS_MAX:]]
 
 
-def _wrong_timestamp(size: int, error: WrongTimestamp) -> Defect:
+def _wrong_timestamp(size: int, error: WrongTimestamp, subject: str) -> Defect:
     message = f"forged checkpoint: the timestamp of the checkpoint at {size} is not valid: {error}"
-    return Defect("forged checkpoint", message, subject=f"timestamp {size}")
+    return Defect("forged checkpoint", message, subject=subject)
 
 
 def _subject_of(note: str) -> str:

@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parent.parent / "sql" / "0013_scopes.sql"
 
 def upgrade() -> None:
     """Quick: a worker makes all counts anew, and until then lists count rows. Writing waits while a trigger is made, and in a database
-    with a second log while an index is.
+    with a second log while an index is, for which all tables are read once.
     """
     driver = op.get_bind().connection.dbapi_connection
     assert driver is not None, "migrations run on a live connection"

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.api.trust import read_removals
 from app.errors import NotFound
 from app.events.notification import STORED, notification_digest
 from app.export import bundle_read
@@ -229,6 +230,39 @@ async def test_removed_evidence(owner: Connection, engine: AsyncEngine, change: 
         assert bool(result.problems) == (problem is not None)
         assert all(problem in one for one in result.problems if problem is not None), result.problems
         assert bool(said) == (problem is not None and "notification" not in problem)
+
+
+async def test_missing_marks_and_infinite_times(owner: Connection, engine: AsyncEngine) -> None:
+    """A row of others with an infinite time hides that a hold by time is gone, or an erased event is held without showing it."""
+    await held(owner, "placed", time_from="2026-01-01T00:00:00Z", time_to="2126-01-01T00:00:00Z")
+    await held(owner, "placed", actor_id="x")
+    await owner.execute(HELD)
+    await own(owner, ERASED, "{[4,5)}")
+    await erase(owner, 4)
+    await insert(owner, plain_row("rr-1"))
+    await owner.execute("UPDATE audit_events SET event_timestamp = 'infinity' WHERE log_index IS NULL")
+    await owner.execute("UPDATE audit_events SET legal_hold = log_index <> 4")
+
+    async def differing() -> list[str]:
+        found, _ = await published(owner, engine)
+        return [line.removeprefix(DIFFERS).partition(" ")[0] + line[-60:] for line in found.page if DIFFERS in line]
+
+    [marked] = await differing()
+    assert "at position 4, but its row does not show it" in marked
+    await owner.execute("DELETE FROM holds WHERE time_from IS NOT NULL")
+    assert len(await differing()) == 2
+
+
+async def test_forged_purges_hide_none(owner: Connection) -> None:
+    """Whoever may INSERT hides from the page of trust what was removed."""
+    await own(owner, ERASED, "{[4,5)}")
+    await owner.execute(
+        "INSERT INTO audit_events SELECT (jsonb_populate_record(e, jsonb_build_object('event_id', gen_random_uuid(), "
+        "'recorded_at', now() + interval '1 day'))).* FROM audit_events e, generate_series(1, 120) WHERE event_type = $1",
+        ERASED,
+    )
+    async with owner.transaction(isolation="repeatable_read", readonly=True):
+        assert [(one["event_type"], one["events"]) for one in await read_removals(owner, FIRST_LOG)] == [(ERASED, 1)]
 
 
 async def test_many_events(owner: Connection, engine: AsyncEngine) -> None:

@@ -39,6 +39,7 @@ from app.retention.erase import Erasure, erase
 from app.retention.holds import HoldOrder, Selector, place, release_correlation
 from app.retention.purge import run
 from app.settings import Settings
+from app.sql import load
 from app.tlog.continued import find_log, newest_log, read_seam
 from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
@@ -67,6 +68,7 @@ PRIVATE = Ed25519PrivateKey.generate()
 PEM = PRIVATE.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 KEY = SigningKey(PRIVATE, PublicKey(LOG, PRIVATE.public_key().public_bytes_raw()))
 NEXT = Log(1, LOG)
+REPORTS = load("reports")
 LOSE = """
 SET session_replication_role = replica;
 DELETE FROM audit_events WHERE log_id = 0 AND log_index >= {size};
@@ -434,6 +436,11 @@ async def test_the_background_verifier_walks_both(connection: Connection, databa
     rows = await connection.fetch("SELECT log_id, position, kind FROM verifier_findings ORDER BY 1")
     assert [tuple(row) for row in rows] == [(0, 1, "edited"), (1, 1, "edited")]
     assert VERIFIER_FINDINGS.labels(kind="edited")._value.get() == 2
+    extent = await connection.fetchrow(REPORTS["extent"], "rr-1", None)
+    verdict = await connection.fetchrow(REPORTS["last_verdict"], "rr-1")
+    assert (extent["count"], extent["verified"], verdict["found"], verdict["unclear"]) == (4, 4, 2, 0)
+    looked_at = await connection.fetch("SELECT looked_at FROM verifier")
+    assert verdict["looked_at"] == min(row["looked_at"] for row in looked_at)
 
 
 async def test_a_bundle_over_the_seam(connection: Connection, database_url: str) -> None:

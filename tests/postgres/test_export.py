@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.api.export import parse_export
 from app.events.canonical import canonical, loads, parse
 from app.events.catalog import Catalog
 from app.events.reference import reference_hash
@@ -70,9 +71,11 @@ async def nothing() -> None:
     pass
 
 
-async def export(engine: AsyncEngine, query: ExportQuery = NDJSON, token: ResumeToken | None = None) -> bytes:
+async def export(
+    engine: AsyncEngine, query: ExportQuery = NDJSON, token: ResumeToken | None = None, **others: Any
+) -> bytes:
     async with snapshot(engine) as connection:
-        stream = Export(query, "ada", FIRST_LOG, KEY, token).stream(connection, nothing)
+        stream = Export(query, "ada", FIRST_LOG, KEY, token, **others).stream(connection, nothing)
         return b"".join([chunk async for chunk in stream])
 
 
@@ -157,6 +160,32 @@ async def test_cut_anywhere_and_resumed(
         rest = await export(engine, query, ResumeToken.parse(next_token))
         assert verdict(cut_part + rest).problems == verdict(cut_part, rest).problems == [], cut
         assert verdict(cut_part + rest).counts["events"] == 35
+
+
+@pytest.mark.usefixtures("small_parts")
+async def test_relative_times_of_a_resumed_export(engine: AsyncEngine, post: Post) -> None:
+    """`7d` and `today` are counted anew in each request, so that the next part has another filter than the first."""
+    await post(*(make_event(correlation_id="rr-1") for _ in range(30)))
+    parameters, now = b"format=ndjson&since=7d&until=today", datetime.now(UTC)
+    query, _, began = parse_export(parameters, now)
+    whole = await export(engine, query, now=began)
+    token = verdict(whole).parts[0].next
+    assert token is not None
+    first = verdict(whole[: len(whole) // 2])
+    resuming = parameters + b"&after=" + str(first.parts[-1].next).encode()
+    again, resumed, still = parse_export(resuming, now + timedelta(days=2))
+    assert (again, still) == (query, now)
+    rest = await export(engine, again, resumed, now=still)
+    assert verdict(whole[: first.whole_bytes] + rest).problems == []
+    older = ResumeToken.parse(token).model_copy(update={"now": None})
+    later = now + timedelta(hours=1)
+    assert parse_export(parameters + f"&after={older}".encode(), later)[2] == later
+    for year in ("0001", "9999"):
+        forged = base64.urlsafe_b64encode(
+            ResumeToken.parse(token).model_dump_json().replace(f'"now":"{now.year}', f'"now":"{year}').encode()
+        ).decode()
+        with pytest.raises(ValueError, match="expected the `next`"):
+            ResumeToken.parse(forged)
 
 
 def ends_of_records(file: bytes) -> list[int]:

@@ -7,6 +7,8 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 
 from app.api.export import require_same_log
 from app.db import create_engine
@@ -17,11 +19,16 @@ from app.export.manifest import ExportPosition, Manifest, sign_manifest
 from app.export.parts import Export, ResumeToken
 from app.export.result import CheckResult
 from app.export.select import ExportQuery
+from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
 from app.tlog.note import PublicKey
+from app.tlog.signer import Alarms, Signer
+from app.tlog.witness import Witnesses
+from app.tlog.worker import CheckpointWorker
 from app.verify.snapshot import snapshot
 from tests.logs import FIRST_LOG
-from tests.postgres.log import LOG
+from tests.postgres.log import LOG, write
+from tests.postgres.test_checkpoints import no_heartbeat
 from tests.postgres.test_continue import KEY, NEXT, continued, settings_of
 from tests.postgres.test_export import nothing
 
@@ -111,6 +118,34 @@ async def test_an_export_over_the_seam(
         assert any("order" in problem for problem in verdict(b"".join(exchanged)).problems)
     finally:
         await engine.dispose()
+
+
+async def test_a_closed_log_from_before_the_second_key(connection: Connection, database_url: str) -> None:
+    """With both keys a file is refused whose closed log was never signed with the second one, although the next log proves it."""
+    await continued(connection, database_url)
+    both = replace(KEY, cosigner=MLDSA44PrivateKey.generate())
+    await write(database_url, {})
+    worker = CheckpointWorker(
+        FIRST_LOG, Signer(both), Witnesses([]), CheckpointCopies(None, None), Alarms(), 0, key=both
+    )
+    await worker.run_round(connection, no_heartbeat)
+    next_key, engine = both.of(NEXT), create_engine(settings_of(database_url))
+    try:
+        async with snapshot(engine) as snapped:
+            one = Export(ExportQuery(format="ndjson", include="self"), "ada", NEXT, next_key)
+            whole = b"".join([chunk async for chunk in one.stream(snapped, nothing)])
+    finally:
+        await engine.dispose()
+    keys = [*both.all_public, *next_key.all_public]
+    found = check([io.BytesIO(whole)], keys)
+    assert found.problems == []
+    assert "first 6 events" in found.checkpoint_result
+    [manifest] = found.parts
+    [closed] = manifest.earlier_logs
+    unproved = _with_manifest(whole, replace(manifest, earlier_logs=(replace(closed, seam=None),)), next_key)
+    assert any("not signed with ML-DSA-44" in problem for problem in check([io.BytesIO(unproved)], keys).problems)
+    strange = replace(both, private=Ed25519PrivateKey.generate(), public=PublicKey(LOG, bytes(32)))
+    assert check([io.BytesIO(whole)], [*strange.all_public, *next_key.all_public]).problems
 
 
 def test_an_export_that_began_before_the_log_was_continued() -> None:

@@ -2,12 +2,14 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from pydantic import SecretStr
 
 from app import db
@@ -19,6 +21,7 @@ from app.export.bundle_read import BundleExport, BundleQuery
 from app.settings import Settings
 from app.tlog import authority as module
 from app.tlog.authority import Authority, NotStamped
+from app.tlog.keys import SigningKey
 from app.tlog.note import Checkpoint, NoValidSignature, encoded_base64, sign_checkpoint
 from app.tlog.signer import Signer
 from app.tlog.tiles import SQL
@@ -31,6 +34,7 @@ from app.tlog.timestamp import (
     verify_timestamp_file,
 )
 from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
+from app.verify.row import Defect
 from app.verify.snapshot import snapshot
 from app.verify.worker import Verifier
 from tests.logs import FIRST_LOG
@@ -89,6 +93,22 @@ async def in_background(connection: Connection, tsa: Tsa | None) -> set[str]:
     kinds = {row["kind"] for row in await connection.fetch("DELETE FROM verifier_findings RETURNING kind")}
     await connection.execute("DELETE FROM verifier")
     return kinds
+
+
+class _Recorded:
+    """What a verifier has recorded."""
+
+    def __init__(self) -> None:
+        self.subjects: set[str] = set()
+
+    async def record(self, defects: Sequence[tuple[Defect, bool]]) -> None:
+        self.subjects |= {defect.subject for defect, _ in defects}
+
+    async def end_round(self) -> None:
+        pass
+
+    def follow(self, log: Log) -> None:
+        del log
 
 
 def test_a_token_is_of_a_note_and_a_request(tsa: Tsa, stranger: Tsa) -> None:
@@ -166,6 +186,12 @@ async def test_one_each_hour(connection: Connection, tsa: Tsa, monkeypatch: pyte
     for one in (client(tsa), client(tsa)):
         await one.run_round(connection, following)
     assert tsa.requests == 3
+    verifier = Verifier(following, KEY.all_public, 50, recorded := _Recorded())
+    await connection.execute("UPDATE log_timestamps SET token = '' WHERE log_id = 1")
+    await a_round(verifier, connection)
+    assert f"timestamp 1 of {following.name}" in recorded.subjects  # and not the one of the first log
+    await connection.execute("DELETE FROM verifier_findings")
+    await connection.execute("DELETE FROM verifier WHERE log_id = 1")
     await connection.execute("DELETE FROM log_timestamps WHERE log_id = 1")
     await connection.execute("DELETE FROM log_checkpoints WHERE log_id = 1")
     await connection.execute("DELETE FROM logs WHERE log_id = 1")
@@ -240,11 +266,11 @@ async def test_a_bundle_says_when(
     await write(connection)
     trusted, keys = read_certificates(tsa.issuer), list(KEY.all_public)
 
-    async def bundle() -> bytes:
+    async def bundle(key: SigningKey = KEY) -> bytes:
         engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
         try:
             async with snapshot(engine) as reading:
-                return await BundleExport(BundleQuery("rr-1"), "ada", FIRST_LOG, KEY).read(reading)
+                return await BundleExport(BundleQuery("rr-1"), "ada", FIRST_LOG, key).read(reading)
         finally:
             await engine.dispose()
 
@@ -262,6 +288,12 @@ async def test_a_bundle_says_when(
     assert "NOT verified" in "\n".join(check_bundle(content, keys).summary)
     problems = check_bundle(content, keys, read_certificates(stranger.issuer)).problems
     assert ["timestamps[0]" in problems[0], "timestamps[1]" in problems[1]] == [True, True]
+    both = replace(KEY, cosigner=MLDSA44PrivateKey.generate())  # the timestamps are from before there was a second key
+    await seal(connection, "rr-1", {})
+    await one_round(connection, Signer(both))
+    content = await bundle(both)
+    assert check_bundle(content, list(both.all_public), trusted).problems == []
+    assert check_bundle(content, [*new_key(LOG).all_public, both.all_public[1]], trusted).problems
     await connection.execute("UPDATE log_timestamps SET note = $1", NOTE.replace("7", "3", 1))
     assert parse(await bundle()).bundle.logs[0].timestamps == []
 
