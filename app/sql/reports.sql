@@ -158,12 +158,10 @@ SELECT count, CASE WHEN earliest < '0001-01-01Z' THEN '0001-01-01Z'
 FROM (
     SELECT count(*), min(event_timestamp) AS earliest, max(event_timestamp) AS latest,
         count(*) FILTER (WHERE legal_hold OR legal_hold_reason IS NOT NULL) AS with_hold,
-        max(chain_index) FILTER (
-            WHERE log_index < (
-                SELECT greatest(position, completed_end) FROM verifier v WHERE v.log_id = coalesce(audit_events.log_id, 0)
-            )
-        ) + 1 AS verified
-    FROM audit_events WHERE correlation_id = $1 AND ($2::boolean IS NULL OR ({on_log}) = $2)
+        max(chain_index) FILTER (WHERE log_index < verified_end) + 1 AS verified
+    FROM audit_events
+    LEFT JOIN (SELECT log_id AS of_log, greatest(position, completed_end) AS verified_end FROM verifier) v ON of_log = coalesce(log_id, 0)
+    WHERE correlation_id = $1 AND ($2::boolean IS NULL OR ({on_log}) = $2)
 ) AS totals
 
 -- name: chain_head
