@@ -436,8 +436,8 @@ async def test_the_background_verifier_walks_both(connection: Connection, databa
     rows = await connection.fetch("SELECT log_id, position, kind FROM verifier_findings ORDER BY 1")
     assert [tuple(row) for row in rows] == [(0, 1, "edited"), (1, 1, "edited")]
     assert VERIFIER_FINDINGS.labels(kind="edited")._value.get() == 2
-    extent = await connection.fetchrow(REPORTS["extent"], "rr-1", None)
-    verdict = await connection.fetchrow(REPORTS["last_verdict"], "rr-1")
+    [extent] = await connection.fetch(REPORTS["extent"], "rr-1", None)
+    [verdict] = await connection.fetch(REPORTS["last_verdict"], "rr-1")
     assert (extent["count"], extent["verified"], verdict["found"], verdict["unclear"]) == (4, 4, 2, 0)
     looked_at = await connection.fetch("SELECT looked_at FROM verifier")
     assert verdict["looked_at"] == min(row["looked_at"] for row in looked_at)
