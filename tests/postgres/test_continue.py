@@ -442,9 +442,8 @@ async def test_the_background_verifier_walks_both(connection: Connection, databa
     looked_at = await connection.fetch("SELECT looked_at FROM verifier")
     assert verdict["looked_at"] == min(row["looked_at"] for row in looked_at)
     await connection.execute("UPDATE verifier SET position = 0, completed_end = 0 WHERE log_id = 1")
-    assert (await connection.fetchrow(REPORTS["extent"], "rr-1", None))[
-        "verified"
-    ] == 3  # the last event is in the next log
+    [extent] = await connection.fetch(REPORTS["extent"], "rr-1", None)
+    assert extent["verified"] == 3  # the last event is in the next log
 
 
 async def test_a_bundle_over_the_seam(connection: Connection, database_url: str) -> None:
