@@ -25,7 +25,7 @@ from app.verify.snapshot import snapshot
 router = APIRouter(tags=["export"])
 
 _READERS = {"redact_pii": true_or_false(BOOLEANS)}
-_SUFFIX = "/bundle"
+_PREFIX, _SUFFIX = "/api/v1/audit/correlations/", "/bundle"
 _REDACT: dict[str, Any] = {
     "name": "redact_pii",
     "in": "query",
@@ -35,7 +35,7 @@ _REDACT: dict[str, Any] = {
 
 
 @router.get(
-    f"/api/v1/audit/correlations/{CORRELATION_ID}/bundle",
+    f"{_PREFIX}{CORRELATION_ID}{_SUFFIX}",
     response_class=Response,
     responses={
         200: {
@@ -49,7 +49,7 @@ async def get_bundle(request: Request, correlation_id: str) -> Response:
     """All of one correlation as a file for auditors: events, who did it, proofs, holds, notifications, and a page of words."""
     if not request.scope["raw_path"].endswith(_SUFFIX.encode()):  # a correlation whose id ends so: its slash is encoded
         refuse_unknown(request.scope["query_string"], TIMELINE_PARAMETERS)
-        return await get_timeline(request, correlation_id + _SUFFIX)
+        return await get_timeline(request, request.scope["path"].partition(_PREFIX)[2])
     refuse_unknown(request.scope["query_string"], _READERS)
     correlation_id = path_correlation_id(request, correlation_id)
     fields = read_fields(query_parameters(request.scope["query_string"], _READERS), _READERS)

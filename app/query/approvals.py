@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -29,11 +30,16 @@ _ASSESSMENTS = frozenset({"aianalysis.analysis.completed", "aiagent.response.com
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """One request for approval, one answer, or both. Texts are empty where nothing is known."""
+    """One request for approval, one answer, or both. Texts are empty where nothing is known. Both are sealed, or neither is."""
 
     requested: Row | None
     answered: Row | None
     confidence: str
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the log has it. Else others inserted it by SQL."""
+        return all(row["sealed"] for row in (self.requested, self.answered) if row is not None)
 
     @property
     def answer(self) -> str:
@@ -62,7 +68,15 @@ async def approvals(engine: AsyncEngine, correlation_id: str) -> list[Approval]:
 
 
 def paired(rows: Sequence[Row]) -> list[Approval]:
-    """Each request with the answer that follows it. An answer without a request, and a request without an answer, stand alone."""
+    """Each request with the answer that follows it. An answer without a request, and a request without an answer, stand alone.
+
+    Rows that others inserted by SQL answer no request of the log, and its answers none of theirs.
+    """
+    apart = ([row for row in rows if row["sealed"] is sealed] for sealed in (True, False))
+    return sorted(chain.from_iterable(map(_paired, apart)), key=_beginning)
+
+
+def _paired(rows: Sequence[Row]) -> list[Approval]:
     found: list[Approval] = []
     confidence, waiting = "", False
     for row in rows:
@@ -77,6 +91,12 @@ def paired(rows: Sequence[Row]) -> list[Approval]:
         elif row["event_type"] in _ANSWERS:
             found.append(Approval(None, row, row["confidence"] or confidence))
     return found
+
+
+def _beginning(approval: Approval) -> datetime:
+    row = approval.requested or approval.answered
+    assert row is not None, "it is one of them, or both"
+    return _time(row)
 
 
 def _time(row: Row) -> datetime:

@@ -15,7 +15,9 @@ _DEEP = 10_000
 _DEEP_UNINDEXED = 1_000
 """As _DEEP, with a filter for which each row has to be looked at."""
 _UNINDEXED = {
-    f"{name}{kind}" for name in ("event_category", "severity", "event_outcome") for kind in ("", "_in", "_not")
+    f"{name}{kind}"
+    for name in ("event_category", "severity", "event_outcome", "namespace", "cluster_id")
+    for kind in ("", "_in", "_not")
 }
 _TICK = timedelta(microseconds=1)
 _FIRST, _LAST = datetime(1, 2, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC)

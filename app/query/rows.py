@@ -33,19 +33,18 @@ from sqlalchemy import (
 
 from app.db import Connection
 from app.errors import DatabaseBusy
-from app.events.log import Log
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor, LogCursor, Position
 from app.query.filter import CONDITIONS, IS_SEALED, Columns, EventQuery
 from app.query.offset import is_deep, nearer
 from app.query.postgres_time import nearest_rfc3339, utc_text, utc_time
-from app.sql import in_log, load
+from app.sql import load
 from app.tables import audit_events
 
 SQL = load("reports")
 
 PORTION_BYTES = 1024 * 1024
-"""Most bytes of payloads that are in memory for one page, but for a single event that has more."""
+"""Most bytes of payloads that are read at once: in one portion of a scan, or of the rest of a page. A single event may have more."""
 _COMPRESSED_TIMES = 32
 """How many times larger than its stored form a compressed payload is taken to be, which few are."""
 SCAN_SECONDS = 1.0
@@ -109,15 +108,33 @@ async def _phases(connection: Connection, query: EventQuery) -> list[tuple[Phase
     after = query.cursor.after if isinstance(query.cursor, LogCursor) else None
     if isinstance(after, Cursor):
         return [(_UNSEALED, after)]
-    log_ids = [row["log_id"] for row in await connection.fetch(SQL["log_ids"])]
-    logs = [Log(log_id, "", is_open=log_id == log_ids[0]) for log_id in log_ids]
-    phases = [Phase("position", f"{in_log('{in_log}', log)} AND log_index IS NOT NULL", log.id) for log in logs]
+    phases = await _of_logs(connection)
     if after is None:
         return [*((phase, None) for phase in phases), (_UNSEALED, None)]
     rest = [
         (phase, after if phase.log_id == after.log_id else None) for phase in phases if phase.log_id <= after.log_id
     ]
     return [*rest, (_UNSEALED, None)]
+
+
+async def _of_logs(connection: Connection) -> list[Phase]:
+    """A phase for each log, the last one first, and before them one of rows that name a later log than there is.
+
+    Where there are several logs, the rows of the later ones are found by the index on those with `log_id > 0` alone. Rows that name
+    no log at all are among those of the first one.
+    """
+    later = [row["log_id"] for row in await connection.fetch(SQL["log_ids"]) if row["log_id"] > 0]
+    if not later:
+        return [_of_log(0, "true")]
+    phases = [_of_log(log_id, f"log_id = {log_id} AND log_id > 0") for log_id in later]
+    if await connection.fetchval(SQL["unknown_log"], later[0]) is not None:
+        unknown = later[0] + 1
+        phases.insert(0, _of_log(unknown, f"log_id >= {unknown} AND log_id > 0"))
+    return [*phases, _of_log(0, "(log_id > 0) IS NOT TRUE")]
+
+
+def _of_log(log_id: int, rows: str) -> Phase:
+    return Phase("position", f"{rows} AND log_index IS NOT NULL", log_id)
 
 
 class _Reading:

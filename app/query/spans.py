@@ -85,7 +85,11 @@ def whole_spans(
 
 def _is_near_end(time: datetime) -> bool:
     passed = time - floor(time, "hour")
-    return time < _LAST_HOUR and min(datetime.now(UTC) - time, timedelta(hours=1) - passed) < passed
+    return (
+        timedelta(0) < passed
+        and time < _LAST_HOUR
+        and min(datetime.now(UTC) - time, timedelta(hours=1) - passed) < passed
+    )
 
 
 def _is_empty(start: datetime | None, end: datetime | None) -> bool:

@@ -16,6 +16,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "places": ([], [], []),
     "rows_with_id": (UUID(int=0),),
     "log_ids": (),
+    "unknown_log": (32767,),
     "whole_event": (UUID(int=0),),
     "neighbours_in_chain": ("-", 0),
     "neighbours_in_log": (-9, 0),

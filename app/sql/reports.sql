@@ -27,13 +27,18 @@ FROM audit_events WHERE event_id = $1
 -- The logs of the database, the open one first.
 SELECT log_id FROM logs ORDER BY log_id DESC
 
+-- name: unknown_log
+-- The lowest id of a log after $1 that a row names. While there is only one log no row is read: there is no index for it.
+SELECT log_id FROM audit_events WHERE {has_later_logs} AND log_id > $1 AND log_id > 0 ORDER BY log_id LIMIT 1
+
 -- name: whole_event
--- All rows with an id, each with all its columns, the leaf that the log has at its position, and the log's name.
+-- The rows with an id, those that the log has first, each with all its columns, the leaf that the log has at its position, and the
+-- log's name.
 SELECT {hashed_columns}, retention_days, hash_algorithm, legal_hold IS TRUE AS legal_hold, legal_hold_reason, legal_hold_placed_by,
     timezone('UTC', legal_hold_placed_at)::text AS held_at, {leaf_of_row} AS leaf,
     (SELECT name FROM logs WHERE logs.log_id = 0) AS first_name, (SELECT max(log_id) FROM logs) AS last_log
 FROM audit_events WHERE event_id = $1
-ORDER BY log_index, event_date, correlation_id
+ORDER BY ({leaf_of_row} = event_hash) IS TRUE DESC, log_index, event_date, correlation_id
 LIMIT 100
 
 -- name: neighbours_in_chain
@@ -202,7 +207,8 @@ ORDER BY e.event_timestamp
 LIMIT 10000
 
 -- name: approvals
--- What was asked and answered about approval ($2: types) in one correlation, with what the payload says of confidence and reason.
+-- What was asked and answered about approval ($2: types) in one correlation, with what the payload says of confidence and reason;
+-- sealed events first.
 -- Texts are cut so that all fits into memory. OFFSET 0: the types are compared once for each row.
 SELECT event_id::text, CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
             WHEN event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE event_timestamp END AS event_timestamp,
@@ -213,12 +219,12 @@ SELECT event_id::text, CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-0
             event_data->>'approval_reason', event_data->>'reason'), 1000) AS reason,
         left(coalesce(event_data->>'approved_by', event_data->>'rejected_by', event_data->>'decided_by'), 255) AS decided_by,
         left(event_data->>'decision', 100) AS decision, left(event_data->>'required_by', 100) AS required_by,
-        left(event_data->>'workflow_id', 255) AS workflow_id
+        left(event_data->>'workflow_id', 255) AS workflow_id, sealed
 FROM (
-    SELECT event_id, event_timestamp, event_type, event_outcome, actor_type, actor_id, event_data
+    SELECT event_id, event_timestamp, event_type, event_outcome, actor_type, actor_id, event_data, {on_log} AS sealed
     FROM audit_events WHERE correlation_id = $1 AND event_type = ANY($2) OFFSET 0
 ) AS e
-ORDER BY event_timestamp, event_type, event_id
+ORDER BY sealed DESC, event_timestamp, event_type, event_id
 LIMIT 1000
 
 -- name: holds

@@ -93,6 +93,7 @@ def test_from_a_service_to_a_verdict(one: Service, tmp_path: Path) -> None:
         assert until(lambda: covered(client, "team/bundle")).json()["correlation_id"] == "team"
         timeline = client.get(f"{AUDIT}/correlations/team%2Fbundle").json()
         assert (timeline["correlation_id"], timeline["event_count"]) == ("team/bundle", 1)
+        assert client.get(f"{AUDIT}/correlations/team%2Fbundle%0A").status_code == 404
 
         code, printed = run("export", "rr-nobody", "-o", str(tmp_path / "nobody"), "--url", one.url)
         assert (code, "There is nothing about a correlation rr-nobody" in printed) == (2, True)

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -13,13 +14,14 @@ import pytest
 from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import db
+from app import db, schema
 from app.query import correlations
 from app.query import page as pages
 from app.query import rows as page_rows
 from app.query.correlations import CorrelationQuery
 from app.query.filter import EventQuery
 from app.settings import Settings
+from app.tlog.tiles import SQL as TLOG_SQL
 from tests import sealed
 
 PAIRS = int(os.environ.get("FILTER_PAIRS", "40"))
@@ -216,6 +218,53 @@ async def test_filters(engine: AsyncEngine, connection: Any, monkeypatch: pytest
     for filter_ in single:
         found = await pages.page(engine, EventQuery(include="self", limit=1, **filter_.fields))
         assert (found.total, found.total_exact) == (len(expected(rows, filter_.matches, "time")), True), filter_.fields
+
+
+def place_in_logs(row: Row) -> tuple[Any, ...]:
+    """Where a row stands in the order of two logs: those that name a third one before them, those that name none with the first."""
+    if row["log_index"] is None:
+        return (-1, row["event_timestamp"], row["event_id"].int)
+    return min(max(row["log_id"] or 0, 0), 2), row["log_index"], row["event_id"].int
+
+
+@pytest.mark.damaged
+async def test_pages_of_several_logs(engine: AsyncEngine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a continued log reads the whole database, or loses rows that name a log which there is not."""
+    pick = random.Random(24)
+    await fill(connection, pick)
+    without_index = await connection.fetch(f"EXPLAIN ANALYZE {page_rows.SQL['unknown_log']}", 1)
+    assert "never executed" in "".join(row[0] for row in without_index)
+    await connection.execute(TLOG_SQL["index_later_logs"])
+    await connection.execute(TLOG_SQL["open_next_log"], 0, f"{sealed.LOG}/1", schema.HEAD)
+    for log_id, positions in ((1, (*range(9), 1)), (2, (3, 50)), (7, (4, 40)), (-3, (5, 60)), (None, (6, 70))):
+        for position in positions:
+            place = {"log_id": log_id, "log_index": position}
+            await sealed.insert(connection, sealed.plain_row("rr-later", **columns(pick), **place))
+    await connection.execute("ANALYZE audit_events")
+    rows = [dict(row) for row in await connection.fetch("SELECT * FROM audit_events")]
+    ordered = sorted(rows, key=place_in_logs, reverse=True)
+    ids, _ = await walk(engine, order="log", limit=7)
+    assert ids == [str(row["event_id"]) for row in ordered]
+    monkeypatch.setattr(page_rows, "SCANNED_FIRST", 5)
+    ids, _ = await walk(engine, order="log", limit=7, severity="a")
+    assert ids == [str(row["event_id"]) for row in ordered if row["severity"] == "a"]
+
+    indexes = {
+        row["relname"]
+        for row in await connection.fetch(
+            "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid "
+            "WHERE i.inhparent = 'audit_events_later_logs'::regclass"
+        )
+    }
+    unknown, second, first = await page_rows._of_logs(connection)
+    assert [phase.log_id for phase in (unknown, second, first)] == [2, 1, 0]
+    await connection.execute("SET enable_seqscan = off")
+    page = page_rows._page_statement((), second)
+    for text, arguments in ((page.text, page.bind({"rows": 7})), (page_rows.SQL["unknown_log"], [1])):
+        plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {text}", *arguments))
+        used = set(re.findall(r"(?:using|Bitmap Index Scan on) (audit_events_\S+)", plan))
+        assert used, plan
+        assert indexes >= used, plan
 
 
 async def test_correlations(engine: AsyncEngine, connection: Any) -> None:

@@ -22,6 +22,7 @@ from app.metrics import LOG_ALARMS
 from app.query import page as pages
 from app.query import rows as page_rows
 from app.query.filter import EventQuery
+from app.query.whole_event import whole_event
 from app.retention.erase import Erasure, erase
 from app.settings import Settings
 from app.tlog.keys import SigningKey
@@ -94,6 +95,17 @@ async def test_shadowed(database_url: str, connection: Connection, engine: Async
         dates = await find_parent_dates(engine, one.writer, [child], asyncio.get_running_loop().time() + 5)
     assert dates == {event_id: datetime.now(UTC).date()}
     assert (await pages.event_by_id(engine, other) or {})["event_action"] == "step-1"
+
+
+async def test_shadowed_a_hundred_times(database_url: str, connection: Connection, engine: AsyncEngine) -> None:
+    """Behind many forged rows with earlier positions the page of an event shows one of them."""
+    async with replica(database_url) as one:
+        event_id = await one.post(item("rr-real"))
+    for number in range(101):
+        await insert(connection, plain_row(f"rr-{number}", event_id=event_id, log_id=0, log_index=-1))
+    found = await whole_event(engine, event_id, FIRST_LOG)
+    assert found is not None
+    assert (found.row["correlation_id"], found.is_logged, found.rows) == ("rr-real", True, 100)
 
 
 async def test_large_members_of_a_shadowed_event(

@@ -6,7 +6,9 @@ from typing import Any
 from app.query.approvals import paired
 
 START = datetime(2026, 11, 24, 14, 0, tzinfo=UTC)
-NOTHING = dict.fromkeys(("confidence", "reason", "decided_by", "decision", "required_by", "workflow_id"))
+NOTHING = dict.fromkeys(("confidence", "reason", "decided_by", "decision", "required_by", "workflow_id")) | {
+    "sealed": True
+}
 
 
 def row(seconds: int, event_type: str, **members: Any) -> dict[str, Any]:
@@ -40,3 +42,18 @@ def test_requests_and_answers_that_stand_alone() -> None:
     assert (first.answer, first.answered_by) == ("Rejected", "orchestrator")
     assert (second.requested, second.answer, second.answered_by) == (None, "Approved", "grace")
     assert paired([row(0, "aianalysis.analysis.completed", confidence="0.9")]) == []
+
+
+def test_forged_rows_stand_apart() -> None:
+    """Who inserts an answer, or a request, by SQL takes the place of the real one, or their row is shown as one of the log."""
+    asked, approved = row(0, "orchestrator.approval.requested"), row(60, "orchestrator.approval.approved")
+    forged = row(1, "orchestrator.approval.rejected", sealed=False, decided_by="eve", confidence="0.1")
+    forged_request = row(30, "orchestrator.approval.requested", sealed=False)
+    first, second, third = paired([asked, approved, forged, forged_request])
+    assert (first.requested, first.answered, first.is_sealed, first.confidence) == (asked, approved, True, "")
+    assert (second.requested, second.answered_by, second.is_sealed) == (None, "eve", False)
+    assert (third.requested, third.answer, third.is_sealed) == (forged_request, "Pending", False)
+    first, second = paired([asked, forged])
+    assert (first.answer, second.answer) == ("Pending", "Rejected")
+    [both] = paired([forged_request, forged | {"event_timestamp": START + timedelta(seconds=40)}])
+    assert (both.answer, both.is_sealed) == ("Rejected", False)

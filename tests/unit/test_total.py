@@ -70,6 +70,15 @@ def test_times_of_other_zones() -> None:
     assert found[1]["hour_from"] == datetime(2026, 2, 1, 7, tzinfo=UTC)
 
 
+def test_an_hour_that_is_still_to_come() -> None:
+    """What happens at the very moment of `until` is not counted, since that is the end of no hour that was read."""
+    later = (datetime.now(UTC) + timedelta(days=1)).replace(minute=0, second=0, microsecond=0)
+    for until, has_rest in ((later, False), (later + timedelta(minutes=1), True)):
+        found = whole_spans(START, until)
+        assert found is not None
+        assert (found[0].has_rest, found[1]["hour_to"]) == (has_rest, later + has_rest * HOUR)
+
+
 def test_the_ends_of_time() -> None:
     """A time in the year 1 or 9999 fails the list."""
     first, last = datetime.min.replace(tzinfo=timezone(HOUR)), datetime.max.replace(tzinfo=UTC)
