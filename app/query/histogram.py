@@ -10,7 +10,20 @@ from typing import Any, Literal
 
 import asyncpg
 from pydantic import Field
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, cast, func, null, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Table,
+    Text,
+    case,
+    cast,
+    collate,
+    func,
+    null,
+    select,
+    union_all,
+)
 from sqlalchemy import literal_column as literal
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
@@ -84,7 +97,7 @@ class Histogram:
 
 
 _Counts = dict[datetime, Counter[str | None]]
-"""Events by the beginning of their bucket and by their group."""
+"""Events by the beginning of their bucket and by their group, of which there are GROUPS_MAX and the rest when they are shown."""
 
 
 async def histogram(engine: AsyncEngine, query: HistogramQuery) -> Histogram:
@@ -117,25 +130,37 @@ def _buckets(
     counts: _Counts, starts: Sequence[datetime], until: datetime, *, grouped: bool
 ) -> Iterator[dict[str, Any]]:
     found = [Counter[str]() for _ in starts]
-    frequent = _most_frequent(counts.values())
     number = -1
     for start in sorted(counts):
         while number + 1 < len(starts) and (number < 0 or starts[number + 1] <= start):
             number += 1
         for group, events in counts[start].items():
-            found[number]["" if group is None else group if group in frequent else OTHER] += events
+            found[number][group or ""] += events
     for start, end, groups in zip(starts, (*starts, until)[1:], found, strict=True):
         bucket: dict[str, Any] = {"start": start, "end": end, "events": groups.total()}
         yield bucket | ({"groups": dict(groups.most_common())} if grouped else {})
 
 
-def _most_frequent(counts: Iterable[Counter[str | None]]) -> set[str | None]:
-    totals: Counter[str | None] = sum(counts, Counter())
-    return {group for group, _ in totals.most_common(GROUPS_MAX)} if len(totals) > GROUPS_MAX else set(totals)
+def _with_other(counts: _Counts) -> _Counts:
+    """The counts of the most frequent groups, and of the rest together, as `_most_frequent` has them."""
+    totals = Counter[str | None]()
+    for groups in counts.values():
+        totals.update(groups)
+    if len(totals) <= GROUPS_MAX:
+        return counts
+    ordered = sorted(totals, key=lambda group: (-totals[group], group is None, group))
+    frequent = set(ordered[:GROUPS_MAX])
+    cut: _Counts = {start: Counter() for start in counts}
+    for start, groups in counts.items():
+        for group, events in groups.items():
+            cut[start][group if group in frequent else OTHER] += events
+    return cut
 
 
 async def from_rollup(connection: Connection, query: HistogramQuery, span: Span) -> _Counts | None:
-    """The counts, exactly; None if the roll-up has no answer to this query, or none at this moment."""
+    """The counts, exactly, of no more than GROUPS_MAX groups and the rest; None if the roll-up has no answer to this query, or none at
+    this moment.
+    """
     conditions, longest = query.conditions(), _LONGEST.get(span)
     if longest is None:
         return None
@@ -166,7 +191,7 @@ async def from_rows(connection: Connection, query: HistogramQuery, span: Span) -
                 end = start - _TICK if start > since else start
     except TimeoutError:
         pass
-    return counts, scanned_from
+    return _with_other(counts), scanned_from
 
 
 def _portions(since: datetime, until: datetime, span: Span) -> Iterator[datetime]:
@@ -226,6 +251,22 @@ def _rollup_statement(
     all_parts = union_all(*parts).subquery("part").c
     columns = [all_parts.start, all_parts.group]
     events = cast(func.sum(all_parts.events), BigInteger).label("events")
+    counted = select(*columns, events).group_by(*columns)
     nothing: list[ColumnElement[Any]] = [null().label("start"), null().label("group"), literal("0").label("events")]
     is_current = select(*nothing).where(IS_CURRENT)
-    return compile_statement(select(*columns, events).group_by(*columns).union_all(is_current))
+    return compile_statement((_most_frequent(counted) if by else counted).union_all(is_current))
+
+
+def _most_frequent(counted: Select[Any]) -> Select[Any]:
+    """The counts of the groups that have most events in all buckets, and of the rest together."""
+    c = counted.subquery("counted").c
+    of_group = func.sum(c.events).over(partition_by=c.group).label("of_group")
+    totals = select(c.start, c.group, c.events, of_group).subquery("totals").c
+    by_name = collate(cast(totals.group, Text), "C")  # as Python has it
+    rank = func.dense_rank().over(order_by=(totals.of_group.desc(), by_name.nulls_last())).label("rank")
+    ranked = select(totals.start, totals.group, totals.events, rank).subquery("ranked").c
+    shown = case((ranked.rank <= literal(str(GROUPS_MAX)), ranked.group), else_=literal(f"'{OTHER}'"))
+    cut = select(ranked.start, shown.label("group"), ranked.events).subquery("cut").c
+    return select(cut.start, cut.group, cast(func.sum(cut.events), BigInteger).label("events")).group_by(
+        cut.start, cut.group
+    )

@@ -21,7 +21,7 @@ from app.query import page as pages
 from app.query import rows as page_rows
 from app.query import total as totals
 from app.query.filter import EventFilter, EventQuery
-from app.query.histogram import Histogram, HistogramQuery, from_rollup, histogram
+from app.query.histogram import Histogram, HistogramQuery, from_rollup, from_rows, histogram
 from app.query.parts import LAG_MAX, counts_with
 from app.query.spans import whole_spans
 from app.retention import erase, purge
@@ -493,6 +493,26 @@ async def test_totals_are_counts(database_url: str, engine: AsyncEngine, connect
         await catch_up(connection)
         await story.check(must_answer=True)
     assert (story.from_rollup > 300, story.nearer > 50, story.histograms > 20) == (True, True, True)
+
+
+@pytest.mark.usefixtures("patient")
+async def test_most_frequent_groups(engine: AsyncEngine, connection: Connection) -> None:
+    """Each of thousands of groups is handed over for each bucket; or which are shown depends on how they are counted."""
+    times = [LAST_MONTH + timedelta(days=day) for day in range(3)]
+    for number in range(60):
+        severity = "other" if number == 31 else f"s{number % 30:02}" if number else None
+        for time in times[: 1 + (number % 10 < 4)]:
+            row = sealed.plain_row("rr-1", severity=severity, event_timestamp=time, event_date=time.date())
+            await sealed.insert(connection, row)
+    await catch_up(connection)
+    query = HistogramQuery(since=times[0], until=times[-1], bucket="day", by="severity")
+    counts = await from_rollup(connection, query, "day")
+    counted, _ = await from_rows(connection, query, "day")
+    assert counts == counted
+    groups: set[str | None] = set().union(*counted.values())
+    assert (len(groups), sum(one.total() for one in counted.values())) == (20, 84)
+    found = await histogram(engine, query)
+    assert sum(bucket["events"] for bucket in found.buckets) == 84
 
 
 async def test_every_snapshot_is_right(database_url: str, connection: Connection) -> None:
