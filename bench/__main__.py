@@ -223,8 +223,9 @@ def measure_filters(results: Results, options: argparse.Namespace, postgres: Emb
         pass
     progress(f"filters: {options.rows:,} rows")
     asyncio.run(filters.fill(url, options.rows))
+    asyncio.run(filters.count(url))
     with service(database_url=url, tlog=False) as server:
-        for name, paths in filters.questions().items():
+        for name, paths in (filters.views() | filters.questions()).items():
             progress(f"filter {name}")
             number = 5 if name in filters.UNBOUNDED else options.pages
             for _ in range(min(options.rounds, 3)):

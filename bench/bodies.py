@@ -107,7 +107,7 @@ def batches(run: str, size: int = 100) -> Iterator[bytes]:
 
 
 def gets(paths: Iterator[str]) -> Iterator[bytes]:
-    return (f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode() for path in paths)
+    return (f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() for path in paths)
 
 
 def large(run: str) -> Iterator[bytes]:

@@ -20,6 +20,7 @@ from app import db, schema
 from app.api.events import parse_query
 from app.embedded import EmbeddedPostgres
 from app.query.rows import rows_of_page
+from app.rollup import count_portion
 from app.settings import Settings
 from bench import bodies
 from bench.client import Load, drive, drive_while_writing, prepared
@@ -87,11 +88,35 @@ def questions() -> dict[str, Iterator[str]]:
         "a rare namespace": ("namespace=rare", 1),
         "a rare severity, by log": ("severity=rare&order=log", 1),
     }
+    return {name: _paths(_EVENTS + form, several, n) for name, (form, several) in asked.items()}
+
+
+def views() -> dict[str, Iterator[str]]:
+    """Paths of histograms and of pages for browsers, as somebody who looks around asks for them."""
+    n = itertools.count(1)
+    asked = {
+        "histogram, 7 days": ("/api/v1/audit/histogram?by=outcome&since=7d", 1),
+        "histogram, 90 days": ("/api/v1/audit/histogram?by=outcome&since=90d", 1),
+        "list with total": ("/api/v1/audit/events", 1),
+        "page of events": ("/ui/events", 1),
+        "page of an actor": ("/ui/events?actor_id=person-{}", 500),
+        "page of remediations": ("/ui/correlations", 1),
+        "page of a remediation": ("/ui/correlations/rr-{}", 50_000),
+        "page of trust": ("/ui/trust", 1),
+    }
     return {name: _paths(form, several, n) for name, (form, several) in asked.items()}
 
 
+async def count(url: str) -> None:
+    """Let the roll-up count what was filled in."""
+    connection = await db.connect(Settings(database_url=SecretStr(url)))
+    while await count_portion(connection):
+        pass
+    await connection.close()
+
+
 def _paths(form: str, several: int, numbers: Iterator[int]) -> Iterator[str]:
-    return (_EVENTS + form.format(number % several) for number in numbers)
+    return (form.format(number % several) for number in numbers)
 
 
 def measure(server: Running, paths: Iterator[str], number: int) -> Load:
