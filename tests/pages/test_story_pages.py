@@ -11,7 +11,7 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from tests import databases
+from tests import databases, sealed
 from tests.events import make_event
 from tests.pages.browser import Reader, aside
 from tests.pages.conftest import picture_path, wait_for_proofs
@@ -126,6 +126,23 @@ def test_ids_with_newlines(pages_service: Service) -> None:
         assert client.request("DELETE", f"{path}/rr-lines%0A", json=ending).status_code >= 400
         assert [one["correlation_id"] for one in client.get(path).json()["holds"]] == ["rr-lines"]
         assert client.request("DELETE", f"{path}/rr-lines", json=ending).status_code == 200
+
+
+def test_a_forged_approval_is_marked(pages_service: Service, told: dict[str, str], pages_database: str) -> None:
+    """An approval that somebody inserted by SQL is shown as one that the service recorded."""
+    forged = {"event_type": "orchestrator.approval.approved", "event_data": '{"approved_by": "eve"}'}
+
+    async def insert() -> None:
+        async with databases.connected(pages_database) as connection:
+            await sealed.insert(connection, sealed.plain_row("rr-forged", **forged))
+
+    aside(insert)
+    answers = []
+    for correlation_id in (told["whole"], "rr-forged"):
+        page = httpx.get(pages_service.url + path_of(correlation_id), headers={"Accept": "text/html"}).text
+        answers += re.findall(r"<dt>answer</dt><dd>(.*?)</dd>", page, re.DOTALL)
+    assert ["unsealed" in answer for answer in answers] == [False, True]
+    assert "eve" in answers[1]
 
 
 def test_what_cannot_be_rebuilt_is_said(reader: Callable[..., Reader], told: dict[str, str]) -> None:
