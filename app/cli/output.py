@@ -195,10 +195,15 @@ def _open(arguments: argparse.Namespace) -> Output:
         return Output(sys.stdout, is_json=arguments.json, console=None, pager=None)
     from rich.console import Console
 
+    class Screen(Console):
+        def on_broken_pipe(self) -> None:
+            """Not to the console's own end of the program, which is an exit with 1: somebody has left the pager."""
+            raise BrokenPipeError
+
     size = shutil.get_terminal_size()
     pager = None if arguments.no_pager else _start_pager()
     stream = sys.stdout if pager is None or pager.stdin is None else pager.stdin
-    console = Console(
+    console = Screen(
         file=stream,
         width=size.columns,
         force_terminal=True,

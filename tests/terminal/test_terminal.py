@@ -70,6 +70,8 @@ def _pager(url: str, directory: Path) -> None:
         assert shown.code() == 0
         assert shown.text.count("paged") == 4
         assert "Traceback" not in shown.text
+    with screen(["show", "rr-1", "--url", url], directory, PAGER="true") as shown:  # gone before the first line
+        assert (shown.code(), "Traceback" in shown.text) == (0, False)
 
 
 def _ctrl_c_and_resize(running: Service, directory: Path) -> None:
