@@ -104,7 +104,10 @@ async def _awaited(migration: Awaitable[None]) -> None:
 
 @contextmanager
 def _dsn() -> Iterator[str]:
-    yield os.environ["DATASTORAGE_TEST_DSN"]
+    """One server, or of several with spaces between them one for each process of a parallel run."""
+    urls = os.environ["DATASTORAGE_TEST_DSN"].split()
+    number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+    yield urls[int(number) % len(urls)]
 
 
 @contextmanager

@@ -20,21 +20,27 @@ if [ "$(id -u)" = 0 ]; then
   chown postgres "$work"
   as_postgres=(setpriv --reuid postgres --regid postgres --init-groups)
 fi
-server=
-trap '[ -z "$server" ] || { kill -INT "$server" && wait "$server"; } || true; rm -rf "$work"' EXIT
+servers=()
+trap 'for one in "${servers[@]}"; do kill -INT "$one" && wait "$one"; done || true; rm -rf "$work"' EXIT
 
-port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
-"${as_postgres[@]}" "$bin/initdb" --pgdata "$work/data" --username datastorage --auth trust --encoding UTF8 --locale C.UTF-8 >"$work/initdb.log" \
-  || { cat "$work/initdb.log"; exit 1; }
-# As the embedded server of the tests, it does not wait for the disk.
-"${as_postgres[@]}" "$bin/postgres" -D "$work/data" -p "$port" -k "$work" -c listen_addresses=127.0.0.1 -c fsync=off \
-  -c max_connections=200 >"$work/server.log" 2>&1 &
-server=$!
-for _ in $(seq 100); do
-  "$bin/pg_isready" --quiet --host 127.0.0.1 --port "$port" && break
-  kill -0 "$server" || { cat "$work/server.log"; exit 1; }
-  sleep 0.1
+# One for each core, since as many processes run the tests, and what one server shows of its sessions is of all its databases.
+urls=
+for number in $(seq "$(nproc)"); do
+  data=$work/$number
+  port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  "${as_postgres[@]}" "$bin/initdb" --pgdata "$data" --username datastorage --auth trust --encoding UTF8 --locale C.UTF-8 >"$work/initdb.log" \
+    || { cat "$work/initdb.log"; exit 1; }
+  # As the embedded server of the tests, it does not wait for the disk.
+  "${as_postgres[@]}" "$bin/postgres" -D "$data" -p "$port" -k "$work" -c listen_addresses=127.0.0.1 -c fsync=off \
+    -c max_connections=200 >"$work/server-$number.log" 2>&1 &
+  servers+=($!)
+  for _ in $(seq 100); do
+    "$bin/pg_isready" --quiet --host 127.0.0.1 --port "$port" && break
+    kill -0 $! || { cat "$work/server-$number.log"; exit 1; }
+    sleep 0.1
+  done
+  urls="$urls postgresql://datastorage@127.0.0.1:$port/postgres"
 done
 
-export DATASTORAGE_TEST_DATABASE=dsn DATASTORAGE_TEST_DSN=postgresql://datastorage@127.0.0.1:$port/postgres
+export DATASTORAGE_TEST_DATABASE=dsn DATASTORAGE_TEST_DSN=$urls
 make --no-print-directory test ARGS="${*:-tests/postgres tests/blackbox}"

@@ -142,7 +142,7 @@ async def test_cancelled_at_every_wait(name: str, engine: AsyncEngine) -> None:
                 async with connection.transaction(isolation="repeatable_read", readonly=True):
                     assert await connection.fetchval("SHOW transaction_isolation") == "repeatable read"
                 assert not await connection.fetchval(
-                    "SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in%'"
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in%'"
                 )
             count += 1
         assert count > 1
