@@ -99,6 +99,7 @@ DataStorage serves on {url} with its own Postgres. Try, in another terminal:
   curl {url}/readyz
   .venv/bin/datastorage simulate --remediations 20 --seed 1 --url {url}
   .venv/bin/datastorage list --url {url}
+Or open {url}/ui in a browser.
 Stop it with Ctrl-C. README.md goes on from here.
 """
 
