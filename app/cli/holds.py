@@ -80,16 +80,10 @@ def _named(correlation_id: str) -> str:
 def _list(arguments: argparse.Namespace) -> None:
     clock = Clock(arguments.zone)
     holds = Service.of(arguments).json(_PATH, {"include": "released"} if arguments.released else {})["holds"]
-    with output.shown(arguments) as out:
-        if out.is_json:
-            for one in holds:
-                out.record(one)
-        elif holds:
-            head = ["what", "state", "events", "placed", "by", "reason", "id"]
-            out.table(head, [_row(one, clock) for one in holds])
-        out.flush()
-    if not holds:
-        output.note("there is no hold")
+    head = ["what", "state", "events", "placed", "by", "reason", "id"]
+    output.show_list(
+        arguments, holds, lambda out: out.table(head, [_row(one, clock) for one in holds]), "there is no hold"
+    )
 
 
 def _row(hold: dict[str, Any], clock: Clock) -> list[str]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -57,6 +57,21 @@ def shown(arguments: argparse.Namespace) -> Iterator["Output"]:
             raise  # else somebody has left the pager, having seen enough
     finally:
         output.close()
+
+
+def show_list(
+    arguments: argparse.Namespace, found: Sequence[dict[str, Any]], show_table: "Callable[[Output], None]", nothing: str
+) -> None:
+    """All of `found` as a table, or each as JSON where that was asked for; `nothing` says that there is none."""
+    with shown(arguments) as out:
+        if out.is_json:
+            for one in found:
+                out.record(one)
+        elif found:
+            show_table(out)
+        out.flush()
+    if not found:
+        note(nothing)
 
 
 class Output:

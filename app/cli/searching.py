@@ -145,16 +145,12 @@ def _notifications(arguments: argparse.Namespace) -> None:
     wanted = {name: value for name, value in named.items() if value is not None}
     pages = Pages(service, "/api/v1/audit/notifications", wanted, arguments.limit)
     found = list(pages)
-    with output.shown(arguments) as out:
-        if out.is_json:
-            for one in found:
-                out.record(one)
-        elif found:
-            rows = [[*notification_row(one, clock), one["remediation_id"]] for one in found]
-            out.table([*NOTIFICATION_HEAD, "correlation"], rows)
-        out.flush()
-    if not found:
-        output.note("no notification matches")
+
+    def show_table(out: Output) -> None:
+        rows = [[*notification_row(one, clock), one["remediation_id"]] for one in found]
+        out.table([*NOTIFICATION_HEAD, "correlation"], rows)
+
+    output.show_list(arguments, found, show_table, "no notification matches")
     if pages.cursor is not None:
         output.note(f"there is more: --cursor {pages.cursor}")
 

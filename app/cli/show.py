@@ -99,15 +99,7 @@ def _list(arguments: argparse.Namespace) -> None:
         wanted["cursor"] = arguments.cursor
     pages = Pages(service, CORRELATIONS, wanted, arguments.limit)
     found = list(pages)
-    with output.shown(arguments) as out:
-        if out.is_json:
-            for one in found:
-                out.record(one)
-        elif found:
-            _correlations(out, found, clock)
-        out.flush()
-    if not found:
-        output.note("no correlation matches")
+    output.show_list(arguments, found, lambda out: _correlations(out, found, clock), "no correlation matches")
     if pages.cursor is not None:
         output.note(f"there is more: --cursor {pages.cursor}")
 

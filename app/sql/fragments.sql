@@ -170,3 +170,12 @@ by_hour AS MATERIALIZED (
     ON CONFLICT (span, start, month, cluster_id, namespace, event_outcome, is_self_event)
         DO UPDATE SET events = c.events + excluded.events
 )
+
+-- fragment: scanned_events
+-- What a scan for correlations reads: events after a cursor ($1, $2) that are not older than $3.
+SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, event_id, event_type, event_outcome, namespace,
+    cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
+        AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event
+FROM audit_events
+WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
+    AND event_timestamp >= timezone('UTC', $3::text::timestamp)

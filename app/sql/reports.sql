@@ -255,23 +255,13 @@ SET LOCAL plan_cache_mode = 'force_generic_plan'
 -- name: scan
 -- Events after a cursor ($1, $2), newest first, not older than $3. The first of a correlation is its newest, unless it has newer
 -- events before the cursor.
-SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, event_id, event_type, event_outcome, namespace,
-    cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
-        AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event
-FROM audit_events
-WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
-    AND event_timestamp >= timezone('UTC', $3::text::timestamp)
+{scanned_events}
 ORDER BY event_timestamp DESC, event_id DESC
 LIMIT $4
 
 -- name: scan_named
 -- The same, of some correlations ($4).
-SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, event_id, event_type, event_outcome, namespace,
-    cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
-        AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event
-FROM audit_events
-WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
-    AND event_timestamp >= timezone('UTC', $3::text::timestamp)
+{scanned_events}
     AND correlation_id = ANY($4)
 ORDER BY event_timestamp DESC, event_id DESC
 LIMIT $5
