@@ -51,6 +51,8 @@ MAY_IMPORT = {
     "query": "events go_duration db sql tables errors",
     # verify: rows in portions of one snapshot, and the check of a chain's link; terminal: the page of a bundle is read on one
     "export": "events query verify tlog db sql tables terminal errors",
+    # export: an event leaves in the same form, however it leaves; query: by the same filters
+    "stream": "events export query tlog db sql",
     # presence: what the probes show
     "api": "auth events ingest tlog verify query export retention findings presence cores go_duration db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is

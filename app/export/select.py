@@ -3,7 +3,7 @@
 They are read through a server-side cursor, in portions that fit into memory, as fast as the client reads the answer.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import date
 from functools import lru_cache
 from typing import Any, Literal
@@ -67,10 +67,10 @@ class ExportQuery(EventFilter, frozen=True, extra="forbid"):
 
 _REFERENCE_NAMES = {name: alias for alias, name in ALIASES.items()}
 
-Portions = AsyncIterator[list[asyncpg.Record]]
+Portions = AsyncGenerator[list[asyncpg.Record]]
 
 
-def sealed_rows(connection: Connection, query: ExportQuery, log: Log, first: int, end: int) -> Portions:
+def sealed_rows(connection: Connection, query: EventFilter, log: Log, first: int, end: int) -> Portions:
     """Rows of `log` with positions from `first` up to, not including, `end`; `connection` is in a snapshot."""
     statement = _sealed_statement(query.page_conditions(), in_log("{in_log}", log))
     return _portions(connection, statement, query.arguments() | {"log": log.name, "first": first, "end": end})

@@ -1,7 +1,7 @@
 """Reading for verification and export: in one snapshot, whatever is written meanwhile; in portions that fit into memory."""
 
 from asyncio import sleep
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ async def snapshot(engine: "AsyncEngine") -> AsyncIterator[Connection]:
 
 async def portions(
     connection: Connection, statement: str, *arguments: object, widest: str, rows_max: int = _ROWS_MAX
-) -> AsyncIterator[list[asyncpg.Record]]:
+) -> AsyncGenerator[list[asyncpg.Record]]:
     """The rows of a statement (its text) in portions of at most `rows_max` rows and about 1 MiB.
 
     They come through a cursor of the server. `widest` names the column that makes a row large: each portion has as many rows as
