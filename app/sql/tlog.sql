@@ -216,7 +216,7 @@ SELECT open_next_log($1, $2, $3)
 SELECT first_index + greatest(count, 1) FROM log_flushes WHERE log_id = {log} ORDER BY first_index DESC LIMIT 1
 
 -- name: published_up_to
--- The last published checkpoint of a closed log of at most $1 events.
+-- The last published checkpoint of a log of at most $1 events.
 SELECT size, note || cosignatures AS note FROM log_checkpoints
 WHERE log_id = {log} AND published_at IS NOT NULL AND size <= $1 ORDER BY size DESC LIMIT 1
 

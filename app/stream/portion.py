@@ -21,7 +21,7 @@ from app.sql import load
 from app.tlog.continued import read_seam
 from app.tlog.evidence import NO_EVIDENCE, Evidence, read_evidence
 
-SQL, EXPORT_SQL = load("stream"), load("export")
+SQL, EXPORT_SQL, TLOG_SQL = load("stream"), load("export"), load("tlog")
 EVENTS_MAX = 500
 BYTES_MAX = 1024 * 1024
 """Of the payloads of a portion; a single event may have more."""
@@ -59,7 +59,16 @@ class Seam(NamedTuple):
     """Positions of the closed log."""
 
 
-Item = StreamedEvent | Absent | Seam
+class Checkpoint(NamedTuple):
+    """What was signed of the log up to a place."""
+
+    place: int
+    """Behind the last event that it covers."""
+    note: str
+    """C2SP tlog-checkpoint, with its cosignatures."""
+
+
+Item = StreamedEvent | Absent | Seam | Checkpoint
 """The place of each is its first member."""
 
 
@@ -97,6 +106,12 @@ class LogReader:
         """The place that the next event will have."""
         self.log = await self._find_log(connection, self.log)
         return self.log.place(await connection.fetchval(EXPORT_SQL.of(self.log)["log_size"]))
+
+    async def checkpoint(self, connection: Connection, place: int) -> Checkpoint | None:
+        """The newest published checkpoint of the log of `place` that covers nothing from there on; None without one."""
+        log = self._log_of(place)
+        row = await connection.fetchrow(TLOG_SQL.of(log)["published_up_to"], place - log.place(0))
+        return None if row is None else Checkpoint(log.place(row["size"]), row["note"])
 
     async def read(
         self,

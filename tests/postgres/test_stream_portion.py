@@ -3,15 +3,18 @@
 from datetime import UTC, datetime
 
 import asyncpg
+import orjson
 import pytest
 from pydantic import SecretStr
 
 from app.events.log import LOG_POSITIONS, Log
+from app.export.file import MEMBERS
 from app.query.filter import EventFilter
 from app.retention.purge import run
 from app.settings import Settings
 from app.stream.place import parse_place, place_text
 from app.stream.portion import Absent, Item, LogReader, NotThereYet, Seam, StreamedEvent
+from app.stream.records import ndjson_line
 from app.tlog.continued import newest_log
 from tests.logs import FIRST_LOG
 from tests.postgres.log import write
@@ -111,6 +114,24 @@ async def test_over_the_seam(connection: Connection, database_url: str, events_m
     assert [item.place if not isinstance(item, Absent) else item.first for item in items] == sorted(
         item[0] for item in items
     )
+
+
+@pytest.mark.damaged
+async def test_checkpoints_and_lines(connection: Connection, database_url: str) -> None:
+    """A stream shows a checkpoint of what it has not sent yet, or a line by which an event and a word about the log are mixed up."""
+    _, worker = await continued(connection, database_url)
+    reader = LogReader(NEXT, newest_log)
+    assert await reader.checkpoint(connection, LOG_POSITIONS + 2) is None
+    signed = await reader.checkpoint(connection, LOG_POSITIONS + 3)
+    assert signed is not None
+    assert signed.place == LOG_POSITIONS + 3
+    assert signed.note.startswith(f"{NEXT.name}\n3\n")
+    records = [orjson.loads(ndjson_line(item)) for item in [*await read_all(connection), signed]]
+    of_log = [record for record in records if "stream" in record]
+    assert [record["stream"] for record in of_log][-2:] == ["seam", "checkpoint"]
+    assert {"stream": "seam", "place": "1:0", "log": NEXT.name, "closed": FIRST_LOG.name, "size": 6} in of_log
+    assert {frozenset(record) for record in records if "stream" not in record} == {frozenset(MEMBERS)}
+    assert worker.log == NEXT
 
 
 @pytest.mark.parametrize(("place", "text"), [(0, "0:0"), (4711, "0:4711"), (LOG_POSITIONS + 2, "1:2")])
