@@ -252,6 +252,10 @@ class Settings(BaseSettings):
         description="PEM of certificates that its tokens are verified with: the authority's, or that of who issues it and those between; "
         "also those of authorities before it, as long as their tokens are stored",
     )
+    sinks: Path | None = Field(
+        None,
+        description="YAML file of sinks, to which events are delivered as they are committed (docs/streams.md); a changed one is taken up",
+    )
     heartbeat_interval_s: int = Field(
         3_600, ge=0, description="after so much silence, seconds, the log says that the service lives; 0: never"
     )

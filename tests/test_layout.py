@@ -52,7 +52,8 @@ MAY_IMPORT = {
     # verify: rows in portions of one snapshot, and the check of a chain's link; terminal: the page of a bundle is read on one
     "export": "events query verify tlog db sql tables terminal errors",
     # export: an event leaves in the same form, however it leaves; query: by the same filters
-    "stream": "events export query tlog db sql",
+    # settings: is a host loopback
+    "stream": "events export query tlog db sql settings errors",
     # presence: what the probes show
     "api": "auth events ingest tlog verify query export retention findings presence cores go_duration db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is

@@ -1,0 +1,74 @@
+"""The file of sinks: what an operator has written is taken as it stands, or refused with the field that is wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import Fatal
+from app.stream.sinks import parse_sinks, read_sinks
+from app.stream.webhook import WebhookSink
+
+WEBHOOK = {"name": "soc", "type": "webhook", "url": "https://receiver.example/in?key=hidden", "secret_files": ["/s/a"]}
+
+
+def sinks(**fields: Any) -> dict[str, Any]:
+    return {"sinks": [WEBHOOK | fields]}
+
+
+def test_a_sink_as_written() -> None:
+    """A field of the file has no effect."""
+    document = sinks(**{"from": "0:4711"}, filter={"event_category_in": ["security"]}, events_max=7)
+    (sink,) = parse_sinks(document, "f")
+    assert isinstance(sink, WebhookSink)
+    assert (sink.start, sink.events_max, sink.filter.event_category_in) == ("0:4711", 7, ("security",))
+    assert sink.address == "https://receiver.example"
+
+
+def test_without_a_filter_everything_is_delivered() -> None:
+    """A receiver's copy lacks the service's own events although nobody has left them out."""
+    (sink,) = parse_sinks(sinks(), "f")
+    assert sink.filter.includes_self_events
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ([], "file: "),
+        ({"sinks": 1}, "sinks: "),
+        ({"sink": []}, "sink: there is no such field"),
+        ({"sinks": [WEBHOOK, WEBHOOK | {"name": "b", "url": "ftp://x"}]}, "sinks[1].url: expected a URL that begins"),
+        (sinks(url="https://u:secret@h/"), "sinks[0].url: expected a URL without a user or password"),
+        (sinks(url="http://receiver.example/"), "sinks[0]: url: expected https://"),
+        (sinks(name="SOC"), "sinks[0].name: "),
+        (sinks(filter={"event_categorie": "x"}), "sinks[0].filter.event_categorie: there is no such field"),
+        (sinks(**{"from": "yesterday"}), "sinks[0].from: expected LOG:POSITION"),
+        (sinks(**{"from": 77}), "sinks[0].from: expected a place in quotes"),
+        (sinks(type="carrier-pigeon"), "sinks[0]: "),
+        (sinks(secret_files=[]), "sinks[0].secret_files: "),
+        ({"sinks": [WEBHOOK, WEBHOOK]}, "the same name: soc"),
+    ],
+)
+def test_what_is_wrong_is_named(document: Any, message: str) -> None:
+    """An operator has to guess which field of which sink is wrong, or a message shows a secret."""
+    with pytest.raises(Fatal) as raised:
+        parse_sinks(document, "f")
+    assert message in raised.value.detail
+    assert "secret@" not in raised.value.detail
+
+
+def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
+    """The line is not said, or the lines around it are shown, which may have a secret."""
+    path = tmp_path / "sinks.yaml"
+    path.write_text("sinks:\n  - {name: a, secret: b: c}\n")
+    with pytest.raises(Fatal, match="is not YAML: line 2: "):
+        read_sinks(path)
+    with pytest.raises(Fatal, match="Cannot read the file of sinks"):
+        read_sinks(tmp_path / "none.yaml")
+
+
+def test_an_empty_file_has_no_sinks(tmp_path: Path) -> None:
+    """A ConfigMap without sinks stops the service."""
+    path = tmp_path / "sinks.yaml"
+    path.write_text("")
+    assert read_sinks(path) == ()
