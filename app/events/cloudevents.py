@@ -6,7 +6,7 @@ package is not used: it parses numbers as doubles, which would alter payloads (d
 
 import re
 from base64 import b64decode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal, NotRequired
 from urllib.parse import unquote_to_bytes
@@ -18,7 +18,19 @@ from typing_extensions import TypedDict
 from app.errors import BadRequest
 from app.events.canonical import Document, kind_of, parse
 from app.events.catalog import Catalog
-from app.events.envelope import Category, DateTime, Filled, Name50, Name100, Name255, Outcome, parse_uuid
+from app.events.envelope import (
+    Category,
+    DateTime,
+    Filled,
+    Int32,
+    Name20,
+    Name50,
+    Name100,
+    Name253,
+    Name255,
+    Outcome,
+    parse_uuid,
+)
 from app.events.explain import bad_fields, escape, excerpt, explain, rename_pointers
 
 STRUCTURED = "application/cloudevents+json"
@@ -63,6 +75,18 @@ class CloudEvent(TypedDict):
     authtype: NotRequired[Annotated[Name50, Filled, Field(description="becomes the actor_type")]]
     authid: NotRequired[Annotated[Name255, Filled, Field(description="becomes the actor_id")]]
     causationid: NotRequired[Annotated[str, Filled, Field(description="id of the event that caused this one")]]
+    eventversion: NotRequired[Annotated[str, Filled, Field(max_length=10, description="absent: 1.0")]]
+    eventactorip: NotRequired[Annotated[str, Filled, Field(max_length=45, description="becomes the actor_ip")]]
+    eventresourcetype: NotRequired[Annotated[Name100, Filled, Field(description="becomes the resource_type")]]
+    eventnamespace: NotRequired[Annotated[Name253, Filled]]
+    eventcluster: NotRequired[Annotated[Name255, Filled, Field(description="becomes the cluster_id")]]
+    eventseverity: NotRequired[Annotated[Name20, Filled]]
+    eventdurationms: NotRequired[Int32]
+    eventerrorcode: NotRequired[Annotated[Name50, Filled]]
+    eventerrormessage: NotRequired[Annotated[str, Filled]]
+    eventretentiondays: NotRequired[Annotated[int, Field(le=2555)]]
+    eventsensitive: NotRequired[bool]
+    eventparentdate: NotRequired[Annotated[DateTime, Field(description="becomes the parent_event_date")]]
     dataschema: NotRequired[Annotated[str, Filled, Field(description="a URI; checked and dropped")]]
     datacontenttype: NotRequired[Annotated[str, Filled, Field(description="a media type; checked and dropped")]]
     data: NotRequired[
@@ -72,7 +96,7 @@ class CloudEvent(TypedDict):
 
 
 _VALIDATE = TypeAdapter(CloudEvent).validator.validate_python
-_ATTRIBUTE_OF_MEMBER = {
+ATTRIBUTE_OF_MEMBER = {
     "event_id": "id",
     "event_type": "type",
     "event_timestamp": "time",
@@ -85,8 +109,26 @@ _ATTRIBUTE_OF_MEMBER = {
     "actor_type": "authtype",
     "actor_id": "authid",
     "event_data": "data",
+    "version": "eventversion",
+    "actor_ip": "eventactorip",
+    "resource_type": "eventresourcetype",
+    "namespace": "eventnamespace",
+    "cluster_id": "eventcluster",
+    "severity": "eventseverity",
+    "duration_ms": "eventdurationms",
+    "error_code": "eventerrorcode",
+    "error_message": "eventerrormessage",
+    "retention_days": "eventretentiondays",
+    "is_sensitive": "eventsensitive",
+    "parent_event_date": "eventparentdate",
 }
 """By member of the ADR-034 envelope: the attribute that it comes from."""
+_OF_TEXT: dict[str, Callable[[str], Any]] = {
+    "eventdurationms": int,
+    "eventretentiondays": int,
+    "eventsensitive": {"true": True, "false": False}.__getitem__,
+}
+"""Attributes that are no text: what they are by the text of their headers."""
 _POINTER = re.compile(r"((?:/\d+)?)/(\w+)(.*)", re.DOTALL)
 
 
@@ -115,7 +157,7 @@ class CloudEventReader:
         else:
             raise bad_fields({pointer: f"expected a CloudEvent, which is an object, got {kind_of(sent.value)}"})
         self._check(event, pointer, faults)
-        item = {member: event[name] for member, name in _ATTRIBUTE_OF_MEMBER.items() if name in event}
+        item = {member: event[name] for member, name in ATTRIBUTE_OF_MEMBER.items() if name in event}
         self._complete(item, event, faults)
         # One level more: in binary mode the body is the payload alone.
         document = Document(item, sent.plain and payload.plain, max(sent.depth, payload.depth) + 1)
@@ -142,7 +184,7 @@ class CloudEventReader:
 
     def _complete(self, item: dict[str, Any], event: dict[str, Any], faults: dict[str, str]) -> None:
         """Set the members that are not simply an attribute under another name."""
-        item["version"] = _ENVELOPE_VERSION
+        item.setdefault("version", _ENVELOPE_VERSION)
         source, kind, payload = event.get("source"), event.get("type"), event.get("data")
         for member in ("event_id", "parent_event_id"):
             if member in item:
@@ -169,7 +211,7 @@ class CloudEventReader:
         if match is None:
             return pointer
         index, member, rest = match.groups()
-        attribute = member if pointer in self._misnamed else _ATTRIBUTE_OF_MEMBER.get(member, member)
+        attribute = member if pointer in self._misnamed else ATTRIBUTE_OF_MEMBER.get(member, member)
         if self._headers is not None:
             return str(rest) if attribute == "data" else f"ce-{attribute}{rest}"
         if attribute == "data" and index in self._in_base64:
@@ -209,7 +251,7 @@ def _decode_data(event: dict[str, Any], faults: dict[str, str]) -> Document | No
 
 def _attributes_of_headers(headers: Headers, faults: dict[str, str]) -> dict[str, Any]:
     """The attributes in headers: percent-encoded UTF-8, possibly quoted (CloudEvents' HTTP binding, section 3.1.3.2)."""
-    attributes = {}
+    attributes: dict[str, Any] = {}
     for header, value in headers:
         if header.startswith(b"ce-"):
             name = header[3:].decode("latin-1")
@@ -224,6 +266,9 @@ def _attributes_of_headers(headers: Headers, faults: dict[str, str]) -> dict[str
             else:
                 if "\0" in attributes[name]:
                     faults[f"/{name}"] = "expected text without NUL characters"
+    for name in _OF_TEXT.keys() & attributes.keys():
+        with suppress(ValueError, KeyError):  # what is neither is refused as the text that it is
+            attributes[name] = _OF_TEXT[name](attributes[name])
     return attributes
 
 
