@@ -75,6 +75,10 @@ class Reader:
         """Forget that the browser has reported answers with an error status: this test has asked for them."""
         self.faults = [fault for fault in self.faults if not fault.startswith("Failed to load resource")]
 
+    def without_scripts(self) -> None:
+        """From the next page on its own scripts do nothing, as for a reader without JavaScript; what a test evaluates still runs."""
+        self.context.route("**/*.js", lambda route: route.fulfill(body="", content_type="text/javascript"))
+
     def overflow(self) -> int:
         """How many pixels the page is wider than its screen."""
         return int(self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))

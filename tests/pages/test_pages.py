@@ -29,15 +29,19 @@ PAGES = [
     "/ui/api",
     "/ui/nothing",
 ]
-LOOKS = [(True, 1280, "light"), (True, 360, "dark"), (False, 1280, "dark"), (False, 360, "light")]
 
 
-@pytest.mark.parametrize(("javascript", "width", "scheme"), LOOKS)
+@pytest.mark.parametrize("javascript", [True, False])
+@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_page_fits_and_is_accessible(
     reader: Callable[..., Reader], javascript: bool, width: int, scheme: str, subtests: pytest.Subtests
 ) -> None:
     """A page cannot be used on a phone, in the dark, without scripts, or by who does not see it."""
     one = reader(javascript=javascript, width=width, scheme=scheme)
+    looked_at = one if javascript else reader(width=width, scheme=scheme)  # axe itself is a script
+    if not javascript:
+        looked_at.without_scripts()
     for path in PAGES:
         with subtests.test(path):
             page = one.open(path, 404 if path == "/ui/nothing" else 200)
@@ -49,10 +53,59 @@ def test_every_page_fits_and_is_accessible(
                 opener.click()
                 assert page.locator("tr.more details[open] pre").first.is_visible()
                 assert one.overflow() <= 0
-            if javascript and (path != "/ui/api" or width == 1280):  # the longest by far
+            if path != "/ui/api" or (javascript and width == 1280):  # the longest by far
+                if not javascript:
+                    page = looked_at.open(path, 404 if path == "/ui/nothing" else 200)
                 found = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
                 faults = [v for v in found if v["impact"] in {"serious", "critical"}]
                 assert [(v["id"], [n["html"] for n in v["nodes"][:3]]) for v in faults] == []
+
+
+_FOCUSED = """() => {
+    const one = document.activeElement, look = getComputedStyle(one), box = one.getBoundingClientRect();
+    const bar = one.querySelector(".reach");  // of a chart, which has a frame instead
+    const shown = bar ? getComputedStyle(bar).stroke !== "none" : look.outlineStyle !== "none" && parseFloat(look.outlineWidth) > 0;
+    const control = [...document.querySelectorAll("a[href], button, input, select, textarea, summary")].indexOf(one);
+    return {control, shown, visible: box.width > 0 && box.height > 0, name: one.outerHTML.slice(0, 120)};
+}"""
+_CONTROLS = """() => [...document.querySelectorAll("a[href], button, input, select, textarea, summary")].map((one, n) => [n, one])
+    .filter(([n, one]) => one.checkVisibility({visibilityProperty: true}) && !one.disabled && one.type !== "hidden")
+    .map(([n, one]) => [n, one.outerHTML.slice(0, 120)])"""
+
+
+@pytest.mark.parametrize("javascript", [True, False])
+@pytest.mark.parametrize("path", ["/ui/events", "/ui/trust", "/ui/event-types?q=approval"])
+def test_every_control_by_keyboard(reader: Callable[..., Reader], path: str, javascript: bool) -> None:
+    """A link, a field or a row cannot be reached by Tab, or nobody sees that it was."""
+    one = reader()
+    if not javascript:
+        one.without_scripts()
+    page = one.open(path)
+    controls = dict(page.evaluate(_CONTROLS))
+    reached: dict[int, str] = {}
+    for _ in range(2 * len(controls)):
+        page.keyboard.press("Tab")
+        focused = page.evaluate(_FOCUSED)
+        if focused["control"] in reached:
+            break
+        if focused["control"] >= 0:
+            assert focused["shown"], f"no outline: {focused['name']}"
+            assert focused["visible"], f"nothing to see: {focused['name']}"
+            reached[focused["control"]] = focused["name"]
+    assert [name for number, name in controls.items() if number not in reached] == []
+    assert list(reached) == sorted(reached)  # in the order in which they stand
+
+
+def test_a_search_by_keyboard(reader: Callable[..., Reader]) -> None:
+    """Somebody without a mouse cannot search, or cannot open a row."""
+    page = reader().open("/ui/events")
+    page.locator("input[name=q]").first.focus()
+    page.keyboard.type("restart")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=restart**")
+    page.locator("tr.more summary").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("tr.more details[open] pre").first.is_visible()
 
 
 def take_picture(page: Page, path: str, width: int, scheme: str) -> None:
