@@ -89,6 +89,7 @@ from app.query.sharing import SharedReads
 from app.retention import adoption, claims
 from app.settings import Settings
 from app.state_dir import find_state_dir
+from app.stream.growth import LogGrowth, announce_forever
 from app.tlog import prove
 from app.tlog.authority import Authority
 from app.tlog.continued import find_log
@@ -140,6 +141,7 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
         engine=engine,
         pages=SharedReads(partial(page.page, engine)),
         histograms=SharedReads(partial(histograms.histogram, engine)),
+        growth=LogGrowth(settings),
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
         read_slots=read_slots(settings, writer_state, readers=1 if member is None else member.alike),
@@ -416,6 +418,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
         "claims": claims.delete_expired_forever(service.engine),
         "partitions": partitions.create_ahead_forever(url, lambda: datetime.now(UTC)),
         "rollup": rollup.follow_forever(settings),
+        "growth": announce_forever(settings, writer.committed),
         "findings": follow_forever(register),
         "alarms": record_forever(recorder, writer.store.alarms),
     }

@@ -83,6 +83,12 @@ class WorkerConnection:
         self._on_connect = on_connect
         self._connection: Connection | None = None
 
+    def close(self) -> None:
+        """End the connection, if there is one."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None
+
     @asynccontextmanager
     async def use(self) -> AsyncIterator[Connection]:
         """The connection, opened if there is none or the last round has left something behind. What is raised while it is used ends it."""

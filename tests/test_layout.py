@@ -52,16 +52,16 @@ MAY_IMPORT = {
     # verify: rows in portions of one snapshot, and the check of a chain's link; terminal: the page of a bundle is read on one
     "export": "events query verify tlog db sql tables terminal errors",
     # export: an event leaves in the same form, however it leaves; query: by the same filters
-    # settings: is a host loopback
-    "stream": "events export query tlog db sql settings errors",
-    # presence: what the probes show
-    "api": "auth events ingest tlog verify query export retention findings presence cores go_duration db logs settings errors metrics tracing",
+    # settings: is a host loopback, and how Postgres is reached; workers: who follows is woken on a connection of its own
+    "stream": "events export query tlog workers db sql settings errors",
+    # presence: what the probes show; stream: the growth of the log wakes requests that follow it
+    "api": "auth events ingest tlog verify query stream export retention findings presence cores go_duration db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is
     # verify: the chain of a page is verified where it is shown; retention: a hold is placed by a form
     "pages": "auth api events query verify retention findings settings errors",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
     "pod": "api ingest presence cores settings errors",
-    "main": "pages pod api auth events ingest rollup tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
+    "main": "pages pod api auth events ingest rollup stream tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",
     "connection": "exchange framing errors",

@@ -32,6 +32,7 @@ from app.query.histogram import Histogram, HistogramQuery
 from app.query.page import Page
 from app.query.sharing import SharedReads
 from app.settings import Settings
+from app.stream.growth import LogGrowth
 from app.tlog.keys import SigningKey
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -48,6 +49,7 @@ class Foundation:
     engine: AsyncEngine
     pages: SharedReads[EventQuery, Page]
     histograms: SharedReads[HistogramQuery, Histogram]
+    growth: LogGrowth
     authenticator: Authenticator
     byte_budget: ByteBudget
     read_slots: ReadSlots

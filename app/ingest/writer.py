@@ -102,6 +102,8 @@ class Writer:
         self._state.away = away
         self._state.busy_seconds = 0.0
         self._server = server_names(settings)
+        self.committed = asyncio.Event()
+        """Set with each flush that is committed; whoever announces it clears it."""
         self.failure = ""
         """Why the last flush could not be committed, in the words of Postgres or the network; empty if it was."""
         self._outage = _Outage() if away else None
@@ -466,6 +468,7 @@ class Writer:
                 self.failure = ""
                 self._state.log_id = self.store.log.id
                 self._committed_at = asyncio.get_running_loop().time()
+                self.committed.set()
                 _observe_flush(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
                 _finish(waiting)
                 return

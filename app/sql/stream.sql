@@ -25,3 +25,10 @@ SELECT first, "end" FROM (
         UNION ALL SELECT log_index FROM audit_events WHERE log_index >= $1 AND log_index < $2 AND {in_log}
     ) present
 ) between_rows WHERE first < "end" ORDER BY first
+
+
+-- name: announce
+SELECT pg_notify($1, '')
+
+-- name: alive
+SELECT
