@@ -33,3 +33,8 @@ def control_record(item: Absent | Seam | Checkpoint) -> Control:
             return {"stream": "seam", "place": place_text(place), "log": log, "closed": closed, "size": size}
         case Checkpoint(place, note):
             return {"stream": "checkpoint", "place": place_text(place), "note": note}
+
+
+def control_id(record: Control) -> str:
+    """What tells a record from all others of its log; the same each time that it is sent."""
+    return ":".join(str(record[name]) for name in ("stream", "place", "first", "end", "reason") if name in record)

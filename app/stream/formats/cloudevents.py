@@ -10,7 +10,7 @@ from app.events.log import LOG_POSITIONS, Log
 from app.events.record import time_text
 from app.stream.place import place_text
 from app.stream.portion import Absent, Checkpoint, Item, Seam, StreamedEvent
-from app.stream.records import control_record
+from app.stream.records import control_id, control_record
 
 CONTROL_TYPES = "datastorage.stream."
 """What the types of items begin with that are no events; the rest is the member `stream` of their record."""
@@ -62,7 +62,7 @@ def _control(item: Absent | Seam | Checkpoint, log: Log) -> dict[str, Any]:
     record = control_record(item)
     return {
         "specversion": "1.0",
-        "id": ":".join(str(record[name]) for name in ("stream", "place", "first", "end", "reason") if name in record),
+        "id": control_id(record),
         "source": _source(log.name_of(item[0] // LOG_POSITIONS)),
         "type": CONTROL_TYPES + record["stream"],
         "datacontenttype": "application/json",
