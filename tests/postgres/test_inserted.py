@@ -1,6 +1,7 @@
 """Rows that anybody who may INSERT puts where the log has no position: named, and never followed. Triggers are on."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -382,6 +383,15 @@ async def test_few_flushes_are_read_for_a_leaf(connection: Connection) -> None:
         if "flushes" in node.get("Index Name", node.get("Relation Name", "")):
             read.append(node["Actual Rows"])
     assert 0 < max(read) <= 4
+
+
+async def test_no_table_is_read_for_what_lies_beyond(connection: Connection) -> None:
+    """Once a second the checkpoint worker reads whole months to find that nothing lies beyond the log's end."""
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    plan = await connection.fetch("EXPLAIN " + TLOG_SQL.of(FIRST_LOG)["beyond_log"])
+    of_rows = [line for (line,) in plan if re.search(r" on audit_events_\d", line)]
+    assert of_rows
+    assert [line for line in of_rows if "Index Only Scan" not in line] == []
 
 
 async def test_correlation_of_a_forgery(log: Connection) -> None:
