@@ -8,8 +8,8 @@ A page:    pages (what a browser sees) > api.
 A query:   api > query (filters, pages, reports), export (signed files), verify (compares rows, chains, log and checkpoints).
 Removal:   retention (holds, policies, purge, erase).
 Findings:  findings (what verify and tlog find wrong, recorded in the log until somebody acknowledges it).
-Postgres:  db (connections), schema (revision, migrations), tables and sql (SQLAlchemy tables, named statements), presence
-           (whether Postgres answers, whether the process shuts down), workers (the loop of background workers), embedded (a private server).
+Postgres:  db (connections), schema (revision, migrations), tables and sql (SQLAlchemy tables, named statements), standby (what
+           synchronous standbys have), presence (whether Postgres answers, whether the process shuts down), workers (the loop of background workers), embedded (a private server).
 Shared:    settings and config_file (configuration), errors (one class per problem type), metrics, logs, tracing, openapi,
            masking (credentials in shown texts), watched_file (reloads a changed file), state_dir (paths of local state),
            go_duration, terminal.

@@ -12,7 +12,7 @@ import random
 import re
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -97,6 +97,7 @@ _DEFAULT_HOSTS = ["/run/postgresql", "/var/run/postgresql", "/tmp", "localhost"]
 _NO_FILE = "/dev/null/none"  # keeps the driver from looking into HOME
 _CONNECT_SECONDS_MIN = 2
 _SECOND_SESSION_SECONDS = 1.0
+_NEXT_HOST_SECONDS = 0.25
 _POOLING_KNOWN_SECONDS = 60.0
 
 _session_pooling_seen: dict[tuple[str, int, str | None], float] = {}
@@ -389,12 +390,18 @@ def _readable(name: str, path: str) -> None:
 
 
 async def connect(
-    url: str, *, seconds: float, command_seconds: float | None = None, session: Mapping[str, str] | None = None
+    url: str,
+    *,
+    seconds: float,
+    command_seconds: float | None = None,
+    session: Mapping[str, str] | None = None,
+    cancels: bool = True,
 ) -> Connection:
     """One connection, with the server's settings `session` set after the start: a pooler refuses parameters that it does not know.
 
-    Hosts are tried in turn, each for the URL's connect_timeout, else for `seconds`. Raises Fatal for a URL that is not valid and
-    for transaction pooling, CannotConnect, or what the server answers about user, password or database.
+    Hosts are tried in turn, each for the URL's connect_timeout, else for `seconds`; behind one that has not answered for a quarter
+    of a second the next one is tried beside it, since a frozen host answers nothing. The first that fits counts. Raises Fatal for a URL
+    that is not valid and for transaction pooling, CannotConnect, or what the server answers about user, password or database.
     """
     target = parse(url)
     limit = seconds if target.connect_seconds is None else target.connect_seconds or None
@@ -404,10 +411,11 @@ async def connect(
     failures: dict[str, str] = {}
     last: Exception | None = None
     for wanted in ("standby", "any") if target.session == "prefer-standby" else (target.session,):
-        for host, port in hosts:
-            where = f"{host}:{port}"
+        attempts = [_Attempt(target, host, port, wanted, limit, command_seconds, cancels) for host, port in hosts]
+        async for attempt, opened in _in_turn(attempts, session or {}):
+            where = f"{attempt.host}:{attempt.port}"
             try:
-                return await _open(_Attempt(target, host, port, wanted, limit, command_seconds), session or {})
+                return opened.result()
             except TimeoutError as error:
                 failures[where], last = f"no answer within {limit:g} s" if limit else str(error), error
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
@@ -416,6 +424,37 @@ async def connect(
                 error.add_note(where)
                 raise
     raise CannotConnect("; ".join(f"{where}: {reason}" for where, reason in failures.items())) from last
+
+
+async def _in_turn(
+    attempts: "Sequence[_Attempt]", session: Mapping[str, str]
+) -> "AsyncGenerator[tuple[_Attempt, asyncio.Task[Connection]]]":
+    """Each attempt with its task once that has ended. The next one begins when all before have ended, or a while after the last began."""
+    running: dict[asyncio.Task[Connection], _Attempt] = {}
+    waiting = list(attempts)
+    try:
+        while waiting or running:
+            if waiting:
+                one = waiting.pop(0)
+                running[asyncio.create_task(_open(one, session))] = one
+            ended: set[asyncio.Task[Connection]] = set()
+            while running and not ended:
+                seconds = _NEXT_HOST_SECONDS if waiting else None
+                ended, _ = await asyncio.wait(running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+                if waiting and not ended:
+                    break
+            for task in ended:
+                yield running.pop(task), task
+    finally:
+        for task in running:
+            task.cancel()
+            task.add_done_callback(_close_late)
+
+
+def _close_late(task: "asyncio.Task[Connection]") -> None:
+    """Nobody waits for this connection any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result().terminate()
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,6 +467,7 @@ class _Attempt:
     limit: float | None
     """Seconds."""
     command_seconds: float | None
+    cancels: bool
 
     async def connect(self) -> Connection:
         """With TLS, without it, or first one and then the other, as sslmode has it."""
@@ -458,9 +498,25 @@ class _Attempt:
             "timeout": self.limit,
             "command_timeout": self.command_seconds,
             "server_settings": dict(target.startup),
+            "connection_class": asyncpg.Connection if self.cancels else _NeverCancelling,
         }
         connection: Connection = await asyncpg.connect(host=self.host, port=self.port, **arguments, **target.kerberos)
         return connection
+
+
+class _NeverCancelling(Connection):
+    """A connection that is closed where the driver would send a cancel request: at its own timeout, or when its caller is cancelled.
+
+    A COMMIT that waits for a standby goes on waiting in the server then, and what it has written is not seen before.
+    """
+
+    __slots__ = ()
+
+    def _cancel_current_command(self, waiter: "asyncio.Future[None]", cancel_waiter: object = None) -> None:
+        del cancel_waiter
+        asyncio.get_running_loop().call_soon(self.terminate)
+        if not waiter.done():
+            waiter.set_result(None)
 
 
 async def _open(attempt: _Attempt, session: Mapping[str, str]) -> Connection:

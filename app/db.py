@@ -117,8 +117,11 @@ def next_pause(last: float, failure: BaseException | None, least: float) -> floa
     return min(2 * last, _PAUSE_SECONDS_MAX) if refused else least
 
 
-async def connect(settings: Settings, **server_settings: str) -> Connection:
-    """One connection. Raises DatabaseAway when none can be opened, and Fatal for a URL that is not valid."""
+async def connect(settings: Settings, *, cancels: bool = True, **server_settings: str) -> Connection:
+    """One connection. Raises DatabaseAway when none can be opened, and Fatal for a URL that is not valid.
+
+    Without `cancels` it is closed where the driver would ask the server to cancel a statement.
+    """
     assert settings.database_url is not None
     try:
         return await database_url.connect(
@@ -126,6 +129,7 @@ async def connect(settings: Settings, **server_settings: str) -> Connection:
             seconds=settings.connect_timeout_ms / 1000,
             command_seconds=settings.statement_timeout_ms / 1000 + _GRACE_SECONDS,  # for a server that does not answer
             session=_SERVER_SETTINGS | {"statement_timeout": str(settings.statement_timeout_ms)} | server_settings,
+            cancels=cancels,
         )
     except DATABASE_ERRORS as error:
         raise DatabaseAway from error
@@ -134,10 +138,11 @@ async def connect(settings: Settings, **server_settings: str) -> Connection:
 async def connect_writer(settings: Settings) -> Connection:
     """The writer's connection. Its timeouts end it when this process freezes in a flush; its statements need one generic plan.
 
-    Raises DatabaseAway: what was valid at the start can be so again, and events are spooled until then.
+    It never cancels a statement: a COMMIT that waits for a standby would return, and show what no standby has. Raises DatabaseAway: what was valid at the start can be so again, and events are spooled until then.
     """
     try:
-        connection = await connect(settings, **_WRITER_SETTINGS | {"lock_timeout": str(settings.lock_timeout_ms)})
+        lock_timeout = {"lock_timeout": str(settings.lock_timeout_ms)}
+        connection = await connect(settings, cancels=False, **_WRITER_SETTINGS | lock_timeout)
     except Fatal as error:
         raise DatabaseAway from error
     await connection.set_type_codec(

@@ -429,6 +429,7 @@ def _workers(service: Service, checkpoints: CheckpointWorker | None) -> dict[str
 
         checkpoints.on_log = on_log
         service.presence.loss = lambda: checkpoints.alarms.loss
+        service.presence.signing_waits = lambda: checkpoints.signing_waits
         workers["checkpoints"] = checkpoints.run(settings, write_heartbeat, recorder.record_alarms)
         if key is not None and (authority := Authority.create(settings, key.all_public)) is not None:
             workers["timestamps"] = authority.run(settings, lambda: service.log)

@@ -35,6 +35,9 @@ FLUSH_EVENTS = Histogram(
 )
 FLUSH_DURATION = Histogram("datastorage_flush_duration_seconds", "Time of one committed flush, repeats included.")
 FLUSH_REPEATS = Counter("datastorage_flush_repeats", "Flushes that had to be sent again.", ["reason"])
+COMMIT_WARNINGS = Counter(
+    "datastorage_commit_warnings", "Commits that somebody has ended before a synchronous standby had them."
+)
 EVENTS_COMMITTED = Counter("datastorage_events_committed", "Events committed, resends not counted.")
 RESENDS = Counter("datastorage_resends", "Events found stored already and answered as written.")
 FREEFORM_WITH_TYPED_FORM = Counter(
@@ -84,6 +87,10 @@ UNSEALED = Gauge(
     ["what"],
 )
 CHECKPOINT_SIZE = Gauge("datastorage_checkpoint_size", "Leaves of the log in the last checkpoint that was signed.")
+SIGNING_WAITS = Gauge(
+    "datastorage_signing_waits",
+    "1 while no checkpoint is signed since no standby is known to have what it would cover.",
+)
 WITNESS_FAILURES = Counter(
     "datastorage_witness_failures", "Checkpoints that a witness did not cosign, alarms not counted.", ["witness"]
 )

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from app import standby
 from app.database_url import CannotConnect, reason
 from app.db import DATABASE_ERRORS, connect_writer, next_pause
 from app.errors import AuditError, Fatal
@@ -24,6 +25,8 @@ class Presence:
         """Why the writer's last flush could not be committed; empty if it was."""
         self.loss: Callable[[], str] = lambda: ""
         """Why the log has to be continued by hand before anything is signed again; empty if it has not."""
+        self.signing_waits: Callable[[], str] = lambda: ""
+        """Why no checkpoint is signed for now: no standby is known to have what it would cover; empty if nothing waits."""
         self.database_seen = False
         """Whether the database was reached once and its schema fits, so that it may be used."""
         self.on_start: Callable[[], None] = lambda: None
@@ -59,7 +62,7 @@ class Presence:
 
         async def do_round() -> float:
             nonlocal pause
-            failure = await _failure(connection)
+            failure = await _failure(connection, standbys=settings.require_synchronous_standby)
             pause = next_pause(pause, failure, _ROUND_SECONDS)
             self.waiting_for = "" if failure is None else reason(failure)
             await on_presence(self.waiting_for)
@@ -74,11 +77,14 @@ class Presence:
         )
 
 
-async def _failure(connection: WorkerConnection) -> BaseException | None:
+async def _failure(connection: WorkerConnection, *, standbys: bool) -> BaseException | None:
     try:
         async with asyncio.timeout(_TIMEOUT_SECONDS), connection.use() as usable:
             if await usable.fetchval("SHOW transaction_read_only") == "on":
                 return CannotConnect("the server is read-only: a standby, or one with default_transaction_read_only")
+            if standbys:
+                await standby.require(usable)
+                await standby.confirm_soon(usable)
     except TimeoutError:
         return CannotConnect(f"no answer within {_TIMEOUT_SECONDS:g} s")
     except (AuditError, *DATABASE_ERRORS) as error:

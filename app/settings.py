@@ -49,6 +49,11 @@ class Settings(BaseSettings):
     unsafe_database: bool = Field(
         default=False, description="accept a server that runs with fsync, full_page_writes or synchronous_commit off"
     )
+    require_synchronous_standby: bool = Field(
+        default=False,
+        description="acknowledge nothing as committed, and sign nothing, that the synchronous standbys of Postgres do not have on disk; "
+        "needs pg_read_all_stats",
+    )
 
     host: str = Field(
         "127.0.0.1",

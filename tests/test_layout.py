@@ -37,13 +37,14 @@ MAY_IMPORT = {
     "schema": "database_url sql errors",  # the schema's revision, checked at start
     "db": "events database_url settings errors sql",  # events: the binary form of an address
     "workers": "db errors metrics",
-    "presence": "database_url db workers settings errors",
+    "standby": "db sql errors",  # how far standbys have what was committed or seen on a connection
+    "presence": "standby database_url db workers settings errors",
     "rollup": "workers db sql settings",
-    "tlog": "events workers db sql settings errors metrics",
+    "tlog": "events standby workers db sql settings errors metrics",  # standby: nothing is signed that a failover could contradict
     "verify": "events tlog workers database_url db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
     # tlog: what it finds wrong is an alarm, as what the checkpoint worker finds
-    "ingest": "events schema tlog database_url db workers sql settings errors metrics tracing",
+    "ingest": "events schema tlog standby database_url db workers sql settings errors metrics tracing",
     # ingest: holds and runs are events too; tlog: what purge events among those that are purged have recorded
     "retention": "events ingest tlog schema db workers sql settings errors",
     # verify: a finding is of its defects; retention: logged actions, of which an acknowledgement is one

@@ -40,7 +40,8 @@ async def ready(request: Request) -> Response:
     """The service can take an event durably; else 503 and the reason. While Postgres can commit nothing, the detail says why.
 
     `findings` is how many findings nobody has acknowledged; it is absent if there are none.
-    After a loss `continuation_needed` says why nothing is signed until `datastorage log continue`.
+    After a loss `continuation_needed` says why nothing is signed until `datastorage log continue`; `signing_waits` says why
+    nothing is signed while synchronous standbys do not have what would be.
     """
     presence = foundation_of(request).presence
     failure = presence.database_failure
@@ -51,6 +52,7 @@ async def ready(request: Request) -> Response:
     findings = presence.open_findings()
     shown = ({"database": "unreachable"} | detail if failure else {}) | ({"findings": findings} if findings else {})
     shown |= {"continuation_needed": loss} if (loss := presence.loss()) else {}
+    shown |= {"signing_waits": waits} if (waits := presence.signing_waits()) else {}
     return _status_response({"status": "ready"} | shown)
 
 

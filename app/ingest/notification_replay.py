@@ -49,11 +49,13 @@ async def _replay_one(engine: AsyncEngine, writer: Writer, spool: Spool, spooled
     refusal, deadline = None, asyncio.get_running_loop().time() + _WRITE_SECONDS
     try:
         # It may be stored already: a crash can lie between writing and removing.
-        if not await is_stored(engine, spooled.notification):
+        if not await is_stored(engine, spooled.notification, standbys=writer.requires_standby):
             await write(engine, writer, spooled.notification, spooled.claim, deadline)
     except (Conflict, KeyReused, RowRefused) as error:
         # Its first flush may have been committed after it was looked for.
-        refusal = None if await is_stored(engine, spooled.notification) else error.detail
+        refusal = (
+            None if await is_stored(engine, spooled.notification, standbys=writer.requires_standby) else error.detail
+        )
     if refusal is not None:
         metrics.DLQ_XADD.labels("dead_letter_notifications").inc()
         metrics.DLQ_REFUSED.labels("notifications", "field_validation").inc()

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_confi
 from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypedDict
 
-from app.db import Connection, fetch
+from app.db import Connection
 from app.errors import AuditError, BadRequest, Conflict
 from app.events.envelope import DateTime, Name255, parse_timestamp
 from app.events.explain import bad_fields, by_member_name, explain
@@ -22,6 +22,7 @@ from app.events.notification import SALT_BYTES, STORED, notification_digest
 from app.events.own import CORRELATIONS, RESERVED
 from app.ingest.claim import Claim, key_reused
 from app.sql import load
+from app.standby import fetch
 
 Channel = Literal["email", "slack", "pagerduty", "teams", "webhook", "console", "file", "log"]
 Status = Literal["sent", "failed", "pending", "acknowledged", "escalated"]
@@ -172,9 +173,9 @@ class NotificationsLocked(AuditError):
     label = "Busy"
 
 
-async def is_stored(engine: AsyncEngine, notification: Notification) -> bool:
-    """Whether the notification stored under its id equals this one in every member."""
-    rows = await fetch(engine, SQL["stored_notification"], notification.notification_id)
+async def is_stored(engine: AsyncEngine, notification: Notification, *, standbys: bool) -> bool:
+    """Whether the notification stored under its id equals this one in every member. With `standbys` they have it; else StandbyMissing."""
+    rows = await fetch(engine, SQL["stored_notification"], notification.notification_id, required=standbys)
     return bool(rows) and tuple(rows[0]) == astuple(notification)
 
 
@@ -189,9 +190,12 @@ def id_conflict(notification: Notification) -> Conflict:
     )
 
 
-async def stored_under(engine: AsyncEngine, claim: Claim) -> GeneratedColumns | None:
-    """What was stored the first time under an Idempotency-Key, if that was. KeyReused when it was sent with another body."""
-    rows = await fetch(engine, SQL["notification_claim"], claim.scope, claim.key)
+async def stored_under(engine: AsyncEngine, claim: Claim, *, standbys: bool) -> GeneratedColumns | None:
+    """What was stored the first time under an Idempotency-Key, if that was. KeyReused when it was sent with another body.
+
+    With `standbys` they have it; else StandbyMissing.
+    """
+    rows = await fetch(engine, SQL["notification_claim"], claim.scope, claim.key, required=standbys)
     if not rows:
         return None
     if rows[0]["body_digest"] != claim.digest:

@@ -7,6 +7,9 @@ When Postgres goes away in the middle of a flush, commit() cannot know whether C
 leaves in the log at the flush's first position: its own leaves mean that it was committed, others that the race was lost, and
 with none it sends the same flush again. At the deadline, or with a spool after `away_patience_ms`, it raises
 DatabaseAway; the writer then spools the requests, and replay looks every id up before it writes.
+
+With `require_synchronous_standby` a flush is committed only where COMMIT waits for a standby, and what was committed or is found stored
+counts only once standbys have it: else DatabaseAway, as if Postgres were away.
 """
 
 import asyncio
@@ -20,7 +23,7 @@ from uuid import UUID
 
 import asyncpg
 
-from app import metrics, tracing
+from app import metrics, standby, tracing
 from app.db import DATABASE_ERRORS, Connection, FailureKind, connect_writer, failure_kind
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
@@ -33,6 +36,7 @@ from app.ingest.hold_index import HoldIndex
 from app.ingest.link import Flush, Head, link
 from app.settings import Settings
 from app.sql import load
+from app.standby import StandbyMissing
 from app.tlog.alarm import LogAlarm, PendingAlarms
 from app.workers import database_is_away
 
@@ -145,7 +149,8 @@ class Store:
     ) -> None:
         """Append `events` to the log with their claims, and run `action`: all or nothing. Returns when it is durable.
 
-        Raises LostRace, PossibleResend, RowRefused, MonthDetached, DatabaseFailed, or DatabaseAway. A flush that fails for
+        Raises LostRace, PossibleResend, RowRefused, MonthDetached, DatabaseFailed, or DatabaseAway, after which it may be stored
+        although no standby has it. A flush that fails for
         another reason is retried here until `deadline` (the event loop's clock). An unknown outcome is looked up in the log.
         """
         uncertain: Flush | None = None
@@ -154,13 +159,13 @@ class Store:
             flush = uncertain
             try:
                 connection = await self._reconnect(deadline) if uncertain else await self.connection()
-                if uncertain and (written := await self._outcome_in_log(connection, uncertain)) is not None:
-                    if written:
-                        return
-                    raise LostRace
+                if uncertain and await self._is_committed(connection, uncertain, deadline):
+                    return
                 flush = flush or await self._link(connection, events)
                 with tracing.span("transaction", first_index=flush.first_index, events=len(flush.rows)):
                     await self._send(connection, flush, claim_columns, action)
+                uncertain = flush  # where a standby is required, it counts once that has it
+                await self._confirm(connection, deadline)
             except DATABASE_ERRORS as error:
                 kind = failure_kind(error)
                 metrics.FLUSH_REPEATS.labels(reason=kind.name.lower()).inc()
@@ -173,7 +178,7 @@ class Store:
                     deadline = min(deadline, asyncio.get_running_loop().time() + self.reconnect_seconds)
                 else:
                     await self._rollback()
-                    if kind is FailureKind.LOG_CLOSED and await self._leave_closed_log(uncertain, error):
+                    if kind is FailureKind.LOG_CLOSED and await self._leave_closed_log(uncertain, error, deadline):
                         return
                     if kind is FailureKind.BUSY:
                         await self._terminate_stalled_sessions()
@@ -190,6 +195,7 @@ class Store:
         if self._connection is None or self._connection.is_closed():
             self._drop_cache()
             self._connection = await connect_writer(self._settings)
+            self._connection.add_log_listener(_on_server_message)
             try:
                 await self._follow_log(self._connection)
             except BaseException:
@@ -249,7 +255,9 @@ class Store:
     async def _read_with_retries(self, read: Callable[[Connection], Awaitable[_T]], deadline: float) -> _T:
         for retry in count():
             try:
-                return await read(await self.connection())
+                connection = await self.connection()
+                if found := await read(connection):
+                    await self._confirm(connection, deadline)
             except DATABASE_ERRORS as error:
                 kind = failure_kind(error)
                 if kind is not FailureKind.BUSY:
@@ -257,6 +265,8 @@ class Store:
                 if kind not in {FailureKind.BUSY, FailureKind.AWAY}:
                     raise DatabaseFailed from error
                 await _pause(retry, deadline, error)
+            else:
+                return found
         raise AssertionError  # count() never ends
 
     async def _find_stored(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, Stored]:
@@ -289,6 +299,20 @@ class Store:
                 message = f"an event was sent whose id {one.id} a row has that the log does not"
                 self._alarm("unsealed", f"event {one.id}", message)
         return found
+
+    async def _confirm(self, connection: Connection, deadline: float) -> None:
+        """Return when standbys have what was committed, or seen, on this very connection, if the settings want that.
+
+        Another one may lead to a server that does not have it. Raises StandbyMissing.
+        """
+        if not self._settings.require_synchronous_standby:
+            return
+        try:
+            patience_end = asyncio.get_running_loop().time() + self.reconnect_seconds
+            await standby.confirm(connection, min(deadline, patience_end))
+        except StandbyMissing:
+            self._drop_cache()  # the log may have grown by what is not acknowledged
+            raise
 
     async def _aliases(self, connection: Connection, events: Sequence[Event]) -> dict[UUID, UUID]:
         """By an id of an item that is among the other ids of `events`: the id under which the item was stored."""
@@ -458,8 +482,11 @@ class Store:
         rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
         extra = [(event.record["trace_id"], event.record["span_id"], event.metadata) for event in flush.events]
         marks = self._holds.marks_for(flush.events) if self._holds else []
-        if (copied or marks or action) and not connection.is_in_transaction():
+        requires_standby = self._settings.require_synchronous_standby
+        if (copied or marks or action or requires_standby) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
+        if requires_standby:
+            await self._require_standby(connection)
         won = await connection.fetchval(
             SQL.of(flush.log)["flush"], *parameters, rows, *(zip(*extra, strict=True) if rows else ([], [], []))
         )
@@ -481,6 +508,14 @@ class Store:
                 raise
         if connection.is_in_transaction():
             await connection.execute("COMMIT")
+
+    async def _require_standby(self, connection: Connection) -> None:
+        """Commit nothing where COMMIT would not wait for a standby. It is asked in the transaction itself."""
+        try:
+            await standby.require(connection)
+        except StandbyMissing:
+            await self._rollback()
+            raise
 
     async def _handle_failure(self, kind: FailureKind, error: Exception, events: Sequence[Event]) -> None:
         """Remove the cause, so that a retry can succeed, or raise what the writer has to decide."""
@@ -522,7 +557,16 @@ class Store:
         leaves = await connection.fetchval(SQL.of(flush.log)["leaves"], flush.first_index)
         return None if leaves is None else leaves == flush.leaves
 
-    async def _leave_closed_log(self, uncertain: Flush | None, error: Exception) -> bool:
+    async def _is_committed(self, connection: Connection, flush: Flush, deadline: float) -> bool:
+        """Whether a flush of unknown outcome was committed. LostRace if another one was; False while the log has nothing there."""
+        written = await self._outcome_in_log(connection, flush)
+        if written is False:
+            raise LostRace
+        if written:
+            await self._confirm(connection, deadline)
+        return written is True
+
+    async def _leave_closed_log(self, uncertain: Flush | None, error: Exception, deadline: float) -> bool:
         """Write to the next log from now on. True if a flush of unknown outcome was committed before its log was closed.
 
         Else LostRace; DatabaseAway if there is no next log that may be written to, or Postgres went away.
@@ -530,6 +574,7 @@ class Store:
         try:
             connection, closed = await self.connection(), self.log
             if uncertain is not None and await self._outcome_in_log(connection, uncertain) is True:
+                await self._confirm(connection, deadline)
                 return True
             await self._follow_log(connection)
         except DATABASE_ERRORS as failure:
@@ -545,7 +590,9 @@ class Store:
         """Write the first event of a log that was opened in the transaction begun on connection(), run `action`, and commit."""
         self.log = of_log
         flush = link([event], of_log, (-1, 1), {})
-        await self._send(await self.connection(), flush, _claim_columns([event], []), action)
+        connection = await self.connection()
+        await self._send(connection, flush, _claim_columns([event], []), action)
+        await self._confirm(connection, math.inf)
 
     async def _rollback(self) -> None:
         connection = self._connection
@@ -593,6 +640,13 @@ class Store:
         log.critical(message, extra={"alarm": name})
         if subject:
             self.alarms.add(LogAlarm(name, subject, message))
+
+
+def _on_server_message(_: object, message: Any) -> None:
+    """Log what the server warns of: that a COMMIT has returned although somebody cancelled its wait for a standby."""
+    if message.severity_en == "WARNING" and message.sqlstate == "01000":
+        metrics.COMMIT_WARNINGS.inc()
+        log.warning("Postgres has warned of a commit", extra={"warning": message.message})
 
 
 async def _the_same(connection: Connection, known: Log) -> Log:

@@ -214,6 +214,11 @@ class Writer:
         return self._state.away
 
     @property
+    def requires_standby(self) -> bool:
+        """Whether what is acknowledged has to be on synchronous standbys."""
+        return self._settings.require_synchronous_standby
+
+    @property
     def has_spool(self) -> bool:
         """Whether requests are spooled while Postgres is away."""
         return self.spool is not None

@@ -8,12 +8,13 @@ rewritten          the first leaves of the log are not those that an earlier che
 forged_checkpoint  a stored checkpoint is malformed, or its signature is not valid
 wrong_key          a stored checkpoint was signed with a key that is not one of this log's
 
-Nor while hashes of the log are missing, so that its root cannot be computed (HashesMissing, alarm `incomplete`).
+Nor while hashes of the log are missing, so that its root cannot be computed (HashesMissing, alarm `incomplete`); nor, where the settings
+want a synchronous standby, before one has the leaves (StandbyMissing): a failover to it would contradict the signature.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
 
@@ -41,6 +42,10 @@ LOSSES = frozenset({"rolled_back", "rewritten", "incomplete"})
 log = logging.getLogger(__name__)
 
 
+Confirm = Callable[[Connection], Awaitable[None]]
+"""Returns when standbys have all that was seen on the connection; raises StandbyMissing if they do not."""
+
+
 class SigningRefused(AuditError):
     """The log contradicts a signed checkpoint; nothing is signed while that lasts."""
 
@@ -62,12 +67,17 @@ class Signer:
     """Signs with the log's key; remembers the newest checkpoint it has seen."""
 
     def __init__(
-        self, key: SigningKey, copies: Callable[[], Iterable[str | None]] = lambda: (), of_log: Log | None = None
+        self,
+        key: SigningKey,
+        copies: Callable[[], Iterable[str | None]] = lambda: (),
+        of_log: Log | None = None,
+        confirm: Confirm | None = None,
     ) -> None:
         """`copies` reads the newest checkpoints that are outside the database, as notes; None where there is none.
 
-        `of_log` is by default log 0.
+        `of_log` is by default log 0. `confirm` is awaited before anything is signed.
         """
+        self._confirm = confirm
         self._log = of_log or Log(0, key.public.name)
         self.key = key
         self.newest_note: str | None = None
@@ -78,7 +88,7 @@ class Signer:
     async def sign(self, connection: Connection) -> Checkpoint | None:
         """Sign and store a checkpoint of the log; None when its newest one is signed already.
 
-        Raises SigningRefused or HashesMissing. A row lock allows one signer at a time. A crash before the commit leaves no
+        Raises SigningRefused, HashesMissing or StandbyMissing. A row lock allows one signer at a time. A crash before the commit leaves no
         signature: the note is not published before the commit.
         """
         async with connection.transaction():
@@ -113,6 +123,8 @@ class Signer:
         root = await _consistent_root(connection, self._log, size, earlier)
         if size == signed_size:
             return None
+        if self._confirm is not None:
+            await self._confirm(connection)
         checkpoint = Checkpoint(self.key.public.name, size, root)
         note = sign_checkpoint(checkpoint, self.key.private, self.key.cosigner, int(time.time()))
         await connection.execute(SQL.of(self._log)["record_signed"], note)

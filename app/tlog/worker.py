@@ -7,13 +7,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import NoReturn, Self
 
 import asyncpg
 
+from app import metrics, standby
 from app.db import Connection, connect
 from app.events.log import Log
 from app.settings import Settings
@@ -23,10 +24,10 @@ from app.tlog.continued import newest_log
 from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
 from app.tlog.seen import SeenCheckpoint
-from app.tlog.signer import Alarms, RowsInserted, Signer, SigningRefused
+from app.tlog.signer import Alarms, Confirm, RowsInserted, Signer, SigningRefused
 from app.tlog.tiles import SQL, HashesMissing, extend_tiles, range_roots
 from app.tlog.witness import Witness, Witnesses
-from app.workers import WorkerConnection, run_forever
+from app.workers import Reminder, WorkerConnection, run_forever
 
 _ROUND_SECONDS = 1.0
 _TRANSACTION_IDLE_MAX = "15s"  # longer than witnesses or a heartbeat need
@@ -55,6 +56,11 @@ class CheckpointWorker:
     key: SigningKey | None = None
     on_log: Callable[[Log], None] = lambda _: None
     """Called with the log that events are written to, once it continues the one before."""
+    confirm: Confirm | None = None
+    """Awaited before anything is signed; None where no standby is required."""
+    signing_waits: str = ""
+    """Why nothing was signed in the last round, if it was for want of a standby."""
+    _reminder: Reminder = field(default_factory=Reminder)
 
     @classmethod
     def create(cls, settings: Settings, of_log: Log, key: SigningKey | None, directory: Path | None = None) -> Self:
@@ -71,15 +77,17 @@ class CheckpointWorker:
             log.info("checkpoint signing is enabled", extra={"key": str(key.public)})
         copies = CheckpointCopies(settings.checkpoint_file, settings.checkpoint_url)
         seen = SeenCheckpoint(directory, () if key is None else key.all_public)
+        confirm = standby.confirm_soon if settings.require_synchronous_standby else None
         return cls(
             of_log,
-            None if key is None else Signer(key, lambda: (copies.newest_note(of_log.name), seen.note), of_log),
+            None if key is None else Signer(key, lambda: (copies.newest_note(of_log.name), seen.note), of_log, confirm),
             Witnesses([Witness.parse(text) for text in settings.witnesses]),
             copies,
             Alarms(),
             settings.heartbeat_interval_s,
             seen,
             key,
+            confirm=confirm,
         )
 
     async def known_checkpoints(self) -> dict[str, str]:
@@ -110,7 +118,9 @@ class CheckpointWorker:
 
         async def open_connection() -> Connection:
             # The timeout ends the transaction of a process that hangs, so that others can sign.
-            return await connect(settings, lock_timeout="3s", idle_in_transaction_session_timeout=_TRANSACTION_IDLE_MAX)
+            return await connect(
+                settings, cancels=False, lock_timeout="3s", idle_in_transaction_session_timeout=_TRANSACTION_IDLE_MAX
+            )
 
         connection = WorkerConnection(open_connection, self.restore_witness_sizes)
 
@@ -141,7 +151,7 @@ class CheckpointWorker:
         while await _extend_tiles(connection, self.log):
             pass
         if self.signer is not None:
-            await self.signer.sign(connection)
+            await self._sign(connection, self.signer)
             if self.seen is not None:
                 await self.seen.store(self.signer.newest_note)
             await self._publish(connection)
@@ -151,6 +161,17 @@ class CheckpointWorker:
                 f"{table} has a row beyond the end of the log, or before its beginning, or of another log"
             )
         self.alarms.clear()
+
+    async def _sign(self, connection: Connection, signer: Signer) -> None:
+        """Sign, unless standbys do not have what would be signed: then say so, and go on."""
+        try:
+            await signer.sign(connection)
+            self.signing_waits = ""
+        except standby.StandbyMissing as error:
+            self.signing_waits = error.detail
+            if self._reminder.is_due():
+                log.warning("no checkpoint is signed: a failover could contradict it", extra={"reason": error.detail})
+        metrics.SIGNING_WAITS.set(bool(self.signing_waits))
 
     async def _follow_log(self, connection: Connection) -> None:
         """Go on with the next log if this one was continued: its tree, its checkpoints, under its own name."""
@@ -166,7 +187,9 @@ class CheckpointWorker:
         self.alarms.clear()
         if self.key is not None:
             seen = self._seen_of(found) or self._seen_after(found)
-            self.signer = Signer(self.key.of(found), lambda: (self.copies.newest_note(found.name), seen), found)
+            self.signer = Signer(
+                self.key.of(found), lambda: (self.copies.newest_note(found.name), seen), found, self.confirm
+            )
             log.warning("checkpoints of the next log are signed", extra={"key": str(self.signer.key.public)})
         self.witnesses.forget_sizes()
         self.on_log(found)

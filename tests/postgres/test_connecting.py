@@ -1,5 +1,6 @@
 """Connections by a database's URL: TLS as sslmode has it, several hosts, socket options, and whose words an error has."""
 
+import asyncio
 import socket
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,17 @@ async def test_several_hosts(database_url: str) -> None:
             await connect(two.url + "&target_session_attrs=standby", seconds=60)
         for any_of in ("primary", "read-write", "prefer-standby"):
             await (await connect(f"{two.url}&target_session_attrs={any_of}", seconds=60)).close()
+
+
+async def test_host_that_answers_nothing(database_url: str) -> None:
+    """A frozen host, first in the URL, hides the one that has taken over for as long as a connection may take."""
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        async with proxy(database_url) as between, asyncio.timeout(60):
+            address = f"127.0.0.1:{frozen.getsockname()[1]},{between.url.partition('://')[2].rpartition('@')[2]}"
+            login = between.url.partition("://")[2].rpartition("@")[0]
+            connection = await connect(f"postgresql://{login + '@' if login else ''}{address}", seconds=600)
+            assert await connection.fetchval("SELECT 1") == 1
+            await connection.close()
 
 
 async def test_parameters_reach_the_server_and_the_socket(database_url: str) -> None:

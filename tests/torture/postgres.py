@@ -89,6 +89,23 @@ class Postgres:
         subprocess.run(["cp", "-a", "--reflink=auto", self.data, directory / "data"], check=True)
         return Postgres(self._programs, directory)
 
+    def standby(self, directory: Path) -> "Postgres":
+        """A standby of this running server, made by pg_basebackup, that is not started yet."""
+        _give(directory)
+        conninfo = f"host={self._host} port={self._port} user=datastorage"
+        made = Postgres(self._programs, directory)
+        options = ("--dbname", conninfo, "--write-recovery-conf", "--checkpoint=fast", "--no-sync")
+        copied = made._spawn("pg_basebackup", "--pgdata", str(made.data), *options)
+        assert copied.wait() == 0, (directory / "log").read_text()
+        return made
+
+    async def set_standbys(self, names: str) -> None:
+        """synchronous_standby_names"""
+        await self._run(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'", "SELECT pg_reload_conf()")
+
+    async def promote(self) -> None:
+        await self._run("SELECT pg_promote()")
+
     async def start(self) -> None:
         """Return when it accepts connections. May be called again: a server that has ended is started again."""
         self._should_run = True

@@ -1,0 +1,308 @@
+"""Nothing is acknowledged or signed that synchronous standbys do not have: a real pair of servers, whose standby is frozen."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import SecretStr
+
+from app import db, standby
+from app.errors import DatabaseAway
+from app.events.catalog import Catalog
+from app.events.log import Log
+from app.ingest.accept import Acceptance, check_item, single_id
+from app.ingest.spool import Spool
+from app.ingest.store import Store
+from app.ingest.submission import new_submission
+from app.ingest.writer import Writer
+from app.presence import Presence
+from app.settings import Settings
+from app.tlog.keys import SigningKey
+from app.tlog.note import PublicKey
+from app.tlog.signer import Signer
+from app.tlog.tiles import extend_tiles
+from tests.torture.postgres import LOG_NAME, Postgres, binaries
+from tests.waiting import eventually
+
+# Connections that are closed in the middle of a COMMIT leave sockets to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+LOG = Log(0, LOG_NAME)
+NOW = datetime.now(UTC)
+WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query NOT LIKE '%pg_stat_activity%'"
+
+
+@dataclass
+class Pair:
+    """A primary whose commits wait for its standby."""
+
+    primary: Postgres
+    standby: Postgres
+    observer: "asyncpg.Connection[asyncpg.Record]"
+    """A session on the primary that waits for nobody."""
+    promoted: bool = False
+
+    async def fail_over(self) -> None:
+        """The standby goes on where the primary has stopped for ever."""
+        self.promoted = True
+        self.primary.freeze()
+        self.standby.thaw()
+        await self.standby.promote()
+
+    def settings(self, postgres: Postgres | None = None, **more: Any) -> Settings:
+        url = SecretStr((postgres or self.primary).url)
+        return Settings(database_url=url, require_synchronous_standby=True, single_deadline_ms=1_500, **more)
+
+    async def waiting(self) -> int:
+        """The process of a session that waits for the standby."""
+
+        async def find() -> int | None:
+            pid: int | None = await self.observer.fetchval(WAITING)
+            return pid
+
+        return await eventually(find)
+
+    async def visible(self, event_id: UUID, postgres: Postgres | None = None) -> int:
+        connection = await asyncpg.connect((postgres or self.primary).url)
+        try:
+            return int(await connection.fetchval("SELECT count(*) FROM audit_events WHERE event_id = $1", event_id))
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Postgres]:
+    with tempfile.TemporaryDirectory(prefix="standby-") as made:
+        Path(made).chmod(0o755)
+        postgres = Postgres(binaries(18), Path(made) / "template")
+        asyncio.run(postgres.initialise())
+        yield postgres
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[list[Postgres]]:
+    """Primary and standby of the tests before; empty if one has promoted the standby."""
+    running: list[Postgres] = []
+    yield running
+    _kill(running)
+
+
+@pytest.fixture
+async def pair(template: Postgres, servers: list[Postgres]) -> AsyncIterator[Pair]:
+    if not servers:
+        directory = template.directory.with_name(f"pair-{uuid4().hex}")
+        servers.append(template.copy(directory / "primary"))
+        await servers[0].start()
+        servers.append(servers[0].standby(directory / "standby"))
+        await servers[1].start()
+    primary, second = servers
+    await primary.set_standbys("*")
+    observer = await asyncpg.connect(primary.url, server_settings={"synchronous_commit": "local"})
+    await observer.execute("DELETE FROM log_checkpoints")
+    await eventually(lambda: _streams(observer))
+    made = Pair(primary, second, observer)
+    yield made
+    second.thaw()
+    primary.thaw()
+    await observer.close()
+    await asyncio.sleep(0.05)  # until what was terminated is closed
+    if made.promoted:
+        _kill(servers)
+
+
+def _kill(servers: list[Postgres]) -> None:
+    for one in servers:
+        one.close()
+    servers.clear()
+
+
+async def _streams(observer: "asyncpg.Connection[asyncpg.Record]") -> bool | None:
+    found = await standby.read(observer)
+    return True if found.flushed else None
+
+
+@asynccontextmanager
+async def writing(settings: Settings, spool: Spool | None = None) -> AsyncIterator[Writer]:
+    writer = Writer(Store(settings, LOG), settings, spool)
+    writer.start()
+    try:
+        yield writer
+    finally:
+        await writer.close()
+
+
+async def post(writer: Writer, event_id: UUID) -> bool:
+    """Whether the event is in the spool, instead of committed."""
+    posted = {
+        "version": "1.0",
+        "event_id": str(event_id),
+        "event_type": "orchestrator.lifecycle.started",
+        "event_timestamp": NOW.isoformat(),
+        "event_category": "orchestration",
+        "event_action": "started",
+        "event_outcome": "success",
+        "correlation_id": "rr-1",
+        "event_data": {"event_type": "orchestrator.lifecycle.started", "rr_name": "rr", "namespace": "payments"},
+    }
+    draft = check_item(Catalog(), posted, "", plain=False, depth=3)
+    submission = await new_submission([draft], [single_id(draft)], Acceptance(NOW, {}, LOG_NAME))
+    return await writer.submit(submission, asyncio.get_running_loop().time() + 2)
+
+
+async def test_commit_that_waited_is_acknowledged(pair: Pair) -> None:
+    """With a standby that keeps up, nothing is ever committed; or what is acknowledged is not on the standby."""
+    one = uuid4()
+    async with writing(pair.settings()) as writer:
+        assert not await post(writer, one)
+        await pair.fail_over()
+        assert await pair.visible(one, pair.standby) == 1
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        ("ALTER SYSTEM SET synchronous_standby_names = ''", "synchronous_standby_names is empty"),
+        ("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 2 (*)'", "1 synchronous standbys are connected"),
+        ("ALTER DATABASE datastorage SET synchronous_commit = local", "synchronous_commit is local"),
+    ],
+)
+async def test_server_that_would_not_wait(pair: Pair, statement: str, why: str) -> None:
+    """Something is committed where the server's COMMIT waits for no standby, or for more than there are."""
+    one = uuid4()
+    connection = await asyncpg.connect(pair.primary.maintenance_url)
+    await connection.execute(statement)
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.close()
+    async with writing(pair.settings()) as writer:
+        with pytest.raises(DatabaseAway):
+            await post(writer, one)
+        assert why in writer.failure
+    assert await pair.visible(one) == 0
+    await pair.observer.execute("ALTER DATABASE datastorage RESET synchronous_commit")
+
+
+async def test_role_that_cannot_see_standbys(pair: Pair) -> None:
+    """A role that may not see how far standbys are is believed to have asked."""
+    await pair.observer.execute("CREATE ROLE blind LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO blind")
+    url = SecretStr(pair.primary.url.replace("//datastorage@", "//blind@"))
+    connection = await db.connect(Settings(database_url=url))
+    with pytest.raises(standby.StandbyMissing, match="pg_read_all_stats"):
+        await standby.require(connection)
+    await pair.observer.execute("GRANT pg_read_all_stats TO blind")
+    await standby.require(connection)
+    await connection.close()
+
+
+@pytest.mark.parametrize("how", ["cancel", "terminate", "empty"])
+async def test_wait_that_ends_early(pair: Pair, how: str) -> None:
+    """A commit whose wait for the standby somebody ends is acknowledged, also as a resend, or signed; then a failover loses it."""
+    one = uuid4()
+    async with writing(pair.settings()) as writer:
+        pair.standby.freeze()
+        sent = asyncio.create_task(post(writer, one))
+        pid = await pair.waiting()
+        if how == "empty":
+            await pair.primary.set_standbys("")
+        else:
+            await pair.observer.fetchval(f"SELECT pg_{how}_backend($1)", pid)
+        with pytest.raises(DatabaseAway):
+            await sent
+        assert await pair.visible(one) == 1  # else this test shows nothing
+        with pytest.raises(DatabaseAway):
+            await post(writer, one)
+        await _assert_not_signed(pair)
+        pair.standby.thaw()
+        await pair.primary.set_standbys("*")
+        assert not await post(writer, one)
+        assert await pair.visible(one) == 1
+
+
+async def _assert_not_signed(pair: Pair) -> None:
+    private = Ed25519PrivateKey.generate()
+    key = SigningKey(private, PublicKey(LOG_NAME, private.public_key().public_bytes_raw()))
+    signer = Signer(key, of_log=LOG, confirm=standby.confirm_soon)
+    async with pair.observer.transaction():
+        await extend_tiles(pair.observer, LOG)
+    with pytest.raises(standby.StandbyMissing):
+        await signer.sign(pair.observer)
+    assert await pair.observer.fetchval("SELECT count(*) FROM log_checkpoints") == 0
+
+
+async def test_our_own_timeouts_end_no_wait(pair: Pair) -> None:
+    """A deadline, the server's or the driver's timeout cancels a wait for the standby: readers see what a failover takes away."""
+    one = uuid4()
+    settings = pair.settings(statement_timeout_ms=100)
+    connection = await db.connect_writer(settings)
+    pair.standby.freeze()
+    await connection.execute("BEGIN; CREATE TABLE seen_early ()")
+    with pytest.raises(TimeoutError):
+        await connection.execute("COMMIT", timeout=0.5)
+    async with writing(settings) as writer:
+        sent = asyncio.create_task(post(writer, one))
+        with pytest.raises(DatabaseAway):
+            await sent
+        writer.store.disconnect()
+        rows = await pair.observer.fetch(WAITING)
+        assert len(rows) >= 2
+        assert await pair.visible(one) == 0
+        assert await pair.observer.fetchval("SELECT to_regclass('seen_early')") is None
+        pair.standby.thaw()
+
+
+async def test_failover_after_a_cancelled_wait(pair: Pair, tmp_path: Path) -> None:
+    """An event that only the old primary has is believed to be stored, and lost, although it waits in the spool."""
+    one = uuid4()
+    spool = Spool(tmp_path / "spool", 64 << 20)
+    async with writing(pair.settings(), spool) as writer:
+        pair.standby.freeze()
+        sent = asyncio.create_task(post(writer, one))
+        await pair.observer.fetchval("SELECT pg_cancel_backend($1)", await pair.waiting())
+        assert await sent
+        assert await pair.visible(one) == 1
+        await writer.on_presence("")  # as if the watch had seen nothing: replay finds the event stored
+        await asyncio.sleep(0)
+        assert spool.depth.requests == 1
+    await pair.fail_over()
+    await pair.standby.set_standbys("")
+    settings = pair.settings(pair.standby).model_copy(update={"require_synchronous_standby": False})
+    async with writing(settings, spool) as writer:
+        await writer.on_presence("")
+        await eventually(lambda: _drained(spool))
+    assert await pair.visible(one, pair.standby) == 1
+    spool.close()
+
+
+async def _drained(spool: Spool) -> bool | None:
+    return None if spool.depth.requests else True
+
+
+async def test_probe_names_the_standby(pair: Pair) -> None:
+    """While a standby is frozen the service believes that Postgres can commit, and every post waits for its deadline."""
+    presence, seen = Presence(), list[str]()
+
+    async def on_presence(failure: str) -> None:
+        seen.append(failure)
+
+    watch = asyncio.create_task(presence.watch(pair.settings(), on_presence))
+    try:
+        await eventually(lambda: _last(seen, ""))
+        pair.standby.freeze()
+        await pair.observer.execute("CREATE TABLE something_new ()")
+        await eventually(lambda: _last(seen, "synchronous standbys do not have on disk what was committed, and lag"))
+        pair.standby.thaw()
+        await eventually(lambda: _last(seen, ""))
+    finally:
+        watch.cancel()
+
+
+async def _last(seen: list[str], expected: str) -> bool | None:
+    return True if seen and seen[-1] == expected else None
