@@ -90,6 +90,7 @@ from app.retention import adoption, claims
 from app.settings import Settings
 from app.state_dir import find_state_dir
 from app.stream.growth import LogGrowth, announce_forever
+from app.stream.worker import deliver_forever
 from app.tlog import prove
 from app.tlog.authority import Authority
 from app.tlog.continued import find_log
@@ -214,7 +215,7 @@ async def _lifespan(app: Application, member: Member | None) -> AsyncIterator[No
     foundation = app.service
     foundation.presence.on_stop = app.start.end
     workers: list[asyncio.Task[None]] = []
-    start = _start(app, workers, member) if member is None or member.writes else _join(app, member)
+    start = _start(app, workers, member) if member is None or member.writes else _join(app, workers, member)
     workers.append(asyncio.create_task(start, name="start"))
     if member is not None:
         await member.start()
@@ -246,7 +247,7 @@ async def _bounded(step: Awaitable[object], seconds: float) -> None:
         log.warning("a step of the shutdown timed out")
 
 
-async def _join(app: Application, member: Member) -> None:
+async def _join(app: Application, workers: list[asyncio.Task[None]], member: Member) -> None:
     """In a process that does not write: wait for the pod's writer, then use it; read once the writer has seen the database."""
     foundation = app.service
     writer = await member.find_writer()
@@ -262,6 +263,9 @@ async def _join(app: Application, member: Member) -> None:
             await _warm(foundation.engine, Log(0, member.log_name))
     _freeze()
     member.report_ready()
+    if member.delivers:
+        work = deliver_forever(foundation.settings, Log(0, member.log_name), foundation.growth)
+        workers.append(asyncio.create_task(work, name="delivery"))
 
 
 async def _wait_for_others(member: Member, presence: Presence, *, was_ready: bool) -> None:
@@ -314,6 +318,9 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
         app.start.end()
         os.kill(os.getpid(), signal.SIGTERM)
         return
+    if member is None:
+        delivery = deliver_forever(settings, service.log, service.growth)
+        workers.append(asyncio.create_task(delivery, name="delivery"))
     for name, work in _workers(service, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
     _freeze()

@@ -101,6 +101,31 @@ TIMESTAMP_TIME = Gauge(
     "datastorage_timestamp_time_seconds",
     "When the timestamp authority has stamped a checkpoint last, by its clock; 0: never.",
 )
+SINK_EVENTS = Counter("datastorage_sink_events", "Events that the destination of a sink has confirmed.", ["sink"])
+SINK_FAILURES = Counter("datastorage_sink_failures", "Tries after which the destination had not confirmed.", ["sink"])
+SINK_GAPS = Counter(
+    "datastorage_sink_gap_positions",
+    "Positions that were delivered as missing although the log does not know why: verification looks at them.",
+    ["sink"],
+)
+SINK_LAG_EVENTS = Gauge("datastorage_sink_lag_events", "Events of the log that a sink has yet to come to.", ["sink"])
+SINK_LAG_SECONDS = Gauge(
+    "datastorage_sink_lag_seconds", "How long the first event that a sink has yet to come to is in the log.", ["sink"]
+)
+SINK_DELIVERED = Gauge(
+    "datastorage_sink_delivered_timestamp_seconds",
+    "When the destination of a sink has last confirmed; 0: never.",
+    ["sink"],
+)
+SINK_PAUSED = Gauge("datastorage_sink_paused", "1 for a sink that somebody has paused.", ["sink"])
+SINK_CONFIGURED = Gauge(
+    "datastorage_sink_configured",
+    "0 for a sink that has a cursor and is not in the file of sinks of this replica.",
+    ["sink"],
+)
+SINKS_INVALID = Gauge(
+    "datastorage_sinks_invalid", "1 while the file of sinks is not valid; what was valid before is delivered."
+)
 WORKER_FAILURES = Counter("datastorage_worker_failures", "Rounds of a background worker that failed.", ["worker"])
 
 # The spool. The names with dlq are the platform's; its two streams are events and notifications.

@@ -15,7 +15,7 @@ from app.sql import load
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0013_pre_scopes"  # the last file of migrations/versions; a constant, so that start-up does not load Alembic
+HEAD = "0014_pre_sinks"  # the last file of migrations/versions; a constant, so that start-up does not load Alembic
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 
 SQL = load("schema")

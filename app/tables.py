@@ -248,6 +248,24 @@ verifier_findings = Table(
     Column("found_at", DateTime(timezone=True), nullable=False),
 )
 
+# How far each sink has come. A place is a position among those of all logs.
+sinks = Table(
+    "sinks",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("place", BigInteger, nullable=False),
+    Column("sent_up_to", BigInteger),
+    Column("revision", BigInteger, nullable=False),
+    Column("paused", Boolean, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("delivered_at", DateTime(timezone=True)),
+    Column("failures", BigInteger, nullable=False),
+    Column("last_error", Text),
+    Column("last_error_at", DateTime(timezone=True)),
+)
+
 # One row: the oldest release that may write to this schema, by the last migration that it knows.
 schema_min_writer = Table("schema_min_writer", metadata, Column("revision", Text, nullable=False))
 

@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "export": "events query verify tlog db sql tables terminal errors",
     # export: an event leaves in the same form, however it leaves; query: by the same filters
     # settings: is a host loopback, and how Postgres is reached; workers: who follows is woken on a connection of its own
-    "stream": "events export query tlog workers db sql settings errors",
+    "stream": "events export query tlog workers db sql settings errors metrics watched_file",
     # presence: what the probes show; stream: the growth of the log wakes requests that follow it
     "api": "auth events ingest tlog verify query stream export retention findings presence cores go_duration db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is

@@ -49,6 +49,11 @@ class Member:
         return self.slot.role is Role.WRITER
 
     @property
+    def delivers(self) -> bool:
+        """Whether this process delivers to sinks: of several readers the first one."""
+        return self.slot == next(slot for slot in slots(self.processes) if slot.role is Role.READER)
+
+    @property
     def alike(self) -> int:
         """How many processes of the pod have the role of this one."""
         return alike(self.slot, self.processes)

@@ -24,6 +24,8 @@ class Delivery:
     """The last log that is known; `log.name_of(place // LOG_POSITIONS)` is the name of an item's log."""
     is_test: bool = False
     """It is a made-up event, which `datastorage sink test` sends; it has no position."""
+    id: str = ""
+    """The same whenever this very portion is sent, whoever sends it: by it a receiver recognises a repeat."""
 
 
 class NotDelivered(Exception):

@@ -1,12 +1,43 @@
-"""The destination `webhook`: portions as HTTP requests, signed as Standard Webhooks fixes it."""
+"""The destination `webhook`: each portion as one HTTP request, signed as Standard Webhooks fixes it.
 
+Only an answer of 2xx confirms it. Redirects are not followed: they could lead anywhere.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import ssl
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import orjson
 from pydantic import Field
 
-from app.stream.destination import Destination
+from app.errors import Fatal
+from app.events.cloudevents import BATCH
+from app.stream.destination import Delivery, NotDelivered
+from app.stream.formats import cloudevents
+from app.stream.records import ndjson_line
 from app.stream.sink import HttpSink
+from app.watched_file import WatchedFiles
+
+if TYPE_CHECKING:  # a service without webhooks starts without it
+    import httpx
+
+_SECRET_PREFIX = "whsec_"  # noqa: S105 -- what every secret begins with
+_SECRET_BYTES = (16, 128)
+"""Standard Webhooks asks for 24 to 64; some senders' generators are beyond that."""
+_ANSWER_BYTES_MAX = 64 * 1024
+
+log = logging.getLogger(__name__)
 
 
 class WebhookSink(HttpSink, frozen=True, extra="forbid"):
@@ -14,8 +45,151 @@ class WebhookSink(HttpSink, frozen=True, extra="forbid"):
 
     type: Literal["webhook"]
     format: Literal["events", "cloudevents"] = "events"
-    secret_files: tuple[Path, ...] = Field(min_length=1)
+    secret_files: tuple[Path, ...] = Field(min_length=1, max_length=10)
     """Each has one secret, `whsec_…`. Several while a secret rotates: each signs."""
 
-    def destination(self) -> Destination:
-        raise NotImplementedError
+    def destination(self) -> "Webhook":
+        return Webhook(self)
+
+
+class Webhook:
+    """A receiver of webhooks, over one connection that stays open."""
+
+    def __init__(self, sink: WebhookSink) -> None:
+        self._sink = sink
+        self._client: httpx.AsyncClient | None = None
+        self._secrets: WatchedFiles[Sequence[bytes]] | None = None
+
+    async def deliver(self, delivery: Delivery) -> None:
+        """POST the portion. NotDelivered unless the answer is 2xx, and in time."""
+        import httpx  # noqa: PLC0415 -- see above
+
+        body, media_type = render(delivery, self._sink.format)
+        headers = {"content-type": media_type, **signed_headers(delivery.id, time.time(), body, self._read_secrets())}
+        try:
+            # httpx's own timeout is of single steps.
+            async with asyncio.timeout(self._sink.timeout_ms / 1000):
+                await self._post(body, headers)
+        except TimeoutError:
+            await self.close()
+            raise NotDelivered("no answer in time") from None
+        except httpx.HTTPError as error:
+            await self.close()  # the next try begins with a new connection, and with the CA file as it is then
+            raise NotDelivered(_connection_fault(error)) from None
+        except httpx.InvalidURL:
+            raise NotDelivered("the URL cannot be used") from None
+
+    async def _post(self, body: bytes, headers: dict[str, str]) -> None:
+        async with self._open_client().stream("POST", self._sink.url, content=body, headers=headers) as answer:
+            await _discard(answer)
+            if answer.is_success:
+                return
+            status = answer.status_code
+            try:
+                phrase = f"{status} {HTTPStatus(status).phrase}"
+            except ValueError:
+                phrase = str(status)
+            if answer.is_redirect:
+                phrase += ", which is not followed"
+            raise NotDelivered(
+                f"the receiver has answered {phrase}",
+                retry_after=_seconds(answer.headers.get("retry-after", "")),
+                is_too_large=status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            )
+
+    async def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
+
+    def _open_client(self) -> "httpx.AsyncClient":
+        if self._client is None:
+            import httpx  # noqa: PLC0415 -- see above
+
+            self._client = httpx.AsyncClient(verify=self._context(), timeout=self._sink.timeout_ms / 1000)
+        return self._client
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            return ssl.create_default_context(cafile=self._sink.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise NotDelivered(f"ca_file {self._sink.ca_file} cannot be used: {error}") from None
+
+    def _read_secrets(self) -> Sequence[bytes]:
+        """The secrets as they are now; as long as a changed file cannot be used, those from before."""
+        try:
+            if self._secrets is None:
+                files = self._sink.secret_files
+                self._secrets = WatchedFiles(
+                    files, lambda: [read_secret(file) for file in files], changed=self._changed, failed=self._failed
+                )
+            return self._secrets.value()
+        except Fatal as error:
+            raise NotDelivered(error.detail) from None
+        except OSError as error:
+            raise NotDelivered(f"secret_files: {error}") from None
+
+    def _changed(self, _: Sequence[bytes]) -> None:
+        log.info("the secrets of a webhook have changed", extra={"sink": self._sink.name})
+
+    def _failed(self, error: Exception) -> None:
+        log.warning(
+            "the changed secrets of a webhook cannot be used; those from before sign",
+            extra={"sink": self._sink.name, "error": getattr(error, "detail", str(error))},
+        )
+
+
+def render(delivery: Delivery, form: Literal["events", "cloudevents"]) -> tuple[bytes, str]:
+    """The body of a portion, and its media type."""
+    if form == "cloudevents":
+        return orjson.dumps([cloudevents.render(item, delivery.log) for item in delivery.items]), BATCH
+    return b"".join(map(ndjson_line, delivery.items)), "application/x-ndjson"
+
+
+def signed_headers(message_id: str, at: float, body: bytes, secrets: Sequence[bytes]) -> dict[str, str]:
+    """The headers of Standard Webhooks: one signature by each secret."""
+    timestamp = str(int(at))
+    message = b".".join((message_id.encode(), timestamp.encode(), body))
+    signatures = (base64.b64encode(hmac.digest(secret, message, hashlib.sha256)).decode() for secret in secrets)
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": timestamp,
+        "webhook-signature": " ".join(f"v1,{signature}" for signature in signatures),
+    }
+
+
+def read_secret(path: Path) -> bytes:
+    """The key in a file with a secret. OSError or Fatal, which does not contain it."""
+    expected = f"expected {_SECRET_PREFIX} and {_SECRET_BYTES[0]} to {_SECRET_BYTES[1]} bytes as base64"
+    try:
+        text = path.read_text("ascii").strip()
+        secret = base64.b64decode(text.removeprefix(_SECRET_PREFIX), validate=True)
+    except (UnicodeDecodeError, binascii.Error):
+        raise Fatal(f"secret_files: {path} has no such secret: {expected}") from None
+    if not text.startswith(_SECRET_PREFIX) or not _SECRET_BYTES[0] <= len(secret) <= _SECRET_BYTES[1]:
+        raise Fatal(f"secret_files: {path} has no such secret: {expected}")
+    return secret
+
+
+async def _discard(answer: "httpx.Response") -> None:
+    """Read a short answer, so that its connection can be used again, and no more of a long one."""
+    size = 0
+    async for chunk in answer.aiter_raw():
+        size += len(chunk)
+        if size > _ANSWER_BYTES_MAX:
+            return
+
+
+def _seconds(retry_after: str) -> float | None:
+    """What Retry-After asks for: seconds, or a date."""
+    if retry_after.isascii() and retry_after.isdecimal():
+        return float(retry_after[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def _connection_fault(error: Exception) -> str:
+    """The words of the network. The URL is not in them."""
+    return str(error) or type(error).__name__
