@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from app.errors import Fatal
 from app.stream.sink import Sink
+from app.stream.syslog import SyslogSink
 from app.stream.webhook import WebhookSink
 
 # A type of sink is one module with a subclass of Sink, and its name here.
-AnySink = Annotated[WebhookSink, Field(discriminator="type")]
+AnySink = Annotated[SyslogSink | WebhookSink, Field(discriminator="type")]
 
 
 class _File(BaseModel, frozen=True, extra="forbid"):
