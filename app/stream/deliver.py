@@ -91,7 +91,7 @@ class SinkDelivery:
 
         async def open_connection() -> Connection:
             self.has_lock = False
-            return await connect(self.settings, **_SESSION)
+            return await connect(self.settings, cancels=True, **_SESSION)
 
         connection = WorkerConnection(open_connection)
 
