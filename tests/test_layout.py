@@ -54,7 +54,8 @@ MAY_IMPORT = {
     "export": "events query verify tlog db sql tables terminal errors",
     # export: an event leaves in the same form, however it leaves; query: by the same filters
     # settings: is a host loopback, and how Postgres is reached; workers: who follows is woken on a connection of its own
-    "stream": "events export query tlog workers db sql settings errors metrics watched_file",
+    # verify: a copy is compared with rows by the same rules
+    "stream": "verify events export query tlog workers db sql settings errors metrics watched_file",
     # presence: what the probes show; stream: the growth of the log wakes requests that follow it
     "api": "auth events ingest tlog verify query stream export retention findings presence cores go_duration db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is
@@ -72,7 +73,8 @@ MAY_IMPORT = {
     # all that a log needs that begins: its first event, what the last one has lost, its first checkpoint
     "continuing": "events ingest tlog verify schema db settings errors",
     "simulate": "masking",  # a client: it could be shipped alone
-    "cli": "masking terminal auth serve openapi simulate continuing schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
+    # stream: a copy of it is verified
+    "cli": "stream masking terminal auth serve openapi simulate continuing schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

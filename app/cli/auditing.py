@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from app.cli.parser import COMMAND, Commands, add_group
+from app.cli.parser import COMMAND, Commands, add_group, file
 from app.cli.proofs import add_log_key
 from app.cli.verifying import TSA_HELP
 from app.errors import Usage
@@ -23,6 +23,10 @@ def add(commands: Commands) -> None:
     verify.add_argument(
         "--processes", type=int, default=os.cpu_count() or 1, metavar="N", help="as many as there are cores if absent"
     )
+    copy_help = "compare a copy of the log with the database instead: lines of a stream or of an export, also in gzip; - for stdin"
+    verify.add_argument("--copy", nargs="+", type=_file_or_stdin, metavar="FILE", action="extend", help=copy_help)
+    verify.add_argument("--filtered", action="store_true", help="the copy need not have every event of its range")
+    verify.add_argument("--json", action="store_true", help="print what --copy finds as one JSON object")
     verify.set_defaults(run=_verify)
     _add_findings(commands)
     _add_log(commands)
@@ -52,7 +56,17 @@ def _add_log(commands: Commands) -> None:
     go_on.set_defaults(run=_continue_log)
 
 
+def _file_or_stdin(text: str) -> Path:
+    return Path(text) if text == "-" else file(text)
+
+
 def _verify(arguments: argparse.Namespace) -> int:
+    if arguments.copy is not None:
+        from app.cli import copying
+
+        return copying.run(arguments)
+    if arguments.filtered or arguments.json:
+        raise Usage("--filtered and --json go with --copy.")
     from app.cli.database import settings_with_database
     from app.verify import command
 

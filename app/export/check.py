@@ -435,19 +435,19 @@ def _require(holds: bool, why: str) -> None:
 
 def sealed_hash(event: dict[str, Any]) -> str:
     """The leaf hash of an exported event, in hex. ValueError or TypeError if a record cannot have one of its members."""
-    return stored_hash(_row(event), event["log"], stored=False)
+    return stored_hash(row_of(event), event["log"], stored=False)
 
 
 def _reference_hash(event: dict[str, Any]) -> str | None:
     """The hash that the reference gives it; None if the reference cannot have written it."""
     try:
-        return reference_hash(_row(event), event["previous_event_hash"] or "")
+        return reference_hash(row_of(event), event["previous_event_hash"] or "")
     except ValueError:
         return None
 
 
-def _row(event: dict[str, Any]) -> dict[str, Any]:
-    """The row from which an event was exported, with the types from which a record is made."""
+def row_of(event: dict[str, Any]) -> dict[str, Any]:
+    """The row from which an event was exported, with the types from which a record is made. ValueError or TypeError as sealed_hash()."""
     parent_date = event["parent_event_date"]
     return event | {
         "event_timestamp": _utc_time(event["event_timestamp"]),

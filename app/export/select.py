@@ -76,6 +76,13 @@ def sealed_rows(connection: Connection, query: EventFilter, log: Log, first: int
     return _portions(connection, statement, query.arguments() | {"log": log.name, "first": first, "end": end})
 
 
+async def sealed_positions(connection: Connection, query: EventFilter, log: Log, first: int, end: int) -> set[int]:
+    """The positions of sealed_rows()."""
+    statement = _positions_statement(query.page_conditions(), in_log("{in_log}", log))
+    arguments = query.arguments() | {"first": first, "end": end}
+    return {row["log_index"] for row in await connection.fetch(statement.text, *statement.bind(arguments))}
+
+
 def unsealed_rows(connection: Connection, query: ExportQuery, log: Log, after: ExportPosition | None) -> Portions:
     """Rows without a position; if `after` is one of them, those after it."""
     arguments = query.arguments() | {"log": log.name}
@@ -161,6 +168,13 @@ def _sealed_statement(conditions: tuple[str, ...], of_log: str) -> Statement:
     first, end = bindparam("first", type_=BigInteger), bindparam("end", type_=BigInteger)
     selected = _select(conditions, *_columns()).where(_e.log_index >= first, _e.log_index < end)
     return compile_statement(selected.where(literal_column(of_log, Boolean)).order_by(_e.log_index))
+
+
+@lru_cache(64)
+def _positions_statement(conditions: tuple[str, ...], of_log: str) -> Statement:
+    first, end = bindparam("first", type_=BigInteger), bindparam("end", type_=BigInteger)
+    selected = _select(conditions, _e.log_index).where(_e.log_index >= first, _e.log_index < end)
+    return compile_statement(selected.where(literal_column(of_log, Boolean)))
 
 
 @lru_cache(64)

@@ -32,3 +32,11 @@ SELECT pg_notify($1, '')
 
 -- name: alive
 SELECT
+
+-- name: rows_at
+-- Rows that say that they are at these positions.
+SELECT {hashed_columns} FROM audit_events WHERE log_index = ANY($1::bigint[]) AND {in_log} ORDER BY log_index
+
+-- name: positions_between
+-- Positions from $1 up to, not including, $2 at which there is a row.
+SELECT DISTINCT log_index FROM audit_events WHERE log_index >= $1 AND log_index < $2 AND {in_log}

@@ -5,10 +5,12 @@ from urllib.parse import quote
 
 import orjson
 
+from app.events.canonical import loads_strict
 from app.events.cloudevents import ATTRIBUTE_OF_MEMBER
 from app.events.log import LOG_POSITIONS, Log
 from app.events.record import time_text
-from app.stream.place import place_text
+from app.export.file import MEMBERS
+from app.stream.place import parse_place, place_text
 from app.stream.portion import Absent, Checkpoint, Item, Seam, StreamedEvent
 from app.stream.records import control_id, control_record
 
@@ -29,6 +31,9 @@ PROOF_ATTRIBUTES = {
 }
 """By member of an exported event: the attribute from which its hash can be recomputed. Whoever posts the event cannot set it."""
 
+_ATTRIBUTES = ATTRIBUTE_OF_MEMBER | PROOF_ATTRIBUTES
+_DATE = len("2026-01-31")
+
 
 def render(item: Item, log: Log) -> dict[str, Any]:
     """The CloudEvent of an item, in JSON's structured mode, for orjson. `log` is the last log that is known."""
@@ -42,10 +47,15 @@ def _event(item: StreamedEvent) -> dict[str, Any]:
         "source": _source(event["log"]),
         "datacontenttype": "application/json",
     }
-    for member, attribute in (ATTRIBUTE_OF_MEMBER | PROOF_ATTRIBUTES).items():
+    empty = []
+    for member, attribute in _ATTRIBUTES.items():
         value = event["event_version" if member == "version" else member]
-        if value is not None and value != "":  # CloudEvents have no empty attributes
+        if value == "":  # CloudEvents have no empty attributes
+            empty.append(member)
+        elif value is not None:
             rendered[attribute] = value
+    if empty:
+        rendered["eventempty"] = " ".join(empty)
     for attribute in ("time", "recordedtime"):
         rendered[attribute] = time_text(rendered[attribute])
     for attribute in {"id", "causationid"} & rendered.keys():
@@ -74,3 +84,24 @@ def _control(item: Absent | Seam | Checkpoint, log: Log) -> dict[str, Any]:
 def _source(log: str) -> str:
     """A URI reference that names a log."""
     return f"/datastorage/logs/{quote(log, safe='')}"
+
+
+def parse(sent: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """What render() has made a CloudEvent of: the members of an exported event, or a record that has `stream`; and the text of its place.
+
+    Members that it does not have are None. LookupError, TypeError or ValueError if it is no such CloudEvent.
+    """
+    if sent["type"].startswith(CONTROL_TYPES):
+        return sent["data"] | {"stream": sent["type"].removeprefix(CONTROL_TYPES)}, sent["eventplace"]
+    event: dict[str, Any] = dict.fromkeys(MEMBERS) | {
+        member: sent.get(attribute) for member, attribute in _ATTRIBUTES.items()
+    }
+    event |= dict.fromkeys(sent.get("eventempty", "").split(), "")
+    event["event_version"] = event.pop("version")
+    event["event_date"] = event["event_timestamp"][:_DATE]  # it has no attribute of its own
+    event["log_index"] = parse_place(sent["eventplace"]) % LOG_POSITIONS
+    if event["parent_event_date"] is not None:
+        event["parent_event_date"] = event["parent_event_date"][:_DATE]
+    if event["event_metadata"] is not None:
+        event["event_metadata"] = loads_strict(event["event_metadata"])
+    return event, sent["eventplace"]

@@ -158,3 +158,47 @@ def _base_event(item: Absent | Seam | Checkpoint, log: str, now: datetime) -> di
 
 def _milliseconds(time: datetime) -> int:
     return (time - _EPOCH) // timedelta(milliseconds=1)
+
+
+def parse(sent: dict[str, Any]) -> tuple[dict[str, Any], str | None, list[str]]:
+    """What render() has made an OCSF event of: the exported event, or a record that has `stream`; the text of its place; and the paths
+    of values beside it that are not the event's. LookupError, TypeError or ValueError if it is no such OCSF event.
+    """
+    own = sent["unmapped"][UNMAPPED]
+    if "stream" in own:
+        return own, None, []
+    event = own["event"]
+    wrong = [path for path, member in _SAME_AS.items() if _at(sent, path) not in (None, event[member])]
+    if sent["time"] != _milliseconds(datetime.fromisoformat(event["event_timestamp"])):
+        wrong.append("time")
+    return event, own["place"], wrong
+
+
+_SAME_AS = {
+    "actor.user.name": "actor_id",
+    "src_endpoint.ip": "actor_ip",
+    "api.operation": "event_type",
+    "api.service.name": "event_category",
+    "resources.0.uid": "resource_id",
+    "resources.0.type": "resource_type",
+    "resources.0.namespace": "namespace",
+    "status_code": "error_code",
+    "status_detail": "error_message",
+    "duration": "duration_ms",
+    "metadata.uid": "event_id",
+    "metadata.correlation_uid": "correlation_id",
+    "metadata.event_code": "event_type",
+    "metadata.log_name": "log",
+    "metadata.sequence": "log_index",
+}
+"""Values that are members as they are. Ids and captions are not among them: a later release may have more of them."""
+
+
+def _at(sent: Any, path: str) -> Any:
+    """The value at a path; None without one."""
+    for step in path.split("."):
+        if isinstance(sent, list):
+            sent = sent[int(step)] if int(step) < len(sent) else None
+        else:
+            sent = sent.get(step) if isinstance(sent, dict) else None
+    return sent

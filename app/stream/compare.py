@@ -1,0 +1,169 @@
+"""One copied event against the log's leaf and the row at its place: what differs, and on which side. Pure.
+
+The leaf decides: it is in the tree whose root is signed. Where copy and leaf differ and each side is right by itself, the caller has to
+find out what was signed (`Difference.is_open`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from app.events.canonical import canonical, loads
+from app.events.log import LOG_POSITIONS, Log
+from app.events.record import Row, address_text, record, stored_hash
+from app.export.check import row_of
+from app.export.file import COMMITTED
+from app.stream.copied import CopiedEvent
+from app.stream.place import place_text
+from app.tlog.evidence import Erasures
+from app.verify.row import row_defects
+
+Side = Literal["copy", "database", "both", "either"]
+"""Who has what was not logged; `either` where nothing that was signed decides it."""
+SIDES: dict[Side, str] = {
+    "copy": "in the copy",
+    "database": "in the database",
+    "both": "in both",
+    "either": "in one of them",
+}
+Verdict = Literal["same", "erased", "content not comparable", "different"]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that differs between copy and database."""
+
+    side: Side
+    kind: str
+    """As the kinds of verification (docs/evidence.md)."""
+    message: str
+    place: int | None = None
+    event_id: str | None = None
+    where: str | None = None
+    """File and line of the copy."""
+    is_open: bool = False
+    """What was signed has still to decide the side."""
+    row_agrees: bool = False
+    """The row has what the copy has, and the leaf has not."""
+
+
+def compare(  # noqa: PLR0917 -- what is compared, and with what
+    copied: CopiedEvent, place: int, row: Row | None, leaf: str | None, log: Log, erased: Erasures
+) -> tuple[Verdict, list[Difference]]:
+    """What differs between a copied event and the row and the leaf at its place; `log` is the last log that is known.
+
+    A missing row is none of this. ValueError or TypeError if a record cannot have the copy's members.
+    """
+    own_row = row_of(copied.event)
+    masked = set(copied.event["redacted"] or ())
+    if not isinstance(copied.event["event_hash"], str):
+        raise TypeError("event_hash is no text")
+    own = None if masked - COMMITTED else stored_hash(own_row, copied.event["log"], stored=False)
+    about = Difference("copy", "edited", "", place, str(copied.event["event_id"]), copied.where)
+    found = [*_in_copy(copied, own_row, own, row, leaf, about)]
+    row_found, row_hash = [], None
+    if row is not None:
+        row_hash = stored_hash(row, log.name_of(row.get("log_id")))
+        row_found = [*_in_row(own_row, row, leaf, log, erased, about)]
+    stated = own or copied.event["event_hash"]
+    if not found and stated != leaf:
+        found.append(_against_leaf(about, stated, leaf, row_agrees=row_hash == stated))
+        row_found = [one for one in row_found if row_hash != stated]  # it is the same difference
+    verdict: Verdict = "same"
+    if not found and row is not None and not row_found:
+        names, verdict = _content(copied, own_row, row, masked)
+        if names:
+            found.append(replace(about, message=f"{_listed(names)} not what the database has, where it is as logged"))
+    found += row_found
+    return ("different" if found else verdict), found
+
+
+def _in_copy(  # noqa: PLR0917 -- what is known of the copied event
+    copied: CopiedEvent,
+    own_row: dict[str, Any],
+    own: str | None,
+    row: Row | None,
+    leaf: str | None,
+    about: Difference,
+) -> Iterator[Difference]:
+    """What is wrong with a copied event by itself: then its hash is not that of its members."""
+    if copied.place is not None and copied.place != place_text(about.place or 0):
+        yield replace(about, message=f"the place beside it is {copied.place[:60]}")
+    for name in copied.wrong:
+        yield replace(about, message=f"{name} is not what the event has that stands beside it")
+    stated = copied.event["event_hash"]
+    if own is None or own == stated:
+        return
+    if own == leaf:
+        yield replace(about, message="event_hash is not the hash of the event, which is otherwise as it was logged")
+        return
+    names = differing(own_row, row) if row is not None else []
+    what = f"{_listed(names)} not what was logged" if names else "it has not the hash that stands with it"
+    yield replace(about, message=what)
+
+
+def _in_row(  # noqa: PLR0917 -- as row_defects()
+    own_row: dict[str, Any], row: Row, leaf: str | None, log: Log, erased: Erasures, about: Difference
+) -> Iterator[Difference]:
+    """What is wrong with the row by itself."""
+    for defect in row_defects(row, leaf, log, erased):
+        names = differing(own_row, row)
+        detail = f"; the copy has another {', '.join(names)}" if names else ""
+        message = defect.message.removeprefix(f"{defect.kind}: ")
+        yield replace(about, side="database", kind=defect.kind, message=message + detail)
+
+
+def _against_leaf(about: Difference, stated: str, leaf: str | None, *, row_agrees: bool) -> Difference:
+    if leaf is None:
+        return replace(about, kind="inserted", message="the log has no such position", is_open=True)
+    message = f"the copy has the hash {stated}, the log has {leaf}"
+    return replace(about, message=message, is_open=True, row_agrees=row_agrees)
+
+
+def _content(copied: CopiedEvent, own_row: dict[str, Any], row: Row, masked: set[str]) -> tuple[list[str], Verdict]:
+    """Which members of a copied event with the right hash are not the row's; the row is as it was logged.
+
+    A hash says nothing of the content that its commitment stands for where the salt is missing: in an erased event and a redacted one.
+    """
+    is_erased = row.get("payload_commitment") is not None
+    names = [name for name in differing(own_row, row) if name not in masked]
+    if copied.event["payload_commitment"] is None and not masked:  # the copy's hash is over all that it has
+        return [name for name in names if name == "event_date"], "erased" if is_erased else "same"
+    if is_erased and names:  # nobody has any more what it was
+        return [name for name in names if name not in COMMITTED], "content not comparable"
+    return names, "content not comparable" if masked else "erased" if is_erased else "same"
+
+
+def differing(own_row: dict[str, Any], row: Row) -> list[str]:
+    """The hashed members, and the date, that a copied event and a row have differently."""
+    mine, theirs = _members(own_row, stored=False), _members(row, stored=True)
+    return sorted(name for name, value in mine.items() if value != theirs[name])
+
+
+def _members(row: Row, *, stored: bool) -> dict[str, Any]:
+    members = record(row, "", b"") | {name: row.get(name) for name in COMMITTED}
+    members["actor_ip"] = address_text(row.get("actor_ip"))
+    for name in ("event_data", "event_metadata"):
+        if members[name] is not None and stored:
+            members[name] = canonical(loads(members[name]))
+    members["event_date"] = str(row.get("event_date"))
+    del members["commitment"], members["log"]
+    return members
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def as_json(difference: Difference) -> dict[str, Any]:
+    """A difference for machines."""
+    place = difference.place
+    return {
+        "side": difference.side,
+        "kind": difference.kind,
+        "message": difference.message,
+        "place": None if place is None else place_text(place),
+        "log_position": None if place is None else place % LOG_POSITIONS,
+        "event_id": difference.event_id,
+        "where": difference.where,
+    }

@@ -1,0 +1,501 @@
+"""A copy of the log against the database: each side changed in each way, and which side is named."""
+
+import gzip
+import io
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncpg
+import orjson
+import pytest
+from pydantic import SecretStr
+
+from app.db import create_engine
+from app.errors import Fatal
+from app.events.log import LOG_POSITIONS
+from app.export.select import ExportQuery
+from app.query.filter import EventFilter
+from app.retention.purge import run
+from app.settings import Settings
+from app.stream.copied import read_copy
+from app.stream.copy_check import CopyResult, check_copy
+from app.stream.formats import cloudevents, ocsf
+from app.stream.places import Places
+from app.stream.portion import Checkpoint, Item, LogReader
+from app.stream.records import ndjson_line
+from app.tlog.continued import newest_log
+from app.tlog.note import PublicKey
+from tests.logs import FIRST_LOG
+from tests.postgres.log import write
+from tests.postgres.test_checkpoints import no_heartbeat
+from tests.postgres.test_continue import KEY as SIGNING_KEY
+from tests.postgres.test_continue import LOSE, NEXT, continued, go_on, worker_of
+from tests.postgres.test_erase import erased
+from tests.postgres.test_export import export
+from tests.postgres.test_tampering import OTHER_KEY, PUBLIC, sign
+from tests.sealed import sealed_hash
+from tests.services import ROOT
+
+pytestmark = pytest.mark.damaged
+
+Connection = asyncpg.Connection
+EVERYTHING = EventFilter(include="self")
+Lines = list[bytes]
+Form = Callable[[Item], bytes]
+FORMS: dict[str, Form] = {
+    "events": ndjson_line,
+    "cloudevents": lambda item: orjson.dumps(cloudevents.render(item, NEXT)) + b"\n",
+    "ocsf": lambda item: orjson.dumps(ocsf.render(item, NEXT)) + b"\n",
+}
+
+
+async def items_of(connection: Connection, query: EventFilter = EVERYTHING) -> list[Item]:
+    reader, items, place = LogReader(FIRST_LOG, newest_log), list[Item](), 0
+    while True:
+        portion = await reader.read(connection, place, query)
+        items += portion.items
+        place = portion.next
+        if portion.is_end:
+            return items
+
+
+async def checked(
+    connection: Connection,
+    tmp_path: Path,
+    lines: Sequence[bytes],
+    keys: Sequence[PublicKey] = (PUBLIC,),
+    *,
+    is_filtered: bool = False,
+) -> CopyResult:
+    path = tmp_path / "copy.ndjson"
+    path.write_bytes(b"".join(lines))
+    copy = read_copy([path], keys)
+    return await check_copy(connection, copy, keys, is_filtered=is_filtered, show=lambda _: None)
+
+
+def found(result: CopyResult) -> set[tuple[str, str]]:
+    return {(one.side, one.kind) for one in result.differences}
+
+
+@pytest.fixture
+async def signed(owner: Connection) -> Checkpoint:
+    """The checkpoint of all twenty events."""
+    return Checkpoint(20, await sign(owner))
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest) -> Form:
+    return FORMS[request.param]
+
+
+async def test_a_faithful_copy(owner: Connection, signed: Checkpoint, form: Form, tmp_path: Path) -> None:
+    """A copy in one of the formats does not verify although nobody has changed anything."""
+    lines = [form(item) for item in [*await items_of(owner), signed]]
+    result = await checked(owner, tmp_path, lines)
+    assert found(result) == set()
+    assert (result.events, result.counts["same"], result.first, result.end) == (20, 20, 0, 20)
+    assert (result.checkpoints, result.compared_checkpoints) == (1, 1)
+    assert list(result.signatures) == [PUBLIC.label]
+
+
+async def test_order_and_repetition_do_not_matter(owner: Connection, form: Form, tmp_path: Path) -> None:
+    """What came twice, or in another order, as it does where a delivery is tried again, looks like tampering."""
+    lines = [form(item) for item in await items_of(owner)]
+    shuffled = random.Random(7).sample(lines * 2, 40)
+    assert found(await checked(owner, tmp_path, shuffled)) == set()
+
+
+def changed(line: bytes, old: str, new: str) -> bytes:
+    assert old.encode() in line, line
+    return line.replace(old.encode(), new.encode())
+
+
+COPY_CHANGES: dict[str, tuple[Callable[[Lines], Lines], set[tuple[str, str]]]] = {
+    "a payload": (lambda lines: [changed(lines[0], '"step":1', '"step":2'), *lines[1:]], {("copy", "edited")}),
+    "an event's hash": (
+        lambda lines: [line.replace(hash_in(lines[3]), b"0" * 64) for line in lines[:-1]] + lines[-1:],
+        {("copy", "edited")},
+    ),
+    "an event left out": (lambda lines: [*lines[:7], *lines[8:]], {("copy", "removed")}),
+    "the last events left out": (lambda lines: [*lines[:15], lines[-1]], {("copy", "removed")}),
+    "an event of a later position": (
+        lambda lines: [*lines, lines[19].replace(b'"log_index":19', b'"log_index":99').replace(b"0:19", b"0:99")],
+        {("copy", "edited")},
+    ),
+    "a line that is cut": (
+        lambda lines: [*lines[:4], lines[4][:100] + b"\n", *lines[5:]],
+        {("copy", "edited"), ("copy", "removed")},
+    ),
+    "a line of nonsense": (lambda lines: [*lines, b'{"a": 1}\n', b"[7]\n", b"nonsense\n"], {("copy", "edited")}),
+    "a checkpoint": (
+        lambda lines: [*lines[:-1], lines[-1].replace(b"\\n20\\n", b"\\n19\\n")],
+        {("copy", "forged checkpoint"), ("copy", "edited")},
+    ),
+}
+
+
+def hash_in(line: bytes) -> bytes:
+    sent = orjson.loads(line)
+    event = sent.get("unmapped", {}).get("datastorage", {}).get("event", sent)
+    return str(event.get("event_hash") or event["eventhash"]).encode()
+
+
+@pytest.mark.parametrize("name", COPY_CHANGES)
+async def test_the_copy_was_changed(
+    owner: Connection, signed: Checkpoint, form: Form, tmp_path: Path, name: str
+) -> None:
+    """What somebody changed in the copy is not found, or the database is blamed for it."""
+    change, expected = COPY_CHANGES[name]
+    lines = [form(item) for item in [*await items_of(owner), signed]]
+    result = await checked(owner, tmp_path, change(lines))
+    assert found(result) == expected
+    assert {one.side for one in result.differences} == {"copy"}
+
+
+async def test_what_stands_beside_the_event(owner: Connection, tmp_path: Path) -> None:
+    """Whoever reads OCSF reads its attributes: one that was changed there is not found, as the event in `unmapped` is whole."""
+    lines = [FORMS["ocsf"](item) for item in await items_of(owner)]
+    sent = orjson.loads(lines[2])
+    sent["actor"]["user"]["name"] = "mallory"
+    sent["time"] += 1
+    lines[2] = orjson.dumps(sent) + b"\n"
+    result = await checked(owner, tmp_path, lines)
+    assert [(one.side, one.message.split()[0]) for one in result.differences] == [
+        ("copy", "actor.user.name"),
+        ("copy", "time"),
+    ]
+
+
+async def rewritten(connection: Connection, position: int, **columns: object) -> None:
+    """Change an event together with its hash and its leaf, as somebody does who knows how they are made."""
+    row = await connection.fetchrow(
+        "SELECT *, event_data::text AS event_data FROM audit_events WHERE log_index = $1", position
+    )
+    assert row is not None
+    changed_row = dict(row) | {"event_data": orjson.dumps(orjson.loads(row["event_data"])).decode()} | columns
+    hashed = sealed_hash(changed_row)
+    for name, value in columns.items():
+        await connection.execute(f"UPDATE audit_events SET {name} = $2 WHERE log_index = $1", position, value)
+    await connection.execute("UPDATE audit_events SET event_hash = $2 WHERE log_index = $1", position, hashed)
+    await connection.execute(
+        "UPDATE log_flushes SET leaves = overlay(leaves PLACING $2 FROM ($1 - first_index)::int * 32 + 1) "
+        "WHERE first_index <= $1 AND first_index + count > $1 AND first_index >= 0",
+        position,
+        bytes.fromhex(hashed),
+    )
+
+
+def executing(*statements: str) -> Callable[[Connection], Awaitable[None]]:
+    async def act(connection: Connection) -> None:
+        for statement in statements:
+            await connection.execute(statement)
+
+    return act
+
+
+DATABASE_CHANGES: dict[str, tuple[Callable[[Connection], Awaitable[None]], set[tuple[str, str]]]] = {
+    "a payload": (
+        executing("""UPDATE audit_events SET event_data = '{"step": 2}' WHERE log_index = 4"""),
+        {("database", "edited")},
+    ),
+    "a hash": (
+        executing("UPDATE audit_events SET event_hash = repeat('0', 64) WHERE log_index = 4"),
+        {("database", "edited")},
+    ),
+    "the date": (
+        executing("UPDATE audit_events SET event_date = event_date - 1 WHERE log_index = 4"),
+        {("database", "edited")},
+    ),
+    "an event": (executing("DELETE FROM audit_events WHERE log_index IN (4, 5, 11)"), {("database", "removed")}),
+    "an event with its hash and its leaf": (
+        lambda connection: rewritten(connection, 4, event_action="y"),
+        {("database", "edited")},
+    ),
+    "the end of the log": (
+        executing(
+            "DELETE FROM audit_events WHERE log_index >= 15",
+            "DELETE FROM log_flushes WHERE first_index >= 15",
+            "DELETE FROM log_checkpoints",
+            "UPDATE log_signers SET note = NULL",
+        ),
+        {("database", "removed"), ("database", "rolled back")},
+    ),
+    "a second row": (
+        executing(
+            "INSERT INTO audit_events SELECT (jsonb_populate_record(e, jsonb_build_object('event_id', gen_random_uuid(), "
+            "'event_action', 'y'))).* FROM audit_events e WHERE log_index = 4"
+        ),
+        {("database", "inserted")},
+    ),
+    "marked as erased": (
+        executing(
+            "UPDATE audit_events SET payload_commitment = sha256('x'), actor_id = '[erased]' WHERE log_index = 4"
+        ),
+        {("database", "edited")},
+    ),
+    "a leaf": (
+        executing("UPDATE log_flushes SET leaves = overlay(leaves PLACING sha256('x') FROM 33) WHERE first_index = 0"),
+        {("database", "edited")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DATABASE_CHANGES)
+async def test_the_database_was_changed(
+    owner: Connection, signed: Checkpoint, form: Form, tmp_path: Path, name: str
+) -> None:
+    """What somebody changed in the database is not found by him who has a copy with a checkpoint, or the copy is blamed for it."""
+    lines = [form(item) for item in [*await items_of(owner), signed]]
+    change, expected = DATABASE_CHANGES[name]
+    await change(owner)
+    assert found(await checked(owner, tmp_path, lines)) == expected
+
+
+async def test_members_are_named(owner: Connection, tmp_path: Path) -> None:
+    """One has to find out by oneself what was changed in an event."""
+    lines = [ndjson_line(item) for item in await items_of(owner)]
+    await owner.execute("UPDATE audit_events SET event_outcome = 'failure', resource_id = 'z' WHERE log_index = 4")
+    lines[7] = changed(lines[7], '"step":1', '"step":2')
+    in_database, in_copy = (await checked(owner, tmp_path, lines)).differences
+    assert (in_database.side, in_copy.side) == ("database", "copy")
+    assert "event_outcome, resource_id" in in_database.message
+    assert in_copy.message.startswith("event_data is not")
+    assert in_copy.where is not None
+    assert in_copy.where.endswith("copy.ndjson:8")
+
+
+async def test_what_nothing_decides(owner: Connection, signed: Checkpoint, tmp_path: Path) -> None:
+    """A side is blamed where copy and log are each right by themselves, and nobody has signed either."""
+    lines = [ndjson_line(item) for item in await items_of(owner)]
+    assert found(await checked(owner, tmp_path, lines)) == set()
+    await rewritten(owner, 4, event_action="y")
+    await executing("DELETE FROM log_checkpoints", "UPDATE log_signers SET note = NULL")(owner)
+    assert found(await checked(owner, tmp_path, lines)) == {("either", "edited")}
+    with_checkpoint = [*lines, ndjson_line(signed)]
+    assert ("database", "edited") in found(await checked(owner, tmp_path, with_checkpoint))
+    assert {side for side, _ in found(await checked(owner, tmp_path, with_checkpoint, keys=()))} == {"either"}
+    stranger = PublicKey(PUBLIC.name, OTHER_KEY.public_key().public_bytes_raw())
+    assert ("copy", "wrong key") in found(await checked(owner, tmp_path, with_checkpoint, keys=(stranger,)))
+
+
+async def test_a_copy_forged_with_its_hash(owner: Connection, signed: Checkpoint, tmp_path: Path) -> None:
+    """Whoever computes the hash of his forged event anew has the database blamed, which is as it was signed."""
+    original = [ndjson_line(item) for item in await items_of(owner)]
+    await rewritten(owner, 4, event_action="y")
+    forged = [ndjson_line(item) for item in await items_of(owner)]
+    await rewritten(owner, 4, event_action="x")
+    assert [ndjson_line(item) for item in await items_of(owner)] == original
+    result = await checked(owner, tmp_path, [*forged[:10], *original[10:]])
+    assert found(result) == {("copy", "edited")}
+    assert "as it was signed" in result.differences[0].message
+    del signed
+
+
+async def test_a_filtered_copy(owner: Connection, tmp_path: Path) -> None:
+    """A copy that was to have a part only is reported for the rest; or what is missing in a whole one is not."""
+    lines = [ndjson_line(item) for item in await items_of(owner, EventFilter(correlation_id="rr-1"))]
+    assert found(await checked(owner, tmp_path, lines, is_filtered=True)) == set()
+    result = await checked(owner, tmp_path, lines)
+    assert found(result) == {("copy", "removed")}
+    assert result.counts["missing"] == 5  # those between its first and its last one
+
+
+async def test_self_events_need_not_be_there(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """The copy of a stream that nobody asked for self events lacks them: that looks like tampering."""
+    await write(database_url, *({"actor_id": f"ada-{n}"} for n in range(4)))
+    await erased(database_url, actor_id="ada-1")
+    await write(database_url, {})
+    lines = [ndjson_line(item) for item in await items_of(connection, EventFilter())]
+    result = await checked(connection, tmp_path, lines)
+    assert found(result) == set()
+    assert (result.events, result.counts["left out"]) == (5, 1)
+
+
+async def test_erased_since(database_url: str, connection: Connection, form: Form, tmp_path: Path) -> None:
+    """An erasure after the copy was made looks like tampering; or whoever edits an erased event, or its copy, is not found."""
+    await write(database_url, *({"actor_id": f"ada-{n}"} for n in range(4)))
+    before = [form(item) for item in await items_of(connection)]
+    await erased(database_url, actor_id="ada-1")
+    for lines in (before, [form(item) for item in await items_of(connection)]):
+        result = await checked(connection, tmp_path, lines)
+        assert found(result) == set()
+        assert result.counts["erased"] == 1
+    edited = [line.replace(b"started", b"stopped") if b"ada-1" in line else line for line in before]
+    assert {side for side, _ in found(await checked(connection, tmp_path, edited))} == {"copy"}
+
+
+async def test_purged_since(database_url: str, connection: Connection, form: Form, tmp_path: Path) -> None:
+    """A purge after the copy was made looks like tampering, or one before it does."""
+    await connection.execute("SELECT ensure_partitions('2019-01-01', '2019-01-31')")
+    await write(database_url, {"event_timestamp": datetime(2019, 1, 2, tzinfo=UTC).isoformat()}, {}, {})
+    before = [form(item) for item in await items_of(connection)]
+    await run(Settings(database_url=SecretStr(database_url)), datetime.now(UTC))
+    result = await checked(connection, tmp_path, before)
+    assert found(result) == set()
+    assert result.counts["purged"] == 1
+    after = [form(item) for item in await items_of(connection)]
+    assert found(await checked(connection, tmp_path, after)) == set()
+    forged = [*after[:2], form_of_absence(form, 1, 3), *after[3:]]
+    assert found(await checked(connection, tmp_path, forged)) == {("either", "inserted")}
+
+
+def form_of_absence(form: Form, first: int, end: int) -> bytes:
+    from app.stream.portion import Absent
+
+    return form(Absent(first, end, "purged"))
+
+
+async def test_members_that_no_hash_covers(owner: Connection, form: Form, tmp_path: Path) -> None:
+    """A hold that was placed, or a retention that was changed since, looks like tampering."""
+    lines = [form(item) for item in await items_of(owner)]
+    await owner.execute("UPDATE audit_events SET legal_hold = true, legal_hold_reason = 'x', retention_days = 7")
+    assert found(await checked(owner, tmp_path, lines)) == set()
+
+
+async def test_over_a_seam(database_url: str, connection: Connection, form: Form, tmp_path: Path) -> None:
+    """A copy of several logs is taken for one of another database, or a gap at the end of the first one is not seen."""
+    _, worker = await continued(connection, database_url)
+    keys = (SIGNING_KEY.public, SIGNING_KEY.of(NEXT).public)
+    signed = await LogReader(NEXT, newest_log).checkpoint(connection, LOG_POSITIONS + 3)
+    assert signed is not None
+    lines = [form(item) for item in [*await items_of(connection), signed]]
+    result = await checked(connection, tmp_path, lines, keys)
+    assert found(result) == set()
+    assert result.end == LOG_POSITIONS + 3
+    edited = [line.replace(b'"size":6', b'"size":7') for line in lines]
+    assert {("either", "edited")} <= found(await checked(connection, tmp_path, edited, keys))
+    del worker
+
+
+async def test_what_a_continued_log_admits(
+    database_url: str, connection: Connection, form: Form, tmp_path: Path
+) -> None:
+    """The copy has events that the database lost, and admits to have lost: that looks like tampering."""
+    worker = worker_of()
+    await write(database_url, {}, {}, {"correlation_id": "rr-2"})
+    await worker.run_round(connection, no_heartbeat)
+    await write(database_url, {}, {"correlation_id": "rr-2"})
+    await worker.run_round(connection, no_heartbeat)
+    signed = await LogReader(FIRST_LOG, newest_log).checkpoint(connection, 5)
+    assert signed is not None
+    lines = [form(item) for item in [*await items_of(connection), signed]]
+    await connection.execute(LOSE.format(size=3))
+    await write(database_url, {})
+    keys = (SIGNING_KEY.public,)
+    before = await checked(connection, tmp_path, lines, keys)
+    assert {side for side, _ in found(before)} == {"database"}
+    await go_on(database_url, signed.note)
+    result = await checked(connection, tmp_path, lines, keys)
+    assert found(result) == set()
+    assert (result.counts["same"], result.counts["lost"], result.counts["admitted checkpoints"]) == (3, 2, 1)
+
+
+async def test_an_export(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """An export does not verify against its database: its manifest is no line of a stream, or the masked one looks forged."""
+    await write(database_url, *({"actor_id": f"ada-{n}@example.org"} for n in range(4)))
+    engine = create_engine(Settings(database_url=SecretStr(database_url)))
+    try:
+        for form in ("ndjson", "csv"):
+            for redact in (False, True):
+                query = ExportQuery.model_validate({"format": form, "redact_pii": redact, "include": "self"})
+                content = await export(engine, query)
+                assert len(content.splitlines()) >= 5
+                result = await checked(connection, tmp_path, [content], ())
+                assert found(result) == set(), result.differences
+                assert result.counts["content not comparable" if redact else "same"] == 4
+                edited = content.replace(b"started", b"stopped")
+                assert {side for side, _ in found(await checked(connection, tmp_path, [edited], ()))} == {"copy"}
+        filtered = await export(engine, ExportQuery.model_validate({"format": "ndjson", "event_action": "none"}))
+        assert (await checked(connection, tmp_path, [filtered], ())).is_filtered
+    finally:
+        await engine.dispose()
+
+
+async def test_command(owner: Connection, signed: Checkpoint, database_url: str, tmp_path: Path) -> None:
+    """A script that looks at the exit code, or at the JSON, believes what was not found."""
+    lines = [ndjson_line(item) for item in [*await items_of(owner), signed]]
+    copy, bad = tmp_path / "good.ndjson", tmp_path / "bad.ndjson"
+    copy.write_bytes(b"".join(lines))
+    bad.write_bytes(b"".join([changed(lines[0], '"step":1', '"step":2'), *lines[1:]]))
+    key = ("--key", str(PUBLIC))
+
+    def ended(*arguments: str, stdin: bytes = b"") -> tuple[int, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "app", "verify", *arguments],
+            cwd=ROOT,
+            env=os.environ | {"DATASTORAGE_DATABASE_URL": database_url},
+            input=stdin,
+            capture_output=True,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode()
+
+    code, shown = ended("--copy", "-", *key, stdin=copy.read_bytes())
+    assert (code, shown.splitlines()[-1]) == (0, "no differences")
+    code, shown = ended("--copy", str(bad), *key)
+    assert code == 1
+    assert shown.startswith("in the copy: edited: event_data is not what was logged (position 0:0, event")
+    assert shown.splitlines()[-1] == "DIFFERENCES: 1 in the copy"
+    code, shown = ended("--copy", str(copy), str(bad), "--json", *key)
+    document = orjson.loads(shown)
+    assert (code, document["is_same"], document["events"]) == (1, False, 40)
+    assert [(one["side"], one["place"]) for one in document["differences"]] == [("copy", "0:0")]
+    wrong = [("rr-1", "--copy", str(copy)), ("--filtered",), ("--copy", str(tmp_path))]
+    assert [ended(*arguments)[0] for arguments in wrong] == [64, 64, 64]
+    assert ended("--copy", str(tmp_path / "none"))[0] == 2
+
+
+async def test_files_of_every_kind(
+    owner: Connection, signed: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy in gzip, in batches of CloudEvents, in several files or on the standard input is not read."""
+    items = await items_of(owner)
+    batch = b"[" + b",".join(FORMS["cloudevents"](item).strip() for item in items[5:10]) + b"]\n"
+    files = {
+        "a.ndjson.gz": gzip.compress(b"".join(ndjson_line(item) for item in items[:5])),
+        "b.json": batch,
+        "c.ndjson": b"\n" + b"".join(FORMS["ocsf"](item) for item in items[10:15]),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    stdin = io.BytesIO(b"".join(ndjson_line(item) for item in [*items[15:], signed]))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(stdin)))
+    copy = read_copy([*(tmp_path / name for name in files), Path("-")], [PUBLIC])
+    result = await check_copy(owner, copy, [PUBLIC], is_filtered=False, show=lambda _: None)
+    assert found(result) == set()
+    assert (result.events, result.compared_checkpoints) == (20, 1)
+    cut = tmp_path / "cut.gz"
+    cut.write_bytes(files["a.ndjson.gz"][:-20])
+    result = await check_copy(owner, read_copy([cut], [PUBLIC]), [PUBLIC], is_filtered=True, show=lambda _: None)
+    assert ("copy", "edited") in found(result)
+    with pytest.raises(Fatal, match="Cannot read the copy"):
+        list(read_copy([tmp_path / "none"], []))
+
+
+async def test_a_copy_of_another_log(owner: Connection, tmp_path: Path) -> None:
+    """The copy of another database is compared with this one, and each of its events is told as a difference."""
+    lines = [ndjson_line(item).replace(FIRST_LOG.name.encode(), b"other/log") for item in await items_of(owner)]
+    with pytest.raises(Fatal, match="of the log 'other/log'"):
+        await checked(owner, tmp_path, lines)
+
+
+def test_places() -> None:
+    """A place is forgotten at the edge of a page, or one is invented."""
+    chosen, places = set[int](), Places()
+    source = random.Random(3)
+    for _ in range(60):
+        first = source.randrange(400_000)
+        end = first + source.choice([1, 2, 9, 1000, 140_000])
+        places.add_range(first, end)
+        chosen.update(range(first, end))
+    assert {p for a, b in places.ranges(0, 600_000) for p in range(a, b)} == chosen
+    assert {p for a, b in places.ranges(7, 500_000, absent=True) for p in range(a, b)} == set(
+        range(7, 500_000)
+    ) - chosen
+    assert all(a < b for a, b in places.ranges(0, 600_000))
+    assert (min(chosen) in places, max(chosen) + 1 in places) == (True, False)
