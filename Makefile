@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz torture clients lint bench honest kubernetes openapi verifier lock clean
+.PHONY: run test fuzz torture clients lint bench honest collector kubernetes openapi verifier lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -39,6 +39,11 @@ HOURS ?= 24
 honest: $(INSTALLED)
 	$(BIN)/python -m tests.honest --hours $(HOURS) $(ARGS)
 
+# Builds a Collector of OpenTelemetry once (some minutes), and has it send to a service. Needs Go.
+collector: $(INSTALLED)
+	tests/collector/build.sh
+	$(BIN)/python -m pytest tests/collector $(ARGS)
+
 # Calls every route with service accounts of a real kube-apiserver, which is compiled once (some minutes). Needs Go.
 kubernetes: $(INSTALLED)
 	tests/kubernetes/check.sh
@@ -68,7 +73,7 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
         --no-annotate --custom-compile-command "make lock" --quiet
 lock:
-	$(LOCK) pyproject.toml -o requirements.lock
+	$(LOCK) pyproject.toml --extra otlp -o requirements.lock
 	$(LOCK) pyproject.toml --all-extras --group dev -c requirements.lock -o requirements-dev.lock
 	$(LOCK) --group sbom -o requirements-sbom.lock
 	$(LOCK) --group chart -o requirements-chart.lock

@@ -41,6 +41,7 @@ from app.api import (
     holds,
     imports,
     notifications,
+    otlp,
     policies,
     post,
     problems,
@@ -103,7 +104,7 @@ from app.verify.worker import no_checkpoints, verify_forever
 from app.workers import Reminder, database_is_away
 
 _ROUTE_MODULES = (
-    *(post, proofs, events, histogram, tlog, eventtypes, verify, export, notifications),
+    *(post, otlp, proofs, events, histogram, tlog, eventtypes, verify, export, notifications),
     *(reconstruct, effectiveness, history),
     *(bundle, timeline, holds, findings, policies, trust, imports, health),  # timeline: any path below correlations/
     *(static, login, events_page, event_page, correlations_page, remediation, holds_page),

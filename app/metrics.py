@@ -51,6 +51,9 @@ FOREIGN_CATEGORY = Counter(
 UNKNOWN_EVENT_TYPES = Counter(
     "datastorage_unknown_event_types", "Events of a type that is not known; only where the settings accept them."
 )
+LOG_RECORDS_REFUSED = Counter(
+    "datastorage_log_records_refused", "OpenTelemetry's log records that were not stored; their senders were told why."
+)
 READS_REFUSED = Counter("datastorage_reads_refused", "Reads that were answered 503 since too many were running.")
 EVENTS_WITHOUT_TIME = Counter(
     "datastorage_events_without_time", "Events whose emitter set no time, so that it is the time of arrival."

@@ -1,6 +1,6 @@
 """Access control: which verb each route requires, who is admitted, and under which name they are recorded.
 
-A request under GUARDED_PREFIX, or for a page, must carry a token whose owner has the verb `get`. Before that only the front's own checks run:
+A request under GUARDED_PREFIX, for LOGS_PATH, or for a page, must carry a token whose owner has the verb `get`. Before that only the front's own checks run:
 CORS preflight, size of the head and Content-Length (front.py); whether the path exists is not checked. A route that writes
 checks its own verb with `authorize`, once it has found its request valid, and before it reads a large body. Every refusal is one log
 record and one count.
@@ -16,6 +16,7 @@ from starlette.types import Scope
 
 from app import metrics
 from app.api.body import is_small
+from app.api.otlp_answers import LOGS_PATH
 from app.api.parameters import CORRELATION_ID
 from app.api.service import foundation_of, service_of
 from app.auth.authenticator import Authenticator, Caller
@@ -60,6 +61,7 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("POST", "/api/v1/audit/events"): _WRITE,
     ("GET", "/api/v1/audit/events"): _READ,
     ("POST", "/api/v1/audit/events/batch"): _WRITE,
+    ("POST", LOGS_PATH): _WRITE,
     ("POST", "/api/v1/audit/import"): RouteAccess("import", writes=True),
     ("GET", "/api/v1/audit/events/{event_id}"): _READ,
     ("GET", "/api/v1/audit/histogram"): _READ,
@@ -120,7 +122,7 @@ def is_page(path: str) -> bool:
 
 def is_guarded(path: str) -> bool:
     """Whether access control has to admit a request for this path."""
-    return path.startswith(GUARDED_PREFIX) or (is_page(path) and not path.startswith(_OPEN_PAGES))
+    return path.startswith(GUARDED_PREFIX) or path == LOGS_PATH or (is_page(path) and not path.startswith(_OPEN_PAGES))
 
 
 def check_routes(app: FastAPI) -> None:

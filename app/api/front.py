@@ -29,6 +29,7 @@ from app.api.body import ClientDisconnected, Reservation, too_large
 from app.api.body_formats import BATCH_PATH
 from app.api.browser import BrowserHeaders
 from app.api.compression import CompressedAnswers
+from app.api.otlp_answers import LOGS_PATH
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
 from app.api.reading import Arrivals, is_long, needs_slot
@@ -200,7 +201,8 @@ class Front:
     def _check_content_length(self, request: Request, request_headers: Mapping[bytes, bytes]) -> None:
         if request.scope["method"] not in _WITH_BODY:
             return
-        is_batch, length = request.scope["path"] == BATCH_PATH, request_headers.get(b"content-length", b"")
+        is_batch = request.scope["path"] in {BATCH_PATH, LOGS_PATH}
+        length = request_headers.get(b"content-length", b"")
         bytes_max = self._settings.batch_bytes_max if is_batch else self._settings.body_bytes_max
         if length.isdigit() and int(length) > bytes_max:
             raise too_large(request, bytes_max)

@@ -34,15 +34,16 @@ from app.ingest.parents import find_parent_dates
 from app.ingest.submission import Submission, new_submission, refusal, used_twice
 from app.query.page import event_by_id
 
-_SLICE_SECONDS = 0.005
-_LARGE_BYTES = 256 * 1024
+SLICE_SECONDS = 0.005
+LARGE_BYTES = 256 * 1024
 _RELEASE_SECONDS = 0.5
 """After the answer to a large batch, when nothing refers to its events any more."""
 
 _QUEUED = "accepted: the database is away, and they are queued on disk"
 
 _SINGLE_DURATION, _BATCH_DURATION = map(metrics.WRITE_DURATION.labels, ("audit_events", "audit_events_batch"))
-_one_large_body = asyncio.Lock()
+one_large_body = asyncio.Lock()
+"""Held while a body of more than LARGE_BYTES is read into events."""
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
 
 
@@ -144,7 +145,7 @@ async def post_batch(request: Request) -> Response:
     body, media_type = await read_body(request, settings.batch_bytes_max)
     body_format = body_formats.batch_format(request, media_type)
     reader = BatchReader(body_format, settings.batch_events_max, is_lenient=preference.is_lenient(request))
-    is_large = len(body) > _LARGE_BYTES
+    is_large = len(body) > LARGE_BYTES
     drafts, body_digest = await parse_batch(body, reader, request.url.path)
     del body  # up to 50 MiB
     caller, key = caller_name(request), idempotency.key_of(request)
@@ -161,7 +162,7 @@ async def post_batch(request: Request) -> Response:
         _BATCH_DURATION.observe(perf_counter() - started)
         if is_large:
             del drafts, reader, posted
-            asyncio.get_running_loop().call_later(_RELEASE_SECONDS, _release_memory)
+            release_memory_soon()
     message = f"{len(receipt.ids)} audit events {_QUEUED if receipt.is_spooled else 'created successfully'}"
     return json_response({"event_ids": [str(i) for i in receipt.ids], "message": message}, 201)
 
@@ -279,8 +280,8 @@ async def parse_batch(body: bytes, reader: "BatchReader", path: str) -> tuple[li
 
     Large bodies are parsed one at a time, in slices, so that other requests are answered meanwhile.
     """
-    if len(body) > _LARGE_BYTES:
-        async with _one_large_body:
+    if len(body) > LARGE_BYTES:
+        async with one_large_body:
             return await _parse_slices(body, reader, path)
     if reader.body_format.one_a_line or reader.is_lenient:  # which may have to name the faults of every item
         return await _parse_slices(body, reader, path)
@@ -296,7 +297,7 @@ async def parse_batch(body: bytes, reader: "BatchReader", path: str) -> tuple[li
 
 async def _parse_slices(body: bytes, reader: "BatchReader", path: str) -> tuple[list[Draft], str]:
     digest = hashlib.sha256(b"[")
-    slice_end = perf_counter() + _SLICE_SECONDS
+    slice_end = perf_counter() + SLICE_SECONDS
     for document in reader.body_format.items(body):
         if reader.count < reader.events_max:
             digest.update(b"," if reader.count else b"")
@@ -305,7 +306,7 @@ async def _parse_slices(body: bytes, reader: "BatchReader", path: str) -> tuple[
         reader.forget_payload()
         if perf_counter() > slice_end:
             await asyncio.sleep(0)
-            slice_end = perf_counter() + _SLICE_SECONDS
+            slice_end = perf_counter() + SLICE_SECONDS
     _check_count(reader.count, reader.events_max, path)
     digest.update(b"]")
     return reader.drafts(), digest.hexdigest()
@@ -399,10 +400,10 @@ def _check_count(count: int, events_max: int, path: str) -> None:
         )
 
 
-def _release_memory() -> None:
+def release_memory_soon() -> None:
     """Return what a large batch used, hundreds of megabytes, to the system: the allocator does not do so by itself."""
     if _malloc_trim is not None:
-        _malloc_trim(0)
+        asyncio.get_running_loop().call_later(_RELEASE_SECONDS, _malloc_trim, 0)
 
 
 def _observe_lag(draft: Draft) -> None:

@@ -16,6 +16,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app import metrics
+from app.api.otlp_answers import LOGS_PATH, status_body, status_of
 from app.errors import (
     AccessRefused,
     AuditError,
@@ -67,6 +68,9 @@ def problem_response(request: Request, error: AuditError) -> Response:
     elif error.status >= 500 and error.__cause__ is not None:
         log.error("a request failed", extra={"path": request.url.path, "error": repr(error.__cause__)})
     kind = _ClosingResponse if isinstance(error, (TooLarge, BodiesFull)) else Response
+    if request.scope["path"] == LOGS_PATH:
+        message, media_type, retry = status_body(request, error)
+        return kind(message, status_of(error), headers | retry, media_type)
     return kind(orjson.dumps(body | error.extra, option=option), error.status, headers, CONTENT_TYPE)
 
 

@@ -7,6 +7,7 @@ replica and every release, and hashes of version 1 never change.
 canonical.py    JSON in and out: parsing without loss, and the canonical form (RFC 8785) that is hashed
 envelope.py     the ADR-034 envelope that clients post: members, limits, formats
 cloudevents.py  CloudEvents 1.0 as another envelope
+otlp/           log records of OpenTelemetry as events
 catalog/        the built-in event types and their payloads, one module per producer
 custom.py       an operator's own event types, from JSON Schema files
 explain.py      faults as messages with JSON pointers

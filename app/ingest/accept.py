@@ -5,6 +5,7 @@ check_item() checks what needs neither the database nor the clock; accept() fixe
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -51,6 +52,8 @@ class Draft:
     actor_ip: str | None
     digest: bytes | None = None
     """SHA-256 of the item's canonical form, set when its id does not follow from its content: the client sent the id, or no time."""
+    trace: tuple[str | None, str | None] | None = None
+    """Trace and span id that the item has itself; None: those of its request."""
 
 
 class Acceptance(NamedTuple):
@@ -248,7 +251,7 @@ def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) ->
     columns = tuple(row.values())
     metadata = row["event_metadata"] = TIME_RECEIVED if draft.timestamp is None else acceptance.metadata
     hashed = record(row, acceptance.log_name, commitment(salt, committed_jcs(row)))
-    hashed["trace_id"], hashed["span_id"] = acceptance.trace_id, acceptance.span_id
+    hashed["trace_id"], hashed["span_id"] = draft.trace or (acceptance.trace_id, acceptance.span_id)
     other_ids, alias = acceptance.other_ids.get(event_id, ()), acceptance.aliases.get(event_id)
     return Event(
         event_id, correlation_id, columns, hashed, draft.digest, len(draft.payload), metadata, other_ids, alias
@@ -333,6 +336,29 @@ def imported_ids(items: Iterable[tuple[int, Draft, str]]) -> list[UUID]:
         draft.event_id or ids.derived_event_id(draft.timestamp or ids.EPOCH, "", ("import", digest), 0)
         for _, draft, digest in items
     ]
+
+
+def log_record_ids(
+    items: Iterable[tuple[Draft, str]], caller: str, now: datetime
+) -> tuple[list[UUID], dict[UUID, tuple[UUID, ...]]]:
+    """For each log record (draft, hex digest) its own id, or one that is computed from it alone; by id those of other sends without a time.
+
+    So a record is recognised in whichever request a collector sends it again. Equal records of one request are numbered: each is an event.
+    """
+    numbers = Counter[str]()
+    own_ids, others = list[UUID](), dict[UUID, tuple[UUID, ...]]()
+    for draft, digest in items:
+        source, number = ("otlp", digest), numbers[digest]
+        numbers[digest] += 1
+        if draft.event_id is not None:
+            own_ids.append(draft.event_id)
+            continue
+        times = (draft.timestamp,) if draft.timestamp else ids.arrival_times(source, now)
+        own, *rest = (ids.derived_event_id(time, caller, source, number) for time in times)
+        own_ids.append(own)
+        if rest:
+            others[own] = tuple(rest)
+    return own_ids, others
 
 
 def single_id(draft: Draft) -> UUID:

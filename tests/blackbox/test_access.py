@@ -37,6 +37,7 @@ MATRIX = dict(
         route("POST", EVENTS, WRITE, 201, sent=make_event),
         route("GET", EVENTS, READ),
         route("POST", BATCH, WRITE, 201, sent=lambda: [make_event()]),
+        route("POST", "/v1/logs", WRITE, sent=dict),
         route("POST", "/api/v1/audit/import", set(), 207, sent=lambda: [make_event()]),  # of the importer alone
         route("GET", EVENTS + "/{event_id}", READ, 404, event_id=EVENT_ID),
         route("GET", "/api/v1/audit/histogram", READ),
