@@ -41,6 +41,7 @@ def build() -> Parser:
     """The parser. Of what it returns, `run` is the function of the command, and `serves` whether it is the service itself."""
     from app.cli import (
         auditing,
+        delivering,
         describing,
         exporting,
         holds,
@@ -66,7 +67,18 @@ def build() -> Parser:
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(required=True, metavar=COMMAND)
     asking = (show, searching, proofs, exporting, holds, trusting)
-    for group in (*asking, verifying, auditing, retention, importing, simulating, running, spool, describing):
+    for group in (
+        *asking,
+        verifying,
+        auditing,
+        retention,
+        delivering,
+        importing,
+        simulating,
+        running,
+        spool,
+        describing,
+    ):
         group.add(commands)
     return parser
 

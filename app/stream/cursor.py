@@ -1,7 +1,7 @@
 """How far each sink has come: its row in the table `sinks`, which whoever delivers moves, and people look at."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from app.db import Connection
@@ -67,10 +67,10 @@ class SinkState:
             "place": place_text(self.place),
             "lag_events": self.lag_events,
             "lag_seconds": round(self.lag_seconds, 3),
-            "delivered_at": self.delivered_at,
+            "delivered_at": _text(self.delivered_at),
             "failures": self.failures,
             "last_error": self.last_error,
-            "last_error_at": self.last_error_at,
+            "last_error_at": _text(self.last_error_at),
         }
         return {name: value for name, value in members.items() if value is not None}
 
@@ -78,6 +78,10 @@ class SinkState:
 async def read_states(connection: Connection) -> list[SinkState]:
     """Every sink that ever delivered and was not removed, by name."""
     return [SinkState(**row) for row in await connection.fetch(SQL["states"])]
+
+
+def _text(time: datetime | None) -> str | None:
+    return None if time is None else f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
 
 
 async def create_cursor(connection: Connection, name: str, of_type: str, address: str, place: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import orjson
 
@@ -42,7 +42,7 @@ _PAUSE_SECONDS, _PAUSE_SECONDS_MAX, _RETRY_AFTER_SECONDS_MAX = 1.0, 60.0, 3600.0
 _LOOK_SECONDS = 2.0
 """How soon a pause between two attempts, or a paused sink, notices what an operator has ordered."""
 _DELIVERY_SECONDS_MAX = 900.0
-_SESSION = {  # a replica whose machine has died loses its lock within seconds
+_SESSION: dict[str, Any] = {  # a replica whose machine has died loses its lock within seconds
     "tcp_user_timeout": "15s",
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "5",
@@ -273,7 +273,7 @@ class SinkDelivery:
         pause = min(_PAUSE_SECONDS * 2 ** (self._failures - 1), _PAUSE_SECONDS_MAX)
         pause = max(pause, min(retry_after or 0.0, _RETRY_AFTER_SECONDS_MAX))
         is_expected = isinstance(error, NotDelivered | OSError | TimeoutError)
-        await self._record(connection, _reason(error), None if is_expected else error)
+        await self._record(connection, reason(error), None if is_expected else error)
         waited_from = monotonic()
         while (remaining := waited_from + pause - monotonic()) > 0:
             await asyncio.sleep(min(remaining, _LOOK_SECONDS))
@@ -308,7 +308,8 @@ def _type(sink: Sink) -> str:
     return str(getattr(sink, "type"))  # noqa: B009 -- each type of sink has it, with its own Literal
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Why a destination has not confirmed, without what is nobody's business."""
     if isinstance(error, NotDelivered):
         return error.reason
     if isinstance(error, TimeoutError):

@@ -214,7 +214,6 @@ async def test_a_lock_lost_while_sending(connection: Connection, database_url: s
     """Who has lost its lock in the middle of a delivery moves the cursor over what was not delivered, or back."""
     await write(database_url, *({} for _ in range(4)))
     with receiver() as one:
-        slow = asyncio.Event()
         one.decide = lambda number: Answer(seconds=1.5) if number == 0 else Answer()
         file = sinks_file(tmp_path, one, events_max=2)
         async with delivering(database_url, file), delivering(database_url, file):
@@ -224,10 +223,9 @@ async def test_a_lock_lost_while_sending(connection: Connection, database_url: s
                 " (SELECT oid FROM pg_database WHERE datname = current_database())"
             )
             await until_delivered(connection)
-            slow.set()
             await asyncio.sleep(1.5)  # the first one's answer has come
             await write(database_url, {})
-            await until(lambda: len(one.positions) == 5)
+            await until_delivered(connection)
     assert one.positions == [0, 1, 2, 3, 4]
     assert one.conflicts == []
     assert (await state(connection)).place == 5
@@ -274,7 +272,8 @@ async def test_a_file_that_breaks_and_changes(connection: Connection, database_u
             file.write_text("sinks: [")
             await asyncio.sleep(1.5)
             await write(database_url, {})
-            await until(lambda: one.positions == [0])
+            await until_delivered(connection)
+            assert one.positions == [0]
             document["sinks"][0] |= {"name": "renamed", "filter": {"event_type": "no.such"}}
             file.write_bytes(orjson.dumps(document))
             await until_delivered(connection, "renamed")

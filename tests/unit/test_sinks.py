@@ -1,13 +1,20 @@
 """The file of sinks: what an operator has written is taken as it stands, or refused with the field that is wrong."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from app.errors import Fatal
+from app.stream.formats import cloudevents, ocsf
+from app.stream.made_up import made_up_delivery
+from app.stream.records import ndjson_line
 from app.stream.sinks import parse_sinks, read_sinks
 from app.stream.webhook import WebhookSink
+from tests.logs import FIRST_LOG as LOG
 
 WEBHOOK = {"name": "soc", "type": "webhook", "url": "https://receiver.example/in?key=hidden", "secret_files": ["/s/a"]}
 
@@ -72,3 +79,15 @@ def test_an_empty_file_has_no_sinks(tmp_path: Path) -> None:
     path = tmp_path / "sinks.yaml"
     path.write_text("")
     assert read_sinks(path) == ()
+
+
+@pytest.mark.parametrize("render", [ndjson_line, partial(cloudevents.render, log=LOG), partial(ocsf.render, log=LOG)])
+def test_a_made_up_event_has_every_form(render: Callable[[Any], object]) -> None:
+    """`datastorage sink test` fails for a destination with this form, or its event passes for one of the log."""
+    (sink,) = parse_sinks(sinks(), "f")
+    delivery = made_up_delivery(sink, LOG)
+    rendered = render(delivery.items[0])
+    text = rendered.decode() if isinstance(rendered, bytes) else orjson.dumps(rendered, default=str).decode()
+    assert "datastorage.sink.test" in text
+    assert "It is in no log" in text
+    assert '"0:0"' not in text
