@@ -129,6 +129,7 @@ class HttpConnection(asyncio.Protocol):
             return False
         assert self._latest is not None
         self._latest.is_persistent = False
+        self._latest.end_input()
         return True
 
     def pause_writing(self) -> None:

@@ -4,8 +4,8 @@ import asyncio
 import functools
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
@@ -218,6 +218,17 @@ def is_idle(connection: Connection) -> bool:
 
 
 _READ_ERRORS: dict[FailureKind, type[AuditError]] = {FailureKind.AWAY: DatabaseAway, FailureKind.BUSY: DatabaseBusy}
+
+
+@contextmanager
+def read_errors() -> Iterator[None]:
+    """Around what a request reads on a connection that is not of the pool: raises DatabaseAway, DatabaseBusy or DatabaseFailed."""
+    try:
+        yield
+    except (*CONNECTION_ERRORS, Fatal) as error:
+        raise DatabaseAway from error
+    except asyncpg.PostgresError as error:
+        raise _READ_ERRORS.get(failure_kind(error), DatabaseFailed) from error
 
 
 @asynccontextmanager

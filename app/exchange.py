@@ -51,6 +51,7 @@ class Exchange:
         self._has_ended = False
         self._was_received = False
         self._is_disconnected = False
+        self._has_eof = False
         self._refusal: Exception | None = None
         self._change: asyncio.Event | None = None
         self._start: Message | None = None
@@ -83,6 +84,11 @@ class Exchange:
         self._is_disconnected = True
         self._wake()
 
+    def end_input(self) -> None:
+        """The client sends nothing more. It may wait for its answer, but not for one without end: nobody can know whether it is there."""
+        self._has_eof = True
+        self._wake()
+
     async def run(self, app: ASGIApp) -> None:
         """Have `app` answer."""
         try:
@@ -109,7 +115,8 @@ class Exchange:
             self._expects_continue = False
             self._transport.write(_CONTINUE)
         while True:
-            if self._is_disconnected or self.response_complete:
+            is_left = self._has_eof and self._was_received and self.scope.get("state", {}).get("is_endless", False)
+            if self._is_disconnected or self.response_complete or is_left:
                 return {"type": "http.disconnect"}
             if self._chunks or (self._has_ended and not self._was_received):
                 body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)

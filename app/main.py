@@ -47,6 +47,7 @@ from app.api import (
     problems,
     proofs,
     reconstruct,
+    stream,
     timeline,
     tlog,
     trust,
@@ -58,6 +59,7 @@ from app.api.front import Front
 from app.api.known import is_strict, refuse_unknown_parameters
 from app.api.reading import read_slots
 from app.api.service import Application, Foundation, Service, Start
+from app.api.streams import Streams
 from app.auth.authenticator import Authenticator
 from app.database_url import reason
 from app.errors import AuditError, DatabaseAway, Fatal
@@ -104,7 +106,7 @@ from app.verify.worker import no_checkpoints, verify_forever
 from app.workers import Reminder, database_is_away
 
 _ROUTE_MODULES = (
-    *(post, otlp, proofs, events, histogram, tlog, eventtypes, verify, export, notifications),
+    *(post, otlp, proofs, events, histogram, stream, tlog, eventtypes, verify, export, notifications),
     *(reconstruct, effectiveness, history),
     *(bundle, timeline, holds, findings, policies, trust, imports, health),  # timeline: any path below correlations/
     *(static, login, events_page, event_page, correlations_page, remediation, holds_page),
@@ -136,17 +138,20 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
     authenticator = Authenticator(settings)
     writer_state = OwnState() if member is None else member.state
     engine = db.create_engine(settings)
+    growth, presence = LogGrowth(settings), presence or Presence()
+    readers = 1 if member is None else member.alike
     app.service = Foundation(
         settings=settings,
         catalog=create_catalog(settings),
-        presence=presence or Presence(),
+        presence=presence,
         engine=engine,
         pages=SharedReads(partial(page.page, engine)),
         histograms=SharedReads(partial(histograms.histogram, engine)),
-        growth=LogGrowth(settings),
+        growth=growth,
+        streams=Streams(settings, growth, presence, writer_state, readers=readers),
         authenticator=authenticator,
         byte_budget=ByteBudget(settings.inbox_bytes_max),
-        read_slots=read_slots(settings, writer_state, readers=1 if member is None else member.alike),
+        read_slots=read_slots(settings, writer_state, readers=readers),
         writer_state=writer_state,
         export_key_store=ExportKeyStore(settings.signer_cert_dir or _in_state_dir(settings, "export-certificate")),
         metrics_text=health.own_metrics if member is None else member.metrics.text,

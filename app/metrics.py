@@ -55,6 +55,13 @@ LOG_RECORDS_REFUSED = Counter(
     "datastorage_log_records_refused", "OpenTelemetry's log records that were not stored; their senders were told why."
 )
 READS_REFUSED = Counter("datastorage_reads_refused", "Reads that were answered 503 since too many were running.")
+STREAMS = Gauge("datastorage_streams", "Streams of events that clients follow now.")
+STREAMS_REFUSED = Counter("datastorage_streams_refused", "Streams that were answered 503 since too many were open.")
+STREAMS_ENDED = Counter(
+    "datastorage_streams_ended",
+    "Streams that have ended: because the client was gone or slow, by time, and so on.",
+    ["reason"],
+)
 EVENTS_WITHOUT_TIME = Counter(
     "datastorage_events_without_time", "Events whose emitter set no time, so that it is the time of arrival."
 )

@@ -283,6 +283,18 @@ class Settings(BaseSettings):
         description="most reads at once in one process, of which one caller has all but one at most; further ones wait for a second "
         "and are then answered 503; unset: two for each core, and two fewer than connections for reading",
     )
+    streams_max: int = Field(
+        1_000,
+        ge=1,
+        description="most streams (GET /api/v1/audit/stream) at once in one process that reads, of which one caller has half at most; "
+        "further ones are answered 503",
+    )
+    stream_stall_ms: int = Field(
+        60_000, ge=1_000, description="how long a stream waits for a client that receives nothing more, before it ends"
+    )
+    stream_seconds_max: int = Field(
+        3_600, ge=1, description="how long a stream lasts, seconds; then its client goes on with another one"
+    )
     statement_timeout_ms: int = Field(30_000, ge=100, description="no statement of the service runs longer")
     lock_timeout_ms: int = Field(
         3_000, ge=100, description="longest wait of a flush for a lock, then it is tried again until its deadline"

@@ -7,6 +7,7 @@ record and one count.
 """
 
 import logging
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastapi import FastAPI
@@ -20,7 +21,7 @@ from app.api.otlp_answers import LOGS_PATH
 from app.api.parameters import CORRELATION_ID
 from app.api.service import foundation_of, service_of
 from app.auth.authenticator import Authenticator, Caller
-from app.errors import AccessRefused, AuditError, Fatal, RateLimited, Unauthorized
+from app.errors import AccessRefused, AuditError, Fatal, RateLimited, ReviewFailed, Unauthorized
 from app.ingest.self_events import self_event, write_self_event
 from app.settings import Settings
 
@@ -64,6 +65,7 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("POST", LOGS_PATH): _WRITE,
     ("POST", "/api/v1/audit/import"): RouteAccess("import", writes=True),
     ("GET", "/api/v1/audit/events/{event_id}"): _READ,
+    ("GET", "/api/v1/audit/stream"): _READ,
     ("GET", "/api/v1/audit/histogram"): _READ,
     ("GET", "/api/v1/audit/event-types"): _READ,
     ("GET", "/api/v1/audit/event-types/{name}"): _READ,
@@ -230,6 +232,27 @@ async def may(request: Request, verb: str) -> bool:
     try:
         if caller is not None:
             await foundation_of(request).authenticator.authorize(caller, verb)
+    except AccessRefused:
+        return False
+    return True
+
+
+def expiry(request: Request) -> float:
+    """Unix time at which the caller's token ends; infinity if it does not."""
+    caller: Caller | None = request.scope["state"].get("caller")
+    return inf if caller is None else caller.identity.expires
+
+
+async def is_still_admitted(request: Request) -> bool:
+    """Whether the caller of a request that lasts would be admitted now; yes while the identity provider cannot be asked."""
+    authenticator = foundation_of(request).authenticator
+    if authenticator.is_disabled:
+        return True
+    try:
+        caller = await authenticator.identify(_bearer_token(request.headers.get("authorization", "").encode("latin-1")))
+        await authenticator.authorize(caller, "get")
+    except ReviewFailed:
+        return True
     except AccessRefused:
         return False
     return True

@@ -71,8 +71,9 @@ class _Answer:
 
 
 def _can_be_compressed(start: Message) -> bool:
-    """Not the hashes of a tile, which are random, nor errors, which are small."""
-    return start["status"] == 200 and (b"content-type", b"application/octet-stream") not in start["headers"]
+    """Not the hashes of a tile, which are random, nor errors, which are small, nor a stream, whose records nobody may hold back."""
+    others = {(b"content-type", b"application/octet-stream"), (b"x-accel-buffering", b"no")}
+    return start["status"] == 200 and others.isdisjoint(start["headers"])
 
 
 async def _pack(packer: "zlib._Compress", message: Message) -> bytes:

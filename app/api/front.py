@@ -32,7 +32,7 @@ from app.api.compression import CompressedAnswers
 from app.api.otlp_answers import LOGS_PATH
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
-from app.api.reading import Arrivals, is_long, needs_slot
+from app.api.reading import Arrivals, is_endless, is_long, needs_slot
 from app.api.service import Application, Endpoint
 from app.api.streaming import PacedSend
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
@@ -134,6 +134,7 @@ class Front:
         if any(name.startswith(_IDENTITY_HEADERS) for name in headers):
             scope["headers"] = [pair for pair in scope["headers"] if not pair[0].startswith(_IDENTITY_HEADERS)]
         sent_id = headers.get(b"x-request-id", b"")
+        state["is_endless"] = is_endless(scope["path"])  # who has such an answer is gone with his last byte
         state["reservation"] = Reservation(self._byte_budget)
         state["request_id"] = sent_id.decode() if _REQUEST_ID.fullmatch(sent_id) else os.urandom(8).hex()
         if trace := _TRACEPARENT.fullmatch(headers.get(b"traceparent", b"")):

@@ -24,6 +24,7 @@ _LENIENT = {
     ),
     *(("GET", "/api/v1/effectiveness/{correlation_id}"), ("GET", "/api/v1/remediation-history/context")),
     ("GET", _AUDIT + "export"),  # the reference's as json; of its other formats app/api/export.py refuses them
+    ("GET", _AUDIT + "stream"),  # refuses them itself: those of pages with a word of their own
     ("GET", _AUDIT + "correlations/{correlation_id}/bundle"),  # refuses them itself: a timeline may have this path too
 }
 """Docs/contract.md, section 1, has the routes of the reference."""

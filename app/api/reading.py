@@ -41,6 +41,7 @@ _CONNECTIONS_LEFT = 2
 _API, _TLOG, _AUDIT, _PAGES = "/api/v1/", "/tlog/", "/api/v1/audit/", "/ui/"
 _STATIC = (
     *(_AUDIT + "event-types", _AUDIT + "export/certificate", "/tlog/key"),
+    _AUDIT + "stream",  # lasts; see app/api/streams.py
     *(_PAGES + name for name in ("static/", "login", "logout")),
 )
 
@@ -272,6 +273,11 @@ def read_slots(settings: Settings, writer: WriterState, readers: int) -> ReadSlo
     by_default = min(round(2 * cores), settings.pool_connections_max - _CONNECTIONS_LEFT)
     slots = settings.reads_at_once_max or max(1, by_default)
     return ReadSlots(slots, Pace(cores / readers, writer))
+
+
+def is_endless(path: str) -> bool:
+    """Whether the answer is a stream (app/api/streams.py)."""
+    return path == _AUDIT + "stream"
 
 
 def needs_slot(method: str, path: str) -> bool:

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from app.api import document
 from app.api.body import ByteBudget
 from app.api.reading import ReadSlots
+from app.api.streams import Streams
 from app.auth.authenticator import Authenticator
 from app.errors import DatabaseAway, InboxFull
 from app.events.catalog import Catalog
@@ -50,6 +51,7 @@ class Foundation:
     pages: SharedReads[EventQuery, Page]
     histograms: SharedReads[HistogramQuery, Histogram]
     growth: LogGrowth
+    streams: Streams
     authenticator: Authenticator
     byte_budget: ByteBudget
     read_slots: ReadSlots

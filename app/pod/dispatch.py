@@ -7,6 +7,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.health import OWN_PATHS
 from app.api.post import DIRECT
+from app.api.reading import is_endless
 from app.errors import AuditError, Unavailable
 from app.pod.relay import NobodyAnswers
 from app.pod.state import PodState
@@ -59,4 +60,5 @@ class Dispatch:
         # An event that waits in the spool can be read too; only the writer has the spool.
         if self._state.has_spooled and method == "GET" and path.startswith(_EVENTS):
             return self._writer
+        scope.setdefault("state", {})["is_endless"] = is_endless(path)
         return self._readers

@@ -30,7 +30,8 @@ from app.settings import Settings
 STOP_SIGNAL = signal.SIGUSR1
 """From the supervisor to a process. The usual ones are ignored there: a terminal or a service manager sends them to all."""
 SHOW_SIGNAL = signal.SIGUSR2
-"""To the writer: the service stops, but the fronts still take requests. Another one, since the kernel merges equal ones."""
+"""To those that take no connections: the service stops, but the fronts still take requests. The writer shows it, and readers end
+their streams, for which the fronts would wait. Another signal, since the kernel merges equal ones."""
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 _PAUSES = (0.05, 5.0)
 """Seconds before the first restart of a process, and at most."""
@@ -120,8 +121,10 @@ class Supervisor:
             child.restart_at = None
             if child.slot.accepts and child.pid:
                 _order_stop(child, limit)
+        if first:
+            for child in self._running(accepting=False):
+                os.kill(child.pid, SHOW_SIGNAL)
         if first and self._writer.pid and not self._writer.slot.accepts:
-            os.kill(self._writer.pid, SHOW_SIGNAL)
             self._stop_writer_after_fronts()
 
     def _reap(self) -> None:

@@ -41,6 +41,7 @@ MATRIX = dict(
         route("POST", "/api/v1/audit/import", set(), 207, sent=lambda: [make_event()]),  # of the importer alone
         route("GET", EVENTS + "/{event_id}", READ, 404, event_id=EVENT_ID),
         route("GET", "/api/v1/audit/histogram", READ),
+        route("GET", "/api/v1/audit/stream", READ, 400, query="?from=0:99999999"),  # else it would not end
         route("GET", "/api/v1/audit/event-types", READ),
         route("GET", "/api/v1/audit/event-types/{name}", READ, name="orchestrator.lifecycle.started"),
         route("GET", "/api/v1/audit/correlations", READ),
