@@ -6,7 +6,7 @@ package is not used: it parses numbers as doubles, which would alter payloads (d
 
 import re
 from base64 import b64decode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Annotated, Any, Literal, NotRequired
 from urllib.parse import unquote_to_bytes
@@ -17,8 +17,9 @@ from typing_extensions import TypedDict
 
 from app.errors import BadRequest
 from app.events.canonical import Document, kind_of, parse
-from app.events.catalog import Catalog
+from app.events.catalog import Catalog, CustomType
 from app.events.envelope import (
+    ZERO_TIME,
     Category,
     DateTime,
     Filled,
@@ -31,7 +32,8 @@ from app.events.envelope import (
     Outcome,
     parse_uuid,
 )
-from app.events.explain import bad_fields, escape, excerpt, explain, rename_pointers
+from app.events.explain import MISSING, bad_fields, escape, excerpt, explain, rename_pointers
+from app.events.foreign import Default
 
 STRUCTURED = "application/cloudevents+json"
 BATCH = "application/cloudevents-batch+json"
@@ -96,6 +98,13 @@ class CloudEvent(TypedDict):
 
 
 _VALIDATE = TypeAdapter(CloudEvent).validator.validate_python
+_MINIMAL = {"id": "x", "source": "/x", "type": "x", "time": ZERO_TIME, "correlationid": "x", "eventoutcome": "success"}
+
+
+def _attribute_check(name: str) -> Callable[[Any], object]:
+    return lambda value: _VALIDATE({"specversion": "1.0", **_MINIMAL, name: value})
+
+
 ATTRIBUTE_OF_MEMBER = {
     "event_id": "id",
     "event_type": "type",
@@ -123,6 +132,12 @@ ATTRIBUTE_OF_MEMBER = {
     "parent_event_date": "eventparentdate",
 }
 """By member of the ADR-034 envelope: the attribute that it comes from."""
+ATTRIBUTE_CHECKS = {
+    name: _attribute_check(name)
+    for name in {*ATTRIBUTE_OF_MEMBER.values()}
+    - {"id", "type", "data", "eventdurationms", "eventretentiondays", "eventsensitive"}
+}
+"""By attribute that an event of the operator's types may have by default: what raises ValidationError for a wrong value."""
 _OF_TEXT: dict[str, Callable[[str], Any]] = {
     "eventdurationms": int,
     "eventretentiondays": int,
@@ -156,12 +171,23 @@ class CloudEventReader:
                 event["data"], payload = decoded.value, decoded
         else:
             raise bad_fields({pointer: f"expected a CloudEvent, which is an object, got {kind_of(sent.value)}"})
+        defaults = self._defaults_of(event)
+        event = {name: value for name, one in defaults.items() if (value := one.of(event)) is not None} | event
         self._check(event, pointer, faults)
+        for name in defaults.keys() - event.keys():
+            if faults.get(f"/{name}") == MISSING:
+                faults[f"/{name}"] = f"{MISSING}, and nothing at {' or '.join(defaults[name].pointers)} stands for it"
         item = {member: event[name] for member, name in ATTRIBUTE_OF_MEMBER.items() if name in event}
         self._complete(item, event, faults)
         # One level more: in binary mode the body is the payload alone.
         document = Document(item, sent.plain and payload.plain, max(sent.depth, payload.depth) + 1)
         return document, {pointer + path: message for path, message in faults.items()}
+
+    def _defaults_of(self, event: dict[str, Any]) -> Mapping[str, Default]:
+        """What the operator's file says of the event's type, if it is one of the operator's."""
+        kind = event.get("type")
+        registered = self._catalog.types.get(kind) if isinstance(kind, str) else None
+        return registered.defaults if isinstance(registered, CustomType) else {}
 
     def _check(self, event: dict[str, Any], pointer: str, faults: dict[str, str]) -> None:
         """Add the faults of names and values of attributes, those that are dropped too."""
@@ -180,7 +206,7 @@ class CloudEventReader:
             if isinstance(value, str) and value and pattern.fullmatch(value) is None:
                 faults[f"/{name}"] = f"expected {expected}, got {excerpt(value)}"
         if not {"data", "data_base64"} & event.keys():
-            faults["/data"] = "required, but missing"
+            faults["/data"] = MISSING
 
     def _complete(self, item: dict[str, Any], event: dict[str, Any], faults: dict[str, str]) -> None:
         """Set the members that are not simply an attribute under another name."""

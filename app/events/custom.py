@@ -24,8 +24,10 @@ from referencing.jsonschema import DRAFT202012
 from app.errors import BadRequest, Fatal
 from app.events.canonical import canonical, parse
 from app.events.catalog import DIALECT, EVENT_TYPES, NAME_MAX, Check, CustomType, value_types
+from app.events.cloudevents import ATTRIBUTE_CHECKS
 from app.events.envelope import Category
 from app.events.explain import FIELDS_MAX, MALFORMED, escape, excerpt, explain
+from app.events.foreign import KEYWORD, parse_defaults
 
 _MESSAGE_MAX = 200
 
@@ -68,6 +70,7 @@ def _types(stem: str, text: bytes) -> Iterator[CustomType]:
         raise _UnusableFile(
             f"expected x-category to be one of {', '.join(get_args(Category))}, got {excerpt(category)}"
         )
+    defaults = parse_defaults(schema.get(KEYWORD, {}), ATTRIBUTE_CHECKS)
     names = _names(schema, stem)
     check = _check(schema)
     examples = _examples(schema, names, check)
@@ -80,6 +83,7 @@ def _types(stem: str, text: bytes) -> Iterator[CustomType]:
             schema={"$schema": DIALECT} | schema | {"properties": properties},
             example=examples.get(name),
             check=check,
+            defaults=defaults,
         )
 
 

@@ -31,6 +31,7 @@ _EXPECTED = {
     "too_short": "at least {min_length} items",
     "too_long": "at most {max_length} items",
 }
+MISSING = "required, but missing"
 # Error types of our own value types. Their message is complete; UNDECODABLE is answered with a problem type of its own.
 MALFORMED = "malformed"
 UNDECODABLE = "undecodable"
@@ -97,11 +98,14 @@ class Faults:
 
 
 def rename_pointers(error: BadRequest, rename: Callable[[str], str]) -> BadRequest:
-    """`error` with `rename` applied to each pointer."""
+    """`error` with `rename` applied to each pointer. Of two that get the same name the first one's message counts."""
     if "field_errors" not in error.extra:
         return error
     fields = cast("dict[str, str]", error.extra["field_errors"])
-    return _error_for(type(error), {rename(pointer): message for pointer, message in fields.items()})
+    renamed: dict[str, str] = {}
+    for pointer, message in fields.items():
+        renamed.setdefault(rename(pointer), message)
+    return _error_for(type(error), renamed)
 
 
 def by_line(error: BadRequest) -> BadRequest:
@@ -146,7 +150,7 @@ def excerpt(value: Any) -> str:
 
 def _message(one: Any) -> str:
     if one["type"] == "missing":
-        return "required, but missing"
+        return MISSING
     if one["type"] == "extra_forbidden":
         return "not a member of this object: leave it out"
     if one["type"] in (MALFORMED, UNDECODABLE):

@@ -2,8 +2,10 @@
 
 import base64
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid4, uuid5
 
@@ -12,7 +14,7 @@ import pytest
 from cloudevents.core.bindings.http import to_binary_event, to_structured_event
 from cloudevents.core.v1.event import CloudEvent
 
-from tests.services import Service
+from tests.services import ROOT, Service
 
 EVENTS = "/api/v1/audit/events"
 BATCH = "/api/v1/audit/events/batch"
@@ -215,3 +217,96 @@ def test_each_mode_has_its_route(client: httpx.Client) -> None:
     ):
         answer = client.post(path, json=body, headers=headers)
         assert (answer.status_code, says in answer.json()["detail"]) == (400, True), answer.text
+
+
+def harbor_type() -> str:
+    """The file in the documentation."""
+    text = (ROOT / "docs/custom-types.md").read_text("utf-8")
+    blocks: list[str] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    return next(block for block in blocks if "harbor" in block)
+
+
+KNATIVE = {
+    "description": "An object of the cluster was changed, as Knative's ApiServerSource sends it.",
+    "x-category": "orchestration",
+    "type": "object",
+    "properties": {
+        "event_type": {"enum": [f"dev.knative.apiserver.resource.{verb}" for verb in ("add", "update", "delete")]}
+    },
+    "x-cloudevents": {
+        "correlationid": {"from": ["/data/metadata/uid", "/subject"]},
+        "eventoutcome": {"const": "success"},
+        "eventresourcetype": {"from": "/kind"},
+        "eventnamespace": {"from": "/namespace"},
+    },
+}
+
+
+def test_foreign_emitters(service: Callable[..., Service], tmp_path: Path) -> None:
+    """What Harbor and Knative send as it is is refused for want of attributes that only our own emitters have."""
+    types = tmp_path / "types"
+    types.mkdir()
+    (types / "harbor.json").write_text(harbor_type())
+    (types / "knative.json").write_text(json.dumps(KNATIVE))
+    now = datetime.now(UTC).isoformat()
+    pushed = {
+        "specversion": "1.0",
+        "id": "4b2f89a6-548d-4c12-9993-a1f5790b97d2",
+        "source": "/projects/1/webhook/policies/3",
+        "type": "harbor.artifact.pushed",
+        "datacontenttype": "application/json",
+        "time": now,
+        "operator": "ada",
+        "data": {
+            "resources": [{"digest": "sha256:954b378c", "tag": "v2.0", "resource_url": "registry/library/alpine:v2.0"}],
+            "repository": {
+                "date_created": 1675405260,
+                "name": "alpine",
+                "namespace": "library",
+                "repo_full_name": "library/alpine",
+                "repo_type": "public",
+            },
+        },
+    }
+    knative = {
+        "ce-specversion": "1.0",
+        "ce-id": "c1f9c9d2-6a1e-4f8e-8ec9-1c7f2f0f1b7a",
+        "ce-source": "https://10.96.0.1:443",
+        "ce-type": "dev.knative.apiserver.resource.update",
+        "ce-subject": "/apis/apps/v1/namespaces/payments/deployments/api",
+        "ce-time": now,
+        "ce-apiversion": "apps/v1",
+        "ce-kind": "Deployment",
+        "ce-name": "api",
+        "ce-namespace": "payments",
+        "Content-Type": "application/json",
+    }
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "api", "namespace": "payments", "uid": "u-7"},
+    }
+    with httpx.Client(base_url=service(event_types_dir=types).url, timeout=30) as client:
+        found = stored(client, client.post(EVENTS, json=pushed, headers=STRUCTURED))
+        assert (found["correlation_id"], found["event_outcome"], found["event_category"]) == (
+            "library/alpine",
+            "success",
+            "security",
+        )
+        assert (found["actor_id"], found["actor_type"], found["event_action"]) == ("ada", "user", "pushed")
+        assert (found["resource_id"], found["resource_type"]) == ("registry/library/alpine:v2.0", "artifact")
+        failed = pushed | {"id": "2", "type": "harbor.scan.failed"}
+        assert stored(client, client.post(EVENTS, json=failed, headers=STRUCTURED))["event_outcome"] == "failure"
+        found = stored(client, client.post(EVENTS, json=deployment, headers=knative))
+        assert (found["correlation_id"], found["resource_type"], found["namespace"]) == (
+            "u-7",
+            "Deployment",
+            "payments",
+        )
+        assert found["resource_id"] == "/apis/apps/v1/namespaces/payments/deployments/api"
+        del knative["ce-subject"], deployment["metadata"]
+        refused = client.post(EVENTS, json=deployment, headers=knative | {"ce-id": "3"})
+        assert refused.status_code == 400
+        assert refused.json()["field_errors"] == {
+            "ce-correlationid": "required, but missing, and nothing at /data/metadata/uid or /subject stands for it"
+        }

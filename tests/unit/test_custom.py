@@ -7,7 +7,9 @@ from typing import Any, cast
 import pytest
 
 from app.errors import BadRequest, Fatal, InvalidRequest
+from app.events.canonical import Document
 from app.events.catalog import Catalog
+from app.events.cloudevents import CloudEventReader
 from app.events.custom import custom_types
 
 TREE = {"type": "object", "properties": {"kids": {"type": "array", "items": {"$ref": "#/$defs/tree"}}}}
@@ -178,3 +180,90 @@ def test_two_files_of_one_name() -> None:
     files = {"a.json": b'{"properties": {"event_type": {"const": "x.y"}}}', "x.y.json": b"{}"}
     with pytest.raises(Fatal, match=r"x\.y\.json.*a\.json too"):
         custom_types(files)
+
+
+FOREIGN = {
+    "type": "object",
+    "properties": {"event_type": {"const": "a.b"}},
+    "x-category": "workflow",
+    "x-cloudevents": {
+        "correlationid": {"from": ["/data/run/0/a~1b~0c", "/data/number", "/subject"]},
+        "eventoutcome": {
+            "from": "/data/phase",
+            "values": {"Succeeded": "success", "Failed": "failure", "true": "success"},
+        },
+        "time": {"const": "0001-01-01T00:00:00Z"},
+        "authid": {"from": "/operator"},
+    },
+}
+SENT = {"specversion": "1.0", "id": "1", "source": "/s", "type": "a.b"}
+
+
+def converted(sent: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    item, faults = CloudEventReader(catalog(FOREIGN)).item(Document(SENT | sent, plain=True, depth=5), "")
+    return item.value, faults
+
+
+@pytest.mark.parametrize(
+    ("sent", "correlation", "outcome"),
+    [
+        ({"data": {"run": [{"a/b~c": "r1"}], "phase": "Failed"}}, "r1", "failure"),
+        ({"data": {"run": [], "number": 7, "phase": True}}, "7", "success"),
+        ({"data": {"run": {"0": None}, "number": 1.5, "phase": "Succeeded"}, "subject": "s"}, "s", "success"),
+        (
+            {"data": {"phase": "Failed"}, "subject": "s", "correlationid": "c", "eventoutcome": "pending"},
+            "c",
+            "pending",
+        ),
+    ],
+)
+def test_defaults_of_foreign_cloud_events(sent: dict[str, Any], correlation: str, outcome: str) -> None:
+    """An attribute comes from the wrong place, or from a file's rule although the event has it."""
+    item, faults = converted(sent)
+    assert faults == {}
+    assert (item["correlation_id"], item["event_outcome"]) == (correlation, outcome)
+    assert (item["event_category"], item["actor_id"]) == ("workflow", "/s")
+    assert converted(sent | {"operator": "ada"})[0]["actor_id"] == "ada"
+
+
+@pytest.mark.parametrize("data", [{"phase": "Unheard"}, {"phase": {"x": 1}}, {"phase": ["Failed"]}, {}])
+def test_a_rule_that_finds_nothing(data: dict[str, Any]) -> None:
+    """One has to guess which member of a foreign event was looked for, or an outcome is invented."""
+    item, faults = converted({"data": data, "subject": "s"})
+    assert "event_outcome" not in item
+    assert faults == {"/eventoutcome": "required, but missing, and nothing at /data/phase stands for it"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ([], "expected x-cloudevents to be an object"),
+        ({"id": {"const": "x"}}, "'id' is none of "),
+        ({"type": {"const": "x"}}, "'type' is none of "),
+        ({"eventoutcome": "success"}, "/eventoutcome: expected {"),
+        ({"eventoutcome": {"const": None}}, "/eventoutcome: expected {"),
+        ({"eventoutcome": {"const": "done"}}, "/eventoutcome: expected"),
+        ({"eventoutcome": {"const": "success", "from": "/subject"}}, "/eventoutcome: expected {"),
+        ({"eventoutcome": {"from": "/data/x", "values": {"a": "done"}}}, "/eventoutcome: expected"),
+        ({"eventoutcome": {"from": "/data/x", "else": 7}}, "/eventoutcome: expected"),
+        ({"eventoutcome": {"from": "/data/x", "values": {}}}, "/eventoutcome: expected at least one pointer"),
+        ({"eventoutcome": {"from": []}}, "/eventoutcome: expected at least one pointer"),
+        ({"correlationid": {"from": "data/x"}}, "/correlationid: expected a JSON Pointer"),
+        ({"correlationid": {"from": "/data"}}, None),
+        ({"correlationid": {"from": "/Data/x"}}, "/correlationid: expected a JSON Pointer"),
+        ({"correlationid": {"from": "/data/~2"}}, "/correlationid: expected a JSON Pointer"),
+        ({"correlationid": {"const": "x" * 256}}, "/correlationid: expected"),
+        ({"correlationid": {"const": ""}}, "/correlationid: expected"),
+        ({"eventcategory": {"const": "kitchen"}}, "/eventcategory: expected"),
+    ],
+)
+def test_wrong_rules_end_the_start(declared: Any, message: str | None) -> None:
+    """A rule that can never work is found by the first event of the emitter, which then loses it."""
+    schema = FOREIGN | {"x-cloudevents": declared}
+    if message is None:
+        catalog(schema)
+        return
+    with pytest.raises(Fatal) as refused:
+        catalog(schema)
+    assert message in refused.value.detail
+    assert "a.json" in refused.value.detail

@@ -13,8 +13,8 @@ shared.py       objects that occur in payloads of several producers
 examples.py     a valid example and the JSON Schema of each payload class
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import lru_cache, partial
 from importlib import import_module
@@ -29,6 +29,7 @@ from app.events.catalog import self_events
 from app.events.catalog.freeform import CATEGORIES, FREEFORM, MEANING
 from app.events.envelope import Category
 from app.events.explain import bad_fields, excerpt, validation_error
+from app.events.foreign import Default
 
 Check = Callable[[Any], object]
 Generation = Literal["head", "both", "dec-2025", "custom", "own"]
@@ -93,6 +94,8 @@ class CustomType(EventType):
     schema: dict[str, Any]
     example: dict[str, Any] | None
     check: Check
+    defaults: Mapping[str, Default] = field(default_factory=dict)
+    """By attribute of CloudEvents: where it comes from if an event of the type does not have it."""
 
     @property
     def producer(self) -> str:
