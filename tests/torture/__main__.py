@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 
-from tests.torture.faults import KINDS
+from tests.torture.faults import KINDS, Kind
 from tests.torture.run import Report, torture
 
 
@@ -16,19 +16,28 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
     parser.add_argument("--faults", type=int, default=500, help="how many to count, spread over the kinds")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--kind", action="append", choices=KINDS, help="only this one; may be given several times")
+    parser.add_argument(
+        "--kind", action="append", type=_kinds, help="only this one, or all that begin so; several times"
+    )
     parser.add_argument("--postgres", type=int, choices=(15, 18), default=18)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()), help="on a disk, not in memory")
     parser.add_argument("--stop-seconds", type=float, default=60.0, help="how long a stopped Postgres stays stopped")
     arguments = parser.parse_args()
     report = Report()
-    kinds = [KINDS[name] for name in arguments.kind or KINDS]
+    kinds = [kind for several in arguments.kind or [KINDS.values()] for kind in several]
     try:
         asyncio.run(_until_signalled(torture(report, kinds, arguments)))
     except asyncio.CancelledError:
         print("interrupted", file=sys.stderr)
     print(report.table())
     return 0 if report.is_good else 1
+
+
+def _kinds(text: str) -> list[Kind]:
+    found = [KINDS[text]] if text in KINDS else [kind for name, kind in KINDS.items() if name.startswith(text)]
+    if not found:
+        raise argparse.ArgumentTypeError(f"no kind begins so; there are: {', '.join(KINDS)}")
+    return found
 
 
 async def _until_signalled(work: Coroutine[None, None, None]) -> None:

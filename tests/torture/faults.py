@@ -7,6 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from tests.torture import failover
 from tests.torture.postgres import Postgres, alive, send
 from tests.torture.storm import Storm, failing_reads, storm
 from tests.torture.world import Needs, NotPossible, Replica, World
@@ -22,6 +23,8 @@ class Kind:
     name: str
     inject: Inject
     needs: Needs = field(default_factory=Needs)
+    loses: bool = False
+    """Whether it is expected to lose what was acknowledged."""
     own_world: bool = False
     """Whether every fault of this kind needs a world of its own."""
 
@@ -541,6 +544,7 @@ async def _harm_postgres(postgres: Postgres, chance: random.Random) -> None:
 
 _IMPATIENT = Needs(settings={"single_deadline_ms": 1500, "batch_deadline_ms": 2500})
 _POD = Needs(settings={"processes": 4})  # a writer, a reader and two fronts
+_SYNCHRONOUS = Needs(cluster="synchronous", settings={"require_synchronous_standby": True})
 _SMALL = 176  # MiB, for data, WAL and a recovery
 KINDS = {
     kind.name: kind
@@ -580,5 +584,13 @@ KINDS = {
         Kind("supervisor killed", supervisor_killed, _POD),
         Kind("process frozen", process_frozen, _POD),
         Kind("several at once", several_at_once, Needs(proxies=True)),
+        Kind("failover: primary killed", failover.primary_killed, _SYNCHRONOUS),
+        Kind("failover: primary frozen", failover.primary_frozen, _SYNCHRONOUS),
+        Kind("failover: network cut", failover.network_cut, _SYNCHRONOUS),
+        Kind("failover: standby lags", failover.standby_lags, _SYNCHRONOUS),
+        Kind("failover: switchover", failover.switched_over, _SYNCHRONOUS),
+        Kind("failover: etcd away", failover.dcs_away, _SYNCHRONOUS),
+        Kind("failover: twice", failover.twice, _SYNCHRONOUS),
+        Kind("failover: asynchronous", failover.asynchronous, Needs(cluster="asynchronous"), loses=True),
     )
 }

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -55,6 +56,8 @@ class Load:
         """Whether a refusal for the event's time is expected, since a clock was changed."""
         self.in_flight = [0] * replicas
         self.statuses: Counter[str] = Counter()
+        self.committed: list[float] = []
+        """When answers 201 came, by monotonic time."""
         self.surprises: list[str] = []
         """Answers that the contract does not allow."""
         self._urls = urls
@@ -88,7 +91,7 @@ class Load:
 
     def forget(self) -> None:
         """Begin with an empty ledger."""
-        self.ledger, self.surprises = [], []
+        self.ledger, self.surprises, self.committed = [], [], []
         self.statuses.clear()
         self.refusable = False
 
@@ -180,6 +183,8 @@ class Load:
 
     def _is_final(self, sent: Sent, status: int, headers: dict[str, str], body: bytes) -> bool:
         self.statuses[str(status)] += 1
+        if status == 201:
+            self.committed.append(monotonic())
         if status in {201, 202}:
             answer = json.loads(body)
             ids = tuple(answer.get("event_ids") or [answer.get("event_id")])

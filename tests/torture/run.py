@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import random
+import statistics
 import sys
 import tempfile
 import time
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from app.db import DATABASE_ERRORS
+from tests.torture.failover import forks
 from tests.torture.faults import Kind
 from tests.torture.judge import Verdict, judge
 from tests.torture.load import IN_FLIGHT_MIN, Sent
@@ -18,6 +21,7 @@ from tests.torture.postgres import Postgres, binaries
 from tests.torture.world import Needs, NotPossible, Unwell, World, running_world
 
 _FAULTS_A_WORLD = 5
+_FAULTS_A_CLUSTER = 16  # it takes half a minute to start
 _WORLDS_A_ROUND = 5
 _AFTERWARDS_SECONDS = 0.2
 _SETTLE_SECONDS = 90.0
@@ -34,6 +38,11 @@ class Line:
     acknowledged: int = 0
     lost: int = 0
     doubled: int = 0
+    forked: int = 0
+    """Replicas that have seen the log contradict what was signed or seen of it."""
+    first_201: list[float] = field(default_factory=list)
+    named: list[float] = field(default_factory=list)
+    loses: bool = False
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     skipped: str = ""
@@ -50,21 +59,28 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        return not any(line.wrong or line.lost or line.doubled for line in self.lines.values())
+        return not any(
+            line.wrong or (line.lost and not line.loses) or line.doubled or line.forked for line in self.lines.values()
+        )
 
     def table(self) -> str:
         """A Markdown table, also readable as text."""
-        rows: list[tuple[str, ...]] = [("kind", "faults", "acknowledged", "lost", "doubled", "notes")]
+        columns = ("faults", "acknowledged", "lost", "doubled", "forked")
+        rows: list[tuple[str, ...]] = [("kind", *columns, "notes")]
         for name, line in self.lines.items():
             notes = [f"skipped: {line.skipped}"] if line.skipped else []
             notes += [f"{line.not_counted} not counted"] if line.not_counted else []
             notes += [f"{len(line.wrong)} wrong"] if line.wrong else []
-            numbers = (line.faults, line.acknowledged, line.lost, line.doubled)
+            if line.first_201:
+                notes.append(f"first 201 after {_span(line.first_201)} s")
+            if line.named:
+                notes.append(f"loss named after {_span(line.named)} s, log continued")
+            numbers = [getattr(line, column) for column in columns]
             rows.append((name, *(f"{number:,}" for number in numbers), "; ".join(notes)))
         lines = self.lines.values()
-        sums = [sum(getattr(line, name) for line in lines) for name in ("faults", "acknowledged", "lost", "doubled")]
+        sums = [sum(getattr(line, name) for line in lines) for name in columns]
         rows.append(("all", *(f"{number:,}" for number in sums), ""))
-        widths = [max(len(row[column]) for row in rows) for column in range(6)]
+        widths = [max(len(row[column]) for row in rows) for column in range(7)]
         text = [
             "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
         ]
@@ -90,7 +106,8 @@ async def torture(report: Report, kinds: list[Kind], arguments: argparse.Namespa
             for kind in possible:
                 wanted = -(-arguments.faults // len(possible)) - report.line(kind.name).faults
                 for _ in range(_WORLDS_A_ROUND if kind.own_world else 1):
-                    several = [kind] * min(wanted, 1 if kind.own_world else _FAULTS_A_WORLD)
+                    most = _FAULTS_A_CLUSTER if kind.needs.cluster else _FAULTS_A_WORLD
+                    several = [kind] * min(wanted, 1 if kind.own_world else most)
                     seed = f"{arguments.seed}-{rounds}-{kind.name}"
                     stop = arguments.stop_seconds
                     await one_world(report, template, several, seed, directory, stop_seconds=stop)
@@ -132,16 +149,16 @@ async def one_world(
                 line = report.line(kind.name)
                 whole += await _one_fault(line, kind, world, chance)
             # Includes what a frozen replica or an abandoned session has written since; verifies all hashes.
-            verdict = await judge(world.database_url, whole, verify=True)
+            verdict = await judge(world.database_url, [] if kinds[0].loses else whole, verify=not kinds[0].loses)
             line.wrong += [f"at the end: {one}" for one in verdict.wrong]
             for one in verdict.wrong[:5]:
                 _print(f"{line.name}: WRONG at the end: {one}")
     except NotPossible as why:
         line.skipped = str(why)
         _print(f"{line.name}: skipped: {why}")
-    except (Unwell, TimeoutError) as error:
+    except (Unwell, *DATABASE_ERRORS) as error:
         line.wrong.append(repr(error))
-        _print(f"{line.name}: WRONG {error}")
+        _print(f"{line.name}: WRONG {error!r}")
 
 
 async def _one_fault(line: Line, kind: Kind, world: World, chance: random.Random) -> list[Sent]:
@@ -155,6 +172,13 @@ async def _one_fault(line: Line, kind: Kind, world: World, chance: random.Random
     answered = await world.load.finish(_SETTLE_SECONDS)
     await world.drained()
     verdict = await judge(world.database_url, world.load.ledger, verify=False)
+    if kind.loses:
+        line.loses = True
+        verdict.wrong = [one for one in verdict.wrong if not one.startswith("lost ")]
+    elif kind.needs.cluster:
+        line.forked += await forks(world)
+    line.first_201 += world.first_201
+    line.named += world.named
     if not answered:
         verdict.wrong.append("requests stay without an answer")
     _add(line, world, verdict)
@@ -164,6 +188,10 @@ async def _one_fault(line: Line, kind: Kind, world: World, chance: random.Random
         + "".join(f"\n  WRONG {one}" for one in verdict.wrong[:5])
     )
     return world.load.ledger
+
+
+def _span(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.1f} (up to {max(seconds):.1f})"
 
 
 def _add(line: Line, world: World, verdict: Verdict) -> None:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from bench.processes import descendants
 from tests import pgbouncer
@@ -21,7 +23,8 @@ from tests.pgbouncer import PgBouncer
 from tests.proxy import Proxy, proxy
 from tests.services import OTHER_SETTINGS, ROOT, free_port, own_host
 from tests.torture.load import Load
-from tests.torture.postgres import Postgres, alive, send
+from tests.torture.patroni import Cluster, programs
+from tests.torture.postgres import Postgres, alive, binaries, send
 
 REPLICAS = 2
 _READY_SECONDS = 60.0
@@ -53,6 +56,8 @@ class Needs:
     """What a spool leaves free on its disk, if not the service's own value."""
     postgres_only: bool = False
     """The kind starts the replicas itself, on an empty database."""
+    cluster: str = ""
+    """`synchronous` or `asynchronous`: three Postgres under Patroni, which replicate so."""
     settings: dict[str, object] = field(default_factory=dict)
 
 
@@ -68,6 +73,7 @@ class Replica:
         self.told_to_end = False
         self._database_url = database_url
         self._needs = needs
+        self.settings: dict[str, object] = dict(needs.settings)
         directory.mkdir()
 
     @property
@@ -96,7 +102,7 @@ class Replica:
             "access_log": False,
             "processes": 1,
         }
-        for name, value in (common | self._needs.settings | settings).items():
+        for name, value in (common | self.settings | settings).items():
             env[f"DATASTORAGE_{name.upper()}"] = str(value)
         env["PYTHONPATH"] = str(ROOT)
         module = "app"
@@ -152,6 +158,10 @@ class Replica:
             while (code := self.process.poll()) is None:
                 await asyncio.sleep(_POLL_SECONDS)
         return code
+
+    async def lines(self, beginning: str) -> list[str]:
+        """The metrics that begin so, as text."""
+        return [line for line in await self._get("/metrics") if line.startswith(beginning)]
 
     async def metric(self, name: str) -> float | None:
         """A metric without labels; None when the replica does not answer."""
@@ -221,11 +231,18 @@ class World:
     in_flight: int = 0
     """Requests in flight when the fault was injected."""
     notes: list[str] = field(default_factory=list)
+    key_file: Path | None = None
+    """Of the key that signs checkpoints; None where none are signed."""
+    first_201: list[float] = field(default_factory=list)
+    """Seconds from each promotion of a cluster to the first answer 201 after it."""
+    named: list[float] = field(default_factory=list)
+    """Seconds from a promotion after which events are lost until every replica says so."""
+    continue_output: str = ""
 
     def begin(self) -> None:
         """Begin the next fault: clients post, and the results of the last one are cleared."""
         self.in_flight = 0
-        self.notes = []
+        self.notes, self.first_201, self.named = [], [], []
         self.load.forget()
         self.load.begin()
 
@@ -309,10 +326,16 @@ async def running_world(template: Postgres, needs: Needs, seed: int, directory: 
         postgres_disk = None
         if needs.postgres_disk_mib:
             postgres_disk = _disk(resources, place / "postgres", needs.postgres_disk_mib)
-        postgres = template.copy(place / "postgres")
-        resources.callback(postgres.close)
-        await postgres.start()
+        if needs.cluster:
+            postgres: Postgres = await _cluster(resources, place / "cluster", needs.cluster)
+        else:
+            postgres = template.copy(place / "postgres")
+            resources.callback(postgres.close)
+            await postgres.start()
         database_url = postgres.empty_url if needs.postgres_only else postgres.url
+        key_file = place / "key.pem" if needs.cluster else None
+        if key_file is not None:
+            write_key(key_file)
         bouncer = _pgbouncer(resources, database_url, place) if needs.pgbouncer else None
         replicas, proxies, spool_disks = [], [], []
         for number in range(REPLICAS):
@@ -325,17 +348,38 @@ async def running_world(template: Postgres, needs: Needs, seed: int, directory: 
             if needs.spool_disk_mib:
                 spool_disks.append(_disk(resources, spool, needs.spool_disk_mib))
             replica = Replica(place / f"replica-{number}", spool, url, needs)
+            if key_file is not None:
+                replica.settings |= {
+                    "checkpoint_key_file": key_file,
+                    "checkpoint_file": replica.directory / "checkpoints",
+                }
             resources.callback(_end, replica)
             replicas.append(replica)
         load = Load(lambda number: replicas[number].url, REPLICAS, seed)
         resources.push_async_callback(load.stop)
         world = World(postgres, replicas, proxies, load, postgres_disk, spool_disks, database_url, bouncer)
+        world.key_file = key_file
         if not needs.postgres_only:
             for replica in replicas:
                 replica.launch()
             await world.ready()
         load.start()
         yield world
+
+
+async def _cluster(resources: contextlib.AsyncExitStack, place: Path, how: str) -> Cluster:
+    if programs() is None:
+        raise NotPossible("there is no etcd, or Patroni cannot be installed")
+    cluster = Cluster(binaries(18), place, synchronous=how == "synchronous")
+    resources.push_async_callback(cluster.end)
+    await cluster.begin()
+    return cluster
+
+
+def write_key(path: Path) -> None:
+    """A new key that signs checkpoints."""
+    private = Ed25519PrivateKey.generate()
+    path.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
 
 
 def _pgbouncer(resources: contextlib.AsyncExitStack, database_url: str, place: Path) -> PgBouncer:
