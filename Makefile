@@ -73,7 +73,7 @@ $(INSTALLED): requirements-dev.lock pyproject.toml
 LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
         --no-annotate --custom-compile-command "make lock" --quiet
 lock:
-	$(LOCK) pyproject.toml --extra otlp -o requirements.lock
+	$(LOCK) pyproject.toml --extra otlp --extra s3 -o requirements.lock
 	$(LOCK) pyproject.toml --all-extras --group dev -c requirements.lock -o requirements-dev.lock
 	$(LOCK) --group sbom -o requirements-sbom.lock
 	$(LOCK) --group chart -o requirements-chart.lock

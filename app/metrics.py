@@ -113,6 +113,11 @@ TIMESTAMP_TIME = Gauge(
 )
 SINK_EVENTS = Counter("datastorage_sink_events", "Events that the destination of a sink has confirmed.", ["sink"])
 SINK_FAILURES = Counter("datastorage_sink_failures", "Tries after which the destination had not confirmed.", ["sink"])
+SINK_REJECTED = Counter(
+    "datastorage_sink_rejected_events",
+    "Events that a receiver has rejected of portions that it has confirmed: they are not sent again.",
+    ["sink"],
+)
 SINK_GAPS = Counter(
     "datastorage_sink_gap_positions",
     "Positions that were delivered as missing although the log does not know why: verification looks at them.",

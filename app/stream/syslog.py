@@ -123,11 +123,12 @@ def syslog_message(item: Item, last_log: Log, facility: int, hostname: str) -> b
     """
     text = _NOT_ASCII.sub(_json_escape, ndjson_line(item).decode().rstrip("\n"))
     time = "-"
-    members = {"place": place_text(item[0]), "log": last_log.name_of(item[0] // LOG_POSITIONS)}
+    members = {"place": place_text(item[0])} if item[0] >= 0 else {}  # a made-up event has none
+    members["log"] = last_log.name_of(item[0] // LOG_POSITIONS)
     if isinstance(item, StreamedEvent):
         event = item.event
         time, message_id = time_text(event["event_timestamp"]), _message_id(event)
-        members |= {"id": str(event["event_id"]), "type": event["event_type"], "hash": event["event_hash"]}
+        members |= {"id": str(event["event_id"]), "type": event["event_type"], "hash": event["event_hash"] or ""}
     else:
         message_id = control_record(item)["stream"]
     data = "".join(f' {name}="{_SD_ESCAPED.sub(_sd_escape, value)}"' for name, value in members.items())

@@ -1,22 +1,18 @@
 """The destination `webhook`: each portion as one HTTP request, signed as Standard Webhooks fixes it.
 
-Only an answer of 2xx confirms it. Redirects are not followed: they could lead anywhere.
+Only an answer of 2xx confirms it.
 """
 
-import asyncio
 import base64
 import binascii
 import hashlib
 import hmac
 import logging
-import ssl
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import orjson
 from pydantic import Field
@@ -29,13 +25,9 @@ from app.stream.records import ndjson_line
 from app.stream.sink import HttpSink
 from app.watched_file import WatchedFiles
 
-if TYPE_CHECKING:  # a service without webhooks starts without it
-    import httpx
-
 _SECRET_PREFIX = "whsec_"  # noqa: S105 -- what every secret begins with
 _SECRET_BYTES = (16, 128)
 """Standard Webhooks asks for 24 to 64; some senders' generators are beyond that."""
-_ANSWER_BYTES_MAX = 64 * 1024
 
 log = logging.getLogger(__name__)
 
@@ -53,67 +45,30 @@ class WebhookSink(HttpSink, frozen=True, extra="forbid"):
 
 
 class Webhook:
-    """A receiver of webhooks, over one connection that stays open."""
+    """A receiver of webhooks."""
 
     def __init__(self, sink: WebhookSink) -> None:
+        from app.stream.posting import Poster  # noqa: PLC0415 -- httpx, imported only if it is used
+
         self._sink = sink
-        self._client: httpx.AsyncClient | None = None
+        self._poster = Poster(sink)
         self._secrets: WatchedFiles[Sequence[bytes]] | None = None
 
     async def deliver(self, delivery: Delivery) -> None:
         """POST the portion. NotDelivered unless the answer is 2xx, and in time."""
-        import httpx  # noqa: PLC0415 -- see above
-
         body, media_type = render(delivery, self._sink.format)
         headers = {"content-type": media_type, **signed_headers(delivery.id, time.time(), body, self._read_secrets())}
-        try:
-            # httpx's own timeout is of single steps.
-            async with asyncio.timeout(self._sink.timeout_ms / 1000):
-                await self._post(body, headers)
-        except TimeoutError:
-            await self.close()
-            raise NotDelivered("no answer in time") from None
-        except httpx.HTTPError as error:
-            await self.close()  # the next try begins with a new connection, and with the CA file as it is then
-            raise NotDelivered(_connection_fault(error)) from None
-        except httpx.InvalidURL:
-            raise NotDelivered("the URL cannot be used") from None
-
-    async def _post(self, body: bytes, headers: dict[str, str]) -> None:
-        async with self._open_client().stream("POST", self._sink.url, content=body, headers=headers) as answer:
-            await _discard(answer)
-            if answer.is_success:
-                return
-            status = answer.status_code
-            try:
-                phrase = f"{status} {HTTPStatus(status).phrase}"
-            except ValueError:
-                phrase = str(status)
-            if answer.is_redirect:
-                phrase += ", which is not followed"
+        answer = await self._poster.post(body, headers)
+        if not answer.is_success:
             raise NotDelivered(
-                f"the receiver has answered {phrase}",
-                retry_after=_seconds(answer.headers.get("retry-after", "")),
-                is_too_large=status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the receiver has answered {answer.phrase}",
+                retry_after=answer.retry_after,
+                is_too_large=answer.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             )
 
     async def close(self) -> None:
-        client, self._client = self._client, None
-        if client is not None:
-            await client.aclose()
-
-    def _open_client(self) -> "httpx.AsyncClient":
-        if self._client is None:
-            import httpx  # noqa: PLC0415 -- see above
-
-            self._client = httpx.AsyncClient(verify=self._context(), timeout=self._sink.timeout_ms / 1000)
-        return self._client
-
-    def _context(self) -> ssl.SSLContext:
-        try:
-            return ssl.create_default_context(cafile=self._sink.ca_file)
-        except (OSError, ssl.SSLError) as error:
-            raise NotDelivered(f"ca_file {self._sink.ca_file} cannot be used: {error}") from None
+        """Close the connection."""
+        await self._poster.close()
 
     def _read_secrets(self) -> Sequence[bytes]:
         """The secrets as they are now; as long as a changed file cannot be used, those from before."""
@@ -169,27 +124,3 @@ def read_secret(path: Path) -> bytes:
     if not text.startswith(_SECRET_PREFIX) or not _SECRET_BYTES[0] <= len(secret) <= _SECRET_BYTES[1]:
         raise Fatal(f"secret_files: {path} has no such secret: {expected}")
     return secret
-
-
-async def _discard(answer: "httpx.Response") -> None:
-    """Read a short answer, so that its connection can be used again, and no more of a long one."""
-    size = 0
-    async for chunk in answer.aiter_raw():
-        size += len(chunk)
-        if size > _ANSWER_BYTES_MAX:
-            return
-
-
-def _seconds(retry_after: str) -> float | None:
-    """What Retry-After asks for: seconds, or a date."""
-    if retry_after.isascii() and retry_after.isdecimal():
-        return float(retry_after[:9])
-    try:
-        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
-        return None
-
-
-def _connection_fault(error: Exception) -> str:
-    """The words of the network. The URL is not in them."""
-    return str(error) or type(error).__name__

@@ -18,9 +18,10 @@ import pytest
 from app.stream.destination import Delivery, NotDelivered
 from app.stream.portion import Absent
 from app.stream.records import ndjson_line
-from app.stream.syslog import Syslog, SyslogSink
+from app.stream.syslog import Syslog, SyslogSink, syslog_message
 from tests.certificates import Authority
 from tests.destinations import rsyslog
+from tests.logs import FIRST_LOG
 from tests.streamed import NASTY, delivery, portion, streamed_event
 from tests.waiting import eventually
 
@@ -83,6 +84,14 @@ async def test_rsyslog_parses_the_header(tmp_path: Path, authority: Authority) -
     )
     assert event.decode() == f"{19 * 8 + 4} 2026-01-31T13:00:04.611000Z pod-0 datastorage orchestration {data}"
     assert b"pod-0 datastorage absent [datastorage@32473 place=" in absent
+
+
+def test_a_made_up_event_has_no_place() -> None:
+    """`datastorage sink test` ends with a traceback, or its event looks like one of the log."""
+    made_up = streamed_event(0, event_hash=None, log_index=None)._replace(place=-1)
+    message = syslog_message(made_up, FIRST_LOG, 13, "pod-0").decode()
+    assert "place=" not in message
+    assert 'hash=""' in message
 
 
 @needs_rsyslog
