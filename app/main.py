@@ -40,6 +40,7 @@ from app.api import (
     history,
     holds,
     imports,
+    kubernetes,
     notifications,
     otlp,
     policies,
@@ -108,7 +109,17 @@ from app.workers import Reminder, database_is_away
 _ROUTE_MODULES = (
     *(post, otlp, proofs, events, histogram, stream, tlog, eventtypes, verify, export, notifications),
     *(reconstruct, effectiveness, history),
-    *(bundle, timeline, holds, findings, policies, trust, imports, health),  # timeline: any path below correlations/
+    *(
+        bundle,
+        timeline,
+        holds,
+        findings,
+        policies,
+        trust,
+        imports,
+        kubernetes,
+        health,
+    ),  # timeline: any path below correlations/
     *(static, login, events_page, event_page, correlations_page, remediation, holds_page),
     *(trust_page, event_types, openapi),
 )

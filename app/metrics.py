@@ -54,6 +54,14 @@ UNKNOWN_EVENT_TYPES = Counter(
 LOG_RECORDS_REFUSED = Counter(
     "datastorage_log_records_refused", "OpenTelemetry's log records that were not stored; their senders were told why."
 )
+KUBERNETES_REFUSED = Counter(
+    "datastorage_kubernetes_audit_refused_events",
+    "Items of lists of audit events of Kubernetes that are not stored; the log says which, and why.",
+    ["reason"],
+)
+KUBERNETES_CUT = Counter(
+    "datastorage_kubernetes_audit_cut_events", "Audit events of Kubernetes of which something was cut.", ["reason"]
+)
 READS_REFUSED = Counter("datastorage_reads_refused", "Reads that were answered 503 since too many were running.")
 STREAMS = Gauge("datastorage_streams", "Streams of events that clients follow now.")
 STREAMS_REFUSED = Counter("datastorage_streams_refused", "Streams that were answered 503 since too many were open.")

@@ -184,6 +184,33 @@ class Settings(BaseSettings):
         "reject",
         description="whether events of a type that is not known are refused, or taken with any object as payload",
     )
+    kubernetes_audit_depth_max: int = Field(
+        20, ge=4, le=100, description="levels of an audit event of Kubernetes that are stored; what is deeper is cut"
+    )
+    kubernetes_audit_bytes_max: int = Field(
+        64 * 1024,
+        ge=32 * 1024,
+        le=256 * 1024,
+        description="most bytes of an audit event of Kubernetes; the largest members of a larger one are cut",
+    )
+    kubernetes_audit_bodies_cut: str = Field(
+        "secrets,configmaps,serviceaccounts/token,tokenreviews.authentication.k8s.io",
+        description="resources, with commas, whose objects are cut out of audit events of Kubernetes, as kubectl writes them: "
+        "deployments.apps, serviceaccounts/token",
+    )
+    kubernetes_audit_correlation: str | None = Field(
+        None,
+        description="annotation of audit events of Kubernetes that has their correlation id; without it that is kubernetes: and the auditID",
+    )
+    kubernetes_audit_cluster_id: str | None = Field(
+        None, max_length=255, description="cluster_id of audit events of Kubernetes; unset: they have none"
+    )
+    kubernetes_audit_retention_days: int = Field(
+        365,
+        ge=1,
+        le=2555,
+        description="how long audit events of Kubernetes stay, unless a policy or a hold says otherwise",
+    )
     spool: bool = Field(
         default=True, description="keep events on disk while Postgres cannot take them, else answer 503"
     )

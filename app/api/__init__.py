@@ -29,6 +29,7 @@ Routes:
 post.py           POST of events, single and in batches; body_formats.py: ADR-034 and CloudEvents;
                   idempotency.py: the Idempotency-Key header
 otlp.py           POST of OpenTelemetry's log records; otlp_answers.py: what its clients are answered
+kubernetes.py     POST of audit events of Kubernetes
 events.py         GET of events: a page, and one by id
 eventtypes.py     GET of event types
 timeline.py       GET of correlations: the list, and one with its timeline

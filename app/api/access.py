@@ -63,6 +63,7 @@ ROUTE_ACCESS: dict[tuple[str, str], RouteAccess] = {
     ("GET", "/api/v1/audit/events"): _READ,
     ("POST", "/api/v1/audit/events/batch"): _WRITE,
     ("POST", LOGS_PATH): _WRITE,
+    ("POST", "/api/v1/audit/kubernetes"): _WRITE,
     ("POST", "/api/v1/audit/import"): RouteAccess("import", writes=True),
     ("GET", "/api/v1/audit/events/{event_id}"): _READ,
     ("GET", "/api/v1/audit/stream"): _READ,

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from app.api.problems import CONTENT_TYPE, Problem
-from app.events.catalog import EVENT_TYPES, PAYLOAD_CHECKS, PAYLOADS, SELF_EVENT_TYPES
+from app.events.catalog import EVENT_TYPES, PAYLOAD_CHECKS, PAYLOADS, RECEIVED_TYPES, SELF_EVENT_TYPES
 from app.events.catalog.examples import Untitled
 from app.events.cloudevents import CloudEvent
 from app.events.envelope import PostedEvent
@@ -41,7 +41,7 @@ def _event_data() -> dict[str, Any]:
     models = {
         name: _REF.format(model=EVENT_TYPES[name].payload.__name__)
         for name in PAYLOAD_CHECKS
-        if name not in SELF_EVENT_TYPES
+        if name not in SELF_EVENT_TYPES | RECEIVED_TYPES
     }
     return {
         "description": (

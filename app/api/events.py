@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 from uuid import UUID
 
 from fastapi import APIRouter, HTTPException, Path
@@ -18,6 +18,7 @@ from app.api.paging import cursor_errors, page_response
 from app.api.parameters import Reader, cursor, refuse_unknown, true_or_false, uuid, whole_number
 from app.api.service import foundation_of, service_of
 from app.errors import DatabaseFailed, NotFound
+from app.events import kubernetes
 from app.events.envelope import Category, Outcome
 from app.events.explain import bad_fields
 from app.ingest.accept import ACCEPTED_COLUMNS
@@ -36,6 +37,8 @@ _READERS: dict[str, Reader] = {
     "strict": true_or_false(),
 }
 
+StoredCategory = Annotated[str, Field(json_schema_extra={"enum": [*get_args(Category), kubernetes.CATEGORY]})]
+"""Those that clients post, and those of receivers."""
 _NOT_COVERED = Field(description="covered by no hash: not proved by the log")
 
 
@@ -47,7 +50,7 @@ class Event(BaseModel):
     event_date: str
     event_type: str
     version: str
-    event_category: Category
+    event_category: StoredCategory
     event_action: str
     event_outcome: Outcome
     correlation_id: str

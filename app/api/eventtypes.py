@@ -20,7 +20,7 @@ class EventTypeSummary(BaseModel):
     producer: str
     category: str | None
     generation: str = Field(
-        description="head, both, dec-2025 (free form only), custom, or own (only the service writes them)"
+        description="head, both, dec-2025 (free form only), custom, own (only the service writes them), or received (a receiver makes them)"
     )
     meaning: str
 

@@ -24,6 +24,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics, tracing
+from app.api import kubernetes
 from app.api.access import AccessControl, caller_name, client_address, is_guarded
 from app.api.body import ClientDisconnected, Reservation, too_large
 from app.api.body_formats import BATCH_PATH
@@ -49,6 +50,7 @@ _ID_PREFIXES = (
     *(b"/api/v1/effectiveness/", b"/ui/correlations/"),
 )
 """After these follows a correlation id, in which a slash can be encoded."""
+_BATCHES = frozenset({BATCH_PATH, LOGS_PATH, kubernetes.PATH})
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 log = logging.getLogger(__name__)
@@ -202,8 +204,7 @@ class Front:
     def _check_content_length(self, request: Request, request_headers: Mapping[bytes, bytes]) -> None:
         if request.scope["method"] not in _WITH_BODY:
             return
-        is_batch = request.scope["path"] in {BATCH_PATH, LOGS_PATH}
-        length = request_headers.get(b"content-length", b"")
+        is_batch, length = request.scope["path"] in _BATCHES, request_headers.get(b"content-length", b"")
         bytes_max = self._settings.batch_bytes_max if is_batch else self._settings.body_bytes_max
         if length.isdigit() and int(length) > bytes_max:
             raise too_large(request, bytes_max)

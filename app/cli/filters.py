@@ -50,6 +50,7 @@ def add_filters(parser: argparse.ArgumentParser, times: str) -> None:
         help="that stands in payload, message, type, action, actor or resource; with --since or --correlation",
     )
     filters.add_argument("--self", action="store_true", help="the service's own events too")
+    filters.add_argument("--kubernetes", action="store_true", help="audit events of Kubernetes too")
     filters.add_argument("--unsealed", action="store_true", help="only those that others inserted by SQL")
 
 
@@ -71,8 +72,10 @@ def parameters_of(arguments: argparse.Namespace, zone: str | None) -> dict[str, 
         raise Usage("--q reads every payload: it needs --since or --correlation beside it, such as --since 7d")
     named = {"since": arguments.since, "until": arguments.until, "q": arguments.q, "zone": zone}
     sent |= {name: value for name, value in named.items() if value is not None}
-    if arguments.self:
-        sent["include"] = "self"
+    if arguments.self or arguments.kubernetes:
+        sent["include"] = (
+            "all" if arguments.self and arguments.kubernetes else "self" if arguments.self else "kubernetes"
+        )
     if arguments.unsealed:
         sent["sealed"] = "false"
     return sent

@@ -368,7 +368,7 @@ class _Checker:
             return f"the first {size} events of the log are all in it, with the root that the checkpoint signs"
         return (
             f"not compared with the checkpoint: position {log.size} of the log is not in "
-            "the file (filtered, redacted, purged, or a self event: include=self)"
+            "the file (filtered, redacted, purged, a self event or one of Kubernetes: include=all)"
         )
 
     def _differences(self, manifest: Manifest, form: str) -> Iterator[str]:

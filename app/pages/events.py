@@ -22,6 +22,7 @@ from app.api.histogram import parse_histogram_query
 from app.api.paging import cursor_errors
 from app.api.service import service_of
 from app.errors import DatabaseBusy
+from app.events import kubernetes
 from app.events.envelope import Category, Outcome
 from app.pages.chart import bars
 from app.pages.rendering import page
@@ -49,8 +50,8 @@ _TEXT_DAYS = 7
 """How far back a text is looked for if nobody says: it is looked for in every payload."""
 _CHOICES: dict[str, tuple[str, ...]] = {
     "event_outcome": get_args(Outcome),
-    "event_category": get_args(Category),
-    "include": ("self",),
+    "event_category": (*get_args(Category), kubernetes.CATEGORY),
+    "include": ("self", "kubernetes", "all"),
     "order": ("time", "log"),
     "sealed": ("true", "false"),
 }

@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.db import Connection, driver_connection
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
-from app.query.filter import CONDITIONS, EventFilter
+from app.query.filter import CONDITIONS, LEFT_OUT, EventFilter
 from app.query.postgres_time import nearest_rfc3339
 from app.sql import load
 from app.tables import audit_events
@@ -29,11 +29,11 @@ LIMIT_MAX = 1000
 SCANNED_CORRELATIONS_MAX = 1000
 """How many correlations the scan of one page meets at most."""
 _SCANNED_ROWS_MAX = 10_000
-SCANS = {rows: SQL["scan"].replace("$4", str(rows)) for rows in (200, 1000, 4000)}
+SCANS = {rows: SQL["scan"].replace("$5", str(rows)) for rows in (200, 1000, 4000)}
 """The statement by its LIMIT, which is a literal in it: the planner has to know how few rows are wanted."""
-NAMED_SCANS = {rows: SQL["scan_named"].replace("$5", str(rows)) for rows in (200, 1000, 4000)}
+NAMED_SCANS = {rows: SQL["scan_named"].replace("$6", str(rows)) for rows in (200, 1000, 4000)}
 """The same of correlations that are named."""
-_OF_NEWEST = {"since", "until", "not self event", "event_outcome", "event_outcome_in", "event_outcome_not"}
+_OF_NEWEST = {"since", "until", *LEFT_OUT.values(), "event_outcome", "event_outcome_in", "event_outcome_not"}
 """Conditions for the newest event of a correlation, and what the scan itself leaves out."""
 _HIGHEST_ID = UUID(int=2**128 - 1)
 
@@ -143,7 +143,8 @@ class _Scan:
         self._rows_limit = next((limit for limit in SCANS if limit >= wanted), max(SCANS))
         names = self._named
         scan = SCANS[self._rows_limit] if names is None else NAMED_SCANS[self._rows_limit]
-        arguments = (cursor.event_timestamp, cursor.event_id, since, *(() if names is None else (names,)))
+        bounds = (cursor.event_timestamp, cursor.event_id, since, self._query.includes_kubernetes)
+        arguments = (*bounds, *(() if names is None else (names,)))
         rows = await self._connection.fetch(scan, *arguments)
         self._rows += len(rows)
         return rows
@@ -170,7 +171,7 @@ class _Scan:
                 [r["timestamp"] for r in candidates],
                 [r["event_id"] for r in candidates],
             ]
-            newest = await self._connection.fetch(SQL["newest"], *columns)
+            newest = await self._connection.fetch(SQL["newest"], *columns, query.includes_kubernetes)
             candidates = [candidates[row["number"] - 1] for row in newest]
         candidates = [row for row in candidates if query.has_outcome(row["event_outcome"])]
         if (conditions := query.any_conditions()) and candidates:

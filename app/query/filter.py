@@ -31,6 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
+from app.events import kubernetes
 from app.events.envelope import Outcome
 from app.query.cursor import Cursor, LogCursor
 from app.sql import fragment
@@ -83,8 +84,10 @@ class EventFilter(BaseModel, frozen=True, extra="forbid"):
         None, pattern=f"^{DETAIL_KEY}$", description="member of event_data; with detail_value"
     )
     detail_value: str | None = Field(None, description="text of the member that detail_key names")
-    include: Literal["self"] | None = Field(
-        None, description="self: the service's own events too, if neither type, category nor correlation is asked for"
+    include: Literal["self", "kubernetes", "all"] | None = Field(
+        None,
+        description="self: the service's own events too, if neither type, category nor correlation is asked for; kubernetes: also those "
+        "of a kube-apiserver, if neither type, category, actor_id nor a correlation kubernetes:… is asked for; all: both",
     )
     sealed: bool | None = Field(
         None, description="true: without the events that others inserted by SQL; false: only those"
@@ -137,8 +140,21 @@ class EventFilter(BaseModel, frozen=True, extra="forbid"):
     @property
     def includes_self_events(self) -> bool:
         """Whether self events are part of the answer."""
-        named = ("include", "correlation_id", "event_type", "event_category")
-        return any(getattr(self, name) for name in (*named, *(f"{name}_in" for name in named[1:])))
+        return self.include in {"self", "all"} or self._names("correlation_id", "event_type", "event_category")
+
+    @property
+    def includes_kubernetes(self) -> bool:
+        """Whether audit events of Kubernetes are part of the answer. Of a correlation they are only if it is one of theirs: clients of the
+        platform ask for those of remediations, and cannot read them.
+        """
+        if self.include in {"kubernetes", "all"} or self._names("event_type", "event_category", "actor_id"):
+            return True
+        correlations = (self.correlation_id or "", *self.correlation_id_in)
+        return any(one.startswith(kubernetes.CORRELATIONS) for one in correlations)
+
+    def _names(self, *columns: str) -> bool:
+        """Whether values of one of these columns are asked for."""
+        return any(getattr(self, name) or getattr(self, f"{name}_in") for name in columns)
 
     @property
     def is_bounded(self) -> bool:
@@ -160,8 +176,8 @@ class EventFilter(BaseModel, frozen=True, extra="forbid"):
             yield "until"
         if self.detail_key is not None:
             yield f"detail {self.detail_key}" if self.detail_key in _INDEXED_DETAILS else "detail"
-        if not self.includes_self_events:
-            yield "not self event"
+        if not (self.includes_self_events and self.includes_kubernetes):
+            yield LEFT_OUT[self.includes_self_events, self.includes_kubernetes]
         if self.sealed is not None:
             yield "sealed" if self.sealed else "unsealed"
         if self.q is not None:
@@ -220,6 +236,12 @@ class EventQuery(EventFilter, frozen=True, extra="forbid"):
         return not asked <= _OF_REFERENCE
 
 
+LEFT_OUT = {
+    (False, False): "neither self event nor kubernetes",
+    (False, True): "not self event",
+    (True, False): "not kubernetes",
+}
+"""The condition by (self events are included, audit events of Kubernetes are)."""
 _EQUAL = (
     *("correlation_id", "event_type", "event_category", "severity", "event_outcome", "actor_id", "actor_type"),
     *("resource_type", "resource_id", "namespace", "cluster_id", "event_action", "parent_event_id", "trace_id"),
@@ -299,7 +321,7 @@ def _is_none(condition: ColumnElement[bool]) -> ColumnElement[bool]:
 def conditions_on(events: FromClause) -> dict[str, ColumnElement[bool]]:
     """The conditions that any table can answer that has some of the columns of events, and either type and category or `is_self_event`."""
     c = events.c
-    found: dict[str, ColumnElement[bool]] = {"not self event": not_(_is_self_event(c))}
+    found = _left_out(c)
     for name in _EQUAL:
         if name in c:
             found[name] = c[name] == bindparam(name, type_=c[name].type)
@@ -311,15 +333,21 @@ def conditions_on(events: FromClause) -> dict[str, ColumnElement[bool]]:
     return found
 
 
-def _is_self_event(c: Columns) -> ColumnElement[bool]:
-    if "is_self_event" in c:
-        is_self_event: ColumnElement[bool] = c.is_self_event
-        return is_self_event
-    return and_(  # docs/design.md, section 2
+def _left_out(c: Columns) -> dict[str, ColumnElement[bool]]:
+    """What is left out of answers that do not include it."""
+    if "is_self_event" in c:  # which is true of both kinds, so that this table cannot tell them apart
+        return {"neither self event nor kubernetes": not_(c.is_self_event)}
+    is_self_event = and_(  # docs/design.md, section 2
         c.event_category == literal_column("'security'"),
         c.event_type.like(literal_column("'datastorage.%'")),
         c.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference writes it too, and shows it
     )
+    is_kubernetes = c.event_category == literal_column(f"'{kubernetes.CATEGORY}'")
+    return {
+        "neither self event nor kubernetes": and_(not_(is_self_event), not_(is_kubernetes)),
+        "not self event": not_(is_self_event),
+        "not kubernetes": not_(is_kubernetes),
+    }
 
 
 IS_SEALED = case(

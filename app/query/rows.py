@@ -35,7 +35,7 @@ from app.db import Connection
 from app.errors import DatabaseBusy
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor, LogCursor, Position
-from app.query.filter import CONDITIONS, IS_SEALED, Columns, EventQuery
+from app.query.filter import CONDITIONS, IS_SEALED, LEFT_OUT, Columns, EventQuery
 from app.query.offset import is_deep, nearer
 from app.query.postgres_time import nearest_rfc3339, utc_text, utc_time
 from app.sql import load
@@ -239,7 +239,7 @@ class _Reading:
         return nearest_rfc3339(recorded or "infinity")
 
 
-_BY_TIME = {"since", "until", "not self event"}
+_BY_TIME = {"since", "until", *LEFT_OUT.values()}
 """Conditions that the index on time has, or that nearly all events meet."""
 _FEW = {
     *("correlation_id", "parent_event_id", "correlation_id_in", "parent_event_id_in"),
@@ -262,7 +262,7 @@ def _way(query: EventQuery) -> Literal["at once", "try", "scan"]:
         if not others or (len(others) == 1 and others <= _MANY):
             return "at once"
         return "scan" if others.isdisjoint(_MAYBE) else "try"
-    if conditions <= {"not self event"}:
+    if conditions <= {*LEFT_OUT.values()}:
         return "at once"
     return "scan" if others.isdisjoint(_MAYBE) and "since" not in conditions else "try"
 

@@ -33,9 +33,9 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "holds": ("-", None),
     "notifications": ("-",),
     "use_generic_plans": (),
-    "scan": (*_EVENT, "-infinity", 1),
-    "scan_named": (*_EVENT, "-infinity", ["-"], 1),
-    "newest": (["-"], [_EVENT[0]], [_EVENT[1]]),
+    "scan": (*_EVENT, "-infinity", False, 1),
+    "scan_named": (*_EVENT, "-infinity", False, ["-"], 1),
+    "newest": (["-"], [_EVENT[0]], [_EVENT[1]], False),
     "summaries": (["-"],),
 }
 """Arguments for each statement of reports.sql, in its order, that no row matches."""
@@ -45,7 +45,7 @@ async def warm(engine: AsyncEngine) -> None:
     """Run every statement once on the first connections of the pool, the scan in each of its sizes."""
     statements = load("reports")
     runs = [(statements[name], arguments) for name, arguments in ARGUMENTS.items() if name != "scan"]
-    runs += [(scan, ARGUMENTS["scan"][:3]) for scan in SCANS.values()]
+    runs += [(scan, ARGUMENTS["scan"][:-1]) for scan in SCANS.values()]
 
     async def run_each(connection: Connection) -> None:
         async with connection.transaction(readonly=True):

@@ -147,11 +147,12 @@ counts AS (
 )
 
 -- fragment: add_counts
--- Adds what is `counted` to the counts, by hours, days and months: to those by type, and to those by cluster and namespace.
+-- Adds what is `counted` to the counts, by hours, days and months: to those by type, and to those by cluster and namespace, where
+-- is_self_event is true of all that unfiltered answers leave out: audit events of Kubernetes too (docs/decisions/0059).
 by_hour AS MATERIALIZED (
     SELECT month, date_trunc('hour', event_timestamp, 'UTC') AS start, event_type, event_category, event_outcome, severity, cluster_id,
-        namespace, event_category = 'security' AND event_type LIKE 'datastorage.%'
-            AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event,
+        namespace, event_category = 'kubernetes' OR (event_category = 'security' AND event_type LIKE 'datastorage.%'
+            AND event_type <> 'datastorage.ratelimit.denied') AS is_self_event,
         sum(events) AS events
     FROM counted GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
 ), added AS (
@@ -172,10 +173,10 @@ by_hour AS MATERIALIZED (
 )
 
 -- fragment: scanned_events
--- What a scan for correlations reads: events after a cursor ($1, $2) that are not older than $3.
+-- What a scan for correlations reads: events after a cursor ($1, $2) that are not older than $3, and audit events of Kubernetes if $4.
 SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, event_id, event_type, event_outcome, namespace,
     cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
         AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event
 FROM audit_events
 WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
-    AND event_timestamp >= timezone('UTC', $3::text::timestamp)
+    AND event_timestamp >= timezone('UTC', $3::text::timestamp) AND ($4 OR event_category <> 'kubernetes')

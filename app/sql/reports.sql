@@ -257,23 +257,24 @@ SET LOCAL plan_cache_mode = 'force_generic_plan'
 -- events before the cursor.
 {scanned_events}
 ORDER BY event_timestamp DESC, event_id DESC
-LIMIT $4
-
--- name: scan_named
--- The same, of some correlations ($4).
-{scanned_events}
-    AND correlation_id = ANY($4)
-ORDER BY event_timestamp DESC, event_id DESC
 LIMIT $5
 
+-- name: scan_named
+-- The same, of some correlations ($5).
+{scanned_events}
+    AND correlation_id = ANY($5)
+ORDER BY event_timestamp DESC, event_id DESC
+LIMIT $6
+
 -- name: newest
--- Which of these events are the newest of their correlation, by their number in the arrays, from 1.
+-- Which of these events are the newest of their correlation, by their number in the arrays, from 1; audit events of Kubernetes count if $4.
 SELECT number
 FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY AS candidate (correlation_id, timestamp, event_id, number)
 WHERE (
     SELECT true FROM audit_events e
     WHERE e.correlation_id = candidate.correlation_id AND e.event_date >= candidate.timestamp::timestamp::date
         AND (e.event_timestamp, e.event_id) > (timezone('UTC', candidate.timestamp::timestamp), candidate.event_id)
+        AND ($4 OR e.event_category <> 'kubernetes')
     LIMIT 1
 ) IS NULL
 

@@ -16,6 +16,7 @@ import pytest
 from tests.apiserver import ACCOUNT, ALL, ApiServer
 from tests.events import NOTIFICATION, make_event
 from tests.issuer import Issuer, make_key
+from tests.kubernetes.audit import event_list
 from tests.services import ROOT, Service
 
 EVENTS, BATCH, VERIFY = "/api/v1/audit/events", "/api/v1/audit/events/batch", "/api/v1/audit/verify-chain"
@@ -38,6 +39,7 @@ MATRIX = dict(
         route("GET", EVENTS, READ),
         route("POST", BATCH, WRITE, 201, sent=lambda: [make_event()]),
         route("POST", "/v1/logs", WRITE, sent=dict),
+        route("POST", "/api/v1/audit/kubernetes", WRITE, sent=event_list),
         route("POST", "/api/v1/audit/import", set(), 207, sent=lambda: [make_event()]),  # of the importer alone
         route("GET", EVENTS + "/{event_id}", READ, 404, event_id=EVENT_ID),
         route("GET", "/api/v1/audit/histogram", READ),
@@ -131,6 +133,8 @@ def test_permission_matrix(connect: Callable[..., httpx.Client], api: ApiServer,
             headers = {} if token is None else bearer(token)
             answer = client.request(method, url, json=sent and sent(), headers=headers)
             status = expected if role in allowed else 401 if role == "none" else 403
+            if template.endswith("/kubernetes") and role in allowed and token is not None and token.count(".") == 2:
+                status = 403  # a person, who would name others as actors
             fits = answer.status_code == status or (status == 0 and answer.status_code not in {401, 403})
             if not fits:
                 wrong.append((method, template, role, token, answer.status_code, status, answer.text[:200]))

@@ -44,6 +44,7 @@ LAST_MONTH = (THIS_MONTH - timedelta(days=1)).replace(day=1)
 MONTH_BEFORE = (LAST_MONTH - timedelta(days=1)).replace(day=1)
 TYPES = ("orchestrator.lifecycle.started", "b", "datastorage.ratelimit.denied")
 CATEGORIES = ("orchestration", "gateway", "security")
+INCLUDED = (None, "self", "kubernetes", "all")
 OUTCOMES = ("success", "failure")
 SEVERITIES = (None, "warning", "critical")
 CLUSTERS = (None, "prod", "test")
@@ -90,13 +91,13 @@ def row_of(event: dict[str, Any], pick: random.Random) -> dict[str, Any]:
 
 
 def queries(pick: random.Random) -> list[EventQuery]:
-    made = [EventQuery(), EventQuery(include="self")]
+    made = [EventQuery(include=one) for one in INCLUDED]
     for _ in range(10):
         fields: dict[str, Any] = {}
         if pick.random() < 0.5:
             fields["event_type"] = pick.choice((*TYPES, "datastorage.retention.purged"))
         if pick.random() < 0.3:
-            fields["event_category"] = pick.choice(CATEGORIES)
+            fields["event_category"] = pick.choice((*CATEGORIES, "kubernetes"))
         if pick.random() < 0.3:
             fields = {}  # what is counted by cluster and namespace is not counted by type and category
         if pick.random() < 0.3:
@@ -110,22 +111,24 @@ def queries(pick: random.Random) -> list[EventQuery]:
         since, until = sorted((moment(pick), moment(pick)))
         fields |= {"since": since} if pick.random() < 0.6 else {}
         fields |= {"until": until} if pick.random() < 0.6 else {}
-        made.append(EventQuery(**fields, include=pick.choice((None, "self"))))
+        made.append(EventQuery(**fields, include=pick.choice(INCLUDED)))
     return made
 
 
 async def matching(connection: Connection, query: EventFilter, columns: str) -> list[Any]:
     """These columns of the rows that the query means, in words of its own."""
     equal = ("event_type", "event_category", "event_outcome", "severity", "cluster_id", "namespace")
-    hidden = not (query.include or query.event_type or query.event_category)
+    named = query.event_type or query.event_category
+    hidden = not (named or query.include in {"self", "all"})
+    without_kubernetes = not (named or query.include in {"kubernetes", "all"})
     found: list[Any] = await connection.fetch(
         f"SELECT {columns} FROM audit_events WHERE "
         + " AND ".join(f"(${n}::text IS NULL OR {name} = ${n})" for n, name in enumerate(equal, 1))
         + " AND ($7::timestamptz IS NULL OR event_timestamp >= $7) AND ($8::timestamptz IS NULL OR event_timestamp <= $8)"
         " AND NOT ($9 AND event_category = 'security' AND event_type LIKE 'datastorage.%'"
-        " AND event_type <> 'datastorage.ratelimit.denied')",
+        " AND event_type <> 'datastorage.ratelimit.denied') AND NOT ($10 AND event_category = 'kubernetes')",
         *(getattr(query, name) for name in equal),
-        *(query.since, query.until, hidden),
+        *(query.since, query.until, hidden, without_kubernetes),
     )
     return found
 
@@ -222,7 +225,7 @@ class Story:
 
     async def insert(self) -> None:
         event = members(self._pick) | self._pick.choice(
-            ({}, {"event_type": "datastorage.x", "event_category": "security"})
+            ({}, {"event_type": "datastorage.x", "event_category": "security"}, {"event_category": "kubernetes"})
         )
         await sealed.insert(self._connection, sealed.plain_row("sql") | row_of(event, self._pick))
 
@@ -234,6 +237,7 @@ class Story:
             "sealed by others",
             *(
                 {k: v for k, v in row_of(members(self._pick), self._pick).items() if k != "correlation_id"}
+                | self._pick.choice(({}, {"event_category": "kubernetes"}))
                 for _ in range(2)
             ),
         )
@@ -282,6 +286,7 @@ class Story:
                 "severity = 'critical'",
                 "event_type = 'b', event_outcome = 'failure'",
                 "event_category = 'security'",
+                "event_category = 'kubernetes'",
                 "event_timestamp = event_timestamp + interval '90 min'",
                 "event_timestamp = 'infinity'",
                 "log_index = NULL",

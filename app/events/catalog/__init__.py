@@ -7,6 +7,7 @@ producer sends them, `OTHER_CATEGORIES` names the classes that are sent in anoth
 A `Catalog` checks a payload by the payload's own event_type. A payload without one belongs to the free-form generation.
 
 self_events.py  the events that the service writes about itself; nobody else may send them
+kubernetes.py   the events that a receiver makes of audit events of Kubernetes; nobody may post them
 freeform.py     the free-form generation of December 2025: its names, and the keys that were seen
 value_types.py  types of the values in payloads: counts, date-times, UUIDs
 shared.py       objects that occur in payloads of several producers
@@ -30,9 +31,11 @@ from app.events.catalog.freeform import CATEGORIES, FREEFORM, MEANING
 from app.events.envelope import Category
 from app.events.explain import bad_fields, excerpt, validation_error
 from app.events.foreign import Default
+from app.events.kubernetes import STAGES
+from app.events.kubernetes import Category as KubernetesCategory
 
 Check = Callable[[Any], object]
-Generation = Literal["head", "both", "dec-2025", "custom", "own"]
+Generation = Literal["head", "both", "dec-2025", "custom", "own", "received"]
 _PRODUCERS = tuple(
     import_module(f"{__name__}.{producer}")
     for producer in (
@@ -45,6 +48,7 @@ _PRODUCERS = tuple(
         "datastorage",
         "effectiveness",
         "gateway",
+        "kubernetes",
         "notification",
         "orchestrator",
         "remediationworkflow",
@@ -66,7 +70,7 @@ class EventType:
     """One event type of the catalog."""
 
     name: str
-    category: Category | None
+    category: Category | KubernetesCategory | None
     """The category in which its producer sends it; None if no producer does. Other categories are accepted too."""
     meaning: str
     payload: Any = None
@@ -84,6 +88,8 @@ class EventType:
             return "dec-2025"
         if self.name in SELF_EVENT_TYPES:
             return "own"
+        if self.name in RECEIVED_TYPES:
+            return "received"
         return "both" if self.name in FREEFORM else "head"
 
 
@@ -140,6 +146,8 @@ EVENT_TYPES |= {one.name: one for one in _typed_event_types()}
 """Every built-in event type by its name, typed or free-form."""
 SELF_EVENT_TYPES = frozenset(name for payload in _classes(self_events) for name in _names_served_by(payload))
 """Names of the self events, which only the service itself writes."""
+RECEIVED_TYPES = frozenset(STAGES.values())
+"""Names of the events that a receiver makes of what others send; nobody posts them."""
 PAYLOAD_CHECKS = dict(_payload_checks())
 """Every typed name with the check of its payload. The result of a check is not used: the payload is stored as sent."""
 
@@ -161,7 +169,7 @@ class Catalog:
         # To find them takes milliseconds, and a batch may have one wrong name a thousand times.
         self._nearest = lru_cache(256)(lambda name: nearest(name, self.typed))
         self._accept_unknown = accept_unknown
-        self._reserved = frozenset() if allow_self_events else SELF_EVENT_TYPES
+        self._reserved = frozenset() if allow_self_events else SELF_EVENT_TYPES | RECEIVED_TYPES
         self._allows_self_events = allow_self_events
 
     def check_correlation_id(self, correlation_id: str, pointer: str) -> None:
@@ -176,7 +184,9 @@ class Catalog:
         """
         inner_type = payload.get("event_type", _ABSENT)
         if outer_type in self._reserved or (isinstance(inner_type, str) and inner_type in self._reserved):
-            raise bad_fields({pointer + "/event_type": "only the service itself writes events of this type"})
+            name = inner_type if inner_type in self._reserved else outer_type
+            by = "a receiver of the service" if name in RECEIVED_TYPES else "the service itself"
+            raise bad_fields({pointer + "/event_type": f"only {by} writes events of this type"})
         if inner_type is _ABSENT:
             if outer_type in FREEFORM:
                 return self.types[outer_type]

@@ -257,6 +257,8 @@ _TEXTS_WITH_NAMES = {
 _TEXTS = {key: text for text, keys in _TEXTS_WITH_NAMES.items() for key in keys.split()}
 
 _LISTS = {
+    "members": ["/requestObject", "/responseObject"],
+    "sourceIPs": ["10.0.0.7"],
     "causalChain": ["the limit was lowered", "the container was killed", "the pod crashed in a loop"],
     "changed_keys": ["rate_limit.requests_per_minute"],
     "cluster": ["prod-eu-1"],
@@ -283,6 +285,17 @@ _LISTS = {
 }
 
 _MAPS: dict[str, dict[str, Any]] = {
+    "annotations": {"authorization.k8s.io/decision": "allow"},
+    "impersonatedUser": {"username": "ada@example.org", "groups": ["sre"]},
+    "objectRef": {
+        "resource": "deployments",
+        "namespace": "payments",
+        "name": "payments-api",
+        "apiGroup": "apps",
+        "apiVersion": "v1",
+    },
+    "responseStatus": {"metadata": {}, "code": 200},
+    "user": {"username": "system:serviceaccount:kubernaut-system:workflow", "groups": ["system:serviceaccounts"]},
     "customLabels": {"team": "payments"},
     "detected_labels_summary": {"gitOpsManaged": True, "gitOpsTool": "argocd"},
     "labels": {"severity": "critical", "environment": "production"},
@@ -295,6 +308,8 @@ _MAPS: dict[str, dict[str, Any]] = {
 }
 
 _UNTYPED = {
+    "requestObject": {"spec": {"replicas": 3}},
+    "responseObject": {"kind": "Deployment", "spec": {"replicas": 3}},
     "default": "512Mi",
     "detectedLabels": {"gitOpsManaged": True},
     "engineConfig": {"timeout": "10m"},

@@ -1,0 +1,155 @@
+"""Reads an EventList item by item, so that what is bad in one of them loses none of the others.
+
+What people send to a kube-apiserver stands in its audit events as they sent it: texts with NUL or half a character, numbers that no
+double has, objects a thousand levels deep. Each is read as something that app/events/kubernetes.py can replace and name.
+"""
+
+import json
+import re
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from json.decoder import WHITESPACE  # type: ignore[attr-defined]  # missing from the stubs
+from typing import Any, NoReturn
+
+from app.errors import BadRequest
+from app.events.canonical import NESTING_MAX, SIGNIFICANT_DIGITS_MAX, kind_of, parse
+
+KIND, API_VERSION = "EventList", "audit.k8s.io/v1"
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
+_TOKEN_MAX = 100
+
+
+@dataclass(frozen=True, slots=True)
+class BadNumber:
+    """A number beyond the limits of canonical JSON."""
+
+    token: str
+
+
+class TooDeep:
+    """An array or object below the level that any JSON of ours may have."""
+
+
+def items(body: bytes) -> Iterator[Any]:
+    """The items of the EventList, of any JSON type. Texts may have NUL and lone surrogates, and a byte that is not UTF-8 is one.
+
+    BadRequest when the body turns out to be no EventList, or no JSON; that may be after some items.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        text = body.decode(errors="surrogateescape")
+    index = _skip(text, 0)
+    if not text.startswith("{", index):
+        raise _no_list(f"got {kind_of(parse(body).value)}")
+    found: dict[str, Any] = {}
+    index = _skip(text, index + 1)
+    while not text.startswith("}", index):
+        key, index = _value(text, index)
+        index = _expect(":", text, index)
+        if key == "items" and text.startswith("[", index):
+            _check(found, is_end=False)
+            index = yield from _elements(text, index + 1)
+            found[key] = []
+        else:
+            found[str(key)], index = _value(text, index)
+        index = _skip(text, index)
+        if not text.startswith("}", index):
+            index = _expect(",", text, index)
+    if _skip(text, index + 1) != len(text):
+        raise BadRequest("body: expected JSON, got something after its end")
+    _check(found, is_end=True)
+
+
+def _elements(text: str, index: int) -> Generator[Any, None, int]:
+    """Yields the elements of the array of which `index` is the inside, and returns the index of its end."""
+    index = _skip(text, index)
+    while not text.startswith("]", index):
+        value, index = _value(text, index)
+        yield value
+        index = _skip(text, index)
+        if not text.startswith("]", index):
+            index = _expect(",", text, index)
+    return index + 1
+
+
+def _check(found: dict[str, Any], *, is_end: bool) -> None:
+    for name, expected in (("kind", KIND), ("apiVersion", API_VERSION)):
+        if (is_end or name in found) and found.get(name) != expected:
+            raise _no_list(f"got {name} {str(found.get(name))[:60]!r}")
+    if is_end and not (found.get("items") is None or found["items"] == []):
+        raise _no_list(f"got {kind_of(found['items'])} as its items")
+
+
+def _no_list(got: str) -> BadRequest:
+    return BadRequest(f"body: expected an {KIND} of {API_VERSION}, as a kube-apiserver's audit webhook sends it, {got}")
+
+
+def _skip(text: str, index: int) -> int:
+    return WHITESPACE.match(text, index).end()  # type: ignore[no-any-return]  # untyped
+
+
+def _expect(character: str, text: str, index: int) -> int:
+    """The index of what follows this character."""
+    index = _skip(text, index)
+    if not text.startswith(character, index):
+        raise BadRequest(f"body: expected JSON, got no {character!r} at character {index}")
+    return _skip(text, index + 1)
+
+
+def _value(text: str, index: int) -> tuple[Any, int]:
+    """The value at `index`, and the index of its end."""
+    try:
+        return _DECODER.raw_decode(text, index)
+    except RecursionError:
+        return _deep_value(text, index)
+    except ValueError as error:
+        raise BadRequest(f"body: expected JSON, got an error near character {index}: {error}") from None
+
+
+def _deep_value(text: str, index: int) -> tuple[Any, int]:
+    """The same without recursion, with TooDeep for what no JSON of ours may have."""
+    nodes: list[list[Any]] = [[]]
+    try:
+        for match in _TOKEN.finditer(text, index):
+            token = match[0]
+            if token in {"[", "{"}:
+                nodes.append([])
+            elif token in {"]", "}"}:
+                parts = nodes.pop()
+                if len(nodes) > NESTING_MAX:
+                    nodes[-1].append(TooDeep())
+                else:
+                    nodes[-1].append(parts if token == "]" else _object(parts))  # noqa: S105 -- a token of JSON
+                if len(nodes) == 1:
+                    return nodes[0][0], match.end()
+            elif token not in {",", ":"}:
+                nodes[-1].append(_DECODER.decode(token))
+    except (ValueError, IndexError) as error:
+        raise BadRequest(f"body: expected JSON, got an error in the value at character {index}: {error}") from None
+    raise BadRequest(f"body: expected JSON, got no end of the value at character {index}")
+
+
+def _object(parts: list[Any]) -> dict[str, Any]:
+    members = dict(zip(parts[::2], parts[1::2], strict=True))
+    if not all(isinstance(key, str) for key in members):
+        raise ValueError("a key is no text")
+    return members
+
+
+def _integer(token: str) -> Any:
+    return int(token) if len(token) <= SIGNIFICANT_DIGITS_MAX else _number(token)
+
+
+def _number(token: str) -> Any:
+    try:
+        return parse(token.encode()).value
+    except BadRequest:
+        return BadNumber(token[:_TOKEN_MAX])
+
+
+def _refuse(token: str) -> NoReturn:
+    raise ValueError(f"{token} is no number")
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer, parse_float=_number, parse_constant=_refuse)
