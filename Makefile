@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz torture clients lint bench honest collector kubernetes openapi verifier lock clean
+.PHONY: run test fuzz torture clients lint bench honest collector kubernetes kube-audit openapi verifier lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -47,6 +47,10 @@ collector: $(INSTALLED)
 # Calls every route with service accounts of a real kube-apiserver, which is compiled once (some minutes). Needs Go.
 kubernetes: $(INSTALLED)
 	tests/kubernetes/check.sh
+
+# 10,000 calls of a real kube-apiserver, whose audit webhook posts to a service that is killed ten times; in both modes of the webhook.
+kube-audit: $(INSTALLED)
+	tests/kubernetes/check.sh audit $(ARGS)
 
 openapi: $(INSTALLED)
 	$(BIN)/datastorage openapi > openapi/datastorage.json

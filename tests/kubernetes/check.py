@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def running(command: list[object], log: Path) -> Iterator[None]:
 
 
 def wait_for(what: str, is_ready: Callable[[], bool], log: Path) -> None:
-    for _ in range(600):
+    for _ in range(1800):
         try:
             if is_ready():
                 return
@@ -112,7 +112,9 @@ def running_etcd(tools: Path, directory: Path) -> Iterator[str]:
 
 
 @contextmanager
-def running_api_server(tools: Path, directory: Path, etcd: str, port: int) -> Iterator[httpx.Client]:
+def running_api_server(
+    tools: Path, directory: Path, etcd: str, port: int, flags: Sequence[object] = ()
+) -> Iterator[httpx.Client]:
     """kube-apiserver; a client of it with every right."""
     key, log = directory / "accounts.key", directory / "kube-apiserver.log"
     if not key.exists():
@@ -122,7 +124,7 @@ def running_api_server(tools: Path, directory: Path, etcd: str, port: int) -> It
     command += ["--secure-port", port, "--cert-dir", directory, "--authorization-mode", "RBAC"]
     command += ["--service-account-issuer", "https://kubernetes.test", "--service-account-key-file", key]
     command += ["--service-account-signing-key-file", key, "--token-auth-file", directory / "tokens.csv"]
-    command += ["--service-cluster-ip-range", "10.0.0.0/24"]
+    command += ["--service-cluster-ip-range", "10.0.0.0/24", *flags]
     with running(command, log):
         wait_for("the certificate of kube-apiserver", (directory / "apiserver.crt").exists, log)
         trusted = ssl.create_default_context(cafile=str(directory / "apiserver.crt"))
