@@ -46,7 +46,7 @@ class Sink(BaseModel, frozen=True, extra="forbid"):
     """One entry of the file. A type of sink adds its own fields, and `type: Literal[…]`."""
 
     name: str = Field(pattern=NAME)
-    filter: EventFilter = EventFilter(include="self")
+    filter: EventFilter = EventFilter(include="all")
     start: Start = Field("now", alias="from")
     """Where a sink begins that has no cursor yet."""
     events_max: int = Field(500, ge=1, le=10_000)

@@ -35,7 +35,7 @@ def test_a_sink_as_written() -> None:
 def test_without_a_filter_everything_is_delivered() -> None:
     """A receiver's copy lacks the service's own events although nobody has left them out."""
     (sink,) = parse_sinks(sinks(), "f")
-    assert sink.filter.includes_self_events
+    assert (sink.filter.includes_self_events, sink.filter.includes_kubernetes) == (True, True)
 
 
 @pytest.mark.parametrize(
