@@ -22,7 +22,6 @@ import orjson
 from app import metrics
 from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway
-from app.events.log import LOG_POSITIONS
 from app.settings import Settings
 from app.stream import cursor as cursors
 from app.stream.cursor import SQL, Cursor, read_cursor
@@ -173,13 +172,7 @@ class SinkDelivery:
     async def _read(self, connection: Connection, cursor: Cursor) -> Portion:
         """The next portion. One that was sent before is read with the end that it had."""
         bounds = {"events_max": self._events_max, "bytes_max": self.sink.bytes_max}
-        try:
-            portion = await self.reader.read(connection, self._first, self.sink.filter, **bounds)
-        except NotThereYet as error:
-            if self._first // LOG_POSITIONS >= self.reader.log.id:
-                raise
-            # What lies beyond the end of a closed log is lost, and was delivered. The seam comes next.
-            portion = await self.reader.read(connection, error.end, self.sink.filter, **bounds)
+        portion = await self.reader.read(connection, self._first, self.sink.filter, **bounds)
         end = cursor.sent_up_to
         if end is not None and self._first < end < portion.next:
             return Portion(_before(portion.items, end), end, is_end=False)

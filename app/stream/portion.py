@@ -134,9 +134,11 @@ class LogReader:
             log = self._log_of(first)
             position = first - log.place(0)
             end = await self._end(connection, log, position)
-            if position == end:
-                if log.id == self.log.id:
-                    return Portion((), first, is_end=True)
+            if log.id == self.log.id and position > end:
+                raise NotThereYet(log.place(end))
+            if log.id == self.log.id and position == end:
+                return Portion((), first, is_end=True)
+            if position >= end:  # whoever has got more of a closed log has what was lost
                 seam = Seam(log.next.place(0), log.next.name, log.name, end)
                 return Portion((seam,), seam.place, is_end=False)
             stop = min(end, position + _POSITIONS_MAX)
@@ -159,8 +161,6 @@ class LogReader:
             end = await connection.fetchval(SQL.of(log)["end_from"], position, _POSITIONS_MAX)
             if end is None:
                 end = await connection.fetchval(EXPORT_SQL.of(log)["log_size"])
-        if position > end:
-            raise NotThereYet(log.place(end))
         return int(end)
 
     async def _absent(self, connection: Connection, log: Log, first: int, end: int) -> list[Absent]:

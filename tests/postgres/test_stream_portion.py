@@ -109,6 +109,8 @@ async def test_over_the_seam(connection: Connection, database_url: str, events_m
     items = await read_all(connection, events_max=events_max)
     seams = [item for item in items if isinstance(item, Seam)]
     assert seams == [Seam(LOG_POSITIONS, NEXT.name, FIRST_LOG.name, 6)]
+    assert places(await read_all(connection, 8)) == [place for place in places(items) if place >= LOG_POSITIONS]
+    assert (await read_all(connection, 8))[0] == seams[0]  # for whoever has got what was lost
     rows = await connection.fetch("SELECT log_id, log_index FROM audit_events ORDER BY 1, 2")
     assert places(items) == [Log(row["log_id"], "").place(row["log_index"]) for row in rows]
     assert [item.place if not isinstance(item, Absent) else item.first for item in items] == sorted(
