@@ -268,6 +268,10 @@ class Settings(BaseSettings):
     retention_ceiling_days: int = Field(
         2555, ge=1, description="no event is kept longer, unless its category has a ceiling of its own"
     )
+    retention_awaits_sinks: bool = Field(
+        default=True,
+        description="purge no event that a sink has yet to be sent, not even one whose sink is paused or forgotten; false: purge it",
+    )
     checkpoint_file: Path | None = Field(
         None,
         description="file out of the database's reach that every checkpoint is appended to, one for each process; at its start it is held against the log",

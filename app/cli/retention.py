@@ -27,7 +27,8 @@ def add(commands: Commands) -> None:
     plan.set_defaults(run=_plan)
     run = acts.add_parser("run", help="purge what is due and not held")
     run.description = (
-        "Exit code 1: holds or policies of the tables differ from the log, which is followed; the rest is purged."
+        "Exit code 1: holds or policies of the tables differ from the log, which is followed; or a sink has yet to be sent what is due, which "
+        "stays then; the rest is purged."
     )
     run.set_defaults(run=_run)
     _add_policy(acts)
@@ -106,7 +107,10 @@ def _run(arguments: argparse.Namespace) -> Exit:
     for state, months in (("dropped", done.dropped), ("put back", done.restored)):
         if months:
             print(f"Months {state}: {', '.join(months)}")
-    return _print_differences(done.differences)
+    for sink in done.held_back_by:
+        print(visible(f"{sink.message}."), file=sys.stderr)
+    code = _print_differences(done.differences)
+    return Exit.DEFECT if done.held_back_by else code
 
 
 def _print_differences(differences: "Sequence[Difference]") -> Exit:

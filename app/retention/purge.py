@@ -18,6 +18,7 @@ from app.events.log import place_of
 from app.events.positions import Positions
 from app.ingest.link import Flush
 from app.retention.adoption import adopt
+from app.retention.awaited import AwaitedSink, AwaitedSinks, SinkMoved
 from app.retention.in_force import OrdersChanged
 from app.retention.logged import action_store, commit_action, read_open_log
 from app.retention.policy import Month, MonthContents, Terms
@@ -75,6 +76,9 @@ class RetentionRun:
     differences: list[Difference] = field(default_factory=list)
     """Where holds and policies of the tables differ from the log: not followed, and what such a hold covers not purged."""
 
+    held_back_by: list[AwaitedSink] = field(default_factory=list)
+    """Sinks because of which events stayed that are due."""
+
     def columns(self) -> tuple[int, int, list[str], date | None, date | None]:
         first = min((month.first for month in self.months), default=None)
         end = max((month.end for month in self.months), default=None)
@@ -103,12 +107,16 @@ async def run(settings: Settings, now: datetime) -> RetentionRun:
                 await _purge_months(session, result)
             finally:
                 result.differences = [*session.in_force.differences.values()]
+                result.held_back_by = [*session.awaited.holding_back.values()]
         except Exception as error:
             await _record(session, result, "failed", getattr(error, "detail", None) or repr(error))
             raise
         for one in result.differences:
             log.critical(one.message, extra={"kind": one.kind, "correlation_id": one.correlation_id})
-        await _record(session, result, "completed", "; ".join(one.message for one in result.differences) or None)
+        for sink in result.held_back_by:
+            log.warning("a sink holds back what is due", extra={"sink": sink.name, "place": sink.place_text})
+        messages = [one.message for one in result.differences] + [one.message for one in result.held_back_by]
+        await _record(session, result, "completed", "; ".join(messages) or None)
         return result
 
 
@@ -131,7 +139,8 @@ async def _session(settings: Settings, now: datetime, *, adopts: bool = False) -
             await adopt(connection, settings, of_log)
         async with action_store(settings, of_log) as store:
             log_size = await connection.fetchval(SQL.of(of_log)["log_size"]) or 0
-            session = RetentionSession(store, connection, Terms.of(settings, now), log_size)
+            awaited = AwaitedSinks(settings.retention_awaits_sinks)
+            session = RetentionSession(store, connection, Terms.of(settings, now), log_size, awaited=awaited)
             await session.refresh()
             yield session
     finally:
@@ -149,6 +158,7 @@ async def _purge_months(session: RetentionSession, result: RetentionRun) -> None
     for month in await _months(session.connection):
         if not month.attached:
             continue
+        await session.awaited.refresh(session.connection)
         rows = await read_contents(session, month)
         result.rows_scanned += rows.total
         if not rows.due:
@@ -158,12 +168,19 @@ async def _purge_months(session: RetentionSession, result: RetentionRun) -> None
             Plan(month, rows).whole
             and month.end <= session.terms.now.date()
             and not session.store.log.id
+            and session.awaited.allow(_end(rows))
             and await remove_month(session, month)
         ):
             result.dropped.append(month.name)
             result.rows_deleted += rows.total
         else:
             result.rows_deleted += await _purge_rows(session, result.run_id, month)
+
+
+def _end(rows: MonthContents) -> int:
+    """The position behind the last one of a month."""
+    positions = Positions.parse(rows.positions)
+    return positions.ranges[-1][1] if positions else 0
 
 
 async def _purge_rows(session: RetentionSession, run_id: UUID, month: Month) -> int:
@@ -184,7 +201,11 @@ async def _pass(session: RetentionSession, run_id: UUID, month: Month, after: in
         await session.refresh()
         arguments = month.name, *session.terms.columns(), after, BATCH_ROWS
         due = await session.connection.fetch(SQL["due_events"], *arguments, timeout=SLOW_SECONDS)
-        rows = due if after is None else await _purgeable(session, due)
+        rows = (
+            due
+            if after is None
+            else [row for row in await _purgeable(session, due) if session.awaited.allow(_place(row) + 1)]
+        )
         purged = await _purge(session, run_id, rows) if rows else 0
         deleted += purged
         if not due or (after is None and not purged):
@@ -209,13 +230,17 @@ async def _purgeable(session: RetentionSession, due: Sequence[asyncpg.Record]) -
     return [row for row in due if (row["log_id"], row["log_index"]) in places]
 
 
+def _place(row: asyncpg.Record) -> int:
+    return place_of(row["log_id"], row["log_index"])
+
+
 def _may_be_purge(row: asyncpg.Record) -> bool:
     return row["log_index"] is not None and row["correlation_id"].startswith(_PURGES)
 
 
 async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg.Record]) -> int:
     """Delete `rows` and write their purge events, together. 0 if one of them is held now; the next pass omits it."""
-    places = Positions.of(place_of(row["log_id"], row["log_index"]) for row in rows if row["log_index"] is not None)
+    places = Positions.of(_place(row) for row in rows if row["log_index"] is not None)
     repeated = await purged_by(session, sorted({row["correlation_id"] for row in rows if _may_be_purge(row)}))
     unsealed = sum(row["log_index"] is None for row in rows)
     keys = [[row[name] for row in rows] for name in ("event_id", "event_date", "correlation_id")]
@@ -224,6 +249,8 @@ async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg
     async def delete(connection: Connection, flush: Flush) -> None:
         del flush
         await session.in_force.require_unchanged(connection)
+        if places:
+            await session.awaited.require_sent(connection, places.ranges[-1][1])
         try:
             deleted = await connection.fetchval(SQL["purge"], *keys)
         except asyncpg.ForeignKeyViolationError as error:  # held, or a parent, since the rows were read
@@ -234,6 +261,6 @@ async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg
     try:
         events = list(purge_events(session, run_id, Purge(places, repeated, unsealed, categories)))
         await commit_action(session.store, events, delete)
-    except (RowsChanged, OrdersChanged):
+    except (RowsChanged, OrdersChanged, SinkMoved):
         return 0
     return len(rows)

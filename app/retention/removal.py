@@ -26,6 +26,7 @@ from app.ingest.accept import Event
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
+from app.retention.awaited import AwaitedSinks, SinkMoved
 from app.retention.in_force import InForce, OrdersChanged
 from app.retention.logged import commit_action
 from app.retention.policy import Month, MonthContents, Terms
@@ -55,10 +56,13 @@ class RetentionSession:
     """Size of the log when the run began: a run does not purge the events that it writes itself."""
     in_force: InForce = field(default_factory=InForce)
     """The holds and policies that it follows."""
+    awaited: AwaitedSinks = field(default_factory=lambda: AwaitedSinks(is_awaited=True))
+    """The sinks that have yet to be sent something."""
 
     async def refresh(self) -> None:
-        """Follow the holds and policies that the log records by now."""
+        """Follow the holds and policies that the log records by now, and see where sinks are."""
         await self.in_force.refresh(self.connection, self.store.log)
+        await self.awaited.refresh(self.connection)
 
 
 async def read_contents(session: RetentionSession, month: Month) -> MonthContents:
@@ -135,6 +139,7 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
     named = await connection.fetchval(SQL["rows_at_positions"], rows.positions, timeout=SLOW_SECONDS)
     if rows.held or rows.not_due or not positions.size == rows.total - rows.unsealed == named:
         return False
+    end = positions.ranges[-1][1] if positions else 0  # with several logs whole months are not removed
     arguments = month.name, *terms.columns()
     due = await connection.fetch(SQL["purges_in_month"], *arguments, timeout=SLOW_SECONDS)
     repeated = await purged_by(session, [row["correlation_id"] for row in due])
@@ -143,6 +148,7 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
 
     async def check_unchanged(connection: Connection, flush: Flush) -> None:
         await session.in_force.require_unchanged(connection)
+        await session.awaited.require_sent(connection, end)
         statement = SQL.of(flush.log)["month_unchanged"]
         if flush.log != read_in or not await connection.fetchval(statement, month.first, month.end, log_size, *version):
             raise MonthChanged
@@ -150,7 +156,7 @@ async def _write_purge(session: RetentionSession, month: Month) -> bool:
     purge = Purge(positions, repeated, rows.unsealed, categories, month.name)
     try:
         await commit_action(session.store, list(purge_events(session, operation, purge)), check_unchanged)
-    except (MonthChanged, OrdersChanged):
+    except (MonthChanged, OrdersChanged, SinkMoved):
         return False
     return True
 

@@ -284,3 +284,11 @@ SELECT erase_events($1, $2, $3)
 -- name: has_events
 -- Whether a correlation has any event, sealed or not.
 SELECT EXISTS (SELECT FROM audit_events WHERE correlation_id = $1) AS has_events
+
+-- name: sink_places
+-- Where each sink is, those that are farthest behind first.
+SELECT name, place, paused, (place >> 48) || ':' || (place & 281474976710655) AS place_text FROM sinks ORDER BY place, name
+
+-- name: lock_sinks
+-- Until this transaction ends no cursor moves, and no sink is made or removed.
+LOCK TABLE sinks IN SHARE MODE
