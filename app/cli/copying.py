@@ -106,6 +106,7 @@ _MEANINGS = {
     "unsealed": "have no position in the log, so they were not compared",
     "left out": "events of the database that a stream has only where they are asked for (self events) are not in the copy",
     "not in the copy": "other events of the database are not in the copy, which is a filtered one",
+    "cut off": "files end within a line, as where a connection broke: that line does not count",
     "admitted checkpoints": "of the copy's checkpoints contradict a closed log, as its continuation admits",
 }
 

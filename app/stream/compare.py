@@ -69,7 +69,8 @@ def compare(  # noqa: PLR0917 -- what is compared, and with what
     if not found and stated != leaf:
         found.append(_against_leaf(about, stated, leaf, row_agrees=row_hash == stated))
         row_found = [one for one in row_found if row_hash != stated]  # it is the same difference
-    verdict: Verdict = "same"
+    is_committed = row is None and copied.event["payload_commitment"] is not None
+    verdict: Verdict = "content not comparable" if is_committed else "same"
     if not found and row is not None and not row_found:
         names, verdict = _content(copied, own_row, row, masked)
         if names:

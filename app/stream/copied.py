@@ -1,6 +1,6 @@
 """A copy of the log as somebody else has it: what stands in its files, in whichever of our formats.
 
-Lines of a stream, an export (ndjson or csv), objects of these in gzip, CloudEvents one by one or in batches, and OCSF events.
+A stream (lines or Server-Sent Events), an export (ndjson or csv), objects of these in gzip, CloudEvents one by one or in batches, and OCSF events.
 """
 
 import gzip
@@ -21,6 +21,9 @@ from app.tlog.note import PublicKey
 
 STDIN = Path("-")
 _GZIP = b"\x1f\x8b"
+_LINES = b"{", b"[", b"\n", b" "
+_DATA, _OTHER_FIELDS = b"data:", (b"id:", b"event:", b"retry:", b":")
+"""Of Server-Sent Events."""
 
 
 class CopiedEvent(NamedTuple):
@@ -57,6 +60,8 @@ class Unreadable(NamedTuple):
 
     where: str
     reason: str
+    is_cut: bool = False
+    """It is the last line of a file and has no end: what is left where a connection broke."""
 
 
 Copied = CopiedEvent | CopiedControl | CopiedManifest | Unreadable
@@ -77,7 +82,8 @@ def _read_file(raw: Any, name: str, keys: list[PublicKey]) -> Iterator[Copied]:
     file: Any = gzip.GzipFile(fileobj=raw) if start == _GZIP else raw
     number = 0
     try:
-        if file.peek(1)[:1] in {b"{", b"[", b"\n", b" ", b""}:
+        begin = file.peek(len(b"retry:"))
+        if not begin or begin.startswith((*_LINES, _DATA, *_OTHER_FIELDS)):
             read: Callable[[Any, str, list[PublicKey]], Iterator[Copied]] = _parse_line
             lines: Any = iter(lambda: file.readline(RECORD_BYTES_MAX), b"")
         else:
@@ -101,10 +107,12 @@ def _parse_csv(records: RecordReader, record: bytes, where: str, keys: list[Publ
 
 
 def _parse_line(line: bytes, where: str, keys: list[PublicKey]) -> Iterator[Copied]:
+    if line.startswith(_OTHER_FIELDS):
+        return
     try:
-        value = loads_strict(line)
+        value = loads_strict(line.removeprefix(_DATA))
     except (ValueError, RecursionError) as error:
-        yield Unreadable(where, f"it is no JSON: {error}")
+        yield Unreadable(where, f"it is no JSON: {error}", is_cut=not line.endswith(b"\n"))
         return
     batch = value if isinstance(value, list) else [value]
     for number, one in enumerate(batch, 1):

@@ -24,6 +24,8 @@ from app.stream.places import Places
 from app.tlog.continued import Seam, keys_of, newest_log, read_seam
 from app.tlog.evidence import NO_EVIDENCE, PURGED, leaves_at, read_evidence, read_self_events
 from app.tlog.note import Checkpoint, PublicKey
+from app.tlog.tiles import HashesMissing
+from app.tlog.tiles import log_size as tiled_log_size
 from app.verify.checkpoints import LogState, checkpoint_defect, parse_checkpoint, signers
 from app.verify.extent import log_size
 from app.verify.row import DEFECTS_MAX
@@ -35,6 +37,7 @@ _EVENTS_AT_ONCE = 200
 _POSITIONS_AT_ONCE = 50_000
 _CHECKPOINTS_MAX = 10_000
 """Of the copy, each compared with the log. If there are more, every other one is."""
+_NAMES_MAX = 100
 _FORM = "expected what a stream says"
 
 
@@ -116,6 +119,8 @@ class _Checker:
         self._connection = connection
         self._keys = keys
         self._evidence = NO_EVIDENCE
+        self._evidence_at: tuple[Log, int] | None = None
+        """The log, and how long it was, when that was read."""
         self._events, self._absent = Places(), Places()
         self._checkpoints: dict[tuple[str, int, bytes], tuple[str, str]] = {}
         """By log, size and root: where it stands, and its note."""
@@ -123,6 +128,12 @@ class _Checker:
         self._seams: list[tuple[str, int, int]] = []
         """Where each stands, its place, and the size of the closed log."""
         self._open: list[Difference] = []
+        self._claimed: tuple[int, str] | None = None
+        """The largest place before which the copy says that everything was sent, and where it says so."""
+        self._redacted: str | None = None
+        """Where the first event is that says that it was redacted."""
+        self._is_redacted = False
+        """Whether a manifest says so too."""
         self._foreign: Counter[str] = Counter()
         """Names of logs that the database has not."""
         self._states: dict[int, _LogState] = {}
@@ -155,10 +166,13 @@ class _Checker:
 
     def add(self, item: CopiedControl | CopiedManifest | Unreadable) -> None:
         match item:
-            case Unreadable(where, reason):
-                self._add("copy", "edited", reason, where)
+            case Unreadable(where, reason, is_cut):
+                self.result.counts["cut off"] += is_cut
+                if not is_cut:
+                    self._add("copy", "edited", reason, where)
             case CopiedManifest(where, manifest, is_signed):
                 self.result.is_filtered |= bool(manifest.filter)
+                self._is_redacted |= manifest.redacted
                 if self._keys and not is_signed:
                     self._add("copy", "wrong key", "the manifest has no signature by the key", where)
                 if manifest.checkpoint is not None:
@@ -182,15 +196,20 @@ class _Checker:
                 place, size = self._place(record["place"]), record["size"]
                 if not isinstance(size, int):
                     raise TypeError("size is no number")
-                self._seams.append((where, place, size))
+                if len(self._seams) < DEFECTS_MAX:
+                    self._seams.append((where, place, size))
             case "checkpoint":
                 place, text = self._place(record["place"]), record["note"]
                 checkpoint = self._add_checkpoint(where, text)
                 if checkpoint is not None and checkpoint.size != place % LOG_POSITIONS:
                     self._add("copy", "edited", f"the checkpoint is of {checkpoint.size} events", where, place)
+            case "position" | "closed":  # everything before it was sent
+                place = self._place(record["place"])
+                self._extend(place, place)
+                if self._claimed is None or place > self._claimed[0]:
+                    self._claimed = place, where
             case other:
-                if other not in {"heartbeat", "end"}:
-                    raise ValueError(f"a stream says nothing of {other!r}")
+                raise ValueError(f"a stream says nothing of {str(other)[:60]!r}")
 
     def _add_absence(self, where: str, first: int, end: int) -> None:
         """What the copy says of positions that the log does not have yet is looked at again in the end: it may grow meanwhile."""
@@ -263,7 +282,7 @@ class _Checker:
             or not isinstance(position, int)
             or not 0 <= position < LOG_POSITIONS
         ):
-            if log is None:
+            if log is None and len(self._foreign) < _NAMES_MAX:
                 self._foreign[str(event["log"])[:200]] += 1
             what = (
                 f"it is of the log {str(event['log'])[:200]!r}, which the database has not"
@@ -286,24 +305,35 @@ class _Checker:
     async def _read_evidence_of(
         self, rows: dict[int, list[asyncpg.Record]], placed: Sequence[tuple[int, CopiedEvent]]
     ) -> None:
-        """Read what was purged and erased if what is known of it does not explain these rows: it may be since then."""
+        """Read what was purged and erased if what is known of it does not explain these rows, and the log has grown since."""
         known = self._evidence
         marked = (place for place, there in rows.items() for row in there if row["payload_commitment"] is not None)
         if any(place not in rows and place not in known.missing for place, _ in placed) or any(
             place not in known.erased for place in marked
         ):
-            self._evidence = await read_evidence(self._connection, self._log)
+            at = self._log, await self._length()
+            if at != self._evidence_at:
+                self._evidence, self._evidence_at = await read_evidence(self._connection, self._log), at
+
+    async def _length(self) -> int:
+        """How long the last log is; -1 if that cannot be said, since it has no flush."""
+        try:
+            return await tiled_log_size(self._connection, self._log)
+        except HashesMissing:
+            return -1
 
     def _compare(self, copied: CopiedEvent, place: int, rows: Sequence[asyncpg.Record], leaf: str | None) -> None:
         result = self.result
         result.events += 1
+        if copied.event["redacted"] and self._redacted is None:
+            self._redacted = copied.where
         known_end = self._log_at(place)
         if known_end is not None and (leaf is not None or place < known_end.place(self._sizes[known_end.id])):
             self._events.add(place)
             self._extend(place, place + 1)
         try:
             verdicts = [compare(copied, place, row, leaf, self._log, self._evidence.erased) for row in rows or (None,)]
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             result.counts["different"] += 1
             event_id = str(copied.event["event_id"])[:60]
             result.add(Difference("copy", "edited", f"it is no event: {error}", place, event_id, copied.where))
@@ -319,7 +349,7 @@ class _Checker:
                 event_id = str(copied.event["event_id"])
                 message = "the event is missing, and no purge of it is recorded"
                 found.append(Difference("database", "removed", message, place, event_id, copied.where))
-            elif why is not None and not found:
+            elif why is not None and verdict == "same":
                 verdict = why
         self._count(verdict, found, place)
 
@@ -370,6 +400,7 @@ class _Checker:
             for one in self._open:
                 result.add(self._decided(one))
             self._compare_seams()
+            self._compare_claims()
             await self._compare_absent()
             await self._find_missing()
         return result
@@ -470,6 +501,19 @@ class _Checker:
             elif size != self._sizes[log.id - 1]:
                 message = f"the closed log has {self._sizes[log.id - 1]} positions, the copy says {size}"
                 self._add("either", "edited", message, where, place)
+
+    def _compare_claims(self) -> None:
+        """What the copy says of itself: how far it goes, and that events in it are redacted."""
+        if self._claimed is not None:
+            place, where = self._claimed
+            log = self._log_at(place)
+            end = 0 if log is None else log.place(self._sizes[log.id])
+            if place > end and not (log is not None and self._is_admitted(place)):
+                message = f"it says that everything before {place_text(place)} was sent, but the log ends before"
+                self._add("either", "rolled back", message, where, place)
+        if self._redacted is not None and not self._is_redacted:
+            message = "it says that it is redacted, as only an export is, but no manifest says so"
+            self._add("copy", "edited", message, self._redacted)
 
     async def _compare_absent(self) -> None:
         """What the copy says is absent is absent, or was when it was made."""

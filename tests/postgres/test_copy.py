@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import random
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import orjson
@@ -18,16 +20,21 @@ from pydantic import SecretStr
 from app.db import create_engine
 from app.errors import Fatal
 from app.events.log import LOG_POSITIONS
+from app.events.record import commitment_of
+from app.export.file import NOT_COVERED
 from app.export.select import ExportQuery
 from app.query.filter import EventFilter
 from app.retention.purge import run
 from app.settings import Settings
-from app.stream.copied import read_copy
-from app.stream.copy_check import CopyResult, check_copy
+from app.stream.copied import CopiedEvent, read_copy
+from app.stream.copy_check import CopyResult, _Checker, check_copy
 from app.stream.formats import cloudevents, ocsf
+from app.stream.made_up import made_up_delivery
 from app.stream.places import Places
 from app.stream.portion import Checkpoint, Item, LogReader
 from app.stream.records import ndjson_line
+from app.stream.rendered import Rendered, checkpoint_record, closed_record, position_record
+from app.stream.webhook import WebhookSink
 from app.tlog.continued import newest_log
 from app.tlog.note import PublicKey
 from tests.logs import FIRST_LOG
@@ -46,6 +53,7 @@ pytestmark = pytest.mark.damaged
 Connection = asyncpg.Connection
 EVERYTHING = EventFilter(include="self")
 Lines = list[bytes]
+SINK = WebhookSink(name="soc", type="webhook", url="http://127.0.0.1/", secret_files=(Path("/none"),))
 Form = Callable[[Item], bytes]
 FORMS: dict[str, Form] = {
     "events": ndjson_line,
@@ -475,6 +483,97 @@ async def test_files_of_every_kind(
     assert ("copy", "edited") in found(result)
     with pytest.raises(Fatal, match="Cannot read the copy"):
         list(read_copy([tmp_path / "none"], []))
+
+
+async def test_server_sent_events(owner: Connection, signed: Checkpoint, tmp_path: Path) -> None:
+    """What `curl` has stored of a stream as it comes is not read, or what it says of how far it went is not believed."""
+    portion = await LogReader(FIRST_LOG, newest_log).read(owner, 0, EVERYTHING)
+    sent = [b"retry: 1000\n", position_record(0, "sse")]
+    sent += [chunk.content for chunk in Rendered.of(portion, 0).chunks("sse")]
+    sent += [checkpoint_record(signed, "sse"), closed_record(20, "time", "sse")]
+    result = await checked(owner, tmp_path, sent)
+    assert found(result) == set()
+    assert (result.events, result.compared_checkpoints, result.end) == (20, 1, 20)
+    broken = [*sent[:-2], b'id: 0:20\nevent: audit\ndata: {"event_id":"01a']
+    result = await checked(owner, tmp_path, broken)
+    assert found(result) == set()
+    assert result.counts["cut off"] == 1
+    ndjson = [ndjson_line(item) for item in portion.items]
+    late = [position_record(0, "ndjson"), *ndjson[2:-2], position_record(20, "ndjson")]
+    assert found(await checked(owner, tmp_path, late)) == {("copy", "removed")}
+    beyond = [*ndjson, position_record(25, "ndjson")]
+    assert found(await checked(owner, tmp_path, beyond)) == {("either", "rolled back")}
+
+
+async def test_a_made_up_event_is_none(owner: Connection, form: Form, tmp_path: Path) -> None:
+    """A destination that was once tried has a copy that does not verify."""
+    made_up = made_up_delivery(SINK, FIRST_LOG).items[0]
+    result = await checked(owner, tmp_path, [form(made_up), *(form(item) for item in await items_of(owner))])
+    assert found(result) == set()
+    assert (result.events, result.counts["unsealed"]) == (20, 1)
+
+
+async def test_a_copy_that_says_it_is_redacted(owner: Connection, tmp_path: Path) -> None:
+    """Whoever marks an event as redacted may put anything in the place of what its commitment stands for."""
+    lines = [ndjson_line(item) for item in await items_of(owner)]
+    row = await owner.fetchrow("SELECT *, event_data::text AS event_data FROM audit_events WHERE log_index = 3")
+    assert row is not None
+    sent = orjson.loads(lines[3]) | {"event_data": {"forged": True}, "payload_salt": None}
+    sent["payload_commitment"] = commitment_of(row).hex()
+    for redacted in (None, ["event_data"]):
+        lines[3] = orjson.dumps(sent | {"redacted": redacted}) + b"\n"
+        assert found(await checked(owner, tmp_path, lines)) == {("copy", "edited")}
+
+
+async def test_a_log_that_grows(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """What was written after the command began looks as if the database had lost it."""
+    await write(database_url, {})
+    checker = _Checker(connection, (), is_filtered=False)
+    await checker.begin()
+    await write(database_url, {}, {})
+    items = await items_of(connection)
+    path = tmp_path / "copy.ndjson"
+    path.write_bytes(b"".join([*map(ndjson_line, items), position_record(3, "ndjson")]))
+    copied = [*read_copy([path], ())]
+    await checker.compare([one for one in copied if isinstance(one, CopiedEvent)])
+    checker.add(copied[-1])  # type: ignore[arg-type]  # the position
+    result = await checker.finish()
+    assert found(result) == set()
+    assert result.counts["same"] == 3
+
+
+async def test_what_a_hostile_copy_has(owner: Connection, tmp_path: Path) -> None:
+    """Whoever makes the copy ends the command with a traceback, or has it believe what it cannot read."""
+    good = [ndjson_line(item) for item in await items_of(owner)]
+    sent = orjson.loads(good[5])
+    positions: list[object] = ["5", True, -1, 2**60, 1.5, [], {}]
+    values: list[object] = [[], {"a": 1}, 7, "\x1b[31m", 10**30]
+    odd: list[dict[str, Any]] = [
+        *({**sent, "log_index": value} for value in positions),
+        *({**sent, name: value} for name in sent for value in values if name != "log_index"),
+        {"stream": "absent", "first": "0:5", "end": "0:2"},
+        {"stream": "absent", "first": "9:0", "end": "9:999"},
+        {"stream": "absent", "first": 5},
+        {"stream": "seam", "place": "3:0", "size": 7, "log": [], "closed": None},
+        {"stream": "seam", "place": "0:0", "size": "x"},
+        {"stream": "checkpoint", "place": "0:20", "note": 7},
+        {"stream": ["x"]},
+        {"specversion": "1.0"},
+        {"specversion": "1.0", "type": 7},
+        {"class_uid": 6003, "unmapped": []},
+        {"class_uid": 6003, "time": "x", "unmapped": {"datastorage": {"place": 7, "event": sent}}},
+        {"payloadType": "x", "payload": "e30=", "signatures": []},
+    ]
+    lines = [*good, *(dumps(one) for one in odd), b"[" * 100_000 + b"\n", b"\xff\xfe\n", b'{"a":NaN}\n']
+    result = await checked(owner, tmp_path, lines)
+    assert {side for side, _ in found(result)} <= {"copy", "either"}
+    assert result.counts["same"] >= 20
+    uncovered = len(NOT_COVERED) + len({"sealed", "redacted"})
+    assert result.count >= len(odd) - 5 * uncovered
+
+
+def dumps(value: object) -> bytes:
+    return json.dumps(value).encode() + b"\n"  # numbers too that orjson has not
 
 
 async def test_a_copy_of_another_log(owner: Connection, tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def _event(item: StreamedEvent) -> dict[str, Any]:
         rendered["eventparentdate"] = f"{rendered['eventparentdate']}T00:00:00Z"
     if "eventmetadata" in rendered:  # an attribute is no object
         rendered["eventmetadata"] = orjson.dumps(rendered["eventmetadata"]).decode()
-    rendered["eventplace"] = place_text(item.place)
+    if item.place >= 0:  # a made-up event has none
+        rendered["eventplace"] = place_text(item.place)
     return rendered
 
 
@@ -86,22 +87,23 @@ def _source(log: str) -> str:
     return f"/datastorage/logs/{quote(log, safe='')}"
 
 
-def parse(sent: dict[str, Any]) -> tuple[dict[str, Any], str]:
+def parse(sent: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     """What render() has made a CloudEvent of: the members of an exported event, or a record that has `stream`; and the text of its place.
 
     Members that it does not have are None. LookupError, TypeError or ValueError if it is no such CloudEvent.
     """
+    place = sent.get("eventplace")
     if sent["type"].startswith(CONTROL_TYPES):
-        return sent["data"] | {"stream": sent["type"].removeprefix(CONTROL_TYPES)}, sent["eventplace"]
+        return sent["data"] | {"stream": sent["type"].removeprefix(CONTROL_TYPES)}, place
     event: dict[str, Any] = dict.fromkeys(MEMBERS) | {
         member: sent.get(attribute) for member, attribute in _ATTRIBUTES.items()
     }
     event |= dict.fromkeys(sent.get("eventempty", "").split(), "")
     event["event_version"] = event.pop("version")
     event["event_date"] = event["event_timestamp"][:_DATE]  # it has no attribute of its own
-    event["log_index"] = parse_place(sent["eventplace"]) % LOG_POSITIONS
+    event["log_index"] = None if place is None else parse_place(place) % LOG_POSITIONS
     if event["parent_event_date"] is not None:
         event["parent_event_date"] = event["parent_event_date"][:_DATE]
     if event["event_metadata"] is not None:
         event["event_metadata"] = loads_strict(event["event_metadata"])
-    return event, sent["eventplace"]
+    return event, place

@@ -30,11 +30,11 @@ ACTIVITIES: dict[str, Enumerated] = {
 }
 """By event_action. Any other one is 99, with the action itself as its caption."""
 SEVERITIES: dict[str, Enumerated] = {
-    **dict.fromkeys(("debug", "info", "informational", "normal"), (1, "Informational")),
-    "low": (2, "Low"),
-    **dict.fromkeys(("medium", "moderate", "warning"), (3, "Medium")),
-    **dict.fromkeys(("error", "high"), (4, "High")),
-    "critical": (5, "Critical"),
+    **dict.fromkeys(("debug", "info", "informational", "none", "normal"), (1, "Informational")),
+    **dict.fromkeys(("low", "minor", "notice"), (2, "Low")),
+    **dict.fromkeys(("medium", "moderate", "warn", "warning"), (3, "Medium")),
+    **dict.fromkeys(("error", "high", "major"), (4, "High")),
+    **dict.fromkeys(("alert", "critical"), (5, "Critical")),
     **dict.fromkeys(("emergency", "fatal"), (6, "Fatal")),
 }
 """By severity in lower case. Without one it is 0, Unknown; any other one is 99, with the text itself as its caption."""
@@ -86,21 +86,28 @@ def _api_activity(item: StreamedEvent) -> dict[str, Any]:
         "src_endpoint": _source(event),
         "api": {"operation": event["event_type"], "service": {"name": event["event_category"]}},
         "resources": _resources(event),
-        "metadata": {
-            "version": VERSION,
-            "product": _PRODUCT,
-            "uid": str(event["event_id"]),
-            "original_event_uid": str(event["event_id"]),
-            "correlation_uid": event["correlation_id"],
-            "event_code": event["event_type"],
-            "log_name": event["log"],
-            "sequence": event["log_index"],
-            "original_time": time_text(event["event_timestamp"]),
-            "logged_time": _milliseconds(event["recorded_at"]),
-        },
-        "unmapped": {UNMAPPED: {"place": place_text(item.place), "event": event}},
+        "metadata": _metadata(event),
+        "unmapped": {UNMAPPED: {"place": place_text(item.place) if item.place >= 0 else None, "event": event}},
     }
     return {name: value for name, value in rendered.items() if value is not None and value != []}
+
+
+def _metadata(event: dict[str, Any]) -> dict[str, Any]:
+    metadata = {
+        "version": VERSION,
+        "product": _PRODUCT,
+        "uid": str(event["event_id"]),
+        "original_event_uid": str(event["event_id"]),
+        "correlation_uid": event["correlation_id"],
+        "event_code": event["event_type"],
+        "log_name": event["log"],
+        "sequence": event["log_index"],
+        "original_time": time_text(event["event_timestamp"]),
+        "logged_time": _milliseconds(event["recorded_at"]),
+    }
+    if event["log_index"] is None:  # a made-up event
+        del metadata["sequence"]
+    return metadata
 
 
 def _actor(event: dict[str, Any]) -> dict[str, Any]:
