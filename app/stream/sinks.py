@@ -10,12 +10,13 @@ from pydantic import BaseModel, Field, ValidationError
 
 from app.errors import Fatal
 from app.stream.otlp_sink import OtlpSink
+from app.stream.s3_sink import S3Sink
 from app.stream.sink import Sink
 from app.stream.syslog import SyslogSink
 from app.stream.webhook import WebhookSink
 
 # A type of sink is one module with a subclass of Sink, and its name here.
-AnySink = Annotated[OtlpSink | SyslogSink | WebhookSink, Field(discriminator="type")]
+AnySink = Annotated[OtlpSink | S3Sink | SyslogSink | WebhookSink, Field(discriminator="type")]
 
 
 class _File(BaseModel, frozen=True, extra="forbid"):

@@ -9,7 +9,7 @@ root=$(cd "$here/../.." && pwd)
 . "$here/engine.sh"
 
 export PYTHON_IMAGE=python:3.11-slim-bookworm POSTGRES_IMAGE=postgres:15
-BYTES_MAX=$((120 * 1000 * 1000)) # what the image may add to its base
+BYTES_MAX=$((140 * 1000 * 1000)) # what the image may add to its base
 COLD_MS_MAX=${COLD_MS_MAX:-3000}                 # from docker run to ready
 BEHIND_POSTGRES_MS_MAX=${BEHIND_POSTGRES_MS_MAX:-2000}      # from Postgres taking connections to ready
 DELAY_MS=3000                    # propagation delay of replicas under load: clients ask each second whether they are ready

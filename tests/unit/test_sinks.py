@@ -91,3 +91,48 @@ def test_a_made_up_event_has_every_form(render: Callable[[Any], object]) -> None
     assert "datastorage.sink.test" in text
     assert "It is in no log" in text
     assert '"0:0"' not in text
+
+
+SYSLOG = {"name": "soc", "type": "syslog", "host": "syslog.example"}
+OTLP = {"name": "soc", "type": "otlp", "url": "https://otelcol.example:4318/v1/logs"}
+BUCKET = {"name": "soc", "type": "s3", "bucket": "audit"}
+
+
+@pytest.mark.parametrize(
+    ("sink", "message"),
+    [
+        (SYSLOG | {"cert_file": "/a"}, "cert_file and key_file: expected both or neither"),
+        (SYSLOG | {"port": 0}, "sinks[0].port: "),
+        (SYSLOG | {"hostname": "a b"}, "sinks[0].hostname: "),
+        (SYSLOG | {"facility": "kern"}, "sinks[0].facility: "),
+        (SYSLOG | {"format": "cloudevents"}, "sinks[0].format: "),
+        (OTLP | {"header_files": {"content-Type": "/a"}}, "sinks[0].header_files: content-Type: the service sets"),
+        (OTLP | {"header_files": {"a b": "/a"}}, "sinks[0].header_files.a b"),
+        (OTLP | {"url": "http://otelcol.example/"}, "url: expected https://"),
+        (BUCKET | {"access_key_file": "/a"}, "access_key_file and secret_key_file: expected both or neither"),
+        (BUCKET | {"endpoint": "http://minio.example"}, "endpoint: expected https://"),
+        (BUCKET | {"endpoint": "https://key:secret@minio.example"}, "without a user or password"),
+        (BUCKET | {"prefix": "no-slash"}, "sinks[0].prefix: "),
+        (BUCKET | {"prefix": "a/../b/"}, "sinks[0].prefix: "),
+        (BUCKET | {"bucket": "UPPER"}, "sinks[0].bucket: "),
+        (BUCKET | {"secret_key": "hidden"}, "sinks[0].secret_key: there is no such field"),
+    ],
+)
+def test_what_is_wrong_with_other_destinations_is_named(sink: dict[str, Any], message: str) -> None:
+    """An operator has to guess which field of which sink is wrong, or a message shows a secret."""
+    with pytest.raises(Fatal) as raised:
+        parse_sinks({"sinks": [sink]}, "f")
+    assert message in raised.value.detail
+    assert "secret@" not in raised.value.detail
+    assert "hidden" not in raised.value.detail
+
+
+def test_addresses_are_shown_without_what_is_secret() -> None:
+    """A list of sinks shows tokens of their URLs, or not where they deliver to."""
+    sinks_of = [SYSLOG, OTLP | {"name": "b"}, BUCKET | {"name": "c", "endpoint": "https://minio.example:9000"}]
+    addresses = [sink.address for sink in parse_sinks({"sinks": sinks_of}, "f")]
+    assert addresses == [
+        "syslog+tls://syslog.example:6514",
+        "https://otelcol.example:4318",
+        "s3://audit/ at minio.example:9000",
+    ]
