@@ -33,7 +33,7 @@ from app.api.compression import CompressedAnswers
 from app.api.otlp_answers import LOGS_PATH
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
-from app.api.reading import Arrivals, is_endless, is_long, needs_slot
+from app.api.reading import Arrivals, is_endless, is_long, needs_slot, wait_reports
 from app.api.service import Application, Endpoint
 from app.api.streaming import PacedSend
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
@@ -188,7 +188,10 @@ class Front:
         arrivals = Arrivals(request.receive)
         try:
             async with self._read_slots.slot(
-                caller, arrivals, is_long=is_long(scope["path"], scope["query_string"])
+                caller,
+                arrivals,
+                is_long=is_long(scope["path"], scope["query_string"]),
+                report=wait_reports(scope, send),
             ) as turn:
                 await self._compressed_app(scope, arrivals, PacedSend(send, turn))
         except AuditError as error:  # of the slot: the framework answers those of its routes

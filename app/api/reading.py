@@ -10,13 +10,13 @@ writer is busy, slots rest after each piece of work, in proportion to it.
 
 import asyncio
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from urllib.parse import unquote_to_bytes
 
-from starlette.types import Message, Receive
+from starlette.types import Message, Receive, Scope, Send
 
 from app import metrics
 from app.api.body import ClientDisconnected
@@ -26,6 +26,10 @@ from app.ingest.event_writer import WriterState, busy_seconds_until
 from app.settings import Settings
 
 WAIT_SECONDS = 0.8
+WAITS, WORKS = "datastorage.waits", "datastorage.works"
+"""Types of messages before an answer, for the process that has relayed the request and whose clock is not late (app/pod/relay.py): from
+now on it waits for a slot, and from now on it does not. WAITS is also the ASGI extension that says that somebody wants to know.
+"""
 HELD_SECONDS_MAX = 1800.0
 """For which a read has its slot whoever waits. In this time also a client that only just receives fast enough, with the longest
 rests, gets one part of an export, from whose end it can go on."""
@@ -157,10 +161,13 @@ class ReadSlots:
         self._waiting: OrderedDict[str, deque[Turn]] = OrderedDict()
 
     @asynccontextmanager
-    async def slot(self, caller: str, arrivals: Arrivals, *, is_long: bool) -> AsyncIterator[Turn]:
+    async def slot(
+        self, caller: str, arrivals: Arrivals, *, is_long: bool, report: Callable[[str], Awaitable[None]] | None = None
+    ) -> AsyncIterator[Turn]:
         """A slot for one read of `caller`. ReadsBusy if none is free in time, ClientDisconnected if the client does not wait.
 
-        While it waits also what `arrivals` raises for a body that is not framed as HTTP has it.
+        While it waits also what `arrivals` raises for a body that is not framed as HTTP has it. Where there is no slot at once,
+        `report` is called with WAITS, and with WORKS when there is one.
         """
         turn = Turn(caller, is_long, self._pace)
         self._waiting.setdefault(caller, deque()).append(turn)
@@ -170,7 +177,12 @@ class ReadSlots:
         if sum(map(len, self._waiting.values())) > self._waiting_max:
             self._refuse_one()
         try:
-            await _wait(turn, arrivals)
+            if report is not None and not turn.admitted.done():
+                await report(WAITS)
+                await _wait(turn, arrivals)
+                await report(WORKS)
+            else:
+                await _wait(turn, arrivals)
             turn.work()
             yield turn
         finally:
@@ -260,8 +272,13 @@ async def _wait(turn: Turn, arrivals: Arrivals) -> None:
         finally:
             gone.cancel()
     if not turn.admitted.done() or turn.admitted.exception() is not None:
-        metrics.READS_REFUSED.inc()
-        raise ReadsBusy
+        raise refusal()
+
+
+def refusal() -> ReadsBusy:
+    """The refusal of one read, counted."""
+    metrics.READS_REFUSED.inc()
+    return ReadsBusy()
 
 
 def read_slots(settings: Settings, writer: WriterState, readers: int) -> ReadSlots:
@@ -278,6 +295,17 @@ def read_slots(settings: Settings, writer: WriterState, readers: int) -> ReadSlo
 def is_endless(path: str) -> bool:
     """Whether the answer is a stream (app/api/streams.py)."""
     return path == _AUDIT + "stream"
+
+
+def wait_reports(scope: Scope, send: Send) -> Callable[[str], Awaitable[None]] | None:
+    """What tells the process that has relayed a request whether it waits; None where nobody wants to know."""
+    if WAITS not in scope.get("extensions", ()):
+        return None
+
+    async def report(what: str) -> None:
+        await send({"type": what})
+
+    return report
 
 
 def needs_slot(method: str, path: str) -> bool:

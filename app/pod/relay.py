@@ -5,18 +5,22 @@ the client is gone, the connection is closed, and the application that answers g
 
 From this process come the scope and the messages of the body; from the other one the messages of the answer, and at its end
 whether the connection can be used for another request.
+
+Who waits for a slot for too long is refused here: the process that has the slots has a lower priority, and may be late with it, or with
+reading the request at all. It tells from when on a read waits for nothing that has to be in time (WORKS), and when it waits again (WAITS).
 """
 
 import asyncio
 import logging
 from asyncio import IncompleteReadError, StreamReader, StreamWriter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 from zlib import crc32
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.reading import WAIT_SECONDS, WAITS, WORKS, needs_slot, refusal
 from app.errors import AuditError
 from app.pod.messages import connect, is_own_peer, listen, pack, read
 
@@ -24,6 +28,9 @@ _IDLE_MAX = 32
 _PIECE_BYTES = 64 * 1024
 _PATIENCE_SECONDS = 0.8  # for a process that starts again
 _PAUSE_SECONDS = 0.05
+_LATE_SECONDS = 0.1
+"""After which a read is refused here, if the process with the slots has not done it."""
+_LOOK_SECONDS = 0.02
 _MEMBERS = (
     *("type", "asgi", "http_version", "scheme", "method", "path", "raw_path", "query_string", "root_path", "headers"),
     *("client", "server"),
@@ -169,9 +176,10 @@ class _Exchange:
         self._client_is_gone = False
         self._is_complete = False
         self._refusal: AuditError | None = None
+        self._patience = _Patience(self._refuse)
 
     async def run(self, scope: Scope) -> bool:
-        """Returns whether the connection can be used for another request. Raises, before the answer has begun, NobodyAnswers, and
+        """Returns whether the connection can be used for another request. Raises, before the answer has begun, NobodyAnswers, ReadsBusy, and
         what `receive` raises for a body that is not HTTP. An answer that breaks off stays incomplete: the server closes the client's
         connection then.
         """
@@ -182,7 +190,9 @@ class _Exchange:
         try:
             await self._connection.send({name: scope[name] for name in _MEMBERS if name in scope})
             sending = asyncio.create_task(self._send_body())
-            while isinstance(message := await read(self._connection.reader), dict):
+            if needs_slot(scope["method"], scope["path"]):
+                self._patience.begin()
+            while isinstance(message := await self._next(), dict):
                 if message["type"] == "http.response.start":
                     begin = message  # nothing is said to the client until it is sure that there is an answer
                     continue
@@ -194,6 +204,7 @@ class _Exchange:
         except _BROKEN as error:
             message, is_reset = False, isinstance(error, OSError)
         finally:
+            self._patience.end()
             if sending is not None:
                 sending.cancel()
         if not (begun or self._client_is_gone):
@@ -203,6 +214,18 @@ class _Exchange:
         if not (self._is_complete or self._client_is_gone or self._refusal):
             log.warning("an answer was cut by the process that gave it, or by its end", extra={"path": scope["path"]})
         return bool(message) and self._is_complete and self._body_is_sent
+
+    async def _next(self) -> Any:
+        """The next message of the answer, or what follows it."""
+        while True:
+            message = await read(self._connection.reader)
+            kind = message["type"] if isinstance(message, dict) else ""
+            if kind == WAITS:
+                self._patience.begin()
+                continue
+            self._patience.end()
+            if kind != WORKS:
+                return message
 
     async def _send_body(self) -> None:
         """Send the body as it arrives, then wait for the end of the client's connection, which ends the exchange.
@@ -221,6 +244,38 @@ class _Exchange:
             self._client_is_gone = not self._is_complete
         if not self._is_complete:
             self._connection.writer.transport.abort()
+
+    def _refuse(self) -> None:
+        self._refusal = refusal()
+        self._connection.writer.transport.abort()
+
+
+class _Patience:
+    """A clock that runs while a read waits for a slot, or for somebody to look at it, and calls `on_end` when that takes too long."""
+
+    def __init__(self, on_end: Callable[[], None]) -> None:
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._seconds_left = WAIT_SECONDS + _LATE_SECONDS
+        self._began = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> None:
+        """From now on it waits."""
+        if self._timer is None:
+            self._began = self._loop.time()
+            self._timer = self._loop.call_later(self._seconds_left, self._look_again)
+
+    def end(self) -> None:
+        """From now on it does not wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._seconds_left = max(0.0, self._seconds_left - (self._loop.time() - self._began))
+
+    def _look_again(self) -> None:
+        """What has arrived while this process was busy, which the event loop reads after its timers, counts."""
+        self._timer = self._loop.call_later(_LOOK_SECONDS, self._on_end)
 
 
 class RelayServer:
@@ -290,8 +345,12 @@ class _Relayed:
 
     async def answer(self, app: ASGIApp) -> bool:
         """Returns whether the connection can be used for another request."""
+        scope = self._scope
+        if needs_slot(scope["method"], scope["path"]):
+            await self._send({"type": WORKS})
+            scope["extensions"] = {WAITS: {}}
         try:
-            await app(self._scope, self._receive, self._send)
+            await app(scope, self._receive, self._send)
         except Exception:  # the top of a request, as in the server
             log.exception("a relayed request failed unexpectedly")
             return False

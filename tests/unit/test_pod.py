@@ -20,9 +20,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import cores
+from app.api.reading import Arrivals, Pace, ReadsBusy, ReadSlots, wait_reports
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy
 from app.ingest.accept import Event
 from app.ingest.claim import key_reused
+from app.ingest.event_writer import OwnState
 from app.ingest.store import MonthDetached, RowRefused
 from app.ingest.submission import Submission, conflict
 from app.ingest.writer import Writer
@@ -318,6 +320,75 @@ async def test_application_that_stops_waiting() -> None:
             assert client.sent[0]["status"] == 503
             connections |= set(relay._idle)
     assert len(connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "tells", "is_refused"),
+    [
+        ("/api/v1/audit/events", (), True),  # nobody reads the request
+        ("/api/v1/audit/events", ("works", "waits"), True),  # nobody refuses it
+        ("/api/v1/audit/events", ("works",), False),
+        ("/api/v1/audit/events", ("works", "waits", "works"), False),
+        ("/api/v1/audit/event-types", (), False),  # takes no slot
+    ],
+)
+async def test_read_that_waits(
+    path: str, tells: tuple[str, ...], is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read that waits for a starved process is refused late, or one that is being answered is refused."""
+    monkeypatch.setattr("app.pod.relay.WAIT_SECONDS", 0.1)
+    is_gone = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for what in tells:
+            writer.write(messages.pack({"type": f"datastorage.{what}"}))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(None if is_refused else 0.5):
+                await reader.read()
+                is_gone.set()
+        writer.write(messages.pack({"type": "http.response.start", "status": 200, "headers": []}))
+        writer.write(messages.pack({"type": "http.response.body", "body": b""}))
+        can_be_used_again = False
+        writer.write(messages.pack(can_be_used_again))
+        writer.close()
+
+    name = f"test-{token_hex(8)}"
+    async with await asyncio.start_unix_server(answer, sock=listen(name)):
+        asked = Relay([name], by_caller=False)(
+            {**_SCOPE, "path": path}, (client := _reading_client()).receive, client.send
+        )
+        if not is_refused:
+            await asked
+            assert client.sent[0]["status"] == 200
+            return
+        with pytest.raises(ReadsBusy):
+            await asked
+        assert client.sent == []
+        await is_gone.wait()
+
+
+async def test_who_waits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that takes a read late says nothing of it, so that the read is refused while it runs, or waits for seconds."""
+    monkeypatch.setattr("app.pod.relay.WAIT_SECONDS", 0.1)
+    read_slots, begun = ReadSlots(1, Pace(2, OwnState())), asyncio.Event()
+
+    async def reads(scope: Scope, receive: Receive, send: Send) -> None:
+        arrivals = Arrivals(receive)
+        async with read_slots.slot("a", arrivals, is_long=False, report=wait_reports(scope, send)):
+            begun.set()
+            await asyncio.sleep(0.5)
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+
+    scope = {**_SCOPE, "path": "/api/v1/audit/events"}
+    async with _relayed(reads) as relay:
+        first, second = _reading_client(), _reading_client()
+        runs = asyncio.create_task(relay(scope, first.receive, first.send))
+        await begun.wait()
+        with pytest.raises(ReadsBusy):
+            await relay(scope, second.receive, second.send)
+        await runs
+    assert first.sent[0]["status"] == 200
 
 
 async def test_process_that_fails(caplog: pytest.LogCaptureFixture) -> None:
