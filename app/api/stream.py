@@ -24,11 +24,12 @@ from app.api.filters import documented_filter, parameters_of, read_filter
 from app.api.parameters import query_parameters, refuse_unknown
 from app.api.service import Service, service_of
 from app.api.streams import Seat
+from app.db import driver_connection
 from app.errors import AuditError, BadRequest, Unavailable
 from app.events.explain import bad_fields
 from app.query.filter import EventFilter, EventQuery
 from app.stream.place import parse_place, place_text
-from app.stream.portion import NotThereYet
+from app.stream.portion import NotThereYet, end_place
 from app.stream.rendered import Form, Rendered, checkpoint_record, closed_record, position_record
 from app.stream.tail import Tail, TooFarBack
 
@@ -83,6 +84,13 @@ async def stream_events(request: Request) -> Response:
     """Follow the log: every sealed event once, in its order, from any place on, as it is committed."""
     service = service_of(request)
     return _StreamResponse(request, service, parse_stream(request, datetime.now(UTC)))
+
+
+async def end_of_log(request: Request) -> str:
+    """The place that the next event will have, as `from`."""
+    service = service_of(request)
+    async with driver_connection(service.engine) as connection:
+        return place_text(await end_place(connection, service.log))
 
 
 class Question(NamedTuple):

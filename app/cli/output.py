@@ -130,6 +130,22 @@ class Output:
         widths = [max(map(_columns_of, map(visible, column))) + 2 for column in zip(head, *rows, strict=True)]
         return sum(widths) > self._console.width
 
+    def row(self, head: Sequence[str], cells: Sequence[str], *, header: bool) -> None:
+        """One row of an answer that goes on: its columns can grow, and never shrink."""
+        if self._console is None:
+            self._plain_table(head, [cells], header=header)
+            return
+        widths = self._widths.setdefault(tuple(head), [len(name) for name in head])
+        texts = [visible(cell) for cell in cells]
+        widths[:] = [max(width, _columns_of(text)) for width, text in zip(widths, texts, strict=True)]
+        if header:
+            self._console.print(_padded(head, widths, "bold"), soft_wrap=True)
+        self._console.print(_padded(texts, widths), soft_wrap=True)
+
+    def json_line(self, text: str) -> None:
+        """One line that is JSON already."""
+        self._stream.write(visible_json(text) + "\n")
+
     def record(self, value: Any) -> None:
         """One object on one line, as JSON."""
         self._stream.write(visible_json(json.dumps(value, ensure_ascii=False)) + "\n")
@@ -260,6 +276,14 @@ def _styled(text: str, style: str = "") -> "Text":
     from rich.text import Text
 
     return Text(text, style=style, overflow="fold")
+
+
+def _padded(cells: Sequence[str], widths: Sequence[int], style: str = "") -> "Text":
+    line = _styled("")
+    for cell, width in zip(cells, widths, strict=True):
+        line.append(cell + " " * (width - _columns_of(cell) + 2), style or _STYLES.get(cell, ""))
+    line.rstrip()
+    return line
 
 
 def _rich_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool) -> Any:

@@ -53,6 +53,7 @@ def build() -> Parser:
         show,
         simulating,
         spool,
+        tailing,
         trusting,
         verifying,
     )
@@ -66,7 +67,7 @@ def build() -> Parser:
     parser.set_defaults(serves=False)
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(required=True, metavar=COMMAND)
-    asking = (show, searching, proofs, exporting, holds, trusting)
+    asking = (show, searching, tailing, proofs, exporting, holds, trusting)
     for group in (
         *asking,
         verifying,

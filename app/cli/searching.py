@@ -16,7 +16,7 @@ from app.cli.times import Clock
 
 _SHOWN_AT_ONCE = 100
 """Rows that are shown before later ones are asked for."""
-_HEAD = ["happened", "type", "outcome", "actor", "resource", "correlation", "id"]
+EVENT_HEAD = ["happened", "type", "outcome", "actor", "resource", "correlation", "id"]
 _BAR_COLUMNS = 40
 
 
@@ -84,7 +84,7 @@ def _search(arguments: argparse.Namespace) -> None:
                 for event in first:
                     out.record(event)
             else:
-                out.table(_HEAD, [_row(event, clock) for event in first], header=not count)
+                out.table(EVENT_HEAD, [event_row(event, clock) for event in first], header=not count)
             count += len(first)
             ahead += sum(clock.is_ahead(event["event_timestamp"]) for event in first)
             out.flush()
@@ -99,7 +99,8 @@ def _search(arguments: argparse.Namespace) -> None:
         output.note(f"there is more: --all, or --cursor {pages.cursor}")
 
 
-def _row(event: dict[str, Any], clock: Clock) -> list[str]:
+def event_row(event: dict[str, Any], clock: Clock) -> list[str]:
+    """The cells of an event below EVENT_HEAD."""
     resource = "/".join(one for one in (event.get("resource_type"), event.get("resource_id")) if one)
     return [
         clock.with_note(event["event_timestamp"]) + (" (unsealed)" if event.get("sealed") is False else ""),

@@ -21,6 +21,7 @@ from app.api.filters import time_readers
 from app.api.histogram import parse_histogram_query
 from app.api.paging import cursor_errors
 from app.api.service import service_of
+from app.api.stream import end_of_log
 from app.errors import DatabaseBusy
 from app.events import kubernetes
 from app.events.envelope import Category, Outcome
@@ -34,11 +35,13 @@ from app.query.places import places
 
 router = APIRouter(include_in_schema=False)
 _API = "/api/v1/audit/events"
+_STREAM = "/api/v1/audit/stream"
 _TIMES = {"since", "until", "start_time", "end_time"}
 _MINUTES = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)(:\d\d)?")
 _REPEATED = ("_in", "_not")
 _PAGING = {"limit", "offset", "cursor", "total"}
 _WITHOUT_FIELD = _PAGING | {"event_type", "strict"}
+_NOT_STREAMED = _PAGING | {"order", "strict", "sealed"}
 _NOT_COUNTED = _PAGING | {"order", "strict"}
 _EVENTS_MAX = 200
 """Most events on a page: it is rendered in one go, while nobody else is answered."""
@@ -64,6 +67,9 @@ async def events_page(request: Request) -> Response:
     """Events, newest first, as GET /api/v1/audit/events answers with the same query."""
     service, sent = service_of(request), _question(request)
     query = parse_query(urlencode([*sent, ("strict", "true")]).encode(), datetime.now(UTC))
+    live_from = await within_deadline(
+        request, end_of_log(request)
+    )  # first: what comes meanwhile is on the page, and is streamed too
     with cursor_errors(query.cursor):
         found = await within_deadline(request, service.pages.ask(query))
     histogram = await _histogram(request, sent)
@@ -75,11 +81,20 @@ async def events_page(request: Request) -> Response:
         twin=f"{_API}?{urlencode(sent)}",
         events=events,
         found=found,
+        stream=_stream(query, sent),
+        live_from=live_from,
         link=Links("/ui/events", sent),
         filters=filters(sent),
         histogram=histogram,
         bars=bars(histogram.buckets) if histogram else [],
     )
+
+
+def _stream(query: EventQuery, sent: list[tuple[str, str]]) -> str | None:
+    """The URL of what comes that matches, to which `from` is added; None where nothing can be put on top."""
+    if query.cursor is not None or query.offset or query.until is not None or query.sealed is False:
+        return None
+    return f"{_STREAM}?{urlencode([pair for pair in sent if pair[0] not in _NOT_STREAMED])}"
 
 
 async def _histogram(request: Request, sent: list[tuple[str, str]]) -> Histogram | None:

@@ -105,7 +105,7 @@ class LogReader:
     async def end(self, connection: Connection) -> int:
         """The place that the next event will have."""
         self.log = await self._find_log(connection, self.log)
-        return self.log.place(await connection.fetchval(EXPORT_SQL.of(self.log)["log_size"]))
+        return await end_place(connection, self.log)
 
     async def checkpoint(self, connection: Connection, place: int) -> Checkpoint | None:
         """The newest published checkpoint of the log of `place` that covers nothing from there on; None without one."""
@@ -180,6 +180,11 @@ class LogReader:
             yield from (Absent(a, b, "lost") for a, b in lost.within(first, end))
             unknown = Positions([(first, end)]).without(self._evidence.missing)
             yield from (Absent(a, b, "unknown") for a, b in unknown.ranges)
+
+
+async def end_place(connection: Connection, log: Log) -> int:
+    """The place that the next event of a log will have, if it is the last one."""
+    return log.place(await connection.fetchval(EXPORT_SQL.of(log)["log_size"]))
 
 
 async def _events(

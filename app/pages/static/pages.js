@@ -18,11 +18,11 @@
   }
 
   // Every <time> of the page in one zone, always with the zone's name beside it.
-  function showTimes(zone) {
+  function showTimes(zone, within = document) {
     const format = new Intl.DateTimeFormat("sv-SE", {
       timeZone: zone, year: "numeric", month: "2-digit", day: "2-digit", hour: "2-digit", minute: "2-digit", second: "2-digit",
     });
-    for (const time of document.querySelectorAll("time[datetime]")) {
+    for (const time of within.querySelectorAll("time[datetime]")) {
       const text = time.getAttribute("datetime");
       const date = new Date(text);
       if (Number.isNaN(date.getTime())) continue;
@@ -68,8 +68,8 @@
   }
 
   // A click anywhere on an event's row opens it, but not on a link, and not at the end of selecting text.
-  function installRows() {
-    for (const row of document.querySelectorAll("tr.event")) {
+  function installRows(within = document) {
+    for (const row of within.querySelectorAll("tr.event")) {
       row.addEventListener("click", (click) => {
         if (click.target.closest("a, button, input, label") || String(getSelection())) return;
         const details = row.parentElement.querySelector("details");
@@ -100,6 +100,11 @@
     if (target instanceof HTMLDetailsElement) target.open = true;
   }
 
+  // Rows that came later (live.js).
+  addEventListener("rows", (added) => {
+    showTimes(zones(), added.target);
+    installRows(added.target);
+  });
   addEventListener("hashchange", openTarget);
   addEventListener("DOMContentLoaded", () => {
     openTarget();
