@@ -1,7 +1,7 @@
 """A real kube-apiserver whose audit webhook posts to the service, which is killed meanwhile: python -m tests.kubernetes.audit_check DIRECTORY, of check.sh.
 
 Thousands of real calls are made. The same kube-apiserver writes the same audit events to a file: at the end each of them has to be in the
-database once, and no other. The service reviews the webhook's token by this very kube-apiserver, whose policy is the one that is documented.
+database once, and no other. In batch mode the service reviews the webhook's token by this very kube-apiserver, whose policy is the documented one.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,9 +84,8 @@ async def check(arguments: argparse.Namespace, mode: str, machine: Machine) -> l
         url = await databases.create(machine.server_url)
         await schema.upgrade(url, log_name="test.example/audit")
         between = await stack.enter_async_context(proxy(url))
-        killed = Killed(between, directory, port, machine.api_port)
-        stack.callback(killed.stop)
-        stack.push_async_callback(between.refuse, refusing=True)
+        killed = Killed(between, directory, port, access(mode, directory, machine.api_port))
+        stack.push_async_callback(killed.end)
         await asyncio.to_thread(killed.start)
         flags = audit_flags(directory, port, mode)
         api_server = running_api_server(arguments.tools, directory, machine.etcd, machine.api_port, flags)
@@ -109,7 +109,7 @@ async def check(arguments: argparse.Namespace, mode: str, machine: Machine) -> l
 class Killed:
     """The service, which dies and comes back with its spool."""
 
-    def __init__(self, between: Proxy, directory: Path, port: int, api_port: int) -> None:
+    def __init__(self, between: Proxy, directory: Path, port: int, access: dict[str, object]) -> None:
         self._between, self._directory = between, directory
         self._health_port = free_port()
         self._settings: dict[str, object] = {
@@ -120,12 +120,8 @@ class Killed:
             "health_port": self._health_port,
             "processes": 2,
             "spool_dir": directory / "spool",
-            "auth": "kubernetes",
-            "kubernetes_url": f"https://127.0.0.1:{api_port}",
-            "kubernetes_token_file": directory / "datastorage-token",
-            "kubernetes_ca_file": directory / "apiserver.crt",
-            "kubernetes_namespace": NAMESPACE,
             "access_log": False,
+            **access,
         }
         self._service: Service | None = None
         self._starts = itertools.count()
@@ -135,9 +131,11 @@ class Killed:
         self._service = spawn(self._settings, self._directory / f"service-{next(self._starts)}")
         wait_until_ready(self._service, f"http://127.0.0.1:{self._health_port}")
 
-    def stop(self) -> None:
+    async def end(self) -> None:
         if self._service is not None:
-            stop([self._service])
+            await asyncio.to_thread(stop, [self._service])
+        await self._between.refuse(True)
+        await asyncio.sleep(0.2)  # until the proxy has closed its ends
 
     async def kill(self) -> None:
         """Kill all its processes; every third time when it has spooled for a while, so that the next one begins with a spool."""
@@ -153,6 +151,22 @@ class Killed:
         await asyncio.sleep(_AWAY_SECONDS)
         await self._between.refuse(False)
         await asyncio.to_thread(self.start)
+
+
+def access(mode: str, directory: Path, api_port: int) -> dict[str, object]:
+    """Who knows the webhook: the kube-apiserver itself, or, where its requests wait for the service, a file."""
+    if mode == "batch":
+        return {
+            "auth": "kubernetes",
+            "kubernetes_url": f"https://127.0.0.1:{api_port}",
+            "kubernetes_token_file": directory / "datastorage-token",
+            "kubernetes_ca_file": directory / "apiserver.crt",
+            "kubernetes_namespace": NAMESPACE,
+        }
+    digest = sha256((directory / "webhook-token").read_bytes()).hexdigest()
+    entry = {"name": "kube-apiserver", "role": "writer", "sha256": digest}
+    (directory / "tokens.yaml").write_text(yaml.safe_dump([entry]))
+    return {"auth": "tokens", "tokens_file": directory / "tokens.yaml"}
 
 
 def make_accounts(cluster: httpx.Client, directory: Path) -> None:
