@@ -2,7 +2,7 @@
 
 from asyncio import sleep
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -37,15 +37,23 @@ async def portions(
 ) -> AsyncGenerator[list[asyncpg.Record]]:
     """The rows of a statement (its text) in portions of at most `rows_max` rows and about 1 MiB.
 
-    They come through a cursor of the server. `widest` names the column that makes a row large: each portion has as many rows as
+    They come through a cursor of the server, which is closed at the end: else each one would stay, with its plan and its sorted rows,
+    until the snapshot ends, which may be after thousands. `widest` names the column that makes a row large: each portion has as many rows as
     the widest one of the last portion allows, and at most twice as many as the last one.
     """
     cursor = await connection.cursor(statement, *arguments)
     count = _FIRST_ROWS  # as long as it is not known how wide they are
-    while rows := await cursor.fetch(count, timeout=LONG_FETCH_SECONDS):
-        yield rows
-        width = max(len(row[widest] or "") for row in rows)
-        count = max(1, min(rows_max, 2 * count, _BYTES_MAX // (width + 1)))
+    try:
+        while rows := await cursor.fetch(count, timeout=LONG_FETCH_SECONDS):
+            yield rows
+            width = max(len(row[widest] or "") for row in rows)
+            count = max(1, min(rows_max, 2 * count, _BYTES_MAX // (width + 1)))
+    finally:
+        with suppress(
+            asyncpg.PostgresError, asyncpg.InterfaceError, OSError
+        ):  # it ends with a transaction that is broken
+            # The driver closes only those that it iterates over itself, in portions of one size.
+            await cursor._close_portal(None)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 async def yielding_to_others(rows: Sequence[asyncpg.Record]) -> AsyncIterator[asyncpg.Record]:
