@@ -61,14 +61,12 @@ def compare(  # noqa: PLR0917 -- what is compared, and with what
     own = None if masked - COMMITTED else stored_hash(own_row, copied.event["log"], stored=False)
     about = Difference("copy", "edited", "", place, str(copied.event["event_id"]), copied.where)
     found = [*_in_copy(copied, own_row, own, row, leaf, about)]
-    row_found, row_hash = [], None
-    if row is not None:
-        row_hash = stored_hash(row, log.name_of(row.get("log_id")))
-        row_found = [*_in_row(own_row, row, leaf, log, erased, about)]
+    row_found = [] if row is None else [*_in_row(own_row, row, leaf, log, erased, about)]
     stated = own or copied.event["event_hash"]
     if not found and stated != leaf:
-        found.append(_against_leaf(about, stated, leaf, row_agrees=row_hash == stated))
-        row_found = [one for one in row_found if row_hash != stated]  # it is the same difference
+        row_agrees = row is not None and stored_hash(row, log.name_of(row.get("log_id"))) == stated
+        found.append(_against_leaf(about, stated, leaf, row_agrees=row_agrees))
+        row_found = [] if row_agrees else row_found  # it is the same difference
     is_committed = row is None and copied.event["payload_commitment"] is not None
     verdict: Verdict = "content not comparable" if is_committed else "same"
     if not found and row is not None and not row_found:
@@ -127,9 +125,12 @@ def _content(copied: CopiedEvent, own_row: dict[str, Any], row: Row, masked: set
     A hash says nothing of the content that its commitment stands for where the salt is missing: in an erased event and a redacted one.
     """
     is_erased = row.get("payload_commitment") is not None
+    if (
+        copied.event["payload_commitment"] is None and not masked
+    ):  # the copy's hash is over all that it has, but its date
+        same_date = str(own_row["event_date"]) == str(row.get("event_date"))
+        return [] if same_date else ["event_date"], "erased" if is_erased else "same"
     names = [name for name in differing(own_row, row) if name not in masked]
-    if copied.event["payload_commitment"] is None and not masked:  # the copy's hash is over all that it has
-        return [name for name in names if name == "event_date"], "erased" if is_erased else "same"
     if is_erased and names:  # nobody has any more what it was
         return [name for name in names if name not in COMMITTED], "content not comparable"
     return names, "content not comparable" if masked else "erased" if is_erased else "same"
