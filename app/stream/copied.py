@@ -21,6 +21,9 @@ from app.tlog.note import PublicKey
 
 STDIN = Path("-")
 _GZIP = b"\x1f\x8b"
+_OBJECT_MANIFEST = b"{\n"
+"""How the manifest begins that a sink stores beside an object (stream/objects.py): it has a line for each member."""
+_MANIFEST_BYTES_MAX = 1024 * 1024
 _LINES = b"{", b"[", b"\n", b" "
 _DATA, _OTHER_FIELDS = b"data:", (b"id:", b"event:", b"retry:", b":")
 """Of Server-Sent Events."""
@@ -83,6 +86,9 @@ def _read_file(raw: Any, name: str, keys: list[PublicKey]) -> Iterator[Copied]:
     number = 0
     try:
         begin = file.peek(len(b"retry:"))
+        if begin.startswith(_OBJECT_MANIFEST):
+            yield CopiedControl(name, loads_strict(file.read(_MANIFEST_BYTES_MAX)) | {"stream": "object"})
+            return
         if not begin or begin.startswith((*_LINES, _DATA, *_OTHER_FIELDS)):
             read: Callable[[Any, str, list[PublicKey]], Iterator[Copied]] = _parse_line
             lines: Any = iter(lambda: file.readline(RECORD_BYTES_MAX), b"")
@@ -94,6 +100,8 @@ def _read_file(raw: Any, name: str, keys: list[PublicKey]) -> Iterator[Copied]:
                 yield from read(line, f"{name}:{number}", keys)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         yield Unreadable(f"{name}:{number + 1}", f"the file is cut or damaged: {error}")
+    except (ValueError, TypeError) as error:
+        yield Unreadable(name, f"it is not the manifest of an object: {error}")
 
 
 def _parse_csv(records: RecordReader, record: bytes, where: str, keys: list[PublicKey]) -> Iterator[Copied]:

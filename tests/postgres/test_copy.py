@@ -28,8 +28,10 @@ from app.retention.purge import run
 from app.settings import Settings
 from app.stream.copied import CopiedEvent, read_copy
 from app.stream.copy_check import CopyResult, _Checker, check_copy
+from app.stream.destination import Delivery
 from app.stream.formats import cloudevents, ocsf
 from app.stream.made_up import made_up_delivery
+from app.stream.objects import manifest, object_body, parts
 from app.stream.places import Places
 from app.stream.portion import Checkpoint, Item, LogReader
 from app.stream.records import ndjson_line
@@ -322,6 +324,39 @@ async def test_self_events_need_not_be_there(database_url: str, connection: Conn
     result = await checked(connection, tmp_path, lines)
     assert found(result) == set()
     assert (result.events, result.counts["left out"]) == (5, 1)
+
+
+async def test_self_events_that_were_there(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """Whoever takes one of the self events out of a copy that had them all is not found."""
+    await write(database_url, *({"actor_id": f"ada-{n}"} for n in range(3)))
+    for n in range(3):
+        await erased(database_url, actor_id=f"ada-{n}")
+    lines = [ndjson_line(item) for item in await items_of(connection)]
+    assert found(await checked(connection, tmp_path, lines)) == set()
+    without = [line for number, line in enumerate(lines) if number != 4]
+    assert b"datastorage.event.erased" in lines[4]
+    assert found(await checked(connection, tmp_path, without)) == {("copy", "removed")}
+
+
+async def test_objects_and_their_manifests(owner: Connection, signed: Checkpoint, tmp_path: Path) -> None:
+    """Whoever deletes an object, and not its manifest, is not found; or a manifest is no part of a copy."""
+    items = [*await items_of(owner), signed]
+    deliveries = [Delivery("a", items[:12], 0, 12, FIRST_LOG), Delivery("a", items[12:], 12, 20, FIRST_LOG)]
+    paths = []
+    for number, delivery in enumerate(deliveries):
+        for part in parts(delivery):
+            body = object_body(part, delivery, "events")
+            paths += [tmp_path / f"{number}.gz", tmp_path / f"{number}.json"]
+            paths[-2].write_bytes(body)
+            paths[-1].write_bytes(manifest(part, delivery, "x", body, "events"))
+    for chosen, expected in ((paths, set()), (paths[:2] + paths[3:], {("copy", "removed")})):
+        copy = read_copy(chosen, [PUBLIC])
+        result = await check_copy(owner, copy, [PUBLIC], is_filtered=False, show=lambda _: None)
+        assert found(result) == expected
+        assert (result.compared_checkpoints, result.end) == (1, 20)
+    paths[1].write_bytes(b"{\n nonsense")
+    result = await check_copy(owner, read_copy(paths[:2], []), [], is_filtered=False, show=lambda _: None)
+    assert found(result) == {("copy", "edited")}
 
 
 async def test_erased_since(database_url: str, connection: Connection, form: Form, tmp_path: Path) -> None:
