@@ -2,7 +2,7 @@
 
 2xx confirms a portion, whatever of it the receiver says that it has rejected: it would reject the same again. 429, 502, 503 and 504
 ask for another try. Any other status is final for a sender of telemetry, which drops what it has. A sink drops nothing: it stays where
-it is, shows the reason, and tries again only every few minutes, until somebody has changed the receiver or the sink.
+it is, shows the reason, and tries again once a minute, until somebody has changed the receiver or the sink.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from app.stream.otlp_records import export_request
 from app.stream.otlp_sink import OtlpSink
 from app.stream.posting import Answer, Poster
 
-FINAL_RETRY_SECONDS = 300.0
+FINAL_RETRY_SECONDS = 60.0
 """Between tries after an answer that time alone does not change."""
 _RETRYABLE, _TOO_LARGE = {429, 502, 503, 504}, 413
 _TYPE = "application/x-protobuf"

@@ -29,6 +29,9 @@ class OtlpSink(HttpSink, frozen=True, extra="forbid"):
             raise ValueError(f"{', '.join(own)}: the service sets this header itself")
         return files
 
+    def __hash__(self) -> int:
+        return hash((self.name, self.url))  # a mapping has none
+
     def destination(self) -> Destination:
         try:
             from app.stream.otlp import Otlp  # noqa: PLC0415 -- an extra, imported only if it is used

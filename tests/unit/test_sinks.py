@@ -127,6 +127,15 @@ def test_what_is_wrong_with_other_destinations_is_named(sink: dict[str, Any], me
     assert "hidden" not in raised.value.detail
 
 
+@pytest.mark.parametrize("sink", [SYSLOG, OTLP | {"header_files": {"Authorization": "/a"}}, BUCKET])
+def test_sinks_can_be_told_apart(sink: dict[str, Any]) -> None:
+    """The worker that follows the file cannot hold a sink, and delivers to none of those behind it."""
+    (one,), (same,) = (parse_sinks({"sinks": [sink]}, "f") for _ in range(2))
+    (other,) = parse_sinks({"sinks": [sink | {"wait_ms": 7}]}, "f")
+    assert {one: 1}[same] == 1
+    assert one != other
+
+
 def test_addresses_are_shown_without_what_is_secret() -> None:
     """A list of sinks shows tokens of their URLs, or not where they deliver to."""
     sinks_of = [SYSLOG, OTLP | {"name": "b"}, BUCKET | {"name": "c", "endpoint": "https://minio.example:9000"}]
