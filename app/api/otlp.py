@@ -83,7 +83,7 @@ def _media_type(request: Request) -> str:
         except ImportError:
             raise MediaTypeUnknown(
                 f"Content-Type: {PROTOBUF} needs packages that are not installed: pip install 'datastorage[otlp]' on the "
-                f"service's side, or have the sender use {JSON} (in a collector: `encoding: json` of its otlphttp exporter)"
+                f"service's side, or have the sender use {JSON} (in a collector: `encoding: json` of its otlp_http exporter)"
             ) from None
     elif sent != JSON:
         raise MediaTypeUnknown(f"Content-Type: expected {PROTOBUF} or {JSON}, got {sent[:60] or 'none'}")
