@@ -19,7 +19,7 @@ from tests.waiting import until
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "build" / "collector" / "otelcol"
 pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="there is no Collector (make collector)")
-REQUESTS, RECORDS = 300, 20
+REQUESTS, RECORDS = 60, 20
 
 
 @contextmanager
@@ -85,8 +85,9 @@ def test_the_service_is_killed(service: Callable[..., Service], tmp_path: Path, 
     changes = {"    sending_queue:": "    encoding: json\n    sending_queue:"} if encoding == "json" else {}
     with otelcol(tmp_path, running.url, token, **changes) as url:
         for number in range(REQUESTS):
-            send(url, request(*(record() for _ in range(RECORDS))).SerializeToString())
-            if number in {100, 200}:
+            correlation = {"audit.correlation_id": f"rr-{number % 3}"}
+            send(url, request(*(record(attributes=correlation) for _ in range(RECORDS))).SerializeToString())
+            if number in {20, 40}:
                 until(lambda: stored() > 0 or None)
                 running.process.kill()
                 running.process.wait()
