@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, perf_counter, sleep
 
@@ -23,7 +23,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy, export, filters, memory, overload, proofs
+from bench import bodies, copy, export, filters, memory, overload, proofs, stream
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
@@ -78,7 +78,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--only",
-        choices=("write", "query", "filters", "outage", "proof", "export", "overload", "memory"),
+        choices=("write", "query", "filters", "outage", "proof", "export", "overload", "memory", "stream"),
         help="leave the other parts out",
     )
     parser.add_argument(
@@ -91,13 +91,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.seconds, options.rows, options.leaves = 3, 1.0, 30_000, 100_000
-    if options.only == "overload":
-        settings: dict[str, object] = dict(one.split("=", 1) for one in options.setting)
-        seconds, rows = (2.0, 0) if options.quick else (options.seconds, 60_000)
-        held = overload.measure(quick=options.quick, seconds=seconds, rows=rows, tree=options.tree, settings=settings)
-        sys.exit(0 if held else 1)
-    if options.only == "memory":
-        sys.exit(0 if memory.measure(quick=options.quick, seconds=5.0, tree=options.tree) else 1)
+    if options.only in _APART:
+        sys.exit(0 if _APART[options.only](options) else 1)
     results = Results()
     with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as directory:
         Path(directory).chmod(0o711)
@@ -116,6 +111,20 @@ def main() -> None:
     if options.json:
         options.json.write_text(json.dumps(results.figures))
     report(results, options, version)
+
+
+def _measure_overload(options: argparse.Namespace) -> bool:
+    settings: dict[str, object] = dict(one.split("=", 1) for one in options.setting)
+    seconds, rows = (2.0, 0) if options.quick else (options.seconds, 60_000)
+    return overload.measure(quick=options.quick, seconds=seconds, rows=rows, tree=options.tree, settings=settings)
+
+
+_APART: dict[str, Callable[[argparse.Namespace], bool]] = {
+    "overload": _measure_overload,
+    "memory": lambda options: memory.measure(quick=options.quick, seconds=5.0, tree=options.tree),
+    "stream": lambda options: stream.measure(quick=options.quick, seconds=2.0 if options.quick else 20.0),
+}
+"""Parts that are measured only when they are asked for, each with a service of its own."""
 
 
 async def _prepare(url: str) -> str:

@@ -33,6 +33,9 @@ BYTES_MAX = 256 * 1024
 """Of the payloads of a portion: as many portions as there are clients that are slow may be in memory."""
 _CONNECTIONS = 2
 """For those at the end of the log, and as many for those who are not there yet, so that these do not keep the others from what is new."""
+_REST_SECONDS_AT_END = 0.05
+"""At the end of the log there is no more to read than is written, and it is wanted at once."""
+_REST_SECONDS_MAX = 0.7
 _CHECKPOINT_SECONDS = 5.0
 _WATCH_SECONDS = 0.2
 
@@ -87,7 +90,7 @@ class Streams:
         self._of_caller = Counter[str]()
         self._watching: asyncio.Task[None] | None = None
         self._pace = Pace(granted_cores() / readers, writer)
-        self._lanes = [_Lane(settings, self._pace) for _ in range(2)]
+        self._lanes = [_Lane(settings, self._pace, seconds) for seconds in (_REST_SECONDS_AT_END, _REST_SECONDS_MAX)]
         self._reader: LogReader | None = None
         self._tails: dict[EventFilter, Tail] = {}
         self._portions = SharedPortions(lambda query, place: self._read(self._lanes[1], query, place))
@@ -188,8 +191,9 @@ class Streams:
 class _Lane:
     """Some connections for readings; each rests after its work."""
 
-    def __init__(self, settings: Settings, pace: Pace) -> None:
+    def __init__(self, settings: Settings, pace: Pace, rest_seconds_max: float) -> None:
         self._pace = pace
+        self._rest_seconds_max = rest_seconds_max
         self._free = [WorkerConnection(lambda: connect(settings)) for _ in range(_CONNECTIONS)]
         self._available = asyncio.Semaphore(_CONNECTIONS)
         self._is_open = False
@@ -207,7 +211,7 @@ class _Lane:
                 async with worker.use() as connection:
                     yield connection
         finally:
-            rest = self._pace.end(began)
+            rest = min(self._pace.end(began), self._rest_seconds_max)
             asyncio.get_running_loop().call_later(rest, self._give_back, worker)
 
     def close(self) -> None:

@@ -11,10 +11,12 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import httpx
 import pytest
 
 from tests.events import make_event
+from tests.postgres.log import write
 from tests.services import Service
 from tests.streams import STREAM, Record, events_of, following
 from tests.waiting import eventually, until
@@ -250,3 +252,30 @@ async def test_a_hundred_who_wait(service: Start) -> None:
             await begun.acquire()
         ends = await post(url, 3)
         assert await asyncio.gather(*tasks) == [ends] * 120
+
+
+async def test_what_nobody_announces(service: Start, database_url: str) -> None:
+    """What was committed by a command, or by a writer that was killed before it could announce it, is not sent until something else comes."""
+    async with following(service().url) as stream:
+        await anext(stream)
+        ids = await write(database_url, {})
+        assert ids_of(await events_of(stream, 1)) == [str(one) for one in ids]
+
+
+@pytest.mark.every_pod
+async def test_postgres_ends_every_connection(service: Start, connection: asyncpg.Connection) -> None:
+    """A restart of Postgres ends streams, or has them repeat or skip what was committed around it."""
+    url = service().url
+    ids = await post(url, 3)
+    async with following(url, start="start") as stream, following(url) as other:
+        found = await events_of(stream, 3)
+        await anext(other)
+        for _ in range(3):
+            await connection.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            ids += await post(url, 2)
+        found += await events_of(stream, 6)
+        assert ids_of(found) == ids
+        assert ids_of(await events_of(other, 6)) == ids[3:]
