@@ -4,7 +4,7 @@ import base64
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -67,6 +67,11 @@ class Receiver:
     def positions(self) -> list[int]:
         """Of the events of the first log, in the order in which they arrived."""
         return [one["log_index"] for one in self.records if "log_index" in one]
+
+    @property
+    def repeats(self) -> int:
+        """Requests whose id had come before."""
+        return len(self.ids) - len(set(self.ids))
 
     @property
     def controls(self) -> list[Record]:
@@ -153,3 +158,21 @@ def sinks_file(directory: Path, *receivers: Receiver, **fields: Any) -> Path:
     path = directory / "sinks.yaml"
     path.write_bytes(orjson.dumps({"sinks": sinks}))  # JSON is YAML
     return path
+
+
+class SinkReceiver:
+    """A receiver that can be killed: then nobody listens on its port. What it had stored it still has when it is back."""
+
+    def __init__(self) -> None:
+        self.one = Receiver(new_secret(), free_port())
+        self._serving = ExitStack()
+        self.begin()
+
+    def file(self, directory: Path) -> Path:
+        return sinks_file(directory, self.one, events_max=50)
+
+    def begin(self) -> None:
+        self._serving.enter_context(receiver(of=self.one))
+
+    def end(self) -> None:
+        self._serving.close()

@@ -7,7 +7,7 @@ somebody else are. The answer says how far each of them goes.
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated, Any, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
 from fastapi import APIRouter
@@ -30,6 +30,7 @@ from app.findings.register import read_findings
 from app.query.postgres_time import rfc3339_or_none
 from app.retention.holds import holds
 from app.retention.policies import listed, policies
+from app.stream.cursor import read_states
 from app.tlog.continued import Seam, read_seam
 from app.tlog.evidence import ERASED, PURGED, RESTORED, believed_payload
 from app.tlog.note import Checkpoint, MalformedNote, Note, PublicKey
@@ -157,6 +158,22 @@ class ListedSeam(TypedDict):
     event_id: UUID
 
 
+class TrustedSink(TypedDict):
+    """Where events are delivered to, and how far that is behind the log; `address` has no path, query or credentials."""
+
+    name: str
+    type: str
+    address: str
+    state: Literal["delivering", "failing", "paused"]
+    place: str
+    lag_events: int
+    lag_seconds: float
+    delivered_at: NotRequired[datetime]
+    failures: int
+    last_error: NotRequired[str]
+    last_error_at: NotRequired[datetime]
+
+
 class Claim(TypedDict):
     """What an attacker can do, and what of it is detected, and by what."""
 
@@ -181,6 +198,7 @@ class Trust(TypedDict):
     holds: list[ListedHold]
     policies: list[ListedPolicy]
     seams: list[ListedSeam]
+    sinks: list[TrustedSink]
     claims: list[Claim]
 
 
@@ -233,6 +251,7 @@ async def _read(service: Service, log: Log) -> dict[str, Any]:
             "acknowledged_findings": acknowledged[:_LISTED_MAX],
             "removals": await read_removals(connection, log),
             "seams": [_listed_seam(one) for one in reversed(seams) if one is not None],
+            "sinks": [one.listed() for one in await read_states(connection)],
         }
     return _without_none(members)
 

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from tests.torture import failover
+from tests.torture import delivery, failover
 from tests.torture.postgres import Postgres, alive, send
 from tests.torture.storm import Storm, failing_reads, storm
 from tests.torture.world import Needs, NotPossible, Replica, World
@@ -546,6 +546,7 @@ _IMPATIENT = Needs(settings={"single_deadline_ms": 1500, "batch_deadline_ms": 25
 _POD = Needs(settings={"processes": 4})  # a writer, a reader and two fronts
 _SYNCHRONOUS = Needs(cluster="synchronous", settings={"require_synchronous_standby": True})
 _SMALL = 176  # MiB, for data, WAL and a recovery
+_SINK = Needs(sink=True)
 KINDS = {
     kind.name: kind
     for kind in (
@@ -584,6 +585,11 @@ KINDS = {
         Kind("supervisor killed", supervisor_killed, _POD),
         Kind("process frozen", process_frozen, _POD),
         Kind("several at once", several_at_once, Needs(proxies=True)),
+        Kind("delivery: destination killed", delivery.destination_killed, _SINK),
+        Kind("delivery: destination answers late", delivery.destination_late, _SINK),
+        Kind("delivery: destination lies", delivery.destination_lies, _SINK),
+        Kind("delivery: deliverer killed", delivery.deliverer_killed, _SINK),
+        Kind("delivery: Postgres failed over", failover.primary_killed, Needs(cluster="synchronous", sink=True)),
         Kind("failover: primary killed", failover.primary_killed, _SYNCHRONOUS),
         Kind("failover: primary frozen", failover.primary_frozen, _SYNCHRONOUS),
         Kind("failover: network cut", failover.network_cut, _SYNCHRONOUS),

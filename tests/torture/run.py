@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.db import DATABASE_ERRORS
+from tests.torture.delivery import wrong_at_destination
 from tests.torture.failover import forks
 from tests.torture.faults import Kind
 from tests.torture.judge import Verdict, judge
@@ -40,6 +41,8 @@ class Line:
     doubled: int = 0
     forked: int = 0
     """Replicas that have seen the log contradict what was signed or seen of it."""
+    repeats: int = 0
+    """Requests to a destination that it has recognised as repeats."""
     first_201: list[float] = field(default_factory=list)
     named: list[float] = field(default_factory=list)
     loses: bool = False
@@ -71,6 +74,8 @@ class Report:
             notes = [f"skipped: {line.skipped}"] if line.skipped else []
             notes += [f"{line.not_counted} not counted"] if line.not_counted else []
             notes += [f"{len(line.wrong)} wrong"] if line.wrong else []
+            if line.repeats:
+                notes.append(f"{line.repeats} repeats recognised")
             if line.first_201:
                 notes.append(f"first 201 after {_span(line.first_201)} s")
             if line.named:
@@ -165,6 +170,7 @@ async def _one_fault(line: Line, kind: Kind, world: World, chance: random.Random
     """Inject one fault and judge it. The requests that were sent around it."""
     started = time.monotonic()
     world.begin()
+    repeats = 0 if world.receiver is None else world.receiver.one.repeats
     await asyncio.sleep(chance.uniform(0.2, 0.8))
     await kind.inject(world, chance)
     await world.heal()
@@ -177,6 +183,9 @@ async def _one_fault(line: Line, kind: Kind, world: World, chance: random.Random
         verdict.wrong = [one for one in verdict.wrong if not one.startswith("lost ")]
     elif kind.needs.cluster:
         line.forked += await forks(world)
+    if world.receiver is not None:
+        verdict.wrong += await wrong_at_destination(world)
+        line.repeats += world.receiver.one.repeats - repeats
     line.first_201 += world.first_201
     line.named += world.named
     if not answered:

@@ -21,6 +21,7 @@ from bench.processes import descendants
 from tests import pgbouncer
 from tests.pgbouncer import PgBouncer
 from tests.proxy import Proxy, proxy
+from tests.receiver import SinkReceiver
 from tests.services import OTHER_SETTINGS, ROOT, free_port, own_host
 from tests.torture.load import Load
 from tests.torture.patroni import Cluster, programs
@@ -59,6 +60,8 @@ class Needs:
     cluster: str = ""
     """`synchronous` or `asynchronous`: three Postgres under Patroni, which replicate so."""
     settings: dict[str, object] = field(default_factory=dict)
+    sink: bool = False
+    """Everything is delivered to a webhook."""
 
 
 class Replica:
@@ -238,6 +241,8 @@ class World:
     named: list[float] = field(default_factory=list)
     """Seconds from a promotion after which events are lost until every replica says so."""
     continue_output: str = ""
+    receiver: SinkReceiver | None = None
+    """Of the webhook, if there is one."""
 
     def begin(self) -> None:
         """Begin the next fault: clients post, and the results of the last one are cleared."""
@@ -337,6 +342,7 @@ async def running_world(template: Postgres, needs: Needs, seed: int, directory: 
         if key_file is not None:
             write_key(key_file)
         bouncer = _pgbouncer(resources, database_url, place) if needs.pgbouncer else None
+        receiver = _receiver(resources) if needs.sink else None
         replicas, proxies, spool_disks = [], [], []
         for number in range(REPLICAS):
             url = bouncer.url if bouncer else database_url
@@ -353,18 +359,25 @@ async def running_world(template: Postgres, needs: Needs, seed: int, directory: 
                     "checkpoint_key_file": key_file,
                     "checkpoint_file": replica.directory / "checkpoints",
                 }
+            replica.settings |= {"sinks": receiver.file(place)} if receiver else {}
             resources.callback(_end, replica)
             replicas.append(replica)
         load = Load(lambda number: replicas[number].url, REPLICAS, seed)
         resources.push_async_callback(load.stop)
         world = World(postgres, replicas, proxies, load, postgres_disk, spool_disks, database_url, bouncer)
-        world.key_file = key_file
+        world.key_file, world.receiver = key_file, receiver
         if not needs.postgres_only:
             for replica in replicas:
                 replica.launch()
             await world.ready()
         load.start()
         yield world
+
+
+def _receiver(resources: contextlib.AsyncExitStack) -> SinkReceiver:
+    receiver = SinkReceiver()
+    resources.callback(receiver.end)
+    return receiver
 
 
 async def _cluster(resources: contextlib.AsyncExitStack, place: Path, how: str) -> Cluster:
