@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import orjson
@@ -32,11 +33,14 @@ from app.stream.destination import Delivery
 from app.stream.formats import cloudevents, ocsf
 from app.stream.made_up import made_up_delivery
 from app.stream.objects import manifest, object_body, parts
+from app.stream.otlp_records import export_request
 from app.stream.places import Places
 from app.stream.portion import Checkpoint, Item, LogReader
 from app.stream.records import ndjson_line
 from app.stream.rendered import Rendered, checkpoint_record, closed_record, position_record
+from app.stream.syslog import syslog_message
 from app.stream.webhook import WebhookSink
+from app.stream.webhook import render as webhook_body
 from app.tlog.continued import newest_log
 from app.tlog.note import PublicKey
 from tests.logs import FIRST_LOG
@@ -47,7 +51,7 @@ from tests.postgres.test_continue import LOSE, NEXT, continued, go_on, worker_of
 from tests.postgres.test_erase import erased
 from tests.postgres.test_export import export
 from tests.postgres.test_tampering import OTHER_KEY, PUBLIC, sign
-from tests.sealed import sealed_hash
+from tests.sealed import seal, sealed_hash
 from tests.services import ROOT
 
 pytestmark = pytest.mark.damaged
@@ -326,6 +330,32 @@ async def test_self_events_need_not_be_there(database_url: str, connection: Conn
     assert (result.events, result.counts["left out"]) == (5, 1)
 
 
+async def test_what_destinations_hand_on(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """What rsyslog, a Collector or the receiver of a webhook has stored is no copy: something of it was changed on its way."""
+    odd = "ada\r\n\x1b[31m é \u2028 \U0001f600 '\"<b>"
+    payload = {"event_type": "orchestrator.lifecycle.started", "rr_name": odd, "namespace": "n"}
+    cause = str(uuid4())
+    await write(
+        database_url,
+        {"actor_id": odd, "resource_id": odd, "event_data": payload},
+        {"severity": "", "event_id": cause},
+        {"parent_event_id": cause},
+    )
+    items = await items_of(connection)
+    lines = [ndjson_line(item) for item in items]
+    records = export_request(items, lines, FIRST_LOG).resource_logs[0].scope_logs[0].log_records
+    batch, _ = webhook_body(Delivery("soc", items, 0, 3, FIRST_LOG), "cloudevents")
+    stored = {
+        "rsyslog": [syslog_message(item, FIRST_LOG, 13, "h").partition(b"]")[2] + b"\n" for item in items],
+        "Collector": [record.body.string_value.encode() + b"\n" for record in records],
+        "webhook": [batch],
+    }
+    for name, copy in stored.items():
+        result = await checked(connection, tmp_path, copy)
+        assert found(result) == set(), name
+        assert result.counts["same"] == 3
+
+
 async def test_self_events_that_were_there(database_url: str, connection: Connection, tmp_path: Path) -> None:
     """Whoever takes one of the self events out of a copy that had them all is not found."""
     await write(database_url, *({"actor_id": f"ada-{n}"} for n in range(3)))
@@ -575,6 +605,84 @@ async def test_a_log_that_grows(database_url: str, connection: Connection, tmp_p
     result = await checker.finish()
     assert found(result) == set()
     assert result.counts["same"] == 3
+
+
+NOT_FOUND = {
+    "events": {*NOT_COVERED, "sealed"},
+    "cloudevents": {"datacontenttype", "eventretentiondays", "source", "specversion"},
+    "ocsf": {
+        *(f"unmapped.datastorage.event.{name}" for name in (*NOT_COVERED, "sealed")),
+        *(
+            "activity_id",
+            "activity_name",
+            "category_name",
+            "category_uid",
+            "class_name",
+            "class_uid",
+            "severity",
+            "type_uid",
+        ),
+        *(
+            "severity_id",
+            "status",
+            "status_id",
+            "type_name",
+            "actor.user.type",
+            "actor.user.type_id",
+            "src_endpoint.name",
+        ),
+        *("metadata.logged_time", "metadata.original_event_uid", "metadata.original_time", "metadata.product.name"),
+        *("metadata.product.vendor_name", "metadata.version"),
+    },
+}
+"""By format: what may be changed in a copy and is not found, since no hash is over it and it is no member of the event."""
+
+
+@pytest.mark.parametrize("name", FORMS)
+async def test_every_value_counts(owner: Connection, tmp_path: Path, name: str) -> None:
+    """A value of the copy can be changed, and nobody sees it."""
+    await owner.execute(
+        "DELETE FROM audit_events; DELETE FROM log_flushes WHERE first_index >= 0; DELETE FROM chain_heads"
+    )
+    await seal(
+        owner, "rr-1", {}, {"namespace": "n", "error_code": "E", "duration_ms": 5, "cluster_id": "c", "severity": "low"}
+    )
+    await owner.execute("UPDATE audit_events SET retention_days = 7")
+    lines = [FORMS[name](item) for item in await items_of(owner)]
+    sent = orjson.loads(lines[1])
+    mutants = {path: changed_at(sent, path) for path in paths(sent)}
+    result = await checked(owner, tmp_path, [*lines, *(orjson.dumps(one) + b"\n" for one in mutants.values())])
+    at_lines = {int(one.where.rpartition(":")[2]) for one in result.differences if one.where}
+    assert {1, 2} & at_lines == set()
+    assert {path for number, path in enumerate(mutants, 3) if number not in at_lines} == NOT_FOUND[name]
+
+
+def paths(value: Any, prefix: str = "") -> list[str]:
+    """The paths of all values that are no objects."""
+    if not isinstance(value, dict | list) or not value:
+        return [prefix]
+    members = value.items() if isinstance(value, dict) else enumerate(value)
+    return [path for name, one in members for path in paths(one, f"{prefix}.{name}" if prefix else str(name))]
+
+
+def changed_at(sent: Any, path: str) -> Any:
+    """A copy of a JSON value in which one value is another one of its kind."""
+    copied = orjson.loads(orjson.dumps(sent))
+    *steps, last = path.split(".")
+    node = copied
+    for step in steps:
+        node = node[int(step) if isinstance(node, list) else step]
+    value = node[last]
+    digits = {"0": "1", "1": "2", "2": "3"}
+    if isinstance(value, bool):
+        node[last] = not value
+    elif isinstance(value, int):
+        node[last] = value + 1
+    elif isinstance(value, str) and value and value[-1] in digits:  # it stays a time, an id or a hash
+        node[last] = value[:-1] + digits[value[-1]]
+    else:
+        node[last] = f"{value}x" if isinstance(value, str) else "x"
+    return copied
 
 
 async def test_what_a_hostile_copy_has(owner: Connection, tmp_path: Path) -> None:
