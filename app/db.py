@@ -274,7 +274,7 @@ async def fetch(engine: "AsyncEngine", statement: str, *arguments: object) -> li
 
 async def on_first_connections(engine: "AsyncEngine", work: Callable[[Connection], Awaitable[None]]) -> None:
     """Run `work` once on each of the connections that a few readers need; all are checked out at the same time, so that none is
-    used twice. Crowds open further ones.
+    used twice. Crowds open further ones. What one of them raises is raised when all have ended.
     """
 
     async def on_one() -> None:
@@ -282,7 +282,10 @@ async def on_first_connections(engine: "AsyncEngine", work: Callable[[Connection
             await work(connection)
 
     size: int = engine.pool.size()  # type: ignore[attr-defined]  # QueuePool's
-    await asyncio.gather(*(on_one() for _ in range(min(_FIRST_CONNECTIONS, size))))
+    ended = await asyncio.gather(*(on_one() for _ in range(min(_FIRST_CONNECTIONS, size))), return_exceptions=True)
+    for failure in ended:
+        if failure is not None:
+            raise failure
 
 
 async def refuse_unsafe(connection: Connection) -> None:

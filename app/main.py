@@ -63,7 +63,7 @@ from app.api.service import Application, Foundation, Service, Start
 from app.api.streams import Streams
 from app.auth.authenticator import Authenticator
 from app.database_url import reason
-from app.errors import AuditError, DatabaseAway, Fatal
+from app.errors import AuditError, DatabaseAway, DatabaseBusy, Fatal
 from app.events.catalog import Catalog
 from app.events.log import Log
 from app.export.certificate import ExportKeyStore
@@ -542,7 +542,10 @@ async def _check_database(settings: Settings) -> str:
 
 
 async def _warm(engine: AsyncEngine, of_log: Log) -> None:
-    """Compile and prepare the statements of queries, so that the first request does not wait for it."""
-    await page.warm(engine)
-    await warming.warm(engine)
-    await prove.warm(engine, of_log)
+    """Compile and prepare the statements of queries, so that the first request does not wait for it. Where Postgres is too busy, it waits."""
+    try:
+        await page.warm(engine)
+        await warming.warm(engine)
+        await prove.warm(engine, of_log)
+    except DatabaseBusy:
+        log.warning("Postgres is too busy to prepare queries before they are asked: the first ones take longer")

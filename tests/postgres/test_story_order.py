@@ -5,14 +5,20 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pytest
+from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app import main
+from app.db import create_engine
 from app.query import warming
 from app.query.effectiveness import answer, effectiveness
 from app.query.reconstruct import rebuild
 from app.query.remediation_history import Target, history
 from app.query.timeline import timeline
+from app.settings import Settings
 from app.sql import load
+from tests.logs import FIRST_LOG
 from tests.story import AFTER, INSERT, TARGET, make_story
 
 ORDERS = 12
@@ -69,3 +75,13 @@ async def test_every_statement_is_warmed(engine: AsyncEngine) -> None:
     """The first answer of a kind pays for its plan, or warming fails at the start of the service."""
     assert list(warming.ARGUMENTS) == list(load("reports"))
     await warming.warm(engine)
+
+
+async def test_busy_while_it_is_warmed(database_url: str, connection: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The service ends at its start where Postgres is too busy to plan its queries in time."""
+    hurried = create_engine(Settings(database_url=SecretStr(database_url), statement_timeout_ms=100))
+    async with connection.transaction():
+        await connection.execute("LOCK TABLE audit_events IN ACCESS EXCLUSIVE MODE")
+        await main._warm(hurried, FIRST_LOG)
+    await hurried.dispose()
+    assert "too busy" in caplog.text
