@@ -69,9 +69,11 @@ class Poster:
 
     async def _post(self, body: bytes, headers: Mapping[str, str]) -> Answer:
         client = await self._open()
+        # Not compressed: a few bytes could become gigabytes.
+        headers = {"accept-encoding": "identity", **headers}
         async with client.stream("POST", self._sink.url, content=body, headers=headers) as answer:
             read = bytearray()
-            async for chunk in answer.aiter_bytes():
+            async for chunk in answer.aiter_raw():
                 read += chunk
                 if len(read) > ANSWER_BYTES_MAX:
                     break

@@ -78,7 +78,7 @@ class Syslog:
 
     def __init__(self, sink: SyslogSink) -> None:
         self._sink = sink
-        self._hostname = sink.hostname or socket.gethostname()
+        self._hostname = sink.hostname or socket.gethostname() or "-"
         self._context: WatchedFiles[ssl.SSLContext] | None = None
 
     async def deliver(self, delivery: Delivery) -> None:

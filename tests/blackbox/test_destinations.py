@@ -72,9 +72,7 @@ def test_every_copy_is_that_of_the_log(service: Callable[..., Service], database
                     syslog.start()
             running.process.kill()
             running.process.wait()
-        running = service(sinks=sinks)
-        last = httpx.get(f"{running.url}/api/v1/audit/events?order=log&limit=1&include=self").json()["data"]
-        assert last
+        service(sinks=sinks)
         expected = set(range(600))
 
         def syslog_lines() -> list[bytes]:
@@ -92,14 +90,9 @@ def test_every_copy_is_that_of_the_log(service: Callable[..., Service], database
                 files[-1].write_bytes(body)
             return files
 
-        def all_there() -> bool | None:
-            return (
-                positions(syslog_lines()) >= expected
-                and positions(record.body.string_value.encode() for record in otlp.records) >= expected
-                and sum(body.count(b"\n") for body in map(gzip.decompress, objects().values())) >= 600
-            ) or None
-
-        until(all_there)
+        until(lambda: positions(syslog_lines()) >= expected or None)
+        until(lambda: positions(record.body.string_value.encode() for record in otlp.records) >= expected or None)
+        until(lambda: sum(gzip.decompress(body).count(b"\n") for body in objects().values()) >= 600 or None)
         assert_verified(database_url, *written("bucket", objects().values()))
         bodies = [record.body.string_value.encode() for record in otlp.records]
         assert_verified(database_url, *written("otlp", [b"\n".join(bodies) + b"\n"]))

@@ -161,13 +161,14 @@ async def test_made_up_events_are_no_part_of_the_log(tmp_path: Path) -> None:
 async def test_not_stored(tmp_path: Path, reply: Reply, reason: str) -> None:
     """A portion counts as delivered that was refused, or the reason shows requests, credentials or addresses."""
     with bucket(reply) as store:
-        destination = s3(store.endpoint, tmp_path, timeout_ms=1_000)
+        destination = s3(store.endpoint, tmp_path, timeout_ms=1_000 if reply.hangs else 60_000)
         with pytest.raises(NotDelivered) as refused:
             await destination.deliver(named(portion(0, 3)))
         assert reason in refused.value.reason
         assert not [word for word in ("secret", "127.0.0.1", "ndjson", "\n") if word in refused.value.reason]
-        await destination.deliver(named(portion(0, 3)))
-    assert [line["log_index"] for line in lines(store.objects)] == [0, 1, 2]
+        if not reply.hangs:
+            await destination.deliver(named(portion(0, 3)))
+            assert [line["log_index"] for line in lines(store.objects)] == [0, 1, 2]
 
 
 async def test_every_position_once_in_spite_of_lies(tmp_path: Path) -> None:
