@@ -9,6 +9,7 @@ import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from json.decoder import WHITESPACE  # type: ignore[attr-defined]  # missing from the stubs
+from math import isinf
 from typing import Any, NoReturn
 
 from app.errors import BadRequest
@@ -17,6 +18,9 @@ from app.events.canonical import NESTING_MAX, SIGNIFICANT_DIGITS_MAX, kind_of, p
 KIND, API_VERSION = "EventList", "audit.k8s.io/v1"
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{},:]|[^\s\[\]{},:"]+', re.DOTALL)
 _TOKEN_MAX = 100
+_LONG_TOKEN = 16
+_UNDERFLOW = 1e-290
+"""As in app/events/canonical.py: with fewer characters and above that a double loses nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,11 @@ def _integer(token: str) -> Any:
 
 
 def _number(token: str) -> Any:
+    value = float(token)
+    if isinf(value):  # before the parser's slow refusal, of which a body may have a million
+        return BadNumber(token[:_TOKEN_MAX])
+    if len(token) < _LONG_TOKEN and abs(value) > _UNDERFLOW and not value.is_integer():
+        return value
     try:
         return parse(token.encode()).value
     except BadRequest:
