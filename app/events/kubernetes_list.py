@@ -81,8 +81,8 @@ def _check(found: dict[str, Any], *, is_end: bool) -> None:
     for name, expected in (("kind", KIND), ("apiVersion", API_VERSION)):
         if (is_end or name in found) and found.get(name) != expected:
             raise _no_list(f"got {name} {str(found.get(name))[:60]!r}")
-    if is_end and not (found.get("items") is None or found["items"] == []):
-        raise _no_list(f"got {kind_of(found['items'])} as its items")
+    if is_end and found.get("items") != []:
+        raise _no_list(f"got {kind_of(found['items']) if 'items' in found else 'nothing'} as its items")
 
 
 def _no_list(got: str) -> BadRequest:
