@@ -54,12 +54,14 @@ from app.verify.correlation import verify_correlation
 from app.verify.database import DatabaseResult, TrustAnchors, sequential_runner, verify_database
 from app.verify.row import Defect
 from app.verify.worker import LogVerifiers
+from tests import databases
 from tests.events import make_event
 from tests.logs import FIRST_LOG
 from tests.postgres.log import LOG, write
 from tests.postgres.test_background import findings
 from tests.postgres.test_checkpoints import no_heartbeat
 from tests.unit.test_bundle import parts, signed_again
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.damaged  # events are lost on purpose
 
@@ -150,6 +152,25 @@ async def test_a_loss_is_continued(connection: Connection, database_url: str) ->
     newest = await connection.fetchval("SELECT note FROM log_checkpoints WHERE log_id = 1 ORDER BY size DESC LIMIT 1")
     assert newest.startswith(f"{LOG}/1\n3\n")
     assert await defects(connection, newest) == []
+
+
+async def test_replica_that_has_locked_the_log(connection: Connection, database_url: str) -> None:
+    """Under load the log cannot be continued: a replica that has lost a race waits for the command, and the command for it."""
+    outside = await lose(connection, database_url)
+
+    async def waits() -> bool | None:
+        waiting = "SELECT true FROM pg_locks JOIN pg_database d ON d.oid = database WHERE NOT granted AND locktype = 'advisory'"
+        found: bool | None = await connection.fetchval(f"{waiting} AND d.datname = current_database()")
+        return found
+
+    async with databases.connected(database_url) as replica:
+        await replica.execute("BEGIN")
+        await replica.execute(load("ingest")["lock_log"])
+        going = asyncio.create_task(go_on(database_url, outside))
+        await eventually(waits)
+        await replica.execute("LOCK TABLE log_flushes IN ROW EXCLUSIVE MODE")  # as its INSERT does
+        await replica.execute("COMMIT")
+    assert (await going).log == NEXT
 
 
 async def continued(connection: Connection, url: str) -> tuple[str, CheckpointWorker]:

@@ -269,7 +269,7 @@ async def test_failover_after_a_cancelled_wait(pair: Pair, tmp_path: Path) -> No
         assert await sent
         assert await pair.visible(one) == 1
         await writer.on_presence("")  # as if the watch had seen nothing: replay finds the event stored
-        await asyncio.sleep(0)
+        await eventually(lambda: _replay_ended(writer, spool))
         assert spool.depth.requests == 1
     await pair.fail_over()
     await pair.standby.set_standbys("")
@@ -279,6 +279,10 @@ async def test_failover_after_a_cancelled_wait(pair: Pair, tmp_path: Path) -> No
         await eventually(lambda: _drained(spool))
     assert await pair.visible(one, pair.standby) == 1
     spool.close()
+
+
+async def _replay_ended(writer: Writer, spool: Spool) -> bool | None:
+    return True if writer.away or not spool.depth.requests else None
 
 
 async def _drained(spool: Spool) -> bool | None:

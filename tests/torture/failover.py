@@ -14,11 +14,12 @@ from urllib.error import HTTPError
 from tests.services import ROOT
 from tests.torture.patroni import Cluster, Node, Promotion
 from tests.torture.postgres import send
-from tests.torture.world import Replica, World
+from tests.torture.world import Replica, Unwell, World
 
 NAMED_SECONDS = 5.0
 """How long a loss may stay unnamed after the promotion."""
 _CONTINUE_SECONDS = 90.0
+_FIRST_201_SECONDS = 150.0  # the next standby may have to be rewound first
 _POLL_SECONDS = 0.05
 
 
@@ -40,12 +41,12 @@ async def _note_first_201(world: World, promotion: Promotion) -> Node:
     """Wait for the promotion, and for the first answer 201 after it."""
     node, at = await promotion.done()
     with suppress(TimeoutError):
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(_FIRST_201_SECONDS):
             while not (after := [one for one in world.load.committed if one > at]):
                 await asyncio.sleep(_POLL_SECONDS)
             world.first_201.append(after[0] - at)
             return node
-    world.notes.append("nothing is answered 201 for a minute after a promotion")
+    world.notes.append(f"nothing is answered 201 for {_FIRST_201_SECONDS:.0f} s after a promotion")
     return node
 
 
@@ -157,18 +158,15 @@ async def twice(world: World, chance: random.Random) -> None:
 async def asynchronous(world: World, chance: random.Random) -> None:
     """The primary dies with what its standbys have not got, after some of it was signed: that has to be named, and there is a way on."""
     cluster, primary = await _begin(world, chance)
-    standbys = [node for node in cluster.nodes if node is not primary]
-    for node in standbys:
-        for pid in node.postgres:
-            send(pid, signal.SIGSTOP)
-    await asyncio.sleep(chance.uniform(2.5, 4))  # the signer signs once a second
+    alarms = [await _alarms(replica) for replica in world.replicas]
+    primary.between.silent = True
+    await asyncio.sleep(chance.uniform(1, 2))
+    await _signed_more(world)
     promotion = Promotion(cluster, primary)
     primary.kill()
-    for node in standbys:
-        node.signal(signal.SIGCONT)
     await cluster.expire()
     _, at = await promotion.done()
-    named = await asyncio.gather(*(_named(replica) for replica in world.replicas))
+    named = await asyncio.gather(*map(_named, world.replicas, alarms))
     world.named.append(max(named) - at)
     if world.named[-1] > NAMED_SECONDS:
         world.notes.append(f"the loss is named {world.named[-1]:.1f} s after the promotion")
@@ -176,16 +174,35 @@ async def asynchronous(world: World, chance: random.Random) -> None:
     await _continue(world)
 
 
-async def _named(replica: Replica) -> float:
-    """When the replica says that the log has to be continued."""
+async def _signed_more(world: World) -> None:
+    """Wait for a checkpoint that covers what standbys have not got."""
+    before = max([await replica.metric("datastorage_checkpoint_size") or 0 for replica in world.replicas])
     async with asyncio.timeout(60):
-        while not await _continuation_needed(replica):
+        while max([await replica.metric("datastorage_checkpoint_size") or 0 for replica in world.replicas]) <= before:
             await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _alarms(replica: Replica) -> float:
+    return sum(float(line.rpartition(" ")[2]) for line in await replica.lines("datastorage_log_alarms_total{"))
+
+
+async def _named(replica: Replica, alarms: float) -> float:
+    """When the replica raises an alarm, of its writer or its signer."""
+    try:
+        async with asyncio.timeout(60):
+            while await _alarms(replica) <= alarms:
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
+        raise Unwell(f"the loss is not named: {await _probe(replica)} {replica.log[-1500:]}") from None
     return time.monotonic()
 
 
 async def _continuation_needed(replica: Replica) -> bool:
-    return "continuation_needed" in await asyncio.to_thread(_readyz, f"{replica.url}/readyz")
+    return "continuation_needed" in await _probe(replica)
+
+
+async def _probe(replica: Replica) -> dict[str, object]:
+    return await asyncio.to_thread(_readyz, f"{replica.url}/readyz")
 
 
 def _readyz(url: str) -> dict[str, object]:
@@ -201,8 +218,12 @@ def _readyz(url: str) -> dict[str, object]:
 
 
 async def _continue(world: World) -> None:
-    """`datastorage log continue`, then wait until the next log is signed."""
-    replica = world.replicas[0]
+    """`datastorage log continue`, as soon as signing is refused; then wait until the next log is signed."""
+    replica, deadline = world.replicas[0], time.monotonic() + _CONTINUE_SECONDS
+    while not any([await _continuation_needed(one) for one in world.replicas]):
+        if time.monotonic() > deadline:
+            raise Unwell(f"nothing contradicts what was signed: {replica.log[-1500:]}")
+        await asyncio.sleep(_POLL_SECONDS)
     env = os.environ | {
         "DATASTORAGE_DATABASE_URL": world.database_url,
         "DATASTORAGE_RETENTION_URL": world.database_url,
@@ -213,23 +234,26 @@ async def _continue(world: World) -> None:
     for copies in (one.directory / "checkpoints" for one in world.replicas):
         if copies.exists():
             words += ["--checkpoint", str(copies)]
+    while True:
+        command = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "app", *words),
+            cwd=replica.directory,
+            env=env,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        output, _ = await command.communicate()
+        if command.returncode == 0:
             break
-    async with asyncio.timeout(_CONTINUE_SECONDS):
-        while True:
-            command = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "app", *words),
-                cwd=replica.directory,
-                env=env,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+        if time.monotonic() > deadline:
+            raise Unwell(f"the log cannot be continued: {output.decode()[-1500:]}")
+        await asyncio.sleep(1)
+    while any([await _continuation_needed(one) for one in world.replicas]):
+        if time.monotonic() > deadline:
+            raise Unwell(
+                f"the next log is not signed: {[await _probe(one) for one in world.replicas]} {replica.log[-1500:]}"
             )
-            output, _ = await command.communicate()
-            if command.returncode == 0:
-                break
-            await asyncio.sleep(1)
-            world.continue_output = output.decode()[-600:]
-        while any([await _continuation_needed(one) for one in world.replicas]):
-            await asyncio.sleep(_POLL_SECONDS)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 async def forks(world: World) -> int:

@@ -35,6 +35,7 @@ _PARAMETERS = {
     "shared_buffers": "32MB",
     "max_connections": 80,
     "max_wal_size": "256MB",
+    "wal_keep_size": "1GB",
     "wal_sender_timeout": "4s",
     "wal_receiver_timeout": "4s",
     "wal_retrieve_retry_interval": "500ms",
@@ -338,6 +339,10 @@ class Cluster(Postgres):
             self._etcd.wait()
 
 
+class NotPromoted(Exception):
+    """Patroni promotes no standby, since none has what may be lost: as it should, after it has seen all of them go."""
+
+
 class Promotion:
     """Waits for another primary than `old`, from now on."""
 
@@ -354,4 +359,4 @@ class Promotion:
         try:
             return await self._task
         except TimeoutError:
-            raise TimeoutError("no standby is promoted") from None
+            raise NotPromoted from None

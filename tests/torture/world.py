@@ -28,7 +28,7 @@ from tests.torture.patroni import Cluster, programs
 from tests.torture.postgres import Postgres, alive, binaries, send
 
 REPLICAS = 2
-_READY_SECONDS = 60.0
+_READY_SECONDS = 120.0  # where three Postgres start as well
 _DRAIN_SECONDS = 90.0
 _CLOSE_SECONDS = 0.05
 _POLL_SECONDS = 0.02
@@ -240,7 +240,6 @@ class World:
     """Seconds from each promotion of a cluster to the first answer 201 after it."""
     named: list[float] = field(default_factory=list)
     """Seconds from a promotion after which events are lost until every replica says so."""
-    continue_output: str = ""
     receiver: SinkReceiver | None = None
     """Of the webhook, if there is one."""
 
