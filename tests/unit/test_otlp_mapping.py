@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.events.catalog import Catalog
@@ -78,6 +78,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES, st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), VALUES, max_size=3))
 def test_both_encodings_are_one_record(body: object, attributes: dict[str, object]) -> None:
     """The same record has another id, or another content, in the other encoding: sent again it is stored twice."""
