@@ -28,6 +28,8 @@ _IDLE_MAX = 32
 _PIECE_BYTES = 64 * 1024
 _PATIENCE_SECONDS = 0.8  # for a process that starts again
 _PAUSE_SECONDS = 0.05
+_SEND_SECONDS_MAX = 150.0
+"""For a client to receive one piece; longer than who answers waits for it."""
 _LATE_SECONDS = 0.1
 """After which a read is refused here, if the process with the slots has not done it."""
 _LOOK_SECONDS = 0.02
@@ -196,11 +198,16 @@ class _Exchange:
                 if message["type"] == "http.response.start":
                     begin = message  # nothing is said to the client until it is sure that there is an answer
                     continue
-                if not begun:
-                    begun = True
-                    await self._send(begin)
                 self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
-                await self._send(message)
+                async with asyncio.timeout(_SEND_SECONDS_MAX):
+                    if not begun:
+                        begun = True
+                        await self._send(begin)
+                    await self._send(message)
+        except (
+            TimeoutError
+        ):  # who answers has given up long ago, and cannot say so past what the client has not received
+            message, self._client_is_gone = False, True
         except _BROKEN as error:
             message, is_reset = False, isinstance(error, OSError)
         finally:
@@ -341,6 +348,7 @@ class _Relayed:
         self._incoming = incoming
         self._writer = writer
         self._body_is_read = False
+        self._is_complete = False
         self._is_gone = False
 
     async def answer(self, app: ASGIApp) -> bool:
@@ -353,6 +361,8 @@ class _Relayed:
             await app(scope, self._receive, self._send)
         except Exception:  # the top of a request, as in the server
             log.exception("a relayed request failed unexpectedly")
+            return False
+        if not self._is_complete:  # a client that receives nothing could not be told either
             return False
         reusable = self._body_is_read and not self._is_gone
         await _write(self._writer, reusable)
@@ -373,6 +383,7 @@ class _Relayed:
     async def _send(self, message: Message) -> None:
         """As a server does it, nothing happens once the client is gone."""
         body = message.get("body", b"")
+        self._is_complete = message["type"] == "http.response.body" and not message.get("more_body", False)
         try:
             for start in range(0, max(len(body), 1), _PIECE_BYTES):
                 await _write(self._writer, message if len(body) <= _PIECE_BYTES else _piece(message, body, start))

@@ -29,6 +29,7 @@ from app.ingest.store import MonthDetached, RowRefused
 from app.ingest.submission import Submission, conflict
 from app.ingest.writer import Writer
 from app.pod import messages, plan, pod_metrics
+from app.pod import relay as relay_module
 from app.pod.member import Member
 from app.pod.messages import Messages, listen
 from app.pod.plan import Role, slots
@@ -105,7 +106,9 @@ def test_fewest_connections() -> None:
 
 @pytest.mark.parametrize("fronts", [(), (13,)])
 def test_stop_while_a_front_starts_again(fronts: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stop signals a process that is not there, which is the whole process group, or leaves the writer running."""
+    """A stop signals a process that is not there, which is the whole process group, leaves the writer running, or does not reach
+    readers, whose streams the fronts wait for.
+    """
     supervisor = Supervisor(Settings(), 4, shared_state(), Presence(), [])
     writer, reader, *accepting = supervisor._children
     for child, pid in zip((writer, reader, *accepting), (11, 12, *fronts), strict=False):
@@ -114,8 +117,8 @@ def test_stop_while_a_front_starts_again(fronts: tuple[int, ...], monkeypatch: p
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
     supervisor._stop()
     supervisor._stop()
-    orders = [(13, STOP_SIGNAL), (11, SHOW_SIGNAL), (13, STOP_SIGNAL)]
-    assert sent == (orders if fronts else [(11, SHOW_SIGNAL), (11, STOP_SIGNAL)])
+    orders = [(13, STOP_SIGNAL), (11, SHOW_SIGNAL), (12, SHOW_SIGNAL), (13, STOP_SIGNAL)]
+    assert sent == (orders if fronts else [(11, SHOW_SIGNAL), (12, SHOW_SIGNAL), (11, STOP_SIGNAL)])
 
 
 def test_events_cross() -> None:
@@ -268,6 +271,27 @@ async def test_slow_client_holds_the_answer_back() -> None:
         client.reads.set()
         await request
         await ended.wait()
+
+
+async def test_client_that_receives_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has an answer cut for reading too slowly still has a request in both processes, for as long as he likes."""
+    monkeypatch.setattr(relay_module, "_SEND_SECONDS_MAX", 0.2)
+    gave_up = asyncio.Event()
+
+    async def cut(_: Scope, receive: Receive, send: Send) -> None:
+        del receive
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.1):
+                while True:
+                    await send({"type": "http.response.body", "body": bytes(100_000), "more_body": True})
+        gave_up.set()
+
+    client = _Client([{"type": "http.request", "body": b"", "more_body": False}])
+    async with _relayed(cut) as relay:
+        await relay(_SCOPE, client.receive, client.send)  # although the client never reads
+        await gave_up.wait()
+        assert relay._idle == []
 
 
 async def test_connections_are_used_again() -> None:
