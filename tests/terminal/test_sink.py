@@ -82,6 +82,11 @@ def test_orders(service: Callable[..., Service], tmp_path: Path, sink: Sink) -> 
             assert listed(sink)["last_error"] == "the receiver has answered 503 Service Unavailable"
             sink("list", code=1)
             assert "503" in sink("test", "soc-0", code=1)
+            (shown,) = client.get("/api/v1/audit/trust").raise_for_status().json()["sinks"]
+            assert (shown["name"], shown["state"], shown["place"]) == ("soc-0", "failing", "0:1")
+            page = client.get("/ui/trust").raise_for_status().text
+            assert "503 Service Unavailable" in page
+            assert "token=" not in page
             one.decide = lambda _: Answer()
             sink("rewind", "soc-0", "0:1")
             until(lambda: one.positions == [0, 0, 1] or None)
