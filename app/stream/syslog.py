@@ -20,9 +20,10 @@ from app.events.log import LOG_POSITIONS, Log
 from app.events.record import time_text
 from app.stream.confirmed import connect, send_and_close
 from app.stream.destination import Delivery, NotDelivered
+from app.stream.formats.lines import Format, format_line
 from app.stream.place import place_text
 from app.stream.portion import Item, StreamedEvent
-from app.stream.records import control_record, ndjson_line
+from app.stream.records import control_record
 from app.stream.severity import syslog_severity
 from app.stream.sink import Sink
 from app.watched_file import WatchedFiles
@@ -53,7 +54,7 @@ class SyslogSink(Sink, frozen=True, extra="forbid"):
     ] = "audit"
     hostname: str | None = Field(None, pattern=r"^[\x21-\x7e]{1,255}$")
     """HOSTNAME of the messages; None: that of the machine."""
-    format: Literal["events"] = "events"
+    format: Format = "events"
     wait_ms: int = Field(1_000, ge=0, le=3_600_000)
     timeout_ms: int = Field(30_000, ge=100, le=300_000)
     """Of a portion, from the connecting until the receiver has read all."""
@@ -111,17 +112,18 @@ class Syslog:
         return context
 
     def _frame(self, item: Item, delivery: Delivery) -> bytes:
-        message = syslog_message(item, delivery.log, FACILITIES[self._sink.facility], self._hostname)
+        line = format_line(item, self._sink.format, delivery.log)
+        message = syslog_message(item, line, delivery.log, FACILITIES[self._sink.facility], self._hostname)
         return b"%d %b" % (len(message), message)
 
 
-def syslog_message(item: Item, last_log: Log, facility: int, hostname: str) -> bytes:
-    """The message of an item: MSG is its line as JSON, without the line's end. Nothing is cut.
+def syslog_message(item: Item, line: bytes, last_log: Log, facility: int, hostname: str) -> bytes:
+    """The message of an item: MSG is its line, which is JSON, without the line's end. Nothing is cut.
 
     MSG is ASCII, other characters being JSON escapes: so it has neither a byte order mark, which RFC 5424 wants of UTF-8, nor control
     characters, which receivers replace.
     """
-    text = _NOT_ASCII.sub(_json_escape, ndjson_line(item).decode().rstrip("\n"))
+    text = _NOT_ASCII.sub(_json_escape, line.decode().rstrip("\n"))
     time = "-"
     members = {"place": place_text(item[0])} if item[0] >= 0 else {}  # a made-up event has none
     members["log"] = last_log.name_of(item[0] // LOG_POSITIONS)

@@ -21,7 +21,7 @@ from app.errors import Fatal
 from app.events.cloudevents import BATCH
 from app.stream.destination import Delivery, NotDelivered
 from app.stream.formats import cloudevents
-from app.stream.records import ndjson_line
+from app.stream.formats.lines import Format, format_line
 from app.stream.sink import HttpSink
 from app.watched_file import WatchedFiles
 
@@ -36,7 +36,7 @@ class WebhookSink(HttpSink, frozen=True, extra="forbid"):
     """A webhook in the file of sinks."""
 
     type: Literal["webhook"]
-    format: Literal["events", "cloudevents"] = "events"
+    format: Format = "events"
     secret_files: tuple[Path, ...] = Field(min_length=1, max_length=10)
     """Each has one secret, `whsec_…`. Several while a secret rotates: each signs."""
 
@@ -94,11 +94,11 @@ class Webhook:
         )
 
 
-def render(delivery: Delivery, form: Literal["events", "cloudevents"]) -> tuple[bytes, str]:
+def render(delivery: Delivery, form: Format) -> tuple[bytes, str]:
     """The body of a portion, and its media type."""
     if form == "cloudevents":
         return orjson.dumps([cloudevents.render(item, delivery.log) for item in delivery.items]), BATCH
-    return b"".join(map(ndjson_line, delivery.items)), "application/x-ndjson"
+    return b"".join(format_line(item, form, delivery.log) for item in delivery.items), "application/x-ndjson"
 
 
 def signed_headers(message_id: str, at: float, body: bytes, secrets: Sequence[bytes]) -> dict[str, str]:

@@ -89,7 +89,7 @@ async def test_rsyslog_parses_the_header(tmp_path: Path, authority: Authority) -
 def test_a_made_up_event_has_no_place() -> None:
     """`datastorage sink test` ends with a traceback, or its event looks like one of the log."""
     made_up = streamed_event(0, event_hash=None, log_index=None)._replace(place=-1)
-    message = syslog_message(made_up, FIRST_LOG, 13, "pod-0").decode()
+    message = syslog_message(made_up, ndjson_line(made_up), FIRST_LOG, 13, "pod-0").decode()
     assert "place=" not in message
     assert 'hash=""' in message
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from uuid import uuid4
 
 import asyncpg
@@ -31,6 +31,7 @@ from app.stream.copied import CopiedEvent, read_copy
 from app.stream.copy_check import CopyResult, _Checker, check_copy
 from app.stream.destination import Delivery
 from app.stream.formats import cloudevents, ocsf
+from app.stream.formats.lines import Format, format_line
 from app.stream.made_up import made_up_delivery
 from app.stream.objects import manifest, object_body, parts
 from app.stream.otlp_records import export_request
@@ -346,14 +347,21 @@ async def test_what_destinations_hand_on(database_url: str, connection: Connecti
     records = export_request(items, lines, FIRST_LOG).resource_logs[0].scope_logs[0].log_records
     batch, _ = webhook_body(Delivery("soc", items, 0, 3, FIRST_LOG), "cloudevents")
     stored = {
-        "rsyslog": [syslog_message(item, FIRST_LOG, 13, "h").partition(b"]")[2] + b"\n" for item in items],
+        **{f"rsyslog, {form}": [message_text(item, form) for item in items] for form in get_args(Format)},
         "Collector": [record.body.string_value.encode() + b"\n" for record in records],
         "webhook": [batch],
+        "webhook, OCSF": [webhook_body(Delivery("soc", items, 0, 3, FIRST_LOG), "ocsf")[0]],
     }
     for name, copy in stored.items():
         result = await checked(connection, tmp_path, copy)
         assert found(result) == set(), name
         assert result.counts["same"] == 3
+
+
+def message_text(item: Item, form: Format) -> bytes:
+    """What a receiver of syslog writes to its file."""
+    line = format_line(item, form, FIRST_LOG)
+    return syslog_message(item, line, FIRST_LOG, 13, "h").partition(b"]")[2] + b"\n"
 
 
 async def test_self_events_that_were_there(database_url: str, connection: Connection, tmp_path: Path) -> None:
