@@ -105,7 +105,7 @@ BUCKET = {"name": "soc", "type": "s3", "bucket": "audit"}
         (SYSLOG | {"port": 0}, "sinks[0].port: "),
         (SYSLOG | {"hostname": "a b"}, "sinks[0].hostname: "),
         (SYSLOG | {"facility": "kern"}, "sinks[0].facility: "),
-        (SYSLOG | {"format": "cloudevents"}, "sinks[0].format: "),
+        (SYSLOG | {"format": "xml"}, "sinks[0].format: "),
         (OTLP | {"header_files": {"content-Type": "/a"}}, "sinks[0].header_files: content-Type: the service sets"),
         (OTLP | {"header_files": {"a b": "/a"}}, "sinks[0].header_files.a b"),
         (OTLP | {"url": "http://otelcol.example/"}, "url: expected https://"),
