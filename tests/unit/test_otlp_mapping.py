@@ -6,14 +6,16 @@ import re
 from pathlib import Path
 
 import pytest
+from google.protobuf.message import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opentelemetry.proto.logs.v1.logs_pb2 import ScopeLogs
 
 from app.events.catalog import Catalog
 from app.events.otlp import json_form, protobuf
 from app.events.otlp.log_record import LogRecord, number
 from app.events.otlp.mapping import CONVENTIONS, MEMBERS, PREFIX, RESOURCE_CONVENTIONS, SEVERITIES, mapped
-from tests.log_records import any_value, as_json, pairs, record, request
+from tests.log_records import SCOPE, any_value, as_json, pairs, record, request
 
 CATALOG = Catalog(accept_unknown=True)
 ROWS = re.findall(
@@ -127,3 +129,23 @@ def test_parts_are_joined() -> None:
     assert isinstance(read, LogRecord)
     assert read.resource == {"a": 1, "b": 2}
     assert pairs({}) == []
+
+
+def test_only_what_records_have_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resources and scopes without a record, of which a body has megabytes, are read in one go, and nobody else is answered meanwhile."""
+    sent = request(record(), record())
+    sent.resource_logs[0].scope_logs.insert(0, ScopeLogs(scope=SCOPE))
+    for _ in range(3):
+        sent.resource_logs.add().CopyFrom(request(resource={"a": 1}).resource_logs[0])
+    kinds, parsed = list[str](), protobuf._parsed
+
+    def counted(kind: type[Message], message: bytes, bytes_max: int) -> Message:
+        kinds.append(kind.DESCRIPTOR.name)
+        return parsed(kind, message, bytes_max)
+
+    monkeypatch.setattr(protobuf, "_parsed", counted)
+    assert [place for place, _ in protobuf.records(sent.SerializeToString(), 10)] == [
+        "/resourceLogs/0/scopeLogs/1/logRecords/0",
+        "/resourceLogs/0/scopeLogs/1/logRecords/1",
+    ]
+    assert kinds == ["Resource", "InstrumentationScope", "LogRecord", "LogRecord"]

@@ -47,11 +47,15 @@ def records(body: bytes, records_max: int) -> Iterator[tuple[str, LogRecord | Un
     """
     splitter = _Splitter(_PARTS_PER_RECORD_MAX * records_max + 1000)
     for i, resource_logs in enumerate(splitter.split(memoryview(body), _RESOURCE_LOGS)[0]):
-        scopes, shared = splitter.split(resource_logs, _MEMBERS, _SHARED)
-        resource = _readable(_resource, shared)
+        scopes, of_resource = splitter.split(resource_logs, _MEMBERS, _SHARED)
+        resource = None
         for j, scope_logs in enumerate(scopes):
-            log_records, shared = splitter.split(scope_logs, _MEMBERS, _SHARED)
-            scope = _readable(_scope, shared)
+            log_records, of_scope = splitter.split(scope_logs, _MEMBERS, _SHARED)
+            if not log_records:  # whoever asks for the next record would wait for what no record has
+                continue
+            if resource is None:
+                resource = _readable(_resource, of_resource)
+            scope = _readable(_scope, of_scope)
             for k, log_record in enumerate(log_records):
                 yield f"/resourceLogs/{i}/scopeLogs/{j}/logRecords/{k}", _record(log_record, resource, scope)
 
