@@ -7,8 +7,8 @@ same filter (app/stream/tail.py). docs/streams.md has the records.
 import asyncio
 import logging
 import time
-from collections.abc import Collection
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -105,8 +105,8 @@ class Question(NamedTuple):
 def parse_stream(request: Request, now: datetime) -> Question:
     """The question in a request. BadRequest for what a stream does not have."""
     query_string = request.scope["query_string"]
-    # Times that are relative count from this second, so that those who ask within it ask the same.
-    query = read_filter(query_string, EventFilter, now.replace(microsecond=0), {}, check=_check)
+    # Times that are relative count from this minute's begin, so that those who ask within it ask the same.
+    query = read_filter(query_string, EventFilter, now.replace(second=0, microsecond=0), {}, check=_check)
     sent = query_parameters(query_string, {"from"})
     accept = request.headers.get("accept", "")
     form: Form = "ndjson" if "application/x-ndjson" in accept and "text/event-stream" not in accept else "sse"
@@ -150,12 +150,12 @@ class _StreamResponse(Response):
         service, request, question = self._service, self._request, self._question
         caller = caller_name(request) or client_address(scope)
         streams = service.streams
-        async with streams.seat(caller, service.log_name, service.signing_key) as seat:
+        async with streams.seat(caller, question.query, service.log_name, service.signing_key) as seat:
             place = question.place
             if place is None:
-                place = await within_deadline(request, streams.end_of_log())
+                place = await within_deadline(request, streams.end_of_log(caller))
             try:
-                first = await within_deadline(request, streams.portion(question.query, place))
+                first = await within_deadline(request, streams.portion(question.query, place, caller))
             except NotThereYet as refusal:
                 raise _beyond_end(place, refusal.end) from None
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -192,6 +192,7 @@ class _Stream:
         self._streams = service.streams
         self._query, self._form = question.query, question.form
         self._first = first
+        self._is_at_end = False
         self._place = self._told = self._covered = first.first
         """Everything before `_place` that matches was sent, the client knows that it may go on at `_told`, and `_covered` is what
         the last checkpoint covers that was sent."""
@@ -221,8 +222,10 @@ class _Stream:
         while True:
             await self._send_portion(found)
             if found.is_end:
-                async with self._streams.tail(self._query, self._place, self._seat.woken) as tail:
+                self._is_at_end = True
+                async with self._streams.tail(self._query, self._place, self._seat) as tail:
                     await self._wait_at_end(tail)
+                self._is_at_end = False
             found = await self._read()
 
     async def _wait_at_end(self, tail: Tail) -> None:
@@ -246,15 +249,26 @@ class _Stream:
             self._seat.woken.clear()
             self._end_if_due()
             try:
-                return await self._streams.portion(self._query, self._place)
+                async with self._reading():
+                    return await self._streams.portion(self._query, self._place, self._seat.caller)
             except Unavailable:
                 await self._wait(_RETRY_SECONDS)
+
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[None]:
+        """While it waits for a reading. Raises _Over as soon as the stream has to end: then the reading is not needed any more."""
+        try:
+            async with self._seat.bounded(None, 0.0):
+                yield
+        except TimeoutError:
+            raise _Over from None
 
     async def _send_portion(self, found: Rendered) -> None:
         for chunk in found.chunks(self._form):
             self._end_if_due()
             await self._send(chunk.content)
             self._place = self._told = chunk.next
+            await self._end_if_not_admitted()  # a client that is slow gets a portion for minutes
         self._place = found.next
         if self._place - self._told >= _UNTOLD_MAX:
             await self._send(self._position())
@@ -269,22 +283,29 @@ class _Stream:
         await self._send_what_is_due()
 
     async def _send_what_is_due(self) -> None:
+        await self._end_if_not_admitted()
         now = self._now()
-        if now >= self._admitted_until:
-            self._admitted_until = now + _ADMISSION_SECONDS
-            if not await is_still_admitted(self._request):
-                self._seat.end("token")
-        self._end_if_due()
         is_silent = now >= self._alive_at
         if is_silent or now >= self._checkpoint_at:
             self._checkpoint_at = now + _CHECKPOINT_SECONDS
             with suppress(AuditError):  # Postgres is away, or busy
-                checkpoint = await self._streams.checkpoint(self._place)
+                async with self._reading():
+                    checkpoint = await self._streams.checkpoint(
+                        self._place, self._seat.caller, is_at_end=self._is_at_end
+                    )
                 if checkpoint is not None and checkpoint.place > self._covered:
                     self._covered = checkpoint.place
                     await self._send(checkpoint_record(checkpoint, self._form))
         if is_silent:
             await self._send(self._position())
+
+    async def _end_if_not_admitted(self) -> None:
+        """Raises _Over, also if it is due for another reason."""
+        if self._now() >= self._admitted_until:
+            self._admitted_until = self._now() + _ADMISSION_SECONDS
+            if not await is_still_admitted(self._request):
+                self._seat.end("token")
+        self._end_if_due()
 
     def _end_if_due(self) -> None:
         """Raises _Over."""
@@ -304,7 +325,7 @@ class _Stream:
             more = not is_last or end < len(content)
             seconds = _LAST_SECONDS if self._seat.end_reason else self._stall_seconds
             try:
-                async with self._seat.sending(seconds, _LAST_SECONDS):
+                async with self._seat.bounded(seconds, _LAST_SECONDS):
                     await self._send_message(
                         {"type": "http.response.body", "body": content[start:end], "more_body": more}
                     )

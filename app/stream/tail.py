@@ -7,9 +7,10 @@ whoever is a little slower still gets it without a reading of his own.
 import asyncio
 import contextvars
 import logging
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Collection
 from time import monotonic
+from typing import NamedTuple
 
 from app.db import DATABASE_ERRORS
 from app.errors import Unavailable
@@ -17,12 +18,13 @@ from app.query.filter import EventFilter
 from app.stream.growth import LogGrowth
 from app.stream.rendered import Rendered
 
-Read = Callable[[EventFilter, int], Awaitable[Rendered]]
-"""Reads the portion that begins at a place. Raises AuditError, or NotThereYet."""
-_RECENT_BYTES_MAX = 4 * 1024 * 1024
+Read = Callable[[EventFilter, int, Collection[str]], Awaitable[Rendered]]
+"""Reads the portion that begins at a place, for those callers, which may change until it begins. Raises AuditError, or NotThereYet."""
+_RECENT_BYTES_MAX = 32 * 1024 * 1024
+_RECENT_OF_TAIL_BYTES_MAX = 8 * 1024 * 1024
 _RECENT_MAX = 256
 _RETRY_SECONDS = 1.0
-_SHARED_BYTES_MAX = 8 * 1024 * 1024
+_SHARED_BYTES_MAX = 16 * 1024 * 1024
 _SHARED_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
@@ -32,17 +34,39 @@ class TooFarBack(Exception):
     """What lies at a place is not known here any more: it has to be read."""
 
 
+class Memory:
+    """What all tails of a process remember, within one bound: of the largest the oldest is forgotten first."""
+
+    def __init__(self, bytes_max: int = _RECENT_BYTES_MAX) -> None:
+        self.size = 0
+        """Bytes that are remembered."""
+        self._bytes_max = bytes_max
+        self._sizes = Counter["Tail"]()
+
+    def note(self, tail: "Tail", by: int) -> None:
+        """`tail` remembers so many bytes more, or less."""
+        self.size += by
+        self._sizes[tail] += by
+        if not self._sizes[tail]:
+            del self._sizes[tail]
+
+    def shrink(self) -> None:
+        """Have tails forget until the bound is kept."""
+        while self.size > self._bytes_max:
+            max(self._sizes, key=self._sizes.__getitem__).forget()
+
+
 class Tail:
     """Follows the log from a place near its end, for those who wait for what matches one filter."""
 
-    def __init__(self, query: EventFilter, place: int, read: Read, growth: LogGrowth) -> None:
+    def __init__(self, query: EventFilter, place: int, read: Read, growth: LogGrowth, memory: Memory) -> None:
         self.place = place
         """Everything before it that matches has been found."""
         self.failure: Exception | None = None
         """Why it follows no further."""
-        self.waiting: set[asyncio.Event] = set()
-        """Of those who follow; each is set when there is something for them."""
-        self._query, self._read, self._growth = query, read, growth
+        self.waiting: dict[asyncio.Event, str] = {}
+        """Of those who follow, with their callers; each is set when there is something for them."""
+        self._query, self._read, self._growth, self._memory = query, read, growth, memory
         self._recent: deque[Rendered] = deque()
         self._recent_bytes = 0
         self._known_from = place
@@ -64,15 +88,24 @@ class Tail:
         return None
 
     def close(self) -> None:
-        """Follow no further."""
+        """Follow no further, and forget everything."""
         self._task.cancel()
+        while self._recent:
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget the oldest of what is remembered."""
+        oldest = self._recent.popleft()
+        self._known_from = oldest.next
+        self._recent_bytes -= oldest.size
+        self._memory.note(self, -oldest.size)
 
     async def _follow(self) -> None:
         try:
             async with self._growth.follow() as follower:
                 while True:
                     try:
-                        found = await self._read(self._query, self.place)
+                        found = await self._read(self._query, self.place, self.waiting.values())
                     except (Unavailable, *DATABASE_ERRORS):
                         await asyncio.sleep(_RETRY_SECONDS)  # Postgres is away: those who wait go on waiting
                         continue
@@ -93,10 +126,17 @@ class Tail:
     def _add(self, found: Rendered) -> None:
         self._recent.append(found)
         self._recent_bytes += found.size
-        while len(self._recent) > 1 and (self._recent_bytes > _RECENT_BYTES_MAX or len(self._recent) > _RECENT_MAX):
-            oldest = self._recent.popleft()
-            self._recent_bytes -= oldest.size
-            self._known_from = oldest.next
+        self._memory.note(self, found.size)
+        while self._recent_bytes > _RECENT_OF_TAIL_BYTES_MAX or len(self._recent) > _RECENT_MAX:
+            self.forget()
+        self._memory.shrink()
+
+
+class _Reading(NamedTuple):
+    task: asyncio.Task[Rendered]
+    askers: list[str]
+    """The callers that wait for it. Once they are gone, nothing needs it; but what has begun ends, so that it takes its time from
+    nobody else."""
 
 
 class SharedPortions:
@@ -104,28 +144,33 @@ class SharedPortions:
 
     def __init__(self, read: Read) -> None:
         self._read = read
-        self._running: dict[tuple[EventFilter, int], asyncio.Task[Rendered]] = {}
+        self._running: dict[tuple[EventFilter, int], _Reading] = {}
         self._recent: OrderedDict[tuple[EventFilter, int], tuple[float, Rendered]] = OrderedDict()
         self._recent_bytes = 0
 
-    async def ask(self, query: EventFilter, place: int) -> Rendered:
+    async def ask(self, query: EventFilter, place: int, caller: str) -> Rendered:
         """The portion that begins at `place`. Raises what the reading raises."""
         question = query, place
         self._forget_old()
         if (known := self._recent.get(question)) is not None:
             return known[1]
-        task = self._running.get(question)
-        if task is None:
-            task = asyncio.create_task(self._read_once(question), context=contextvars.Context())
+        reading = self._running.get(question)
+        if reading is None:
+            askers = list[str]()
+            task = asyncio.create_task(self._read_once(question, askers), context=contextvars.Context())
             task.add_done_callback(
                 lambda done: done.cancelled() or done.exception()
             )  # nobody may be left to hear of it
-            self._running[question] = task
-        return await asyncio.shield(task)  # who asked first may be gone while others wait
-
-    async def _read_once(self, question: tuple[EventFilter, int]) -> Rendered:
+            reading = self._running[question] = _Reading(task, askers)
+        reading.askers.append(caller)
         try:
-            found = await self._read(*question)
+            return await asyncio.shield(reading.task)  # who asked first may be gone while others wait
+        finally:
+            reading.askers.remove(caller)
+
+    async def _read_once(self, question: tuple[EventFilter, int], askers: Collection[str]) -> Rendered:
+        try:
+            found = await self._read(*question, askers)
         finally:
             del self._running[question]
         if not found.is_end and found.size <= _SHARED_BYTES_MAX:  # at the end there may be more at any time
