@@ -75,7 +75,7 @@ def _documented() -> list[dict[str, Any]]:
     responses={
         200: {
             "description": "Records without an end: audit (an exported event), absent, seam, checkpoint, position and closed",
-            "content": {"text/event-stream": {"schema": {"type": "string"}}, "application/x-ndjson": {}},
+            "content": {"text/event-stream": {}, "application/x-ndjson": {}},
         }
     },
     openapi_extra={"parameters": _documented()},

@@ -16,13 +16,16 @@ from uuid import uuid4
 
 import requests
 import schemathesis
+from google.rpc.status_pb2 import Status
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.failures import FailureGroup
 from schemathesis.core.result import Ok
 
+from tests import log_records
 from tests.services import ROOT, Service
 
 REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "160"))
@@ -45,6 +48,7 @@ REFUSED = {
     "expected a URI": "29 and cloudevents.md: dataschema and source, as CloudEvents 1.0 says",
     "expected a media type": "29 and cloudevents.md: datacontenttype, as CloudEvents 1.0 says",
     "whose name has only lower-case": "29 and cloudevents.md: names of attributes, as CloudEvents 1.0 says",
+    "expected base64": "29 and cloudevents.md: data_base64 is base64, which the document says in words",
     "expected JSON in base64": "29 and cloudevents.md: data_base64 that is JSON is accepted",
     "the batch is empty": "7: a text without lines, which the document does not exclude",
     "its sender has not set": "14: a sent_at of the year 1 is one that was not set",
@@ -73,24 +77,60 @@ REFUSED = {
     "expected a category of 1 to": "evidence.md: of policies; Python knows more blanks than the document's pattern",
     "expected why, got nothing": "the same",
     "got only white space": "the same",
+    "expected LOG:POSITION": "docs/streams.md: where a stream begins",
+    "is beyond the end of the log": "docs/streams.md: where a stream begins",
+    "/logRecords/": "29 and docs/receivers.md: 400 if none of the log records can be stored",
     "expected a text that is not blank": "14: no blank ids; Python knows more blanks than the document's pattern",
 }
 # Why a request that does not fit the document is accepted: what happened to its parameter, and the section.
 ACCEPTED = {
     "empty parameter": "8: empty = ignored",
     "repeated parameter": "8: when repeated the first value counts",
+    "list of one value": "8, and docs/queries.md: a list is a parameter that is repeated, so one value is a list of one",
     "parameter under other names": "8: unknown parameters are ignored; so is an object, which is sent as its members",
 }
 ELSEWHERE = {
     "key sent before": "an Idempotency-Key that came before with another body is 422, or runs still (409)",
     "verdicts": "7 and 29: a lenient batch and an import are answered 207, and each item by itself",
+    "protobuf": "29 and docs/receivers.md: what the test makes of this media type is as OpenTelemetry has it",
     "newline in a path": "1: no route has one, so it is an unknown path, which is answered in text",
     "no HTTP": "2: the connection refuses what is not HTTP",
 }
 KNOWN = REFUSED | ACCEPTED | ELSEWHERE
-_SINGLE = "POST /api/v1/audit/events"
+_SINGLE, _LOGS = "POST /api/v1/audit/events", "POST /v1/logs"
 _ATTRIBUTE = re.compile("[a-z0-9]+")
 _BOUND_BY_CLOUDEVENTS = ("data_base64", "dataschema", "datacontenttype")
+
+
+_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+_SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats() | _TEXT | st.binary(max_size=9)
+_VALUES = st.recursive(
+    _SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3), max_leaves=9
+)
+_RECORDS = st.builds(
+    lambda body, attributes, members: log_records.record(body, attributes=attributes, **members),
+    st.just(log_records.BODY) | _VALUES,
+    st.dictionaries(st.sampled_from(("audit.actor_id", "audit.severity", "audit.event_outcome")) | _TEXT, _VALUES),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "event_name": _TEXT,
+            "time_unix_nano": st.integers(0, 2**64 - 1),
+            "severity_number": st.integers(-(2**31), 2**31 - 1),
+            "trace_id": st.binary(max_size=17),
+        },
+    ),
+)
+_REQUESTS = st.lists(_RECORDS, max_size=3).map(lambda records: log_records.request(*records))
+
+
+def _one_record() -> ExportLogsServiceRequest:
+    return log_records.request(log_records.record())
+
+
+schemathesis.openapi.media_type(  # of which the document only says that it is binary
+    log_records.PROTOBUF, (st.builds(_one_record) | _REQUESTS).map(lambda sent: sent.SerializeToString())
+)
 
 
 @schemathesis.serializer("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -99,34 +139,52 @@ def lines(_: schemathesis.SerializationContext, text: object) -> bytes:
     return str(text).encode("utf-8", "replace")
 
 
+def explanation(response: Any) -> str:
+    """What is wrong as the answer says it: a problem's type and detail, or the message of OTLP's status, in either encoding."""
+    if response.status_code < 400:
+        return ""
+    if response.headers.get("content-type") == [log_records.PROTOBUF]:
+        return str(Status.FromString(response.content).message)
+    try:
+        answer = response.json()
+    except ValueError:
+        return str(response.text)
+    return str(answer["message"] if "message" in answer else f"{answer['type']} {answer['detail']}")
+
+
 def reasons(failure: Any, response: requests.Response) -> Iterator[str]:
     """The lines of KNOWN that explain this failure; an unknown one is reported."""
     kind = type(failure).__name__
-    if "malformed-request" in response.text:
+    said = explanation(response)
+    if "malformed-request" in said:
         yield "no HTTP"
     elif kind == "RejectedPositiveData" and response.status_code == 400:
-        for message in response.json()["detail"].split("; /"):
+        for message in said.split("; /"):
             yield next((line for line in REFUSED if line in "/" + message), f"unknown: {message}")
-    elif kind == "RejectedPositiveData" and "idempotency-key" in response.text:
+    elif kind == "RejectedPositiveData" and "idempotency-key" in said:
         yield "key sent before"
     elif kind == "UndefinedContentType" and "%0A" in str(response.request.url):
         yield "newline in a path"
     elif kind == "AcceptedNegativeData" and response.status_code == 207:
         yield "verdicts"
+    elif kind == "AcceptedNegativeData" and f"custom media type: {log_records.PROTOBUF}" in failure.message:
+        yield "protobuf"
     elif kind == "AcceptedNegativeData" and " in query" in failure.message:
         sent = parse_qs(urlsplit(str(response.request.url)).query, keep_blank_values=True)
-        for name in re.findall(r"at /properties/(\w+)", failure.message):
-            yield _why_accepted(sent.get(name)) or f"unknown: {failure.message}"
+        for name, was in re.findall(r"at /properties/(\w+)(?: \(was (\w+))?", failure.message):
+            yield _why_accepted(sent.get(name), was) or f"unknown: {failure.message}"
     else:
         yield f"unknown: {kind} {failure.message}"
 
 
-def _why_accepted(values: list[str] | None) -> str | None:
-    """Why a parameter with these values is accepted although the document forbids it."""
+def _why_accepted(values: list[str] | None, was: str) -> str | None:
+    """Why a parameter with these values is accepted although the document forbids it; `was` is its type there, if it is that."""
     if values is None:
         return "parameter under other names"
     if values[0] == "":
         return "empty parameter"
+    if was == "array" and len(values) == 1:
+        return "list of one value"
     return "repeated parameter" if len(values) > 1 else None
 
 
@@ -134,6 +192,8 @@ def tame(case: Any) -> None:
     """Correct what the document cannot express, so that its events reach the database, and give it a key that was never sent."""
     if case.headers and "Idempotency-Key" in case.headers:
         case.headers["Idempotency-Key"] = str(uuid4())
+    if case.operation.label == _LOGS and isinstance(case.body, dict):
+        case.body = log_records.as_json(_one_record())
     for event in case.body if isinstance(case.body, list) else [case.body]:
         if not isinstance(event, dict):
             continue
@@ -168,7 +228,7 @@ class Run:
     def send(self, case: Any, mode: str) -> None:
         response = case.call(session=self._session)
         self.answers[case.operation.label, mode, response.status_code] += 1
-        assert response.status_code < 500, f"{case.as_curl_command()}\n{response.text}"
+        assert response.status_code < 500, f"{case.as_curl_command()}\n{explanation(response)}"
         try:
             case.validate_response(response, checks=self._checks)
         except FailureGroup as group:
@@ -176,7 +236,9 @@ class Run:
                 for reason in reasons(failure, response):
                     self.found[reason] += 1
                     if reason not in KNOWN:
-                        self.unknown[reason] = f"{case.as_curl_command()}\n{response.status_code} {response.text}"
+                        self.unknown[reason] = (
+                            f"{case.as_curl_command()}\n{response.status_code} {explanation(response)}"
+                        )
 
     def report(self) -> None:
         for (label, mode, status), number in sorted(self.answers.items()):
@@ -192,6 +254,7 @@ def test_document_holds(service: Callable[..., Service]) -> None:
     """A request that the document allows is refused, one that it forbids is accepted, or an answer differs from it."""
     schema = schemathesis.openapi.from_path(ROOT / "openapi" / "datastorage.json")
     schema.config.update(base_url=service(access_log=False).url)
+    schema.config.max_stream_events = 1  # a stream has no end
     operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     with requests.Session() as session:
         run = Run(session)
