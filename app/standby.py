@@ -1,6 +1,6 @@
 """What synchronous standbys have: asked of the server that has committed, on the connection that has committed or read.
 
-With `require_synchronous_standby` nothing is acknowledged or signed before `confirm` has returned. That a COMMIT returned is no proof:
+With `require_synchronous_standby` nothing is acknowledged, signed or exported before `confirm` has returned. That a COMMIT returned is no proof:
 its wait can be cancelled (pg_cancel_backend), ends without a word when `synchronous_standby_names` is emptied, and a server that was
 just told of its standbys does not wait yet. So it is asked how far they have the WAL on disk. A failover to one of them then has it.
 """

@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "presence": "standby database_url db workers settings errors",
     "rollup": "workers db sql settings",
     "tlog": "events standby workers db sql settings errors metrics",  # standby: nothing is signed that a failover could contradict
-    "verify": "events tlog workers database_url db sql settings errors metrics terminal",
+    # standby: what leaves with a signature is in a snapshot that standbys have
+    "verify": "events tlog standby workers database_url db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
     # tlog: what it finds wrong is an alarm, as what the checkpoint worker finds
     "ingest": "events schema tlog standby database_url db workers sql settings errors metrics tracing",

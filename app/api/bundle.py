@@ -56,7 +56,7 @@ async def get_bundle(request: Request, correlation_id: str) -> Response:
     service = service_of(request)
     export = BundleExport(BundleQuery(correlation_id, **fields), caller_name(request), service.log, service.log_key)
     try:
-        async with snapshot(service.engine) as connection:
+        async with snapshot(service.engine, on_standbys=service.settings.require_synchronous_standby) as connection:
             content = await export.read(connection)
     except DatabaseFailed as error:
         raise ExportQueryFailed from error

@@ -226,7 +226,7 @@ async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerat
         is_recorded = True
         await write_export_event(service, export)
 
-    async with snapshot(service.engine) as connection:
+    async with snapshot(service.engine, on_standbys=service.settings.require_synchronous_standby) as connection:
         try:
             async with aclosing(export.stream(connection, record)) as chunks:
                 async for chunk in chunks:

@@ -75,7 +75,7 @@ class Signer:
     ) -> None:
         """`copies` reads the newest checkpoints that are outside the database, as notes; None where there is none.
 
-        `of_log` is by default log 0. `confirm` is awaited before anything is signed.
+        `of_log` is by default log 0. `confirm` is awaited before anything is signed, or found to be signed by another process.
         """
         self._confirm = confirm
         self._log = of_log or Log(0, key.public.name)
@@ -103,6 +103,8 @@ class Signer:
             except SigningRefused as error:
                 error.checkpoint = by_checkpoint[max(by_checkpoint, key=lambda one: one.size)]
                 raise
+            if self._confirm is not None and note is None and set(by_checkpoint.values()) - {self.newest_note}:
+                await self._confirm(connection)  # another process has signed, and its COMMIT may have waited for nobody
         signed = None if note is None else Checkpoint.parse(Note.parse(note).text)
         self._last_signed = signed or max(by_checkpoint, key=lambda one: one.size, default=None)
         if self._last_signed is not None:

@@ -57,7 +57,7 @@ class CheckpointWorker:
     on_log: Callable[[Log], None] = lambda _: None
     """Called with the log that events are written to, once it continues the one before."""
     confirm: Confirm | None = None
-    """Awaited before anything is signed; None where no standby is required."""
+    """Awaited before anything is signed or published; None where no standby is required."""
     signing_waits: str = ""
     """Why nothing was signed in the last round, if it was for want of a standby."""
     _reminder: Reminder = field(default_factory=Reminder)
@@ -151,10 +151,7 @@ class CheckpointWorker:
         while await _extend_tiles(connection, self.log):
             pass
         if self.signer is not None:
-            await self._sign(connection, self.signer)
-            if self.seen is not None:
-                await self.seen.store(self.signer.newest_note)
-            await self._publish(connection)
+            await self._sign_and_publish(connection, self.signer)
             await self.copies.retry_post()
         if (table := await connection.fetchval(SQL.of(self.log)["beyond_log"])) is not None:
             raise RowsInserted(
@@ -162,15 +159,21 @@ class CheckpointWorker:
             )
         self.alarms.clear()
 
-    async def _sign(self, connection: Connection, signer: Signer) -> None:
-        """Sign, unless standbys do not have what would be signed: then say so, and go on."""
+    async def _sign_and_publish(self, connection: Connection, signer: Signer) -> None:
+        """Sign, and show what is signed, unless standbys do not have it: then say so, and go on."""
         try:
             await signer.sign(connection)
+            if self.seen is not None:
+                await self.seen.store(signer.newest_note)
+            await self._publish(connection)
             self.signing_waits = ""
         except standby.StandbyMissing as error:
             self.signing_waits = error.detail
             if self._reminder.is_due():
-                log.warning("no checkpoint is signed: a failover could contradict it", extra={"reason": error.detail})
+                log.warning(
+                    "no checkpoint is signed or published: a failover could contradict it",
+                    extra={"reason": error.detail},
+                )
         metrics.SIGNING_WAITS.set(bool(self.signing_waits))
 
     async def _follow_log(self, connection: Connection) -> None:
@@ -206,7 +209,7 @@ class CheckpointWorker:
     async def _publish(self, connection: Connection) -> None:
         """Ask the witnesses to cosign the newest checkpoint, then publish and copy it.
 
-        After a crash before the end it is not published, and the next round of any replica tries again.
+        After a crash before the end it is not published, and the next round of any replica tries again. Raises StandbyMissing.
         """
         async with connection.transaction():
             row = None
@@ -214,6 +217,10 @@ class CheckpointWorker:
                 row = await connection.fetchrow(SQL.of(self.log)["unpublished_checkpoint"])
             if row is None:
                 return
+            if (
+                self.confirm is not None
+            ):  # `log continue` has signed before its COMMIT, whose wait may have been cancelled
+                await self.confirm(connection)
             size, note = row["size"], row["note"]
             one_query = asyncio.Lock()  # witnesses are asked at the same time, on one connection
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
+from app import standby
 from app.db import LONG_FETCH_SECONDS, Connection, driver_connection
 from app.sql import load
 
@@ -22,13 +23,18 @@ _SLICE_SECONDS = 0.005
 
 
 @asynccontextmanager
-async def snapshot(engine: "AsyncEngine") -> AsyncIterator[Connection]:
-    """A connection that sees one snapshot of the database. DatabaseAway or DatabaseFailed when it breaks."""
+async def snapshot(engine: "AsyncEngine", *, on_standbys: bool = False) -> AsyncIterator[Connection]:
+    """A connection that sees one snapshot of the database. DatabaseAway or DatabaseFailed when it breaks.
+
+    With `on_standbys` synchronous standbys have all that it shows; StandbyMissing if they do not.
+    """
     async with (
         driver_connection(engine) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         await connection.execute(SQL["long_statement_timeout"])
+        if on_standbys:  # its first query takes the snapshot
+            await standby.confirm_soon(connection)
         yield connection
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
@@ -28,8 +29,11 @@ from app.presence import Presence
 from app.settings import Settings
 from app.tlog.keys import SigningKey
 from app.tlog.note import PublicKey
+from app.tlog.seen import FILE_NAME
 from app.tlog.signer import Signer
 from app.tlog.tiles import extend_tiles
+from app.tlog.worker import CheckpointWorker
+from tests.services import spawn, stop, wait_until_ready
 from tests.torture.postgres import LOG_NAME, Postgres, binaries
 from tests.waiting import eventually
 
@@ -107,7 +111,7 @@ async def pair(template: Postgres, servers: list[Postgres]) -> AsyncIterator[Pai
     primary, second = servers
     await primary.set_standbys("*")
     observer = await asyncpg.connect(primary.url, server_settings={"synchronous_commit": "local"})
-    await observer.execute("DELETE FROM log_checkpoints")
+    await observer.execute("DELETE FROM log_checkpoints; UPDATE log_signers SET note = NULL")
     await eventually(lambda: _streams(observer))
     made = Pair(primary, second, observer)
     yield made
@@ -226,15 +230,69 @@ async def test_wait_that_ends_early(pair: Pair, how: str) -> None:
         assert await pair.visible(one) == 1
 
 
-async def _assert_not_signed(pair: Pair) -> None:
+def new_key() -> SigningKey:
     private = Ed25519PrivateKey.generate()
-    key = SigningKey(private, PublicKey(LOG_NAME, private.public_key().public_bytes_raw()))
+    return SigningKey(private, PublicKey(LOG_NAME, private.public_key().public_bytes_raw()))
+
+
+async def _assert_not_signed(pair: Pair) -> None:
+    key = new_key()
     signer = Signer(key, of_log=LOG, confirm=standby.confirm_soon)
     async with pair.observer.transaction():
         await extend_tiles(pair.observer, LOG)
     with pytest.raises(standby.StandbyMissing):
         await signer.sign(pair.observer)
     assert await pair.observer.fetchval("SELECT count(*) FROM log_checkpoints") == 0
+
+
+async def test_note_of_another_process(pair: Pair, tmp_path: Path) -> None:
+    """A checkpoint that `log continue` has signed is noted and published before a standby has it; then a failover contradicts it."""
+    async with writing(pair.settings()) as writer:
+        await post(writer, uuid4())
+    async with pair.observer.transaction():
+        await extend_tiles(pair.observer, LOG)
+    key, file = new_key(), tmp_path / "copies"
+    settings = pair.settings(checkpoint_file=file, heartbeat_interval_s=0)
+    worker, connection = CheckpointWorker.create(settings, LOG, key, tmp_path), await db.connect(settings)
+    pair.standby.freeze()
+    assert await Signer(key, of_log=LOG).sign(pair.observer) is not None
+    await worker.run_round(connection, _no_heartbeat)
+    assert "lag" in worker.signing_waits
+    assert not file.exists()
+    assert not (tmp_path / FILE_NAME).exists()
+    with pytest.raises(standby.StandbyMissing):
+        await worker._publish(connection)
+    pair.standby.thaw()
+    await worker.run_round(connection, _no_heartbeat)
+    assert worker.signing_waits == ""
+    assert file.read_text().strip() == (tmp_path / FILE_NAME).read_text().strip()
+    await connection.close()
+
+
+async def _no_heartbeat(*_: object) -> None:
+    raise AssertionError
+
+
+async def test_exports_have_what_standbys_have(pair: Pair, tmp_path: Path) -> None:
+    """An event leaves signed, in an export or a bundle, that no standby has: after a failover another one has its place."""
+    paths = [f"/api/v1/audit/export?correlation_id=rr-1&format={name}" for name in ("json", "ndjson", "csv")]
+    paths.append("/api/v1/audit/correlations/rr-1/bundle")
+    async with writing(pair.settings()) as writer:
+        await post(writer, uuid4())
+    settings = {"database_url": pair.primary.url, "require_synchronous_standby": True, "log_name": LOG_NAME}
+    service = spawn(settings, tmp_path / "service")
+    await asyncio.to_thread(wait_until_ready, service)
+    async with httpx.AsyncClient(base_url=service.url, timeout=30) as client:
+        assert [(await client.get(path)).status_code for path in paths] == [200] * len(paths)
+        pair.standby.freeze()
+        await pair.observer.execute("CREATE TABLE what_no_standby_has ()")
+        for path in paths:
+            answer = await client.get(path)
+            assert answer.status_code == 503
+            assert "retry-after" in answer.headers
+        pair.standby.thaw()
+        assert [(await client.get(path)).status_code for path in paths] == [200] * len(paths)
+    assert await asyncio.to_thread(stop, [service]) == [0]
 
 
 async def test_our_own_timeouts_end_no_wait(pair: Pair) -> None:
