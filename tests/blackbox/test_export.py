@@ -211,7 +211,7 @@ REFUSED = [
     ("include_detached_signature=yes", "include_detached_signature"),
     ("correlation_id=a%00b", "correlation_id"),
     ("event_category=%ff", "event_category"),
-    ("include=all", "include"),
+    ("include=everything", "include"),
     ("format=ndjson&limit=5", "limit"),
     ("format=csv&include_detached_signature=true", "include_detached_signature"),
     ("after=x", "after"),
