@@ -29,9 +29,9 @@ LIMIT_MAX = 1000
 SCANNED_CORRELATIONS_MAX = 1000
 """How many correlations the scan of one page meets at most."""
 _SCANNED_ROWS_MAX = 10_000
-SCANS = {rows: SQL["scan"].replace("$5", str(rows)) for rows in (200, 1000, 4000)}
+SCANS = {rows: SQL["scan"].replace("$4", str(rows)) for rows in (200, 1000, 4000)}
 """The statement by its LIMIT, which is a literal in it: the planner has to know how few rows are wanted."""
-NAMED_SCANS = {rows: SQL["scan_named"].replace("$6", str(rows)) for rows in (200, 1000, 4000)}
+NAMED_SCANS = {rows: SQL["scan_named"].replace("$5", str(rows)) for rows in (200, 1000, 4000)}
 """The same of correlations that are named."""
 _OF_NEWEST = {"since", "until", *LEFT_OUT.values(), "event_outcome", "event_outcome_in", "event_outcome_not"}
 """Conditions for the newest event of a correlation, and what the scan itself leaves out."""
@@ -143,8 +143,7 @@ class _Scan:
         self._rows_limit = next((limit for limit in SCANS if limit >= wanted), max(SCANS))
         names = self._named
         scan = SCANS[self._rows_limit] if names is None else NAMED_SCANS[self._rows_limit]
-        bounds = (cursor.event_timestamp, cursor.event_id, since, self._query.includes_kubernetes)
-        arguments = (*bounds, *(() if names is None else (names,)))
+        arguments = (cursor.event_timestamp, cursor.event_id, since, *(() if names is None else (names,)))
         rows = await self._connection.fetch(scan, *arguments)
         self._rows += len(rows)
         return rows
@@ -155,6 +154,8 @@ class _Scan:
         for row in rows:
             if len(self._met) < SCANNED_CORRELATIONS_MAX and row["correlation_id"] not in self._met:
                 if row["is_self_event"] and not self._query.includes_self_events:
+                    continue
+                if row["is_kubernetes"] and not self._query.includes_kubernetes:
                     continue
                 self._met.add(row["correlation_id"])
                 first.append(row)

@@ -342,7 +342,10 @@ def _left_out(c: Columns) -> dict[str, ColumnElement[bool]]:
         c.event_type.like(literal_column("'datastorage.%'")),
         c.event_type != literal_column("'datastorage.ratelimit.denied'"),  # the reference writes it too, and shows it
     )
-    is_kubernetes = c.event_category == literal_column(f"'{kubernetes.CATEGORY}'")
+    is_kubernetes = or_(  # by SQL a row can be made of which only one is true
+        c.event_category == literal_column(f"'{kubernetes.CATEGORY}'"),
+        c.event_type.like(literal_column("'kubernetes.audit.%'")),
+    )
     return {
         "neither self event nor kubernetes": and_(not_(is_self_event), not_(is_kubernetes)),
         "not self event": not_(is_self_event),

@@ -2,7 +2,8 @@
 
 Where one index has what a query asks for in its order, the page is read at once. Other queries scan: portion by portion in the
 order of the page, each a range of so many events, and a page whose scan takes too long ends before it is full, with a cursor from
-which the next one goes on. Only a question that the reference could be asked is read to its end, as there.
+which the next one goes on. Only a question that the reference could be asked is read to its end, as there. Where that would take too
+long because of audit events of Kubernetes, which are left out, the others are read type by type: an index has each in the order of time.
 """
 
 import asyncio
@@ -24,21 +25,24 @@ from sqlalchemy import (
     bindparam,
     case,
     cast,
+    column,
     func,
     literal_column,
     or_,
     select,
+    text,
     tuple_,
 )
 
 from app.db import Connection
 from app.errors import DatabaseBusy
+from app.events import kubernetes
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor, LogCursor, Position
 from app.query.filter import CONDITIONS, IS_SEALED, LEFT_OUT, Columns, EventQuery
 from app.query.offset import is_deep, nearer
 from app.query.postgres_time import nearest_rfc3339, utc_text, utc_time
-from app.sql import load
+from app.sql import fragment, load
 from app.tables import audit_events
 
 SQL = load("reports")
@@ -150,7 +154,7 @@ class _Reading:
         """Down to where the scan has read, if it had to end before the page was full."""
         self._has_read = False
         """Whether there is anything that the scan has read: it can end there."""
-        self._end = monotonic() + SCAN_SECONDS if query.may_be_cut else math.inf
+        self._end = monotonic() + SCAN_SECONDS if query.may_be_cut or not query.includes_kubernetes else math.inf
 
     def add(self, phase: Phase, rows: list[asyncpg.Record]) -> None:
         self._rows += rows
@@ -172,12 +176,21 @@ class _Reading:
             way = "try"
         if way != "scan":
             with suppress(TimeoutError):
-                async with asyncio.timeout(_AT_ONCE_SECONDS if way == "try" else None):
+                async with asyncio.timeout(None if way == "at once" else _AT_ONCE_SECONDS):
                     rows = await self._fetch(phase, _Part(after))
                 self.add(phase, rows)
                 self._has_read = True
                 return self._is_full
+        if way == "try types" and await self._is_by_types(phase):
+            return await self._read_by_types(phase, after)
         return await self._scan(phase, after)
+
+    async def _is_by_types(self, phase: Phase) -> bool:
+        return phase == _ALL and await _leaves_out_many(self._connection, self._query)
+
+    async def _read_by_types(self, phase: Phase, after: _Key | None) -> bool:
+        self.add(phase, await self._fetch(phase, _Part(after), is_by_types=True))
+        return self._is_full
 
     @property
     def _is_full(self) -> bool:
@@ -205,9 +218,13 @@ class _Reading:
             if edge is None or self._is_full:
                 return self._is_full
             after, left, taken = edge, self._end - monotonic(), monotonic() - started
-            if left <= 0:
+            if left <= 0 and self._query.may_be_cut:
                 self._cut = phase, edge
                 return True
+            if left <= 0 and await self._is_by_types(phase):
+                return await self._read_by_types(phase, edge)
+            if left <= 0:
+                self._end = left = math.inf
             affordable = size * min(_GROWTH, left / taken) if taken else size * _GROWTH
             size = max(SCANNED_FIRST, min(int(affordable), SCANNED_MAX))
 
@@ -220,11 +237,15 @@ class _Reading:
         row = await self._connection.fetchrow(statement.text, *statement.bind(arguments))
         return None if row is None else _key(phase, row)
 
-    async def _fetch(self, phase: Phase, part: _Part) -> list[asyncpg.Record]:
+    async def _fetch(self, phase: Phase, part: _Part, *, is_by_types: bool = False) -> list[asyncpg.Record]:
         statement = _page_statement(
-            self._query.page_conditions(), phase, is_after=part.after is not None, has_end=part.to is not None
+            self._query.page_conditions(),
+            phase,
+            is_after=part.after is not None,
+            has_end=part.to is not None,
+            is_by_types=is_by_types,
         )
-        limits = {"rows": self._query.limit + 1 - len(self._rows)}
+        limits = {"rows": self._query.limit + 1 - len(self._rows), "offset": 0}
         keys = _key_arguments("after", part.after) | _key_arguments("to", part.to)
         return await self._connection.fetch(statement.text, *statement.bind(self._query.arguments() | keys | limits))
 
@@ -252,33 +273,60 @@ _MAYBE = {*_MANY, *(f"{name}_in" for name in _MANY)}
 """Conditions with an index, in some order."""
 
 
-def _way(query: EventQuery) -> Literal["at once", "try", "scan"]:
-    """How to read a page: at once where an index has it, by a scan where none has, and else first the one and then the other."""
+def _way(query: EventQuery) -> Literal["at once", "try", "try types", "scan"]:
+    """How to read a page: at once where an index has it, by a scan where none has, and else first the one and then the other.
+
+    What is left out may stand between the rows that an index has: mostly it has them at once.
+    """
     conditions = set(query.conditions())
     others = conditions - _BY_TIME
     if not others.isdisjoint(_FEW):
         return "at once"
     if query.order == "time":
-        if not others or (len(others) == 1 and others <= _MANY):
-            return "at once"
+        if not others:
+            return "at once" if query.includes_kubernetes else "try types"
+        if len(others) == 1 and others <= _MANY:
+            return "at once" if query.includes_kubernetes else "try"
         return "scan" if others.isdisjoint(_MAYBE) else "try"
     if conditions <= {*LEFT_OUT.values()}:
-        return "at once"
+        return "at once" if query.includes_kubernetes else "try"
     return "scan" if others.isdisjoint(_MAYBE) and "since" not in conditions else "try"
+
+
+async def _leaves_out_many(connection: Connection, query: EventQuery) -> bool:
+    """Whether audit events of Kubernetes, of which there are some, may be why a page took long."""
+    if query.includes_kubernetes or not _FEW.isdisjoint(query.conditions()):
+        return False
+    return await connection.fetchval(SQL["first_of_types"], list(kubernetes.STAGES.values())) is not None
 
 
 async def _rows_after_offset(connection: Connection, query: EventQuery) -> list[asyncpg.Record]:
     """Rows after those that `offset` leaves out, however many these are."""
+    if query.includes_kubernetes:
+        return await _rows_after_any_offset(connection, query)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SCAN_SECONDS):
+            return await _rows_after_any_offset(connection, query)
+    is_by_types = await _leaves_out_many(connection, query)
+    return await _rows_after_any_offset(connection, query, is_by_types=is_by_types)
+
+
+async def _rows_after_any_offset(
+    connection: Connection, query: EventQuery, *, is_by_types: bool = False
+) -> list[asyncpg.Record]:
     if is_deep(query):
         with suppress(asyncpg.InsufficientPrivilegeError):  # roles.sql was not run after the migration
             async with connection.transaction(isolation="repeatable_read", readonly=True):
-                return await rows_after_offset(connection, await nearer(connection, query))
-    return await rows_after_offset(connection, query)
+                query_near = await nearer(connection, query)
+                return await rows_after_offset(connection, query_near, is_by_types=is_by_types)
+    return await rows_after_offset(connection, query, is_by_types=is_by_types)
 
 
-async def rows_after_offset(connection: Connection, query: EventQuery) -> list[asyncpg.Record]:
+async def rows_after_offset(
+    connection: Connection, query: EventQuery, *, is_by_types: bool = False
+) -> list[asyncpg.Record]:
     """The same, read from the newest row on."""
-    statement = _page_statement(query.page_conditions(), _ALL, has_offset=True)
+    statement = _page_statement(query.page_conditions(), _ALL, has_offset=True, is_by_types=is_by_types)
     arguments = query.arguments() | {"offset": query.offset, "rows": query.limit + 1}
     return await connection.fetch(statement.text, *statement.bind(arguments))
 
@@ -319,6 +367,8 @@ def _newest_first(phase: Phase, c: Columns) -> list[ColumnElement[Any]]:
 
 # Statements.
 
+_types_of_others = text(fragment("types_of_others")).columns(column("event_type", Text)).subquery("types_of_others")
+
 
 @lru_cache(512)
 def _page_statement(
@@ -328,6 +378,7 @@ def _page_statement(
     is_after: bool = False,
     has_end: bool = False,
     has_offset: bool = False,
+    is_by_types: bool = False,
 ) -> Statement:
     """The rows of a page, or of a portion. What can be large is NULL in those after the first that together have PORTION_BYTES."""
     key = tuple_(*_key_columns(phase, _e))
@@ -336,9 +387,18 @@ def _page_statement(
         on_page = on_page.where(key < _key_bound(phase, "after"))
     if has_end:
         on_page = on_page.where(key >= _key_bound(phase, "to"))
+    rows, offset = bindparam("rows", type_=BigInteger), bindparam("offset", type_=BigInteger)
+    order = _newest_first(phase, _e)
+    if is_by_types:
+        # Not `=`, and by type first: no other index than that on types has this order, whatever the planner expects of the filters.
+        one = _types_of_others.c.event_type
+        of_type = on_page.where(_e.event_type >= one, _e.event_type <= one).order_by(_e.event_type.desc(), *order)
+        newest = of_type.limit(rows + offset).correlate(_types_of_others).lateral("newest")
+        on_page = select(*newest.c).select_from(_types_of_others.join(newest, literal_column("true")))
+        order = _newest_first(phase, newest.c)
     if has_offset:
-        on_page = on_page.offset(bindparam("offset", type_=BigInteger))
-    c = on_page.order_by(*_newest_first(phase, _e)).limit(bindparam("rows", type_=BigInteger)).subquery("e").c
+        on_page = on_page.offset(offset)
+    c = on_page.order_by(*order).limit(rows).subquery("e").c
     size = _size(c)
     before = func.sum(size).over(order_by=_newest_first(phase, c), rows=(None, 0)) - size
     is_whole = before + size <= literal_column(str(PORTION_BYTES))

@@ -13,6 +13,7 @@ _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _EVENT = ("2000-01-01T00:00:00", UUID(int=0))
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "wide_members": ([], [], []),
+    "first_of_types": ([],),
     "places": ([], [], []),
     "rows_with_id": (UUID(int=0),),
     "log_ids": (),
@@ -33,8 +34,8 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "holds": ("-", None),
     "notifications": ("-",),
     "use_generic_plans": (),
-    "scan": (*_EVENT, "-infinity", False, 1),
-    "scan_named": (*_EVENT, "-infinity", False, ["-"], 1),
+    "scan": (*_EVENT, "-infinity", 1),
+    "scan_named": (*_EVENT, "-infinity", ["-"], 1),
     "newest": (["-"], [_EVENT[0]], [_EVENT[1]], False),
     "summaries": (["-"],),
 }

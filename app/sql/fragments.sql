@@ -151,7 +151,7 @@ counts AS (
 -- is_self_event is true of all that unfiltered answers leave out: audit events of Kubernetes too (docs/decisions/0059).
 by_hour AS MATERIALIZED (
     SELECT month, date_trunc('hour', event_timestamp, 'UTC') AS start, event_type, event_category, event_outcome, severity, cluster_id,
-        namespace, event_category = 'kubernetes' OR (event_category = 'security' AND event_type LIKE 'datastorage.%'
+        namespace, event_category = 'kubernetes' OR event_type LIKE 'kubernetes.audit.%' OR (event_category = 'security' AND event_type LIKE 'datastorage.%'
             AND event_type <> 'datastorage.ratelimit.denied') AS is_self_event,
         sum(events) AS events
     FROM counted GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
@@ -172,11 +172,24 @@ by_hour AS MATERIALIZED (
         DO UPDATE SET events = c.events + excluded.events
 )
 
+-- fragment: types_of_others
+-- The types of all events but audit events of Kubernetes: from one to the next in the index on types, whatever number of events they have.
+WITH RECURSIVE found AS (
+    (SELECT event_type FROM audit_events ORDER BY event_type LIMIT 1)
+    UNION ALL
+    SELECT next.event_type FROM found CROSS JOIN LATERAL (
+        SELECT event_type FROM audit_events e WHERE e.event_type > found.event_type ORDER BY event_type LIMIT 1
+    ) next
+)
+SELECT event_type FROM found WHERE event_type NOT LIKE 'kubernetes.audit.%'
+
 -- fragment: scanned_events
--- What a scan for correlations reads: events after a cursor ($1, $2) that are not older than $3, and audit events of Kubernetes if $4.
+-- What a scan for correlations reads: events after a cursor ($1, $2) that are not older than $3. What is left out is read too: the scan
+-- is bounded by what it reads.
 SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, event_id, event_type, event_outcome, namespace,
     cluster_id, event_category = 'security' AND event_type LIKE 'datastorage.%'
-        AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event
+        AND event_type <> 'datastorage.ratelimit.denied' AS is_self_event,
+    event_category = 'kubernetes' OR event_type LIKE 'kubernetes.audit.%' AS is_kubernetes
 FROM audit_events
 WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
-    AND event_timestamp >= timezone('UTC', $3::text::timestamp) AND ($4 OR event_category <> 'kubernetes')
+    AND event_timestamp >= timezone('UTC', $3::text::timestamp)

@@ -8,6 +8,10 @@ FROM unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (event_id, event_date,
 JOIN audit_events e ON e.event_id = wanted.event_id AND e.event_date = wanted.event_date::date
     AND e.correlation_id = wanted.correlation_id
 
+-- name: first_of_types
+-- One event of these types; NULL if there is none.
+SELECT true FROM audit_events WHERE event_type = ANY($1) LIMIT 1
+
 -- name: places
 -- What an answer does not show of these events, which are named by id, date and correlation: where and when they were recorded.
 SELECT e.event_id, e.event_date::text, e.correlation_id, e.log_id, e.log_index, e.chain_index, e.trace_id,
@@ -257,14 +261,14 @@ SET LOCAL plan_cache_mode = 'force_generic_plan'
 -- events before the cursor.
 {scanned_events}
 ORDER BY event_timestamp DESC, event_id DESC
-LIMIT $5
+LIMIT $4
 
 -- name: scan_named
--- The same, of some correlations ($5).
+-- The same, of some correlations ($4).
 {scanned_events}
-    AND correlation_id = ANY($5)
+    AND correlation_id = ANY($4)
 ORDER BY event_timestamp DESC, event_id DESC
-LIMIT $6
+LIMIT $5
 
 -- name: newest
 -- Which of these events are the newest of their correlation, by their number in the arrays, from 1; audit events of Kubernetes count if $4.
@@ -274,7 +278,7 @@ WHERE (
     SELECT true FROM audit_events e
     WHERE e.correlation_id = candidate.correlation_id AND e.event_date >= candidate.timestamp::timestamp::date
         AND (e.event_timestamp, e.event_id) > (timezone('UTC', candidate.timestamp::timestamp), candidate.event_id)
-        AND ($4 OR e.event_category <> 'kubernetes')
+        AND ($4 OR NOT (e.event_category = 'kubernetes' OR e.event_type LIKE 'kubernetes.audit.%'))
     LIMIT 1
 ) IS NULL
 

@@ -363,7 +363,11 @@ def test_annotation(service: Callable[..., Service]) -> None:
         # On the page of correlations it stays, although its newest event is one that is left out.
         until_now = {"until": micro_time(datetime.now(UTC))}
         [only] = client.get("/api/v1/audit/correlations", params=until_now).json()["data"]
-        assert only["correlation_id"] == "rr-1"
+        # What is said of it is about all its events, on the list and in its timeline.
+        whole = client.get("/api/v1/audit/correlations/rr-1").json()
+        assert (only["correlation_id"], only["event_count"], len(whole["events"])) == ("rr-1", 2, 2)
+        assert "kubernetes" in only["categories"]
+        assert only["last_event"]["event_type"] != EXPECTED["event_type"]
 
 
 def test_nobody_else_writes_them(client: httpx.Client) -> None:
