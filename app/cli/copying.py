@@ -106,7 +106,9 @@ _MEANINGS = {
     "unsealed": "have no position in the log, so they were not compared",
     "left out": "events of the database that a stream has only where they are asked for (self events) are not in the copy",
     "not in the copy": "other events of the database are not in the copy, which is a filtered one",
-    "cut off": "files end within a line, as where a connection broke: that line does not count",
+    "filtered": "manifests of filtered exports: whether events are missing between those of their parts was not looked for",
+    "filter not signed": "filters of exports do not count, since no key has signed them: name it with --key, or say --filtered",
+    "cut off": "lines have no end, as where a connection broke: they do not count",
     "admitted checkpoints": "of the copy's checkpoints contradict a closed log, as its continuation admits",
 }
 

@@ -5,18 +5,25 @@ find out what was signed (`Difference.is_open`).
 """
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from app.events.canonical import canonical, loads
 from app.events.log import LOG_POSITIONS, Log
 from app.events.record import Row, address_text, record, stored_hash
+from app.export import redact
 from app.export.check import row_of
-from app.export.file import COMMITTED
+from app.export.file import COMMITTED, MEMBERS, NOT_COVERED
+from app.export.row import NOT_TEXT, masked_tree
 from app.stream.copied import CopiedEvent
 from app.stream.place import place_text
 from app.tlog.evidence import Erasures
 from app.verify.row import row_defects
+
+_JSON = ("event_data", "event_metadata")
+_MASKED = frozenset(MEMBERS) - NOT_TEXT | set(_JSON)
+"""What an export masks personal data in."""
 
 Side = Literal["copy", "database", "both", "either"]
 """Who has what was not logged; `either` where nothing that was signed decides it."""
@@ -58,10 +65,10 @@ def compare(  # noqa: PLR0917 -- what is compared, and with what
     masked = set(copied.event["redacted"] or ())
     if not isinstance(copied.event["event_hash"], str):
         raise TypeError("event_hash is no text")
-    own = None if masked - COMMITTED else stored_hash(own_row, copied.event["log"], stored=False)
+    own = None if masked - COMMITTED - set(NOT_COVERED) else stored_hash(own_row, copied.event["log"], stored=False)
     about = Difference("copy", "edited", "", place, str(copied.event["event_id"]), copied.where)
-    found = [*_in_copy(copied, own_row, own, row, leaf, about)]
-    row_found = [] if row is None else [*_in_row(own_row, row, leaf, log, erased, about)]
+    found = [*_in_copy(copied, own_row, own, row, leaf, about, masked)]
+    row_found = [] if row is None else [*_in_row(own_row, row, leaf, log, erased, about, masked)]
     stated = own or copied.event["event_hash"]
     if not found and stated != leaf:
         row_agrees = row is not None and stored_hash(row, log.name_of(row.get("log_id"))) == stated
@@ -84,29 +91,39 @@ def _in_copy(  # noqa: PLR0917 -- what is known of the copied event
     row: Row | None,
     leaf: str | None,
     about: Difference,
+    masked: AbstractSet[str],
 ) -> Iterator[Difference]:
     """What is wrong with a copied event by itself: then its hash is not that of its members."""
     if copied.place is not None and copied.place != place_text(about.place or 0):
         yield replace(about, message=f"the place beside it is {copied.place[:60]}")
     for name in copied.wrong:
         yield replace(about, message=f"{name} is not what the event has that stands beside it")
+    if unknown := sorted(str(name)[:60] for name in masked - _MASKED):
+        yield replace(about, message=f"redacted names {', '.join(unknown[:3])}, which no export masks")
+        return
     stated = copied.event["event_hash"]
     if own is None or own == stated:
         return
     if own == leaf:
         yield replace(about, message="event_hash is not the hash of the event, which is otherwise as it was logged")
         return
-    names = differing(own_row, row) if row is not None else []
+    names = differing(own_row, row, masked) if row is not None else []
     what = f"{_listed(names)} not what was logged" if names else "it has not the hash that stands with it"
     yield replace(about, message=what)
 
 
 def _in_row(  # noqa: PLR0917 -- as row_defects()
-    own_row: dict[str, Any], row: Row, leaf: str | None, log: Log, erased: Erasures, about: Difference
+    own_row: dict[str, Any],
+    row: Row,
+    leaf: str | None,
+    log: Log,
+    erased: Erasures,
+    about: Difference,
+    masked: AbstractSet[str],
 ) -> Iterator[Difference]:
     """What is wrong with the row by itself."""
     for defect in row_defects(row, leaf, log, erased):
-        names = differing(own_row, row)
+        names = differing(own_row, row, masked)
         detail = f"; the copy has another {', '.join(names)}" if names else ""
         message = defect.message.removeprefix(f"{defect.kind}: ")
         yield replace(about, side="database", kind=defect.kind, message=message + detail)
@@ -130,22 +147,35 @@ def _content(copied: CopiedEvent, own_row: dict[str, Any], row: Row, masked: set
     ):  # the copy's hash is over all that it has, but its date
         same_date = str(own_row["event_date"]) == str(row.get("event_date"))
         return [] if same_date else ["event_date"], "erased" if is_erased else "same"
-    names = [name for name in differing(own_row, row) if name not in masked]
+    names = differing(own_row, row, masked)
     if is_erased and names:  # nobody has any more what it was
         return [name for name in names if name not in COMMITTED], "content not comparable"
     return names, "content not comparable" if masked else "erased" if is_erased else "same"
 
 
-def differing(own_row: dict[str, Any], row: Row) -> list[str]:
-    """The hashed members, and the date, that a copied event and a row have differently."""
+def differing(own_row: dict[str, Any], row: Row, masked: AbstractSet[str] = frozenset()) -> list[str]:
+    """The hashed members, and the date, that a copied event and a row have differently.
+
+    Of those that are masked, the ones that are not what redaction makes of the row's, or that it would not have changed.
+    """
     mine, theirs = _members(own_row, stored=False), _members(row, stored=True)
-    return sorted(name for name, value in mine.items() if value != theirs[name])
+    redacted = {name: _redacted(name, theirs[name]) for name in masked & theirs.keys()}
+    unchanged = {name for name, value in redacted.items() if value == theirs[name]}
+    theirs |= redacted
+    return sorted(name for name, value in mine.items() if value != theirs[name] or name in unchanged)
+
+
+def _redacted(name: str, value: Any) -> Any:
+    """A member of a row as a redacted export has it."""
+    if name in _JSON and value is not None:
+        return canonical(masked_tree(loads(value)))
+    return redact.text(value) if isinstance(value, str) else value
 
 
 def _members(row: Row, *, stored: bool) -> dict[str, Any]:
     members = record(row, "", b"") | {name: row.get(name) for name in COMMITTED}
     members["actor_ip"] = address_text(row.get("actor_ip"))
-    for name in ("event_data", "event_metadata"):
+    for name in _JSON:
         if members[name] is not None and stored:
             members[name] = canonical(loads(members[name]))
     members["event_date"] = str(row.get("event_date"))

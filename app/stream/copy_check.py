@@ -50,7 +50,8 @@ class CopyResult:
     events: int = 0
     """Of the logs, in the copy; one that came twice counts twice."""
     counts: Counter[str] = field(default_factory=Counter)
-    """of events: same, different, purged, erased, lost, content not comparable, unsealed; positions: missing, left out"""
+    """of events: same, different, purged, erased, lost, content not comparable, unsealed; positions: missing, left out; manifests: filtered,
+    filter not signed; lines: cut off"""
     differences: list[Difference] = field(default_factory=list)
     """The first DEFECTS_MAX."""
     by_side: Counter[Side] = field(default_factory=Counter)
@@ -63,6 +64,7 @@ class CopyResult:
     signatures: Counter[str] = field(default_factory=Counter)
     """By label of the key: how many of the copy's checkpoints it has signed."""
     is_filtered: bool = False
+    """It need not have all events, as the caller says."""
 
     @property
     def count(self) -> int:
@@ -85,6 +87,19 @@ class _LogState:
     """The largest signed size at which it is not."""
     seam: Seam | None = None
     """How it was closed."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """What events of the copy say that may be of one part of an export: it is believed when its manifest is known, or that it has none."""
+
+    number: int = 0
+    first: int | None = None
+    end: int = 0
+    """Their places, from the first one up to, not including, this one."""
+    kinds: set[str] = field(default_factory=set)
+    redacted: str | None = None
+    """Where the first one is that says that it was redacted."""
 
 
 async def check_copy(
@@ -110,6 +125,9 @@ async def check_copy(
                 portion.clear()
                 show(checker.result.events)
         else:
+            if isinstance(item, CopiedManifest):  # it is of the events before it
+                await checker.compare(portion)
+                portion.clear()
             checker.add(item)
     await checker.compare(portion)
     return await checker.finish()
@@ -126,6 +144,8 @@ class _Checker:
         self._events, self._absent = Places(), Places()
         self._checkpoints: dict[tuple[str, int, bytes], tuple[str, str]] = {}
         """By log, size and root: where it stands, and its note."""
+        self._of_manifests: set[tuple[str, int, bytes]] = set()
+        """Those of them that only manifests of exports have, which were signed when the export was made: it need not have all of their events."""
         self._absences: list[tuple[str, int, int]] = []
         self._seams: list[tuple[str, int, int]] = []
         """Where each stands, its place, and the size of the closed log."""
@@ -133,9 +153,8 @@ class _Checker:
         self._claimed: tuple[int, str] | None = None
         """The largest place before which the copy says that everything was sent, and where it says so."""
         self._redacted: str | None = None
-        """Where the first event is that says that it was redacted."""
-        self._is_redacted = False
-        """Whether a manifest says so too."""
+        """Where the first event is that says that it was redacted, and no manifest that is of it says so too."""
+        self._part = _Part()
         self._kinds: set[str] = set()
         """Of its events, those that a stream has only where they are asked for."""
         self._foreign: Counter[str] = Counter()
@@ -174,18 +193,44 @@ class _Checker:
                 self.result.counts["cut off"] += is_cut
                 if not is_cut:
                     self._add("copy", "edited", reason, where)
-            case CopiedManifest(where, manifest, is_signed):
-                self.result.is_filtered |= bool(manifest.filter)
-                self._is_redacted |= manifest.redacted
+            case CopiedManifest(where, manifest, is_signed, _, defect):
+                if defect is not None:
+                    self._add("copy", "edited", defect, where)
                 if self._keys and not is_signed:
                     self._add("copy", "wrong key", "the manifest has no signature by the key", where)
                 if manifest.checkpoint is not None:
-                    self._add_checkpoint(where, manifest.checkpoint)
+                    self._add_checkpoint(where, manifest.checkpoint, is_of_manifest=True)
+                self._end_part(item)
             case CopiedControl(where, record):
                 try:
                     self._add_record(where, record)
                 except (KeyError, ValueError, TypeError) as error:
                     self._add("copy", "edited", f"{_FORM}: {error!r}", where)
+
+    def _end_part(self, copied: CopiedManifest | None = None) -> None:
+        """Believe what the events of a part say, as far as the manifest that is of them does not say otherwise."""
+        part, self._part = self._part, _Part()
+        if copied is not None and copied.part != part.number:
+            self._believe(part, None)
+            part = _Part()
+        self._believe(part, copied)
+
+    def _believe(self, part: _Part, copied: CopiedManifest | None) -> None:
+        manifest = None if copied is None or copied.defect is not None else copied.manifest
+        if part.redacted is not None and (manifest is None or not manifest.redacted):
+            self._redacted = self._redacted or part.redacted
+        if copied is not None and manifest is not None and manifest.filter.keys() - {"include"}:
+            # Whoever has taken events out of a copy can write a manifest of the rest, but not sign it.
+            self.result.counts["filtered" if copied.is_signed else "filter not signed"] += 1
+            if copied.is_signed:
+                return
+        elif manifest is not None and manifest.next is None and part.first is not None:
+            log = self._log_named(manifest.log)
+            if log is not None:
+                self._extend(part.first, log.place(max(0, min(manifest.log_size, self._sizes[log.id]))))
+        self._kinds |= part.kinds
+        if part.first is not None:
+            self._extend(part.first, part.end)
 
     def _add(self, side: Side, kind: str, message: str, where: str | None, place: int | None = None) -> None:
         self.result.add(Difference(side, kind, message, place, where=where))
@@ -241,15 +286,21 @@ class _Checker:
     def _log_at(self, place: int) -> Log | None:
         return next((log for log in self._log.and_earlier() if log.has(place)), None)
 
-    def _add_checkpoint(self, where: str, text: object) -> Checkpoint | None:
+    def _add_checkpoint(self, where: str, text: object, *, is_of_manifest: bool = False) -> Checkpoint | None:
         self.result.checkpoints += 1
         checkpoint = parse_checkpoint(text) if isinstance(text, str) else None
         if checkpoint is None or not isinstance(text, str):
             self._add("copy", "forged checkpoint", "it is not a checkpoint", where)
             return None
-        self._checkpoints.setdefault((checkpoint.origin, checkpoint.size, checkpoint.root), (where, text))
+        key = checkpoint.origin, checkpoint.size, checkpoint.root
+        if not is_of_manifest:
+            self._of_manifests.discard(key)
+        elif key not in self._checkpoints:
+            self._of_manifests.add(key)
+        self._checkpoints.setdefault(key, (where, text))
         if len(self._checkpoints) > _CHECKPOINTS_MAX:
             self._checkpoints = dict(list(self._checkpoints.items())[1::2])  # the last one stays
+            self._of_manifests &= self._checkpoints.keys()
         return checkpoint
 
     def _extend(self, first: int, end: int) -> None:
@@ -334,14 +385,19 @@ class _Checker:
     def _compare(self, copied: CopiedEvent, place: int, rows: Sequence[asyncpg.Record], leaf: str | None) -> None:
         result = self.result
         result.events += 1
+        if copied.part != self._part.number:
+            self._end_part()
+            self._part.number = copied.part
+        part = self._part
         if (kind := _kind(copied.event)) is not None:
-            self._kinds.add(kind)
-        if copied.event["redacted"] and self._redacted is None:
-            self._redacted = copied.where
+            part.kinds.add(kind)
+        if copied.event["redacted"] and part.redacted is None:
+            part.redacted = copied.where
         known_end = self._log_at(place)
         if known_end is not None and (leaf is not None or place < known_end.place(self._sizes[known_end.id])):
             self._events.add(place)
-            self._extend(place, place + 1)
+            part.first = place if part.first is None else min(part.first, place)
+            part.end = max(part.end, place + 1)
         try:
             verdicts = [compare(copied, place, row, leaf, self._log, self._evidence.erased) for row in rows or (None,)]
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
@@ -392,6 +448,7 @@ class _Checker:
 
     async def finish(self) -> CopyResult:
         result = self.result
+        self._end_part()
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             await self._connection.execute(VERIFY_SQL["long_statement_timeout"])
             await self._read_sizes()
@@ -463,7 +520,8 @@ class _Checker:
             return
         self._learn(log, state, note)
         if defect is None:
-            self._extend_signed(log, checkpoint)
+            if (checkpoint.origin, checkpoint.size, checkpoint.root) not in self._of_manifests:
+                self._extend_signed(log, checkpoint)
             return
         is_signed = bool(keys) and defect.kind in {"edited", "rolled back"}
         side: Side = "database" if is_signed else "copy" if keys else "either"
@@ -522,8 +580,8 @@ class _Checker:
             if place > end and not (log is not None and self._is_admitted(place)):
                 message = f"it says that everything before {place_text(place)} was sent, but the log ends before"
                 self._add("either", "rolled back", message, where, place)
-        if self._redacted is not None and not self._is_redacted:
-            message = "it says that it is redacted, as only an export is, but no manifest says so"
+        if self._redacted is not None:
+            message = "it says that it is redacted, as only an export is, but no manifest that is of it says so"
             self._add("copy", "edited", message, self._redacted)
 
     async def _compare_absent(self) -> None:

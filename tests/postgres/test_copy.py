@@ -7,8 +7,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 from uuid import uuid4
@@ -17,6 +19,7 @@ import asyncpg
 import orjson
 import pytest
 from pydantic import SecretStr
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import create_engine
 from app.errors import Fatal
@@ -50,6 +53,7 @@ from tests.postgres.test_checkpoints import no_heartbeat
 from tests.postgres.test_continue import KEY as SIGNING_KEY
 from tests.postgres.test_continue import LOSE, NEXT, continued, go_on, worker_of
 from tests.postgres.test_erase import erased
+from tests.postgres.test_export import KEY as EXPORT_KEY
 from tests.postgres.test_export import export
 from tests.postgres.test_tampering import OTHER_KEY, PUBLIC, sign
 from tests.sealed import seal, sealed_hash
@@ -491,10 +495,159 @@ async def test_an_export(database_url: str, connection: Connection, tmp_path: Pa
                 assert result.counts["content not comparable" if redact else "same"] == 4
                 edited = content.replace(b"started", b"stopped")
                 assert {side for side, _ in found(await checked(connection, tmp_path, [edited], ()))} == {"copy"}
-        filtered = await export(engine, ExportQuery.model_validate({"format": "ndjson", "event_action": "none"}))
-        assert (await checked(connection, tmp_path, [filtered], ())).is_filtered
     finally:
         await engine.dispose()
+
+
+@pytest.fixture
+async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(Settings(database_url=SecretStr(database_url)))
+    yield engine
+    await engine.dispose()
+
+
+def query_of(**members: object) -> ExportQuery:
+    return ExportQuery.model_validate({"format": "ndjson", **members})
+
+
+async def people(database_url: str, connection: Connection) -> Lines:
+    """Twelve events, every third one of bob; the lines of a stream of them."""
+    await write(database_url, *({"actor_id": "bob" if n % 3 == 2 else f"ada-{n}@example.org"} for n in range(12)))
+    return [ndjson_line(item) for item in await items_of(connection)]
+
+
+@pytest.mark.parametrize("form", ["ndjson", "csv"])
+async def test_filtered_exports(
+    database_url: str, connection: Connection, engine: AsyncEngine, tmp_path: Path, form: str
+) -> None:
+    """Filtered exports look as if events were removed from them; or what was removed from one beside them is not found."""
+    await people(database_url, connection)
+    bob, all_of_it, none = [
+        await export(engine, query_of(format=form, **of)) for of in ({"actor_id": "bob"}, {}, {"actor_id": "eve"})
+    ]
+    for copy in ([bob], [bob, none, bob], [all_of_it, bob], [bob, all_of_it], [none]):
+        result = await checked(connection, tmp_path, copy, (EXPORT_KEY.public,))
+        assert found(result) == set(), result.differences
+        assert (result.counts["filtered"], result.is_filtered) == (len(copy) - copy.count(all_of_it), False)
+    edited = [bob, all_of_it.replace(b"ada-3@example.org", b"ada-9@example.org")]
+    assert found(await checked(connection, tmp_path, edited, (EXPORT_KEY.public,))) == {("copy", "edited")}
+    unsigned = await checked(connection, tmp_path, [bob], ())
+    assert (found(unsigned), unsigned.counts["filter not signed"]) == ({("copy", "removed")}, 1)
+    assert found(await checked(connection, tmp_path, [bob], (), is_filtered=True)) == set()
+
+
+async def test_a_manifest_is_of_its_lines_only(
+    database_url: str, connection: Connection, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """Whoever removes events from a copy, and appends the signed manifest of some filtered or redacted export, is not found."""
+    lines = await people(database_url, connection)
+    bob = (await export(engine, query_of(actor_id="bob"))).splitlines(keepends=True)
+    masked = (await export(engine, query_of(redact_pii=True))).splitlines(keepends=True)
+    removed, edited = ("copy", "removed"), ("copy", "edited")
+    keys = (EXPORT_KEY.public,)
+    assert found(await checked(connection, tmp_path, [*lines[:4], *lines[5:], *bob], keys)) == {removed}
+    assert found(await checked(connection, tmp_path, [*lines[:4], *lines[5:], bob[-1]], keys)) == {removed, edited}
+    assert found(await checked(connection, tmp_path, [bob[-1]], keys)) == {edited}
+    assert found(await checked(connection, tmp_path, [*bob[1:]], keys)) == {removed, edited}
+    result = await checked(
+        connection, tmp_path, [masked[0], b"\n", *lines[1:], position_record(12, "ndjson"), *masked], keys
+    )
+    assert [one.message.split(",")[0] for one in result.differences] == ["it says that it is redacted"]
+    forged = orjson.loads(bob[-1])
+    statement = orjson.loads(b64decode(forged["payload"]))
+    kept = [*lines[:4], *lines[5:]]
+    statement["predicate"] |= {"events": 11, "sealed": 11}
+    statement["subject"][0]["digest"]["sha256"] = sha256(b"".join(kept)).hexdigest()
+    forged |= {"payload": b64encode(orjson.dumps(statement)).decode(), "signatures": []}
+    assert found(await checked(connection, tmp_path, [*kept, orjson.dumps(forged)], ())) == {removed}
+
+
+async def test_what_is_named_redacted(
+    database_url: str, connection: Connection, engine: AsyncEngine, tmp_path: Path
+) -> None:
+    """Whoever names a member in `redacted` can change it as he likes, where no hash is over what redaction has masked."""
+    await people(database_url, connection)
+    masked = (await export(engine, query_of(redact_pii=True))).splitlines(keepends=True)
+    assert found(await checked(connection, tmp_path, masked, (EXPORT_KEY.public,))) == set()
+    sent = orjson.loads(masked[0])
+    assert sent["redacted"] == ["actor_id"]
+    changes: list[tuple[dict[str, object], str]] = [
+        ({"actor_id": "m***@e***.o***"}, "actor_id is not"),
+        ({"redacted": ["actor_id", "event_data"], "event_data": {"forged": True}}, "event_data is not"),
+        ({"redacted": ["actor_id", "correlation_id"], "correlation_id": "other"}, "correlation_id is not"),
+        ({"redacted": ["actor_id", "event_action"]}, "event_action is not"),
+        ({"redacted": ["actor_id", "legal_hold_reason"], "event_action": "other"}, "event_action is not"),
+        ({"redacted": ["actor_id", "event_timestamp"]}, "redacted names event_timestamp"),
+        ({"redacted": ["actor_id", "nothing"]}, "redacted names nothing"),
+    ]
+    for change, message in changes:
+        copy = [orjson.dumps(sent | change) + b"\n", *masked[1:]]
+        result = await checked(connection, tmp_path, copy, (EXPORT_KEY.public,))
+        assert {one.side for one in result.differences} == {"copy"}
+        assert [one.message for one in result.differences if one.message.startswith(message)], (change, result)
+
+
+async def test_exports_of_every_kind(
+    database_url: str, connection: Connection, engine: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An export in parts, fetched in another order or again, in members of gzip or with the line ends of Windows is no copy."""
+    lines = await people(database_url, connection)
+    whole = await export(engine)
+    monkeypatch.setattr("app.export.parts.PART_BYTES", 1500)
+    monkeypatch.setattr("app.export.select._ROWS_AT_ONCE", 2)
+    in_parts = await export(engine)
+    assert in_parts.count(b'{"payloadType"') > 2
+    bob = await export(engine, query_of(actor_id="bob"))
+    copies = {
+        "in parts": in_parts,
+        "again": whole + in_parts + bob + whole,
+        "broken off at the end of a line": b"".join(whole.splitlines(keepends=True)[:7]) + whole,
+        "broken off within a line": whole[: len(whole) // 2] + whole,
+        "of Windows": whole.replace(b"\n", b"\r\n"),
+        "members of gzip": gzip.compress(in_parts[:3000]) + gzip.compress(in_parts[3000:]) + gzip.compress(bob),
+        "after a stream": b"".join(lines) + position_record(12, "ndjson") + bob,
+    }
+    for name, copy in copies.items():
+        result = await checked(connection, tmp_path, [copy], (EXPORT_KEY.public,))
+        assert found(result) == set(), (name, result.differences)
+        assert result.counts["missing"] == 0
+    empty, one, other = tmp_path / "empty", tmp_path / "one", tmp_path / "other"
+    empty.write_bytes(b"")
+    one.write_bytes(b"".join(lines[:3]))
+    other.write_bytes(bob)
+    for paths in ([other, empty, one], [one, other, empty], [empty]):
+        files = read_copy(paths, [EXPORT_KEY.public])
+        result = await check_copy(connection, files, [EXPORT_KEY.public], is_filtered=False, show=lambda _: None)
+        assert found(result) == set()
+
+
+async def test_a_command_that_was_repeated(owner: Connection, signed: Checkpoint, tmp_path: Path) -> None:
+    """`curl … >> copy.ndjson` was broken off within a line and repeated: an honest copy looks forged, or hides what it lacks."""
+    lines = [ndjson_line(item) for item in [*await items_of(owner), signed]]
+    begin = position_record(0, "ndjson")
+    whole = b"".join([begin, *lines])
+    cuts = {
+        "within an event": begin + lines[0] + lines[1][:200],
+        "at the begin of one": begin + lines[0] + lines[1][:3],
+        "before a line's end": begin + lines[0] + lines[1][:-1],
+        "within the first record": begin[:25],
+        "within a checkpoint": whole[:-30],
+        "twice": begin + lines[0][:90] + begin[:20],
+        "within a text of several bytes": begin + lines[0][:90] + "é".encode()[:1],
+    }
+    for name, cut in cuts.items():
+        for rest in (whole, b"".join(lines)):
+            result = await checked(owner, tmp_path, [cut, rest])
+            assert found(result) == set(), (name, result.differences)
+            assert result.counts["cut off"] == (name != "before a line's end")
+    without = [begin, *lines[:4], lines[4][:200] + begin, *lines[5:]]
+    assert found(await checked(owner, tmp_path, without)) == {("copy", "removed")}
+    for odd in (lines[3][:-1] + b"x" + lines[4], b"x" + lines[3], lines[3][:90] + b'{"stream":"absent"}\n'):
+        assert ("copy", "edited") in found(await checked(owner, tmp_path, [*lines, odd]))
+    with_events = position_record(0, "sse") + b"".join(b"data: " + line + b"\n" for line in lines)
+    for cut in (with_events[:-100], b"retry: 1000\n" + with_events[:-2000], b"retry: 1000\nda"):
+        result = await checked(owner, tmp_path, [cut, b"retry: 1000\n", with_events])
+        assert (found(result), result.counts["cut off"]) == (set(), 1)
 
 
 async def test_command(owner: Connection, signed: Checkpoint, database_url: str, tmp_path: Path) -> None:
