@@ -9,7 +9,7 @@ primary: `connection` is to the primary.
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from app.db import Connection
 from app.events.log import LOG_POSITIONS, Log
@@ -21,10 +21,14 @@ from app.sql import load
 from app.tlog.continued import read_seam
 from app.tlog.evidence import NO_EVIDENCE, Evidence, read_evidence
 
-SQL, EXPORT_SQL, TLOG_SQL = load("stream"), load("export"), load("tlog")
+SQL, TLOG_SQL = load("stream"), load("tlog")
 EVENTS_MAX = 500
+"""Items of a portion, of any kind."""
 BYTES_MAX = 1024 * 1024
 """Of the payloads of a portion; a single event may have more."""
+_ABSENT_BYTES = 100
+_FLUSHES_MAX = 1000
+"""Followed from the last known one; if there are more, the last checkpoint is nearer to the end."""
 _POSITIONS_MAX = 50_000
 """Looked at for one portion, however few of them a filter takes."""
 
@@ -70,6 +74,8 @@ class Checkpoint(NamedTuple):
 
 Item = StreamedEvent | Absent | Seam | Checkpoint
 """The place of each is its first member."""
+_Found = tuple[Item, int]
+"""An item, and how many bytes of a portion it counts as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +105,17 @@ class LogReader:
         self.log = log
         """The last log that is known."""
         self._find_log = find_log
-        self._evidence: Evidence = NO_EVIDENCE
-        """Of what is absent, as far as it was needed."""
+        self._missing = _Missing.of(NO_EVIDENCE)
+        """Why positions are absent, as far as it was needed."""
+        self._missing_at: tuple[Log, int] | None = None
+        """The last log, and where it ended, when that was read."""
+        self._last_flush: dict[int, int] = {}
+        """By id of the log: where the last of its flushes begins that was seen. What others insert beside it leads nobody astray."""
 
     async def end(self, connection: Connection) -> int:
         """The place that the next event will have."""
         self.log = await self._find_log(connection, self.log)
-        return await end_place(connection, self.log)
+        return self.log.place(await self._flushes_end(connection, self.log))
 
     async def checkpoint(self, connection: Connection, place: int) -> Checkpoint | None:
         """The newest published checkpoint of the log of `place` that covers nothing from there on; None without one."""
@@ -122,9 +132,9 @@ class LogReader:
         events_max: int = EVENTS_MAX,
         bytes_max: int = BYTES_MAX,
     ) -> Portion:
-        """The events from the place `first` on that match `query`. Raises NotThereYet.
+        """The events from the place `first` on that match `query`, and what is absent. Raises NotThereYet.
 
-        A portion may have no events although there are more: `is_end` says whether to wait.
+        It has at most `events_max` items of any kind. A portion may have no events although there are more: `is_end` says whether to wait.
         """
         if first >= self.log.place(0):  # at the end of the log that is known, perhaps of another one
             self.log = await self._find_log(connection, self.log)
@@ -133,7 +143,7 @@ class LogReader:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             log = self._log_of(first)
             position = first - log.place(0)
-            end = await self._end(connection, log, position)
+            end = await self._end(connection, log)
             if log.id == self.log.id and position > end:
                 raise NotThereYet(log.place(end))
             if log.id == self.log.id and position == end:
@@ -142,68 +152,128 @@ class LogReader:
                 seam = Seam(log.next.place(0), log.next.name, log.name, end)
                 return Portion((seam,), seam.place, is_end=False)
             stop = min(end, position + _POSITIONS_MAX)
-            events, stop = await _events(
+            found, unsealed, stop = await _events(
                 connection, query, log, position, stop, events_max=events_max, bytes_max=bytes_max
             )
-            items: list[Item] = [*events, *await self._absent(connection, log, position, stop)]
-        items.sort(key=_place)
-        return Portion(items, log.place(stop), is_end=stop == end and log.id == self.log.id)
+            unsealed = await _without_row(connection, log, unsealed)
+            absent, stop = await self._absent(connection, log, position, stop, unsealed=unsealed, ranges_max=events_max)
+        items, next_place = _cut([*found, *absent], log.place(stop), events_max=events_max, bytes_max=bytes_max)
+        return Portion(items, next_place, is_end=next_place == log.place(end) and log.id == self.log.id)
 
     def _log_of(self, place: int) -> Log:
         log_id = place // LOG_POSITIONS
         return self.log if log_id == self.log.id else Log(log_id, self.log.first_name, is_open=False)
 
-    async def _end(self, connection: Connection, log: Log, position: int) -> int:
-        """The position behind the last one that can be read from `position` on, or near it; of a closed log its size."""
+    async def _end(self, connection: Connection, log: Log) -> int:
+        """The position behind the last one of a log; of a closed log its size."""
         if not log.is_open and (seam := await read_seam(connection, log.next)) is not None:
-            end = seam.size  # what was lost may have no flushes either
-        else:
-            end = await connection.fetchval(SQL.of(log)["end_from"], position, _POSITIONS_MAX)
-            if end is None:
-                end = await connection.fetchval(EXPORT_SQL.of(log)["log_size"])
-        return int(end)
+            return seam.size  # what was lost may have no flushes either
+        return await self._flushes_end(connection, log)
 
-    async def _absent(self, connection: Connection, log: Log, first: int, end: int) -> list[Absent]:
-        """What is missing between two positions, and why."""
-        rows = await connection.fetch(SQL.of(log)["absent"], first, end)
-        ranges = [(log.place(row["first"]), log.place(row["end"])) for row in rows]
-        absent = list(self._explained(ranges))
-        if any(one.reason == "unknown" for one in absent):  # or it was removed since the evidence was read
-            self._evidence = await read_evidence(connection, self.log)
-            absent = list(self._explained(ranges))
-        return absent
+    async def _flushes_end(self, connection: Connection, log: Log) -> int:
+        """Where the flushes end that follow each other from the last known one on: a step for each that is new."""
+        row = None
+        if (known := self._last_flush.get(log.id)) is not None:
+            row = await connection.fetchrow(SQL.of(log)["end_from"], known, _FLUSHES_MAX)
+        if row is None or row["flushes"] == _FLUSHES_MAX:  # it is no longer there, as after a restore, or far behind
+            row = await connection.fetchrow(SQL.of(log)["log_end"])
+        if row is None:
+            return 0
+        self._last_flush[log.id] = row["first_index"]
+        return int(row["end"])
 
-    def _explained(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Absent]:
-        for first, end in ranges:
-            purged, lost = self._evidence.purged, self._evidence.lost.without(self._evidence.purged)
-            yield from (Absent(a, b, "purged") for a, b in purged.within(first, end))
-            yield from (Absent(a, b, "lost") for a, b in lost.within(first, end))
-            unknown = Positions([(first, end)]).without(self._evidence.missing)
-            yield from (Absent(a, b, "unknown") for a, b in unknown.ranges)
+    async def _absent(
+        self, connection: Connection, log: Log, first: int, end: int, *, unsealed: set[int], ranges_max: int
+    ) -> tuple[list[_Found], int]:
+        """What is missing between two positions, and why, up to the position that is returned. `unsealed` have no row of the log's."""
+        rows = await connection.fetch(SQL.of(log)["absent"], first, end, ranges_max)
+        if len(rows) == ranges_max:
+            end = rows[-1]["end"]
+        alone = Positions.of(position for position in unsealed if position < end)
+        positions = Positions([*((row["first"], row["end"]) for row in rows), *alone.ranges])
+        absent = Positions((log.place(a), log.place(b)) for a, b in positions.ranges)
+        if absent.without(self._missing.all):  # or it was removed since the evidence was read
+            await self._read_evidence(connection)
+        return [(one, _ABSENT_BYTES) for one in self._missing.explain(absent)], end
+
+    async def _read_evidence(self, connection: Connection) -> None:
+        """Read what was removed, and why, if the log has grown since that was read last."""
+        at = self.log, await self._flushes_end(connection, self.log)
+        if at != self._missing_at:
+            self._missing, self._missing_at = _Missing.of(await read_evidence(connection, self.log)), at
+
+
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """Places that may have no event: the sets of an Evidence, each computed once."""
+
+    purged: Positions
+    lost: Positions
+    """And not purged."""
+    all: Positions
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Self:
+        return cls(evidence.purged, evidence.lost.without(evidence.purged), evidence.missing)
+
+    def explain(self, absent: Positions) -> Iterator[Absent]:
+        for first, end in absent.ranges:
+            yield from (Absent(a, b, "purged") for a, b in self.purged.within(first, end))
+            yield from (Absent(a, b, "lost") for a, b in self.lost.within(first, end))
+        yield from (Absent(a, b, "unknown") for a, b in absent.without(self.all).ranges)
 
 
 async def end_place(connection: Connection, log: Log) -> int:
     """The place that the next event of a log will have, if it is the last one."""
-    return log.place(await connection.fetchval(EXPORT_SQL.of(log)["log_size"]))
+    row = await connection.fetchrow(SQL.of(log)["log_end"])
+    return log.place(0 if row is None else row["end"])
 
 
 async def _events(
     connection: Connection, query: EventFilter, log: Log, first: int, end: int, *, events_max: int, bytes_max: int
-) -> tuple[list[StreamedEvent], int]:
-    """The events that match between two positions, and the position behind the last one that was looked at."""
-    events: list[StreamedEvent] = []
+) -> tuple[list[_Found], set[int], int]:
+    """The events that match between two positions, the positions of rows that are not the log's, and the position behind all these."""
+    found: list[_Found] = []
+    unsealed = set[int]()
     size = 0
     async with aclosing(sealed_rows(connection, query, log, first, end)) as portions:
         async for rows in portions:
             for row in rows:
-                if row["sealed"]:  # another row may say that it is at this position; the log says which one is
-                    event = exported_event(row, redacted=False)
-                    events.append(StreamedEvent(log.place(row["log_index"]), event))
+                position = row["log_index"]
+                if row["sealed"]:
+                    event = StreamedEvent(log.place(position), exported_event(row, redacted=False))
+                    found.append((event, len(row["event_data"])))
                     size += len(row["event_data"])
-                if len(events) >= events_max or size >= bytes_max:
-                    return events, row["log_index"] + 1
-    return events, end
+                    if len(found) + len(unsealed) >= events_max or size >= bytes_max:
+                        return found, unsealed, position + 1
+                elif len(found) + len(unsealed) >= events_max and position not in unsealed:
+                    return found, unsealed, position
+                else:
+                    unsealed.add(position)
+    return found, unsealed, end
 
 
-def _place(item: Item) -> int:
-    return item[0]
+async def _without_row(connection: Connection, log: Log, unsealed: set[int]) -> set[int]:
+    """Those of these positions of which no row is the log's, whether a filter takes it or not."""
+    if not unsealed:
+        return unsealed
+    rows = await connection.fetch(SQL.of(log)["sealed_at"], sorted(unsealed))
+    return unsealed - {row["log_index"] for row in rows}
+
+
+def _cut(found: list[_Found], end: int, *, events_max: int, bytes_max: int) -> tuple[list[Item], int]:
+    """The first items before the place `end`, in order, as many as a portion may have; and the place behind what they are about."""
+    items: list[Item] = []
+    size = 0
+    for item, item_size in sorted(found, key=_place):
+        if item[0] >= end:
+            break
+        items.append(item)
+        size += item_size
+        if len(items) >= events_max or size >= bytes_max:
+            return items, item.end if isinstance(item, Absent) else item[0] + 1
+    return items, end
+
+
+def _place(found: _Found) -> int:
+    return found[0][0]
