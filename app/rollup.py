@@ -103,6 +103,12 @@ class Check:
                 extra={"tables": uncounted},
             )
         await connection.execute(SQL["check_timeout"])
+        for month in await connection.fetch(SQL["months_with_other_scopes"]):
+            log.info(
+                "another release has counted events of a month; it is counted again",
+                extra={"month": str(month["first_day"])},
+            )
+            await connection.execute(SQL["discard_month"], month["month"])
         if await connection.fetchval(SQL["difference"]):
             await connection.execute(SQL["discard_timeout"])
             await _discard_wrong_months(connection)

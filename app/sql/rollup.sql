@@ -204,3 +204,15 @@ SELECT month, first_day, (
         WHERE c.month = one.month AND c.log_index < (SELECT position FROM rollup_logs l WHERE l.log_id = {log_of_row})
     ) AS difference
 FROM one
+
+-- name: months_with_other_scopes
+-- Months whose counts by cluster and namespace have other events as left out than those by type: a release before that of the receiver of
+-- Kubernetes has counted its events as shown.
+SELECT month, first_day FROM rollup_months m
+WHERE building IS NULL AND (
+    SELECT coalesce(sum(events), 0) FROM rollup_counts c
+    WHERE c.month = m.month AND span = 'm' AND (event_category = 'kubernetes' OR event_type LIKE 'kubernetes.audit.%'
+        OR (event_category = 'security' AND event_type LIKE 'datastorage.%' AND event_type <> 'datastorage.ratelimit.denied'))
+) <> (
+    SELECT coalesce(sum(events), 0) FROM rollup_scopes c WHERE c.month = m.month AND span = 'm' AND is_self_event
+)

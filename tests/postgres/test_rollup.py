@@ -682,6 +682,21 @@ async def test_a_forged_position_is_found(
     assert await totals.from_rollup(connection, EventQuery()) == 3
 
 
+async def test_what_another_release_has_counted(database_url: str, connection: Connection) -> None:
+    """After a rollback and an upgrade, totals by cluster have audit events of Kubernetes for ever."""
+    query = EventQuery(cluster_id="prod")
+    await log.write(database_url, {"cluster_id": "prod"})
+    await sealed.seal(connection, "kubernetes:a", {"event_category": "kubernetes", "cluster_id": "prod"})
+    await catch_up(connection)
+    await Check().run(connection)
+    assert await totals.from_rollup(connection, query) == 1
+    await connection.execute("UPDATE rollup_scopes SET is_self_event = false")
+    assert await totals.from_rollup(connection, query) == 2
+    await Check().run(connection)
+    await catch_up(connection)
+    assert await totals.from_rollup(connection, query) == 1
+
+
 async def test_too_many_rows_to_check(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
