@@ -5,12 +5,13 @@
 SELECT pg_try_advisory_lock(hashtextextended('datastorage.sink.' || $1, 0))
 
 -- name: create
--- The cursor of a new sink.
-INSERT INTO sinks (name, type, address, place) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING
+-- The cursor of a new sink. Its revision, microseconds of the clock, was never used before by a sink of that name.
+INSERT INTO sinks (name, type, address, place, revision)
+VALUES ($1, $2, $3, $4, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) ON CONFLICT DO NOTHING
 
 -- name: cursor
--- Where a sink is.
-SELECT place, sent_up_to, revision, paused FROM sinks WHERE name = $1
+-- Where a sink is; $2 is what was recorded when that was found to be beyond the end of the log.
+SELECT place, sent_up_to, revision, paused, coalesce(last_error = $2, false) AS is_beyond_end FROM sinks WHERE name = $1
 
 -- name: describe
 -- What a sink delivers to, when that has changed.
@@ -55,7 +56,8 @@ UPDATE sinks SET paused = $2 WHERE name = $1 RETURNING 1
 
 -- name: rewind
 -- Moves a cursor. No row if there is none.
-UPDATE sinks SET place = $2, sent_up_to = NULL, revision = revision + 1, failures = 0, last_error = NULL, last_error_at = NULL
+UPDATE sinks SET place = $2, sent_up_to = NULL, failures = 0, last_error = NULL, last_error_at = NULL,
+    revision = greatest(revision + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
 WHERE name = $1 RETURNING 1
 
 -- name: remove

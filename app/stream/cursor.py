@@ -10,6 +10,8 @@ from app.stream.place import place_text
 
 SQL = load("sinks")
 ERROR_CHARACTERS_MAX = 500
+BEYOND_END = "the cursor is beyond the end of the log, which has lost events: it waits for `datastorage sink rewind`"
+"""Recorded as the reason: whoever delivers next sees it too, although the log may have come there meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +23,15 @@ class Cursor:
     sent_up_to: int | None
     """Where the portion ends that was sent and not confirmed."""
     revision: int
-    """Grows when somebody moves the cursor by hand."""
+    """Grows when somebody moves the cursor by hand, or makes it anew."""
     paused: bool
+    is_beyond_end: bool
+    """It was found beyond the end of the log, and nobody has moved it since."""
 
 
 async def read_cursor(connection: Connection, name: str) -> Cursor | None:
     """Where a sink is; None if it has no cursor."""
-    row = await connection.fetchrow(SQL["cursor"], name)
+    row = await connection.fetchrow(SQL["cursor"], name, BEYOND_END)
     return None if row is None else Cursor(**row)
 
 

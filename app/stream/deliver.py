@@ -24,10 +24,11 @@ from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway
 from app.settings import Settings
 from app.stream import cursor as cursors
-from app.stream.cursor import SQL, Cursor, read_cursor
+from app.stream.cursor import BEYOND_END, SQL, Cursor, read_cursor
 from app.stream.destination import Delivery, Destination, NotDelivered
-from app.stream.place import parse_place
+from app.stream.place import parse_place, place_text
 from app.stream.portion import Absent, Checkpoint, Item, LogReader, NotThereYet, Portion, StreamedEvent
+from app.stream.records import control_record
 from app.stream.sink import Sink
 from app.workers import Reminder, WorkerConnection, run_forever
 
@@ -126,9 +127,11 @@ class SinkDelivery:
             log.info("delivering", extra={"sink": self.sink.name, "address": self.sink.address})
         cursor = await read_cursor(connection, self.sink.name)
         if cursor is None:
-            await self._create(connection)
-            return 0.0
+            return await self._create(connection)
         if cursor.paused:
+            return _LOOK_SECONDS
+        if cursor.is_beyond_end and await self._is_in_open_log(connection, cursor.place):
+            await self._record(connection, BEYOND_END)
             return _LOOK_SECONDS
         if cursor.revision != self._revision or not cursor.place <= self._first:
             self._first, self._revision, self._failures = cursor.place, cursor.revision, 0
@@ -139,28 +142,35 @@ class SinkDelivery:
             self._revision = -1
             return 0.0
         except NotThereYet:
-            reason = (
-                "the cursor is beyond the end of the log, which has lost events: `datastorage sink rewind` moves it"
-            )
-            await self._record(connection, reason)
+            await self._record(connection, BEYOND_END)
             return _LOOK_SECONDS
 
-    async def _create(self, connection: Connection) -> None:
+    async def _create(self, connection: Connection) -> float:
         """A new sink begins where its entry says. The end of the log is read before the cursor is there: nothing in between is missed."""
-        if self.sink.start == "now":
-            place = await self.reader.end(connection)
-        else:
+        self._revision = -1
+        place = end = await self.reader.end(connection)
+        if self.sink.start != "now":
             place = 0 if self.sink.start == "start" else parse_place(self.sink.start)
+        if place > end:
+            self._tell(f"from: {place_text(place)} is beyond the end of the log, {place_text(end)}: there is no cursor")
+            return _LOOK_SECONDS
         await cursors.create_cursor(connection, self.sink.name, _type(self.sink), self.sink.address, place)
+        return 0.0
+
+    async def _is_in_open_log(self, connection: Connection, place: int) -> bool:
+        """Whether events may still be written at a place. If not, the seam says what is lost."""
+        await self.reader.end(connection)
+        return place >= self.reader.log.place(0)
 
     async def _next(self, connection: Connection, cursor: Cursor) -> float:
+        if cursor.sent_up_to is None and (due := await self._due_checkpoint(connection, self._first)):
+            await self._deliver(connection, cursor, due, self._first)
+            return 0.0
         portion = await self._read(connection, cursor)
         items = list(portion.items)
         is_full = not portion.is_end or len(items) >= self._events_max
         if not is_full and await self._wait_for_more(portion, cursor):
             return 0.0
-        if portion.is_end or items:
-            items += await self._due_checkpoint(connection, portion.next)
         if not items:
             return await self._skip(connection, cursor, portion)
         started = monotonic()
@@ -204,7 +214,9 @@ class SinkDelivery:
         return True
 
     async def _due_checkpoint(self, connection: Connection, place: int) -> Sequence[Checkpoint]:
-        """The newest checkpoint of what has been delivered with the portion that ends at `place`, every so often."""
+        """The newest checkpoint of what has been delivered up to `place`, every so often. It is a delivery of its own: a portion that is
+        sent again is sent without one, and has the same id.
+        """
         if monotonic() < self._checkpoint_due_at:
             return ()
         found = await self.reader.checkpoint(connection, place)
@@ -232,9 +244,12 @@ class SinkDelivery:
         return True
 
     def _id(self, cursor: Cursor, items: Sequence[Item], end: int) -> str:
-        """The same for the same portion, whoever sends it, and another one after somebody has moved the cursor."""
-        first = items[0]
-        return _digest(self.sink.name, self._kind, cursor.revision, type(first).__name__, first[0], end)
+        """The same for the same portion, whoever sends it, and another one after somebody has moved the cursor.
+
+        It binds what is sent: after a loss another event may have the same place, and another log's sink may have the same name.
+        """
+        log = self.reader.log.first_name
+        return _digest(self.sink.name, self._kind, cursor.revision, log, end, *map(_identity, items))
 
     def _delivered(self, items: Sequence[Item]) -> None:
         name = self.sink.name
@@ -275,11 +290,14 @@ class SinkDelivery:
                 return
 
     async def _record(self, connection: Connection, reason: str, bug: Exception | None = None) -> None:
+        self._tell(reason, bug)
+        await cursors.fail(connection, self.sink.name, reason)
+
+    def _tell(self, reason: str, bug: Exception | None = None) -> None:
         metrics.SINK_FAILURES.labels(sink=self.sink.name).inc()
         if self._reminder.is_due():
             extra = {"sink": self.sink.name, "error": reason}
             log.log(logging.ERROR if bug else logging.WARNING, "nothing was delivered", extra=extra, exc_info=bug)
-        await cursors.fail(connection, self.sink.name, reason)
 
 
 def _before(items: Sequence[Item], end: int) -> list[Item]:
@@ -291,6 +309,11 @@ def _before(items: Sequence[Item], end: int) -> list[Item]:
         elif item[0] < end or (not isinstance(item, StreamedEvent | Absent) and item[0] == end):
             found.append(item)
     return found
+
+
+def _identity(item: Item) -> object:
+    """Of an event what its hash covers, of any other item all that it says."""
+    return (item.place, item.event["event_hash"]) if isinstance(item, StreamedEvent) else control_record(item)
 
 
 def _digest(*parts: object) -> str:

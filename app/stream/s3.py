@@ -17,7 +17,7 @@ from obstore.store import S3Store
 from app.errors import Fatal
 from app.stream.destination import Delivery, NotDelivered
 from app.stream.formats.lines import format_line
-from app.stream.objects import Part, manifest, manifest_key, object_body, object_key, parts, test_key
+from app.stream.objects import Part, is_of, manifest, manifest_key, object_body, object_key, parts, test_key
 from app.stream.s3_sink import S3Sink
 from app.watched_file import WatchedFiles
 
@@ -60,11 +60,16 @@ class S3:
         key = object_key(part, delivery)
         body = await asyncio.to_thread(object_body, part, delivery, self._sink.format)
         if not await self._put(store, key, body, _GZIP):
-            # An earlier try. A member that no hash covers, such as legal_hold, may have changed since.
-            stored = await obstore.get_async(store, self._sink.prefix + key)
-            body = bytes(await stored.bytes_async())
-        content = manifest(part, delivery, key, body, self._sink.format)
-        await self._put(store, manifest_key(part, delivery), content, _JSON)
+            body = await self._get(store, key)  # of an earlier try, unless somebody else has stored it
+            if not await asyncio.to_thread(is_of, part, delivery, self._sink.format, body):
+                raise NotDelivered(f"{key} is stored already, and is not this portion: nothing is overwritten")
+        content, key = manifest(part, delivery, key, body, self._sink.format), manifest_key(part, delivery)
+        if not await self._put(store, key, content, _JSON) and await self._get(store, key) != content:
+            raise NotDelivered(f"{key} is stored already, and is not of this portion: nothing is overwritten")
+
+    async def _get(self, store: S3Store, key: str) -> bytes:
+        stored = await obstore.get_async(store, self._sink.prefix + key)
+        return bytes(await stored.bytes_async())
 
     async def _put(self, store: S3Store, key: str, body: bytes, media_type: str) -> bool:
         """Store an object, unless there is one already: whether there was none."""

@@ -125,6 +125,23 @@ async def test_a_manifest_is_of_what_is_stored(tmp_path: Path) -> None:
     assert len(manifests(store.objects)) == 1
 
 
+@pytest.mark.parametrize("kept", ["", "manifests/"])
+async def test_what_somebody_else_has_stored(tmp_path: Path, kept: str) -> None:
+    """Another log's object, or half of one, has the key of a portion: it counts as delivered, and nobody has it."""
+    with bucket() as store:
+        destination = s3(store.endpoint, tmp_path)
+        other = delivery(*(streamed_event(n, event_hash="f" * 64) for n in range(10)))
+        await destination.deliver(named(other))
+        for key in [key for key in store.objects if kept and not key.startswith(kept)]:
+            del store.objects[key]
+        with pytest.raises(NotDelivered, match="is stored already"):
+            await destination.deliver(named(portion(0, 10)))
+        for key in store.objects:
+            store.objects[key] = b"no gzip"
+        with pytest.raises(NotDelivered, match="is stored already"):
+            await destination.deliver(named(portion(0, 10)))
+
+
 async def test_a_cursor_that_was_moved_writes_again(tmp_path: Path) -> None:
     """Whoever rewinds a sink, after its filter or format has changed, gets nothing, or loses what was there."""
     with bucket() as store:

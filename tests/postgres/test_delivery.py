@@ -11,6 +11,8 @@ import orjson
 import pytest
 from pydantic import SecretStr
 
+from app import metrics
+from app.events.log import Log
 from app.settings import Settings
 from app.stream import cursor, deliver
 from app.stream.cursor import SinkState, read_states
@@ -19,7 +21,7 @@ from app.stream.worker import deliver_forever
 from tests.logs import FIRST_LOG
 from tests.postgres.log import write
 from tests.postgres.test_continue import NEXT, continued
-from tests.receiver import Answer, Receiver, new_secret, receiver, sinks_file
+from tests.receiver import Answer, Receiver, new_secret, receiver, records_of, sinks_file
 from tests.waiting import eventually
 
 Connection = asyncpg.Connection
@@ -335,6 +337,115 @@ async def test_a_gap_is_said(connection: Connection, owner: Connection, database
             await until_delivered(connection)
     assert one.positions == [n for n in range(20) if n not in {3, 4}]
     assert one.controls == [{"stream": "absent", "reason": "unknown", "first": "0:3", "end": "0:5"}]
+
+
+async def test_removed_while_delivering(connection: Connection, database_url: str, tmp_path: Path) -> None:
+    """A sink that was removed and begins anew goes on where it was, or its deliveries have the ids of those before."""
+    await write(database_url, *({} for _ in range(4)))
+    with receiver() as one:
+        async with delivering(database_url, sinks_file(tmp_path, one)):
+            await until_delivered(connection)
+            assert await cursor.remove(connection, "soc-0")
+            await until(lambda: len(one.positions) >= 8)
+            await until_delivered(connection)
+    assert one.positions == [0, 1, 2, 3] * 2
+    assert one.repeats == 0
+
+
+@pytest.mark.damaged
+async def test_other_events_at_the_same_places(connection: Connection, database_url: str, tmp_path: Path) -> None:
+    """After a failover or a restore other events have the places: a receiver takes them for the repeat of what it has, and drops them."""
+    await write(database_url, {}, {})
+    with receiver() as one:
+        one.decide = lambda _: Answer(500, accepts=True)
+        file = sinks_file(tmp_path, one)
+        async with delivering(database_url, file):
+            await until(lambda: one.requests)
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute("UPDATE audit_events SET event_hash = repeat('0', 64) WHERE log_index = 1")
+        await connection.execute(
+            "UPDATE log_flushes SET leaves = decode(repeat('00', 32), 'hex') WHERE first_index = 1"
+        )
+        one.decide = lambda _: Answer()
+        async with delivering(database_url, file):
+            await until_delivered(connection)
+    assert one.conflicts == []
+    assert one.records[-1]["event_hash"] == "0" * 64
+
+
+async def test_ids_are_of_one_log(database_url: str, tmp_path: Path) -> None:
+    """Two installations that have a sink of the same name deliver under the same id, and one receiver drops what the second one sends."""
+    await write(database_url, {})
+    with receiver() as one:
+        one.decide = lambda _: Answer(500)
+        file = sinks_file(tmp_path, one)
+        settings = Settings(database_url=SecretStr(database_url), sinks=file)
+        for log in (FIRST_LOG, Log(0, "another.example/log")):
+            before = one.requests
+            task = asyncio.create_task(deliver_forever(settings, log, LogGrowth(settings)))
+            await until(lambda before=before: one.requests > before)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert len(set(one.ids)) == 2
+
+
+@pytest.mark.damaged
+async def test_a_checkpoint_is_a_delivery_of_its_own(connection: Connection, database_url: str, tmp_path: Path) -> None:
+    """A portion is sent once with a checkpoint and once without, under one id; or no checkpoint is sent."""
+    await write(database_url, {}, {})
+    await connection.execute(
+        "INSERT INTO log_checkpoints (log_id, size, note, published_at) VALUES (0, 2, 'a note', now())"
+    )
+    with receiver() as one:
+        one.decide = lambda number: (
+            Answer(500, accepts=True) if number < 1 else Answer()
+        )  # the repeat comes when a checkpoint is due
+        async with delivering(database_url, sinks_file(tmp_path, one)):
+            await until_delivered(connection)
+            await until(lambda: len(one.bodies) == 2)
+    assert one.conflicts == []
+    events, checkpoint = (records_of(body) for body in one.bodies.values())
+    assert [event["log_index"] for event in events] == [0, 1]
+    assert checkpoint == [{"stream": "checkpoint", "place": "0:2", "note": "a note"}]
+
+
+async def test_a_beginning_beyond_the_end(connection: Connection, database_url: str, tmp_path: Path) -> None:
+    """A sink whose `from` is beyond the end of the log gets a cursor there, and nobody is told."""
+    await write(database_url, {})
+    with receiver() as one:
+        file = sinks_file(tmp_path, one, **{"from": "0:3"})
+        failures = metrics.SINK_FAILURES.labels(sink="soc-0")._value.get
+        before = failures()
+        async with delivering(database_url, file):
+            await until(lambda: failures() > before)
+            assert await read_states(connection) == []
+            await write(database_url, {}, {}, {})
+            await until(lambda: one.positions == [3])
+
+
+async def test_beyond_the_end_until_somebody_rewinds(connection: Connection, database_url: str, tmp_path: Path) -> None:
+    """A cursor that was beyond the end goes on by itself when the log has come there: what was written in between is skipped."""
+    await write(database_url, {})
+    with receiver() as one:
+        file = sinks_file(tmp_path, one)
+        async with delivering(database_url, file):
+            await until_delivered(connection)
+            await cursor.rewind(connection, "soc-0", 3)
+            await until_failing(connection)
+            await write(database_url, *({} for _ in range(4)))
+            failures = (await state(connection)).failures
+            await eventually(lambda: _more_failures(connection, failures))
+        async with delivering(database_url, file):  # another process knows it only by its row
+            failures = (await state(connection)).failures
+            await eventually(lambda: _more_failures(connection, failures))
+            assert one.positions == [0]
+            await cursor.rewind(connection, "soc-0", 1)
+            await until_delivered(connection)
+    assert one.positions == [0, 1, 2, 3, 4]
+
+
+async def _more_failures(connection: Connection, than: int) -> bool | None:
+    return (await state(connection)).failures > than or None
 
 
 async def test_beyond_the_end(connection: Connection, database_url: str, tmp_path: Path) -> None:
