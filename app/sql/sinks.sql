@@ -22,8 +22,11 @@ UPDATE sinks SET type = $2, address = $3 WHERE name = $1 AND (type, address) <> 
 UPDATE sinks SET place = $4, sent_up_to = $5 WHERE name = $1 AND revision = $2 AND place = $3 RETURNING 1
 
 -- name: advance
--- Everything up to $4 is delivered; $5 tells whether something was sent. No row if the cursor is elsewhere by now.
-UPDATE sinks SET place = $4, sent_up_to = NULL, failures = 0, last_error = NULL, last_error_at = NULL,
+-- Everything up to $4 is delivered; $5 tells whether something was sent, and $6 what the destination has said of it, which stays until
+-- something else is to be said. No row if the cursor is elsewhere by now.
+UPDATE sinks SET place = $4, sent_up_to = NULL, failures = 0,
+    last_error = CASE WHEN $6::text IS NOT NULL THEN $6 WHEN failures = 0 THEN last_error END,
+    last_error_at = CASE WHEN $6::text IS NOT NULL THEN now() WHEN failures = 0 THEN last_error_at END,
     delivered_at = CASE WHEN $5 THEN now() ELSE delivered_at END
 WHERE name = $1 AND revision = $2 AND place = $3 RETURNING 1
 

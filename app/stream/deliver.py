@@ -42,6 +42,8 @@ _PAUSE_SECONDS, _PAUSE_SECONDS_MAX, _RETRY_AFTER_SECONDS_MAX = 1.0, 60.0, 3600.0
 _LOOK_SECONDS = 2.0
 """How soon a pause between two attempts, or a paused sink, notices what an operator has ordered."""
 _DELIVERY_SECONDS_MAX = 900.0
+_LATE_TRIES = 3
+"""After so many in a row a portion is taken to be too large for a destination that does not answer in time."""
 _SESSION: dict[str, Any] = {  # a replica whose machine has died loses its lock within seconds
     "tcp_user_timeout": "15s",
     "tcp_keepalives_idle": "5",
@@ -185,7 +187,10 @@ class SinkDelivery:
         portion = await self.reader.read(connection, self._first, self.sink.filter, **bounds)
         end = cursor.sent_up_to
         if end is not None and self._first < end < portion.next:
-            return Portion(_before(portion.items, end), end, is_end=False)
+            portion = Portion(_before(portion.items, end), end, is_end=False)
+        count = self.sink.items_at_once(portion.items)
+        if count < len(portion.items):
+            return Portion(portion.items[:count], portion.items[count][0], is_end=False)
         return portion
 
     async def _skip(self, connection: Connection, cursor: Cursor, portion: Portion) -> float:
@@ -231,13 +236,13 @@ class SinkDelivery:
             cursor = replace(cursor, place=self._first)
         try:
             async with asyncio.timeout(_DELIVERY_SECONDS_MAX):
-                await self.destination.deliver(
+                said = await self.destination.deliver(
                     Delivery(self.sink.name, items, self._first, end, self.reader.log, id=self._id(cursor, items, end))
                 )
         except Exception as error:  # noqa: BLE001 -- whatever is wrong with a destination stops this sink only
-            await self._fail(connection, cursor, error)
+            await self._fail(connection, cursor, error, len(items))
             return False
-        await self._advance(connection, cursor, end, sent=True)
+        await self._advance(connection, cursor, end, sent=True, said=said)
         self._delivered(items)
         self._first, self._failures, self._waiting_since = end, 0, None
         self._events_max = min(self._full, 2 * self._events_max)
@@ -261,8 +266,10 @@ class SinkDelivery:
                 pause = max(CHECKPOINT_SECONDS, self.sink.wait_ms / 1000)
                 self._checkpoint, self._checkpoint_due_at = item.place, monotonic() + pause
 
-    async def _advance(self, connection: Connection, cursor: Cursor, end: int, *, sent: bool) -> None:
-        await self._require(connection, SQL["advance"], cursor, end, sent)
+    async def _advance(
+        self, connection: Connection, cursor: Cursor, end: int, *, sent: bool, said: str | None = None
+    ) -> None:
+        await self._require(connection, SQL["advance"], cursor, end, sent, said)
         self._written_at = monotonic()
 
     async def _require(self, connection: Connection, statement: str, cursor: Cursor, *arguments: object) -> None:
@@ -270,14 +277,17 @@ class SinkDelivery:
         if row is None:
             raise _Moved
 
-    async def _fail(self, connection: Connection, cursor: Cursor, error: Exception) -> None:
-        """Record why, and wait: longer each time, and at least as long as the destination asks for."""
+    async def _fail(self, connection: Connection, cursor: Cursor, error: Exception, count: int) -> None:
+        """Record why a portion of `count` items failed, and wait: longer each time, and at least as long as the destination asks for."""
         self._failures += 1
         retry_after = None
+        is_too_large = isinstance(error, TimeoutError)
         if isinstance(error, NotDelivered):
-            retry_after = error.retry_after
-            if error.is_too_large:
-                self._events_max = max(1, self._events_max // 2)
+            retry_after, is_too_large = error.retry_after, error.is_too_large
+            # A destination that is late once gets the same portion again, which it may recognise.
+            is_too_large |= error.is_late and self._failures % _LATE_TRIES == 0
+        if is_too_large:
+            self._events_max = max(1, min(self._events_max, count) // 2)
         pause = min(_PAUSE_SECONDS * 2 ** (self._failures - 1), _PAUSE_SECONDS_MAX)
         pause = max(pause, min(retry_after or 0.0, _RETRY_AFTER_SECONDS_MAX))
         is_expected = isinstance(error, NotDelivered | OSError | TimeoutError)

@@ -31,7 +31,9 @@ class Delivery:
 class NotDelivered(Exception):
     """The destination has not confirmed a portion: it is delivered again after a pause, and nothing behind it before."""
 
-    def __init__(self, reason: str, *, retry_after: float | None = None, is_too_large: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, retry_after: float | None = None, is_too_large: bool = False, is_late: bool = False
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         """For logs, metrics' help and operators: without credentials, and without what the receiver has answered in full."""
@@ -39,13 +41,16 @@ class NotDelivered(Exception):
         """Seconds that the destination asks to wait; None if it asks for nothing."""
         self.is_too_large = is_too_large
         """A smaller portion may be accepted."""
+        self.is_late = is_late
+        """It has not answered in time."""
 
 
 class Destination(Protocol):
     """Where a sink's portions go. It is used by one task, one portion at a time; it opens what it needs at the first one."""
 
-    async def deliver(self, delivery: Delivery) -> None:
-        """Return when the destination has the whole portion. Raises NotDelivered, OSError or TimeoutError when that is not certain.
+    async def deliver(self, delivery: Delivery) -> str | None:
+        """Return when the destination has the whole portion; with what its operator should know of it all the same, if there is anything.
+        Raises NotDelivered, OSError or TimeoutError when it is not certain.
 
         The portion, or a part of it, may have arrived all the same.
         """

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice, pairwise
 from typing import Any
 
 import orjson
@@ -24,6 +25,8 @@ from app.stream.place import place_text
 from app.stream.portion import Absent, Checkpoint, Item, StreamedEvent
 
 _ID_LENGTH = 12
+PARTS_MAX = 100
+"""Of a portion, which may reach over a year."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,17 +40,27 @@ class Part:
 
 def parts(delivery: Delivery) -> Iterator[Part]:
     """The parts of a portion in order, a new one with each hour."""
-    items: list[Item] = []
-    first, hour = delivery.first, ""
-    for item in delivery.items:
+    begins = [0, *_begins(delivery.items), len(delivery.items)]
+    for begin, end in pairwise(begins):
+        first = delivery.items[begin][0] if begin else delivery.first
+        after = delivery.items[end][0] if end < len(delivery.items) else delivery.next
+        yield Part(delivery.items[begin:end], first, after)
+
+
+def items_of_parts(items: Sequence[Item], count: int) -> int:
+    """How many items are in the first `count` parts."""
+    return next(islice(_begins(items), count - 1, None), len(items))
+
+
+def _begins(items: Sequence[Item]) -> Iterator[int]:
+    """Where each part but the first begins."""
+    hour = ""
+    for number, item in enumerate(items):
         if isinstance(item, StreamedEvent):
             time = _hour(item.event["recorded_at"])
             if hour and time > hour:  # one that was recorded before the one in front of it needs no object of its own
-                yield Part(items, first, item.place)
-                items, first = [], item.place
+                yield number
             hour = max(hour, time)
-        items.append(item)
-    yield Part(items, first, delivery.next)
 
 
 def object_key(part: Part, delivery: Delivery) -> str:

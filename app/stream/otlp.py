@@ -17,6 +17,7 @@ from app.stream.destination import Delivery, NotDelivered
 from app.stream.formats.lines import format_line
 from app.stream.otlp_records import export_request
 from app.stream.otlp_sink import OtlpSink
+from app.stream.place import place_text
 from app.stream.posting import Answer, Poster
 
 FINAL_RETRY_SECONDS = 60.0
@@ -35,14 +36,14 @@ class Otlp:
         self._sink = sink
         self._poster = Poster(sink)
 
-    async def deliver(self, delivery: Delivery) -> None:
-        """Return when the receiver has answered 2xx."""
+    async def deliver(self, delivery: Delivery) -> str | None:
+        """Return when the receiver has answered 2xx, with what it has rejected all the same."""
         body = await asyncio.to_thread(self._body, delivery)
         headers = {**self._read_headers(), "content-type": _TYPE, "content-encoding": "gzip"}
         answer = await self._poster.post(body, headers)
         if not answer.is_success:
             raise _refusal(answer)
-        self._report_rejected(delivery, answer)
+        return self._report_rejected(delivery, answer)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -66,14 +67,14 @@ class Otlp:
                 raise NotDelivered(f"header_files.{name}: expected one line of ASCII in {file}")
         return headers
 
-    def _report_rejected(self, delivery: Delivery, answer: Answer) -> None:
-        """Count what the receiver has not accepted of a portion that it has confirmed. NotDelivered if the answer is none of OTLP."""
+    def _report_rejected(self, delivery: Delivery, answer: Answer) -> str | None:
+        """Count, and say, what the receiver has not accepted of a portion that it has confirmed. NotDelivered if the answer is none of OTLP."""
         try:
             partial = ExportLogsServiceResponse.FromString(answer.body).partial_success
         except DecodeError:
             raise NotDelivered(f"{answer.phrase}, but the answer is none of OTLP") from None
         if not partial.rejected_log_records and not partial.error_message:
-            return
+            return None
         metrics.SINK_REJECTED.labels(sink=delivery.sink).inc(max(0, partial.rejected_log_records))
         log.error(
             "the receiver of a sink has rejected events, which are not sent again",
@@ -85,6 +86,9 @@ class Otlp:
                 "error": partial.error_message[:_MESSAGE_MAX],
             },
         )
+        # Not its words, which may have what it was sent.
+        rejected, first, last = partial.rejected_log_records, place_text(delivery.first), place_text(delivery.next)
+        return f"the receiver has rejected {rejected} of the records from {first} up to {last}: they are not sent again"
 
 
 def _refusal(answer: Answer) -> NotDelivered:

@@ -54,7 +54,7 @@ class Poster:
                 return await self._post(body, headers)
         except TimeoutError:
             await self.close()
-            raise NotDelivered("no answer in time") from None
+            raise NotDelivered("no answer in time", is_late=True) from None
         except httpx.HTTPError as error:
             await self.close()  # the next try begins with a new connection, and with the CA file as it is then
             raise NotDelivered(str(error) or type(error).__name__) from None

@@ -1,5 +1,6 @@
 """The type of sink `s3`: a bucket of an S3-compatible store. Its destination is stream/s3.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -9,6 +10,8 @@ from pydantic import Field, model_validator
 from app.errors import Fatal
 from app.settings import is_loopback
 from app.stream.destination import Destination
+from app.stream.objects import PARTS_MAX, items_of_parts
+from app.stream.portion import Item
 from app.stream.sink import Format, Sink, Url
 
 
@@ -55,6 +58,9 @@ class S3Sink(Sink, frozen=True, extra="forbid"):
                 f"The sink {self.name} is of type s3, which needs more packages: pip install 'datastorage[s3]'."
             ) from None
         return S3(self)
+
+    def items_at_once(self, items: Sequence[Item]) -> int:
+        return items_of_parts(items, PARTS_MAX)
 
     @property
     def address(self) -> str:

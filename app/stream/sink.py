@@ -1,6 +1,8 @@
 """What every sink has in the file of sinks, whatever its type: name, filter, where it begins, and how much goes at once."""
 
 from abc import abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from app.query.filter import EventFilter
 from app.settings import is_loopback
 from app.stream.destination import Destination
 from app.stream.place import parse_place
+from app.stream.portion import Item
 
 NAME = r"^[a-z0-9-]{1,63}$"
 Format = Literal["events", "cloudevents", "ocsf"]
@@ -37,6 +40,31 @@ def _without_credentials(url: str) -> str:
     return url
 
 
+def _can_match(events: EventFilter) -> EventFilter:
+    """What the API would refuse, or answer with nothing, is refused here too: it would deliver nothing for ever."""
+    if events.sealed is False:
+        raise ValueError("sealed: expected true or nothing: events that others inserted by SQL are in no log")
+    if (events.detail_key is None) != (events.detail_value is None):
+        raise ValueError("detail_key and detail_value: expected both or neither")
+    if events.zone is not None:
+        raise ValueError("zone: expected none: since and until have an offset")
+    times: list[tuple[str, datetime | None]] = [("since", events.since), ("until", events.until)]
+    if wrong := [name for name, time in times if time is not None and time.tzinfo is None]:
+        raise ValueError(f"{wrong[0]}: expected a time with an offset, such as 2026-01-31T12:00:00Z")
+    if "\\u0000" in events.model_dump_json():
+        raise ValueError("expected texts without NUL, which no event has")
+    return events
+
+
+def _times_as_text(value: Any) -> Any:
+    for name in ("since", "until"):
+        if isinstance(value, dict) and (isinstance(time := value.get(name), int | float) or str(time).isdecimal()):
+            raise ValueError(f"{name}: expected a time with an offset, such as 2026-01-31T12:00:00Z")
+    return value
+
+
+Filter = Annotated[EventFilter, BeforeValidator(_times_as_text), AfterValidator(_can_match)]
+"""Without a bound `q` is accepted, unlike on a page: each event is read once, when it comes."""
 Start = Annotated[str, BeforeValidator(_start)]
 """`start`, `now`, or the text of a place."""
 Url = Annotated[str, AfterValidator(_without_credentials)]
@@ -46,7 +74,7 @@ class Sink(BaseModel, frozen=True, extra="forbid"):
     """One entry of the file. A type of sink adds its own fields, and `type: Literal[…]`."""
 
     name: str = Field(pattern=NAME)
-    filter: EventFilter = EventFilter(include="all")
+    filter: Filter = EventFilter(include="all")
     start: Start = Field("now", alias="from")
     """Where a sink begins that has no cursor yet."""
     events_max: int = Field(500, ge=1, le=10_000)
@@ -60,6 +88,10 @@ class Sink(BaseModel, frozen=True, extra="forbid"):
     @abstractmethod
     def destination(self) -> Destination:
         """The destination, which opens nothing yet. What its library needs is imported here. Fatal if an extra is not installed."""
+
+    def items_at_once(self, items: Sequence[Item]) -> int:
+        """How many of the first items of a portion go at once, whatever `events_max` says."""
+        return len(items)
 
     @property
     @abstractmethod

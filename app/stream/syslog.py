@@ -84,7 +84,7 @@ class Syslog:
 
     async def deliver(self, delivery: Delivery) -> None:
         """Return when the receiver has read all messages of the portion."""
-        data = b"".join(self._frame(item, delivery) for item in delivery.items)
+        data = await asyncio.to_thread(self._data, delivery)
         try:
             context = await asyncio.to_thread(self._current_context)
         except OSError as error:  # ssl.SSLError is one
@@ -110,6 +110,9 @@ class Syslog:
         if self._sink.cert_file is not None:
             context.load_cert_chain(self._sink.cert_file, self._sink.key_file, password=_no_password)
         return context
+
+    def _data(self, delivery: Delivery) -> bytes:
+        return b"".join(self._frame(item, delivery) for item in delivery.items)
 
     def _frame(self, item: Item, delivery: Delivery) -> bytes:
         line = format_line(item, self._sink.format, delivery.log)

@@ -3,6 +3,7 @@
 Only an answer of 2xx confirms it.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -56,8 +57,7 @@ class Webhook:
 
     async def deliver(self, delivery: Delivery) -> None:
         """POST the portion. NotDelivered unless the answer is 2xx, and in time."""
-        body, media_type = render(delivery, self._sink.format)
-        headers = {"content-type": media_type, **signed_headers(delivery.id, time.time(), body, self._read_secrets())}
+        body, headers = await asyncio.to_thread(self._signed, delivery)
         answer = await self._poster.post(body, headers)
         if not answer.is_success:
             raise NotDelivered(
@@ -69,6 +69,13 @@ class Webhook:
     async def close(self) -> None:
         """Close the connection."""
         await self._poster.close()
+
+    def _signed(self, delivery: Delivery) -> tuple[bytes, dict[str, str]]:
+        body, media_type = render(delivery, self._sink.format)
+        return body, {
+            "content-type": media_type,
+            **signed_headers(delivery.id, time.time(), body, self._read_secrets()),
+        }
 
     def _read_secrets(self) -> Sequence[bytes]:
         """The secrets as they are now; as long as a changed file cannot be used, those from before."""

@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+import asyncpg
+
 from app import metrics
 from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway, Fatal
@@ -27,6 +29,7 @@ from app.workers import Reminder, WorkerConnection, run_forever
 
 _CHECK_SECONDS = 1.0
 _MEASURE_SECONDS = 5.0
+_LOOK_SECONDS, _CLOSE_SECONDS = 60.0, 5.0
 _OF_A_SINK = (
     *(metrics.SINK_LAG_EVENTS, metrics.SINK_LAG_SECONDS, metrics.SINK_DELIVERED, metrics.SINK_PAUSED),
     metrics.SINK_CONFIGURED,
@@ -36,10 +39,10 @@ log = logging.getLogger(__name__)
 
 
 async def deliver_forever(settings: Settings, of_log: Log, growth: LogGrowth) -> None:
-    """Deliver for as long as the process runs. Does nothing without a file of sinks."""
-    if settings.sinks is None:
-        return
+    """Deliver for as long as the process runs. Without a file of sinks, only measure: a cursor that is left holds back retention."""
     deliveries = Deliveries(settings, of_log, growth)
+    if settings.sinks is None:
+        await deliveries.look_forever()
     try:
         await asyncio.gather(deliveries.follow_file(settings.sinks), deliveries.measure_forever())
     finally:
@@ -72,6 +75,7 @@ class Deliveries:
         try:
             content = path.read_bytes()
             if content == self._content:
+                metrics.SINKS_INVALID.set(0)
                 return None
             sinks = read_sinks(path)
         except (OSError, Fatal) as error:
@@ -134,6 +138,25 @@ class Deliveries:
             )
         finally:
             connection.close()
+
+    async def look_forever(self) -> NoReturn:
+        """As measure_forever(), where nothing is delivered: seldom, on a connection that does not stay, and silent without the table."""
+
+        async def do_round() -> None:
+            connection = await connect(self._settings)
+            try:
+                with suppress(asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError):
+                    await self._measure(connection)
+            finally:
+                await connection.close(timeout=_CLOSE_SECONDS)
+
+        await run_forever(
+            "sinks",
+            do_round,
+            pause_seconds=_LOOK_SECONDS,
+            failure="it is not known whether sinks are left",
+            uncounted=(DatabaseAway, *DATABASE_ERRORS),
+        )
 
     async def _measure(self, connection: Connection) -> None:
         states = await read_states(connection)

@@ -186,7 +186,8 @@ async def test_rejected_events_are_counted_and_not_sent_again(otlp: Open, caplog
     """Events that a receiver never accepts stop the sink for ever, or vanish without a word."""
     before = metrics.SINK_REJECTED.labels(sink="rejects")._value.get()
     with collector(Reply(200, rejecting(2, "too old"))) as receiver:
-        await otlp(receiver).deliver(Delivery("rejects", portion(0, 3).items, 0, 3, FIRST_LOG))
+        said = await otlp(receiver).deliver(Delivery("rejects", portion(0, 3).items, 0, 3, FIRST_LOG))
+    assert said == "the receiver has rejected 2 of the records from 0:0 up to 0:3: they are not sent again"
     assert metrics.SINK_REJECTED.labels(sink="rejects")._value.get() == before + 2
     assert [record.__dict__["rejected"] for record in caplog.records if record.levelname == "ERROR"] == [2]
 

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from app.stream.destination import Delivery, NotDelivered
+from app.stream.objects import items_of_parts, object_key, parts
 from app.stream.portion import Absent, Checkpoint, Item, Seam
 from app.stream.records import ndjson_line
 from app.stream.s3 import S3
@@ -243,6 +244,16 @@ async def test_a_real_store(tmp_path: Path) -> None:
     assert [line["log_index"] for line in lines(objects, "log/")] == list(range(140))
 
 
+def test_a_portion_has_so_many_objects() -> None:
+    """A portion of a quiet year becomes thousands of objects, and never ends in time."""
+    items = [streamed_event(n, recorded_at=BEGIN + timedelta(hours=n // 2)) for n in range(300)]
+    count = items_of_parts(items, 100)
+    assert count == 200
+    assert len(list(parts(delivery(*items[:count])))) == 100
+    assert items_of_parts(items[:200], 100) == items_of_parts(items[:200], 1000) == 200
+    assert items_of_parts(items, 1) == 2
+
+
 def test_hours_are_those_of_recording() -> None:
     """An object is filed under the hour of what its events say of themselves, which anybody can set."""
     event = streamed_event(0, event_timestamp=BEGIN - timedelta(days=3))
@@ -250,7 +261,5 @@ def test_hours_are_those_of_recording() -> None:
 
 
 def event_key(event: Any) -> str:
-    from app.stream.objects import object_key, parts
-
     one = named(delivery(event))
     return object_key(next(parts(one)), one)

@@ -3,20 +3,23 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import orjson
 import pytest
+from prometheus_client import generate_latest
 from pydantic import SecretStr
 
 from app import metrics
 from app.events.log import Log
 from app.settings import Settings
-from app.stream import cursor, deliver
+from app.stream import cursor, deliver, worker
 from app.stream.cursor import SinkState, read_states
 from app.stream.growth import LogGrowth
+from app.stream.webhook import Webhook
 from app.stream.worker import deliver_forever
 from tests.logs import FIRST_LOG
 from tests.postgres.log import write
@@ -188,6 +191,80 @@ async def test_a_portion_too_large_is_cut(connection: Connection, database_url: 
     assert len(one.bodies) >= 3
 
 
+async def test_a_portion_that_takes_too_long_is_cut(connection: Connection, database_url: str, tmp_path: Path) -> None:
+    """A destination that cannot take a portion in time gets the same one for ever; or a smaller one at once, which is no repeat."""
+    await write(database_url, *({} for _ in range(8)))
+    with receiver() as one:
+        slow = 0.4
+        one.decide = lambda number: Answer(seconds=slow if number < 3 else 0.0, accepts=number >= 3)
+        async with delivering(database_url, sinks_file(tmp_path, one, timeout_ms=200)):
+            await until_delivered(connection)
+    assert len(set(one.ids[:3])) == 1
+    assert len(one.bodies) > 1
+    assert one.positions == list(range(8))
+
+
+async def test_a_deadline_cuts_portions(
+    connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A portion that has not ended at its deadline begins anew for ever."""
+    monkeypatch.setattr(deliver, "_DELIVERY_SECONDS_MAX", 0.2)
+    await write(database_url, *({} for _ in range(8)))
+    with receiver() as one:
+        one.decide = lambda number: Answer(seconds=0.4 if number < 2 else 0.0, accepts=number >= 2)
+        async with delivering(database_url, sinks_file(tmp_path, one, timeout_ms=60_000)):
+            await until_delivered(connection)
+    assert len(one.bodies) > 1
+    assert one.positions == list(range(8))
+
+
+async def test_what_a_destination_says_of_a_portion(
+    connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a Collector has rejected is shown until the next portion, a moment later, or the sink is taken to fail."""
+    said = ["rejected", None]
+
+    async def confirm(*_: object) -> str | None:
+        return said.pop(0) if said else None
+
+    monkeypatch.setattr(Webhook, "deliver", confirm)
+    await write(database_url, {}, {})
+    with receiver() as one:
+        async with delivering(database_url, sinks_file(tmp_path, one, events_max=1)):
+            await until_delivered(connection)
+            shown = await state(connection)
+    assert (shown.state, shown.last_error, shown.last_error_at is None) == ("delivering", "rejected", False)
+
+
+async def test_a_cursor_that_is_left_is_measured(
+    connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without a file of sinks nobody sees the cursor that holds back retention; or a database without the table fills the log."""
+    monkeypatch.setattr(worker, "_LOOK_SECONDS", 0.05)
+    rounds = 0
+
+    async def counted(usable: Connection) -> list[SinkState]:
+        nonlocal rounds
+        rounds += 1
+        return await read_states(usable)
+
+    monkeypatch.setattr(worker, "read_states", counted)
+    await cursor.create_cursor(connection, "left", "webhook", "https://h", 0)
+    settings = Settings(database_url=SecretStr(database_url))
+    task = asyncio.create_task(deliver_forever(settings, FIRST_LOG, LogGrowth(settings)))
+    try:
+        await until(lambda: b'datastorage_sink_configured{sink="left"} 0.0' in generate_latest())
+        await connection.execute("ALTER TABLE sinks RENAME TO none")
+        seen = rounds
+        await until(lambda: rounds >= seen + 3)
+        assert not task.done()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await connection.execute("ALTER TABLE IF EXISTS none RENAME TO sinks")
+    assert [record.message for record in caplog.records if record.levelname in {"WARNING", "ERROR"}] == []
+
+
 async def test_one_replica_delivers_and_another_takes_over(
     connection: Connection, database_url: str, tmp_path: Path
 ) -> None:
@@ -276,6 +353,9 @@ async def test_a_file_that_breaks_and_changes(connection: Connection, database_u
             await write(database_url, {})
             await until_delivered(connection)
             assert one.positions == [0]
+            assert metrics.SINKS_INVALID._value.get() == 1
+            file.write_bytes(orjson.dumps(document))
+            await until(lambda: not metrics.SINKS_INVALID._value.get())
             document["sinks"][0] |= {"name": "renamed", "filter": {"event_type": "no.such"}}
             file.write_bytes(orjson.dumps(document))
             await until_delivered(connection, "renamed")
@@ -373,6 +453,10 @@ async def test_other_events_at_the_same_places(connection: Connection, database_
     assert one.records[-1]["event_hash"] == "0" * 64
 
 
+def one_more(one: Receiver, before: int) -> bool:
+    return one.requests > before
+
+
 async def test_ids_are_of_one_log(database_url: str, tmp_path: Path) -> None:
     """Two installations that have a sink of the same name deliver under the same id, and one receiver drops what the second one sends."""
     await write(database_url, {})
@@ -383,7 +467,7 @@ async def test_ids_are_of_one_log(database_url: str, tmp_path: Path) -> None:
         for log in (FIRST_LOG, Log(0, "another.example/log")):
             before = one.requests
             task = asyncio.create_task(deliver_forever(settings, log, LogGrowth(settings)))
-            await until(lambda before=before: one.requests > before)
+            await until(partial(one_more, one, before))
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
     assert len(set(one.ids)) == 2

@@ -1,6 +1,7 @@
 """The file of sinks: what an operator has written is taken as it stands, or refused with the field that is wrong."""
 
 from collections.abc import Callable
+from datetime import UTC, date, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ def test_without_a_filter_everything_is_delivered() -> None:
         (sinks(url="http://receiver.example/"), "sinks[0]: url: expected https://"),
         (sinks(name="SOC"), "sinks[0].name: "),
         (sinks(filter={"event_categorie": "x"}), "sinks[0].filter.event_categorie: there is no such field"),
+        (sinks(filter={"sealed": False}), "sinks[0].filter: sealed: expected true or nothing"),
+        (sinks(filter={"detail_key": "a"}), "sinks[0].filter: detail_key and detail_value: expected both"),
+        (sinks(filter={"detail_value": "a"}), "sinks[0].filter: detail_key and detail_value: expected both"),
+        (sinks(filter={"zone": "UTC"}), "sinks[0].filter: zone: expected none"),
+        (sinks(filter={"since": "7d"}), "sinks[0].filter.since: "),
+        (sinks(filter={"since": 7}), "sinks[0].filter: since: expected a time with an offset"),
+        (sinks(filter={"until": date(2026, 1, 31)}), "sinks[0].filter: until: expected a time with an offset"),
+        (sinks(filter={"actor_id_not": ["a\0"]}), "sinks[0].filter: expected texts without NUL"),
         (sinks(**{"from": "yesterday"}), "sinks[0].from: expected LOG:POSITION"),
         (sinks(**{"from": 77}), "sinks[0].from: expected a place in quotes"),
         (sinks(type="carrier-pigeon"), "sinks[0]: "),
@@ -62,6 +71,16 @@ def test_what_is_wrong_is_named(document: Any, message: str) -> None:
         parse_sinks(document, "f")
     assert message in raised.value.detail
     assert "secret@" not in raised.value.detail
+
+
+def test_filters_that_match() -> None:
+    """A filter is refused that delivers what it says."""
+    filters = [
+        {"sealed": True, "q": "text"},
+        {"detail_key": "a", "detail_value": "b"},
+        {"since": "2026-01-31T12:00:00Z", "until": datetime(2026, 1, 31, tzinfo=UTC)},
+    ]
+    assert len([parse_sinks(sinks(filter=one), "f") for one in filters]) == 3
 
 
 def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
