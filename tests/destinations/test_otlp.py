@@ -177,6 +177,7 @@ async def test_not_confirmed(otlp: Open, reply: Reply, reason: str, retry_after:
         assert "v1/logs" not in refused.value.reason
         assert refused.value.retry_after == retry_after
         assert refused.value.is_too_large == (reply.status == 413)
+        assert refused.value.is_late == reply.hangs
         if not reply.hangs:
             await destination.deliver(portion(0, 3))  # the same destination goes on when the receiver has recovered
             assert len(receiver.requests) == 2

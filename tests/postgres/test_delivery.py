@@ -18,6 +18,7 @@ from app.events.log import Log
 from app.settings import Settings
 from app.stream import cursor, deliver, worker
 from app.stream.cursor import SinkState, read_states
+from app.stream.destination import Delivery, NotDelivered
 from app.stream.growth import LogGrowth
 from app.stream.webhook import Webhook
 from app.stream.worker import deliver_forever
@@ -191,31 +192,31 @@ async def test_a_portion_too_large_is_cut(connection: Connection, database_url: 
     assert len(one.bodies) >= 3
 
 
-async def test_a_portion_that_takes_too_long_is_cut(connection: Connection, database_url: str, tmp_path: Path) -> None:
-    """A destination that cannot take a portion in time gets the same one for ever; or a smaller one at once, which is no repeat."""
-    await write(database_url, *({} for _ in range(8)))
-    with receiver() as one:
-        slow = 0.4
-        one.decide = lambda number: Answer(seconds=slow if number < 3 else 0.0, accepts=number >= 3)
-        async with delivering(database_url, sinks_file(tmp_path, one, timeout_ms=200)):
-            await until_delivered(connection)
-    assert len(set(one.ids[:3])) == 1
-    assert len(one.bodies) > 1
-    assert one.positions == list(range(8))
-
-
-async def test_a_deadline_cuts_portions(
-    connection: Connection, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("late", [(TimeoutError(), [8, 4]), (NotDelivered("late", is_late=True), [8, 8, 8, 4])])
+async def test_a_portion_that_takes_too_long_is_cut(
+    connection: Connection,
+    database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    late: tuple[Exception, list[int]],
 ) -> None:
-    """A portion that has not ended at its deadline begins anew for ever."""
-    monkeypatch.setattr(deliver, "_DELIVERY_SECONDS_MAX", 0.2)
+    """A destination that cannot take a portion in time gets the same one for ever; or a smaller one at once, which is no repeat."""
+    error, sizes = late
+    sent: list[Delivery] = []
+
+    async def take_four(_: Webhook, delivery: Delivery) -> None:
+        sent.append(delivery)
+        if len(delivery.items) > 4:
+            raise error
+
+    monkeypatch.setattr(Webhook, "deliver", take_four)
     await write(database_url, *({} for _ in range(8)))
     with receiver() as one:
-        one.decide = lambda number: Answer(seconds=0.4 if number < 2 else 0.0, accepts=number >= 2)
-        async with delivering(database_url, sinks_file(tmp_path, one, timeout_ms=60_000)):
+        async with delivering(database_url, sinks_file(tmp_path, one)):
             await until_delivered(connection)
-    assert len(one.bodies) > 1
-    assert one.positions == list(range(8))
+    assert [len(one.items) for one in sent][: len(sizes)] == sizes
+    assert len({one.id for one in sent[: len(sizes)]}) == 2
+    assert [item[0] for one in sent[len(sizes) - 1 :] for item in one.items if len(one.items) <= 4][:4] == [0, 1, 2, 3]
 
 
 async def test_what_a_destination_says_of_a_portion(
