@@ -162,9 +162,9 @@ async def _submit(request: Request, reading: _Reading, now: datetime) -> None:
     service = await recording_service(request, deadline, drafts)
     trace_id, span_id = request.scope["state"].get("trace", (None, None))
     acceptance = Acceptance(now, {}, service.log_name, trace_id=trace_id, span_id=span_id)
-    # Without a time of its own an event has that of its arrival, so that another send of it has another date.
-    of_arrival = [one for one, event in reading.events.items() if event.timestamp is None]
-    acceptance = acceptance._replace(other_ids={one: (one,) for one in of_arrival})
+    # Another send may have another date (that of its arrival) and another correlation (by the annotation): the primary key, which
+    # has both, lets it in, so each id is looked up.
+    acceptance = acceptance._replace(other_ids={one: (one,) for one in reading.events})
     submission = await new_submission(drafts, list(reading.events), acceptance, is_lenient=True)
     await service.writer.submit(submission, deadline)
     reading.refuse(submission.rejections or {})

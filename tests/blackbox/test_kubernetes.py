@@ -370,6 +370,21 @@ def test_annotation(service: Callable[..., Service]) -> None:
         assert only["last_event"]["event_type"] != EXPECTED["event_type"]
 
 
+def test_resend_with_another_correlation(service: Callable[..., Service]) -> None:
+    """Whoever sends an event again with another annotation has it stored twice, and no chain of the two is valid any more."""
+    one = service(kubernetes_audit_correlation="remediation")
+    with httpx.Client(base_url=one.url, timeout=30) as client:
+        event = audit_event(auditID="a")
+        for named in ("rr-1", None, "rr-2"):
+            again = event | {"annotations": {"remediation": named} if named else {}}
+            assert post(client, again, audit_event()) == {"stored": 2, "refused": 0}
+            assert post(client, again) == {"stored": 1, "refused": 0}
+        found = [e["correlation_id"] for e in stored(client) if e["event_data"]["auditID"] == "a"]
+        assert found == ["rr-1"]
+        checked = client.post("/api/v1/audit/verify-chain", json={"correlation_id": "rr-1"}).json()
+        assert (checked["is_valid"], checked["total_events"]) == (True, 1)
+
+
 def test_nobody_else_writes_them(client: httpx.Client) -> None:
     """A client makes up what Kubernetes is said to have been asked for."""
     data = {"event_type": EXPECTED["event_type"], "auditID": "a", "stage": "Panic"}
@@ -388,14 +403,17 @@ def test_nobody_else_writes_them(client: httpx.Client) -> None:
 async def test_outage(service: Callable[..., Service], database_url: str, processes: int) -> None:
     """Events that were answered while Postgres was away are lost, or are there twice when their list came again."""
     async with proxy(database_url) as between:
-        running = await asyncio.to_thread(lambda: service(database_url=between.url, processes=processes))
+        more = {"processes": processes, "kubernetes_audit_correlation": "remediation"}
+        running = await asyncio.to_thread(lambda: service(database_url=between.url, **more))
         async with httpx.AsyncClient(base_url=running.url, timeout=30) as client:
             outage = Outage(between, running, client)
             lists = [event_list(*(audit_event(auditID=f"{n}-{i}") for i in range(20))) for n in range(3)]
             assert (await client.post(PATH, json=lists[0])).status_code == 200
             await outage.begin()
-            for _ in range(2):
+            for named in ("rr-1", "rr-2"):  # in another chain each time
                 for one in lists:
+                    for item in one["items"]:
+                        item["annotations"]["remediation"] = named
                     assert answer_of(await client.post(PATH, json=one)) == {"stored": 20, "refused": 0}
             await outage.end()
 
