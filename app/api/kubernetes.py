@@ -27,7 +27,7 @@ from app.api.service import foundation_of, recording_service
 from app.errors import AuditError, BadRequest, BatchTooLarge, Forbidden
 from app.events import kubernetes
 from app.events.kubernetes import KubernetesEvent, Rules
-from app.events.kubernetes_list import items
+from app.events.kubernetes_list import Pause, items
 from app.ingest.accept import Acceptance, Draft
 from app.ingest.submission import new_submission
 from app.settings import Settings, comma_separated
@@ -117,12 +117,14 @@ class _Reading:
     async def run(self, body: bytes, events_max: int, path: str) -> None:
         """Read all items. BadRequest if the body is no EventList, or has too many of them."""
         slice_end = perf_counter() + _SLICE_SECONDS
-        for index, item in enumerate(items(body)):
-            if index >= events_max:
-                raise BatchTooLarge(
-                    f"the list has more than {events_max} events: set --audit-webhook-batch-max-size", instance=path
-                )
-            self._add(item, f"/items/{index}")
+        index = 0
+        for item in items(body):
+            if not isinstance(item, Pause):
+                if index >= events_max:
+                    message = f"the list has more than {events_max} events: set --audit-webhook-batch-max-size"
+                    raise BatchTooLarge(message, instance=path)
+                self._add(item, f"/items/{index}")
+                index += 1
             if perf_counter() > slice_end:
                 await asyncio.sleep(0)
                 slice_end = perf_counter() + _SLICE_SECONDS

@@ -16,7 +16,7 @@ from app.events import ids, own
 from app.events.canonical import canonical
 from app.events.envelope import Outcome, PostedEvent, parse_timestamp, time_window_error
 from app.events.explain import bad_fields, escape
-from app.events.kubernetes_list import BadNumber, TooDeep
+from app.events.kubernetes_list import BadNumber, TooDeep, TooLarge
 from app.events.record import ip_packed, ip_text
 
 Category = Literal["kubernetes"]
@@ -169,7 +169,9 @@ class _Reader:
             name = self._text(sent, path)
             if name in _OF_LIST or value is None:
                 continue
-            if name in _OURS or not _fits_type(name, value):
+            if isinstance(value, TooLarge):
+                self.note("size", path)
+            elif name in _OURS or not _fits_type(name, value):
                 self.note("type", path)
             elif is_secret and name in _BODIES:
                 self.note("secret", path)
@@ -181,6 +183,8 @@ class _Reader:
 
     def _is_secret(self, of: Any) -> bool:
         """Whether bodies of what an audit event is about are never stored."""
+        if isinstance(of, TooLarge):
+            return True
         if not isinstance(of, dict):
             return False
         name, whole = _resource(of)

@@ -1,6 +1,7 @@
 """Audit events of Kubernetes become events, whatever is in them."""
 
 import json
+import tracemalloc
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from app.errors import BadRequest
 from app.events.canonical import depth_of, parse
 from app.events.catalog import Catalog
 from app.events.kubernetes import STAGES, Rules, event_id, read_audit_event
-from app.events.kubernetes_list import items
+from app.events.kubernetes_list import Pause, items
 from tests.kubernetes.audit import audit_event, event_list
 
 RULES = Rules(6, 32 * 1024, frozenset({"secrets", "pods"}), "team", "prod", 365)
@@ -75,6 +76,34 @@ def test_any_body(body: bytes) -> None:
     for one in (body, b'{"kind":"EventList","items":[' + body, b'{"items":' + body + b',"kind":1}'):
         with pytest.raises(BadRequest):
             list(items(one))
+
+
+def test_memory_for_hostile_bodies() -> None:
+    """Some bytes of brackets, which gzip makes of almost none, take all memory of a process, or seconds of its event loop at once."""
+    begin, end = b'{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[', b"]}"
+    wide = b"[" + b"[]," * 400_000 + b"[]]"
+    deep = b"[" * 1_200_000
+    quotes = b"[" * 2_000 + b'"' + b'\\"' * 300_000
+    tracemalloc.start(1)
+    try:
+        for item in (deep, wide[:-1], quotes, b'{"a":' + quotes, b'{"a":' + b"1" * 2_000_000, b'{"a":' + deep):
+            with pytest.raises(BadRequest):
+                list(items(begin + item + end))
+        listed = audit_event(auditID="a", requestObject="WIDE", responseObject="y" * 2_000_000)
+        large = json.dumps(listed).encode().replace(b'"WIDE"', wide)
+        found = list(items(begin + wide + b"," + large + b',{"last":1}' + end))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 80_000_000
+    assert sum(isinstance(one, Pause) for one in found) > 20
+    long, last = [one for one in found if isinstance(one, dict)]
+    assert last == {"last": 1}
+    event, payload = read(long)
+    assert event_id(event) == event_id(read(listed)[0])
+    assert payload["cut"] == [{"reason": "size", "count": 2, "members": ["/requestObject", "/responseObject"]}]
+    with pytest.raises(BadRequest, match="levels"):
+        list(items(begin + b'{"a":' + b"[" * 10_500 + b"]" * 10_500 + b"}" + end))
 
 
 @pytest.mark.parametrize("number", range(len(FACTS)))
