@@ -111,7 +111,7 @@ following AS (
             WHERE log_id = {log} AND first_index < greatest((SELECT size FROM anchor), 1) ORDER BY first_index DESC LIMIT 4
         ) near
         WHERE first_index + greatest(count, 1) >= (SELECT size FROM anchor) OR first_index IN (-1, 0)
-        ORDER BY first_index LIMIT 1
+        ORDER BY first_index + greatest(count, 1) < (SELECT size FROM anchor), first_index LIMIT 1
     )
     UNION ALL
     SELECT f.* FROM following p CROSS JOIN LATERAL (
