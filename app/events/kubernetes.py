@@ -1,6 +1,6 @@
 """What an audit event of Kubernetes becomes here (docs/receivers.md has the table).
 
-The payload is the audit event with its own names. Bodies of secrets, `managedFields`, what is nested too deep and what is too large are
+The payload is the audit event with its own names. Bodies of secrets, their contents inside of others, `managedFields`, what is nested too deep and what is too large are
 cut, and what canonical JSON cannot have is replaced; `cut` in the payload says where. Nothing of that refuses the event: its sender
 would send it five times again and then drop it, with all that came in the same list.
 """
@@ -40,6 +40,16 @@ _KINDS = {
     "tokenreviews.authentication.k8s.io": ("TokenReview",),
 }
 """Kinds of the objects of a resource, which may also be inside of others."""
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_CONTENTS = (
+    ("data",),
+    ("stringData",),
+    ("binaryData",),
+    ("spec", "token"),
+    ("status", "token"),
+    ("metadata", "annotations", _LAST_APPLIED),
+)
+"""Where objects of these kinds have what is secret. The rest stays: what only refers to one has its kind too."""
 _BODIES = ("requestObject", "responseObject")
 _OF_BODIES = (
     "patch.webhook.admission.k8s.io/",
@@ -47,6 +57,7 @@ _OF_BODIES = (
     "mutation.webhook.admission.k8s.io/",
 )
 """Annotations with parts of bodies, or with texts that were made of them."""
+_STATUS_TEXTS = {"message", "details"}
 _OURS = {"event_type", "cut", "received_from"}
 _OF_LIST = {"kind", "apiVersion"}
 """Members that an audit event has in a log file, but not in a list."""
@@ -55,6 +66,12 @@ _TYPES: dict[str, type] = {
     **dict.fromkeys(("user", "impersonatedUser", "objectRef", "responseStatus", "annotations"), dict),
     "sourceIPs": list,
 }
+_WHO_AND_WHAT = {
+    "user": ("username", "uid"),
+    "impersonatedUser": ("username", "uid"),
+    "objectRef": ("apiGroup", "apiVersion", "resource", "subresource", "namespace", "name", "uid", "resourceVersion"),
+}
+"""Members of an audit event of which these are left where they are too large."""
 _NEEDED = {"event_type", "auditID", "stage", "stageTimestamp", "cut", "received_from"}
 """Members that are never cut for their size."""
 _KNOWN = {*_TYPES, *_BODIES, *_NEEDED}
@@ -176,7 +193,9 @@ class _Reader:
             elif is_secret and name in _BODIES:
                 self.note("secret", path)
             else:
-                payload[name] = self._value(self._without_secrets(name, value) if is_secret else value, path, 2)
+                payload[name] = self._value(value, path, 2)
+        if is_secret or "secret" in self.cuts or any(isinstance(item.get(name), TooLarge) for name in _BODIES):
+            self._hide_repetitions(payload)
         if "sourceIPs" in payload:
             payload["sourceIPs"] = [one for one in payload["sourceIPs"] if isinstance(one, str)]
         return payload
@@ -190,17 +209,30 @@ class _Reader:
         name, whole = _resource(of)
         return name in self._rules.bodies_cut or whole in self._rules.bodies_cut
 
-    def _without_secrets(self, name: str, value: Any) -> Any:
-        """Of an event about secrets: annotations and the status without what may repeat a part of a body."""
-        if name == "annotations":
-            hidden = [key for key in value if key.startswith(_OF_BODIES)]
-        elif name == "responseStatus":
-            hidden = [key for key in ("message", "details") if key in value]
-        else:
-            return value
-        for key in hidden:
-            self.note("secret", ((None, name), key))
-        return {key: one for key, one in value.items() if key not in hidden}
+    def _hide_repetitions(self, payload: dict[str, Any]) -> None:
+        """Take out of the annotations and the status what may repeat a part of a body that has secrets, or that was not read."""
+        for name, is_hidden in (("annotations", _may_repeat), ("responseStatus", _STATUS_TEXTS.__contains__)):
+            members = payload.get(name, {})
+            if hidden := [key for key in members if is_hidden(key)]:
+                for key in hidden:
+                    self.note("secret", ((None, name), key))
+                payload[name] = {key: value for key, value in members.items() if not is_hidden(key)}
+
+    def _without_contents(self, node: Any, path: Path) -> Any:
+        """An object of one of the kinds without what is secret."""
+        for names in _CONTENTS:
+            node = self._without(node, path, names)
+        return node
+
+    def _without(self, node: Any, path: Path, names: tuple[str, ...]) -> Any:
+        """The same without the member to which the names lead, if it has that one."""
+        if not isinstance(node, dict) or names[0] not in node:
+            return node
+        place: Path = (path, names[0])
+        if len(names) == 1:
+            self.note("secret", place)
+            return {key: value for key, value in node.items() if key != names[0]}
+        return node | {names[0]: self._without(node[names[0]], place, names[1:])}
 
     def _value(self, node: Any, path: Path, level: int) -> Any:
         kind = type(node)
@@ -222,18 +254,29 @@ class _Reader:
         return node
 
     def _object(self, node: dict[str, Any], path: Path, level: int) -> dict[str, Any]:
-        if isinstance(kind := node.get("kind"), str) and kind in self._kinds and path != (None, "objectRef"):
-            self.note("secret", path)
-            return {"kind": kind}
+        if isinstance(kind := node.get("kind"), str) and kind in self._kinds:
+            node = self._without_contents(node, path)
+            # The items of a list need no kind of their own.
+            if kind.endswith("List") and isinstance(listed := node.get("items"), list):
+                place = (path, "items")
+                node = node | {"items": [self._without_contents(one, (place, n)) for n, one in enumerate(listed)]}
         is_metadata = path is not None and path[1] == "metadata"
         made = {}
         for key, value in node.items():
-            place: Path = (path, key)
+            place = (path, key)
             if is_metadata and key == "managedFields":
                 self.note("managed_fields", place)
+            elif key == _LAST_APPLIED and self._names_kind(value):
+                self.note("secret", place)
             else:
                 made[self._text(key, place)] = self._value(value, place, level + 1)
         return made
+
+    def _names_kind(self, text: Any) -> bool:
+        """Whether an object as a text may have objects of the kinds inside, with what is secret of them."""
+        return isinstance(text, str) and all(
+            any(f'"{name}"' in text for name in names) for names in (self._kinds, [path[-1] for path in _CONTENTS])
+        )
 
     def _text(self, text: str, path: Path) -> str:
         if (text.isascii() and "\0" not in text) or not _BAD_TEXT.search(text):
@@ -285,21 +328,45 @@ class _Reader:
                 del payload[name]
             text = canonical(self._with_cuts(payload))
         while len(text) > self._rules.bytes_max:
-            sizes = {name: len(canonical(value)) for name, value in payload.items() if name not in _NEEDED}
-            largest = max(sizes, key=sizes.__getitem__)
-            self.note("size", (None, largest))
-            if isinstance(value := payload[largest], str) and len(value) > _TEXT_MAX:
-                payload[largest] = value[:_TEXT_MAX]
-            else:
-                del payload[largest]
+            self._shorten(payload)
             text = canonical(self._with_cuts(payload))
         return text
+
+    def _shorten(self, payload: dict[str, Any]) -> None:
+        """Cut the largest member. Who did it and to what is reduced, and deleted only when nothing else is left."""
+        rest = {name: value for name, value in payload.items() if name not in _NEEDED}
+        others = {name: value for name, value in rest.items() if value != _reduced(name, value)}
+        if not others and any(len(members) > 1 for _, members in self.cuts.values()):
+            # The pointers may have keys that somebody has made long.
+            self.cuts = {reason: (count, members[:1]) for reason, (count, members) in self.cuts.items()}
+            return
+        sizes = {name: len(canonical(value)) for name, value in (others or rest).items()}
+        largest = max(sizes, key=sizes.__getitem__)
+        self.note("size", (None, largest))
+        value = payload[largest]
+        if largest in others and largest in _WHO_AND_WHAT:
+            payload[largest] = _reduced(largest, value)
+        elif isinstance(value, str) and len(value) > _TEXT_MAX:
+            payload[largest] = value[:_TEXT_MAX]
+        else:
+            del payload[largest]
 
     def _with_cuts(self, payload: dict[str, Any]) -> dict[str, Any]:
         if not self.cuts:
             return payload
         cuts = [{"reason": r, "count": count, "members": members} for r, (count, members) in self.cuts.items()]
         return payload | {"cut": cuts}
+
+
+def _may_repeat(annotation: str) -> bool:
+    return annotation.startswith(_OF_BODIES)
+
+
+def _reduced(name: str, value: Any) -> Any:
+    """What is left of who did it, or of what it was done to, where that is too large; None for another member."""
+    if name not in _WHO_AND_WHAT:
+        return None
+    return {key: text[:_TEXT_MAX] for key in _WHO_AND_WHAT[name] if (text := _string(value, key))}
 
 
 def _fits_type(name: str, value: Any) -> bool:

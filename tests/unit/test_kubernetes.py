@@ -14,7 +14,7 @@ from app.errors import BadRequest
 from app.events.canonical import depth_of, parse
 from app.events.catalog import Catalog
 from app.events.kubernetes import STAGES, Rules, event_id, read_audit_event
-from app.events.kubernetes_list import Pause, items
+from app.events.kubernetes_list import BadNumber, Pause, TooLarge, items
 from tests.kubernetes.audit import audit_event, event_list
 
 RULES = Rules(6, 32 * 1024, frozenset({"secrets", "pods"}), "team", "prod", 365)
@@ -117,6 +117,112 @@ def test_recorded(number: int) -> None:
     assert payload == expected(recorded)
     assert (event.posted["event_outcome"] == "success") == (recorded["responseStatus"]["code"] < 400)
     assert event.posted["event_action"] == recorded["verb"]
+
+
+BY_DEFAULT = Rules(20, 64 * 1024, frozenset({"secrets", "configmaps", "serviceaccounts/token"}), None, None, 365)
+HIDDEN = "aHVudGVyMg=="
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+
+
+def stored(rules: Rules = BY_DEFAULT, **members: Any) -> dict[str, Any]:
+    payload: dict[str, Any] = json.loads(
+        read_audit_event(audit_event(auditID="a", **members), "", rules, NOW, "").payload
+    )
+    return payload
+
+
+def test_what_only_names_a_secret_stays() -> None:
+    """References to secrets are missing from the evidence, or somebody hides a part of an object by calling it a Secret."""
+    reference = {"kind": "Secret", "name": "tls", "namespace": "payments", "spec": {"size": 1}, "status": "x"}
+    body = {
+        "metadata": {
+            "labels": {"kind": "Secret", "team": "sre"},
+            "ownerReferences": [reference],
+            "annotations": {LAST_APPLIED: json.dumps(reference)},
+        },
+        "spec": {"certificateRefs": [reference], "hidden": {"kind": "SecretList", "items": {"image": "miner"}}},
+    }
+    status = {"code": 422, "message": "spec.certificateRefs: not found"}
+    payload = stored(requestObject=body, responseObject=None, responseStatus=status)
+    assert (payload["requestObject"], payload["responseStatus"]) == (body, status)
+    assert "cut" not in payload
+
+
+def test_contents_of_secrets_inside_of_others() -> None:
+    """The value of a secret that stands in another object, or in a list of them, is stored."""
+    contents = {"data": {"p": HIDDEN}, "stringData": {"p": HIDDEN}, "binaryData": HIDDEN, "spec": {"token": HIDDEN}}
+    contents |= {"status": {"token": HIDDEN, "expires": "soon"}}
+    contents |= {"metadata": {"name": "s", "annotations": {"team": "sre", LAST_APPLIED: HIDDEN}}}
+    left = {"spec": {}, "status": {"expires": "soon"}, "metadata": {"name": "s", "annotations": {"team": "sre"}}}
+    applied = {"kind": "App", "spec": {"template": {"kind": "Secret", "data": {"p": HIDDEN}}}}
+    body = {
+        "kind": "App",
+        "metadata": {"annotations": {LAST_APPLIED: json.dumps(applied)}},
+        "spec": {"template": {"kind": "Secret", **contents}, "listed": {"kind": "SecretList", "items": [contents, 5]}},
+    }
+    expected_body = {
+        "kind": "App",
+        "metadata": {"annotations": {}},
+        "spec": {"template": {"kind": "Secret", **left}, "listed": {"kind": "SecretList", "items": [left, 5]}},
+    }
+    payload = stored(requestObject=body, responseObject=[{"kind": "TokenRequest", "status": {"token": HIDDEN}}])
+    assert payload["requestObject"] == expected_body
+    assert payload["responseObject"] == [{"kind": "TokenRequest", "status": {}}]
+    [cut] = payload["cut"]
+    assert (cut["reason"], cut["count"]) == ("secret", 14)
+    assert cut["members"][0] == "/requestObject/metadata/annotations/" + LAST_APPLIED.replace("/", "~1")
+    assert HIDDEN not in json.dumps(payload)
+
+
+@pytest.mark.parametrize("body", [{"template": {"kind": "Secret", "data": {"p": HIDDEN}}}, TooLarge()])
+def test_what_repeats_a_secret_inside_of_others(body: Any) -> None:
+    """The value of a secret that stands in another object is stored with what a webhook or the status says about that one."""
+    item = audit_event(
+        requestObject=body,
+        annotations={
+            "patch.webhook.admission.k8s.io/round_0_index_0": HIDDEN,
+            "authorization.k8s.io/decision": "allow",
+        },
+        responseStatus={"code": 422, "reason": "Invalid", "message": HIDDEN, "details": {"causes": [HIDDEN]}},
+    )
+    event = read_audit_event(item, "", BY_DEFAULT, NOW, "")
+    payload = json.loads(event.payload)
+    assert payload["annotations"] == {"authorization.k8s.io/decision": "allow"}
+    assert payload["responseStatus"] == {"code": 422, "reason": "Invalid"}
+    assert HIDDEN not in json.dumps([payload, event.posted], default=str)
+
+
+def test_who_did_it_is_never_cut() -> None:
+    """Who acts in the name of somebody makes a member so large that who it was is not stored, or what it was done to."""
+    extra = {"scopes": ["x" * 200_000]}
+    ref = {"resource": "pods", "namespace": "payments", "name": "api", "apiVersion": "v1", "uid": "u" * 40_000}
+    long_keys = {str(n) + "\x01" * 300: [[[[[[[["\0"]]]]]]]] for n in range(30)}
+    payload = stored(
+        Rules(6, 32 * 1024, frozenset(), None, None, 365),
+        user={"username": "mallory", "uid": "7", "extra": extra, "groups": ["g"] * 50_000},
+        impersonatedUser={"username": "ada" + "\x01" * 5000, "groups": ["g" * 50_000]},
+        objectRef=ref | {"more": {"a": "x" * 50_000}},
+        requestObject=long_keys | {key + "0": {"metadata": {"managedFields": 1}} for key in long_keys},
+        annotations={f"a{n}": "\0" for n in range(5_000)},
+    )
+    assert payload["user"] == {"username": "mallory", "uid": "7"}
+    assert payload["impersonatedUser"] == {"username": "ada" + "\x01" * 997}
+    assert payload["objectRef"] == ref | {"uid": "u" * 1000}
+    [size] = [one for one in payload["cut"] if one["reason"] == "size"]
+    assert size["count"] >= 4
+
+
+def test_cuts_themselves_are_too_large() -> None:
+    """Long keys in what is cut fill the event with pointers: it fails its list, or who did it is not stored."""
+    odd = {"d": [[[[[[1]]]]]], "t": "\0", "m": {"metadata": {"managedFields": 1}}, "n": BadNumber("1e999")}
+    odd["s"] = {"kind": "Secret", "data": 1}
+    long = "\x01" * 100
+    body = {long: {key + str(n) + long: odd[key] for key in odd for n in range(10)}}
+    payload = stored(
+        Rules(6, 32 * 1024, frozenset({"secrets"}), None, None, 365), requestObject=body, user={"username": "m"}
+    )
+    assert payload["user"] == {"username": "m"}
+    assert {one["reason"] for one in payload["cut"]} >= {"depth"}
 
 
 def expected(recorded: dict[str, Any]) -> Any:
