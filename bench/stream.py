@@ -13,13 +13,14 @@ from time import perf_counter
 import uvloop
 
 from app.embedded import EmbeddedPostgres
-from bench import bodies
+from bench import bodies, sinks
 from bench.processes import Running, postgres_cpu_seconds, service
 
 _PER_SECOND = 1_000
 _WRITERS = 16
 _SUBSCRIBERS = 500
 _P99_MS_MAX = 250.0
+_BEHIND = 1_000_000
 _NOTHING = "/api/v1/audit/stream?correlation_id=nothing"
 
 
@@ -30,8 +31,17 @@ def measure(*, quick: bool, seconds: float) -> bool:
         Path(name).chmod(0o711)
         with EmbeddedPostgres.start(Path(name) / "data") as postgres:
             most = 3 * _SUBSCRIBERS  # of which one caller has half
-            with service(database_url=postgres.url, migrate=True, streams_max=most, access_log=False) as server:
-                return uvloop.run(_measure(server, postgres.pid, seconds, subscribers))
+            file = sinks.Sinks(Path(name))
+            with service(
+                database_url=postgres.url, migrate=True, streams_max=most, sinks=file.path, access_log=False
+            ) as server:
+                fast = uvloop.run(_measure(server, postgres.pid, seconds, subscribers))
+
+                async def write() -> int:
+                    return len(await _write(server.port, seconds))
+
+                uvloop.run(sinks.measure(server, postgres.pid, file, write, _BEHIND // 100 if quick else _BEHIND))
+                return fast
 
 
 async def _measure(server: Running, postgres: int, seconds: float, subscribers: int) -> bool:
