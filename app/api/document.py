@@ -57,11 +57,11 @@ def _event_data() -> dict[str, Any]:
 
 
 def _add_problem_response(operation: dict[str, Any]) -> None:
-    """Every response that is not a documented success is a problem document, but where the route has a default of its own."""
+    """Every response that is not documented is a problem document."""
     responses = operation["responses"]
     responses.pop("422", None)
     problem = {
         "description": "A problem document says what is wrong and what to do.",
         "content": {CONTENT_TYPE: {"schema": {"$ref": _REF.format(model="Problem")}}},
     }
-    responses.setdefault("default", problem)
+    responses["default"] = problem

@@ -21,6 +21,7 @@ from app.api.otlp_answers import (
     JSON,
     LOGS_PATH,
     PROTOBUF,
+    STATUSES,
     LogsStored,
     MediaTypeUnknown,
     Status,
@@ -226,7 +227,8 @@ router.add_api_route(
     response_class=Response,
     responses={
         200: {"model": LogsStored, "content": {PROTOBUF: {"schema": _BINARY}}},
-        "default": {"model": Status, "content": {PROTOBUF: {"schema": _BINARY}}},
+        # By status, so that the default is that of every route: generators of clients make one type of error of it then.
+        **{status: {"model": Status, "content": {PROTOBUF: {"schema": _BINARY}}} for status in STATUSES},
     },
     openapi_extra={
         "requestBody": {

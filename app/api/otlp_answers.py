@@ -15,6 +15,8 @@ LOGS_PATH = "/v1/logs"
 JSON, PROTOBUF = "application/json", "application/x-protobuf"
 _GRPC_CODES = {400: 3, 401: 16, 403: 7, 404: 5, 413: 8, 415: 12, 501: 12, 503: 14}
 """By status of HTTP: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, RESOURCE_EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE."""
+STATUSES = tuple(_GRPC_CODES)
+"""With which this route refuses."""
 _UNKNOWN = 2
 
 
