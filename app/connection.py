@@ -67,6 +67,7 @@ class HttpConnection(asyncio.Protocol):
         self._is_over = False  # nothing that arrives from now on is a request
         self._has_eof = False
         self._unused_bytes = 0  # since the head began, or since the last part of the body
+        self._has_ended = False  # a request, within the latest piece
         self._host: bytes | None = None  # the last one that was checked
         self._url = b""
         self._headers: Headers = []
@@ -105,6 +106,7 @@ class HttpConnection(asyncio.Protocol):
             if self._unused_bytes > _LINGER_BYTES:
                 self._transport.close()
             return
+        self._has_ended = False
         rest: bytes | memoryview = data
         while True:
             try:
@@ -117,7 +119,7 @@ class HttpConnection(asyncio.Protocol):
                 self._refuse(_reason(error))
             break
         if (self._in_head or self._in_body) and not self._is_over:
-            self._bound(len(data))
+            self._bound(0 if self._has_ended else len(data))  # what came before this request does not count as its head
 
     def eof_received(self) -> bool:
         """The client sends nothing more, but may still read: what it has sent whole is answered."""
@@ -204,7 +206,7 @@ class HttpConnection(asyncio.Protocol):
             self._is_offer = False
             return
         assert self._latest is not None
-        self._in_body = False
+        self._in_body, self._has_ended = False, True
         self._latest.end()
         self._deadline = inf if self._running else self._loop.time() + self._idle_seconds
 

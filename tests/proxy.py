@@ -21,6 +21,7 @@ class Proxy:
         self.refused = asyncio.Semaphore(0)
         """Can be acquired once for each connection that was not taken."""
         self._pumps: set[asyncio.Task[None]] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self.lose_question = False
         """The next message to Postgres never arrives."""
         self.lose_answer = False
@@ -35,28 +36,49 @@ class Proxy:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._refusing:
-            self.refused.release()
-            writer.close()
-            return
-        try:
-            up_reader, up_writer = await self._upstream()
-        except OSError:
-            writer.close()
-            return
+    def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._connected(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def close(self) -> None:
+        """Cut every connection, and wait until nothing of it is left."""
+        while self._connections:
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with _closed(writer):
+            if self._refusing:
+                self.refused.release()
+                return
+            try:
+                up_reader, up_writer = await self._upstream()
+            except OSError:
+                return
+            async with _closed(up_writer):
+                await self._pump(reader, up_writer, up_reader, writer)
+
+    async def _pump(
+        self,
+        reader: asyncio.StreamReader,
+        up_writer: asyncio.StreamWriter,
+        up_reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
         pumps = {
             asyncio.create_task(self._questions(reader, up_writer)),
             asyncio.create_task(self._answers(up_reader, writer)),
         }
         self._pumps |= pumps
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-        self._pumps -= pumps
-        for end in (writer, up_writer):
-            end.close()
+        try:
+            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+            self._pumps -= pumps
 
     async def _upstream(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._socket_dir is not None and self._socket_dir.startswith("/"):
@@ -85,6 +107,17 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
+async def _closed(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """A socket that is left open is reported in whatever test runs when it is collected."""
+    try:
+        yield
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
 async def proxy(server_url: str) -> AsyncIterator[Proxy]:
     """A proxy on a port of its own; `url` reaches the same database through it."""
     between = Proxy(server_url)
@@ -96,3 +129,4 @@ async def proxy(server_url: str) -> AsyncIterator[Proxy]:
         yield between
     finally:
         server.close()
+        await between.close()

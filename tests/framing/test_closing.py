@@ -2,37 +2,22 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvloop
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn import Config
-from uvicorn.server import ServerState
+from starlette.types import Receive, Scope, Send
 
 from app import connection
 from app.api.body import ClientDisconnected
 from app.connection import HttpConnection
+from tests.connections import serving
 from tests.waiting import eventually
 
 GET = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-
-
-class Connection(HttpConnection):
-    head_bytes_max = 65536
-
-
-@asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[tuple[int, ServerState]]:
-    config, state = Config(app, lifespan="off"), ServerState()
-    config.load()
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(config, state, {}), "127.0.0.1", 0)
-    yield server.sockets[0].getsockname()[1], state
-    server.close()
 
 
 @pytest.mark.parametrize("sent", [GET, GET.replace("close", "keep-alive") * 2], ids=["the last", "the one before"])
@@ -43,12 +28,12 @@ async def test_who_never_receives_an_answer(sent: str, monkeypatch: pytest.Monke
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await PlainTextResponse(b"x" * 50_000_000)(scope, receive, send)
 
-    async with serving(app) as (port, state):
-        with socket.create_connection(("127.0.0.1", port)) as client:
+    async with serving(app) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(sent.encode())
 
             async def is_over() -> bool | None:
-                return True if state.total_requests == 1 and not state.connections else None
+                return True if server.state.total_requests == 1 and not server.state.connections else None
 
             assert await eventually(is_over)
 
@@ -69,9 +54,9 @@ def test_what_is_cut_is_never_whole(loop: Callable[[], asyncio.AbstractEventLoop
                 pass
 
     async def test() -> None:
-        async with serving(app) as (port, _):
+        async with serving(app) as server:
             with pytest.raises(ConnectionResetError):
-                await asyncio.to_thread(receive_all, port)
+                await asyncio.to_thread(receive_all, server.port)
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(test())

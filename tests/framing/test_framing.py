@@ -11,11 +11,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
-from uvicorn import Config
-from uvicorn.server import ServerState
 
-from app.connection import HttpConnection
 from app.errors import AuditError
+from tests.connections import Connection, serving
 from tests.framing import nginx
 from tests.framing.cases import HOLD, PROBE, SMUGGLED, WENT_ON, Case, cases, chunked, plain, sized
 from tests.framing.wire import Answer, answers_to
@@ -85,10 +83,8 @@ def test_behind_nginx(service: Callable[..., Service], tmp_path: Path, keeps_con
     assert holds(running.url) == []
 
 
-class ByteByByte(HttpConnection):
+class ByteByByte(Connection):
     """Hears one byte at a time, which is how a request may arrive."""
-
-    head_bytes_max = 65536
 
     def data_received(self, data: bytes) -> None:
         for byte in data:
@@ -110,20 +106,16 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 async def test_byte_by_byte() -> None:
     """What a request means depends on where the network has cut it."""
-    config, state = Config(echo, lifespan="off"), ServerState()
-    config.load()
-    server = await asyncio.get_running_loop().create_server(lambda: ByteByByte(config, state, {}), "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
     failures = {}
-    for case in cases():
-        if case.name in {"many trailers", "100-continue of what is too large", "100-continue of what has no route"}:
-            continue  # seconds long; refusals by the application
-        got = [one.status for one in await asyncio.to_thread(answers, port, case)]
-        expected = [status if status in {100, *REFUSALS} and not case.goes_on else 200 for status in case.answers]
-        expected = [100 if status == 100 else new for status, new in zip(case.answers, expected, strict=True)]
-        if got != [*expected, *([200] if case.goes_on else [])]:
-            failures[case.name] = got
-    server.close()
+    async with serving(echo, ByteByByte) as server:
+        for case in cases():
+            if case.name in {"many trailers", "100-continue of what is too large", "100-continue of what has no route"}:
+                continue  # seconds long; refusals by the application
+            got = [one.status for one in await asyncio.to_thread(answers, server.port, case)]
+            expected = [status if status in {100, *REFUSALS} and not case.goes_on else 200 for status in case.answers]
+            expected = [100 if status == 100 else new for status, new in zip(case.answers, expected, strict=True)]
+            if got != [*expected, *([200] if case.goes_on else [])]:
+                failures[case.name] = got
     assert failures == {}
 
 

@@ -6,10 +6,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
-from uvicorn import Config
-from uvicorn.server import ServerState
 
 from app import connection
+from tests.connections import serving
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
 
@@ -19,22 +18,52 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await PlainTextResponse(body)(scope, receive, send)
 
 
+async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    """As a caller is refused whose body is not read; others as echo()."""
+    if scope["path"] == "/refused":
+        await PlainTextResponse("no", 403)(scope, receive, send)
+    else:
+        await echo(scope, receive, send)
+
+
+LARGE = b"POST /refused HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n"
+MANY = b"GET /refused HTTP/1.1\r\nHost: x\r\nCookie: " + b"c" * 1000 + b"\r\n\r\n"
+
+
+@pytest.mark.parametrize(("first", "piece"), [(LARGE + bytes(50_000), bytes(150_000)), (b"", MANY * 100)])
+@pytest.mark.parametrize("cut", [10, len(HEAD), len(HEAD) + 2])
+async def test_a_request_behind_much_of_others(first: bytes, piece: bytes, cut: int) -> None:
+    """What came before a request in the same piece counts as its head, which is then refused as too large."""
+    async with serving(refuse) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        try:
+            writer.write(MANY)  # so that the connection is there
+            await reader.readuntil(b"no")
+            last = HEAD + b"12345"
+            for part in (first, piece + last[:cut], last[cut:]):
+                server.taken[0].data_received(part)
+            answers = await reader.readuntil(b"12345")
+        finally:
+            writer.close()
+            await writer.wait_closed()
+    assert answers.count(b"HTTP/1.1 ") == answers.count(b"HTTP/1.1 403") + 1
+
+
 @pytest.mark.parametrize("left", [HEAD[:20], HEAD + b"12"])
 async def test_a_request_that_never_ends(monkeypatch: pytest.MonkeyPatch, left: bytes) -> None:
     """A connection is held for ever by a part of a request, or one whose requests are complete is closed."""
     monkeypatch.setattr(connection, "_READ_SECONDS", 2)
-    config, state = Config(echo, lifespan="off"), ServerState()
-    config.load()
-    kind = type("Connection", (connection.HttpConnection,), {"head_bytes_max": 65536})
-    server = await asyncio.get_running_loop().create_server(lambda: kind(config, state, {}), "127.0.0.1", 0)
-    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    for _ in range(3):
-        writer.write(HEAD + b"12")
-        await asyncio.sleep(0.8)
-        writer.write(b"345")
-        assert (await reader.readuntil(b"12345")).startswith(b"HTTP/1.1 200")
-    await asyncio.sleep(3)  # idle, which is not what is bounded here
-    writer.write(left)
-    assert await asyncio.wait_for(reader.read(), 20) == b""
-    writer.close()
-    server.close()
+    async with serving(echo) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        try:
+            for _ in range(3):
+                writer.write(HEAD + b"12")
+                await asyncio.sleep(0.8)
+                writer.write(b"345")
+                assert (await reader.readuntil(b"12345")).startswith(b"HTTP/1.1 200")
+            await asyncio.sleep(3)  # idle, which is not what is bounded here
+            writer.write(left)
+            assert await asyncio.wait_for(reader.read(), 20) == b""
+        finally:
+            writer.close()
+            await writer.wait_closed()
