@@ -102,16 +102,18 @@ SELECT size FROM (
 
 -- fragment: following_flushes
 -- The flushes that follow each other without a gap up to the log's end, from the one on that has the leaf before `anchor`, or the
--- first one; of several that have it the one that begins first counts, as in the statement leaves. What lies beyond a gap is not part
--- of the log. LIMIT: each step is one look into the index, whatever the planner expects.
-following AS (
+-- first one. A row that somebody put beside them may have that leaf too: of such the one counts that begins where another one ends, then
+-- the one that begins first. What lies beyond a gap is not part of the log. LIMIT: each step is one look into the index, whatever the
+-- planner expects.
+near AS (
+    SELECT first_index, count, flushed_at, first_index + greatest(count, 1) < (SELECT size FROM anchor) AS is_before FROM log_flushes
+    WHERE log_id = {log} AND first_index >= -1 AND first_index < greatest((SELECT size FROM anchor), 1)
+    ORDER BY first_index DESC LIMIT 4
+), following AS (
     (
-        SELECT first_index, count, flushed_at FROM (
-            SELECT first_index, count, flushed_at FROM log_flushes
-            WHERE log_id = {log} AND first_index < greatest((SELECT size FROM anchor), 1) ORDER BY first_index DESC LIMIT 4
-        ) near
-        WHERE first_index + greatest(count, 1) >= (SELECT size FROM anchor) OR first_index IN (-1, 0)
-        ORDER BY first_index + greatest(count, 1) < (SELECT size FROM anchor), first_index LIMIT 1
+        SELECT first_index, count, flushed_at FROM near n WHERE NOT is_before OR first_index IN (-1, 0)
+        ORDER BY is_before,
+            EXISTS (SELECT FROM near p WHERE p.first_index + greatest(p.count, 1) = n.first_index) DESC, first_index LIMIT 1
     )
     UNION ALL
     SELECT f.* FROM following p CROSS JOIN LATERAL (

@@ -15,23 +15,8 @@ SELECT first_index, first_index + greatest(count, 1) AS "end", count(*) OVER () 
 FROM (SELECT first_index, count FROM following LIMIT $2) f ORDER BY first_index DESC LIMIT 1
 
 -- name: log_end
--- The last flush of the log, by those that follow each other from what is known of it. A row that somebody put beside them may have the
--- position before that too: of such the one counts that begins where another one ends, then the one that begins first.
-WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), near AS (
-    SELECT first_index, count FROM log_flushes
-    WHERE log_id = {log} AND first_index >= -1 AND first_index < greatest((SELECT size FROM anchor), 1)
-    ORDER BY first_index DESC LIMIT 4
-), following AS (
-    (
-        SELECT first_index, count FROM near n WHERE first_index + greatest(count, 1) >= coalesce((SELECT size FROM anchor), 0)
-        ORDER BY EXISTS (SELECT FROM near p WHERE p.first_index + greatest(p.count, 1) = n.first_index) DESC, first_index LIMIT 1
-    )
-    UNION ALL
-    SELECT f.* FROM following p CROSS JOIN LATERAL (
-        SELECT first_index, count FROM log_flushes
-        WHERE log_id = {log} AND first_index = p.first_index + greatest(p.count, 1) LIMIT 1
-    ) f
-)
+-- The last flush of the log, by those that follow each other from what is known of it.
+WITH RECURSIVE tiled AS ({tiled_sizes}), anchor AS ({known_size}), {following_flushes}
 SELECT first_index, first_index + greatest(count, 1) AS "end", 0 AS flushes FROM following ORDER BY first_index DESC LIMIT 1
 
 -- name: absent

@@ -3,26 +3,23 @@
 `make collector` builds it.
 """
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
-import pytest
 
 from app.stream.destination import Delivery, NotDelivered
 from app.stream.otlp import Otlp
 from app.stream.otlp_sink import OtlpSink
 from tests.certificates import Authority
+from tests.collector.otelcol import needs_program, running
 from tests.destinations.collector import Collector, Reply, collector
 from tests.services import free_port
 from tests.streamed import NASTY, delivery, portion, streamed_event
 from tests.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "build" / "collector" / "otelcol"
-pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="there is no Collector (make collector)")
+pytestmark = needs_program
 
 
 @contextmanager
@@ -30,35 +27,17 @@ def otelcol(directory: Path, behind: Collector) -> Iterator[Otlp]:
     """A sink's destination that sends to a Collector, behind which is `behind`."""
     authority, port = Authority(directory), free_port()
     authority.write_pair(directory, "otelcol")
-    page = (ROOT / "docs" / "streams-collector.md").read_text("utf-8")
-    config = page.partition("```yaml\n")[2].partition("```")[0]
-    for documented, used in {
+    used = {
         "0.0.0.0:4318": f"127.0.0.1:{port}",
         "/etc/otelcol": str(directory),
         "https://loki.example/otlp": f"http://127.0.0.1:{behind.port}",
-    }.items():
-        assert documented in config
-        config = config.replace(documented, used)
-    (directory / "config.yaml").write_text(config)
-    command = [
-        str(PROGRAM),
-        "--config",
-        f"file:{directory}/config.yaml",
-        "--set",
-        "service::telemetry::metrics::level=none",
-    ]
-    with (
-        (directory / "output").open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=output) as process,
-    ):
-        try:
-            url = f"https://localhost:{port}/v1/logs"
-            sink = {"name": "siem", "type": "otlp", "url": url, "ca_file": authority.path}
-            destination = OtlpSink.model_validate(sink).destination()
-            assert isinstance(destination, Otlp)
-            yield destination
-        finally:
-            process.terminate()
+    }
+    with running(directory, "streams-collector.md", used):
+        url = f"https://localhost:{port}/v1/logs"
+        sink = {"name": "siem", "type": "otlp", "url": url, "ca_file": authority.path}
+        destination = OtlpSink.model_validate(sink).destination()
+        assert isinstance(destination, Otlp)
+        yield destination
 
 
 async def until_delivered(destination: Otlp, portion: Delivery) -> int:

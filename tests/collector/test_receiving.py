@@ -1,8 +1,5 @@
 """A real Collector, configured as docs/receivers.md has it, sends log records to a service. `make collector` builds it."""
 
-import os
-import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,13 +9,12 @@ import pytest
 
 from tests.blackbox.test_access import bearer, write_tokens
 from tests.blackbox.test_otlp_sdk import is_free
+from tests.collector.otelcol import needs_program, running
 from tests.log_records import PROTOBUF, record, request
 from tests.services import Service, free_port, wait_until_ready
 from tests.waiting import until
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = ROOT / "build" / "collector" / "otelcol"
-pytestmark = pytest.mark.skipif(not PROGRAM.exists(), reason="there is no Collector (make collector)")
+pytestmark = needs_program
 REQUESTS, RECORDS = 60, 20
 
 
@@ -26,31 +22,10 @@ REQUESTS, RECORDS = 60, 20
 def otelcol(directory: Path, service_url: str, token: str, **changes: str) -> Iterator[str]:
     """A Collector that sends to the service; its URL for log records. `changes` replace text of the documented configuration."""
     port = free_port()
-    page = (ROOT / "docs" / "receivers.md").read_text("utf-8")
-    config = page.partition("```yaml\n")[2].partition("```")[0]
-    documented = {"0.0.0.0:4318": f"127.0.0.1:{port}", "https://datastorage.example": service_url} | changes
-    for text, used in documented.items():
-        assert text in config
-        config = config.replace(text, used)
-    (directory / "config.yaml").write_text(config)
-    command = [
-        str(PROGRAM),
-        "--config",
-        f"file:{directory}/config.yaml",
-        "--set",
-        "service::telemetry::metrics::level=none",
-    ]
-    env = os.environ | {"DATASTORAGE_TOKEN": token}
-    with (
-        (directory / "output").open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, env=env) as process,
-    ):
-        try:
-            until(lambda: not is_free(port) or None)
-            yield f"http://127.0.0.1:{port}/v1/logs"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
+    used = {"0.0.0.0:4318": f"127.0.0.1:{port}", "https://datastorage.example": service_url} | changes
+    with running(directory, "receivers.md", used, DATASTORAGE_TOKEN=token):
+        until(lambda: not is_free(port) or None)
+        yield f"http://127.0.0.1:{port}/v1/logs"
 
 
 def send(url: str, body: bytes) -> None:

@@ -22,7 +22,9 @@ from app.metrics import LOG_ALARMS
 from app.retention.holds import HoldOrder, Selector, place
 from app.settings import Settings
 from app.sql import load
+from app.stream.portion import LogReader
 from app.tlog import merkle
+from app.tlog.continued import newest_log
 from app.tlog.keys import SigningKey
 from app.tlog.note import Checkpoint, verified_checkpoint
 from app.tlog.prove import prove_event
@@ -184,17 +186,20 @@ async def test_flush_between(connection: Connection, database_url: str, place: i
 
 
 @pytest.mark.parametrize("signed", [True, False])
-async def test_flush_inside_of_the_last(connection: Connection, database_url: str, signed: bool) -> None:
+@pytest.mark.parametrize("forged", [7, -5])
+async def test_flush_beside_the_last(connection: Connection, database_url: str, signed: bool, forged: int) -> None:
     """A flush that somebody inserts before the log's end makes exports, signers and streams believe in events that there are not."""
     store = Store(settings_of(database_url), FIRST_LOG)
-    await store.commit([made() for _ in range(10)], [], deadline())
+    for _ in range(2):
+        await store.commit([made() for _ in range(5)], [], deadline())
     await store.close()
     if signed:
         await worker(Signer(SigningKey(KEY, PUBLIC))).run_round(connection, no_heartbeat)
-    await flush(5, 1000, b"")(connection)
+    await flush(forged, 1000, b"")(connection)
     end = await connection.fetchrow(TLOG_SQL.of(FIRST_LOG)["log_end"])
     assert end is not None
     assert end["size"] == await connection.fetchval(load("export").of(FIRST_LOG)["log_size"]) == 10
+    assert await LogReader(FIRST_LOG, newest_log).end(connection) == 10
 
 
 @pytest.mark.parametrize("leaves_there", [0, 1])

@@ -6,7 +6,8 @@ The package of the extra `otlp` is not used: it reads ids as base64, and refuses
 import re
 from base64 import b64decode, urlsafe_b64decode
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import orjson
 
@@ -18,7 +19,10 @@ from app.events.otlp.log_record import (
     LogRecord,
     Unreadable,
     binary,
+    members_of,
     number,
+    readable,
+    scope_members,
     too_deep,
     trace_identifier,
     unique,
@@ -27,7 +31,6 @@ from app.events.otlp.log_record import (
 _DIGITS = re.compile(r"-?[0-9]{1,20}")
 _DOUBLE = re.compile(r"-?[0-9]+(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|NaN|-?Infinity")
 _HEX = re.compile(r"[0-9a-fA-F]*")
-_T = TypeVar("_T")
 
 
 def records(body: bytes) -> Iterator[tuple[str, LogRecord | Unreadable]]:
@@ -42,11 +45,11 @@ def records(body: bytes) -> Iterator[tuple[str, LogRecord | Unreadable]]:
             f"body: expected JSON, got an error at line {error.lineno} column {error.colno}: {error.msg}"
         ) from None
     for place, resource_logs in _members(request, "", "resourceLogs"):
-        resource = _readable(_resource, resource_logs)
+        resource = readable(_resource, _dict(resource_logs))
         for scope_place, scope_logs in _members(resource_logs, place, "scopeLogs"):
-            scope = _readable(_scope, scope_logs)
+            scope = readable(_scope, _dict(scope_logs))
             for record_place, log_record in _members(scope_logs, scope_place, "logRecords"):
-                yield record_place, _record(log_record, resource, scope)
+                yield record_place, readable(partial(_record, resource, scope), log_record)
 
 
 def _members(holder: Any, place: str, name: str) -> Iterator[tuple[str, Any]]:
@@ -62,11 +65,8 @@ def _members(holder: Any, place: str, name: str) -> Iterator[tuple[str, Any]]:
         yield f"{place}/{name}/{index}", item
 
 
-def _readable(read: Callable[[dict[str, Any]], _T], holder: Any) -> _T | Unreadable:
-    try:
-        return read(holder if isinstance(holder, dict) else {})  # what is no object is refused by _members
-    except Unreadable as error:
-        return error
+def _dict(holder: Any) -> dict[str, Any]:
+    return holder if isinstance(holder, dict) else {}  # what is no object is refused by _members
 
 
 def _resource(resource_logs: dict[str, Any]) -> dict[str, Any]:
@@ -75,35 +75,26 @@ def _resource(resource_logs: dict[str, Any]) -> dict[str, Any]:
 
 def _scope(scope_logs: dict[str, Any]) -> dict[str, Any]:
     scope = _object(scope_logs, "scope")
-    members = {"name": _text(scope, "name"), "version": _text(scope, "version"), "attributes": _attributes(scope)}
-    return {name: value for name, value in members.items() if value}
+    return scope_members(_text(scope, "name"), _text(scope, "version"), _attributes(scope))
 
 
-def _record(
-    sent: Any, resource: dict[str, Any] | Unreadable, scope: dict[str, Any] | Unreadable
-) -> LogRecord | Unreadable:
-    if isinstance(resource, Unreadable):
-        return resource
-    if isinstance(scope, Unreadable):
-        return scope
-    try:
-        if not isinstance(sent, dict):
-            raise _wrong("the log record", "an object", sent)
-        return LogRecord(
-            resource,
-            scope,
-            _attributes(sent),
-            _value(sent.get("body"), 0),
-            _text(sent, "eventName"),
-            _integer(sent, "timeUnixNano", 0, 2**64) or _integer(sent, "observedTimeUnixNano", 0, 2**64),
-            _integer(sent, "severityNumber", -(2**31), 2**31),
-            _text(sent, "severityText"),
-            _identifier(sent, "traceId", 16),
-            _identifier(sent, "spanId", 8),
-            _integer(sent, "droppedAttributesCount", 0, 2**32),
-        )
-    except Unreadable as error:
-        return error
+def _record(resource: dict[str, Any] | Unreadable, scope: dict[str, Any] | Unreadable, sent: Any) -> LogRecord:
+    of_resource, of_scope = members_of(resource), members_of(scope)
+    if not isinstance(sent, dict):
+        raise _wrong("the log record", "an object", sent)
+    return LogRecord(
+        of_resource,
+        of_scope,
+        _attributes(sent),
+        _value(sent.get("body"), 0),
+        _text(sent, "eventName"),
+        _integer(sent, "timeUnixNano", 0, 2**64) or _integer(sent, "observedTimeUnixNano", 0, 2**64),
+        _integer(sent, "severityNumber", -(2**31), 2**31),
+        _text(sent, "severityText"),
+        _identifier(sent, "traceId", 16),
+        _identifier(sent, "spanId", 8),
+        _integer(sent, "droppedAttributesCount", 0, 2**32),
+    )
 
 
 def _attributes(holder: dict[str, Any], name: str = "attributes", level: int = 0) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 import hashlib
 import math
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
 
 from app.errors import BadRequest
 from app.events.canonical import canonical
 
+_S = TypeVar("_S")
+_T = TypeVar("_T")
 LEVELS_MAX = 20
 """Of maps and arrays in one value: more than a payload may have, whose check then names its limit."""
 
@@ -46,6 +48,27 @@ class LogRecord:
             *(self.severity_number, self.severity_text, self.trace_id, self.span_id, self.dropped_attributes),
         ]
         return hashlib.sha256(canonical(members)).hexdigest()
+
+
+def readable(read: Callable[[_S], _T], sent: _S) -> _T | Unreadable:
+    """What `read` makes of it, or why it cannot be read."""
+    try:
+        return read(sent)
+    except Unreadable as error:
+        return error
+
+
+def members_of(part: dict[str, Any] | Unreadable) -> dict[str, Any]:
+    """A resource or scope that was read. Raises why it cannot be."""
+    if isinstance(part, Unreadable):
+        raise part.with_traceback(None)  # it is raised for each record, and would remember every time
+    return part
+
+
+def scope_members(name: str, version: str, attributes: dict[str, Any]) -> dict[str, Any]:
+    """The members of LogRecord.scope."""
+    members = {"name": name, "version": version, "attributes": attributes}
+    return {name: value for name, value in members.items() if value}
 
 
 def number(value: float) -> Any:

@@ -4,7 +4,8 @@ Given a whole request, the package makes objects of all of it at once: some 150 
 26 million, in seconds in which nobody else is answered. So a request is split into its records, and these are read one by one.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -18,7 +19,10 @@ from app.events.otlp.log_record import (
     LogRecord,
     Unreadable,
     binary,
+    members_of,
     number,
+    readable,
+    scope_members,
     too_deep,
     trace_identifier,
     unique,
@@ -37,7 +41,6 @@ _VARINT, _BYTES = 0, 2
 _FIXED_BYTES = {1: 8, 5: 4}
 
 _M = TypeVar("_M", bound=Message)
-_T = TypeVar("_T")
 
 
 def records(body: bytes, records_max: int) -> Iterator[tuple[str, LogRecord | Unreadable]]:
@@ -54,10 +57,13 @@ def records(body: bytes, records_max: int) -> Iterator[tuple[str, LogRecord | Un
             if not log_records:  # whoever asks for the next record would wait for what no record has
                 continue
             if resource is None:
-                resource = _readable(_resource, of_resource)
-            scope = _readable(_scope, of_scope)
+                resource = readable(_resource, of_resource)
+            scope = readable(_scope, of_scope)
             for k, log_record in enumerate(log_records):
-                yield f"/resourceLogs/{i}/scopeLogs/{j}/logRecords/{k}", _record(log_record, resource, scope)
+                yield (
+                    f"/resourceLogs/{i}/scopeLogs/{j}/logRecords/{k}",
+                    readable(partial(_record, resource, scope), log_record),
+                )
 
 
 class _Splitter:
@@ -110,13 +116,6 @@ def _no_protobuf() -> InvalidRequest:
     )
 
 
-def _readable(read: Callable[[Iterable[memoryview]], _T], parts: Iterable[memoryview]) -> _T | Unreadable:
-    try:
-        return read(parts)
-    except Unreadable as error:
-        return error
-
-
 def _parsed(kind: type[_M], message: bytes, bytes_max: int) -> _M:
     if len(message) > bytes_max:
         raise Unreadable(f"expected a {kind.DESCRIPTOR.name} of at most {bytes_max} bytes, got {len(message)}")
@@ -136,34 +135,27 @@ def _resource(parts: Iterable[memoryview]) -> dict[str, Any]:
 
 def _scope(parts: Iterable[memoryview]) -> dict[str, Any]:
     scope = _parsed(InstrumentationScope, b"".join(parts), SHARED_BYTES_MAX)
-    members = {"name": scope.name, "version": scope.version, "attributes": _attributes(scope.attributes)}
-    return {name: value for name, value in members.items() if value}
+    return scope_members(scope.name, scope.version, _attributes(scope.attributes))
 
 
 def _record(
-    message: memoryview, resource: dict[str, Any] | Unreadable, scope: dict[str, Any] | Unreadable
-) -> LogRecord | Unreadable:
-    if isinstance(resource, Unreadable):
-        return resource
-    if isinstance(scope, Unreadable):
-        return scope
-    try:
-        sent = _parsed(logs_pb2.LogRecord, bytes(message), RECORD_BYTES_MAX)
-        return LogRecord(
-            resource,
-            scope,
-            _attributes(sent.attributes),
-            _value(sent.body, 0),
-            sent.event_name,
-            sent.time_unix_nano or sent.observed_time_unix_nano,
-            sent.severity_number,
-            sent.severity_text,
-            trace_identifier(sent.trace_id, 16),
-            trace_identifier(sent.span_id, 8),
-            sent.dropped_attributes_count,
-        )
-    except Unreadable as error:
-        return error
+    resource: dict[str, Any] | Unreadable, scope: dict[str, Any] | Unreadable, message: memoryview
+) -> LogRecord:
+    of_resource, of_scope = members_of(resource), members_of(scope)
+    sent = _parsed(logs_pb2.LogRecord, bytes(message), RECORD_BYTES_MAX)
+    return LogRecord(
+        of_resource,
+        of_scope,
+        _attributes(sent.attributes),
+        _value(sent.body, 0),
+        sent.event_name,
+        sent.time_unix_nano or sent.observed_time_unix_nano,
+        sent.severity_number,
+        sent.severity_text,
+        trace_identifier(sent.trace_id, 16),
+        trace_identifier(sent.span_id, 8),
+        sent.dropped_attributes_count,
+    )
 
 
 def _attributes(pairs: Iterable[KeyValue], level: int = 0) -> dict[str, Any]:
