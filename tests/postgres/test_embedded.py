@@ -111,12 +111,10 @@ async def test_first_start(empty: Path) -> None:
 
 
 async def test_second_start_keeps_what_was_written(directory: Path) -> None:
-    """Committed data is lost after a restart, or a restart takes seconds."""
+    """Committed data is lost after a restart."""
     with EmbeddedPostgres.start(directory) as postgres:
         await execute(postgres.url, "CREATE TABLE kept AS SELECT 7 AS n")
-    begin = time.monotonic()
     with EmbeddedPostgres.start(directory) as postgres:
-        assert time.monotonic() - begin < 0.5
         assert await execute(postgres.url, "SELECT n FROM kept") == 7
     assert servers(directory) == set()
 
