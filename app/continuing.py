@@ -106,7 +106,7 @@ async def continue_log(
             await writing.execute("BEGIN")
             # Before the table is locked, as writers do: else a replica that takes turns would wait for this, and this for it.
             await writing.execute(STORE_SQL["lock_log"])
-            await writing.execute(TLOG_SQL["open_next_log"], log.id, following.name, schema.HEAD)
+            await writing.execute(TLOG_SQL["open_next_log"], log.id, following.name, schema.SEVERAL_LOGS)
             loss = await _with_last_flushes(writing, log, keys, loss, tree)
             note = await _open(store, following, _payload(log, loss, by, reason), key, by)
         except UniqueViolationError as error:

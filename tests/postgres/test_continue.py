@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr
 
+from app import schema
 from app.continuing import Continuation, continue_log
 from app.db import create_engine
 from app.errors import Fatal
@@ -152,6 +153,16 @@ async def test_a_loss_is_continued(connection: Connection, database_url: str) ->
     newest = await connection.fetchval("SELECT note FROM log_checkpoints WHERE log_id = 1 ORDER BY size DESC LIMIT 1")
     assert newest.startswith(f"{LOG}/1\n3\n")
     assert await defects(connection, newest) == []
+
+
+async def test_which_releases_go_on(connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a log was continued, a rollback to the release before is refused; or one starts that would write to the closed log."""
+    await go_on(database_url, await lose(connection, database_url))
+    monkeypatch.setattr(schema, "HEAD", "0013_pre_scopes")
+    await schema.check_and_read_log_name(connection, None)
+    monkeypatch.setattr(schema, "HEAD", "0009_pre_timestamps")
+    with pytest.raises(Fatal, match="older than the schema"):
+        await schema.check_and_read_log_name(connection, None)
 
 
 async def test_replica_that_has_locked_the_log(connection: Connection, database_url: str) -> None:
