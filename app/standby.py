@@ -1,12 +1,13 @@
 """What synchronous standbys have: asked of the server that has committed, on the connection that has committed or read.
 
-With `require_synchronous_standby` nothing is acknowledged, signed or exported before `confirm` has returned. That a COMMIT returned is no proof:
+With `require_synchronous_standby` nothing is acknowledged, signed, exported, streamed or delivered before `confirm` has returned. That a COMMIT returned is no proof:
 its wait can be cancelled (pg_cancel_backend), ends without a word when `synchronous_standby_names` is emptied, and a server that was
 just told of its standbys does not wait yet. So it is asked how far they have the WAL on disk. A failover to one of them then has it.
 """
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
@@ -107,6 +108,15 @@ async def confirm(connection: Connection, deadline: float) -> None:
 async def confirm_soon(connection: Connection) -> None:
     """As confirm(), within PATIENCE_SECONDS."""
     await confirm(connection, asyncio.get_running_loop().time() + PATIENCE_SECONDS)
+
+
+Confirm = Callable[[Connection], Awaitable[None]]
+"""Returns when standbys have all that was seen on the connection; raises StandbyMissing if they do not."""
+
+
+def confirm_if(*, required: bool) -> Confirm | None:
+    """What has to be awaited before anything leaves that was read; None if no standby is `required`."""
+    return confirm_soon if required else None
 
 
 async def fetch(engine: "AsyncEngine", statement: str, *arguments: object, required: bool) -> list[asyncpg.Record]:

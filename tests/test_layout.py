@@ -56,9 +56,11 @@ MAY_IMPORT = {
     # export: an event leaves in the same form, however it leaves; query: by the same filters
     # settings: is a host loopback, and how Postgres is reached; workers: who follows is woken on a connection of its own
     # verify: a copy is compared with rows by the same rules
-    "stream": "verify events export query tlog workers db sql settings errors metrics watched_file",
+    # standby: nothing leaves that a failover could take away; ingest, retention: an order about a sink is a logged action
+    "stream": "verify events ingest export query retention tlog standby workers db sql settings errors metrics watched_file",
+    # standby: no portion of a stream leaves that a failover could take away
     # presence: what the probes show; stream: requests that follow the log; workers: and read on connections of their own
-    "api": "auth events ingest tlog verify query stream export retention findings presence cores go_duration workers db logs settings errors metrics tracing",
+    "api": "auth events ingest tlog verify query stream export retention findings presence standby cores go_duration workers db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is
     # verify: the chain of a page is verified where it is shown; retention: a hold is placed by a form
     "pages": "auth api events query verify retention findings settings errors",

@@ -37,7 +37,7 @@ router = APIRouter(tags=["query"])
 
 KEEPALIVE_SECONDS = 15.0
 _CHECKPOINT_SECONDS = 10.0
-_ADMISSION_SECONDS = 60.0
+_ADMISSION_SECONDS = 15.0
 """Between two looks whether the client would still be admitted."""
 _RETRY_SECONDS = 1.0
 _LAST_SECONDS = 2.0

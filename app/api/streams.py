@@ -23,6 +23,7 @@ from app.ingest.event_writer import WriterState
 from app.presence import Presence
 from app.query.filter import EventFilter
 from app.settings import Settings
+from app.standby import confirm_if
 from app.stream.growth import LogGrowth
 from app.stream.portion import Checkpoint, LogReader
 from app.stream.rendered import Rendered
@@ -123,7 +124,11 @@ class Streams:
             )
         if self._reader is None or self._reader.log.first_name != log_name:
             keys = () if key is None else key.all_public
-            self._reader = LogReader(Log(0, log_name), find_log(self._settings, keys))
+            self._reader = LogReader(
+                Log(0, log_name),
+                find_log(self._settings, keys),
+                confirm_if(required=self._settings.require_synchronous_standby),
+            )
         seat = Seat(caller)
         self._seats.add(seat)
         self._of_caller[caller] += 1

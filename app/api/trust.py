@@ -4,12 +4,13 @@ Everything is what the database has now, so it is no evidence by itself: checkpo
 somebody else are. The answer says how far each of them goes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
+import asyncpg
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
@@ -31,6 +32,7 @@ from app.query.postgres_time import rfc3339_or_none
 from app.retention.holds import holds
 from app.retention.policies import listed, policies
 from app.stream.cursor import read_states
+from app.stream.sink_orders import SINK_ORDERS
 from app.tlog.continued import Seam, read_seam
 from app.tlog.evidence import ERASED, PURGED, RESTORED, believed_payload
 from app.tlog.note import Checkpoint, MalformedNote, Note, PublicKey
@@ -174,6 +176,20 @@ class TrustedSink(TypedDict):
     last_error_at: NotRequired[datetime]
 
 
+class ListedSinkOrder(TypedDict):
+    """An event of the log by which somebody paused, resumed, rewound or removed a sink, which was at `place` and goes on at `to`."""
+
+    event_id: UUID
+    event_type: str
+    recorded_at: datetime
+    sink: str
+    address: str
+    place: str
+    to: NotRequired[str]
+    by: str
+    reason: NotRequired[str]
+
+
 class Claim(TypedDict):
     """What an attacker can do, and what of it is detected, and by what."""
 
@@ -199,6 +215,7 @@ class Trust(TypedDict):
     policies: list[ListedPolicy]
     seams: list[ListedSeam]
     sinks: list[TrustedSink]
+    sink_orders: list[ListedSinkOrder]
     claims: list[Claim]
 
 
@@ -252,6 +269,7 @@ async def _read(service: Service, log: Log) -> dict[str, Any]:
             "removals": await read_removals(connection, log),
             "seams": [_listed_seam(one) for one in reversed(seams) if one is not None],
             "sinks": [one.listed() for one in await read_states(connection)],
+            "sink_orders": await _recent(connection, log, SINK_ORDERS, _listed_sink_order),
         }
     return _without_none(members)
 
@@ -326,27 +344,54 @@ async def _verifier(connection: Connection, log: Log, events_per_second: int) ->
 
 async def read_removals(connection: Connection, log: Log) -> list[dict[str, Any]]:
     """The last removals that the log records, newest first. `connection` is in a snapshot."""
-    listed = []
-    async for row in connection.cursor(SQL["recent_evidence"], list(_REMOVALS), prefetch=_LISTED_MAX):
+    return await _recent(connection, log, _REMOVALS, _listed_removal)
+
+
+async def _recent(
+    connection: Connection,
+    log: Log,
+    types: Sequence[str],
+    listed: Callable[[asyncpg.Record, dict[str, Any]], dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The last self events of some types, newest first, as they are `listed`."""
+    found = list[dict[str, Any]]()
+    async for row in connection.cursor(SQL["recent_evidence"], list(types), prefetch=_LISTED_MAX):
         payload = believed_payload(row, log)
         if payload is None:
             continue  # somebody has inserted it: however many of these there are, they hide none
         with suppress(KeyError, TypeError, ValueError):  # then no release of this service has written it
-            members = {
-                "event_id": str(row["event_id"]),
-                "event_type": row["event_type"],
-                "recorded_at": _text(row["recorded_at"]),
-                "log_id": row["log_id"] or 0,
-                "log_index": row["log_index"],
-                "events": Positions.parse(str(payload["positions"])).size,
-                "by": payload.get("erased_by") or payload.get("continued_by"),
-                "reason": payload.get("reason"),
-                "partition": payload.get("partition"),
-            }
-            listed.append(_without_none(members))
-            if len(listed) == _LISTED_MAX:
+            found.append(_without_none(listed(row, payload)))
+            if len(found) == _LISTED_MAX:
                 break
-    return listed
+    return found
+
+
+def _listed_removal(row: asyncpg.Record, payload: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "event_id": str(row["event_id"]),
+        "event_type": row["event_type"],
+        "recorded_at": _text(row["recorded_at"]),
+        "log_id": row["log_id"] or 0,
+        "log_index": row["log_index"],
+        "events": Positions.parse(str(payload["positions"])).size,
+        "by": payload.get("erased_by") or payload.get("continued_by"),
+        "reason": payload.get("reason"),
+        "partition": payload.get("partition"),
+    }
+
+
+def _listed_sink_order(row: asyncpg.Record, payload: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "event_id": str(row["event_id"]),
+        "event_type": row["event_type"],
+        "recorded_at": _text(row["recorded_at"]),
+        "sink": payload["sink"],
+        "address": payload["address"],
+        "place": payload["place"],
+        "to": payload.get("to"),
+        "by": payload["ordered_by"],
+        "reason": payload.get("reason"),
+    }
 
 
 def _listed_seam(seam: Seam) -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from app.events.log import Log
     from app.settings import Settings
     from app.stream.sink import Sink
+    from app.stream.sink_orders import SinkOrder
 
 _NOWHERE = "There is no sink, or none has delivered yet."
 
@@ -46,6 +47,9 @@ def add(commands: Commands) -> None:
             command.description = (
                 "Needs DATASTORAGE_SINKS and its secrets, and no database. Exit code 1: not confirmed."
             )
+        else:
+            command.add_argument("--reason", help="why; it stands in the log")
+            command.add_argument("--by", default="datastorage sink", help="who orders it; it stands in the log")
         output.add_output(command)
         command.set_defaults(run=run)
 
@@ -109,77 +113,72 @@ async def _states(connection: "Connection", log: "Log") -> list[Any]:
 
 
 def _pause(arguments: argparse.Namespace) -> None:
-    _order(
-        arguments,
-        _set_paused(arguments.name, paused=True),
-        "Paused. Retention waits for it: nothing behind its place is purged.",
-    )
+    _set_paused(arguments, "Paused. Retention waits for it: nothing behind its place is purged.", paused=True)
 
 
 def _resume(arguments: argparse.Namespace) -> None:
-    _order(arguments, _set_paused(arguments.name, paused=False), "It goes on.")
+    _set_paused(arguments, "It goes on.", paused=False)
 
 
-def _set_paused(name: str, *, paused: bool) -> "Callable[[Connection, Log], Awaitable[bool]]":
-    async def order(connection: "Connection", log: "Log") -> bool:
-        from app.stream.cursor import pause
+def _set_paused(arguments: argparse.Namespace, text: str, *, paused: bool) -> None:
+    from app.cli.database import settings_with_database
+    from app.stream import sink_orders
 
-        del log
-        return await pause(connection, name, paused=paused)
+    settings = settings_with_database()
 
-    return order
+    async def order(_: "Connection", log: "Log") -> bool:
+        return await sink_orders.set_paused(settings, log, _order(arguments), paused=paused)
+
+    if asyncio.run(_on_database(order, settings)):
+        _show(arguments, text)
+    else:
+        _show(arguments, "It is paused already." if paused else "It was not paused.")
 
 
 def _rewind(arguments: argparse.Namespace) -> None:
     from app.cli.database import settings_with_database
+    from app.stream import sink_orders
     from app.stream.place import parse_place, place_text
     from app.stream.portion import LogReader
     from app.tlog.continued import find_log
 
-    settings = settings_with_database()
-    name, to = arguments.name, arguments.to
+    settings, to = settings_with_database(), arguments.to
     if to not in {"start", "now"}:
         try:
             parse_place(to)
         except ValueError as error:
             raise Usage(f"PLACE: {error}, start or now") from None
 
-    async def order(connection: "Connection", log: "Log") -> bool:
-        from app.stream.cursor import rewind
-
-        nonlocal to
+    async def order(connection: "Connection", log: "Log") -> str:
         end = await LogReader(log, find_log(settings)).end(connection)
         place = {"start": 0, "now": end}.get(to)
         place = parse_place(to) if place is None else place
         if place > end:
             raise Usage(f"PLACE: the log ends at {place_text(end)}")
-        to = place_text(place)
-        return await rewind(connection, name, place)
+        await sink_orders.rewind(settings, log, _order(arguments), place)
+        return place_text(place)
 
-    _apply(settings, name, order)
-    _show(arguments, f"It goes on from {to}. What was purged from there on is delivered as absent.", place=to)
+    place = asyncio.run(_on_database(order, settings))
+    _show(arguments, f"It goes on from {place}. What was purged from there on is delivered as absent.", place=place)
 
 
 def _remove(arguments: argparse.Namespace) -> None:
-    async def order(connection: "Connection", log: "Log") -> bool:
-        from app.stream.cursor import remove
-
-        del log
-        return await remove(connection, arguments.name)
-
-    _order(arguments, order, "Forgotten. If it is still in the file of sinks, it begins anew, where its `from` says.")
-
-
-def _order(arguments: argparse.Namespace, order: "Callable[[Connection, Log], Awaitable[bool]]", text: str) -> None:
     from app.cli.database import settings_with_database
+    from app.stream import sink_orders
 
-    _apply(settings_with_database(), arguments.name, order)
-    _show(arguments, text)
+    settings = settings_with_database()
+
+    async def order(_: "Connection", log: "Log") -> None:
+        await sink_orders.remove(settings, log, _order(arguments))
+
+    asyncio.run(_on_database(order, settings))
+    _show(arguments, "Forgotten. If it is still in the file of sinks, it begins anew, where its `from` says.")
 
 
-def _apply(settings: "Settings", name: str, order: "Callable[[Connection, Log], Awaitable[bool]]") -> None:
-    if not asyncio.run(_on_database(order, settings)):
-        raise NotFound(f"There is no sink {visible(name)} that has delivered: `datastorage sink list` shows them.")
+def _order(arguments: argparse.Namespace) -> "SinkOrder":
+    from app.stream.sink_orders import SinkOrder
+
+    return SinkOrder(arguments.name, arguments.by, arguments.reason)
 
 
 def _show(arguments: argparse.Namespace, text: str, **members: str) -> None:

@@ -28,8 +28,8 @@ _ANY = {
 _PREFIX = "*"
 
 
-def add_filters(parser: argparse.ArgumentParser, times: str) -> None:
-    """The options. `times` says which time of what is found --since and --until are about."""
+def add_filters(parser: argparse.ArgumentParser, times: str, *, unsealed: bool = True) -> None:
+    """The options. `times` says which time of what is found --since and --until are about; `unsealed`: whether there is --unsealed."""
     filters = parser.add_argument_group(
         "which events", "An option that is repeated finds any of its values; --not-type and its like leave out."
     )
@@ -51,7 +51,10 @@ def add_filters(parser: argparse.ArgumentParser, times: str) -> None:
     )
     filters.add_argument("--self", action="store_true", help="the service's own events too")
     filters.add_argument("--kubernetes", action="store_true", help="audit events of Kubernetes too")
-    filters.add_argument("--unsealed", action="store_true", help="only those that others inserted by SQL")
+    if unsealed:
+        filters.add_argument("--unsealed", action="store_true", help="only those that others inserted by SQL")
+    else:
+        parser.set_defaults(unsealed=False)
 
 
 def parameters_of(arguments: argparse.Namespace, zone: str | None) -> dict[str, str | Sequence[str]]:

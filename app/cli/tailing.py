@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
         "Each event of the log once, in its order, until Ctrl-C. A connection that breaks is opened again, and goes on "
         "where it was."
     )
-    filters.add_filters(tail, "the event's time")
+    filters.add_filters(tail, "the event's time", unsealed=False)  # what is unsealed has no position
     tail.add_argument(
         "--from",
         dest="start",

@@ -25,6 +25,10 @@ _ABOUT = {
     "datastorage.hold.adopted": "hold_id",
     "datastorage.policy.set": "policy_id",
     "datastorage.policy.removed": "policy_id",
+    "datastorage.sink.paused": "order_id",
+    "datastorage.sink.resumed": "order_id",
+    "datastorage.sink.rewound": "order_id",
+    "datastorage.sink.removed": "order_id",
 }
 """By type, of the events that are evidence: the member of the payload that is part of the event's correlation."""
 

@@ -172,7 +172,8 @@ class _Scan:
                 [r["timestamp"] for r in candidates],
                 [r["event_id"] for r in candidates],
             ]
-            newest = await self._connection.fetch(SQL["newest"], *columns, query.includes_kubernetes)
+            includes = query.includes_self_events, query.includes_kubernetes
+            newest = await self._connection.fetch(SQL["newest"], *columns, *includes)
             candidates = [candidates[row["number"] - 1] for row in newest]
         candidates = [row for row in candidates if query.has_outcome(row["event_outcome"])]
         if (conditions := query.any_conditions()) and candidates:

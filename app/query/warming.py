@@ -36,7 +36,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "use_generic_plans": (),
     "scan": (*_EVENT, "-infinity", 1),
     "scan_named": (*_EVENT, "-infinity", ["-"], 1),
-    "newest": (["-"], [_EVENT[0]], [_EVENT[1]], False),
+    "newest": (["-"], [_EVENT[0]], [_EVENT[1]], False, False),
     "summaries": (["-"],),
 }
 """Arguments for each statement of reports.sql, in its order, that no row matches."""

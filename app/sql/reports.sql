@@ -271,14 +271,17 @@ ORDER BY event_timestamp DESC, event_id DESC
 LIMIT $5
 
 -- name: newest
--- Which of these events are the newest of their correlation, by their number in the arrays, from 1; audit events of Kubernetes count if $4.
+-- Which of these events are the newest of their correlation, by their number in the arrays, from 1. Self events count if $4, audit events
+-- of Kubernetes if $5.
 SELECT number
 FROM unnest($1::text[], $2::text[], $3::uuid[]) WITH ORDINALITY AS candidate (correlation_id, timestamp, event_id, number)
 WHERE (
     SELECT true FROM audit_events e
     WHERE e.correlation_id = candidate.correlation_id AND e.event_date >= candidate.timestamp::timestamp::date
         AND (e.event_timestamp, e.event_id) > (timezone('UTC', candidate.timestamp::timestamp), candidate.event_id)
-        AND ($4 OR NOT (e.event_category = 'kubernetes' OR e.event_type LIKE 'kubernetes.audit.%'))
+        AND ($4 OR NOT (e.event_category = 'security' AND e.event_type LIKE 'datastorage.%'
+            AND e.event_type <> 'datastorage.ratelimit.denied'))
+        AND ($5 OR NOT (e.event_category = 'kubernetes' OR e.event_type LIKE 'kubernetes.audit.%'))
     LIMIT 1
 ) IS NULL
 

@@ -23,6 +23,7 @@ from app import metrics
 from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway
 from app.settings import Settings
+from app.standby import StandbyMissing
 from app.stream import cursor as cursors
 from app.stream.cursor import BEYOND_END, SQL, Cursor, read_cursor
 from app.stream.destination import Delivery, Destination, NotDelivered
@@ -102,7 +103,11 @@ class SinkDelivery:
         async def do_round() -> float:
             try:
                 async with connection.use() as usable:
-                    return await self._round(usable)
+                    try:
+                        return await self._round(usable)
+                    except StandbyMissing as error:  # the connection is sound, and with it the lock
+                        self._tell(error.detail)
+                        return _LOOK_SECONDS
             except BaseException:
                 self.has_lock = False
                 raise

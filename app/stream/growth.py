@@ -111,8 +111,9 @@ class LogGrowth:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(_LOOK_SECONDS):
                             await lost.wait()
-            finally:
-                self._wake()
+            except BaseException:
+                self._wake()  # whoever can read, looks
+                raise
 
         connection = WorkerConnection(lambda: connect(self._settings), listen)
         try:

@@ -18,6 +18,7 @@ from app.export.row import exported_event
 from app.export.select import sealed_rows
 from app.query.filter import EventFilter
 from app.sql import load
+from app.standby import Confirm
 from app.tlog.continued import read_seam
 from app.tlog.evidence import NO_EVIDENCE, Evidence, read_evidence
 
@@ -99,12 +100,16 @@ class NotThereYet(Exception):
 
 
 class LogReader:
-    """Reads portions. It may be used by several tasks, each with a connection of its own."""
+    """Reads portions. It may be used by several tasks, each with a connection of its own.
 
-    def __init__(self, log: Log, find_log: FindLog) -> None:
+    With `confirm` nothing is returned that a failover could take away: a reader who has it would go on behind what the log then has there.
+    """
+
+    def __init__(self, log: Log, find_log: FindLog, confirm: Confirm | None = None) -> None:
         self.log = log
         """The last log that is known."""
         self._find_log = find_log
+        self._confirm = confirm
         self._missing = _Missing.of(NO_EVIDENCE)
         """Why positions are absent, as far as it was needed."""
         self._missing_at: tuple[Log, int] | None = None
@@ -113,9 +118,11 @@ class LogReader:
         """By id of the log: where the last of its flushes begins that was seen. What others insert beside it leads nobody astray."""
 
     async def end(self, connection: Connection) -> int:
-        """The place that the next event will have."""
+        """The place that the next event will have. Raises StandbyMissing."""
         self.log = await self._find_log(connection, self.log)
-        return self.log.place(await self._flushes_end(connection, self.log))
+        end = self.log.place(await self._flushes_end(connection, self.log))
+        await self._confirmed(connection)
+        return end
 
     async def checkpoint(self, connection: Connection, place: int) -> Checkpoint | None:
         """The newest published checkpoint of the log of `place` that covers nothing from there on; None without one."""
@@ -132,10 +139,21 @@ class LogReader:
         events_max: int = EVENTS_MAX,
         bytes_max: int = BYTES_MAX,
     ) -> Portion:
-        """The events from the place `first` on that match `query`, and what is absent. Raises NotThereYet.
+        """The events from the place `first` on that match `query`, and what is absent. Raises NotThereYet, and StandbyMissing.
 
         It has at most `events_max` items of any kind. A portion may have no events although there are more: `is_end` says whether to wait.
         """
+        portion = await self._read(connection, first, query, events_max=events_max, bytes_max=bytes_max)
+        await self._confirmed(connection)
+        return portion
+
+    async def _confirmed(self, connection: Connection) -> None:
+        if self._confirm is not None:
+            await self._confirm(connection)
+
+    async def _read(
+        self, connection: Connection, first: int, query: EventFilter, *, events_max: int, bytes_max: int
+    ) -> Portion:
         if first >= self.log.place(0):  # at the end of the log that is known, perhaps of another one
             self.log = await self._find_log(connection, self.log)
         if first >= self.log.next.place(0):

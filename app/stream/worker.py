@@ -18,6 +18,7 @@ from app.db import DATABASE_ERRORS, Connection, connect
 from app.errors import DatabaseAway, Fatal
 from app.events.log import Log
 from app.settings import Settings
+from app.standby import confirm_if
 from app.stream.cursor import SinkState, read_states
 from app.stream.deliver import SinkDelivery
 from app.stream.growth import LogGrowth
@@ -54,7 +55,7 @@ class Deliveries:
 
     def __init__(self, settings: Settings, of_log: Log, growth: LogGrowth) -> None:
         self._settings = settings
-        self._reader = LogReader(of_log, find_log(settings))
+        self._reader = LogReader(of_log, find_log(settings), confirm_if(required=settings.require_synchronous_standby))
         self._growth = growth
         self._running: dict[Sink, asyncio.Task[None]] = {}
         self._content: bytes | None = None

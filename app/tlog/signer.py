@@ -14,7 +14,7 @@ want a synchronous standby, before one has the leaves (StandbyMissing): a failov
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
 
@@ -22,6 +22,7 @@ from app import metrics
 from app.db import Connection
 from app.errors import AuditError
 from app.events.log import Log
+from app.standby import Confirm
 from app.tlog import merkle
 from app.tlog.alarm import LogAlarm
 from app.tlog.continued import keys_of
@@ -40,10 +41,6 @@ from app.tlog.tiles import SQL, HashesMissing, log_size, range_roots, tiled_size
 LOSSES = frozenset({"rolled_back", "rewritten", "incomplete"})
 """Alarms that end only when the log is continued (`datastorage log continue`), or what is missing comes back."""
 log = logging.getLogger(__name__)
-
-
-Confirm = Callable[[Connection], Awaitable[None]]
-"""Returns when standbys have all that was seen on the connection; raises StandbyMissing if they do not."""
 
 
 class SigningRefused(AuditError):

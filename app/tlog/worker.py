@@ -24,7 +24,7 @@ from app.tlog.continued import newest_log
 from app.tlog.copies import CheckpointCopies
 from app.tlog.keys import SigningKey
 from app.tlog.seen import SeenCheckpoint
-from app.tlog.signer import Alarms, Confirm, RowsInserted, Signer, SigningRefused
+from app.tlog.signer import Alarms, RowsInserted, Signer, SigningRefused
 from app.tlog.tiles import SQL, HashesMissing, extend_tiles, range_roots
 from app.tlog.witness import Witness, Witnesses
 from app.workers import Reminder, WorkerConnection, run_forever
@@ -56,7 +56,7 @@ class CheckpointWorker:
     key: SigningKey | None = None
     on_log: Callable[[Log], None] = lambda _: None
     """Called with the log that events are written to, once it continues the one before."""
-    confirm: Confirm | None = None
+    confirm: standby.Confirm | None = None
     """Awaited before anything is signed or published; None where no standby is required."""
     signing_waits: str = ""
     """Why nothing was signed in the last round, if it was for want of a standby."""
@@ -77,7 +77,7 @@ class CheckpointWorker:
             log.info("checkpoint signing is enabled", extra={"key": str(key.public)})
         copies = CheckpointCopies(settings.checkpoint_file, settings.checkpoint_url)
         seen = SeenCheckpoint(directory, () if key is None else key.all_public)
-        confirm = standby.confirm_soon if settings.require_synchronous_standby else None
+        confirm = standby.confirm_if(required=settings.require_synchronous_standby)
         return cls(
             of_log,
             None if key is None else Signer(key, lambda: (copies.newest_note(of_log.name), seen.note), of_log, confirm),

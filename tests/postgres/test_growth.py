@@ -106,6 +106,25 @@ async def test_one_connection_while_anybody_follows(database_url: str, connectio
         await eventually(nobody_listens)
 
 
+async def test_one_look_wakes_once(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While nothing comes, each look has everybody who follows read the end of the log twice."""
+    looks = 0
+
+    class Counted(dict[str, str]):
+        def __getitem__(self, name: str) -> str:
+            nonlocal looks
+            looks += name == "alive"
+            return super().__getitem__(name)
+
+    monkeypatch.setattr(growth_module, "SQL", Counted(growth_module.SQL))
+    monkeypatch.setattr(growth_module, "_LOOK_SECONDS", 0.01)
+    growth = LogGrowth(settings_of(database_url))
+    async with growth.follow() as follower:
+        while looks < 10:
+            await hears(follower)
+        assert growth.count in {looks - 1, looks}
+
+
 async def test_a_lost_connection_is_opened_again(database_url: str, connection: Connection) -> None:
     """Followers sleep for ever once Postgres was restarted."""
     growth = LogGrowth(settings_of(database_url))

@@ -96,3 +96,18 @@ async def test_correlations_are_bounded(engine: AsyncEngine) -> None:
         found = await correlations.page(engine, CorrelationQuery(limit=5, cursor=found.next_cursor))
         shown |= {one["correlation_id"] for one in found.correlations}
     assert shown == {f"rr-{n}" for n in range(1, 21)}
+
+
+@pytest.mark.usefixtures("rows")
+async def test_newest_of_those_that_are_shown(connection: Any, engine: AsyncEngine) -> None:
+    """A correlation is on no page at all, since an event that is left out is newer than what the page would show it by."""
+    for event_type, category in (("datastorage.x", "security"), ("kubernetes.audit.panic", "kubernetes")):
+        await connection.execute(INSERT, 3, event_type, category, "rr-", None, 300)
+    shown, query = list[str](), CorrelationQuery(limit=5)
+    while True:
+        found = await correlations.page(engine, query)
+        shown += [one["correlation_id"] for one in found.correlations]
+        if found.next_cursor is None:
+            break
+        query = query.model_copy(update={"cursor": found.next_cursor})
+    assert sorted(shown) == sorted(f"rr-{n}" for n in range(1, 21))

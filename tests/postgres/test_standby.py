@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -17,22 +18,32 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
 
 from app import db, standby
+from app.api.streams import Streams
 from app.errors import DatabaseAway
 from app.events.catalog import Catalog
 from app.events.log import Log
 from app.ingest.accept import Acceptance, check_item, single_id
+from app.ingest.event_writer import OwnState
 from app.ingest.spool import Spool
 from app.ingest.store import Store
 from app.ingest.submission import new_submission
 from app.ingest.writer import Writer
 from app.presence import Presence
+from app.query.filter import EventFilter
 from app.settings import Settings
+from app.stream import deliver
+from app.stream.cursor import read_states
+from app.stream.growth import LogGrowth
+from app.stream.portion import LogReader
+from app.stream.worker import deliver_forever
+from app.tlog.continued import newest_log
 from app.tlog.keys import SigningKey
 from app.tlog.note import PublicKey
 from app.tlog.seen import FILE_NAME
 from app.tlog.signer import Signer
 from app.tlog.tiles import extend_tiles
 from app.tlog.worker import CheckpointWorker
+from tests.receiver import receiver, sinks_file
 from tests.services import spawn, stop, wait_until_ready
 from tests.torture.postgres import LOG_NAME, Postgres, binaries
 from tests.waiting import eventually
@@ -42,6 +53,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pyte
 
 LOG = Log(0, LOG_NAME)
 NOW = datetime.now(UTC)
+LOCKS = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND granted"
 WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query NOT LIKE '%pg_stat_activity%'"
 
 
@@ -293,6 +305,76 @@ async def test_exports_have_what_standbys_have(pair: Pair, tmp_path: Path) -> No
         pair.standby.thaw()
         assert [(await client.get(path)).status_code for path in paths] == [200] * len(paths)
     assert await asyncio.to_thread(stop, [service]) == [0]
+
+
+async def _commit_without_standby(pair: Pair, writer: Writer) -> None:
+    """Have an event on the primary, visible to all, that the standby, which is frozen, does not have."""
+    one = uuid4()
+    sent = asyncio.create_task(post(writer, one))
+    await pair.observer.fetchval("SELECT pg_cancel_backend($1)", await pair.waiting())
+    with pytest.raises(DatabaseAway):
+        await sent
+    assert await pair.visible(one) == 1
+
+
+async def test_portions_have_what_standbys_have(pair: Pair) -> None:
+    """Whoever follows the log has a position that no standby has: after a failover another event has it, and he never gets that one."""
+    settings = pair.settings()
+    reader = LogReader(LOG, newest_log, standby.confirm_if(required=True))
+    connection = await db.connect(settings)
+    async with writing(settings) as writer:
+        await post(writer, uuid4())
+        end = await reader.end(connection)
+        pair.standby.freeze()
+        await _commit_without_standby(pair, writer)
+        for ask in (partial(reader.read, connection, 0, EventFilter()), partial(reader.end, connection)):
+            with pytest.raises(standby.StandbyMissing):
+                await ask()
+        pair.standby.thaw()
+        portion = await reader.read(connection, end, EventFilter())
+        assert (len(portion.items), portion.next) == (1, end + 1)
+        assert await reader.end(connection) == end + 1
+    await connection.close()
+
+
+async def test_streams_and_sinks_have_what_standbys_have(
+    pair: Pair, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream, or a sink, is not asked to wait for standbys; or a sink that waits gives its place to another replica, or ends."""
+    monkeypatch.setattr(deliver, "_LOOK_SECONDS", 0.1)
+    settings = pair.settings(log_name=LOG_NAME)
+    streams = Streams(settings, LogGrowth(settings), Presence(), OwnState(), readers=1)
+    async with writing(settings) as writer:
+        await post(writer, uuid4())
+        place = await LogReader(LOG, newest_log).end(pair.observer)
+        with receiver() as one:
+            sinks = settings.model_copy(update={"sinks": sinks_file(tmp_path, one)})
+            delivering = asyncio.create_task(deliver_forever(sinks, LOG, LogGrowth(settings)))
+            async with streams.seat("ada", EventFilter(), LOG_NAME, None):
+                assert (await streams.portion(EventFilter(), place, "ada")).is_end
+                await eventually(lambda: _came_to(pair, place))
+                pair.standby.freeze()
+                await _commit_without_standby(pair, writer)
+                with pytest.raises(standby.StandbyMissing):
+                    await streams.portion(EventFilter(), place, "ada")
+                await eventually(lambda: _told(caplog, "nothing was delivered", "synchronous standbys do not have"))
+                assert one.positions[-1] == place - 1
+                has_lock = await pair.observer.fetch(LOCKS)
+                pair.standby.thaw()
+                await eventually(lambda: _came_to(pair, place + 1))
+                assert (await streams.portion(EventFilter(), place, "ada")).next == place + 1
+                assert await pair.observer.fetch(LOCKS) == has_lock
+            delivering.cancel()
+            await asyncio.wait([delivering])
+
+
+async def _came_to(pair: Pair, place: int) -> bool | None:
+    return [one.place for one in await read_states(pair.observer)] == [place] or None
+
+
+async def _told(caplog: pytest.LogCaptureFixture, message: str, error: str) -> bool | None:
+    found = [one for one in caplog.records if one.message == message]
+    return any(error in getattr(one, "error", "") for one in found) or None
 
 
 async def test_our_own_timeouts_end_no_wait(pair: Pair) -> None:

@@ -53,7 +53,13 @@ CASES: dict[str, dict[str, int]] = {
     "event": {"{event}": 0, NOBODY: 2, "no-uuid": 64},
     "proof": {"{event}": 0, "{event} --json": 0, NOBODY: 2, "no-uuid": 64},
     "trust": {"": 0, "--json": 0, "--url 127.0.0.1:{away}": 2, "x": 64},
-    "tail": {"--url 127.0.0.1:{away}": 2, "--from 0:99999999": 64, "--from soon": 64, "--unsealed": 64, "--bogus": 64},
+    "tail": {
+        "--url 127.0.0.1:{away}": 2,
+        "--from 0:99999999": 64,
+        "--from soon": 64,
+        "--unsealed --url 127.0.0.1:{away}": 64,
+        "--bogus": 64,
+    },
     "notifications": {"": 0, "--url 127.0.0.1:{away}": 2, "--since soon": 64},
     "histogram": {"": 0, "--url 127.0.0.1:{away}": 2, "--bucket eon": 64},
     "export": {

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from app.cli.parser import build
+from app.errors import NotFound
 from tests.events import make_event
 from tests.receiver import Answer, receiver, sinks_file
 from tests.services import Service
@@ -75,7 +76,7 @@ def test_orders(service: Callable[..., Service], tmp_path: Path, sink: Sink) -> 
             assert listed(sink)["state"] == "paused"
             sink("resume", "soc-0")
             assert "0:0" in sink("rewind", "soc-0", "start")
-            until(lambda: one.positions == [0, 0] or None)
+            until(lambda: one.positions[-4:] == [0, 1, 2, 3] or None)  # the orders are events too
             one.decide = lambda _: Answer(503)
             post()
             until(lambda: listed(sink)["state"] == "failing" or None)
@@ -83,13 +84,13 @@ def test_orders(service: Callable[..., Service], tmp_path: Path, sink: Sink) -> 
             sink("list", code=1)
             assert "503" in sink("test", "soc-0", code=1)
             (shown,) = client.get("/api/v1/audit/trust").raise_for_status().json()["sinks"]
-            assert (shown["name"], shown["state"], shown["place"]) == ("soc-0", "failing", "0:1")
+            assert (shown["name"], shown["state"], shown["place"]) == ("soc-0", "failing", "0:4")
             page = client.get("/ui/trust").raise_for_status().text
             assert "503 Service Unavailable" in page
             assert "token=" not in page
             one.decide = lambda _: Answer()
-            sink("rewind", "soc-0", "0:1")
-            until(lambda: one.positions == [0, 0, 1] or None)
+            sink("rewind", "soc-0", "0:4")
+            until(lambda: one.positions[-2:] == [4, 5] or None)
             assert json.loads(sink("test", "soc-0", "--json"))["confirmed"] is True
             made_up = one.records[-1]
             assert (made_up["event_type"], made_up["log_index"]) == ("datastorage.sink.test", None)
@@ -99,3 +100,38 @@ def test_orders(service: Callable[..., Service], tmp_path: Path, sink: Sink) -> 
         assert listed(sink)["state"] == "not configured"
         sink("remove", "soc-0")
         assert sink("list") == ""
+
+
+def test_orders_are_events(service: Callable[..., Service], tmp_path: Path, sink: Sink) -> None:
+    """Somebody has a destination miss events, and the log does not say who, when, and which ones."""
+    who = ("--by", "ada@example.org", "--reason", "case 7")
+    with receiver() as one:
+        running = service(sinks=sinks_file(tmp_path, one))
+        with httpx.Client(base_url=running.url, timeout=30) as client:
+            client.post("/api/v1/audit/events", json=make_event()).raise_for_status()
+            until(lambda: listed(sink).get("place") == "0:1" or None)
+            assert "was not paused" in sink("resume", "soc-0")
+            sink("pause", "soc-0", *who)
+            assert "paused already" in sink("pause", "soc-0")
+            sink("rewind", "soc-0", "now", *who)
+            sink("remove", "soc-0")
+            with pytest.raises(NotFound):
+                sink("remove", "soc-0")
+            found = client.get("/api/v1/audit/events", params={"event_type_in": "datastorage.sink.*"}).json()["data"]
+            orders = client.get("/api/v1/audit/trust").raise_for_status().json()["sink_orders"]
+            page = client.get("/ui/trust").raise_for_status().text
+    about = {"sink": "soc-0", "address": f"http://127.0.0.1:{one.port}", "reason": "case 7", "ordered_by": who[1]}
+    payloads = [event["event_data"] for event in reversed(found)]
+    assert len({payload.pop("order_id") for payload in payloads}) == 3
+    assert payloads == [
+        about | {"event_type": "datastorage.sink.paused", "place": "0:1"},
+        about | {"event_type": "datastorage.sink.rewound", "place": "0:1", "to": "0:2"},
+        {"event_type": "datastorage.sink.removed", "sink": "soc-0", "address": about["address"], "place": "0:2"}
+        | {"ordered_by": "datastorage sink"},
+    ]
+    assert {event["actor_id"] for event in found} == {who[1], "datastorage sink"}
+    assert [(one["event_id"], one["event_type"]) for one in orders] == [
+        (event["event_id"], event["event_type"]) for event in found
+    ]
+    assert orders[1]["to"] == "0:2"
+    assert "Orders about sinks" in page

@@ -408,6 +408,8 @@ _TYPE_BY_SUFFIX = {
 }
 _TIME_SUFFIXES = ("_at", "_until", "_timestamp", "_time", "required_by")
 
+_SINK_ORDER = {"sink": "soc", "address": "https://soc.example.org", "place": "0:4711", "ordered_by": "ada@example.org"}
+
 # Values of single event types that differ from those of the common scenario.
 _BY_EVENT_TYPE: dict[str, dict[str, Any]] = {
     "aiagent.auth.denied": {"reason": "may not create incidents"},
@@ -432,6 +434,10 @@ _BY_EVENT_TYPE: dict[str, dict[str, Any]] = {
         "correlation_ids": ["rr-payments-api-7c2f"],
         "detail": "removed: no event is at position 7 of the log",
     },
+    "datastorage.sink.paused": _SINK_ORDER,
+    "datastorage.sink.removed": _SINK_ORDER,
+    "datastorage.sink.resumed": _SINK_ORDER,
+    "datastorage.sink.rewound": _SINK_ORDER | {"to": "0:0"},
     "gateway.config.rejected": {"component": "gateway", "rejection_reason": "rate_limit must be positive"},
     "gateway.config.reloaded": {"component": "gateway"},
     "gateway.signal.deduplicated": {"deduplication_status": "duplicate"},

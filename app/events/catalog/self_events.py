@@ -207,6 +207,34 @@ class FindingAcknowledgedPayload(TypedDict):
     reason: str
 
 
+class SinkOrderedPayload(TypedDict):
+    """Somebody paused, resumed or removed a sink: its destination, at the address, gets events no longer, or gets them again.
+
+    place is where the sink was then, as log and position: everything before it was delivered.
+    """
+
+    event_type: Literal["datastorage.sink.paused", "datastorage.sink.resumed", "datastorage.sink.removed"]
+    order_id: Uuid
+    sink: str
+    address: str
+    place: str
+    ordered_by: str
+    reason: NotRequired[str]
+
+
+class SinkRewoundPayload(TypedDict):
+    """Somebody moved the cursor of a sink from place to another one: its destination gets events again, or never gets those in between."""
+
+    event_type: Literal["datastorage.sink.rewound"]
+    order_id: Uuid
+    sink: str
+    address: str
+    place: str
+    to: str
+    ordered_by: str
+    reason: NotRequired[str]
+
+
 class ExportCreatedPayload(TypedDict):
     """Somebody took a copy of events out of the service; which ones, and what the copy was when it left."""
 
