@@ -13,7 +13,7 @@ from app.terminal import visible
 
 if TYPE_CHECKING:  # a command imports what it needs only when it runs
     from app.settings import Settings
-    from app.stream.copy_check import CopyResult
+    from app.stream.copy_result import CopyResult
 
 _PROGRESS_SECONDS = 1.0
 

@@ -31,7 +31,8 @@ from app.query.filter import EventFilter
 from app.retention.purge import run
 from app.settings import Settings
 from app.stream.copied import CopiedEvent, read_copy
-from app.stream.copy_check import CopyResult, _Checker, check_copy
+from app.stream.copy_check import _Checker, check_copy
+from app.stream.copy_result import CopyResult
 from app.stream.destination import Delivery
 from app.stream.formats import cloudevents, ocsf
 from app.stream.formats.lines import Format, format_line
