@@ -6,8 +6,9 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
@@ -231,12 +232,37 @@ def read_errors() -> Iterator[None]:
         raise _READ_ERRORS.get(failure_kind(error), DatabaseFailed) from error
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedPool:
+    """A pool of connections of which each is asked something before it is used, and when what was read on it is complete."""
+
+    engine: "AsyncEngine"
+    before: Callable[[Connection], Awaitable[None]]
+    after: Callable[[Connection], Awaitable[None]]
+
+
+Pool: TypeAlias = "AsyncEngine | CheckedPool"
+"""Where connections for reads come from."""
+
+
 @asynccontextmanager
-async def driver_connection(engine: "AsyncEngine") -> AsyncIterator[Connection]:
+async def driver_connection(pool: Pool) -> AsyncIterator[Connection]:
     """The driver's connection under one of the pool: a read costs a third of what it costs through the engine.
 
     What goes wrong on it is raised as DatabaseAway, DatabaseBusy or DatabaseFailed.
     """
+    if not isinstance(pool, CheckedPool):
+        async with _borrowed(pool) as connection:
+            yield connection
+        return
+    async with _borrowed(pool.engine) as connection:
+        await pool.before(connection)
+        yield connection
+        await pool.after(connection)
+
+
+@asynccontextmanager
+async def _borrowed(engine: "AsyncEngine") -> AsyncIterator[Connection]:
     try:
         async with engine.connect() as pooled:
             connection = (await pooled.get_raw_connection()).driver_connection
@@ -266,9 +292,9 @@ async def driver_connection(engine: "AsyncEngine") -> AsyncIterator[Connection]:
         raise
 
 
-async def fetch(engine: "AsyncEngine", statement: str, *arguments: object) -> list[asyncpg.Record]:
+async def fetch(pool: Pool, statement: str, *arguments: object) -> list[asyncpg.Record]:
     """The rows of a fixed statement, run on a connection of the pool. Raises DatabaseAway or DatabaseFailed."""
-    async with driver_connection(engine) as connection:
+    async with driver_connection(pool) as connection:
         return await connection.fetch(statement, *arguments)
 
 

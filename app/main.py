@@ -90,6 +90,7 @@ from app.presence import Presence
 from app.query import histogram as histograms
 from app.query import page, warming
 from app.query.sharing import SharedReads
+from app.read_standbys import ReadStandbys
 from app.retention import adoption, claims
 from app.settings import Settings
 from app.state_dir import find_state_dir
@@ -149,6 +150,7 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
     authenticator = Authenticator(settings)
     writer_state = OwnState() if member is None else member.state
     engine = db.create_engine(settings)
+    standbys = ReadStandbys(settings, engine)
     growth, presence = LogGrowth(settings), presence or Presence()
     readers = 1 if member is None else member.alike
     app.service = Foundation(
@@ -156,8 +158,9 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
         catalog=create_catalog(settings),
         presence=presence,
         engine=engine,
-        pages=SharedReads(partial(page.page, engine)),
-        histograms=SharedReads(partial(histograms.histogram, engine)),
+        standbys=standbys,
+        pages=SharedReads(standbys.shared(page.page)),
+        histograms=SharedReads(standbys.shared(histograms.histogram)),
         growth=growth,
         streams=Streams(settings, growth, presence, writer_state, readers=readers),
         authenticator=authenticator,
@@ -248,6 +251,7 @@ async def _lifespan(app: Application, member: Member | None) -> AsyncIterator[No
             worker.cancel()
         await _bounded(asyncio.gather(*workers, return_exceptions=True), _STOP_SECONDS)
         await _bounded(foundation.engine.dispose(), _STOP_SECONDS)
+        await _bounded(foundation.standbys.close(), _STOP_SECONDS)
         await foundation.authenticator.close()
         if app.service.spool is not None:
             app.service.spool.close()
@@ -278,6 +282,7 @@ async def _join(app: Application, workers: list[asyncio.Task[None]], member: Mem
     if member.slot.role is Role.READER:
         with suppress(AuditError, *db.DATABASE_ERRORS):  # then the first requests wait for it
             await _warm(foundation.engine, Log(0, member.log_name))
+        workers += _follow_standbys(foundation)
     _freeze()
     member.report_ready()
     if member.delivers:
@@ -292,6 +297,13 @@ async def _wait_for_others(member: Member, presence: Presence, *, was_ready: boo
         presence.can_spool = lambda: False
     await member.wait_for_others()
     presence.can_spool = can_spool
+
+
+def _follow_standbys(foundation: Foundation) -> list[asyncio.Task[None]]:
+    """The worker of a process that reads, if there are standbys for that."""
+    if not foundation.standbys.standbys:
+        return []
+    return [asyncio.create_task(foundation.standbys.follow_forever(_warm_queries), name="read-standbys")]
 
 
 def _freeze() -> None:
@@ -338,6 +350,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
     if member is None:
         delivery = deliver_forever(settings, service.log, service.growth)
         workers.append(asyncio.create_task(delivery, name="delivery"))
+        workers += _follow_standbys(service)
     for name, work in _workers(service, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
     _freeze()
@@ -541,11 +554,16 @@ async def _check_database(settings: Settings) -> str:
         await connection.close()
 
 
+async def _warm_queries(engine: AsyncEngine) -> None:
+    """Compile and prepare the statements of queries."""
+    await page.warm(engine)
+    await warming.warm(engine)
+
+
 async def _warm(engine: AsyncEngine, of_log: Log) -> None:
-    """Compile and prepare the statements of queries, so that the first request does not wait for it. Where Postgres is too busy, it waits."""
+    """Compile and prepare all statements of reads, so that the first request does not wait for it. Where Postgres is too busy, it waits."""
     try:
-        await page.warm(engine)
-        await warming.warm(engine)
+        await _warm_queries(engine)
         await prove.warm(engine, of_log)
     except DatabaseBusy:
         log.warning("Postgres is too busy to prepare queries before they are asked: the first ones take longer")

@@ -38,6 +38,17 @@ FLUSH_REPEATS = Counter("datastorage_flush_repeats", "Flushes that had to be sen
 COMMIT_WARNINGS = Counter(
     "datastorage_commit_warnings", "Commits that somebody has ended before a synchronous standby had them."
 )
+STANDBY_READS = Counter(
+    "datastorage_standby_reads",
+    "Reads that a standby was asked for: it has answered, or the primary had to, since the standby was behind or away, its recovery was in "
+    "the way (conflict), or it failed.",
+    ["outcome"],
+)
+STANDBY_LEFT_OUT = Gauge(
+    "datastorage_read_standby_left_out",
+    "Above 0 for a standby that answers no reads: it lags, is away, or is no standby.",
+    ["standby"],
+)
 EVENTS_COMMITTED = Counter("datastorage_events_committed", "Events committed, resends not counted.")
 RESENDS = Counter("datastorage_resends", "Events found stored already and answered as written.")
 FREEFORM_WITH_TYPED_FORM = Counter(
@@ -197,6 +208,8 @@ for _kind in DEFECT_KINDS:
     VERIFIER_FINDINGS.labels(kind=_kind)
     OPEN_FINDINGS.labels(kind=_kind)
     VERIFIER_DEFECTS.labels(kind=_kind)
+for _outcome in ("answered", "behind", "away", "conflict", "failed"):
+    STANDBY_READS.labels(outcome=_outcome)
 for _stream in ("events", "notifications"):
     DLQ_WARNING.labels(stream=_stream)
     DLQ_CRITICAL.labels(stream=_stream)

@@ -49,6 +49,23 @@ class Settings(BaseSettings):
     unsafe_database: bool = Field(
         default=False, description="accept a server that runs with fsync, full_page_writes or synchronous_commit off"
     )
+    read_database_url: SecretStr | None = Field(
+        None,
+        description="standbys that answer reads of those who send a bookmark, one URL or several with spaces between them; unset: the "
+        "primary answers all. DATASTORAGE_READ_DATABASE_URL_FILE names a file that holds it",
+    )
+    read_lag_max_ms: int = Field(
+        10_000,
+        ge=1_000,
+        le=600_000,
+        description="a standby that has not what the primary had so long ago answers no reads until it has",
+    )
+    read_wait_ms: int = Field(
+        100,
+        ge=0,
+        le=5_000,
+        description="longest wait of a read for its standby to have what its caller knows; then the primary answers",
+    )
     require_synchronous_standby: bool = Field(
         default=False,
         description="acknowledge nothing as committed, and sign nothing, that the synchronous standbys of Postgres do not have on disk; "
@@ -370,6 +387,11 @@ class Settings(BaseSettings):
         """Where a client on this machine reaches the API."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.hosts[0], self.hosts[0])  # noqa: S104 -- not bound to here
         return f"http{'s' if self.tls_dir else ''}://{host_and_port(host, self.port)}"
+
+    @property
+    def read_database_urls(self) -> tuple[str, ...]:
+        """The URLs of standbys that answer reads."""
+        return () if self.read_database_url is None else tuple(self.read_database_url.get_secret_value().split())
 
     @property
     def hmac_key(self) -> bytes | None:

@@ -36,16 +36,18 @@ MAY_IMPORT = {
     "database_url": "errors",
     "schema": "database_url sql errors",  # the schema's revision, checked at start
     "db": "events database_url settings errors sql",  # events: the binary form of an address
+    "bookmark": "",
     "workers": "db errors metrics",
     "standby": "db sql errors",  # how far standbys have what was committed or seen on a connection
     "presence": "standby database_url db workers settings errors",
+    # standby: exports of a standby are signed only if synchronous ones have them; workers: the loop that asks how far each is
+    "read_standbys": "bookmark standby workers database_url db sql settings errors metrics",
     "rollup": "workers db sql settings",
     "tlog": "events standby workers db sql settings errors metrics",  # standby: nothing is signed that a failover could contradict
-    # standby: what leaves with a signature is in a snapshot that standbys have
-    "verify": "events tlog standby workers database_url db sql settings errors metrics terminal",
+    "verify": "events tlog workers database_url db sql settings errors metrics terminal",
     # schema: a spool is replayed into the log of the database that is there
     # tlog: what it finds wrong is an alarm, as what the checkpoint worker finds
-    "ingest": "events schema tlog standby database_url db workers sql settings errors metrics tracing",
+    "ingest": "bookmark events schema tlog standby database_url db workers sql settings errors metrics tracing",
     # ingest: holds and runs are events too; tlog: what purge events among those that are purged have recorded
     "retention": "events ingest tlog schema db workers sql settings errors",
     # verify: a finding is of its defects; retention: logged actions, of which an acknowledgement is one
@@ -60,13 +62,14 @@ MAY_IMPORT = {
     "stream": "verify events ingest export query retention tlog standby workers db sql settings errors metrics watched_file",
     # standby: no portion of a stream leaves that a failover could take away
     # presence: what the probes show; stream: requests that follow the log; workers: and read on connections of their own
-    "api": "auth events ingest tlog verify query stream export retention findings presence standby cores go_duration workers db logs settings errors metrics tracing",
+    # bookmark: what a caller knows; read_standbys: who answers him
+    "api": "bookmark read_standbys auth events ingest tlog verify query stream export retention findings presence standby cores go_duration workers db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is
     # verify: the chain of a page is verified where it is shown; retention: a hold is placed by a form
-    "pages": "auth api events query verify retention findings settings errors",
+    "pages": "auth api events query verify retention findings db settings errors",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
-    "pod": "api ingest presence cores settings errors",
-    "main": "pages pod api auth events ingest rollup stream tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
+    "pod": "api bookmark ingest presence cores settings errors",
+    "main": "read_standbys pages pod api auth events ingest rollup stream tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",
     "connection": "exchange framing errors",
@@ -77,7 +80,7 @@ MAY_IMPORT = {
     "continuing": "events ingest tlog verify schema db settings errors",
     "simulate": "masking",  # a client: it could be shipped alone
     # stream: a copy of it is verified
-    "cli": "stream masking terminal auth serve openapi simulate continuing schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
+    "cli": "bookmark stream masking terminal auth serve openapi simulate continuing schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

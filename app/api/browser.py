@@ -17,7 +17,7 @@ _SECURITY: Headers = [
 _HSTS = (b"strict-transport-security", b"max-age=31536000")
 _PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PATCH, DELETE, OPTIONS",
-    "Access-Control-Allow-Headers": "Accept, Authorization, Content-Type, Idempotency-Key, X-Request-ID",
+    "Access-Control-Allow-Headers": "Accept, Authorization, Content-Type, DataStorage-Bookmark, Idempotency-Key, X-Request-ID",
     "Access-Control-Max-Age": "300",
 }
 
@@ -39,7 +39,10 @@ class BrowserHeaders:
         if self._origins and self._allows(origin := request_headers.get(b"origin", b"")):
             headers += [
                 (b"access-control-allow-origin", origin),
-                (b"access-control-expose-headers", b"Link, X-Request-ID, RateLimit, RateLimit-Policy, Retry-After"),
+                (
+                    b"access-control-expose-headers",
+                    b"DataStorage-Bookmark, Link, X-Request-ID, RateLimit, RateLimit-Policy, Retry-After",
+                ),
             ]
         return headers
 

@@ -1,5 +1,6 @@
 """GET of a bundle: all about one correlation with the proofs, as one file that is verified without this service."""
 
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
@@ -56,7 +57,7 @@ async def get_bundle(request: Request, correlation_id: str) -> Response:
     service = service_of(request)
     export = BundleExport(BundleQuery(correlation_id, **fields), caller_name(request), service.log, service.log_key)
     try:
-        async with snapshot(service.engine, on_standbys=service.settings.require_synchronous_standby) as connection:
+        async with snapshot(service.engine, confirm=partial(service.standbys.confirm, service.engine)) as connection:
             content = await export.read(connection)
     except DatabaseFailed as error:
         raise ExportQueryFailed from error

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app.api.body import json_response
 from app.api.deadline import within_deadline
 from app.api.parameters import CORRELATION_ID, path_correlation_id
-from app.api.service import service_of
+from app.api.reads import reads_of
 from app.errors import AuditError, DatabaseFailed
 from app.query.effectiveness import answer, effectiveness
 
@@ -92,7 +92,7 @@ async def get_effectiveness(request: Request, correlation_id: str) -> Response:
     """Whether a remediation worked, and what was looked at to say so."""
     correlation_id = path_correlation_id(request, correlation_id)
     try:
-        found = await within_deadline(request, effectiveness(service_of(request).engine, correlation_id))
+        found = await within_deadline(request, reads_of(request)(lambda pool: effectiveness(pool, correlation_id)))
     except DatabaseFailed as error:
         raise AssessmentsNotRead from (error.__cause__ or error)
     if not found.total:

@@ -16,6 +16,7 @@ from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, parameters_of, read_filter
 from app.api.paging import cursor_errors, page_response
 from app.api.parameters import Reader, cursor, refuse_unknown, true_or_false, uuid, whole_number
+from app.api.reads import reads_of
 from app.api.service import foundation_of, service_of
 from app.errors import DatabaseFailed, NotFound
 from app.events import kubernetes
@@ -114,7 +115,7 @@ async def list_events(request: Request) -> Response:
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
     try:
         with cursor_errors(query.cursor):
-            found = await within_deadline(request, service_of(request).pages.ask(query))
+            found = await within_deadline(request, reads_of(request).ask(service_of(request).pages, query))
     except DatabaseFailed as error:
         error.extra["instance"] = request.url.path
         raise
@@ -124,7 +125,7 @@ async def list_events(request: Request) -> Response:
 
 
 async def _rest(request: Request, found: Page) -> AsyncIterator[list[dict[str, Any]]]:
-    portions = rest_of_page(service_of(request).engine, found)
+    portions = rest_of_page(reads_of(request), found)
     with suppress(StopAsyncIteration):
         while True:
             yield await within_deadline(request, anext(portions))

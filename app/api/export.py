@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -15,8 +16,10 @@ from app.api.access import caller_name
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, parameters_of, read_filter
 from app.api.parameters import Reader, query_parameters, refuse_unknown, true_or_false, whole_number
+from app.api.reads import reads_of
 from app.api.service import Service, foundation_of, service_of
 from app.api.streaming import StreamedResponse
+from app.db import Pool
 from app.errors import AuditError, DatabaseFailed
 from app.events.envelope import parse_timestamp
 from app.events.explain import bad_fields
@@ -158,15 +161,23 @@ async def export_events(request: Request) -> Response:
     service = service_of(request)
     query, token, now = parse_export(request.scope["query_string"], datetime.now(UTC))
     caller = caller_name(request)
-    export: Export | SignedPage
     if query.format == "json":
-        export = SignedPage(query, caller, service.log, await _key_pair(request), service.settings.hmac_key)
+        key_pair = await _key_pair(request)
     else:
         require_same_log(token, service.log)
-        export = Export(query, caller, service.log, service.log_key, token, now)
-    chunks = _chunks(service, export)
+
+    async def begin(pool: Pool) -> tuple[bytes, AsyncGenerator[bytes]]:
+        export: Export | SignedPage
+        if query.format == "json":
+            export = SignedPage(query, caller, service.log, key_pair, service.settings.hmac_key)
+        else:
+            export = Export(query, caller, service.log, service.log_key, token, now)
+        chunks = _chunks(service, export, pool)
+        return await anext(chunks), chunks
+
     try:
-        first = await (within_deadline(request, anext(chunks)) if query.format == "json" else anext(chunks))
+        beginning = reads_of(request)(begin)
+        first, chunks = await (within_deadline(request, beginning) if query.format == "json" else beginning)
     except DatabaseFailed as error:
         raise ExportQueryFailed from error
     return StreamedResponse(first, chunks, _MEDIA_TYPES[query.format])
@@ -217,22 +228,25 @@ def require_same_log(token: ResumeToken | None, log: Log) -> None:
         raise bad_fields({"after": "of an export that began before the log was continued: begin a new one"})
 
 
-async def _chunks(service: Service, export: Export | SignedPage) -> AsyncGenerator[bytes]:
+async def _chunks(service: Service, export: Export | SignedPage, pool: Pool) -> AsyncGenerator[bytes]:
     """The answer in pieces. The event that records the export is written before the last piece leaves."""
-    is_recorded = False
+    is_recorded = has_begun = False
 
     async def record() -> None:
         nonlocal is_recorded
         is_recorded = True
         await write_export_event(service, export)
 
-    async with snapshot(service.engine, on_standbys=service.settings.require_synchronous_standby) as connection:
+    async with snapshot(pool, confirm=partial(service.standbys.confirm, pool)) as connection:
         try:
             async with aclosing(export.stream(connection, record)) as chunks:
                 async for chunk in chunks:
+                    has_begun = True
                     yield chunk
         finally:
-            if export.event_count and not is_recorded:  # the export was cut, but a part of it has left the service
+            if (
+                has_begun and export.event_count and not is_recorded
+            ):  # the export was cut, but a part of it has left the service
                 await record()
 
 

@@ -36,6 +36,7 @@ from app.api.proxies import TrustedProxies
 from app.api.reading import Arrivals, is_endless, is_long, needs_slot, wait_reports
 from app.api.service import Application, Endpoint
 from app.api.streaming import PacedSend
+from app.bookmark import HEADER, NOW
 from app.errors import AuditError, HeadTooLarge, QueryTooLong
 from app.logs import AccessLog
 from app.settings import Settings, comma_separated
@@ -51,6 +52,7 @@ _ID_PREFIXES = (
 )
 """After these follows a correlation id, in which a slash can be encoded."""
 _BATCHES = frozenset({BATCH_PATH, LOGS_PATH, kubernetes.PATH})
+_ERRORS = 400
 _WITH_BODY = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 log = logging.getLogger(__name__)
@@ -76,6 +78,7 @@ class Front:
         self._access_control = access_control
         self._read_slots, self._byte_budget = app.service.read_slots, app.service.byte_budget
         self._settings = settings
+        self._gives_bookmarks = settings.read_database_url is not None
         self._browser_headers = BrowserHeaders(settings)
         networks = comma_separated(settings.trusted_proxies)
         self._trusted_proxies = TrustedProxies(networks) if networks else None
@@ -96,6 +99,8 @@ class Front:
             if message["type"] == "http.response.start":
                 scope["state"]["reservation"].release()  # first: the client may send its next body once it is answered
                 status = message["status"]
+                if self._gives_bookmarks:
+                    extra_headers.extend(_bookmark(scope, status))
                 own_headers = message["headers"]
                 message["headers"] = [
                     *own_headers,
@@ -221,6 +226,13 @@ class Front:
         method, route = scope["method"], self._route(scope)
         _request_duration(method if route != "unknown" else "any", route, str(status)).observe(seconds)
         self._access_log.write(scope, status, size, seconds)
+
+
+def _bookmark(scope: Scope, status: int) -> list[tuple[bytes, bytes]]:
+    """The header that says what the caller knows now; after a write of which no position is known, it is all that there is."""
+    known = scope["state"].get("bookmark") or (NOW if scope["method"] in _WITH_BODY and status < _ERRORS else None)
+    is_page = scope["path"].startswith("/ui/")
+    return [] if known is None or is_page else [(HEADER.lower().encode(), str(known).encode())]
 
 
 def _check_refusal(scope: Scope) -> None:

@@ -12,6 +12,7 @@ from app.api.body import UTC_Z, json_response
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, read_filter
 from app.api.parameters import bad_query
+from app.api.reads import reads_of
 from app.api.service import service_of
 from app.query.histogram import BUCKETS_MAX, DAYS_DEFAULT, Histogram, HistogramQuery
 from app.query.spans import Span, number_of
@@ -55,7 +56,7 @@ class EventHistogram(BaseModel):
 async def get_histogram(request: Request) -> Response:
     """Count events by time, as a chart draws them."""
     query = parse_histogram_query(request.scope["query_string"], datetime.now(UTC))
-    found = await within_deadline(request, service_of(request).histograms.ask(query))
+    found = await within_deadline(request, reads_of(request).ask(service_of(request).histograms, query))
     return json_response(histogram_answer(found), options=UTC_Z)
 
 

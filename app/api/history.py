@@ -12,7 +12,7 @@ from starlette.responses import Response
 from app.api.body import json_response
 from app.api.deadline import within_deadline
 from app.api.parameters import query_parameters
-from app.api.service import service_of
+from app.api.reads import reads_of
 from app.errors import BadRequest, DatabaseFailed
 from app.events.explain import bad_fields
 from app.go_duration import duration_text, parse_window
@@ -172,7 +172,9 @@ async def get_remediation_history(request: Request) -> Response:
     now = datetime.now(UTC)
     bounds = (now, now - _timedelta(near), now - _timedelta(far))
     try:
-        near_chain, far_chain = await within_deadline(request, history(service_of(request).engine, target, bounds))
+        near_chain, far_chain = await within_deadline(
+            request, reads_of(request)(lambda pool: history(pool, target, bounds))
+        )
     except DatabaseFailed as error:
         raise HistoryNotRead from (error.__cause__ or error)
     return json_response(

@@ -19,7 +19,8 @@ from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, read_times_query
 from app.api.paging import cursor_errors, page_response, pagination
 from app.api.parameters import Reader, cursor, whole_number
-from app.api.service import foundation_of, recording_service, service_of
+from app.api.reads import reads_of
+from app.api.service import foundation_of, recording_service
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
 from app.events.explain import bad_fields, by_member_name
@@ -195,5 +196,5 @@ async def list_notifications(request: Request) -> Response:
     readers: dict[str, Reader] = {"limit": whole_number(1, LIMIT_MAX), "cursor": cursor(NumberedCursor)}
     query = read_times_query(request.scope["query_string"], NotificationQuery, datetime.now(UTC), readers)
     with cursor_errors(query.cursor):
-        found = await within_deadline(request, page(service_of(request).engine, query))
+        found = await within_deadline(request, reads_of(request)(lambda pool: page(pool, query)))
     return page_response(request, found.notifications, pagination(query.limit, found.next_cursor))

@@ -223,6 +223,8 @@ async def _submit(request: Request, posted: _PostedEvents, deadline_ms: int) -> 
         is_spooled = await service.writer.submit(submission, deadline)
     except BadRequest as error:
         raise posted.body_format.with_client_names(error) from None
+    if submission.bookmark is not None and not is_spooled:
+        request.scope["state"]["bookmark"] = submission.bookmark
     return receipt_of(submission, ids, is_spooled)
 
 

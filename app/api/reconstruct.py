@@ -13,7 +13,7 @@ from app.api.body import json_response
 from app.api.content_encoding import encoding_of
 from app.api.deadline import within_deadline
 from app.api.parameters import CORRELATION_ID, path_correlation_id
-from app.api.service import service_of
+from app.api.reads import reads_of
 from app.errors import DatabaseFailed
 from app.query.reconstruct import Unreadable, rebuild
 
@@ -47,7 +47,7 @@ async def _response(request: Request, correlation_id: str) -> Response:
     correlation_id = path_correlation_id(request, correlation_id)
     now = datetime.now(UTC)
     try:
-        built = await within_deadline(request, rebuild(service_of(request).engine, correlation_id, now))
+        built = await within_deadline(request, reads_of(request)(lambda pool: rebuild(pool, correlation_id, now)))
     except DatabaseFailed as error:
         raise Unreadable from (error.__cause__ or error)
     answer: dict[str, Any] = {

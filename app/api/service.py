@@ -20,6 +20,7 @@ from app.api.body import ByteBudget
 from app.api.reading import ReadSlots
 from app.api.streams import Streams
 from app.auth.authenticator import Authenticator
+from app.bookmark import Wanted
 from app.errors import DatabaseAway, InboxFull
 from app.events.catalog import Catalog
 from app.events.log import Log
@@ -32,6 +33,7 @@ from app.query.filter import EventQuery
 from app.query.histogram import Histogram, HistogramQuery
 from app.query.page import Page
 from app.query.sharing import SharedReads
+from app.read_standbys import Answer, ReadStandbys
 from app.settings import Settings
 from app.stream.growth import LogGrowth
 from app.tlog.keys import SigningKey
@@ -48,8 +50,9 @@ class Foundation:
     catalog: Catalog
     presence: Presence
     engine: AsyncEngine
-    pages: SharedReads[EventQuery, Page]
-    histograms: SharedReads[HistogramQuery, Histogram]
+    standbys: ReadStandbys
+    pages: SharedReads[tuple[EventQuery, Wanted], Answer[Page]]
+    histograms: SharedReads[tuple[HistogramQuery, Wanted], Answer[Histogram]]
     growth: LogGrowth
     streams: Streams
     authenticator: Authenticator

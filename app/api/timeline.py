@@ -25,7 +25,7 @@ from app.api.parameters import (
     true_or_false,
     whole_number,
 )
-from app.api.service import service_of
+from app.api.reads import reads_of
 from app.api.verify import chain_verified, verify_correlation
 from app.errors import NotFound
 from app.query import correlations
@@ -236,7 +236,7 @@ async def list_correlations(request: Request) -> Response:
     """List correlations, the one with the newest event first."""
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
     with cursor_errors(query.cursor):
-        found = await within_deadline(request, correlations.page(service_of(request).engine, query))
+        found = await within_deadline(request, reads_of(request)(lambda pool: correlations.page(pool, query)))
     return page_response(request, found.correlations, pagination(query.limit, found.next_cursor, found.scanned_until))
 
 
@@ -257,7 +257,8 @@ async def get_timeline(request: Request, correlation_id: str) -> Response:
     sent = query_parameters(request.scope["query_string"], TIMELINE_PARAMETERS)
     fields = read_fields({name: sent[name] for name in TIMELINE_PARAMETERS if name in sent}, TIMELINE_PARAMETERS)
     limit, offset = fields.get("limit", EVENTS_DEFAULT), fields.get("offset", 0)
-    of_events = timeline(service_of(request).engine, correlation_id, limit, offset, sealed=fields.get("sealed"))
+    sealed = fields.get("sealed")
+    of_events = reads_of(request)(lambda pool: timeline(pool, correlation_id, limit, offset, sealed=sealed))
     found = await within_deadline(request, of_events)
     if found.is_empty:
         raise NotFound(f"There is nothing about a correlation {correlation_id}.", instance=request.url.path)

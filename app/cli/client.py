@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from app.bookmark import HEADER as BOOKMARK
+from app.bookmark import NOW
 from app.cli import output
 from app.errors import Fatal, Usage
 from app.masking import masked
@@ -69,7 +71,9 @@ class Service:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        """The token, and that a standby may answer which has what the primary has now."""
+        authorization = {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
+        return {BOOKMARK: NOW} | authorization
 
     @cached_property
     def http(self) -> "httpx.Client":

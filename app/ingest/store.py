@@ -24,6 +24,7 @@ from uuid import UUID
 import asyncpg
 
 from app import metrics, standby, tracing
+from app.bookmark import LEAF_BYTES, Bookmark
 from app.db import DATABASE_ERRORS, Connection, FailureKind, connect_writer, failure_kind
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, Unavailable
 from app.events.canonical import canonical, loads
@@ -54,6 +55,7 @@ _PAUSE_SECONDS = 0.02
 _MEMBER_OF_COLUMN = {"event_version": "version"}
 _PAUSE_DOUBLINGS_MAX = 6
 _LENGTH_MAX = 2**62
+_LEAF_BYTES = 32
 _TAIL_STEPS = 10_000
 _ROWS_HASHED_AT_ONCE = 100
 
@@ -141,6 +143,8 @@ class Store:
         """Flushes that still lock the log for themselves first, so that replicas take turns: after a lost race."""
         self.alarms = PendingAlarms()
         """What was found wrong with the log while it was written to, and is not recorded yet."""
+        self.bookmark: Bookmark | None = None
+        """Of the last flush; None if it took more than one try to commit it."""
         self.reconnect_seconds = math.inf
         """How long a flush is retried after the connection was lost, within its deadline. Short where there is a spool."""
 
@@ -154,6 +158,7 @@ class Store:
         another reason is retried here until `deadline` (the event loop's clock). An unknown outcome is looked up in the log.
         """
         uncertain: Flush | None = None
+        self.bookmark = None
         claim_columns = _claim_columns(events, claims)
         for retry in count():
             flush = uncertain
@@ -624,6 +629,9 @@ class Store:
 
     def _cache_flush_result(self, flush: Flush) -> None:
         self._tail = (flush.first_index, len(flush.rows))
+        self.bookmark = Bookmark(
+            flush.log.id, flush.first_index + len(flush.rows) - 1, _beginning_of_last(flush.leaves)
+        )
         self._known_flush = flush.first_index, flush.first_index + len(flush.rows)
         self._flushes_reading_heads = max(0, self._flushes_reading_heads - 1)
         self._flushes_locking_log = max(0, self._flushes_locking_log - 1)
@@ -640,6 +648,11 @@ class Store:
         log.critical(message, extra={"alarm": name})
         if subject:
             self.alarms.add(LogAlarm(name, subject, message))
+
+
+def _beginning_of_last(leaves: bytes) -> bytes:
+    start = len(leaves) - _LEAF_BYTES
+    return leaves[start : start + LEAF_BYTES]
 
 
 def _on_server_message(_: object, message: Any) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from uuid import UUID
 
 from app import tracing
+from app.bookmark import Bookmark
 from app.errors import AuditError, BadRequest, Conflict
 from app.events.envelope import time_window_error
 from app.events.explain import bad_fields
@@ -20,6 +21,7 @@ class Submission:
 
     __slots__ = (
         "arrived",
+        "bookmark",
         "claim",
         "events",
         "may_exist",
@@ -57,6 +59,8 @@ class Submission:
         """Its ids may be stored already: they were computed from the body, or chosen by the client."""
         self.needs_lookup = bool(refusals) or claim is not None or any(event.digest for event in events)
         """Its ids and its claim have to be looked up in Postgres before it is sent. Else a unique violation reveals a resend."""
+        self.bookmark: Bookmark | None = None
+        """Of the flush that has committed it, where reads want one: None if it was stored before, or is spooled."""
         self.stored_as: dict[UUID, UUID] = {}
         """Of events that were found stored already, or spooled: the id under which each is."""
         self.payload_bytes = sum(event.payload_bytes for event in events)

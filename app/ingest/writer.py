@@ -22,6 +22,7 @@ from uuid import UUID
 import asyncpg
 
 from app import metrics, tracing
+from app.bookmark import Bookmark
 from app.database_url import reason
 from app.db import Connection, server_names
 from app.errors import AuditError, DatabaseAway, DatabaseFailed, InboxFull, KeyBusy, KeyReused
@@ -475,8 +476,14 @@ class Writer:
                 self._committed_at = asyncio.get_running_loop().time()
                 self.committed.set()
                 _observe_flush(len(events), sum(len(s.events) for s in waiting) - len(events), perf_counter() - started)
-                _finish(waiting)
+                _finish(waiting, self._bookmark())
                 return
+
+    def _bookmark(self) -> Bookmark | None:
+        """What a caller knows whose request was just committed; None while others wait in the spool, which he may have sent too."""
+        if self._settings.read_database_url is None or (self.spool is not None and self.spool.depth.requests):
+            return None
+        return self.store.bookmark
 
     def _fail_notifications(
         self, submissions: Sequence[Submission], refusal: NotificationStored | NotificationsLocked
@@ -609,8 +616,9 @@ def _require_lookup(submissions: Sequence[Submission]) -> None:
         submission.needs_lookup = submission.may_exist
 
 
-def _finish(submissions: Sequence[Submission]) -> None:
+def _finish(submissions: Sequence[Submission], bookmark: Bookmark | None) -> None:
     for submission in submissions:
+        submission.bookmark = bookmark
         if submission.outcome.done():  # spooled at its deadline; the spooled copy will end as a resend
             metrics.ACCEPTED.inc(len(submission.events))
         submission.finish()

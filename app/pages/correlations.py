@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.api.deadline import within_deadline
 from app.api.paging import cursor_errors
-from app.api.service import service_of
+from app.api.reads import reads_of
 from app.api.timeline import parse_query
 from app.pages.drawing import duration
 from app.pages.events import Links, filters, without_empty
@@ -30,7 +30,7 @@ async def correlations_page(request: Request) -> Response:
     sent = without_empty(request)
     query = parse_query(urlencode(sent).encode(), datetime.now(UTC))
     with cursor_errors(query.cursor):
-        found = await within_deadline(request, correlations.page(service_of(request).engine, query))
+        found = await within_deadline(request, reads_of(request)(lambda pool: correlations.page(pool, query)))
     return page(
         request,
         "correlations.html",

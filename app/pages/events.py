@@ -20,6 +20,7 @@ from app.api.events import parse_query
 from app.api.filters import time_readers
 from app.api.histogram import parse_histogram_query
 from app.api.paging import cursor_errors
+from app.api.reads import reads_of
 from app.api.service import service_of
 from app.api.stream import end_of_log
 from app.errors import DatabaseBusy
@@ -71,7 +72,7 @@ async def events_page(request: Request) -> Response:
         request, end_of_log(request)
     )  # first: what comes meanwhile is on the page, and is streamed too
     with cursor_errors(query.cursor):
-        found = await within_deadline(request, service.pages.ask(query))
+        found = await within_deadline(request, reads_of(request).ask(service.pages, query))
     histogram = await _histogram(request, sent)
     events = [event async for portion in portions(request, found) for event in await shown(request, portion)]
     return page(
@@ -102,7 +103,7 @@ async def _histogram(request: Request, sent: list[tuple[str, str]]) -> Histogram
     asked = [pair for pair in sent if pair[0] not in _NOT_COUNTED] + [("by", "outcome")]
     query = parse_histogram_query(urlencode(asked).encode(), datetime.now(UTC))
     with suppress(DatabaseBusy):
-        return await within_deadline(request, service_of(request).histograms.ask(query))
+        return await within_deadline(request, reads_of(request).ask(service_of(request).histograms, query))
     return None
 
 
@@ -152,7 +153,7 @@ def _as_sent(name: str, value: str) -> str:
 async def portions(request: Request, found: Page) -> AsyncIterator[list[dict[str, Any]]]:
     """The events of a page, as many at a time as fit into memory."""
     yield found.events
-    rest = rest_of_page(service_of(request).engine, found)
+    rest = rest_of_page(reads_of(request), found)
     while found.rest and (portion := await within_deadline(request, anext(rest, None))) is not None:
         yield portion
 
@@ -161,7 +162,7 @@ async def shown(request: Request, events: list[dict[str, Any]]) -> list[dict[str
     """Events with what a page shows beside their members: `place` (query/places.py), `payload` as text instead of event_data, and
     whether their time has not come yet: `is_ahead`.
     """
-    found = await within_deadline(request, places(service_of(request).engine, events))
+    found = await within_deadline(request, reads_of(request)(lambda pool: places(pool, events)))
     now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}"
     made = list[dict[str, Any]]()
     for event, place in zip(events, found, strict=True):

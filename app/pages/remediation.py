@@ -8,7 +8,6 @@ from uuid import UUID
 
 import orjson
 from fastapi import APIRouter
-from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -22,8 +21,9 @@ from app.api.parameters import (
     true_or_false,
     whole_number,
 )
-from app.api.service import service_of
+from app.api.reads import reads_of
 from app.api.verify import chain_verified, verify_correlation
+from app.db import Pool
 from app.errors import AuditError, DatabaseFailed, Unavailable
 from app.pages.drawing import draw, duration
 from app.pages.events import Links, shown
@@ -80,14 +80,15 @@ class Rebuilt:
 async def remediation_page(request: Request, correlation_id: str) -> Response:
     """All of one correlation."""
     correlation_id = path_correlation_id(request, correlation_id)
-    engine = service_of(request).engine
+    reads = reads_of(request)
     fields = read_fields(query_parameters(request.scope["query_string"], _READERS), _READERS)
-    found = await within_deadline(request, timeline(engine, correlation_id, EVENTS_MAX, 0))
+    found = await within_deadline(request, reads(lambda pool: timeline(pool, correlation_id, EVENTS_MAX, 0)))
     if found.is_empty:
         return _no_correlation(request, correlation_id)
     events: list[dict[str, Any]] = orjson.loads(found.events)
     offset = min(fields.get("offset", 0), max(0, len(events) - 1))
-    on_page = [event["event_id"] for event in events[offset : offset + EVENTS_ON_PAGE]]
+    ids = [event["event_id"] for event in events[offset : offset + EVENTS_ON_PAGE]]
+    on_page = await within_deadline(request, reads(lambda pool: events_by_id(pool, correlation_id, ids)))
     path = quote(correlation_id, safe="")
     return page(
         request,
@@ -96,7 +97,7 @@ async def remediation_page(request: Request, correlation_id: str) -> Response:
         twin=f"/api/v1/audit/correlations/{path}",
         correlation_id=correlation_id,
         found=found,
-        events=await shown(request, await within_deadline(request, events_by_id(engine, correlation_id, on_page))),
+        events=await shown(request, on_page),
         link=Links("/ui/events", [("correlation_id", correlation_id)]),
         offset=offset,
         events_on_page=EVENTS_ON_PAGE,
@@ -105,9 +106,9 @@ async def remediation_page(request: Request, correlation_id: str) -> Response:
         is_cut=found.has_more,
         verdicts=await _verdicts(request, correlation_id, found, asked=fields.get("verify", False)),
         failure=await _first_failure(request, events),
-        approvals=await within_deadline(request, approvals(engine, correlation_id)),
-        effect=await within_deadline(request, effectiveness(engine, correlation_id)),
-        rebuilt=await within_deadline(request, _rebuilt(engine, correlation_id)),
+        approvals=await within_deadline(request, reads(lambda pool: approvals(pool, correlation_id))),
+        effect=await within_deadline(request, reads(lambda pool: effectiveness(pool, correlation_id))),
+        rebuilt=await within_deadline(request, reads(lambda pool: _rebuilt(pool, correlation_id))),
         downloads=_downloads(path, events),
         duration=duration,
         may_hold=await may(request, "update"),
@@ -199,14 +200,13 @@ async def _first_failure(request: Request, events: list[dict[str, Any]]) -> dict
     if not failed:
         return None
     first = min(failed, key=lambda event: datetime.fromisoformat(event["event_timestamp"]))
-    engine = service_of(request).engine
-    whole = await within_deadline(request, event_by_id(engine, UUID(first["event_id"])))
+    whole = await within_deadline(request, reads_of(request)(lambda pool: event_by_id(pool, UUID(first["event_id"]))))
     return whole or first
 
 
-async def _rebuilt(engine: AsyncEngine, correlation_id: str) -> Rebuilt:
+async def _rebuilt(pool: Pool, correlation_id: str) -> Rebuilt:
     try:
-        built = await rebuild(engine, correlation_id, datetime.now(UTC))
+        built = await rebuild(pool, correlation_id, datetime.now(UTC))
     except (DatabaseFailed, Unavailable):
         raise
     except AuditError as error:  # also a payload that cannot be read: the rest of the page does not depend on it

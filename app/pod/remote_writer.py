@@ -63,7 +63,7 @@ class RemoteWriter:
             raise DatabaseAway from None
         rest = {"refusals": submission.refusals, "may_exist": submission.may_exist, "claim": submission.claim}
         rest["is_lenient"] = submission.rejections is not None
-        is_spooled, submission.stored_as, submission.rejections = await self._ask(
+        is_spooled, submission.stored_as, submission.rejections, submission.bookmark = await self._ask(
             deadline, "submit", number, len(submission.events), encode_events(last), rest, deadline
         )
         return bool(is_spooled)

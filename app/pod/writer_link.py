@@ -5,7 +5,7 @@ Messages to the writer:   ("part", number, events)                              
                           ("submit", number, count, events, rest, deadline)      answered with (number, error, cause, outcome)
                           ("dates", number, ids)                                 answered with (number, error, cause, dates)
                           ("samples", samples)                                   the answer to METRICS_PLEASE
-`events` is what encode_events() makes, `count` the number of all events of the submission, `outcome` (is_spooled, stored_as, rejections). A deadline is on the clock that all processes of one machine share.
+`events` is what encode_events() makes, `count` the number of all events of the submission, `outcome` (is_spooled, stored_as, rejections, bookmark). A deadline is on the clock that all processes of one machine share.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from datetime import date
 from typing import Any
 from uuid import UUID
 
+from app.bookmark import Bookmark
 from app.errors import AuditError, DatabaseAway
 from app.ingest.accept import Event
 from app.ingest.submission import Submission
@@ -92,14 +93,14 @@ class WriterLink:
 
     async def _submit(
         self, events: Sequence[Event], count: int, rest: dict[str, Any], deadline: float
-    ) -> tuple[bool, dict[UUID, UUID], dict[UUID, AuditError] | None]:
+    ) -> tuple[bool, dict[UUID, UUID], dict[UUID, AuditError] | None, Bookmark | None]:
         """Have the writer store the events. DatabaseAway if a part is missing, or they were made for another log than it writes to."""
         writer = self._writer()
         if writer is None or len(events) != count or events[0].record["log"] != writer.store.log.first_name:
             raise DatabaseAway
         submission = Submission(events, **rest)
         is_spooled = await writer.submit(submission, deadline)
-        return is_spooled, submission.stored_as, submission.rejections
+        return is_spooled, submission.stored_as, submission.rejections, submission.bookmark
 
     async def _waiting_event_dates(self, ids: set[UUID]) -> dict[UUID, date]:
         writer = self._writer()

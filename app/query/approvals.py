@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from app.db import fetch
+from app.db import Pool, fetch
 from app.events.record import Row
 from app.sql import load
 
@@ -62,9 +60,9 @@ class Approval:
         return round((answered - asked).total_seconds() * 1000)
 
 
-async def approvals(engine: AsyncEngine, correlation_id: str) -> list[Approval]:
+async def approvals(pool: Pool, correlation_id: str) -> list[Approval]:
     """The approvals of one correlation, in the order of their times. DatabaseAway or DatabaseFailed when Postgres does not answer."""
-    return paired(await fetch(engine, SQL, correlation_id, [*_REQUESTS, *_ANSWERS, *_ASSESSMENTS]))
+    return paired(await fetch(pool, SQL, correlation_id, [*_REQUESTS, *_ANSWERS, *_ASSESSMENTS]))
 
 
 def paired(rows: Sequence[Row]) -> list[Approval]:

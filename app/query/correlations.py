@@ -14,9 +14,8 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field, WithJsonSchema
 from sqlalchemy import ARRAY, ColumnElement, Select, Text, bindparam, func, literal_column, select
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, driver_connection
+from app.db import Connection, Pool, driver_connection
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor
 from app.query.filter import CONDITIONS, LEFT_OUT, EventFilter
@@ -83,10 +82,10 @@ class CorrelationPage:
     """RFC 3339. The page is not full, although it is not the last one: it has what was found from its start down to this time."""
 
 
-async def page(engine: AsyncEngine, query: CorrelationQuery) -> CorrelationPage:
+async def page(pool: Pool, query: CorrelationQuery) -> CorrelationPage:
     """The correlations that match `query`, all read in one snapshot. DatabaseAway or DatabaseFailed when Postgres does not answer."""
     async with (
-        driver_connection(engine) as connection,
+        driver_connection(pool) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         await connection.execute(SQL["use_generic_plans"])

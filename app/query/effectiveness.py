@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from app.db import driver_connection
+from app.db import Pool, driver_connection
 from app.events.canonical import loads
 from app.sql import load
 
@@ -98,10 +96,10 @@ class Effectiveness:
         return "in_progress" if any(component.assessed for component in self.components.values()) else "no_data"
 
 
-async def effectiveness(engine: AsyncEngine, correlation_id: str) -> Effectiveness:
+async def effectiveness(pool: Pool, correlation_id: str) -> Effectiveness:
     """The assessments of one remediation added up; `total` is 0 without assessments."""
     result = Effectiveness()
-    async with driver_connection(engine) as connection, connection.transaction(readonly=True):
+    async with driver_connection(pool) as connection, connection.transaction(readonly=True):
         async for row in connection.cursor(SQL, correlation_id, prefetch=_ROWS_AT_ONCE):
             result.add(row["event_type"], loads(row["payload"]))
             result.is_sealed = result.is_sealed and row["sealed"]

@@ -25,10 +25,9 @@ from sqlalchemy import (
     union_all,
 )
 from sqlalchemy import literal_column as literal
-from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from app.db import Connection, driver_connection
+from app.db import Connection, Pool, driver_connection
 from app.query.compiled import Statement, compile_statement, fetch_planned_once
 from app.query.filter import EventFilter
 from app.query.parts import IS_CURRENT, Columns, counts_with, parts_of, rows_of
@@ -100,11 +99,11 @@ _Counts = dict[datetime, Counter[str | None]]
 """Events by the beginning of their bucket and by their group, of which there are GROUPS_MAX and the rest when they are shown."""
 
 
-async def histogram(engine: AsyncEngine, query: HistogramQuery) -> Histogram:
+async def histogram(pool: Pool, query: HistogramQuery) -> Histogram:
     """The events that match, whose `since` and `until` are there. DatabaseAway or DatabaseFailed when Postgres does not answer."""
     since, until = query.bounds
     span = query.span
-    async with driver_connection(engine) as connection:
+    async with driver_connection(pool) as connection:
         counts, scanned_from = await from_rollup(connection, query, span), since
         if counts is None:
             counts, scanned_from = await from_rows(connection, query, span)

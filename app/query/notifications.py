@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import asyncpg
 from pydantic import BaseModel, Field, WithJsonSchema
 from sqlalchemy import BigInteger, ColumnElement, bindparam, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import driver_connection
+from app.db import Pool, driver_connection
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import NumberedCursor
 from app.query.filter import LIMIT_MAX, TimeBound, Zone
@@ -86,10 +85,10 @@ def _statement(conditions: tuple[str, ...]) -> Statement:
     )
 
 
-async def page(engine: AsyncEngine, query: NotificationQuery) -> NotificationPage:
+async def page(pool: Pool, query: NotificationQuery) -> NotificationPage:
     """The notifications that match `query`. DatabaseAway or DatabaseFailed when Postgres does not answer."""
     statement = _statement(query.conditions())
-    async with driver_connection(engine) as connection:
+    async with driver_connection(pool) as connection:
         rows = await connection.fetch(statement.text, *statement.bind(query.arguments()))
     shown = rows[: query.limit]
     next_cursor = (

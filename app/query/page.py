@@ -1,9 +1,9 @@
 """One page of events, newest first, with the number of events in all; and one event by its id."""
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +12,7 @@ import orjson
 from sqlalchemy import ARRAY, Text, bindparam, cast, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, driver_connection, fetch, on_first_connections
+from app.db import Connection, Pool, driver_connection, fetch, on_first_connections
 from app.errors import DatabaseFailed
 from app.events.canonical import sorted_json
 from app.events.log import Log
@@ -60,9 +60,9 @@ class Page:
         return self.next_cursor is not None
 
 
-async def page(engine: AsyncEngine, query: EventQuery) -> Page:
+async def page(pool: Pool, query: EventQuery) -> Page:
     """The events that match `query`. DatabaseAway or DatabaseFailed when Postgres does not answer."""
-    async with driver_connection(engine) as connection:
+    async with driver_connection(pool) as connection:
         found = await rows_of_page(connection, query)
         number, exact = await total(connection, query)
     whole = next((number for number, row in enumerate(found.rows) if row["payload"] is None), len(found.rows))
@@ -70,17 +70,25 @@ async def page(engine: AsyncEngine, query: EventQuery) -> Page:
     return Page(events, found.rows[whole:], found.next_cursor, found.scanned_until, number, exact)
 
 
-async def rest_of_page(engine: AsyncEngine, page: Page) -> AsyncIterator[list[dict[str, Any]]]:
+ReadEvents = Callable[[Callable[[Pool], Awaitable[list[dict[str, Any]]]]], Awaitable[list[dict[str, Any]]]]
+"""Has events read from a pool of its choice."""
+
+
+async def rest_of_page(read: ReadEvents, page: Page) -> AsyncIterator[list[dict[str, Any]]]:
     """The events of `page.rest` in portions, each read when it is asked for; meanwhile no connection is in use.
 
     DatabaseFailed if one of them was removed since the page was read.
     """
     for rows in _portions(page.rest):
-        keys = [[row[name] for row in rows] for name in _KEY]
-        found = {_key(row): row for row in await fetch(engine, SQL["wide_members"], *keys)}
-        if len(found) != len(rows):
-            raise DatabaseFailed("An event was removed while its page was read.")
-        yield [_event(dict(row) | dict(found[_key(row)])) for row in rows]
+        yield await read(partial(_whole, rows))
+
+
+async def _whole(rows: Sequence[asyncpg.Record], pool: Pool) -> list[dict[str, Any]]:
+    keys = [[row[name] for row in rows] for name in _KEY]
+    found = {_key(row): row for row in await fetch(pool, SQL["wide_members"], *keys)}
+    if len(found) != len(rows):
+        raise DatabaseFailed("An event was removed while its page was read.")
+    return [_event(dict(row) | dict(found[_key(row)])) for row in rows]
 
 
 def _key(row: asyncpg.Record) -> tuple[Any, ...]:
@@ -99,9 +107,9 @@ def _portions(rows: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Recor
         yield rows[start:]
 
 
-async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | None:
+async def event_by_id(pool: Pool, event_id: UUID) -> dict[str, Any] | None:
     """The stored event with this id in the form of the answer, the sealed one if several rows have it; None if absent."""
-    async with driver_connection(engine) as connection:
+    async with driver_connection(pool) as connection:
         rows = await connection.fetch(_by_id_statement().text, event_id)
         if len(rows) > 1:
             candidates = await connection.fetch(SQL["rows_with_id"], event_id)
@@ -114,11 +122,11 @@ async def event_by_id(engine: AsyncEngine, event_id: UUID) -> dict[str, Any] | N
     return _event(rows[0]) if rows else None
 
 
-async def events_by_id(engine: AsyncEngine, correlation_id: str, event_ids: Sequence[str]) -> list[dict[str, Any]]:
+async def events_by_id(pool: Pool, correlation_id: str, event_ids: Sequence[str]) -> list[dict[str, Any]]:
     """The events of one correlation with these ids in the form of the answer, in the order of the ids. One that is gone is left out."""
     places = {UUID(event_id): number for number, event_id in enumerate(event_ids)}
     statement = _of_correlation_statement()
-    rows = await fetch(engine, statement.text, *statement.bind({"correlation_id": correlation_id, "ids": list(places)}))
+    rows = await fetch(pool, statement.text, *statement.bind({"correlation_id": correlation_id, "ids": list(places)}))
     return [_event(row) for row in sorted(rows, key=lambda row: places[row["event_id"]])]
 
 

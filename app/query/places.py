@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from app.db import fetch
+from app.db import Pool, fetch
 from app.query.postgres_time import nearest_rfc3339
 from app.sql import load
 
@@ -17,12 +15,12 @@ _PLACE = (
 _KEY = ("event_id", "event_date", "correlation_id")
 
 
-async def places(engine: AsyncEngine, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+async def places(pool: Pool, events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each event, as an answer has it: log_id, log_index and chain_index (None of one that is unsealed), recorded_at as RFC 3339,
     trace_id, event_metadata (JSON, its beginning), is_received (event_timestamp is when it arrived) and is_erased. Without values: it
     was removed meanwhile.
     """
-    rows = await fetch(engine, SQL["places"], *([event[name] for event in events] for name in _KEY))
+    rows = await fetch(pool, SQL["places"], *([event[name] for event in events] for name in _KEY))
     found = {(str(row["event_id"]), row["event_date"], row["correlation_id"]): row for row in rows}
     return [_place(found.get(tuple(event[name] for name in _KEY))) for event in events]
 

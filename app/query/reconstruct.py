@@ -10,9 +10,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 import yaml
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import driver_connection
+from app.db import Pool, driver_connection
 from app.errors import AuditError
 from app.events.canonical import canonical, loads, sorted_json
 from app.events.record import Row
@@ -112,13 +111,13 @@ class _Request:
         self.spec |= _non_empty(members)
 
 
-async def rebuild(engine: AsyncEngine, correlation_id: str, now: datetime) -> Reconstruction:
+async def rebuild(pool: Pool, correlation_id: str, now: datetime) -> Reconstruction:
     """Rebuild the RemediationRequest from its stored events, of which a few are in memory at a time.
 
     DatabaseAway, DatabaseBusy or DatabaseFailed if they cannot be read, else as reconstruct().
     """
     request = _Request()
-    async with driver_connection(engine) as connection, connection.transaction(readonly=True):
+    async with driver_connection(pool) as connection, connection.transaction(readonly=True):
         async for event in connection.cursor(SQL, correlation_id, list(_READERS), prefetch=_EVENTS_AT_ONCE):
             request.read(event)
     return _reconstruction(correlation_id, request, now)

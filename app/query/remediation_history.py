@@ -11,9 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import driver_connection
+from app.db import Pool, driver_connection
 from app.events.canonical import loads
 from app.query.effectiveness import Effectiveness, number_or_none, text_or_empty
 from app.sql import load
@@ -73,14 +72,14 @@ class Assessments:
             self.metrics = _metrics(_object(members, "metric_deltas")) or self.metrics
 
 
-async def history(engine: AsyncEngine, target: Target, edges: Sequence[datetime]) -> list[list[Mapping[str, Any]]]:
+async def history(pool: Pool, target: Target, edges: Sequence[datetime]) -> list[list[Mapping[str, Any]]]:
     """For each tier, nearest first, what was done between two of the times `edges` (newest first); read in one snapshot.
 
     The entries of a tier come oldest first, with every member that is known. DatabaseAway or DatabaseFailed when Postgres does
     not answer.
     """
     async with (
-        driver_connection(engine) as connection,
+        driver_connection(pool) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         tiers = [

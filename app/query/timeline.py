@@ -10,9 +10,8 @@ from operator import eq, itemgetter
 from typing import Any
 
 import asyncpg
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import driver_connection
+from app.db import Pool, driver_connection
 from app.events.record import Row
 from app.query.notifications import notification
 from app.query.postgres_time import rfc3339_or_none
@@ -74,15 +73,13 @@ class Timeline:
         return not (self.extent["count"] or self.head or self.notifications)
 
 
-async def timeline(
-    engine: AsyncEngine, correlation_id: str, limit: int, offset: int, *, sealed: bool | None = None
-) -> Timeline:
+async def timeline(pool: Pool, correlation_id: str, limit: int, offset: int, *, sealed: bool | None = None) -> Timeline:
     """The timeline of one correlation, read in one snapshot: at most `limit` of its events, after the first `offset`.
 
     With `sealed` it is made of those events only that are sealed, or of those that are not.
     """
     async with (
-        driver_connection(engine) as connection,
+        driver_connection(pool) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         events = await connection.fetchval(SQL["timeline"], correlation_id, limit, offset, sealed) or "[]"

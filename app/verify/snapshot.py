@@ -1,19 +1,14 @@
 """Reading for verification and export: in one snapshot, whatever is written meanwhile; in portions that fit into memory."""
 
 from asyncio import sleep
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import asyncpg
 
-from app import standby
-from app.db import LONG_FETCH_SECONDS, Connection, driver_connection
+from app.db import LONG_FETCH_SECONDS, Connection, Pool, driver_connection
 from app.sql import load
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
 SQL = load("verify")
 _FIRST_ROWS = 2
@@ -23,18 +18,20 @@ _SLICE_SECONDS = 0.005
 
 
 @asynccontextmanager
-async def snapshot(engine: "AsyncEngine", *, on_standbys: bool = False) -> AsyncIterator[Connection]:
+async def snapshot(
+    pool: Pool, *, confirm: Callable[[Connection], Awaitable[None]] | None = None
+) -> AsyncIterator[Connection]:
     """A connection that sees one snapshot of the database. DatabaseAway or DatabaseFailed when it breaks.
 
-    With `on_standbys` synchronous standbys have all that it shows; StandbyMissing if they do not.
+    `confirm`, whose first query takes the snapshot, raises if what it shows must not leave with a signature.
     """
     async with (
-        driver_connection(engine) as connection,
+        driver_connection(pool) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         await connection.execute(SQL["long_statement_timeout"])
-        if on_standbys:  # its first query takes the snapshot
-            await standby.confirm_soon(connection)
+        if confirm is not None:
+            await confirm(connection)
         yield connection
 
 

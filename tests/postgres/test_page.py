@@ -135,7 +135,7 @@ async def test_large_payloads_come_in_portions(engine: AsyncEngine, connection: 
     await insert(connection, rows=31, payload=f'{{"text": "{text}"}}')
     await connection.execute("UPDATE audit_events SET error_message = repeat('e', 100)")
     found = await pages.page(engine, EventQuery(limit=30, offset=1))
-    portions = [found.events, *[portion async for portion in pages.rest_of_page(engine, found)]]
+    portions = [found.events, *[portion async for portion in pages.rest_of_page(lambda read: read(engine), found)]]
     shown = [event for portion in portions for event in portion]
     assert len(portions) > 1
     times = 4 if text == RANDOM else 9  # lz4, where Postgres has it, makes the repeated text 248 times smaller
@@ -160,4 +160,4 @@ async def test_an_event_that_is_gone_meanwhile(engine: AsyncEngine, connection: 
     found = await pages.page(engine, EventQuery(limit=10))
     await connection.execute("DELETE FROM audit_events")
     with pytest.raises(DatabaseFailed):
-        await anext(pages.rest_of_page(engine, found))
+        await anext(pages.rest_of_page(lambda read: read(engine), found))

@@ -118,7 +118,10 @@ async def test_large_members_of_a_shadowed_event(
     await insert(connection, row)
     await insert(connection, row | {"correlation_id": "rr-2", "event_data": '{"whose": "%s"}' % ("b" * 200)})
     found = await pages.page(engine, EventQuery())
-    shown = [*found.events, *[event async for portion in pages.rest_of_page(engine, found) for event in portion]]
+    shown = [
+        *found.events,
+        *[event async for portion in pages.rest_of_page(lambda read: read(engine), found) for event in portion],
+    ]
     page_rows._page_statement.cache_clear()
     assert len(found.rest) == 1
     for event in shown:
