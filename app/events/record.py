@@ -6,10 +6,11 @@ use the same functions, and differ only in the origin of the row.
 
 import socket
 import struct
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from hashlib import sha256
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol
+from uuid import UUID
 
 import orjson
 
@@ -32,15 +33,37 @@ def committed_jcs(row: Row, *, stored: bool = False) -> bytes:
     event_data, event_metadata = get("event_data"), get("event_metadata")
     if stored:
         event_data, event_metadata = _canonical(event_data), _canonical(event_metadata)
+    return committed_members(
+        actor_id=get("actor_id"),
+        actor_ip=address_text(get("actor_ip")),
+        error_message=get("error_message"),
+        event_data=event_data,
+        event_metadata=event_metadata,
+        resource_id=get("resource_id"),
+        resource_name=get("resource_name"),
+    )
+
+
+def committed_members(
+    *,
+    actor_id: str | None,
+    actor_ip: str | None,
+    error_message: str | None,
+    event_data: bytes | None,
+    event_metadata: bytes | None,
+    resource_id: str | None,
+    resource_name: str | None,
+) -> bytes:
+    """The JCS of the committed object with these members, of which the two that are JSON are canonical."""
     return orjson.dumps(
         {
-            "actor_id": get("actor_id"),
-            "actor_ip": address_text(get("actor_ip")),
-            "error_message": get("error_message"),
+            "actor_id": actor_id,
+            "actor_ip": actor_ip,
+            "error_message": error_message,
             "event_data": None if event_data is None else orjson.Fragment(event_data),
             "event_metadata": None if event_metadata is None else orjson.Fragment(event_metadata),
-            "resource_id": get("resource_id"),
-            "resource_name": get("resource_name"),
+            "resource_id": resource_id,
+            "resource_name": resource_name,
         }
     )
 
@@ -85,34 +108,95 @@ def record(row: Row, log_name: str, commitment: bytes) -> dict[str, Any]:
     The flush sets its log_index, chain_index and previous_event_hash (None for the first of a chain) later.
     """
     get = row.get
-    parent_event_id, parent_event_date = get("parent_event_id"), get("parent_event_date")
+    return record_members(
+        actor_type=row["actor_type"],
+        chain_index=get("chain_index"),
+        cluster_id=get("cluster_id"),
+        commitment=commitment,
+        correlation_id=row["correlation_id"],
+        duration_ms=get("duration_ms"),
+        error_code=get("error_code"),
+        event_action=row["event_action"],
+        event_category=row["event_category"],
+        event_id=row["event_id"],
+        event_outcome=row["event_outcome"],
+        event_timestamp=time_text(row["event_timestamp"]),
+        event_type=row["event_type"],
+        event_version=row["event_version"],
+        is_sensitive=get("is_sensitive"),
+        log=log_name,
+        log_index=get("log_index"),
+        namespace=get("namespace"),
+        parent_event_date=get("parent_event_date"),
+        parent_event_id=get("parent_event_id"),
+        previous_event_hash=get("previous_event_hash"),
+        recorded_at=time_text(row["recorded_at"]),
+        resource_type=row["resource_type"],
+        severity=get("severity"),
+        span_id=get("span_id"),
+        trace_id=get("trace_id"),
+    )
+
+
+def record_members(
+    *,
+    actor_type: str,
+    chain_index: int | None,
+    cluster_id: str | None,
+    commitment: bytes,
+    correlation_id: str,
+    duration_ms: int | None,
+    error_code: str | None,
+    event_action: str,
+    event_category: str,
+    event_id: UUID,
+    event_outcome: str,
+    event_timestamp: str,
+    event_type: str,
+    event_version: str,
+    is_sensitive: bool | None,
+    log: str,
+    log_index: int | None,
+    namespace: str | None,
+    parent_event_date: date | None,
+    parent_event_id: UUID | None,
+    previous_event_hash: str | None,
+    recorded_at: str,
+    resource_type: str,
+    severity: str | None,
+    span_id: str | None,
+    trace_id: str | None,
+) -> dict[str, Any]:
+    """The record with these members, times as time_text() writes them. A row that is written has them at hand: to look each up by its name
+    costs as much as all the rest.
+    """
     return {
-        "actor_type": row["actor_type"],
-        "chain_index": get("chain_index"),
-        "cluster_id": get("cluster_id"),
+        "actor_type": actor_type,
+        "chain_index": chain_index,
+        "cluster_id": cluster_id,
         "commitment": commitment.hex(),
-        "correlation_id": row["correlation_id"],
-        "duration_ms": get("duration_ms"),
-        "error_code": get("error_code"),
-        "event_action": row["event_action"],
-        "event_category": row["event_category"],
-        "event_id": str(row["event_id"]),
-        "event_outcome": row["event_outcome"],
-        "event_timestamp": time_text(row["event_timestamp"]),
-        "event_type": row["event_type"],
-        "event_version": row["event_version"],
-        "is_sensitive": get("is_sensitive"),
-        "log": log_name,
-        "log_index": get("log_index"),
-        "namespace": get("namespace"),
+        "correlation_id": correlation_id,
+        "duration_ms": duration_ms,
+        "error_code": error_code,
+        "event_action": event_action,
+        "event_category": event_category,
+        "event_id": str(event_id),
+        "event_outcome": event_outcome,
+        "event_timestamp": event_timestamp,
+        "event_type": event_type,
+        "event_version": event_version,
+        "is_sensitive": is_sensitive,
+        "log": log,
+        "log_index": log_index,
+        "namespace": namespace,
         "parent_event_date": None if parent_event_date is None else parent_event_date.isoformat(),
         "parent_event_id": None if parent_event_id is None else str(parent_event_id),
-        "previous_event_hash": get("previous_event_hash") or None,
-        "recorded_at": time_text(row["recorded_at"]),
-        "resource_type": row["resource_type"],
-        "severity": get("severity"),
-        "span_id": get("span_id"),
-        "trace_id": get("trace_id"),
+        "previous_event_hash": previous_event_hash or None,
+        "recorded_at": recorded_at,
+        "resource_type": resource_type,
+        "severity": severity,
+        "span_id": span_id,
+        "trace_id": trace_id,
         "v": 1,
     }
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import lru_cache
 from time import time_ns
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from app.events.envelope import (
     parse_uuid,
 )
 from app.events.explain import Faults, bad_fields
-from app.events.record import commitment, committed_jcs, ip_text, record
+from app.events.record import commitment, committed_members, ip_packed, ip_text, record_members, time_text
 
 RETENTION_DAYS = 2555
 PAYLOAD_BYTES_MAX = 256 * 1024
@@ -143,7 +144,7 @@ def _check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth
         None if event_id is None else parse_uuid(event_id, pointer + "/event_id"),
         None if parent_id is None else parse_uuid(parent_id, pointer + "/parent_event_id"),
         None if parent_date is None else parse_date(parent_date, pointer + "/parent_event_date"),
-        None if actor_ip is None else ip_text(parse_address(actor_ip, pointer + "/actor_ip")),
+        None if actor_ip is None else _address(actor_ip, pointer),
     )
     if event_id is not None or event_timestamp is None:
         draft.digest = hashlib.sha256(canonical(item, plain=plain)).digest()
@@ -151,6 +152,19 @@ def _check_item(catalog: Catalog, item: Any, pointer: str, *, plain: bool, depth
         metrics.EVENTS_WITHOUT_TIME.inc()
     _count_deviations(event_type, posted)
     return draft
+
+
+def _address(text: str, pointer: str) -> str:
+    try:
+        return _canonical_address(text)
+    except ValueError:
+        return ip_text(parse_address(text, pointer + "/actor_ip"))  # which says what is wrong
+
+
+@lru_cache(4096)
+def _canonical_address(text: str) -> str:
+    """The text of an address as records have it. Remembered: the events of a cluster come from few addresses."""
+    return ip_text(ip_packed(text))
 
 
 def _count_deviations(event_type: EventType | None, posted: PostedEvent) -> None:
@@ -204,54 +218,98 @@ def _canonical_payload(payload: dict[str, Any], pointer: str, *, plain: bool, de
 
 def accept(drafts: Sequence[Draft], event_ids: Sequence[UUID], acceptance: Acceptance) -> list[Event]:
     """The events of `drafts`, with these ids, `acceptance.now` as recorded_at, and new salts. None of this changes later."""
-    salts = os.urandom(16 * len(drafts))
+    salts, recorded_at = os.urandom(16 * len(drafts)), time_text(acceptance.now)
     return [
-        _event(draft, event_id, salts[16 * i : 16 * i + 16], acceptance)
+        _event(draft, event_id, salts[16 * i : 16 * i + 16], acceptance, recorded_at)
         for i, (draft, event_id) in enumerate(zip(drafts, event_ids, strict=True))
     ]
 
 
-def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance) -> Event:
+def _event(draft: Draft, event_id: UUID, salt: bytes, acceptance: Acceptance, recorded_at: str) -> Event:
+    """The event of one draft; `recorded_at` is the text of `acceptance.now`."""
     posted = draft.posted
-    get = posted.get
-    category, correlation_id = posted["event_category"], posted["correlation_id"]
-    retention_days = posted.get("retention_days") or RETENTION_DAYS
-    actor = get("actor_type", "service"), get("actor_id", category + "-service")
-    actor_type, actor_id = actor if acceptance.actor_override is None else ("user", acceptance.actor_override)
-    timestamp = draft.timestamp or acceptance.now
-    row: dict[str, Any] = {
-        "event_id": event_id,
-        "event_version": posted["version"],
-        "event_timestamp": timestamp,
-        "event_date": timestamp.date(),
-        "event_type": posted["event_type"],
-        "event_category": category,
-        "event_action": posted["event_action"],
-        "event_outcome": posted["event_outcome"],
-        "actor_type": actor_type,
-        "actor_id": actor_id,
-        "actor_ip": draft.actor_ip,
-        "resource_type": get("resource_type", category),
-        "resource_id": get("resource_id", correlation_id),
-        "correlation_id": correlation_id,
-        "parent_event_id": draft.parent_id,
-        "parent_event_date": draft.parent_date if draft.parent_id is None else acceptance.parents.get(draft.parent_id),
-        "namespace": get("namespace"),
-        "cluster_id": get("cluster_id", get("cluster_name")),
-        "severity": get("severity", "info"),
-        "duration_ms": get("duration_ms") or None,
-        "error_code": get("error_code"),
-        "error_message": get("error_message"),
-        "event_data": draft.payload,
-        "retention_days": retention_days if retention_days > 0 else RETENTION_DAYS,
-        "is_sensitive": get("is_sensitive") or False,
-        "recorded_at": acceptance.now,
-        "payload_salt": salt,
-    }
-    columns = tuple(row.values())
-    metadata = row["event_metadata"] = TIME_RECEIVED if draft.timestamp is None else acceptance.metadata
-    hashed = record(row, acceptance.log_name, commitment(salt, committed_jcs(row)))
-    hashed["trace_id"], hashed["span_id"] = draft.trace or (acceptance.trace_id, acceptance.span_id)
+    get: Callable[..., Any] = posted.get
+    version, event_type, category = posted["version"], posted["event_type"], posted["event_category"]
+    action, outcome, correlation_id = posted["event_action"], posted["event_outcome"], posted["correlation_id"]
+    actor_type, actor_id = "user", acceptance.actor_override
+    if actor_id is None:
+        actor_type, actor_id = get("actor_type", "service"), get("actor_id", category + "-service")
+    resource_type, resource_id = get("resource_type", category), get("resource_id", correlation_id)
+    timestamp, parent_id, parent_date = draft.timestamp or acceptance.now, draft.parent_id, draft.parent_date
+    if parent_id is not None:
+        parent_date = acceptance.parents.get(parent_id)
+    namespace, cluster_id = get("namespace"), get("cluster_id", get("cluster_name"))
+    severity, duration_ms = get("severity", "info"), get("duration_ms") or None
+    error_code, error_message = get("error_code"), get("error_message")
+    retention_days, is_sensitive = get("retention_days") or RETENTION_DAYS, get("is_sensitive") or False
+    columns = (
+        event_id,
+        version,
+        timestamp,
+        timestamp.date(),
+        event_type,
+        category,
+        action,
+        outcome,
+        actor_type,
+        actor_id,
+        draft.actor_ip,
+        resource_type,
+        resource_id,
+        correlation_id,
+        parent_id,
+        parent_date,
+        namespace,
+        cluster_id,
+        severity,
+        duration_ms,
+        error_code,
+        error_message,
+        draft.payload,
+        retention_days if retention_days > 0 else RETENTION_DAYS,
+        is_sensitive,
+        acceptance.now,
+        salt,
+    )
+    metadata = TIME_RECEIVED if draft.timestamp is None else acceptance.metadata
+    committed = committed_members(
+        actor_id=actor_id,
+        actor_ip=draft.actor_ip,
+        error_message=error_message,
+        event_data=draft.payload,
+        event_metadata=metadata,
+        resource_id=resource_id,
+        resource_name=None,
+    )
+    trace_id, span_id = draft.trace or (acceptance.trace_id, acceptance.span_id)
+    hashed = record_members(
+        actor_type=actor_type,
+        chain_index=None,
+        cluster_id=cluster_id,
+        commitment=commitment(salt, committed),
+        correlation_id=correlation_id,
+        duration_ms=duration_ms,
+        error_code=error_code,
+        event_action=action,
+        event_category=category,
+        event_id=event_id,
+        event_outcome=outcome,
+        event_timestamp=time_text(timestamp),
+        event_type=event_type,
+        event_version=version,
+        is_sensitive=is_sensitive,
+        log=acceptance.log_name,
+        log_index=None,
+        namespace=namespace,
+        parent_event_date=parent_date,
+        parent_event_id=parent_id,
+        previous_event_hash=None,
+        recorded_at=recorded_at,
+        resource_type=resource_type,
+        severity=severity,
+        span_id=span_id,
+        trace_id=trace_id,
+    )
     other_ids, alias = acceptance.other_ids.get(event_id, ()), acceptance.aliases.get(event_id)
     return Event(
         event_id, correlation_id, columns, hashed, draft.digest, len(draft.payload), metadata, other_ids, alias

@@ -15,7 +15,10 @@ import orjson
 import pytest
 import rfc8785
 
+from app.events.catalog import Catalog
 from app.events.record import commitment, committed_jcs, ip_packed, ip_text, record, record_leaf_hash
+from app.ingest.accept import ACCEPTED_COLUMNS, Acceptance, accept, check_item
+from tests.events import make_event
 
 VECTORS = Path(__file__).parents[2] / "docs" / "vectors"
 LOG = "example.test/datastorage"
@@ -39,6 +42,37 @@ RECORDED = (
     *("event_version", "event_type", "event_category", "event_action", "event_outcome", "actor_type", "resource_type"),
     *("correlation_id", "namespace", "cluster_id", "severity", "error_code", "trace_id", "span_id"),
 )
+
+
+@pytest.mark.parametrize(
+    ("members", "others"),
+    [
+        ({}, {}),
+        ({"event_timestamp": "0001-01-01T00:00:00Z"}, {"actor_override": "ada", "trace_id": "t", "span_id": "s"}),
+        (
+            {
+                "parent_event_date": "2026-11-01T00:00:00Z",
+                "namespace": "n",
+                "cluster_id": "c",
+                "severity": "high",
+                "duration_ms": 7,
+                "error_code": "E1",
+                "error_message": "failed",
+                "is_sensitive": True,
+            },
+            {"metadata": b'{"imported":true}'},
+        ),
+    ],
+)
+def test_accepted_as_verified(members: dict[str, Any], others: dict[str, Any]) -> None:
+    """An event is accepted with another record or commitment than verification finds in its row."""
+    draft = check_item(Catalog(), make_event(**members), "", plain=False, depth=3)
+    [event] = accept([draft], [UUID(int=7)], Acceptance(datetime.now(UTC), {}, LOG, **others))
+    row = dict(zip(ACCEPTED_COLUMNS, event.row, strict=True)) | {"event_metadata": event.metadata}
+    row |= {name: event.record[name] for name in ("trace_id", "span_id")}
+    assert record(row, LOG, commitment(row["payload_salt"], committed_jcs(row))) == event.record
+    assert list(event.record) == sorted(event.record)
+    assert event.record["trace_id"] == others.get("trace_id")
 
 
 @pytest.mark.parametrize(
