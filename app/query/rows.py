@@ -3,7 +3,8 @@
 Where one index has what a query asks for in its order, the page is read at once. Other queries scan: portion by portion in the
 order of the page, each a range of so many events, and a page whose scan takes too long ends before it is full, with a cursor from
 which the next one goes on. Only a question that the reference could be asked is read to its end, as there. Where that would take too
-long because of audit events of Kubernetes, which are left out, the others are read type by type: an index has each in the order of time.
+long because of audit events of Kubernetes, which are left out, the others are read type by type: an index has each in the order of time. A question
+without filters is seen to be one of these by its newest events, others by the time that they have taken.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ from app.errors import DatabaseBusy
 from app.events import kubernetes
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor, LogCursor, Position
-from app.query.filter import CONDITIONS, IS_SEALED, LEFT_OUT, Columns, EventQuery
+from app.query.filter import CONDITIONS, IS_SEALED, LEFT_OUT, Columns, EventQuery, conditions_on
 from app.query.offset import is_deep, nearer
 from app.query.postgres_time import nearest_rfc3339, utc_text, utc_time
 from app.sql import fragment, load
@@ -55,6 +56,8 @@ SCAN_SECONDS = 1.0
 """How long the scan of one page may take."""
 _AT_ONCE_SECONDS = 0.25
 """How long a query may take that an index may have the answer to, before it is scanned for."""
+_NEWEST = 4000
+"""Events among which a page is looked for first that leaves out nothing but self events and audit events of Kubernetes, which may be all of them."""
 SCANNED_FIRST, SCANNED_MAX = 1000, 1_000_000
 """Events of the first portion, and of the largest."""
 _GROWTH = 4
@@ -172,6 +175,13 @@ class _Reading:
     async def read(self, phase: Phase, after: _Key | None) -> bool:
         """Read the rows of `phase` after one. Whether the page is full, or the time is over."""
         way = _way(self._query)
+        if way == "try types":
+            rows = await self._fetch(phase, _Part(after), is_among_newest=True)
+            if len(rows) > self._query.limit:
+                self.add(phase, rows)
+                return True
+            if await self._is_by_types(phase):
+                return await self._read_by_types(phase, after)
         if phase == _UNSEALED and way == "scan":  # mostly there are few, and the index on positions has them
             way = "try"
         if way != "scan":
@@ -181,8 +191,6 @@ class _Reading:
                 self.add(phase, rows)
                 self._has_read = True
                 return self._is_full
-        if way == "try types" and await self._is_by_types(phase):
-            return await self._read_by_types(phase, after)
         return await self._scan(phase, after)
 
     async def _is_by_types(self, phase: Phase) -> bool:
@@ -237,13 +245,16 @@ class _Reading:
         row = await self._connection.fetchrow(statement.text, *statement.bind(arguments))
         return None if row is None else _key(phase, row)
 
-    async def _fetch(self, phase: Phase, part: _Part, *, is_by_types: bool = False) -> list[asyncpg.Record]:
+    async def _fetch(
+        self, phase: Phase, part: _Part, *, is_by_types: bool = False, is_among_newest: bool = False
+    ) -> list[asyncpg.Record]:
         statement = _page_statement(
             self._query.page_conditions(),
             phase,
             is_after=part.after is not None,
             has_end=part.to is not None,
             is_by_types=is_by_types,
+            is_among_newest=is_among_newest,
         )
         limits = {"rows": self._query.limit + 1 - len(self._rows), "offset": 0}
         keys = _key_arguments("after", part.after) | _key_arguments("to", part.to)
@@ -304,6 +315,12 @@ async def _rows_after_offset(connection: Connection, query: EventQuery) -> list[
     """Rows after those that `offset` leaves out, however many these are."""
     if query.includes_kubernetes:
         return await _rows_after_any_offset(connection, query)
+    if _way(query) == "try types" and query.offset + query.limit < _NEWEST // 2:
+        rows = await rows_after_offset(connection, query, is_among_newest=True)
+        if len(rows) > query.limit:
+            return rows
+        if await _leaves_out_many(connection, query):
+            return await rows_after_offset(connection, query, is_by_types=True)
     with suppress(TimeoutError):
         async with asyncio.timeout(SCAN_SECONDS):
             return await _rows_after_any_offset(connection, query)
@@ -323,10 +340,11 @@ async def _rows_after_any_offset(
 
 
 async def rows_after_offset(
-    connection: Connection, query: EventQuery, *, is_by_types: bool = False
+    connection: Connection, query: EventQuery, *, is_by_types: bool = False, is_among_newest: bool = False
 ) -> list[asyncpg.Record]:
     """The same, read from the newest row on."""
-    statement = _page_statement(query.page_conditions(), _ALL, has_offset=True, is_by_types=is_by_types)
+    ways = {"is_by_types": is_by_types, "is_among_newest": is_among_newest}
+    statement = _page_statement(query.page_conditions(), _ALL, has_offset=True, **ways)
     arguments = query.arguments() | {"offset": query.offset, "rows": query.limit + 1}
     return await connection.fetch(statement.text, *statement.bind(arguments))
 
@@ -379,16 +397,26 @@ def _page_statement(
     has_end: bool = False,
     has_offset: bool = False,
     is_by_types: bool = False,
+    is_among_newest: bool = False,
 ) -> Statement:
-    """The rows of a page, or of a portion. What can be large is NULL in those after the first that together have PORTION_BYTES."""
+    """The rows of a page, or of a portion. What can be large is NULL in those after the first that together have PORTION_BYTES.
+
+    `is_among_newest`: only those among the NEWEST that the page's times and cursor have.
+    """
     key = tuple_(*_key_columns(phase, _e))
-    on_page = select(*_e).where(*(CONDITIONS[name] for name in conditions), literal_column(phase.rows, Boolean))
+    bounds = [name for name in conditions if not is_among_newest or name not in LEFT_OUT.values()]
+    on_page = select(*_e).where(*(CONDITIONS[name] for name in bounds), literal_column(phase.rows, Boolean))
     if is_after:
         on_page = on_page.where(key < _key_bound(phase, "after"))
     if has_end:
         on_page = on_page.where(key >= _key_bound(phase, "to"))
     rows, offset = bindparam("rows", type_=BigInteger), bindparam("offset", type_=BigInteger)
     order = _newest_first(phase, _e)
+    if is_among_newest:
+        newest_of_all = on_page.order_by(*order).limit(literal_column(str(_NEWEST))).subquery("newest_of_all")
+        others = conditions_on(newest_of_all)
+        on_page = select(*newest_of_all.c).where(*(others[name] for name in conditions if name not in bounds))
+        order = _newest_first(phase, newest_of_all.c)
     if is_by_types:
         # Not `=`, and by type first: no other index than that on types has this order, whatever the planner expects of the filters.
         one = _types_of_others.c.event_type

@@ -23,6 +23,10 @@ INSERT = """
     SELECT date_trunc('day', now()) + make_interval(secs => $6) + n * interval '1 ms', current_date, $2, $3, '', 'success', '', '', '', '', $4 || n, '{}', $5
     FROM generate_series(1, $1) n
 """
+EXPECTED = """
+    SELECT event_id FROM audit_events WHERE event_category NOT IN ('kubernetes', 'security')
+    ORDER BY event_timestamp DESC, event_id DESC LIMIT $1 OFFSET $2
+"""
 OTHERS = (("a", "gateway"), ("kubernetes", "gateway"), ("zz", "workflow"), ("datastorage.x", "security"))
 
 
@@ -59,9 +63,22 @@ async def page(engine: AsyncEngine, **fields: Any) -> tuple[list[Any], bool]:
 async def test_pages(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
     """A page that is read by types, since it took too long, has other events than one that is read in the order of time."""
     queries = [fields | {"limit": limit, "offset": offset} for limit in (7, 1000) for offset in (0, 5, 33)]
-    in_time = [await page(engine, **query) for query in queries]
+    with monkeypatch.context() as patched:
+        patched.setattr(page_rows, "_leaves_out_many", _never)
+        in_time = [await page(engine, **query) for query in queries]
     monkeypatch.setattr(page_rows, "_AT_ONCE_SECONDS", 0)
     monkeypatch.setattr(page_rows, "SCAN_SECONDS", 0)
+    by_types = _watched(monkeypatch)
+    assert [await page(engine, **query) for query in queries] == in_time
+    assert by_types.count(True) == len(queries)
+
+
+async def _never(*_: object) -> bool:
+    return False
+
+
+def _watched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each statement that reads a page from now on, whether it does so by types."""
     by_types = list[bool]()
     statement = page_rows._page_statement
 
@@ -70,8 +87,39 @@ async def test_pages(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, field
         return statement(*parts, **ways)
 
     monkeypatch.setattr(page_rows, "_page_statement", watched)
-    assert [await page(engine, **query) for query in queries] == in_time
-    assert by_types.count(True) == len(queries)
+    return by_types
+
+
+@pytest.mark.usefixtures("rows")
+@pytest.mark.parametrize("fields", [{}, {"since": LONG_AGO}, {"offset": 50}])
+async def test_the_default_question_waits_for_nothing(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    """Each page without filters reads over audit events of Kubernetes, in vain, for a quarter of a second or more."""
+    monkeypatch.setattr(page_rows, "_AT_ONCE_SECONDS", 3600)
+    monkeypatch.setattr(page_rows, "SCAN_SECONDS", 3600)
+    by_types = _watched(monkeypatch)
+    await page(engine, limit=7, **fields)
+    assert by_types == [False, True]
+
+
+async def test_a_page_among_the_newest(connection: Any, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page whose events are all among the newest ones is another one than in the order of time, or is read twice."""
+    for number, (event_type, category) in enumerate(OTHERS):
+        await connection.execute(INSERT, 50, event_type, category, "rr-", None, number)
+    await connection.execute(INSERT, 9, "kubernetes.audit.panic", "kubernetes", "kubernetes:", None, 100)
+    by_types = _watched(monkeypatch)
+    for fields in (
+        {"limit": 20},
+        {"limit": 20, "offset": 30},
+        {"limit": 20, "until": datetime.now(UTC) + timedelta(days=1)},
+    ):
+        by_types.clear()
+        found, has_more = await page(engine, **fields)
+        assert has_more
+        assert by_types == [False]
+        expected = await connection.fetch(EXPECTED, fields["limit"], fields.get("offset", 0))
+        assert found == [row["event_id"] for row in expected]
 
 
 @pytest.mark.usefixtures("rows")
