@@ -23,7 +23,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy, export, filters, memory, overload, proofs, stream
+from bench import bodies, copy, export, filters, memory, overload, proofs, read_standbys, stream
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
@@ -78,7 +78,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--only",
-        choices=("write", "query", "filters", "outage", "proof", "export", "overload", "memory", "stream"),
+        choices=("write", "query", "filters", "outage", "proof", "export", "overload", "memory", "stream", "replica"),
         help="leave the other parts out",
     )
     parser.add_argument(
@@ -123,6 +123,9 @@ _APART: dict[str, Callable[[argparse.Namespace], bool]] = {
     "overload": _measure_overload,
     "memory": lambda options: memory.measure(quick=options.quick, seconds=5.0, tree=options.tree),
     "stream": lambda options: stream.measure(quick=options.quick, seconds=2.0 if options.quick else 20.0),
+    "replica": lambda options: read_standbys.measure(
+        quick=options.quick, seconds=options.seconds, rows=60_000, rounds=options.rounds
+    ),
 }
 """Parts that are measured only when they are asked for, each with a service of its own."""
 

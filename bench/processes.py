@@ -67,7 +67,7 @@ def service(*command: str, tree: Path = ROOT, **settings: object) -> Iterator[Ru
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    for _ in range(300):
+    for _ in range(1_200):
         with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1):
             return
         if process.poll() is not None:

@@ -69,6 +69,12 @@ class Postgres:
     def maintenance_url(self) -> str:
         return f"postgresql://datastorage@{self._host}:{self._port}/postgres?sslmode=disable"
 
+    @property
+    def pid(self) -> int:
+        """Of its main process; it has been started."""
+        assert self._process is not None
+        return self._process.pid
+
     async def initialise(self) -> None:
         """Create the data directory with two databases: `datastorage` with the schema, `empty` without."""
         _give(self.directory)
