@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz torture clients lint bench honest collector kubernetes kube-audit openapi verifier lock clean
+.PHONY: run test fuzz torture versions clients lint bench honest collector kubernetes kube-audit openapi verifier lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -21,6 +21,10 @@ fuzz: $(INSTALLED)
 # The long form of tests/torture. Its table is in docs/durability.md.
 torture: $(INSTALLED)
 	$(BIN)/python -m tests.torture $(ARGS)
+
+# The release before and this one on one database, under load: upgrade, side by side, rollback. Its table is in docs/operations.md.
+versions: $(INSTALLED)
+	$(BIN)/python -m tests.versions $(ARGS)
 
 # Stock clients of other languages, over plain HTTP and TLS; those whose runtime is installed.
 clients: $(INSTALLED)

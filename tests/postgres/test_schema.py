@@ -81,6 +81,13 @@ VALUES ((now() AT TIME ZONE 'UTC')::date, now(), 'test.legal_hold.x', 'no such c
 RETURNING event_id
 """
 
+RELEASED = "0013_pre_scopes"
+"""The schema of the release before, whose replicas write while it is migrated."""
+WRITTEN = """
+SELECT string_agg(oid::regclass::text, ', ') FROM pg_class
+WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace AND relname <> 'alembic_version'
+"""
+
 
 @pytest.fixture
 async def empty_url(server_url: str) -> AsyncIterator[str]:
@@ -344,6 +351,22 @@ async def test_migrations() -> None:
         # Revisions are compared as text, and Alembic's column for them holds 32 characters.
         assert migration.revision == Path(migration.path).stem
         assert len(migration.revision) <= 32
+
+
+async def test_migrates_beside_writers(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A migration waits for the writers of the release before, which go on, and then all of them wait behind it for its lock."""
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "HEAD", RELEASED)
+        await schema.upgrade(empty_url, "log.test")
+    writing = await asyncpg.connect(empty_url)
+    try:
+        async with writing.transaction():
+            names = await writing.fetchval(WRITTEN)
+            await writing.execute(f"LOCK TABLE {names} IN ROW EXCLUSIVE MODE")
+            await schema.upgrade(empty_url)  # Fatal after lock_timeout
+        assert await writing.fetchval("SELECT version_num FROM alembic_version") == schema.HEAD
+    finally:
+        await writing.close()
 
 
 async def test_upgrades_take_turns(empty_url: str) -> None:

@@ -51,6 +51,8 @@ class Load:
     def __init__(self, urls: Callable[[int], str | None], replicas: int, seed: int) -> None:
         self.ledger: list[Sent] = []
         self.timeout = 4.0
+        self.pause_seconds = 0.0
+        """Of each worker between two requests, on average."""
         self.batch_sizes: Sequence[int] = (1, 2, 5, 10, 20, 60)
         self.refusable = False
         """Whether a refusal for the event's time is expected, since a clock was changed."""
@@ -86,6 +88,10 @@ class Load:
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close the connections, which a server does by itself after two minutes without a request; nobody may be sending."""
         for connection in self._connections.values():
             connection.close()
 
@@ -139,6 +145,8 @@ class Load:
             self.ledger.append(sent)
             await self._until_answered(sent, chance, number, replica)
             self._idle += 1
+            if self.pause_seconds:
+                await asyncio.sleep(chance.uniform(0, 2 * self.pause_seconds))
 
     def _make(self, chance: random.Random, correlation: str | None) -> Sent:
         self._count += 1

@@ -77,6 +77,8 @@ class Replica:
         self._database_url = database_url
         self._needs = needs
         self.settings: dict[str, object] = dict(needs.settings)
+        self.program: tuple[str, ...] = (sys.executable, "-m", "app")
+        self.python_path = str(ROOT)
         directory.mkdir()
 
     @property
@@ -107,18 +109,17 @@ class Replica:
         }
         for name, value in (common | self.settings | settings).items():
             env[f"DATASTORAGE_{name.upper()}"] = str(value)
-        env["PYTHONPATH"] = str(ROOT)
-        module = "app"
+        env["PYTHONPATH"] = self.python_path
+        program = self.program
         if self._needs.inside:
-            module = "tests.torture.service"
+            program = (sys.executable, "-m", "tests.torture.service")
             env["TORTURE_CLOCK"] = str(self.clock)
             env["TORTURE_SPOOL_THREAD"] = str(self.directory / "thread")
             if self._needs.reserve_bytes is not None:
                 env["TORTURE_SPOOL_RESERVE"] = str(self._needs.reserve_bytes)
         with (self.directory / "log").open("ab") as log:
-            command = [sys.executable, "-m", module, "serve"]
             self.process = subprocess.Popen(
-                command, cwd=self.directory, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                [*program, "serve"], cwd=self.directory, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
         self.url = f"http://{host}:{port}"
         self.told_to_end = False
