@@ -25,19 +25,21 @@ _LOCK = int.from_bytes(b"ds:schem")
 _MIGRATE = "run `datastorage migrate`, or start with `datastorage serve --migrate`"
 
 
-async def upgrade(database_url: str, log_name: str | None = None) -> None:
-    """Migrate the schema to HEAD, unless it is there already, or further. Replicas that start together take turns.
+async def upgrade(database_url: str, log_name: str | None = None) -> str:
+    """Migrate the schema to HEAD, unless it is there already, or further. Replicas that start together take turns. Returns where it is.
 
     `log_name` is used by the first migration only; None draws a name. Raises Fatal when the schema is newer than HEAD and does not
     take what this release writes, or when Postgres refuses a migration; that migration is rolled back.
     """
     connection = await connect(database_url, seconds=_CONNECT_SECONDS)
     try:
-        if await _at_head(connection):
-            return
+        if found := await _at_head_or_later(connection):
+            return found
         await connection.execute(SQL["lock"], _LOCK)
-        if not await _at_head(connection):
-            await _migrate(connection, log_name)
+        if found := await _at_head_or_later(connection):
+            return found
+        await _migrate(connection, log_name)
+        return HEAD
     finally:
         await connection.close()
 
@@ -76,12 +78,14 @@ async def role_warning(connection: asyncpg.Connection) -> str | None:
     )
 
 
-async def _at_head(connection: asyncpg.Connection) -> bool:
+async def _at_head_or_later(connection: asyncpg.Connection) -> str | None:
+    """The schema's revision if nothing has to be migrated."""
     stored = await _revision(connection)
-    if stored is not None and stored > HEAD:
+    if stored is None or stored < HEAD:
+        return None
+    if stored > HEAD:
         await _refuse_unless_writable(connection, stored)
-        return True
-    return stored == HEAD
+    return stored
 
 
 async def _revision(connection: asyncpg.Connection) -> str | None:

@@ -88,7 +88,7 @@ def name_of(database_url: str) -> str:
 
 
 @contextmanager
-def migrated(server_url: str, migrate: Callable[[str], Awaitable[None]]) -> Iterator[str]:
+def migrated(server_url: str, migrate: Callable[[str], Awaitable[object]]) -> Iterator[str]:
     """Name of a database that `migrate` was run on, to be copied; nobody stays connected to it."""
     url = asyncio.run(create(server_url))
     try:
@@ -98,7 +98,7 @@ def migrated(server_url: str, migrate: Callable[[str], Awaitable[None]]) -> Iter
         asyncio.run(drop(server_url, url))
 
 
-async def _awaited(migration: Awaitable[None]) -> None:
+async def _awaited(migration: Awaitable[object]) -> None:
     await migration
 
 

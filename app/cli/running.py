@@ -115,12 +115,13 @@ def _migrate(arguments: argparse.Namespace) -> None:
         raise Fatal(
             "There is no database to migrate: set DATASTORAGE_DATABASE_URL (the embedded one migrates by itself)."
         )
-    asyncio.run(_upgrade_schema(settings, arguments.wait))
-    print(f"The schema is at {schema.HEAD}.")
+    found = asyncio.run(_upgrade_schema(settings, arguments.wait))
+    later = "" if found == schema.HEAD else f", later than this release knows ({schema.HEAD}); it may write to it"
+    print(f"The schema is at {found}{later}.")
 
 
-async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
-    """Upgrade the schema as soon as Postgres can be reached. Fatal if that takes longer than `wait_seconds`, or on an error."""
+async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> str:
+    """Upgrade the schema as soon as Postgres can be reached, and return its revision. Fatal if that takes longer than `wait_seconds`, or on an error."""
     import asyncio
 
     from app import database_url, db, schema
@@ -131,7 +132,7 @@ async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
     end = time.monotonic() + wait_seconds
     while True:
         try:
-            await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
+            found = await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
             connection = await db.connect(settings)
             try:
                 log_name = await schema.check_and_read_log_name(connection, settings.log_name)
@@ -143,7 +144,7 @@ async def _upgrade_schema(settings: "Settings", wait_seconds: float) -> None:
                 raise Fatal(f"The database cannot be migrated: {database_url.reason(error)}") from error
             await asyncio.sleep(_RETRY_SECONDS)
         else:
-            return
+            return found
 
 
 def _health(arguments: argparse.Namespace) -> Exit:

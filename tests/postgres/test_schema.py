@@ -18,8 +18,10 @@ from sqlalchemy.dialects import postgresql
 import app.sql
 from app import schema, tables
 from app.errors import Fatal
+from app.ingest.spool_file import FILE_NAME
+from tests import starting
 from tests.events import make_event
-from tests.services import Service
+from tests.services import Service, free_port
 
 # docs/contract.md, section 25, and ours from recorded_at on: name, type, whether NULL is refused, default.
 COLUMNS = """
@@ -421,6 +423,59 @@ async def test_newer_schema_is_left_alone(connection: asyncpg.Connection, databa
     await connection.execute("UPDATE schema_min_writer SET revision = '9999_pre_later'")
     with pytest.raises(Fatal, match="upgrade the service"):
         await schema.upgrade(database_url)
+
+
+WRITERS = {
+    *(
+        "serve",
+        "serve --migrate",
+        "migrate",
+        "retention run",
+        "erase --correlation-id x --reason r",
+        "log continue --reason r",
+    ),
+    *(
+        "retention policy set gateway --days 9 --reason r",
+        "retention policy remove gateway --reason r",
+        "sink pause soc",
+    ),
+    *("findings acknowledge {id} --reason r", "spool replay {spool}"),
+}
+"""Every command that writes to the database itself."""
+
+
+def outcomes_of_writers(database_url: str, directory: Path) -> dict[str, starting.Outcome]:
+    """What each of WRITERS ends with on this database."""
+    (directory / "spool").mkdir()
+    (directory / "spool" / FILE_NAME).touch()
+    starts = {}
+    for number, words in enumerate(sorted(WRITERS)):
+        place = directory / str(number)
+        place.mkdir()
+        arguments = [word.format(id=uuid4(), spool=directory / "spool") for word in words.split()]
+        environment = {"DATASTORAGE_DATABASE_URL": database_url, "DATASTORAGE_UNSAFE_DATABASE": "true"}
+        environment |= {"DATASTORAGE_PORT": str(free_port()), "DATASTORAGE_SPOOL_DIR": str(place / "spool")}
+        starts[words] = starting.Start(str(place), environment, arguments)
+    return starting.run(starts)
+
+
+async def test_commands_of_too_old_a_release(connection: asyncpg.Connection, database_url: str, tmp_path: Path) -> None:
+    """A command of a release that must not write to the schema writes to it, or does not say why it does not."""
+    await connection.execute("UPDATE alembic_version SET version_num = '9999_pre_later'")
+    await connection.execute("UPDATE schema_min_writer SET revision = '9999_pre_later'")
+    for words, outcome in (await asyncio.to_thread(outcomes_of_writers, database_url, tmp_path)).items():
+        assert outcome.code != 0, words
+        said = outcome.errors + outcome.output
+        assert f"it knows {schema.HEAD}, found 9999_pre_later): upgrade the service" in said, (words, said)
+
+
+async def test_migrate_on_a_later_schema(connection: asyncpg.Connection, database_url: str, tmp_path: Path) -> None:
+    """`migrate` of a release that is rolled back to names its own revision as the schema's."""
+    await connection.execute("UPDATE alembic_version SET version_num = '9999_pre_later'")
+    start = starting.Start(str(tmp_path), {"DATASTORAGE_DATABASE_URL": database_url}, ["migrate"])
+    outcome = (await asyncio.to_thread(starting.run, {"migrate": start}))["migrate"]
+    assert outcome.code == 0, outcome.errors
+    assert outcome.output.startswith(f"The schema is at 9999_pre_later, later than this release knows ({schema.HEAD})")
 
 
 async def test_newer_schema_that_takes_this_release(

@@ -83,7 +83,7 @@ class Acts:
     async def _resend(self, one: httpx.AsyncClient, other: httpx.AsyncClient, _: int) -> None:
         """One event, one key, one batch at both: the same answer, and stored once (which the judge sees)."""
         key = {"Idempotency-Key": f'"{uuid4()}"'}
-        cloud = {"specversion": "1.0", "id": str(uuid4()), "source": "/versions", "type": CUSTOM_TYPE}
+        cloud: dict[str, Any] = {"specversion": "1.0", "id": str(uuid4()), "source": "/versions", "type": CUSTOM_TYPE}
         cloud |= {"time": datetime.now(UTC).isoformat(), "correlationid": "c-versions", "eventoutcome": "success"}
         cloud |= {"data": {"event_type": CUSTOM_TYPE, "repository": "c-versions"}, "eventcategory": "security"}
         cloud |= {"eventaction": "pushed"}
@@ -193,7 +193,7 @@ def _received() -> list[tuple[str, Any, str]]:
         audit_event(stageTimestamp=micro_time(old), requestReceivedTimestamp=micro_time(old)),
         audit_event(annotations={"kubernaut.ai/correlation-id": "c-versions"}, verb="delete"),
     ]
-    cloud = {"specversion": "1.0", "id": str(uuid4()), "source": "/versions", "type": CUSTOM_TYPE}
+    cloud: dict[str, Any] = {"specversion": "1.0", "id": str(uuid4()), "source": "/versions", "type": CUSTOM_TYPE}
     cloud |= {"time": datetime.now(UTC).isoformat(), "data": {"event_type": CUSTOM_TYPE, "repository": "c-versions"}}
     cloud |= {"eventseverity": "warning", "eventactorip": "10.0.0.9"}
     return [
