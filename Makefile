@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz torture versions clients lint bench honest collector kubernetes kube-audit openapi verifier lock clean
+.PHONY: run test fuzz torture versions clients lint bench honest collector kubernetes kube-audit cluster openapi verifier lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -55,6 +55,11 @@ kubernetes: $(INSTALLED)
 # 10,000 calls of a real kube-apiserver, whose audit webhook posts to a service that is killed ten times; in both modes of the webhook.
 kube-audit: $(INSTALLED)
 	tests/kubernetes/check.sh audit $(ARGS)
+
+# The chart in a real cluster of one node, in namespaces of its own; its programs are compiled once (half an hour of a core). Needs Go, root
+# and cgroup v1. Its table is in docs/cluster.md. ARGS='laptop roll' runs these stages only, ARGS=--help names all.
+cluster: $(INSTALLED)
+	$(BIN)/python -m tests.cluster $(ARGS)
 
 openapi: $(INSTALLED)
 	$(BIN)/datastorage openapi > openapi/datastorage.json

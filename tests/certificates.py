@@ -1,5 +1,6 @@
 """Certificates for tests: an authority, and pairs that it signs."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -23,12 +24,12 @@ class Authority:
         certificate = self._builder(self._name, self._key.public_key()).add_extension(constraints, critical=True)
         self.path.write_bytes(certificate.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def write_pair(self, directory: Path, name: str) -> None:
-        """tls.crt and tls.key, the certificate's common name being `name`."""
+    def write_pair(self, directory: Path, name: str, names: Sequence[str] = ()) -> None:
+        """tls.crt and tls.key, the certificate's common name being `name`; for these names and addresses besides localhost."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         certificate = self._builder(subject, key.public_key()).add_extension(
-            x509.SubjectAlternativeName(_NAMES), critical=False
+            x509.SubjectAlternativeName([*_NAMES, *map(_general_name, names)]), critical=False
         )
         directory.mkdir(exist_ok=True)
         signed = certificate.sign(self._key, hashes.SHA256())
@@ -46,3 +47,10 @@ class Authority:
             .not_valid_before(now - timedelta(days=1))
             .not_valid_after(now + timedelta(days=1))
         )
+
+
+def _general_name(name: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)

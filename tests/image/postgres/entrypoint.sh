@@ -9,6 +9,8 @@ if [ "$(id -u)" = 0 ]; then
   chmod 700 "$PGDATA"
   exec setpriv --reuid postgres --regid postgres --init-groups "$0" "$@"
 fi
+mkdir -p "$PGDATA"
+chmod 700 "$PGDATA" 2>/dev/null || :  # one that Kubernetes gives to a group is somebody else's
 user=${POSTGRES_USER:-postgres}
 database=${POSTGRES_DB:-$user}
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
