@@ -7,6 +7,7 @@ are limited in time, and the head, which is in memory until it is complete, in b
 
 import asyncio
 import logging
+import select
 from collections import deque
 from math import inf
 from typing import Any, ClassVar
@@ -45,6 +46,11 @@ class HttpConnection(asyncio.Protocol):
 
     head_bytes_max: ClassVar[int]
 
+    @staticmethod
+    def is_stopping() -> bool:
+        """Whether the server takes its last requests: the next answer on each connection says that it is closed then."""
+        return False
+
     def __init__(
         self,
         config: Config,
@@ -64,6 +70,7 @@ class HttpConnection(asyncio.Protocol):
         self._waiting: deque[Exchange] = deque()  # pipelined
         self._in_head = self._in_body = False
         self._is_offer = False
+        self._is_stopped = False  # by the server, which waits until all connections are closed
         self._is_over = False  # nothing that arrives from now on is a request
         self._has_eof = False
         self._unused_bytes = 0  # since the head began, or since the last part of the body
@@ -144,11 +151,26 @@ class HttpConnection(asyncio.Protocol):
     # What uvicorn calls
 
     def shutdown(self) -> None:
-        """Close the connection, after the last answer if one is due."""
-        if self._running is None or self._latest is None:
-            self._transport.close()
+        """Close the connection, after the last answer if one is due: also to a request that has arrived, if only in part."""
+        self._is_stopped = True
+        if self._running is not None:
+            return
+        if self._in_head or self._has_unread():
+            self._loop.call_later(_LINGER_SECONDS, self._close_unless_running)
         else:
-            self._latest.is_persistent = False
+            self._transport.close()
+
+    def _close_unless_running(self) -> None:
+        if self._running is None:
+            self._transport.close()
+
+    def _has_unread(self) -> bool:
+        """Whether the client has sent something that was not read yet, or has closed the connection."""
+        if self._transport.is_closing():
+            return False
+        unread = select.poll()
+        unread.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(unread.poll(0))
 
     # What the parser calls
 
@@ -226,13 +248,23 @@ class HttpConnection(asyncio.Protocol):
             "state": self._app_state.copy(),
         }
         self._latest = Exchange(
-            scope, self._transport, self._flow, self._server_state.default_headers, self._on_response, **options
+            scope,
+            self._transport,
+            self._flow,
+            self._server_state.default_headers,
+            self._on_response,
+            is_last=self._is_last,
+            **options,
         )
         if self._running is None:
             self._start(self._latest)
         else:
             self._flow.pause_reading()
             self._waiting.append(self._latest)
+
+    def _is_last(self) -> bool:
+        """Whether the answer that begins is the last one, since the server stops. One that is sent without waiting for it is answered too."""
+        return (self._is_stopped or self.is_stopping()) and not self._waiting and not self._in_head
 
     def _start(self, exchange: Exchange) -> None:
         self._running = exchange
@@ -252,6 +284,8 @@ class HttpConnection(asyncio.Protocol):
             self._start(self._waiting.popleft())
         elif not (self._in_head or self._in_body):
             self._deadline = self._loop.time() + self._idle_seconds
+            if self._is_stopped:
+                self.shutdown()
         if not self._waiting and not self._has_eof:
             self._flow.resume_reading()
 

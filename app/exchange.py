@@ -24,7 +24,7 @@ class Exchange:
     """The connection adds what arrives of the request; the application receives it, and sends the response.
 
     `expects_continue`: the client sends the body once it is asked for, by an answer 100. `on_response` is called when the
-    response is complete.
+    response is complete, `is_last` when it begins: whether the connection is closed after it.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Exchange:
         default_headers: Headers,
         on_response: Callable[["Exchange"], None],
         *,
+        is_last: Callable[[], bool],
         is_persistent: bool,
         expects_continue: bool,
     ) -> None:
@@ -45,6 +46,7 @@ class Exchange:
         self._flow = flow
         self._default_headers = default_headers
         self._on_response = on_response
+        self._is_last = is_last
         self._expects_continue = expects_continue
         self._chunks: list[bytes] = []
         self._size = 0
@@ -168,6 +170,7 @@ class Exchange:
                 self.is_persistent = self.is_persistent and b"close" not in value.lower()
                 continue
             lines.append(name + b": " + value + b"\r\n")
+        self.is_persistent = self.is_persistent and not self._is_last()
         if not self.is_persistent:
             lines.append(b"connection: close\r\n")
         if self.scope["method"] == "HEAD" or status in _WITHOUT_BODY:

@@ -40,22 +40,26 @@ def _masked_text(value: object) -> str:
 
 
 class AccessLog:
-    """One line for each request. Lines are buffered for 0.1 s: a write for each of them used a fifth of a post's time."""
+    """One line for each request. Lines are buffered for 0.1 s: a write for each of them used a fifth of a post's time.
 
-    def __init__(self, *, enabled: bool) -> None:
+    Those of probes and scrapes, some each second, have the level debug: they would push out of sight what a log has to say.
+    """
+
+    def __init__(self, *, enabled: bool, with_probes: bool) -> None:
         self._enabled = enabled
+        self._with_probes = with_probes
         self._lines: list[bytes] = []
         atexit.register(self.flush)
 
-    def write(self, scope: Scope, status: int, size: int, seconds: float) -> None:
+    def write(self, scope: Scope, status: int, size: int, seconds: float, *, is_probe: bool) -> None:
         """Add the line of one answered request. Called in the event loop."""
-        if not self._enabled:
+        if not self._enabled or (is_probe and not self._with_probes):
             return
         if not self._lines:
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self.flush)
         line = {
             "timestamp": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "level": "info",
+            "level": "debug" if is_probe else "info",
             "logger": "access",
             "request_id": scope["state"]["request_id"],
             "method": scope["method"],

@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -125,6 +125,7 @@ _ROUTE_MODULES = (
     *(trust_page, event_types, openapi),
 )
 _RETRY_SECONDS = 0.25
+_WARMING_SECONDS = 0.5
 _STOP_SECONDS = 2.0  # for the workers, and again for the connections
 # Events are many objects without cycles: a search for cycles after every 700 of them used a twentieth of a batch's time.
 _GC_THRESHOLDS = (50_000, 20, 50)
@@ -271,6 +272,7 @@ async def _bounded(step: Awaitable[object], seconds: float) -> None:
 async def _join(app: Application, workers: list[asyncio.Task[None]], member: Member) -> None:
     """In a process that does not write: wait for the pod's writer, then use it; read once the writer has seen the database."""
     foundation = app.service
+    _freeze()
     writer = await member.find_writer()
     while not foundation.presence.database_seen:
         foundation.presence.database_seen = await member.is_database_seen()
@@ -280,10 +282,9 @@ async def _join(app: Application, workers: list[asyncio.Task[None]], member: Mem
             app.service = Service.started(foundation, writer=writer, log_name=log_name, signing_key=key)
             app.start.end()
     if member.slot.role is Role.READER:
-        with suppress(AuditError, *db.DATABASE_ERRORS):  # then the first requests wait for it
-            await _warm(foundation.engine, Log(0, member.log_name))
+        await _warm_soon(foundation.engine, Log(0, member.log_name), workers)
         workers += _follow_standbys(foundation)
-    _freeze()
+    gc.freeze()
     member.report_ready()
     if member.delivers:
         work = deliver_forever(foundation.settings, Log(0, member.log_name), foundation.growth)
@@ -314,13 +315,14 @@ def _freeze() -> None:
 
 
 async def _start(app: Application, workers: list[asyncio.Task[None]], member: Member | None) -> None:
-    """Wait for Postgres, however long it takes, then start the workers. A schema that does not fit is Fatal.
+    """Wait for Postgres and its schema, however long it takes, then start the workers. A schema that is too new is Fatal.
 
     A Fatal error is stored in `presence.fatal`, and the process sends itself SIGTERM.
     """
     foundation = app.service
     settings, presence = foundation.settings, foundation.presence
     database_is_away.set(lambda: bool(presence.database_failure))  # for the tasks that are created from here on
+    _freeze()  # now, while there is nothing to do but to wait
     try:
         if settings.signer_cert_dir is not None:
             _load_key_pair(foundation.export_key_store, settings.signer_cert_dir)
@@ -353,8 +355,10 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
         workers += _follow_standbys(service)
     for name, work in _workers(service, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
-    _freeze()
-    if member is not None:
+    gc.freeze()
+    if member is None:
+        await _warm_soon(service.engine, service.log, workers)
+    else:
         workers.append(asyncio.create_task(member.metrics.gather_forever(), name="metrics"))
         await _wait_for_others(member, presence, was_ready=was_ready)
     presence.database_seen = True
@@ -372,7 +376,7 @@ async def _find_log(app: Application, foundation: Foundation, member: Member | N
     service = _new_service(foundation, spool.log_name, away=True)
 
     def on_away() -> None:
-        if app.service is foundation:
+        if app.service is foundation and not foundation.presence.lacks_schema:
             _accept_events(app, service, member)
 
     timer = asyncio.get_running_loop().call_later(settings.away_patience_ms / 1000, on_away)
@@ -512,27 +516,37 @@ def _load_key_pair(key_store: ExportKeyStore, directory: Path) -> None:
 
 
 async def _find_database(foundation: Foundation, on_away: Callable[[], None]) -> str:
-    """Wait for a server whose schema and safety settings this service accepts, and warm the connections. Returns the log's name.
+    """Wait for a server whose schema and safety settings this service accepts. Returns the log's name.
 
-    `on_away` is called whenever Postgres is away.
+    `on_away` is called whenever Postgres is away. While the schema is missing the service is not ready, whatever its spool could take:
+    else a rolling upgrade would replace the replicas that can still commit.
     """
+    presence = foundation.presence
     reminder, pause = Reminder(), _RETRY_SECONDS
     while True:
         try:
             log_name = await _check_database(foundation.settings)
-            await _warm(foundation.engine, Log(0, log_name))
+        except schema.SchemaMissing as missing:
+            said, presence.waiting_for = presence.waiting_for, missing.detail
+            presence.lacks_schema = True
+            if reminder.is_due() or said != missing.detail:
+                log.warning("waiting for the schema", extra={"error": missing.detail})
+            await asyncio.sleep(_RETRY_SECONDS)
         except (DatabaseAway, *db.DATABASE_ERRORS) as error:
             cause = error.__cause__ or error
             pause = db.next_pause(pause, cause, _RETRY_SECONDS)
             refused = pause > _RETRY_SECONDS
             if not (isinstance(error, DatabaseAway) or refused) and db.failure_kind(error) is not db.FailureKind.AWAY:
                 raise
-            said, foundation.presence.waiting_for = foundation.presence.waiting_for, reason(cause)
-            if reminder.is_due() or said != foundation.presence.waiting_for:
-                log.warning("waiting for Postgres", extra={"error": foundation.presence.waiting_for})
+            said, presence.waiting_for = presence.waiting_for, reason(cause)
+            if reminder.is_due() or said != presence.waiting_for:
+                log.warning("waiting for Postgres", extra={"error": presence.waiting_for})
             on_away()
+            if foundation.settings.migrate:
+                await asyncio.to_thread(schema.import_migrations)
             await asyncio.sleep(pause)
         else:
+            presence.lacks_schema = False
             return log_name
 
 
@@ -560,10 +574,21 @@ async def _warm_queries(engine: AsyncEngine) -> None:
     await warming.warm(engine)
 
 
+async def _warm_soon(engine: AsyncEngine, of_log: Log, workers: list[asyncio.Task[None]]) -> None:
+    """Warm the connections of reads, but wait no longer for it than the first requests are allowed to: it goes on beside them."""
+    warming_up = asyncio.create_task(_warm(engine, of_log), name="warming")
+    workers.append(warming_up)
+    await asyncio.wait({warming_up}, timeout=_WARMING_SECONDS)
+
+
 async def _warm(engine: AsyncEngine, of_log: Log) -> None:
-    """Compile and prepare all statements of reads, so that the first request does not wait for it. Where Postgres is too busy, it waits."""
+    """Compile and prepare all statements of reads, so that the first request does not wait for it. If that fails, it waits."""
     try:
         await _warm_queries(engine)
         await prove.warm(engine, of_log)
     except DatabaseBusy:
         log.warning("Postgres is too busy to prepare queries before they are asked: the first ones take longer")
+    except (AuditError, *db.DATABASE_ERRORS) as error:
+        log.warning(
+            "queries could not be prepared before they are asked", extra={"error": reason(error.__cause__ or error)}
+        )

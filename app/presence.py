@@ -21,6 +21,8 @@ class Presence:
     def __init__(self) -> None:
         self.waiting_for = ""
         """Why nothing can be committed, by the last try of the start or of the watch; empty if it can."""
+        self.lacks_schema = False
+        """Whether the start waits until somebody has migrated the database: then nothing else makes the service ready."""
         self.writer_failure: Callable[[], str] = lambda: ""
         """Why the writer's last flush could not be committed; empty if it was."""
         self.loss: Callable[[], str] = lambda: ""
@@ -45,6 +47,8 @@ class Presence:
         """The contract's word for why the service cannot accept an event; None when it can."""
         if self.shutting_down:
             return "shutting_down"
+        if self.lacks_schema:
+            return "schema_missing"
         return None if not self.database_failure or self.can_spool() else "database_unreachable"
 
     @property

@@ -25,6 +25,10 @@ _LOCK = int.from_bytes(b"ds:schem")
 _MIGRATE = "run `datastorage migrate`, or start with `datastorage serve --migrate`"
 
 
+class SchemaMissing(Fatal):
+    """The database has no schema, or an earlier one. Somebody may migrate it while the service waits."""
+
+
 async def upgrade(database_url: str, log_name: str | None = None) -> str:
     """Migrate the schema to HEAD, unless it is there already, or further. Replicas that start together take turns. Returns where it is.
 
@@ -45,12 +49,15 @@ async def upgrade(database_url: str, log_name: str | None = None) -> str:
 
 
 async def check_and_read_log_name(connection: asyncpg.Connection, log_name: str | None) -> str:
-    """Check the schema's revision and the log's name, and return that name. Fatal, with what to do, if one is not as expected."""
+    """Check the schema's revision and the log's name, and return that name.
+
+    Raises, with what to do, SchemaMissing when the schema has to be migrated first, and Fatal when something else is not as expected.
+    """
     stored = await _revision(connection)
     if stored is None:
-        raise Fatal(f"The database has no schema yet: {_MIGRATE}.")
+        raise SchemaMissing(f"The database has no schema yet: {_MIGRATE}.")
     if stored < HEAD:
-        raise Fatal(f"This service is newer than the schema (it needs {HEAD}, found {stored}): {_MIGRATE}.")
+        raise SchemaMissing(f"This service is newer than the schema (it needs {HEAD}, found {stored}): {_MIGRATE}.")
     if stored > HEAD:
         await _refuse_unless_writable(connection, stored)
     name: str | None = await connection.fetchval(SQL["log_name"])
@@ -64,6 +71,12 @@ async def check_and_read_log_name(connection: asyncpg.Connection, log_name: str 
             "unset it or set it to that name, or use another database."
         )
     return name
+
+
+def import_migrations() -> None:
+    """Import what a migration needs, which takes longer than most migrations, while there is nothing to migrate yet."""
+    from alembic import command, config  # noqa: F401, PLC0415
+    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: F401, PLC0415
 
 
 async def role_warning(connection: asyncpg.Connection) -> str | None:

@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
             uvicorn.Config(
                 create_app(settings, presence, member),
                 loop="uvloop",
-                http=type("HttpConnection", (HttpConnection,), {"head_bytes_max": settings.head_bytes_max}),
+                http=_connection_class(settings, presence),
                 ws="none",
                 log_config=None,
                 access_log=False,
@@ -189,6 +189,16 @@ def _serve_in_processes(
         MemberServer(own_settings, presence, own_sockets, Member(slot, processes, state, token)).serve_here()
 
     Supervisor(settings, processes, state, presence, sockets).run(serve_slot)
+
+
+def _connection_class(settings: Settings, presence: Presence) -> type[asyncio.Protocol]:
+    """What a connection is of a server with these settings. Once it stops, clients are told so by their next answer, while routers still
+    send them here: a connection that is simply closed could meet a request on its way.
+    """
+    is_stopping = staticmethod(lambda: presence.shutting_down)
+    return type(
+        "HttpConnection", (HttpConnection,), {"head_bytes_max": settings.head_bytes_max, "is_stopping": is_stopping}
+    )
 
 
 def _return_large_blocks() -> None:

@@ -17,7 +17,7 @@ from app.errors import Fatal, Usage
 
 PROCESSES_MAX = 8
 ENV_FILE = ".env"
-_CLIENTS = ("DATASTORAGE_URL", "DATASTORAGE_TOKEN", "DATASTORAGE_TOKEN_FILE")
+CLIENT_VARIABLES = ("DATASTORAGE_URL", "DATASTORAGE_TOKEN", "DATASTORAGE_TOKEN_FILE", "DATASTORAGE_CA_FILE")
 """Variables of commands that ask a service."""
 _OF_OTHERS = re.compile(r"DATASTORAGE_(TEST_.*|SERVICE_(HOST|PORT).*|PORT_\d+_.*)")
 """Those of the tests, and those that Kubernetes sets for a Service of this name."""
@@ -371,7 +371,9 @@ class Settings(BaseSettings):
     profile: bool = Field(
         default=False, description="serve /debug/profile on the health port: where the time goes, for operators"
     )
-    access_log: bool = Field(default=True, description="write one record for each request")
+    access_log: bool = Field(
+        default=True, description="write one record for each request; of probes and scrapes only with log_level DEBUG"
+    )
 
     @property
     def auth_modes(self) -> frozenset[str]:
@@ -485,7 +487,7 @@ def unknown_variables() -> list[str]:
     """A sentence about each variable DATASTORAGE_… of the environment that no setting reads, with the nearest name."""
     fields = Settings.model_fields.items()
     secrets = [name for name, field in fields if _is_secret(field)]
-    known = [*(f"DATASTORAGE_{name.upper()}" for name, _ in fields), *_CLIENTS]
+    known = [*(f"DATASTORAGE_{name.upper()}" for name, _ in fields), *CLIENT_VARIABLES]
     known += [f"DATASTORAGE_{name.upper()}_FILE" for name in secrets]
     unknown = sorted(
         name

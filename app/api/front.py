@@ -30,6 +30,7 @@ from app.api.body import ClientDisconnected, Reservation, too_large
 from app.api.body_formats import BATCH_PATH
 from app.api.browser import BrowserHeaders
 from app.api.compression import CompressedAnswers
+from app.api.health import OWN_PATHS
 from app.api.otlp_answers import LOGS_PATH
 from app.api.problems import problem_response
 from app.api.proxies import TrustedProxies
@@ -82,7 +83,7 @@ class Front:
         self._browser_headers = BrowserHeaders(settings)
         networks = comma_separated(settings.trusted_proxies)
         self._trusted_proxies = TrustedProxies(networks) if networks else None
-        self._access_log = AccessLog(enabled=settings.access_log)
+        self._access_log = AccessLog(enabled=settings.access_log, with_probes=settings.log_level == "DEBUG")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -225,7 +226,7 @@ class Front:
         """One observation in the metrics and one line in the access log."""
         method, route = scope["method"], self._route(scope)
         _request_duration(method if route != "unknown" else "any", route, str(status)).observe(seconds)
-        self._access_log.write(scope, status, size, seconds)
+        self._access_log.write(scope, status, size, seconds, is_probe=scope["path"] in OWN_PATHS)
 
 
 def _bookmark(scope: Scope, status: int) -> list[tuple[bytes, bytes]]:

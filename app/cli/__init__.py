@@ -13,7 +13,7 @@ client.py    the service that clients ask: --url, --token, requests, problems in
 database.py  settings with the database that a command works on
 
 Clients      show.py (correlations), searching.py (events, notifications, counts), proofs.py (one event's proof, the log's keys),
-             holds.py, trusting.py (what the log rests on), exporting.py, importing.py (with import_file.py), simulating.py
+             holds.py, trusting.py (what the log rests on), trying.py (whether a service works), exporting.py, importing.py (with import_file.py), simulating.py
 Offline      verifying.py (proofs, timestamps, exports, keys)
 On Postgres  running.py (serve, migrate, health), auditing.py (verify, findings, log), retention.py (retention, erase),
              delivering.py (sink), spool.py

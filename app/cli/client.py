@@ -21,6 +21,8 @@ from app.masking import masked
 from app.terminal import visible
 
 if TYPE_CHECKING:
+    import ssl
+
     import httpx
 
 _TIMEOUT_SECONDS = 60.0
@@ -49,6 +51,12 @@ def add_service(parser: argparse.ArgumentParser, *, role: str = "") -> None:
     owner = f"; its owner needs the role {role}" if role else ""
     secret.add_argument("--token", help=f"sent as a bearer token, else DATASTORAGE_TOKEN{owner}")
     secret.add_argument("--token-file", type=Path, metavar="FILE", help="that holds it, else DATASTORAGE_TOKEN_FILE")
+    options.add_argument(
+        "--ca-file",
+        type=Path,
+        metavar="FILE",
+        help="PEM of the certificates to trust for https, of authorities or the service's own, else DATASTORAGE_CA_FILE",
+    )
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,13 @@ class Service:
     url: str
     """With a scheme, without a slash at the end."""
     token: str | None = field(repr=False)
+    ca_file: Path | None = None
+    """PEM of the certificates that are trusted, instead of the system's."""
 
     @classmethod
     def of(cls, arguments: argparse.Namespace) -> "Service":
         """The service that options and variables name. Usage or Fatal when one of them cannot be used."""
-        return cls(_url(arguments.url), _token(arguments.token, arguments.token_file))
+        return cls(_url(arguments.url), _token(arguments.token, arguments.token_file), _ca_file(arguments.ca_file))
 
     @property
     def shown_url(self) -> str:
@@ -76,19 +86,30 @@ class Service:
         return {BOOKMARK: NOW} | authorization
 
     @cached_property
+    def trusted(self) -> "ssl.SSLContext | bool":
+        """As httpx's `verify`. Fatal if the certificates to trust cannot be read."""
+        # To read the certificates of authorities takes longer than the request; only https needs them.
+        if not self.url.lower().startswith("https:"):
+            return False
+        if self.ca_file is None:
+            return True
+        import ssl
+
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            raise Fatal(f"Cannot read the certificates in {self.ca_file}: {error}") from None
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # also one that is no authority's
+        return context
+
+    @cached_property
     def http(self) -> "httpx.Client":
         """The connection; it ends with the process."""
         _leave_out_command_line()
         import httpx
 
         try:
-            # To read the certificates of authorities takes longer than the request; only https needs them.
-            return httpx.Client(
-                base_url=self.url,
-                headers=self.headers,
-                timeout=_TIMEOUT_SECONDS,
-                verify=self.url.lower().startswith("https:"),
-            )
+            return httpx.Client(base_url=self.url, headers=self.headers, timeout=_TIMEOUT_SECONDS, verify=self.trusted)
         except (httpx.InvalidURL, ValueError) as error:
             raise Usage(f"{self.shown_url} is not the URL of a service: {visible(str(error))}") from None
 
@@ -229,6 +250,11 @@ def _port() -> str:
     if not port.isdecimal():
         raise Usage(f"DATASTORAGE_PORT is {visible(port)!r}, which is not a port")
     return port
+
+
+def _ca_file(given: Path | None) -> Path | None:
+    name = os.environ.get("DATASTORAGE_CA_FILE")
+    return given or (Path(name) if name else None)
 
 
 def _token(given: str | None, file: Path | None) -> str | None:

@@ -55,6 +55,7 @@ def build() -> Parser:
         spool,
         tailing,
         trusting,
+        trying,
         verifying,
     )
 
@@ -67,7 +68,7 @@ def build() -> Parser:
     parser.set_defaults(serves=False)
     parser.add_argument("--version", action=_Version)
     commands = parser.add_subparsers(required=True, metavar=COMMAND)
-    asking = (show, searching, tailing, proofs, exporting, holds, trusting)
+    asking = (show, searching, tailing, proofs, exporting, holds, trusting, trying)
     for group in (
         *asking,
         verifying,

@@ -19,5 +19,5 @@ def add(commands: Commands) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     service = Service.of(arguments)
-    arguments.url, arguments.token = service.url, service.token
+    arguments.url, arguments.token, arguments.trusted = service.url, service.token, service.trusted
     return simulate.run(arguments)

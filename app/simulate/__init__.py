@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Returns the exit code: 1 if an event was refused or an acknowledged one is missing, 2 if no service answers.
 
-    `arguments` has, besides what add_arguments() adds, `url` and `token` of the service.
+    `arguments` has, besides what add_arguments() adds, `url`, `token` and `trusted` of the service.
     """
     import asyncio  # noqa: PLC0415 -- every command reads these arguments, only this one needs a client
     from datetime import timedelta  # noqa: PLC0415
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     options = Options(
         *(arguments.remediations, arguments.seed, arguments.url, arguments.emitters, arguments.token),
-        *(timedelta(hours=min(24.0, max(0.0, arguments.hours))), not arguments.post_only),
+        *(timedelta(hours=min(24.0, max(0.0, arguments.hours))), not arguments.post_only, arguments.trusted),
     )
     return asyncio.run(run_simulation(options))
 

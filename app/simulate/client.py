@@ -1,6 +1,7 @@
 """Posts the events of simulated remediations by several concurrent emitters, then queries the service for each of them."""
 
 import asyncio
+import ssl
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,8 @@ class Options:
     """The time before now in which the remediations end."""
     query: bool = True
     """Whether the posted events are queried afterwards; otherwise their receipts are not stored."""
+    trusted: ssl.SSLContext | bool = True
+    """As httpx's `verify`."""
 
 
 @dataclass(slots=True)
@@ -89,7 +92,9 @@ async def run_simulation(options: Options) -> int:
 def _client(options: Options) -> httpx.AsyncClient:
     headers = {} if options.token is None else {"Authorization": f"Bearer {options.token}"}
     limits = httpx.Limits(max_connections=max(options.emitters, _CONCURRENT_QUERIES))
-    return httpx.AsyncClient(base_url=options.url, headers=headers, timeout=_TIMEOUT_SECONDS, limits=limits)
+    return httpx.AsyncClient(
+        base_url=options.url, headers=headers, timeout=_TIMEOUT_SECONDS, limits=limits, verify=options.trusted
+    )
 
 
 async def _emit_all(client: httpx.AsyncClient, options: Options, tally: Tally) -> None:

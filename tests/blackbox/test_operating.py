@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from tests import starting
 from tests.databases import create, drop, scratch
 from tests.events import make_event
 from tests.proxy import proxy
-from tests.services import Service, free_port, spawn, wait_until_ready
+from tests.services import Service, free_port, spawn, stop, wait_until_ready
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -80,6 +81,24 @@ def test_extra_ports(service: Callable[..., Service]) -> None:
     assert httpx.get(f"{metrics}/metrics").status_code == 200
     for url in (f"{health}/metrics", f"{health}/api/v1/audit/events", f"{metrics}/readyz", f"{metrics}/healthz"):
         assert httpx.get(url).status_code == 404
+
+
+@pytest.mark.parametrize("log_level", ["INFO", "DEBUG"])
+def test_probes_in_the_log(service: Callable[..., Service], log_level: str) -> None:
+    """What a log has to say is pushed out of sight by a line for each probe; or nobody can see them when they are wanted."""
+    metrics_port = free_port()
+    running = service(log_level=log_level, metrics_port=metrics_port)
+    paths = ("/healthz", "/readyz", "/livez", "/health", "/health/live", "/health/ready", "/metrics")
+    with httpx.Client(base_url=running.url) as client:
+        for path in paths:
+            assert client.get(path).status_code == 200
+        httpx.get(f"http://127.0.0.1:{metrics_port}/metrics")
+        assert client.get("/api/v1/audit/events").status_code == 200
+    assert stop([running]) == [0]
+    lines = [json.loads(line) for line in running.log.read_text().splitlines() if '"logger":"access"' in line]
+    shown = {(line["path"], line["level"]) for line in lines}
+    probes = {(path, "debug") for path in paths}
+    assert shown == {("/api/v1/audit/events", "info")} | (probes if log_level == "DEBUG" else set())
 
 
 async def test_postgres_away_and_back(service: Callable[..., Service], database_url: str) -> None:
@@ -197,14 +216,14 @@ def test_unauthenticated_beyond_loopback_is_refused(tmp_path: Path) -> None:
     assert "DATASTORAGE_ALLOW_UNAUTHENTICATED" in done.stderr
 
 
-def test_a_service_that_cannot_start_says_why(server_url: str, tmp_path: Path) -> None:
+def test_a_service_that_cannot_start_says_why(database_url: str, tmp_path: Path) -> None:
     """A start that fails exits with 0, or does not say what to do."""
     command = [sys.executable, "-m", "app", "serve"]
-    env = {"DATASTORAGE_DATABASE_URL": server_url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
-    env |= {"DATASTORAGE_PORT": str(free_port()), "XDG_STATE_HOME": str(tmp_path)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=30, check=False)
+    env = {"DATASTORAGE_DATABASE_URL": database_url, "DATASTORAGE_UNSAFE_DATABASE": "true", "PYTHONPATH": str(ROOT)}
+    env |= {"DATASTORAGE_PORT": str(free_port()), "XDG_STATE_HOME": str(tmp_path), "DATASTORAGE_LOG_NAME": "another"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 1
-    assert "datastorage migrate" in done.stderr
+    assert "unset it or set it to that name" in done.stderr
 
 
 async def test_migration_waits_for_postgres(server_url: str) -> None:

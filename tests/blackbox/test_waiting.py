@@ -132,6 +132,36 @@ async def test_waiting_ends(pod: Pod) -> None:
     assert await asyncio.to_thread(running.process.wait, 45) == 0
 
 
+@pytest.mark.every_pod
+async def test_waits_for_the_schema(server_url: str, tmp_path: Path, processes: int) -> None:
+    """A service that comes before its schema ends, again and again, later each time; or it is ready without it."""
+    empty = await databases.create(server_url)
+    async with proxy(empty) as between:
+        pod = Pod(between, tmp_path)
+        await pod.learn_the_log()  # so that its spool could take events
+        running = await pod.start(processes=processes, away_patience_ms=100)
+        async with client_of(running) as client:
+
+            async def waits() -> dict[str, str] | None:
+                state: dict[str, str] = (await client.get("/readyz")).json()
+                return state if state.get("reason") == "schema_missing" else None
+
+            assert "run `datastorage migrate`" in (await eventually(waits))["detail"]
+            assert (await client.post(EVENTS, json=make_event())).status_code in {202, 503}
+            assert (await waits()) is not None
+            assert (await client.get("/healthz")).status_code == 200
+            assert "waiting for the schema" in running.log.read_text()
+            await schema.upgrade(empty, LOG_NAME)
+            await asyncio.to_thread(wait_until_ready, running)
+
+            async def is_committed() -> bool | None:  # at first behind what waits in the spool
+                return (await client.post(EVENTS, json=make_event())).status_code == 201 or None
+
+            await eventually(is_committed)
+        assert await stop(running) == 0
+    await databases.drop(server_url, empty)
+
+
 async def test_service_first_postgres_an_hour_later(pod: Pod) -> None:
     """A pod whose spool knows its log refuses events until Postgres is there, or loses those of a start that was killed."""
     running = await pod.start()

@@ -1,6 +1,6 @@
-"""Holds rendered manifests against Kubernetes, against the CRDs in crds/, and against the restricted pod security profile.
+"""Holds rendered manifests against Kubernetes, the CRDs in crds/, the restricted pod security profile, and what the chart promises.
 
-check.py DIR: a file of DIR for each values file. Everything that kubernetes-validate would only warn about is a failure here. The
+check.py DIR LATER: a file of DIR for each values file, and in LATER the same of a chart that only has other versions. Everything that kubernetes-validate would only warn about is a failure here. The
 schemas of the CRDs were made by controller-gen v0.23.0 from the Go module
 github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring v0.95.1, without their descriptions.
 """
@@ -22,13 +22,13 @@ VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persiste
 """What the restricted profile lets a pod mount."""
 
 
-def main(directory: Path) -> int:
+def main(directory: Path, later: Path) -> int:
     """Print every fault; 1 if there is one."""
     faults, documents, pods = [], 0, 0
     for file in sorted(directory.glob("*.yaml")):
-        for document in yaml.safe_load_all(file.read_text("utf-8")):
-            if document is None:
-                continue
+        rendered, upgraded = read(file), read(later / file.name)
+        faults += [f"{file.stem}: {fault}" for fault in (*tests_nothing(rendered), *restarts(rendered, upgraded))]
+        for document in rendered:
             documents += 1
             name = f"{file.stem}: {document['kind']} {document['metadata']['name']}"
             faults += [f"{name}: {fault}" for fault in unknown_to_kubernetes(document)]
@@ -41,6 +41,50 @@ def main(directory: Path) -> int:
         or f"{documents} objects fit Kubernetes {all_versions()[0]} to {all_versions()[-1]}, {pods} pods are restricted"
     )
     return 1 if faults or not pods else 0
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    return [document for document in yaml.safe_load_all(file.read_text("utf-8")) if document is not None]
+
+
+def tests_nothing(documents: list[dict[str, Any]]) -> Iterator[str]:
+    """`helm test` has to run one pod, which the service admits: with a token unless everybody is admitted, through its network policy."""
+    hooks = [one for one in documents if "test" in (one["metadata"].get("annotations") or {}).get("helm.sh/hook", "")]
+    pods = [one for one in hooks if one["kind"] == "Pod"]
+    if [pod["spec"]["containers"][0]["args"][0] for pod in pods] != ["try"]:
+        yield "helm test runs no pod that tries the service"
+        return
+    environment = {one["name"]: one["value"] for one in pods[0]["spec"]["containers"][0]["env"]}
+    [settings] = [one["data"] for one in documents if "DATASTORAGE_AUTH" in one.get("data", {})]
+    if ("DATASTORAGE_TOKEN_FILE" in environment) == (settings["DATASTORAGE_AUTH"] == "none"):
+        yield "the pod of helm test has no token, or one for nobody"
+    if "DATASTORAGE_TLS_DIR" in settings and (
+        "DATASTORAGE_CA_FILE" not in environment or "https:" not in environment["DATASTORAGE_URL"]
+    ):
+        yield "the pod of helm test does not ask by https"
+    labels = pods[0]["metadata"]["labels"]
+    for policy in (one for one in documents if one["kind"] == "NetworkPolicy"):
+        peers = [peer for rule in policy["spec"]["ingress"] for peer in rule["from"]]
+        selected = [peer.get("podSelector", {}).get("matchLabels", {}) for peer in peers]
+        if not any(one.items() <= labels.items() for one in selected if "app.kubernetes.io/name" in one):
+            yield f"{policy['metadata']['name']} admits no pod of helm test"
+
+
+def restarts(documents: list[dict[str, Any]], upgraded: list[dict[str, Any]]) -> Iterator[str]:
+    """An upgrade that only changes versions must not restart a trial's Postgres: with it goes the service."""
+
+    def of_postgres(of: list[dict[str, Any]]) -> list[Any]:
+        return [
+            one["spec"]["template"]
+            for one in of
+            if one["kind"] == "StatefulSet" and "postgres" in one["metadata"]["name"]
+        ]
+
+    if of_postgres(documents) != of_postgres(upgraded):
+        yield "an upgrade to another version restarts Postgres"
+    for template in of_postgres(documents):
+        if template["spec"]["securityContext"].get("fsGroupChangePolicy") != "OnRootMismatch":
+            yield "each start of Postgres walks through its volume"
 
 
 def unknown_to_kubernetes(document: dict[str, Any]) -> Iterator[str]:
@@ -140,4 +184,4 @@ def blind_spots() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

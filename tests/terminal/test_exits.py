@@ -15,6 +15,7 @@ import httpx
 from app.cli.exits import Exit
 from app.cli.parser import build
 from app.ingest.spool import Spool
+from app.tlog.note import PublicKey
 from tests import starting
 from tests.events import make_event
 from tests.services import ROOT, Service, free_port
@@ -119,6 +120,7 @@ CASES: dict[str, dict[str, int]] = {
     "sink test": {"none": 64},
     "import": {"./events": 0, "./bad-events": 1, "./missing": 2, ".": 64, "": 64},
     "simulate": {"--remediations 1": 0, "--url 127.0.0.1:{away}": 2, "--remediations 0": 64},
+    "try": {"": 0, "--key {other}": 1, "--url 127.0.0.1:{away}": 2, "--wait x": 64},
     "serve": {"": 1, "--bogus": 64},
     "migrate": {"": 0, "--bogus": 64},
     "health": {"": 0, "x": 64},
@@ -179,6 +181,7 @@ async def test_exit_codes(service: Callable[..., Service], database_url: str, co
         "url": url,
         "away": str(free_port()),
         "key": key,
+        "other": str(PublicKey("other", bytes(32))),
         "event": event,
         "spool": str(tmp_path / "spool"),
     }

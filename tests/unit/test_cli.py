@@ -23,7 +23,7 @@ ODD = "a\x1b[2J\x07\x00\x9b\u202e\u2066\u200b\ufeff\U000e0041\ud800\n"
 
 @pytest.fixture(autouse=True)
 def without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("URL", "TOKEN", "TOKEN_FILE", "PORT"):
+    for name in ("URL", "TOKEN", "TOKEN_FILE", "CA_FILE", "PORT"):
         monkeypatch.delenv(f"DATASTORAGE_{name}", raising=False)
 
 
@@ -65,6 +65,12 @@ def test_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert service("--token-file", str(file)).token == "of-file"
     assert service("--token", "of-option", "--url", "other") == Service("http://other", "of-option")
     assert "of-option" not in repr(service("--token", "of-option"))
+    monkeypatch.setenv("DATASTORAGE_CA_FILE", str(file))
+    assert service().ca_file == file
+    assert service("--ca-file", "other").ca_file == Path("other")
+    with pytest.raises(Fatal, match="Cannot read the certificates"):
+        assert service("--url", "https://h").http
+    assert service("--url", "http://h").trusted is False
 
 
 @pytest.mark.parametrize(

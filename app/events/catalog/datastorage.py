@@ -1,4 +1,4 @@
-"""Events of the data storage service itself: its catalog of workflows and action types, and its access control.
+"""Events of the data storage service itself: its catalog of workflows and action types, its access control, and its trials.
 
 The platform's present release sends none of the catalog events; clients may, and older data contains them.
 """
@@ -118,8 +118,19 @@ class DatastorageRatelimitDeniedPayload(TypedDict):
     method: NotRequired[str]
 
 
+class ServiceTriedPayload(TypedDict):
+    """`datastorage try`, which `helm test` runs, has tried the service: it posts this event to see whether it is stored, found and proved.
+
+    Nothing else has happened.
+    """
+
+    event_type: Literal["datastorage.service.tried"]
+    purpose: str
+
+
 OTHER_CATEGORIES: dict[object, Category] = {
     WorkflowCatalogCreatedPayload: "workflow",
     WorkflowCatalogUpdatedPayload: "workflow",
     DatastorageRatelimitDeniedPayload: "security",
+    ServiceTriedPayload: "security",
 }

@@ -438,6 +438,7 @@ _BY_EVENT_TYPE: dict[str, dict[str, Any]] = {
     "datastorage.sink.removed": _SINK_ORDER,
     "datastorage.sink.resumed": _SINK_ORDER,
     "datastorage.sink.rewound": _SINK_ORDER | {"to": "0:0"},
+    "datastorage.service.tried": {"purpose": "helm test of the release datastorage"},
     "gateway.config.rejected": {"component": "gateway", "rejection_reason": "rate_limit must be positive"},
     "gateway.config.reloaded": {"component": "gateway"},
     "gateway.signal.deduplicated": {"deduplication_status": "duplicate"},

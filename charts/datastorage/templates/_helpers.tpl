@@ -9,10 +9,15 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end }}
 
-{{- define "datastorage.labels" -}}
+{{/* Labels of pods that run on: without versions, so that an upgrade that changes nothing else restarts none. */}}
+{{- define "datastorage.podLabels" -}}
 {{ include "datastorage.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+{{- end }}
+
+{{- define "datastorage.labels" -}}
+{{ include "datastorage.podLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
 helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version | replace "+" "_" }}
 {{- end }}
 
@@ -112,4 +117,26 @@ resources:
   limits: {memory: 512Mi}
 volumeMounts:
   {{- include "datastorage.databaseMount" .root | nindent 2 }}
+{{- end }}
+
+{{/* Bytes of a quantity of Kubernetes, such as 2Gi, as text. */}}
+{{- define "datastorage.bytes" -}}
+{{- $units := dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "" 1.0 }}
+{{- mulf (regexFind "^[0-9.]+" . | float64) (get $units (regexFind "[A-Za-z]*$" .)) | int64 }}
+{{- end }}
+
+{{/*
+Refuses what the API server would refuse without saying what to do: a StatefulSet's claims cannot be changed. A dict of `root`, the name of
+the `workload`, and the `values` (size, storageClassName) that stand under `prefix`. Asks the cluster, so it sees nothing in `helm template`.
+*/}}
+{{- define "datastorage.sameClaim" -}}
+{{- $found := lookup "apps/v1" "StatefulSet" .root.Release.Namespace .workload }}
+{{- if $found }}
+{{- $claim := (first $found.spec.volumeClaimTemplates).spec }}
+{{- $size := $claim.resources.requests.storage }}
+{{- $class := $claim.storageClassName | default "" }}
+{{- if or (ne (include "datastorage.bytes" $size) (include "datastorage.bytes" .values.size)) (ne $class .values.storageClassName) }}
+{{- fail (printf "%s.size and %s.storageClassName cannot be changed by an upgrade: the StatefulSet %s has %s and the class %q. Resize the volumes and delete the StatefulSet without its pods first, as \"Resize the volumes\" in docs/operations.md says." .prefix .prefix .workload $size $class) }}
+{{- end }}
+{{- end }}
 {{- end }}
