@@ -7,6 +7,7 @@ Processes: serve > pod (several processes as one service) > api.
 A page:    pages (what a browser sees) > api.
 A query:   api > query (filters, pages, reports), export (signed files), verify (compares rows, chains, log and checkpoints).
 Removal:   retention (holds, policies, purge, erase).
+Archive:   archive (months of the log as verified files of a table that other engines read).
 Findings:  findings (what verify and tlog find wrong, recorded in the log until somebody acknowledges it).
 Postgres:  db (connections), schema (revision, migrations), tables and sql (SQLAlchemy tables, named statements), standby (what
            synchronous standbys have), presence (whether Postgres answers, whether the process shuts down), workers (the loop of background workers), embedded (a private server).

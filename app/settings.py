@@ -289,6 +289,21 @@ class Settings(BaseSettings):
         default=True,
         description="purge no event that a sink has yet to be sent, not even one whose sink is paused or forgotten; false: purge it",
     )
+    archive_url: str | None = Field(
+        None,
+        pattern=r"^(file:///[^?#%]*[^/?#%]|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9=_.-]+)*)$",
+        description="where the archive's files are (docs/archive.md), file:///directory or s3://bucket/prefix; needs the extra archive",
+    )
+    archive_after_days: int = Field(
+        90, ge=1, le=2555, description="events are archived when they are older; whole months by default"
+    )
+    archive_s3_endpoint: str | None = Field(None, description="URL of a store that is not Amazon's")
+    archive_s3_region: str = Field("us-east-1", pattern=r"^[a-z0-9-]{1,50}$", description="region of the bucket")
+    archive_s3_access_key_file: Path | None = Field(
+        None,
+        description="file of the access key, with archive_s3_secret_key_file; unset: the credentials that the pod or the machine has been given",
+    )
+    archive_s3_secret_key_file: Path | None = Field(None, description="file of the secret key")
     checkpoint_file: Path | None = Field(
         None,
         description="file out of the database's reach that every checkpoint is appended to, one for each process; at its start it is held against the log",

@@ -266,6 +266,35 @@ sinks = Table(
     Column("last_error_at", DateTime(timezone=True)),
 )
 
+# Where the archive's table is: the pointer to the newest metadata of each Iceberg table, as Java's JdbcCatalog has it.
+iceberg_tables = Table(
+    "iceberg_tables",
+    metadata,
+    Column("catalog_name", String(255), primary_key=True),
+    Column("table_namespace", String(255), primary_key=True),
+    Column("table_name", String(255), primary_key=True),
+    Column("metadata_location", String(1000)),
+    Column("previous_metadata_location", String(1000)),
+    Column("iceberg_type", String(5)),
+)
+iceberg_namespace_properties = Table(
+    "iceberg_namespace_properties",
+    metadata,
+    Column("catalog_name", String(255), primary_key=True),
+    Column("namespace", String(255), primary_key=True),
+    Column("property_key", String(255), primary_key=True),
+    Column("property_value", String(1000)),
+)
+
+# Parts of the archive that are being written, or were when a run ended early.
+archive_attempts = Table(
+    "archive_attempts",
+    metadata,
+    Column("archive_id", Uuid, primary_key=True),
+    Column("location", Text, nullable=False),
+    Column("began_at", DateTime(timezone=True), nullable=False),
+)
+
 # One row: the oldest release that may write to this schema, by the last migration that it knows.
 schema_min_writer = Table("schema_min_writer", metadata, Column("revision", Text, nullable=False))
 

@@ -78,7 +78,19 @@ def main() -> None:
     )
     parser.add_argument(
         "--only",
-        choices=("write", "query", "filters", "outage", "proof", "export", "overload", "memory", "stream", "replica"),
+        choices=(
+            "write",
+            "query",
+            "filters",
+            "outage",
+            "proof",
+            "export",
+            "overload",
+            "memory",
+            "stream",
+            "replica",
+            "archive",
+        ),
         help="leave the other parts out",
     )
     parser.add_argument(
@@ -119,9 +131,16 @@ def _measure_overload(options: argparse.Namespace) -> bool:
     return overload.measure(quick=options.quick, seconds=seconds, rows=rows, tree=options.tree, settings=settings)
 
 
+def _measure_archive(options: argparse.Namespace) -> bool:
+    from bench import archive  # noqa: PLC0415 -- needs the extra
+
+    return archive.measure(rows=options.rows)
+
+
 _APART: dict[str, Callable[[argparse.Namespace], bool]] = {
     "overload": _measure_overload,
     "memory": lambda options: memory.measure(quick=options.quick, seconds=5.0, tree=options.tree),
+    "archive": _measure_archive,
     "stream": lambda options: stream.measure(quick=options.quick, seconds=2.0 if options.quick else 20.0),
     "replica": lambda options: read_standbys.measure(
         quick=options.quick, seconds=options.seconds, rows=60_000, rounds=options.rounds

@@ -56,6 +56,9 @@ MAY_IMPORT = {
     # verify: rows in portions of one snapshot, and the check of a chain's link; terminal: the page of a bundle is read on one
     "export": "events query verify tlog db sql tables terminal errors",
     # export: an event leaves in the same form, however it leaves; query: by the same filters
+    # ingest, retention: what is archived is a logged action, which is an event; export: manifests are signed as those of exports
+    # verify: a row is archived, and verified in a file, by the same rules
+    "archive": "events ingest export retention tlog verify cores db settings sql errors",
     # settings: is a host loopback, and how Postgres is reached; workers: who follows is woken on a connection of its own
     # verify: a copy is compared with rows by the same rules
     # standby: nothing leaves that a failover could take away; ingest, retention: an order about a sink is a logged action
@@ -80,7 +83,7 @@ MAY_IMPORT = {
     "continuing": "events ingest tlog verify schema db settings errors",
     "simulate": "masking",  # a client: it could be shipped alone
     # stream: a copy of it is verified
-    "cli": "bookmark stream masking terminal auth serve openapi simulate continuing schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
+    "cli": "archive bookmark stream masking terminal auth serve openapi simulate continuing schema main events ingest tlog verify export retention findings presence database_url db embedded logs settings state_dir errors tracing",
 }
 
 

@@ -40,6 +40,7 @@ class _Version(argparse.Action):
 def build() -> Parser:
     """The parser. Of what it returns, `run` is the function of the command, and `serves` whether it is the service itself."""
     from app.cli import (
+        archiving,
         auditing,
         delivering,
         describing,
@@ -74,6 +75,7 @@ def build() -> Parser:
         verifying,
         auditing,
         retention,
+        archiving,
         delivering,
         importing,
         simulating,

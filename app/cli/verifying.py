@@ -10,7 +10,7 @@ from app.errors import Fatal
 from app.terminal import visible, visible_json
 
 TSA_HELP = "PEM of the timestamp authority's certificate, or of its issuer's and those between"
-_KEY_HELP = "of the log as /tlog/key shows it, or a file that holds it"
+KEY_HELP = "of the log as /tlog/key shows it, or a file that holds it"
 
 
 class _TimestampNotProved(Exception):
@@ -20,12 +20,12 @@ class _TimestampNotProved(Exception):
 def add(commands: Commands) -> None:
     proof = commands.add_parser("verify-proof", help="verify the proof of one event; needs no service and no database")
     proof.add_argument("file", type=Path, metavar="FILE", help="from `datastorage proof`, or the event's route /proof")
-    proof.add_argument("--key", required=True, help=_KEY_HELP)
+    proof.add_argument("--key", required=True, help=KEY_HELP)
     proof.add_argument("--tsa", type=Path, metavar="FILE", help=TSA_HELP)
     proof.set_defaults(run=_verify_proof)
     timestamp = commands.add_parser("verify-timestamp", help="verify when a checkpoint existed; needs no service")
     timestamp.add_argument("file", type=Path, metavar="FILE", help="from GET /tlog/timestamp")
-    timestamp.add_argument("--key", required=True, help=_KEY_HELP)
+    timestamp.add_argument("--key", required=True, help=KEY_HELP)
     timestamp.add_argument("--tsa", type=Path, required=True, metavar="FILE", help=TSA_HELP)
     timestamp.set_defaults(run=_verify_timestamp)
     export = commands.add_parser("verify-export", help="verify an export by itself: no service, database or network")

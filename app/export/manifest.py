@@ -4,6 +4,7 @@ DSSE is implemented here, without a library, for the reasons in docs/decisions/0
 """
 
 import base64
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -153,6 +154,17 @@ def open_envelope(envelope: Any, keys: list[PublicKey]) -> tuple[Manifest, Publi
     ValueError if it is not an envelope, has members that nobody signs, has a wrong signature under the name of one of `keys`, or is
     not of a manifest.
     """
+    statement, signatures = open_statement(envelope)
+    manifest = Manifest.parse(statement)
+    return manifest, signer_of(statement, signatures, manifest.log, keys, f"the manifest of part {manifest.part}")
+
+
+Signatures = list[tuple[Any, bytes]]
+"""Each with the name of its key."""
+
+
+def open_statement(envelope: Any) -> tuple[bytes, Signatures]:
+    """The in-toto statement of a DSSE envelope, and its signatures. ValueError if it is none, or has members that nobody signs."""
     try:
         statement = base64.b64decode(envelope["payload"], validate=True)
         if envelope["payloadType"] != PAYLOAD_TYPE:
@@ -165,18 +177,22 @@ def open_envelope(envelope: Any, keys: list[PublicKey]) -> tuple[Manifest, Publi
             raise ValueError(f"the manifest has {', '.join(sorted(others))} beside what is signed")
     except (TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"the manifest is not a DSSE envelope: {error!r}") from None
+    return statement, signatures
+
+
+def signer_of(
+    statement: bytes, signatures: Signatures, log: str, keys: Sequence[PublicKey], what: str
+) -> PublicKey | None:
+    """Which of those `keys` that are of this log signed a statement. ValueError for a wrong signature under the name of one of them."""
     signed = signed_bytes(statement)
-    manifest = Manifest.parse(statement)
-    keys_of_log = [key for key in keys if key.name == manifest.log and key.algorithm == ED25519]
+    keys_of_log = [key for key in keys if key.name == log and key.algorithm == ED25519]
     signer = None
     for name, signature in signatures:
         by = next((key for key in keys_of_log if verifies(key, signature, signed)), None)
         if by is None and any(name == key_id(key) for key in keys_of_log):
-            raise ValueError(
-                f"wrong key: the manifest of part {manifest.part} has a wrong signature under the name of {name}"
-            )
+            raise ValueError(f"wrong key: {what} has a wrong signature under the name of {name}")
         signer = signer or by
-    return manifest, signer
+    return signer
 
 
 def key_id(key: PublicKey) -> str:

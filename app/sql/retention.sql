@@ -268,7 +268,8 @@ WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND p
         'datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored',
         'datastorage.hold.placed', 'datastorage.hold.released', 'datastorage.hold.adopted',
         'datastorage.policy.set', 'datastorage.policy.removed', 'datastorage.notification.stored',
-        'datastorage.finding.recorded', 'datastorage.finding.acknowledged', 'datastorage.log.continued'
+        'datastorage.finding.recorded', 'datastorage.finding.acknowledged', 'datastorage.log.continued',
+        'datastorage.archive.stored'
     )
 ORDER BY log_index
 

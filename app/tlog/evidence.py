@@ -20,6 +20,7 @@ HOLD_PLACED, HOLD_RELEASED, HOLD_ADOPTED = (
     f"datastorage.hold.{action}" for action in ("placed", "released", "adopted")
 )
 POLICY_SET, POLICY_REMOVED = "datastorage.policy.set", "datastorage.policy.removed"
+ARCHIVED = "datastorage.archive.stored"
 FOUND, ACKNOWLEDGED = "datastorage.finding.recorded", "datastorage.finding.acknowledged"
 _REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)
 _ROWS_AT_ONCE = 4

@@ -79,7 +79,7 @@ async def read_tile(connection: Connection, log: Log, tile: Tile) -> bytes | Non
         first = tile.index * WIDTH
         if first + tile.width > await log_size(connection, log):
             return None
-        return await _read_leaves(connection, log, first, first + tile.width)
+        return await read_leaves(connection, log, first, first + tile.width)
     hashes = (await _read_tiles(connection, log, {(tile.level, tile.index)})).get((tile.level, tile.index), b"")
     return hashes[: tile.width * HASH_BYTES] if len(hashes) >= tile.width * HASH_BYTES else None
 
@@ -94,7 +94,7 @@ async def range_roots(connection: Connection, log: Log, ranges: Sequence[Range])
         in_tile = [node for node in low if (node[1] << node[0]) // WIDTH == tile]
         first = min(index << level for level, index in in_tile)
         end = max((index + 1) << level for level, index in in_tile)
-        hashes = await _read_leaves(connection, log, first, end)
+        hashes = await read_leaves(connection, log, first, end)
         roots |= {node: _subtree_root(hashes, node[0], (node[1] << node[0]) - first) for node in in_tile}
     high = wanted - roots.keys()
     tiles = await _read_tiles(connection, log, {_tile_of(node) for node in high}) if high else {}
@@ -142,7 +142,7 @@ async def _full_tile_roots(connection: Connection, log: Log, level: int, first: 
     for start in range(first, last, _TILES_AT_ONCE):
         end = min(last, start + _TILES_AT_ONCE)
         if level == 0:
-            hashes = await _read_leaves(connection, log, start * WIDTH, end * WIDTH)
+            hashes = await read_leaves(connection, log, start * WIDTH, end * WIDTH)
         else:
             tiles = await _read_tiles(connection, log, [(level, index) for index in range(start, end)])
             hashes = b"".join(tiles.get((level, index), b"") for index in range(start, end))
@@ -175,7 +175,7 @@ def _subtree_root(hashes: bytes, level: int, first: int) -> bytes:
     return merkle.complete_root(part)
 
 
-async def _read_leaves(connection: Connection, log: Log, first: int, end: int) -> bytes:
+async def read_leaves(connection: Connection, log: Log, first: int, end: int) -> bytes:
     """The leaf hashes from position `first` up to, not including, `end`, concatenated. Raises HashesMissing when one is missing."""
     parts: list[bytes] = []
     position = first

@@ -102,7 +102,7 @@ def row_defects(row: Row, leaf: str | None, log: Log, erased: Erasures) -> Itera
     if is_erased and place(row) not in erased:
         yield defect_of(row, "edited", "marked as erased, but the log has no erasure event for it")
         return
-    if is_erased and not _is_what_erasure_left(row, erased.left_at(place(row))):
+    if is_erased and not is_what_erasure_left(row, erased.left_at(place(row))):
         yield defect_of(row, "edited", "an erased event contains data again")
     expected, actual = stored_hash(row, log.name_of(row.get("log_id"))), row.get("event_hash") or ""
     if expected == actual == leaf:
@@ -116,7 +116,7 @@ def row_defects(row: Row, leaf: str | None, log: Log, erased: Erasures) -> Itera
         yield defect_of(row, "edited", message, leaf, actual, leaf)
 
 
-def _is_what_erasure_left(row: Row, digests: AbstractSet[str]) -> bool:
+def is_what_erasure_left(row: Row, digests: AbstractSet[str]) -> bool:
     """Whether an erased row has only what erasure has left in the columns that no hash covers any more.
 
     `digests` are those of the payload as the log records them. Without any, the payload may be what some release would leave.

@@ -4,7 +4,7 @@
 --   datastorage_service    DATASTORAGE_DATABASE_URL   reads and writes events; cannot change or delete one, nor own, drop or
 --                                                     truncate a table, nor switch off a trigger
 --   datastorage_retention  DATASTORAGE_RETENTION_URL  purges and erases, as a member of the owner: only for `datastorage
---                                                     retention` and `datastorage erase`
+--                                                     retention`, `datastorage erase` and `datastorage archive`
 --   datastorage_owner      nobody logs in with it     owns the tables, if a superuser would otherwise
 DO $$
 DECLARE
@@ -53,7 +53,7 @@ BEGIN
     GRANT UPDATE (legal_hold, legal_hold_reason, legal_hold_placed_by, legal_hold_placed_at)
         ON audit_events TO datastorage_service;
     REVOKE DELETE ON chain_heads, holds, adoptions, log_timestamps FROM datastorage_service;
-    REVOKE INSERT, UPDATE, DELETE ON logs, alembic_version, schema_min_writer, audit_retention_policies, retention_operations
-        FROM datastorage_service;
+    REVOKE INSERT, UPDATE, DELETE ON logs, alembic_version, schema_min_writer, audit_retention_policies, retention_operations,
+        iceberg_tables, iceberg_namespace_properties, archive_attempts FROM datastorage_service;
 END
 $$;

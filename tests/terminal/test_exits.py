@@ -111,6 +111,11 @@ CASES: dict[str, dict[str, int]] = {
     "retention policy list": {"": 0, "--url {url}": 0, "--url 127.0.0.1:{away}": 2, "x": 64},
     "retention policy set": {"gateway --days 90 --reason r": 0, "gateway --days 0 --reason r": 64, "gateway": 64},
     "retention policy remove": {"gateway --reason r": 0, "gateway --reason again": 2, "gateway": 64},
+    "archive plan": {"": 0, "--month 2026-01 --partial": 0, "--month soon": 64},
+    "archive run": {"": 2, "--month soon": 64},
+    "archive list": {"": 0, "x": 64},
+    "archive verify": {"--key {key}": 0, "": 2, "--key nonsense": 2, "--sample --manifests": 64},
+    "verify-archive": {"./missing --key {key}": 2, ". --key nonsense": 2, ". --key {key}": 2, ".": 64},
     "erase": {f"--event-id {NOBODY} --reason r --dry-run": 0, "--event-id x --reason r": 64, "--reason r": 64},
     "sink list": {"": 0, "x": 64},
     "sink pause": {"none": 2, "": 64},
@@ -139,6 +144,10 @@ AWAY = (
     "retention plan",
     "retention run",
     "retention policy list",
+    "archive plan",
+    "archive run",
+    "archive list",
+    "archive verify --key {key}",
     f"erase --event-id {NOBODY} --reason r",
     "log continue --reason r",
     "sink list",
@@ -187,6 +196,7 @@ async def test_exit_codes(service: Callable[..., Service], database_url: str, co
     }
     environment = {"DATASTORAGE_PORT": url.rpartition(":")[2], "DATASTORAGE_DATABASE_URL": database_url}
     environment["DATASTORAGE_DATA_DIR"] = str(tmp_path / "state")
+    environment["DATASTORAGE_ARCHIVE_URL"] = f"file://{tmp_path}/archive"
     expected = {f"{name} {text}": code for name, cases in CASES.items() for text, code in cases.items()}
     starts = {one: (_arguments(one, known, tmp_path), environment) for one in expected}
     away = environment | {"DATASTORAGE_DATABASE_URL": f"postgresql://u:hunter2@127.0.0.1:{known['away']}/d"}

@@ -251,6 +251,24 @@ class ExportCreatedPayload(TypedDict):
     file_sha256: NotRequired[Sha256Hex]
 
 
+class ArchiveStoredPayload(TypedDict):
+    """A part of the log was copied to the archive, read back and verified, row by row. Each of several events has some of the positions.
+
+    month is that of the events' event_date; location is the part's folder, manifest_sha256 the digest of the manifest in it, and
+    tree_size the size of the checkpoint in that.
+    """
+
+    event_type: Literal["datastorage.archive.stored"]
+    archive_id: Uuid
+    log_id: Count
+    month: str
+    location: str
+    manifest_sha256: Sha256Hex
+    tree_size: Count
+    positions: str
+    event_count: Count
+
+
 class ImportStoredPayload(TypedDict):
     """A portion of events from elsewhere was imported with their own times; each of them has `imported` in its event_metadata.
 

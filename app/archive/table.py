@@ -1,0 +1,163 @@
+"""The archive's table in Apache Iceberg's format: its schema, and one snapshot more for each part, written by pyiceberg.
+
+The pointer to the newest metadata is a row of Postgres, which the run moves itself, in the transaction that records the part.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from logging import ERROR, getLogger
+from typing import Any
+from uuid import UUID
+
+from pyiceberg.catalog.noop import NoopCatalog
+from pyiceberg.io.pyarrow import PyArrowFileIO, parquet_file_to_data_file, schema_to_pyarrow
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.serializers import FromInputFile, ToOutputFile
+from pyiceberg.table import Table
+from pyiceberg.table.metadata import TableMetadata, new_table_metadata
+from pyiceberg.table.sorting import SortField, SortOrder
+from pyiceberg.transforms import IdentityTransform, MonthTransform
+
+from app.archive.columns import COLUMNS, NAMES, SORTED_BY
+from app.archive.storage import METADATA, Storage
+
+IDENTIFIER = ("audit", "events")
+CATALOG = "datastorage"
+_PROPERTIES = {
+    "write.parquet.compression-codec": "zstd",
+    "write.metadata.metrics.default": "none",
+    "write.metadata.previous-versions-max": "100",
+}
+_PARTITION_IDS_FROM = 1000
+
+
+def _field_id(name: str) -> int:
+    return NAMES.index(name) + 1
+
+
+SCHEMA = Schema.model_validate(
+    {
+        "type": "struct",
+        "fields": [
+            {"id": _field_id(column.name), "name": column.name, "type": column.type, "required": column.required}
+            for column in COLUMNS
+        ],
+    }
+)
+_SPEC = PartitionSpec(
+    PartitionField(_field_id("event_timestamp"), _PARTITION_IDS_FROM, MonthTransform(), "month"),
+    PartitionField(_field_id("log_id"), _PARTITION_IDS_FROM + 1, IdentityTransform(), "log"),
+)
+_SORT_ORDER = SortOrder(*(SortField(_field_id(name), IdentityTransform()) for name in SORTED_BY))
+ARROW_SCHEMA = schema_to_pyarrow(SCHEMA)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFile:
+    """A file of events as the newest snapshot lists it."""
+
+    name: str | None
+    """Its path in the archive; None if it is elsewhere."""
+    location: str
+    bytes: int
+    events: int
+    partition: tuple[int, int]
+    """Months since 1970, and the log's id."""
+    hides_rows: bool
+    """Whether something says that rows of it are deleted."""
+
+
+class ArchiveTable:
+    """The table as one file of metadata describes it, or a new one."""
+
+    def __init__(self, storage: Storage, location: str | None, metadata: TableMetadata) -> None:
+        self.location = location
+        """Of the metadata; None for a table that is not stored yet."""
+        self._storage = storage
+        self._metadata = metadata
+        self._io = _file_io(storage)
+
+    @classmethod
+    def load(cls, storage: Storage, location: str | None) -> "ArchiveTable":
+        """The table that `location` describes; a new one for None. What is no metadata makes pyiceberg raise anything."""
+        if location is not None:
+            return cls(storage, location, FromInputFile.table_metadata(_file_io(storage).new_input(location)))
+        metrics = {
+            f"write.metadata.metrics.column.{column.name}": "truncate(64)"
+            for column in COLUMNS
+            if column.has_statistics
+        }
+        metadata = new_table_metadata(SCHEMA, _SPEC, _SORT_ORDER, storage.url, _PROPERTIES | metrics)
+        return cls(storage, None, metadata)
+
+    def append(self, archive_id: UUID, folder: str, names: list[str]) -> str:
+        """Write the metadata of the table with these files of a part more; its location. The names of all new files have the part's id."""
+        table = Table(IDENTIFIER, self._metadata, self.location or "", self._io, NoopCatalog(CATALOG))
+        transaction = table.transaction()
+        producer = transaction.update_snapshot(snapshot_properties={"archive-id": str(archive_id)}).fast_append()
+        producer.commit_uuid = archive_id
+        with _quiet_pyiceberg():
+            for name in names:
+                location = self._storage.location(f"{folder}/{name}")
+                producer.append_data_file(parquet_file_to_data_file(self._io, self._metadata, location))
+        producer.commit()
+        metadata = transaction.table_metadata
+        number = len(self._metadata.snapshots)
+        location = self._storage.location(f"{METADATA}/{number:05}-{archive_id}.metadata.json")
+        ToOutputFile.table_metadata(metadata, self._io.new_output(location), overwrite=True)
+        for name in self._storage.names(METADATA):
+            if str(archive_id) in name:
+                self._storage.sync(name)
+        return location
+
+    def differences(self) -> Iterator[str]:
+        """In what the table is not as `load()` makes it: an engine would show other columns than were written."""
+        metadata = self._metadata
+        if metadata.location != self._storage.url:
+            yield f"its location is {metadata.location}"
+        if metadata.schema() != SCHEMA or len(metadata.schemas) != 1:
+            yield "its columns are not those of the archive"
+        if metadata.spec() != _SPEC or len(metadata.partition_specs) != 1:
+            yield "its partitions are not those of the archive"
+        if metadata.name_mapping() is not None:
+            yield "it maps columns by names"
+
+    def files(self) -> Iterator[ListedFile]:
+        """The files of the newest snapshot."""
+        table = Table(IDENTIFIER, self._metadata, self.location or "", self._io, NoopCatalog(CATALOG))
+        for task in table.scan().plan_files():
+            file = task.file
+            month, log_id = file.partition[0], file.partition[1]
+            yield ListedFile(
+                self._storage.name_of(file.file_path),
+                file.file_path,
+                file.file_size_in_bytes,
+                file.record_count,
+                (month, log_id),
+                bool(task.delete_files),
+            )
+
+
+def _file_io(storage: Storage) -> PyArrowFileIO:
+    names = {"endpoint_override": "s3.endpoint", "region": "s3.region"}
+    names |= {"access_key": "s3.access-key-id", "secret_key": "s3.secret-access-key"}
+    return PyArrowFileIO({names[name]: value for name, value in storage.options.items()})
+
+
+@contextmanager
+def _quiet_pyiceberg() -> Iterator[None]:
+    """It warns of each column that has no statistics, which is on purpose."""
+    logger = getLogger("pyiceberg.io.pyarrow")
+    level = logger.level
+    logger.setLevel(ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def months_since_1970(month: Any) -> int:
+    """As Iceberg numbers the months of a partition; `month` is a date."""
+    return int((month.year - 1970) * 12 + month.month - 1)

@@ -1,0 +1,273 @@
+"""`datastorage archive` and `verify-archive`: months of the log as verified files in a table that others read."""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.cli import output
+from app.cli.exits import Exit
+from app.cli.parser import Commands, add_group
+from app.cli.verifying import KEY_HELP
+from app.errors import Fatal
+from app.terminal import visible
+
+if TYPE_CHECKING:
+    from app.archive.check import PartResult
+    from app.archive.compare import Depth
+    from app.archive.run import Progress, Selection
+    from app.settings import Settings
+
+_PROGRESS_SECONDS = 1.0
+_PROGRESS_LINE_SECONDS = 10.0
+_NEEDS = "The archive needs more packages: pip install 'datastorage[archive]'."
+
+
+def add(commands: Commands) -> None:
+    acts = add_group(commands, "archive", "copy months to the archive, verified, and look at it")
+    plan = acts.add_parser("plan", help="show what a run would archive; changes nothing")
+    output.add_output(plan)
+    plan.set_defaults(run=_plan)
+    run = acts.add_parser("run", help="archive what is past archive_after_days; nothing is removed from Postgres")
+    run.description = "Exit code 1: rows that are not as the log has them were not archived; the rest was."
+    run.set_defaults(run=_run)
+    for command in (plan, run):
+        command.add_argument("--month", type=_month, metavar="YYYY-MM", help="only this one")
+        command.add_argument("--partial", action="store_true", help="also of months that are not past it as a whole")
+    listing = acts.add_parser("list", help="the parts that are archived, as the log records them")
+    output.add_output(listing)
+    listing.set_defaults(run=_list)
+    verify = acts.add_parser("verify", help="verify the archive against the log, and the table that engines read")
+    verify.description = "Exit code 0: nothing is wrong; 1: something is; 2: it could not be looked at."
+    depth = verify.add_mutually_exclusive_group()
+    depth.add_argument("--sample", action="store_true", help="the rows of ten parts only, and all manifests")
+    depth.add_argument("--manifests", action="store_true", help="manifests and the table only")
+    verify.add_argument("--key", help=f"{KEY_HELP}; that of the settings if absent")
+    verify.set_defaults(run=_verify)
+    _add_verify_archive(commands)
+
+
+def _add_verify_archive(commands: Commands) -> None:
+    verify = commands.add_parser(
+        "verify-archive", help="verify parts of the archive by their files: no service, no database"
+    )
+    verify.add_argument("directories", nargs="+", type=Path, metavar="DIRECTORY", help="of a part, or of several")
+    verify.add_argument("--key", required=True, help=KEY_HELP)
+    verify.add_argument("--processes", type=int, metavar="N", help="as many as there are cores if absent")
+    verify.description = "Exit code 0: all of it holds; 1: it does not; 2: a file or a key could not be read."
+    verify.set_defaults(run=_verify_archive)
+
+
+def _month(text: str) -> date:
+    try:
+        return date.fromisoformat(f"{text}-01")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a month such as 2026-01") from None
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Around the imports of what the extra has."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in {"pyarrow", "pyiceberg"}:
+            raise Fatal(_NEEDS) from None
+        raise
+
+
+def _selection(arguments: argparse.Namespace) -> "Selection":
+    from app.archive.run import Selection
+
+    return Selection(arguments.month, arguments.partial)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    import asyncio
+    from datetime import UTC, datetime
+
+    with _extra():
+        from app.archive import run
+    from app.cli.database import settings_for_removal
+
+    months = asyncio.run(run.plan(settings_for_removal(), datetime.now(UTC), _selection(arguments)))
+    rows = [
+        {"month": f"{one.month:%Y-%m}", "log": one.log.name, "events": one.events, "archived": one.archived}
+        | {"due": one.due, "not_signed": one.unsigned, "not_due": one.young, "unsealed": one.unsealed}
+        for one in months
+        if one.events or one.unsealed
+    ]
+    with output.shown(arguments) as out:
+        if out.is_json:
+            for row in rows:
+                out.record(row)
+        else:
+            head = ["month", "log", "events", "archived", "due", "not signed", "not due", "unsealed"]
+            out.table(head, [[str(cell) for cell in row.values()] for row in rows])
+
+
+def _run(arguments: argparse.Namespace) -> Exit:
+    import asyncio
+    from datetime import UTC, datetime
+
+    with _extra():
+        from app.archive import run
+    from app.cli.database import settings_for_removal
+
+    settings = settings_for_removal()
+    shown = _Shown()
+    try:
+        done = asyncio.run(run.run(settings, datetime.now(UTC), _selection(arguments), show=shown))
+    finally:
+        shown.end()
+    if done.deleted_attempts:
+        print(f"Deleted what {done.deleted_attempts} interrupted run(s) had begun.")
+    for part in done.parts:
+        size = sum(file.bytes for file in part.files)
+        print(visible(f"{part.month} of {part.log}: {part.events} events, {size:,} bytes, part {part.archive_id}."))
+    if not done.parts:
+        print("Nothing was due.")
+    for defect in done.left.listed:
+        print(visible(f"Not archived: {defect.message} (position {defect.position})."), file=sys.stderr)
+    if done.left.count:
+        print(f"{done.left.count} defect(s): `datastorage verify` has more.", file=sys.stderr)
+    return Exit.DEFECT if done.left.count else Exit.AS_ASKED
+
+
+class _Shown:
+    """Shows how far a run is: on a terminal in one line, else a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+        self._on_terminal = sys.stderr.isatty()
+
+    def __call__(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        if now - self._at < (_PROGRESS_SECONDS if self._on_terminal else _PROGRESS_LINE_SECONDS):
+            return
+        self._at = now
+        left = progress.seconds_left
+        rate = progress.done / progress.seconds if progress.seconds else 0
+        text = f"{progress.month}: {progress.stage}, {progress.done:,} of {progress.total:,} events, {rate:,.0f}/s"
+        text += f", {left:,.0f} s left" if left is not None else ""
+        sys.stderr.write(f"\r{text}\x1b[K" if self._on_terminal else f"{text}\n")
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Leave an empty line for what follows."""
+        if self._on_terminal:
+            sys.stderr.write("\r\x1b[K")
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    import asyncio
+
+    with _extra():
+        from app.archive.compare import list_parts
+    from app.cli.database import settings_for_removal
+
+    parts = asyncio.run(list_parts(settings_for_removal()))
+    rows = [
+        {"month": one.month, "log_id": one.log_id, "events": one.positions.size}
+        | {"archived_at": f"{one.recorded_at:%Y-%m-%dT%H:%M:%SZ}", "archive_id": str(one.archive_id)}
+        | {"location": one.location, "manifest_sha256": one.manifest_sha256}
+        for one in parts
+    ]
+    with output.shown(arguments) as out:
+        if out.is_json:
+            for row in rows:
+                out.record(row)
+        else:
+            names = ("month", "log_id", "events", "archived_at", "location")
+            out.table(
+                ["month", "log", "events", "archived at", "location"], [[str(row[n]) for n in names] for row in rows]
+            )
+
+
+def _verify(arguments: argparse.Namespace) -> Exit:
+    import asyncio
+
+    with _extra():
+        from app.archive.compare import verify_archive
+    from app.cli.database import settings_for_removal
+    from app.tlog.keys import read_public_keys, signing_key
+
+    settings = settings_for_removal()
+    if arguments.key is not None:
+        keys = tuple(read_public_keys(arguments.key))
+    else:
+        key = signing_key(settings, asyncio.run(_first_log_name(settings)))
+        keys = () if key is None else key.all_public
+    if not keys:
+        raise Fatal("Nothing can be verified without a key: name the log's public one with --key.")
+    depth: Depth = "sample" if arguments.sample else "manifests" if arguments.manifests else "all"
+    result = asyncio.run(verify_archive(settings, keys, depth))
+    for part, one in result.parts:
+        _print_problems(f"{part.month} {part.archive_id}", one.problems, one.problem_count)
+    _print_problems("the table", result.table_problems, len(result.table_problems))
+    events = sum(part.positions.size for part, _ in result.parts)
+    print(f"{len(result.parts)} part(s) of {events:,} events are recorded; {result.verified:,} rows were verified")
+    if result.erased_since:
+        print(f"{result.erased_since:,} events were erased after they had been archived: their content is still there")
+    print(f"{result.problem_count} problem(s)" if result.problem_count else "the archive is as the log records it")
+    return Exit.DEFECT if result.problem_count else Exit.AS_ASKED
+
+
+async def _first_log_name(settings: "Settings") -> str:
+    from app.archive.writing import connect_archive
+    from app.retention.logged import read_open_log
+
+    connection = await connect_archive(settings)
+    try:
+        return (await read_open_log(connection, settings)).first_name
+    finally:
+        await connection.close()
+
+
+def _print_problems(where: str, problems: Iterable[str], count: int) -> None:
+    shown = 0
+    for problem in problems:
+        print(visible(f"{where}: {problem}"))
+        shown += 1
+    if count > shown:
+        print(f"{where}: ... and {count - shown:,} more")
+
+
+def _verify_archive(arguments: argparse.Namespace) -> Exit:
+    with _extra():
+        from app.archive.check import Checker, check_chain
+        from app.archive.storage import directory_storage
+    from app.tlog.keys import read_public_keys, signature_lines
+
+    keys = read_public_keys(arguments.key)
+    results: list[PartResult] = []
+    with Checker(keys, arguments.processes) as checker:
+        for directory in arguments.directories:
+            if not directory.is_dir():
+                raise Fatal(f"There is no directory {directory}.")
+            storage = directory_storage(directory)
+            folders = list(storage.part_folders())
+            if not folders:
+                raise Fatal(f"There is no part of an archive in {directory}: it would have a manifest.json.")
+            results += [checker.check(storage, folder) for folder in folders]
+    for result, problem in check_chain(results):
+        result.add(problem)
+    for result in results:
+        manifest = result.manifest
+        name = "?" if manifest is None else f"{manifest.month} {manifest.archive_id}"
+        _print_problems(name, result.problems, result.problem_count)
+        if manifest is not None and not result.problem_count:
+            print(
+                visible(
+                    f"{name}: {result.events:,} events of {manifest.log} are as the log has them, {result.erased} erased"
+                )
+            )
+            for line in signature_lines(result.signers, [key for key in keys if key.name == manifest.log]):
+                print(visible(f"  {line}"))
+    count = sum(result.problem_count for result in results)
+    print(f"{count} problem(s)" if count else f"{len(results)} part(s) are complete and unchanged")
+    return Exit.DEFECT if count else Exit.AS_ASKED

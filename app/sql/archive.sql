@@ -1,0 +1,79 @@
+-- Statements of the archive.
+
+-- name: lock_archive
+-- One run at a time. The lock ends with the connection.
+SELECT pg_try_advisory_lock(hashtextextended('datastorage.archive', 0))
+
+-- name: months
+-- First days of the months that have a table, attached or not.
+SELECT to_date(substr(relname, 14), 'YYYY_MM') AS month FROM pg_class
+WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace AND relname ~ '^audit_events_[0-9]{4}_[0-9]{2}$'
+ORDER BY 1
+
+-- name: unsealed
+-- How many rows between two days have no position.
+SELECT count(*) FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index IS NULL
+
+-- name: positions
+-- Ranges of positions below $3 that rows of a log have between two days.
+SELECT min(log_index) AS first, max(log_index) + 1 AS end FROM (
+    SELECT log_index, log_index - dense_rank() OVER (ORDER BY log_index) AS island
+    FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index >= 0 AND log_index < $3 AND {in_log}
+) numbered GROUP BY island ORDER BY 1
+
+-- name: sort_memory
+-- Of the statement that sorts a part; what does not fit is sorted on disk.
+SET LOCAL work_mem = '64MB'
+
+-- name: rows
+-- Rows of a log between two days and two positions, in the order of the archive's files.
+SELECT {hashed_columns}, retention_days
+FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index >= $3 AND log_index < $4 AND {in_log}
+ORDER BY correlation_id COLLATE "C", audit_events.event_timestamp, log_index
+
+-- name: newest_checkpoint
+-- The newest published checkpoint of a log, up to a size.
+SELECT size, note || cosignatures AS note FROM log_checkpoints
+WHERE log_id = {log} AND published_at IS NOT NULL AND size <= $1 ORDER BY size DESC LIMIT 1
+
+-- name: is_changed
+-- Whether the log records that something was erased or purged, from a position of a log on.
+SELECT EXISTS (
+    SELECT FROM audit_events
+    WHERE event_type IN ('datastorage.event.erased', 'datastorage.retention.purged') AND log_index >= $1 AND {in_log}
+)
+
+-- name: begin_attempt
+-- The row of a part that is begun.
+INSERT INTO archive_attempts (archive_id, location) VALUES ($1, $2)
+
+-- name: attempts
+-- Parts that runs have begun, and not ended.
+SELECT archive_id, location FROM archive_attempts ORDER BY began_at
+
+-- name: lock_attempt
+-- Waits for the transaction that may still be ending it. No row: that has ended it.
+SELECT archive_id FROM archive_attempts WHERE archive_id = $1 FOR UPDATE
+
+-- name: end_attempt
+-- The end of a part, however it ends.
+DELETE FROM archive_attempts WHERE archive_id = $1 RETURNING archive_id
+
+-- name: pointer
+-- Where the newest metadata of the archive's table is.
+SELECT metadata_location FROM iceberg_tables WHERE catalog_name = 'datastorage' AND table_namespace = 'audit' AND table_name = 'events'
+
+-- name: create_namespace
+-- The namespace of the archive's table, if there is none.
+INSERT INTO iceberg_namespace_properties (catalog_name, namespace, property_key, property_value)
+VALUES ('datastorage', 'audit', 'exists', 'true') ON CONFLICT DO NOTHING
+
+-- name: create_pointer
+-- The table, if there is none.
+INSERT INTO iceberg_tables (catalog_name, table_namespace, table_name, metadata_location, iceberg_type)
+VALUES ('datastorage', 'audit', 'events', $1, 'TABLE') ON CONFLICT DO NOTHING RETURNING 1
+
+-- name: move_pointer
+-- The table is what this metadata says from here on, if it was what that said.
+UPDATE iceberg_tables SET metadata_location = $1, previous_metadata_location = metadata_location
+WHERE catalog_name = 'datastorage' AND table_namespace = 'audit' AND table_name = 'events' AND metadata_location = $2 RETURNING 1

@@ -1,0 +1,202 @@
+"""Archives months of simulated events with random text: events per second, memory at two sizes, and bytes for each event."""
+
+import asyncio
+import gzip
+import os
+import random
+import string
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import chain, islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import asyncpg
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import zstandard
+from pydantic import SecretStr
+
+from app import schema
+from app.archive.columns import NAMES
+from app.db import connect_writer
+from app.embedded import EmbeddedPostgres
+from app.events.catalog import Catalog
+from app.events.ids import random_event_id
+from app.events.log import Log
+from app.export.file import event_record
+from app.export.row import exported_event
+from app.export.select import sealed_rows
+from app.ingest.accept import Acceptance, accept, check_item
+from app.ingest.link import Head, link
+from app.ingest.store import COPY_COLUMNS
+from app.query.filter import EventFilter
+from app.settings import Settings
+from app.simulate.orchestrator import simulate_remediations
+from app.tlog import note
+from app.tlog.keys import SigningKey, private_keys
+from app.tlog.tiles import extend_tiles, log_size, range_roots
+from bench.export import make_key
+from bench.processes import create_databases, database_url
+
+LOG = Log(0, "bench.example/archive")
+_EVENT_BYTES = 1_000
+_FLUSH_EVENTS = 1_000
+_SAMPLE_EVENTS = 10_000
+_WORDS = random.Random(1)
+
+
+def measure(*, rows: int) -> bool:
+    """Print the figures for so many events and for three times as many; whether memory is as promised."""
+    peaks = []
+    with tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        make_key(directory / "log.pem")
+        with EmbeddedPostgres.start(directory / "data") as postgres:
+            for number in (rows, 3 * rows):
+                database = f"archive_{number}"
+                create_databases(postgres.url, database)
+                peaks.append(_measure(database_url(postgres.url, database), directory, number))
+    print(f"memory: {peaks[0]:.0f} MB at {rows:,} events, {peaks[1]:.0f} MB at {3 * rows:,} (promised: below 300)")
+    return max(peaks) < 300
+
+
+def _measure(url: str, directory: Path, number: int) -> float:
+    """Peak memory of the run, in MB."""
+    filled = asyncio.run(_fill(url, directory, number))
+    print(f"{number:,} events written in {filled:.0f} s", file=sys.stderr, flush=True)
+    target = directory / f"archive-{number}"
+    environment = os.environ | {
+        "DATASTORAGE_DATABASE_URL": url,
+        "DATASTORAGE_ARCHIVE_URL": f"file://{target}",
+        "DATASTORAGE_CHECKPOINT_KEY_FILE": str(directory / "log.pem"),
+    }
+    command = [sys.executable, "-m", "app", "archive", "run"]
+    started = perf_counter()
+    pid = os.posix_spawn(sys.executable, command, environment)
+    _, status, used = os.wait4(pid, 0)
+    seconds = perf_counter() - started
+    if status:
+        raise SystemExit("bench: the archive was not written")
+    print(f"{number:,} events archived: {number / seconds:,.0f}/s, {used.ru_utime + used.ru_stime:.0f} s of CPU")
+    _print_sizes(url, target, number)
+    return used.ru_maxrss / 1024
+
+
+def _print_sizes(url: str, target: Path, number: int) -> None:
+    files = sorted(target.rglob("*.parquet"))
+    tiles = sum(file.stat().st_size for file in target.rglob("tiles"))
+    columns: dict[str, int] = dict.fromkeys(NAMES, 0)
+    for file in files:
+        metadata = pq.read_metadata(file)
+        for group in range(metadata.num_row_groups):
+            for column in range(metadata.num_columns):
+                chunk = metadata.row_group(group).column(column)
+                columns[chunk.path_in_schema] += chunk.total_compressed_size
+    payloads = [text for file in files for text in pq.read_table(file, columns=["event_data"]).column(0).to_pylist()]
+    size = sum(file.stat().st_size for file in files)
+    raw = sum(pc.sum(pc.binary_length(pq.read_table(f, columns=["event_data"]).column(0))).as_py() for f in files)
+    alone = len(zstandard.ZstdCompressor(6).compress("\n".join(islice(payloads, _SAMPLE_EVENTS)).encode()))
+    in_postgres, line = asyncio.run(_other_sizes(url))
+    print(
+        f"bytes of an event: payload {raw / number:,.0f}, by itself in zstd {alone / min(number, _SAMPLE_EVENTS):,.0f}"
+    )
+    print(
+        f"  archive {size / number:,.0f} (payload column {columns['event_data'] / number:,.0f}, the others "
+        f"{(size - columns['event_data']) / number:,.0f}) and {tiles / number:,.0f} of tiles; "
+        f"Postgres {in_postgres / number:,.0f}; ndjson.gz {line:,.0f}"
+    )
+    largest = sorted(columns.items(), key=lambda one: -one[1])[:9]
+    print("  by column:", ", ".join(f"{name} {bytes_ / number:,.1f}" for name, bytes_ in largest))
+
+
+async def _other_sizes(url: str) -> tuple[int, float]:
+    """Bytes of the events' tables with their indexes; and of one exported line in gzip."""
+    connection = await connect_writer(Settings(database_url=SecretStr(url)))
+    size = await connection.fetchval(
+        "SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits WHERE inhparent = 'audit_events'::regclass"
+    )
+    lines: list[bytes] = []
+    await connection.close()
+    plain = await asyncpg.connect(url, server_settings={"timezone": "UTC"})
+    async with plain.transaction(isolation="repeatable_read", readonly=True):
+        async for rows in sealed_rows(plain, EventFilter(include="all"), LOG, 0, _SAMPLE_EVENTS):
+            lines += [event_record("ndjson", exported_event(row, redacted=False)) for row in rows]
+    await plain.close()
+    return int(size), len(gzip.compress(b"".join(lines))) / len(lines)
+
+
+async def _fill(url: str, directory: Path, number: int) -> float:
+    """Write events as the service writes them, of the month before the last four; seconds."""
+    started = perf_counter()
+    await schema.upgrade(url, LOG.name)
+    connection = await asyncpg.connect(url)
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("SET synchronous_commit = off")
+    month = (datetime.now(UTC).replace(day=1) - timedelta(days=115)).replace(day=1, hour=0, minute=0, second=1)
+    tail, heads, catalog = (-1, 1), dict[str, Head](), Catalog()
+    events = islice(_events(month, number), number)
+    while some := list(islice(events, _FLUSH_EVENTS)):
+        drafts = [check_item(catalog, event, "", plain=False, depth=6) for event in some]
+        ids = [random_event_id(int(month.timestamp() * 1000), os.urandom(10)) for _ in some]
+        flush = link(accept(drafts, ids, Acceptance(month, {}, LOG.name)), LOG, tail, heads)
+        heads |= flush.heads
+        rows = [(*row, None, None, None, 0, "sha256-rfc6962") for row in flush.rows]
+        await connection.copy_records_to_table("audit_events", records=map(_as_text, rows), columns=COPY_COLUMNS)
+        await connection.execute(
+            "INSERT INTO log_flushes (log_id, first_index, count, leaves) VALUES (0, $1, $2, $3)",
+            *(flush.first_index, len(rows), flush.leaves),
+        )
+        tail = flush.first_index, len(rows)
+    await _sign(connection, directory)
+    await connection.execute("VACUUM ANALYZE audit_events")
+    await connection.close()
+    return perf_counter() - started
+
+
+def _as_text(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(
+        value.decode() if index == _DATA and isinstance(value, bytes) else value for index, value in enumerate(row)
+    )
+
+
+_DATA = COPY_COLUMNS.index("event_data")
+
+
+def _events(month: datetime, number: int) -> Iterator[dict[str, Any]]:
+    """Events of remediations over the first days of a month, each with text that makes its payload as long as it has to be."""
+    events = chain.from_iterable(simulate_remediations(1, 10**7, month, "bench"))
+    for count, event in enumerate(events):
+        event["event_timestamp"] = (month + timedelta(days=25) * (count / number)).isoformat()
+        event.pop("parent_event_id", None)
+        event["event_data"]["note"] = _text(_EVENT_BYTES - len(str(event["event_data"])))
+        yield event
+
+
+def _text(length: int) -> str:
+    """Words that nobody has written: letters at random, as frequent as in English."""
+    letters = _WORDS.choices(
+        string.ascii_lowercase + " ",
+        weights=[8, 1, 3, 4, 12, 2, 2, 6, 7, 1, 1, 4, 2, 7, 8, 2, 1, 6, 6, 9, 3, 1, 2, 1, 2, 1, 18],
+        k=max(0, length),
+    )
+    return "".join(letters)
+
+
+async def _sign(connection: Any, directory: Path) -> None:
+    async with connection.transaction():
+        while await extend_tiles(connection, LOG):
+            pass
+    size = await log_size(connection, LOG)
+    [root] = await range_roots(connection, LOG, [(0, size)])
+    private, _ = private_keys(Settings(checkpoint_key_file=directory / "log.pem"))
+    assert private is not None
+    key = SigningKey(private, note.PublicKey(LOG.name, private.public_key().public_bytes_raw()))
+    signed = note.sign_checkpoint(note.Checkpoint(LOG.name, size, root), key.private)
+    await connection.execute(
+        "INSERT INTO log_checkpoints (log_id, size, note, published_at) VALUES (0, $1, $2, now())", size, signed
+    )
