@@ -51,8 +51,8 @@ def _try(arguments: argparse.Namespace) -> Exit:
     trial = _Trial(Service.of(arguments), arguments.purpose, time.monotonic() + arguments.wait)
     try:
         for step in (trial.post, trial.find, trial.verify_chain):
-            _report(step())
-        _report(trial.verify_proof(arguments.key))
+            _report(trial.patiently(step))
+        _report(trial.patiently(lambda: trial.verify_proof(arguments.key)))
     except _Wrong as error:
         output.note(f"datastorage: {error}")
         return Exit.DEFECT
@@ -87,13 +87,13 @@ class _Trial:
         self._position = -1
 
     def post(self) -> str:
-        self._patiently(lambda: self._service.send("POST", EVENTS, self._event))
+        self._service.send("POST", EVENTS, self._event)
         return f"posted   {_TYPE} {self._event['event_id']} to {self._service.shown_url}"
 
     def find(self) -> str:
         """In its correlation, once it is committed; by its id, and by a filter."""
         correlation = str(self._event["correlation_id"])
-        story = self._patiently(lambda: self._service.json(f"{CORRELATIONS}/{client.segment(correlation)}"))
+        story = self._service.json(f"{CORRELATIONS}/{client.segment(correlation)}")
         ids = [one["event_id"] for one in story["events"]]
         if ids != [self._event["event_id"]] or "log_index" not in story["events"][0]:
             raise _Wrong(
@@ -124,7 +124,7 @@ class _Trial:
         from app.tlog.note import MalformedNote, NoValidSignature
         from app.tlog.proof import verify_proof_file
 
-        answer = self._patiently(lambda: self._service.get_once_covered(f"{self._path}/proof", {}))
+        answer = self._service.get_once_covered(f"{self._path}/proof", {})
         try:
             proved = verify_proof_file(answer.content, read_public_keys(keys))
         except (MalformedNote, NoValidSignature) as error:
@@ -134,7 +134,7 @@ class _Trial:
         whose = "the key that was given" if key else "the key that the service shows"
         return f"proved   in a log of {proved.checkpoint.size} events, with {whose}"
 
-    def _patiently(self, step: Callable[[], _Answer]) -> _Answer:
+    def patiently(self, step: Callable[[], _Answer]) -> _Answer:
         """The step's result. Until the time is over, it is repeated if it fails: a service or a permission may be new."""
         while True:
             try:

@@ -52,7 +52,9 @@ def test_event_is_followed(service: Callable[..., Service], tmp_path: Path) -> N
     url = running.url.replace("http://127.0.0.1", "https://localhost")
     with httpx.Client(base_url=url, verify=ssl.create_default_context(cafile=authority.path)) as client:
         for trusted in (authority.path, tmp_path / "tls" / "tls.crt"):
-            code, output, errors = tried(tmp_path, "--url", url, "--ca-file", trusted, "--purpose", "to see")
+            code, output, errors = tried(
+                tmp_path, "--url", url, "--ca-file", trusted, "--purpose", "to see", "--wait", "60"
+            )
             assert (code, errors) == (0, "")
             assert [line.split()[0] for line in output.splitlines()] == ["posted", "found", "verified", "proved"]
             posted = re.findall(r"[0-9a-f-]{36}", output)[0]

@@ -100,7 +100,7 @@ def run_node(stages: list[str], *, stay: bool) -> int:
         [*alone, "--propagation", "private", sys.executable, "-m", "tests.cluster.node", str(DIRECTORY), *command],
         cwd=ROOT,
     )
-    signal.signal(signal.SIGTERM, lambda *_: node.terminate())
+    signal.signal(signal.SIGTERM, lambda *_: node.kill())  # unshare ignores SIGTERM
     if stay:
         print(f"enter: nsenter --target $(pgrep -P {node.pid}) --net --mount --pid --ipc --uts", flush=True)
     try:

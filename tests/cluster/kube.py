@@ -144,12 +144,17 @@ class Cluster:
 
     def wait_for_pods(self, namespace: str, count: int, **selector: str) -> None:
         """Until so many are ready, and no others are left."""
+        self.wait_for_successors(namespace, set(), count, **selector)
+
+    def wait_for_successors(self, namespace: str, gone: set[str], count: int, **selector: str) -> None:
+        """Until so many pods are ready and no others are left, `gone` being the uids of pods that have to have ended."""
 
         def are_ready() -> bool:
             everyone = self.get("Pod", namespace, **selector)["items"]
-            return len(everyone) == count and all(map(is_ready, everyone))
+            uids = {pod["metadata"]["uid"] for pod in everyone}
+            return not uids & gone and len(everyone) == count and all(map(is_ready, everyone))
 
-        until(f"{count} ready pods in {namespace}", are_ready)
+        until(f"{count} other ready pods in {namespace}", are_ready)
 
     def roll(self, kind: str, namespace: str, name: str) -> None:
         """Replace its pods one by one, as `kubectl rollout restart` and `kubectl rollout status` do."""

@@ -143,10 +143,10 @@ def test(trial: Trial) -> None:
 
 def single(trial: Trial) -> None:
     target = trial.laptop()
-    (pod,) = trial.cluster.ready_pods(LAPTOP, component="service")
+    (pod,) = trial.cluster.pods(LAPTOP, component="service")
     with trial.under_load(target, "the only replica is deleted", none_fails=False):
-        trial.cluster.delete("Pod", LAPTOP, pod)
-        trial.cluster.wait_for_pods(LAPTOP, 1, component="service")
+        trial.cluster.delete("Pod", LAPTOP, pod["metadata"]["name"])
+        trial.cluster.wait_for_successors(LAPTOP, uids([pod]), 1, component="service")
     with trial.under_load(target, "the only replica is rolled", none_fails=True):
         trial.cluster.roll("Deployment", LAPTOP, RELEASE)
 
@@ -291,7 +291,7 @@ def previous(trial: Trial) -> None:
     trial.database()
     trial.sql("CREATE DATABASE previous")
     trial.cluster.namespace(namespace)
-    url = manifests.url(f"{manifests.POSTGRES}.{DATABASE}").replace(f"/{manifests.OWNER}", "/previous")
+    url = manifests.url(f"{manifests.POSTGRES}.{DATABASE}").removesuffix(manifests.OWNER) + "previous"
     trial.cluster.secret(namespace, "datastorage-database", {"url": url})
     common = {
         "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
@@ -352,13 +352,17 @@ def cordon(cluster: Cluster, *, is_closed: bool) -> None:
 
 def evict_all(cluster: Cluster) -> int:
     """How often the budget refused."""
-    refused = 0
-    for pod in cluster.pods(PRODUCTION, component="service"):
+    refused, pods = 0, cluster.pods(PRODUCTION, component="service")
+    for pod in pods:
         while not cluster.evict(PRODUCTION, pod["metadata"]["name"]):
             refused += 1
             time.sleep(0.5)
-    cluster.wait_for_roll("StatefulSet", PRODUCTION, RELEASE)
+    cluster.wait_for_successors(PRODUCTION, uids(pods), REPLICAS, component="service")
     return refused
+
+
+def uids(pods: list[dict[str, Any]]) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in pods}
 
 
 def kill(trial: Trial) -> None:
@@ -371,9 +375,9 @@ def kill(trial: Trial) -> None:
     trial.say("all replicas ready again after", seconds(took.seconds))
     name = first["metadata"]["name"]
     with trial.under_load(target, "one replica is deleted by force", none_fails=False), measured() as took:
+        (deleted,) = (pod for pod in cluster.pods(PRODUCTION, component="service") if pod["metadata"]["name"] == name)
         cluster.delete("Pod", PRODUCTION, name, grace_seconds=0)
-        until("it is seen", lambda: name not in cluster.ready_pods(PRODUCTION, component="service"))
-        cluster.wait_for_pods(PRODUCTION, REPLICAS, component="service")
+        cluster.wait_for_successors(PRODUCTION, uids([deleted]), REPLICAS, component="service")
     trial.say("all replicas ready again after", seconds(took.seconds))
 
 

@@ -426,6 +426,7 @@ async def test_export_of_another_log(pair: Pair) -> None:
                 is_standby = await connection.fetchval("SELECT pg_is_in_recovery()")
                 asked.append(is_standby)
                 if is_standby:
+                    await pair.caught_up()
                     await pair.pause()
                     await _run(pair.primary, OTHER_LEAF)
                 await standbys.confirm(pool, connection)

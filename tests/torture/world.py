@@ -155,7 +155,7 @@ class Replica:
         while any(alive(pid) for pid in family):
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def ended(self, seconds: float = 45.0) -> int:
+    async def ended(self, seconds: float = 120.0) -> int:
         """Its exit code."""
         assert self.process is not None
         async with asyncio.timeout(seconds):
