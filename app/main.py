@@ -336,6 +336,8 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
             member.on_depth(foundation.spool.depth)
         log_name = await _find_log(app, foundation, member)
         was_ready = isinstance(app.service, Service)
+        if member is None:
+            await _warm_soon(foundation.engine, Log(0, log_name), workers)
         service = await _settle_log(app, foundation, log_name, member)
         directory = None if service.spool is None else service.spool.directory
         checkpoints = (
@@ -356,9 +358,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
     for name, work in _workers(service, checkpoints).items():
         workers.append(asyncio.create_task(work, name=name))
     gc.freeze()
-    if member is None:
-        await _warm_soon(service.engine, service.log, workers)
-    else:
+    if member is not None:
         workers.append(asyncio.create_task(member.metrics.gather_forever(), name="metrics"))
         await _wait_for_others(member, presence, was_ready=was_ready)
     presence.database_seen = True

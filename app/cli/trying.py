@@ -39,9 +39,9 @@ def add(commands: Commands) -> None:
     trial.add_argument(
         "--wait",
         type=float,
-        default=0,
+        default=10,
         metavar="SECONDS",
-        help="for a service that does not answer, or not as asked, yet",
+        help="for a service that does not answer yet, and for the first checkpoint (10)",
     )
     client.add_service(trial)
     trial.set_defaults(run=_try)

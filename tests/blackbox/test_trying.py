@@ -60,9 +60,9 @@ def test_event_is_followed(service: Callable[..., Service], tmp_path: Path) -> N
             posted = re.findall(r"[0-9a-f-]{36}", output)[0]
             event = client.get(f"/api/v1/audit/events/{posted}").json()
             assert event["event_data"] == {"event_type": "datastorage.service.tried", "purpose": "to see"}
-    assert tried(tmp_path, "--url", url)[0] == 2
+    assert tried(tmp_path, "--url", url, "--wait", 0)[0] == 2
     Authority(tmp_path).write_pair(tmp_path / "other", "localhost")
-    code, _, errors = tried(tmp_path, "--url", url, "--ca-file", tmp_path / "other" / "tls.crt")
+    code, _, errors = tried(tmp_path, "--url", url, "--ca-file", tmp_path / "other" / "tls.crt", "--wait", 0)
     assert code == 2
     assert "CERTIFICATE_VERIFY_FAILED" in errors
 

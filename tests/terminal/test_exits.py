@@ -125,7 +125,7 @@ CASES: dict[str, dict[str, int]] = {
     "sink test": {"none": 64},
     "import": {"./events": 0, "./bad-events": 1, "./missing": 2, ".": 64, "": 64},
     "simulate": {"--remediations 1": 0, "--url 127.0.0.1:{away}": 2, "--remediations 0": 64},
-    "try": {"": 0, "--key {other}": 1, "--url 127.0.0.1:{away}": 2, "--wait x": 64},
+    "try": {"": 0, "--key {other}": 1, "--url 127.0.0.1:{away} --wait 0": 2, "--wait x": 64},
     "serve": {"": 1, "--bogus": 64},
     "migrate": {"": 0, "--bogus": 64},
     "health": {"": 0, "x": 64},
