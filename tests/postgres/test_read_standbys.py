@@ -412,12 +412,18 @@ async def test_read_that_takes_too_long(pair: Pair) -> None:
         assert asked == [True]
 
 
-OTHER_LEAF = "UPDATE log_flushes SET leaves = leaves || sha256('other') WHERE first_index = (SELECT max(first_index) FROM log_flushes)"
-OWN_LEAF = OTHER_LEAF.replace("leaves || sha256('other')", "substr(leaves, 1, length(leaves) - 32)")
+LAST_FLUSH = "(log_id, first_index) = (SELECT log_id, first_index FROM log_flushes ORDER BY log_id DESC, first_index DESC LIMIT 1)"
+LAST_LEAVES = f"SELECT encode(leaves, 'hex') FROM log_flushes WHERE {LAST_FLUSH}"
+OTHER_LEAF = (
+    f"UPDATE log_flushes SET leaves = substr(leaves, 1, length(leaves) - 32) || sha256('other') WHERE {LAST_FLUSH}"
+)
 
 
-async def test_export_of_another_log(pair: Pair) -> None:
+async def test_export_of_another_log(pair: Pair, start: Start) -> None:
     """What a standby shows that has followed another primary leaves with a signature."""
+    async with asking(start()) as client:
+        assert (await post(client, f"rr-{uuid4()}")).status_code == 201
+    own = await _run(pair.primary, LAST_LEAVES)
     asked: list[bool] = []
     async with standbys_of(pair) as standbys:
 
@@ -433,4 +439,4 @@ async def test_export_of_another_log(pair: Pair) -> None:
 
         await standbys.read(NOW, export)
         assert asked == [True, False]
-        await _run(pair.primary, OWN_LEAF)
+        await _run(pair.primary, f"UPDATE log_flushes SET leaves = decode('{own}', 'hex') WHERE {LAST_FLUSH}")

@@ -422,6 +422,12 @@ _BY_EVENT_TYPE: dict[str, dict[str, Any]] = {
     "apifrontend.config.rejected": {"rejection_reason": "rate_limit must be positive"},
     "apifrontend.session.deleted": {"reason": "asked for by the user"},
     "authwebhook.workflow.registration_failed": {"message": "secret payments-api-database is missing"},
+    "datastorage.archive.stored": {
+        "month": "2026-01",
+        "location": "s3://audit-archive/parts/2026-01/0/7d1a4f0e-5c43-4d0c-9f0b-2b8c1b7a9e55",
+        "manifest_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "positions": "{[0,4711)}",
+    },
     "datastorage.finding.acknowledged": {
         "acknowledged_by": "ada@example.org",
         "reason": "restored from last night's dump",
