@@ -412,7 +412,8 @@ class Story:
             await count_portion(self._connection, rows=self._pick.randint(1, 4))
 
     async def check(self, *, must_answer: bool = False) -> None:
-        await self._check_histogram()
+        for _ in range(10 if must_answer else 1):
+            await self._check_histogram(must_answer)
         for query in queries(self._pick):
             expected = await counted(self._connection, query)
             found = await totals.from_rollup(self._connection, query)
@@ -425,7 +426,7 @@ class Story:
             assert await totals.total(self._connection, query) == (expected, True)
             await self._check_offset(query, expected)
 
-    async def _check_histogram(self) -> None:
+    async def _check_histogram(self, must_answer: bool) -> None:
         query = histogram_query(self._pick)
         column = COLUMN_OF.get(query.by or "", "NULL")
         rows = await matching(self._connection, query, f"event_timestamp, {column}")
@@ -438,7 +439,14 @@ class Story:
         assert [bucket["events"] for bucket in found.buckets] == [events for events, _ in sums], query
         if query.by:
             assert [bucket["groups"] for bucket in found.buckets] == [groups for _, groups in sums], query
-        self.histograms += await from_rollup(self._connection, query, query.span) is not None
+        is_from_rollup = await from_rollup(self._connection, query, query.span) is not None
+        has_answer = (
+            query.span != "minute"
+            and counts_with(query.conditions(), *([column] if query.by else [])) is not None
+            and whole_spans(query.since, query.until, "day" if query.span == "week" else query.span) is not None
+        )
+        assert is_from_rollup or not (must_answer and has_answer), query
+        self.histograms += is_from_rollup
 
     async def _check_offset(self, query: EventQuery, total: int) -> None:
         """A page that is found by the roll-up is the page that is found by leaving rows out.
@@ -497,7 +505,8 @@ async def test_totals_are_counts(database_url: str, engine: AsyncEngine, connect
             await other.execute("COMMIT")
         await catch_up(connection)
         await story.check(must_answer=True)
-    assert (story.from_rollup > 300, story.nearer > 50, story.histograms > 20) == (True, True, True)
+    # How often depends on what happens to which rows; what has to be answered is asserted where nothing is left to count.
+    assert min(story.from_rollup, story.nearer, story.histograms) > 0
 
 
 @pytest.mark.usefixtures("patient")
