@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ class Asked:
     at: float
     """Seconds from the begin of the measurement to the answer's end."""
     seconds: float
+    """From the request to the answer's end, which a slow client reads late."""
+    begun: float
+    """From the request to the end of the answer's head."""
     status: str
     """`cut` where the connection ended before the answer did."""
     retry_after: bool = False
@@ -50,11 +54,12 @@ class Connection:
     async def ask(self, request: bytes, begin: float) -> Asked:
         """Send `request` and read its whole answer."""
         sent = perf_counter()
-        status, retry_after = "cut", False
+        begun, status, retry_after = math.inf, "cut", False
         try:
             reader, writer = self._streams or await self._open()
             writer.write(request)
             head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            begun = perf_counter() - sent
             await self._read_body(reader, head)
             status, retry_after = head[9:12].decode(), b"\r\nretry-after:" in head
             if b"\r\nconnection: close\r\n" in head:
@@ -62,7 +67,7 @@ class Connection:
         except _LOST:
             self.close()
         now = perf_counter()
-        return Asked(now - begin, now - sent, status, retry_after)
+        return Asked(now - begin, now - sent, begun, status, retry_after)
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         sock = socket.socket()

@@ -280,7 +280,8 @@ def _writers(one: Measured) -> tuple[str, ...]:
 def _readers(one: Measured) -> tuple[str, ...]:
     statuses = Counter(asked.status if asked.status in {"200", "503"} else "other" for asked in one.reads)
     p50, _, longest = _milliseconds([asked for asked in one.reads if asked.status == "200"])
-    refused = _milliseconds(_refused(one))[2]
+    slowest = max((asked.begun for asked in _refused(one)), default=None)
+    refused = "-" if slowest is None else f"{slowest * 1000:.0f}"
     probes = (_milliseconds(one.probes[path])[2] for path in _PROBES)
     counts = (str(statuses[status]) for status in ("200", "503", "other"))
     return (one.phase.name, *counts, p50, longest, refused, *probes)
@@ -301,7 +302,7 @@ def _broken(one: Measured) -> Iterator[str]:
         yield f"{late} posts were answered after their deadline"
     yield from _unwanted("posts", one.writes, "201")
     yield from _unwanted("reads", one.reads, "200", "503")
-    if slow := sum(asked.seconds > 1 or not asked.retry_after for asked in _refused(one)):
+    if slow := sum(asked.begun > 1 or not asked.retry_after for asked in _refused(one)):
         yield f"{slow} of {len(_refused(one))} refusals took more than a second or had no Retry-After"
     for path, asked in one.probes.items():
         if (longest := _percentile_ms(asked, 100)) > _PROBE_MS_MAX:

@@ -89,8 +89,10 @@ async def page(pool: Pool, query: CorrelationQuery) -> CorrelationPage:
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         await connection.execute(SQL["use_generic_plans"])
+        await connection.execute(SQL["follow_index"])
         scan = _Scan(connection, query)
         newest = await scan.run()
+        await connection.execute(SQL["may_sort"])
         summaries = {
             row["correlation_id"]: row
             for row in await connection.fetch(SQL["summaries"], [r["correlation_id"] for r in newest])

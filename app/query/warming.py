@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import Connection, on_first_connections
-from app.query.correlations import SCANS
+from app.query.correlations import NAMED_SCANS, SCANS
 from app.sql import load
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
@@ -34,8 +34,10 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "holds": ("-", None),
     "notifications": ("-",),
     "use_generic_plans": (),
+    "follow_index": (),
     "scan": (*_EVENT, "-infinity", 1),
     "scan_named": (*_EVENT, "-infinity", ["-"], 1),
+    "may_sort": (),
     "newest": (["-"], [_EVENT[0]], [_EVENT[1]], False, False),
     "summaries": (["-"],),
 }
@@ -43,10 +45,17 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
 
 
 async def warm(engine: AsyncEngine) -> None:
-    """Run every statement once on the first connections of the pool, the scan in each of its sizes."""
+    """Run every statement once on the first connections of the pool, the scans in each of their sizes.
+
+    In the order of the file: a plan is kept, so each is made under the settings that are in force when it is used.
+    """
     statements = load("reports")
-    runs = [(statements[name], arguments) for name, arguments in ARGUMENTS.items() if name != "scan"]
-    runs += [(scan, ARGUMENTS["scan"][:-1]) for scan in SCANS.values()]
+    runs: list[tuple[str, tuple[object, ...]]] = []
+    for name, arguments in ARGUMENTS.items():
+        if (sizes := {"scan": SCANS, "scan_named": NAMED_SCANS}.get(name)) is not None:
+            runs += [(statement, arguments[:-1]) for statement in sizes.values()]
+        else:
+            runs.append((statements[name], arguments))
 
     async def run_each(connection: Connection) -> None:
         async with connection.transaction(readonly=True):

@@ -253,8 +253,14 @@ ORDER BY notification_audit.sent_at, id
 LIMIT 1000
 
 -- name: use_generic_plans
--- Over many partitions planning takes longer than the scan, and the plans of a scan do not depend on its cursor.
-SET LOCAL plan_cache_mode = 'force_generic_plan'
+-- Over many partitions planning takes longer than the scan, and the plans of a scan do not depend on its cursor. Such a plan stays: one that
+-- was made of an empty month would read all of it when it is full, so an index is used wherever there is one.
+SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)
+
+-- name: follow_index
+-- A scan reads an index in its order, as far as its LIMIT. Without this Postgres may read and sort a whole partition instead, on all cores: it
+-- takes a LIMIT for none where it expects fewer rows, as it does of any range in a generic plan, and of a month without statistics.
+SELECT set_config('enable_sort', 'off', true), set_config('max_parallel_workers_per_gather', '0', true)
 
 -- name: scan
 -- Events after a cursor ($1, $2), newest first, not older than $3. The first of a correlation is its newest, unless it has newer
@@ -269,6 +275,9 @@ LIMIT $4
     AND correlation_id = ANY($4)
 ORDER BY event_timestamp DESC, event_id DESC
 LIMIT $5
+
+-- name: may_sort
+SET LOCAL enable_sort = on
 
 -- name: newest
 -- Which of these events are the newest of their correlation, by their number in the arrays, from 1. Self events count if $4, audit events

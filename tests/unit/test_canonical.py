@@ -266,7 +266,7 @@ def test_adversarial_bodies_cost_little(read: Callable[[bytes], Any], body: byte
         except BadRequest as refused:
             detail = refused.detail
 
-    ratios = []
+    ratios = list[float]()
     gc.freeze()  # as the service does: the objects of other tests are not what it costs
     try:
         while len(ratios) < 5 and min(ratios, default=math.inf) >= 200:
