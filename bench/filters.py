@@ -136,6 +136,7 @@ def cpu_ms(server: Running, postgres: EmbeddedPostgres, paths: Iterator[str], nu
 async def _measure_rows(url: str, rows: int) -> None:
     await schema.upgrade(url, "bench")
     await fill(url, rows)
+    await count(url)
     connection = await db.connect(Settings(database_url=SecretStr(url)))
     pid = await connection.fetchval("SELECT pg_backend_pid()")
     for name, paths in questions().items():

@@ -17,12 +17,13 @@ from app.errors import DatabaseFailed
 from app.events.canonical import sorted_json
 from app.events.log import Log
 from app.events.record import Row, is_logged
-from app.query import rows as rows_of
+from app.query import page_statements
 from app.query.compiled import Statement, compile_statement
 from app.query.cursor import Cursor, LogCursor
 from app.query.filter import IS_SEALED, EventQuery
+from app.query.page_statements import columns_of
 from app.query.postgres_time import nearest_rfc3339, rfc3339_or_none
-from app.query.rows import columns_of, rows_of_page
+from app.query.rows import rows_of_page
 from app.query.total import from_rollup, total
 from app.sql import fragment, load
 from app.tables import audit_events
@@ -96,11 +97,11 @@ def _key(row: asyncpg.Record) -> tuple[Any, ...]:
 
 
 def _portions(rows: Sequence[asyncpg.Record]) -> Iterator[Sequence[asyncpg.Record]]:
-    """`rows` in groups of about rows.PORTION_BYTES."""
+    """`rows` in groups of about PORTION_BYTES."""
     start = size = 0
     for number, row in enumerate(rows):
         size += row["size"]
-        if size > rows_of.PORTION_BYTES and number > start:
+        if size > page_statements.PORTION_BYTES and number > start:
             yield rows[start:number]
             start, size = number, row["size"]
     if start < len(rows):
@@ -139,6 +140,9 @@ async def warm(engine: AsyncEngine) -> None:
         EventQuery(since=since, total="none"),
         EventQuery(actor_id="-", total="none"),
         EventQuery(resource_id="-", total="none"),
+        EventQuery(event_category="-", total="none"),
+        EventQuery(event_outcome="failure", total="none"),
+        EventQuery(event_type_in=("-*",), total="none"),
         EventQuery(correlation_id="-", event_type="-"),
         EventQuery(cursor=Cursor("2000-01-01T00:00:00", UUID(int=0)), limit=1, total="none"),
     ]

@@ -7,7 +7,20 @@ Whoever adds them does it in one statement, hence one snapshot, and only while `
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Select, Subquery, Table, and_, bindparam, case, func, select
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Select,
+    Subquery,
+    Table,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    select,
+)
 from sqlalchemy import literal_column as literal
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
@@ -123,7 +136,7 @@ def parts_of(
     matching = rows_of(conditions, grouped)
     yield from (_counts_of(counts, conditions, grouped, within) for within in _spans(conditions, spans.longest))
     yield _changes_of(conditions, grouped)
-    yield from _rows_after(matching)
+    yield from _rows_after(matching, _sum_of_each)
     yield matching.where(_e.log_index.is_(None))
     yield matching.where(_e.log_index < literal("0"))
     # An expression: with the bare column Postgres would find them by their positions instead of their times.
@@ -139,20 +152,59 @@ def parts_of(
         yield rows_of(others, grouped, -func.count()).where(*is_counted, *rest)
 
 
-def _rows_after(matching: Select[Any]) -> Iterator[Select[Any]]:
-    """The rows after those that are counted: of the first log, of each later one, and of those that no log is."""
+def counted_by_month(columns: Sequence[str], *, has_since: bool) -> Select[Any]:
+    """Of the counts by type these columns, and `events`, of each month, and of those that are gone but not yet discarded; with the bind
+    parameter `since` not of months before it.
+    """
+    c = rollup_counts.c
+    selected = select(*(c[name] for name in columns), c.events).where(c.span == literal("'m'"), c.events > literal("0"))
+    first = func.date_trunc(literal("'month'"), bindparam("since", type_=c.start.type), literal("'UTC'"))
+    return selected.where(c.start >= first) if has_since else selected
+
+
+def changed_rows(columns: Sequence[str], rows_max: int) -> Select[Any]:
+    """These columns of rows that were deleted or changed since they were counted, and `events`: 1 of what a row has become."""
+    c = rollup_changes.c
+    selected = select(*(c[name] for name in columns), cast(c.events, BigInteger).label("events"))
+    return selected.where(c.month.in_(select(_months.c.month))).limit(literal(str(rows_max)))
+
+
+def uncounted_rows(columns: Sequence[str], rows_max: int) -> Iterator[Select[Any]]:
+    """These columns of rows that no count has, and `events`, which is 1; of each part no more than `rows_max`."""
+    most: ColumnElement[int] = literal(str(rows_max))
+    rows = select(*(_e[name] for name in columns), literal("1", BigInteger).label("events"))
+
+    def of_each(logs: Subquery, of_log: Select[Any]) -> Select[Any]:
+        newest = of_log.order_by(_e.log_id, _e.log_index).limit(most).correlate(logs).lateral("rows")
+        return select(*newest.c).select_from(logs.join(newest, literal("true")))
+
+    # In their order: the planner, who does not know the position, would read all rows for the few that are after it.
+    of_first, *of_others = _rows_after(rows, of_each)
+    yield of_first.order_by(_e.log_index).limit(most)
+    yield from of_others
+    yield rows.where(_e.log_index.is_(None)).limit(most)
+    yield rows.where(_e.log_index < literal("0")).order_by(_e.log_index).limit(most)
+
+
+def _rows_after(
+    matching: Select[Any], of_each: Callable[[Subquery, Select[Any]], Select[Any]]
+) -> Iterator[Select[Any]]:
+    """The rows after those that are counted: of the first log, of each later one, and of those that no log is. Lateral for each log: where
+    there are no such logs, nothing is read, nor a process started to read it.
+    """
     is_first = case((and_(_e.log_id > literal("0"), _has_later_logs), literal("false")), else_=literal("true", Boolean))
     yield matching.where(_e.log_index >= _first_position, _e.log_index <= _POSITION_MAX, is_first)
+    of_later = matching.where(_e.log_id > literal("0"))
     later = select(_rollup.c.log_id, _rollup.c.position).where(_rollup.c.log_id > literal("0")).subquery("later")
-    yield _of_each(later, matching.where(_e.log_id == later.c.log_id, _e.log_index >= later.c.position))
+    yield of_each(later, of_later.where(_e.log_id == later.c.log_id, _e.log_index >= later.c.position))
     last = select(func.max(_rollup.c.log_id).label("log_id")).having(func.max(_rollup.c.log_id) > literal("0"))
     of_last = last.subquery("last")
-    yield _of_each(of_last, matching.where(_e.log_id > of_last.c.log_id, _e.log_index >= literal("0")))
+    yield of_each(of_last, of_later.where(_e.log_id > of_last.c.log_id, _e.log_index >= literal("0")))
 
 
-def _of_each(logs: Subquery, matching: Select[Any]) -> Select[Any]:
-    """The rows of each log together. Lateral: where there are no such logs, nothing is read, nor a process started to read it."""
-    rows = matching.where(_e.log_id > literal("0")).correlate(logs).lateral("rows")
+def _sum_of_each(logs: Subquery, of_log: Select[Any]) -> Select[Any]:
+    """The rows of each log together."""
+    rows = of_log.correlate(logs).lateral("rows")
     columns = [column for column in rows.c if column.name != "events"]
     events = func.coalesce(func.sum(rows.c.events), literal("0")).label("events")
     return select(*columns, events).select_from(logs.join(rows, literal("true"))).group_by(*columns)

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db, schema
-from app.query import correlations
+from app.query import correlations, page_statements
 from app.query import page as pages
 from app.query import rows as page_rows
 from app.query.correlations import CorrelationQuery
@@ -259,7 +259,7 @@ async def test_pages_of_several_logs(engine: AsyncEngine, connection: Any, monke
     unknown, second, first = await page_rows._of_logs(connection)
     assert [phase.log_id for phase in (unknown, second, first)] == [2, 1, 0]
     await connection.execute("SET enable_seqscan = off")
-    page = page_rows._page_statement((), second)
+    page = page_statements.page_statement((), second)
     for text, arguments in ((page.text, page.bind({"rows": 7})), (page_rows.SQL["unknown_log"], [1])):
         plan = "\n".join(row[0] for row in await connection.fetch(f"EXPLAIN {text}", *arguments))
         used = set(re.findall(r"(?:using|Bitmap Index Scan on) (audit_events_\S+)", plan))

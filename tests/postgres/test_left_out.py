@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import driver_connection
-from app.query import correlations
+from app.query import correlations, page_statements
 from app.query import rows as page_rows
 from app.query.compiled import Statement
 from app.query.correlations import CorrelationQuery
@@ -80,13 +80,13 @@ async def _never(*_: object) -> bool:
 def _watched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Of each statement that reads a page from now on, whether it does so by types."""
     by_types = list[bool]()
-    statement = page_rows._page_statement
+    statement = page_statements.page_statement
 
     def watched(*parts: Any, **ways: Any) -> Statement:
-        by_types.append(ways["is_by_types"])
+        by_types.append(ways["merged"] == "types of others")
         return statement(*parts, **ways)
 
-    monkeypatch.setattr(page_rows, "_page_statement", watched)
+    monkeypatch.setattr(page_rows, "page_statement", watched)
     return by_types
 
 
@@ -127,7 +127,7 @@ async def test_a_page_among_the_newest(connection: Any, engine: AsyncEngine, mon
 async def test_cost(connection: Any, fields: dict[str, Any]) -> None:
     """What a page of the others costs grows with the number of audit events of Kubernetes, up to an answer that never comes."""
     query = EventQuery(limit=50, **fields)
-    statement = page_rows._page_statement(query.page_conditions(), page_rows._ALL, is_by_types=True)
+    statement = page_statements.page_statement(query.page_conditions(), page_rows._ALL, merged="types of others")
     arguments = statement.bind(query.arguments() | {"rows": 51, "offset": 0})
     text = await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement.text}", *arguments)
     plan = json.loads(text)[0]["Plan"]

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app import db
 from app.errors import DatabaseFailed
 from app.query import page as pages
-from app.query import rows as page_rows
+from app.query import page_statements
 from app.query import total as totals
 from app.query.filter import EventQuery
 
@@ -139,7 +139,7 @@ async def test_large_payloads_come_in_portions(engine: AsyncEngine, connection: 
     shown = [event for portion in portions for event in portion]
     assert len(portions) > 1
     times = 4 if text == RANDOM else 9  # lz4, where Postgres has it, makes the repeated text 248 times smaller
-    assert max(len(orjson.dumps(portion)) for portion in portions) < times * page_rows.PORTION_BYTES
+    assert max(len(orjson.dumps(portion)) for portion in portions) < times * page_statements.PORTION_BYTES
     assert (len(shown), found.has_more, found.total) == (30, False, 31)
     for event in shown:
         alone = await pages.event_by_id(engine, event["event_id"])

@@ -20,8 +20,10 @@ from app.query import offset
 from app.query import page as pages
 from app.query import rows as page_rows
 from app.query import total as totals
+from app.query.compiled import planned_once
 from app.query.filter import EventFilter, EventQuery
 from app.query.histogram import Histogram, HistogramQuery, from_rollup, from_rows, histogram
+from app.query.matching_types import matching_types
 from app.query.parts import LAG_MAX, counts_with
 from app.query.spans import whole_spans
 from app.retention import erase, purge
@@ -115,6 +117,60 @@ def queries(pick: random.Random) -> list[EventQuery]:
     return made
 
 
+COUNTED_BY = {
+    "event_type": (*TYPES, "datastorage.x"),
+    "event_category": (*CATEGORIES, "kubernetes"),
+    "event_outcome": OUTCOMES,
+    "severity": ("warning", "critical"),
+}
+PREFIXES = ("orchestrator.*", "data*", "b*", "z*")
+
+
+def page_query(pick: random.Random) -> EventQuery:
+    """A question of which the roll-up knows the types that have what it asks for."""
+    fields: dict[str, Any] = {}
+    for name in pick.sample(list(COUNTED_BY), pick.randint(1, 2)):
+        suffix = pick.choice(("", "", "_in", "_not"))
+        values = pick.sample(COUNTED_BY[name], 2)
+        fields[f"{name}{suffix}"] = tuple(values) if suffix else values[0]
+    if pick.random() < 0.3:
+        fields[pick.choice(("event_type_in", "event_type_not"))] = (pick.choice(PREFIXES), "b")
+    since, until = sorted((moment(pick), moment(pick)))
+    fields |= {"since": since} if pick.random() < 0.3 else {}
+    fields |= {"until": until} if pick.random() < 0.3 else {}
+    return EventQuery(**fields, include=pick.choice(INCLUDED), limit=pick.choice((1, 4, 50)), total="none")
+
+
+async def scanned(connection: Connection, query: EventQuery) -> list[Any]:
+    """The rows that the query means, newest first: all rows are looked at, and by Python."""
+    rows = await connection.fetch(
+        "SELECT event_id, event_type, event_category, event_outcome, severity FROM audit_events"
+        " WHERE ($1::timestamptz IS NULL OR (event_timestamp >= $1 AND event_date >= ($1 AT TIME ZONE 'UTC')::date))"
+        " AND ($2::timestamptz IS NULL OR (event_timestamp <= $2 AND event_date <= ($2 AT TIME ZONE 'UTC')::date))"
+        " ORDER BY event_timestamp DESC, event_id DESC",
+        *(query.since, query.until),
+    )
+    return [row for row in rows if is_meant(query, row)]
+
+
+def is_meant(query: EventQuery, row: Any) -> bool:
+    def is_any(value: str | None, values: tuple[str, ...]) -> bool:
+        return any(value == one or (one[-1] == "*" and str(value).startswith(one[:-1])) for one in values)
+
+    for name in COUNTED_BY:
+        equal, any_of, none_of = (getattr(query, f"{name}{suffix}") for suffix in ("", "_in", "_not"))
+        if (equal and row[name] != equal) or (any_of and not is_any(row[name], any_of)) or is_any(row[name], none_of):
+            return False
+    if query.event_type or query.event_type_in or query.event_category or query.event_category_in:
+        return True
+    kind, category = row["event_type"], row["event_category"]
+    is_self = category == "security" and kind.startswith("datastorage.") and kind != "datastorage.ratelimit.denied"
+    is_kubernetes = category == "kubernetes" or kind.startswith("kubernetes.audit.")
+    return (query.include in {"self", "all"} or not is_self) and (
+        query.include in {"kubernetes", "all"} or not is_kubernetes
+    )
+
+
 async def matching(connection: Connection, query: EventFilter, columns: str) -> list[Any]:
     """These columns of the rows that the query means, in words of its own."""
     equal = ("event_type", "event_category", "event_outcome", "severity", "cluster_id", "namespace")
@@ -183,7 +239,7 @@ class Story:
         """A session that leaves its transactions open for a while."""
         self._pick = pick
         self.is_open = False
-        self.from_rollup = self.nearer = self.histograms = 0
+        self.from_rollup = self.nearer = self.histograms = self.by_types = 0
         self._log = 0
 
     async def step(self) -> str:
@@ -414,6 +470,7 @@ class Story:
     async def check(self, *, must_answer: bool = False) -> None:
         for _ in range(10 if must_answer else 1):
             await self._check_histogram(must_answer)
+            await self._check_page(must_answer)
         for query in queries(self._pick):
             expected = await counted(self._connection, query)
             found = await totals.from_rollup(self._connection, query)
@@ -448,6 +505,24 @@ class Story:
         assert is_from_rollup or not (must_answer and has_answer), query
         self.histograms += is_from_rollup
 
+    async def _check_page(self, must_answer: bool) -> None:
+        """A page has the rows that a scan finds, however it is read; and no type is missing that has one of them."""
+        query = page_query(self._pick)
+        rows = await scanned(self._connection, query)
+        async with planned_once(self._connection):
+            known = await matching_types(self._connection, query)
+        assert known is not None or not must_answer
+        self.by_types += known is not None
+        assert known is None or {row["event_type"] for row in rows} <= {*known.types}, query
+        ids = [row["event_id"] for row in rows]
+        for _ in range(3):
+            found = await page_rows.rows_of_page(self._connection, query)
+            assert [row["event_id"] for row in found.rows] == ids[: query.limit], query
+            assert (found.next_cursor is not None) == (len(ids) > query.limit)
+            if found.next_cursor is None:
+                return
+            query, ids = query.model_copy(update={"cursor": found.next_cursor}), ids[query.limit :]
+
     async def _check_offset(self, query: EventQuery, total: int) -> None:
         """A page that is found by the roll-up is the page that is found by leaving rows out.
 
@@ -478,6 +553,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Counting takes as long as it takes: on a busy machine a second is over before a few rows are counted."""
     for module in (totals, histograms):
         monkeypatch.setattr(module, "COUNT_SECONDS", 600.0)
+    for name in ("SCAN_SECONDS", "_AT_ONCE_SECONDS"):
+        monkeypatch.setattr(page_rows, name, 600.0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -506,7 +583,7 @@ async def test_totals_are_counts(database_url: str, engine: AsyncEngine, connect
         await catch_up(connection)
         await story.check(must_answer=True)
     # How often depends on what happens to which rows; what has to be answered is asserted where nothing is left to count.
-    assert min(story.from_rollup, story.nearer, story.histograms) > 0
+    assert min(story.from_rollup, story.nearer, story.histograms, story.by_types) > 0
 
 
 @pytest.mark.usefixtures("patient")
@@ -559,6 +636,11 @@ async def test_every_snapshot_is_right(database_url: str, connection: Connection
                     answer = await totals.from_rollup(reader, query)
                     assert answer in {None, await counted(reader, query)}, query
                     found += answer is not None
+            async with planned_once(reader):
+                page = page_query(pick)
+                known = await matching_types(reader, page)
+                types = {row["event_type"] for row in await scanned(reader, page)}
+                assert known is None or types <= {*known.types}, page
         return found
 
     async with (

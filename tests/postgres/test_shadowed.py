@@ -20,7 +20,7 @@ from app.ingest.parents import find_parent_dates
 from app.ingest.submission import new_submission
 from app.metrics import LOG_ALARMS
 from app.query import page as pages
-from app.query import rows as page_rows
+from app.query import page_statements
 from app.query.filter import EventQuery
 from app.query.whole_event import whole_event
 from app.retention.erase import Erasure, erase
@@ -112,8 +112,8 @@ async def test_large_members_of_a_shadowed_event(
     connection: Connection, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The payload of one row is shown as that of another with its id and date, or the page is cut."""
-    monkeypatch.setattr(page_rows, "PORTION_BYTES", 100)
-    page_rows._page_statement.cache_clear()
+    monkeypatch.setattr(page_statements, "PORTION_BYTES", 100)
+    page_statements.page_statement.cache_clear()
     row = plain_row("rr-1", event_data='{"whose": "%s"}' % ("a" * 200))
     await insert(connection, row)
     await insert(connection, row | {"correlation_id": "rr-2", "event_data": '{"whose": "%s"}' % ("b" * 200)})
@@ -122,7 +122,7 @@ async def test_large_members_of_a_shadowed_event(
         *found.events,
         *[event async for portion in pages.rest_of_page(lambda read: read(engine), found) for event in portion],
     ]
-    page_rows._page_statement.cache_clear()
+    page_statements.page_statement.cache_clear()
     assert len(found.rest) == 1
     for event in shown:
         alone = await connection.fetchval(
