@@ -73,7 +73,7 @@ def sealed_hash(row: dict[str, Any]) -> str:
         "log_index": row["log_index"],
         "chain_index": row["chain_index"],
         "previous_event_hash": row["previous_event_hash"] or None,
-        "commitment": hashlib.sha256(SALT + rfc8785.dumps(committed)).hexdigest(),
+        "commitment": hashlib.sha256(row.get("payload_salt", SALT) + rfc8785.dumps(committed)).hexdigest(),
         "event_id": str(row["event_id"]),
         "event_version": row["event_version"],
         "event_timestamp": f"{row['event_timestamp']:%Y-%m-%dT%H:%M:%S.%fZ}",

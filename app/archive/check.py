@@ -368,17 +368,26 @@ def _first_line(error: Exception) -> str:
 
 
 def check_chain(results: Sequence[PartResult]) -> Iterator[tuple[PartResult, str]]:
-    """What is wrong between parts: the part before one, if it is there, has to be the one that its manifest names."""
-    by_id = {one.manifest.archive_id: one for one in results if one.manifest is not None}
+    """What is wrong between parts: the part before one, if it is there, has to be the one that its manifest names, or to replace it."""
+    known = {one.manifest.archive_id: one.manifest_sha256 for one in results if one.manifest is not None}
+    replaced = {
+        former.archive_id: former.manifest_sha256
+        for one in results
+        if one.manifest is not None
+        for former in one.manifest.replaces
+    }
     places: dict[int, Positions] = {}
     for one in results:
         if one.manifest is None:
             continue
         previous = one.manifest.previous
-        before = None if previous is None else by_id.get(previous.archive_id)
-        if previous is not None and before is not None and before.manifest_sha256 != previous.manifest_sha256:
-            yield one, f"edited: the manifest of the part {previous.archive_id} is another one than this part names"
-        known, own = places.get(one.manifest.log_id, Positions()), one.manifest.position_set()
-        if any(known.count(first, end) for first, end in own.ranges):
+        if previous is not None:
+            named = {found[previous.archive_id] for found in (known, replaced) if previous.archive_id in found}
+            if named - {previous.manifest_sha256}:
+                yield one, f"edited: the manifest of the part {previous.archive_id} is another one than this part names"
+        if one.manifest.archive_id in replaced:
+            yield one, "inserted: it was replaced by another part, which is there too"
+        taken, own = places.get(one.manifest.log_id, Positions()), one.manifest.position_set()
+        if any(taken.count(first, end) for first, end in own.ranges):
             yield one, "inserted: positions of it are in another part too"
-        places[one.manifest.log_id] = Positions([*known.ranges, *own.ranges])
+        places[one.manifest.log_id] = Positions([*taken.ranges, *own.ranges])

@@ -84,6 +84,11 @@ def values_of(row: Row, event_data: bytes, event_metadata: bytes | None) -> list
     return [*values, event_metadata, event_data]
 
 
+def file_values(row: dict[str, Any]) -> list[Any]:
+    """The values of one row of a file, as rows_of() gives it, in the order of `COLUMNS`."""
+    return [value.bytes if isinstance(value, UUID) else value for value in (row[name] for name in NAMES)]
+
+
 def hash_of(row: dict[str, Any], log_name: str) -> str:
     """The leaf hash, in hex, of a row of a file. ValueError or TypeError if no record can have one of its values."""
     link = row["previous_event_hash"]

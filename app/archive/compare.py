@@ -4,20 +4,22 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal
+from typing import Literal, cast
+from uuid import UUID
 
 import pyarrow as pa
 
 from app.archive.check import Checker, PartResult, check_chain, check_manifest
-from app.archive.recorded import RecordedPart, read_parts
+from app.archive.recorded import RecordedPart, metadata_ids, read_erasures, read_parts
+from app.archive.session import stale_metadata
 from app.archive.storage import Storage, StorageAway, archive_storage
 from app.archive.table import ArchiveTable, ListedFile, months_since_1970
 from app.archive.writing import SQL, connect_archive
-from app.events.log import place_of
+from app.errors import Fatal
+from app.events.positions import Positions
 from app.retention.logged import read_open_log
 from app.settings import Settings
 from app.tlog.continued import keys_of
-from app.tlog.evidence import read_evidence
 from app.tlog.note import PublicKey
 
 Depth = Literal["all", "sample", "manifests"]
@@ -32,8 +34,10 @@ class ArchiveResult:
     """Those that the log records. Of those that were not looked at as a whole, only the manifest was."""
     verified: int = 0
     """Events whose rows were verified."""
-    erased_since: int = 0
-    """Events that were erased after they had been archived: their content is still in the archive."""
+    pending: list[tuple[RecordedPart, Positions]] = field(default_factory=list)
+    """Parts of which something was erased since: its content is in the archive until the next run."""
+    undeleted: list[str] = field(default_factory=list)
+    """Parts that were replaced since something of them was erased, and whose files are to be deleted: where they are."""
     table_problems: list[str] = field(default_factory=list)
 
     @property
@@ -60,8 +64,9 @@ async def verify_archive(settings: Settings, keys: Sequence[PublicKey], depth: D
         log = await read_open_log(connection, settings)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             parts = await read_parts(connection, log)
-            evidence = await read_evidence(connection, log)
+            erasures = await read_erasures(connection, log)
             pointer = await connection.fetchval(SQL["pointer"])
+            attempts = {row["archive_id"]: row["location"] for row in await connection.fetch(SQL["attempts"])}
     finally:
         await connection.close()
     every = list({str(key): key for one in log.and_earlier() for key in keys_of(one, keys)}.values())
@@ -69,16 +74,43 @@ async def verify_archive(settings: Settings, keys: Sequence[PublicKey], depth: D
     try:
         _check_parts(result, storage, parts, every, _chosen(len(parts), depth))
         result.table_problems += _table_problems(storage, pointer, [one for _, one in result.parts])
+        _check_replaced(result, storage, parts, attempts)
     except (OSError, pa.ArrowException) as error:
         raise StorageAway("The archive's storage could not be read to the end.") from error
-    for part, one in result.parts:
-        if one.manifest is not None:
-            start = place_of(part.log_id, 0)
-            erased = sum(
-                evidence.erased.positions.count(start + first, start + end) for first, end in part.positions.ranges
-            )
-            result.erased_since += max(0, erased - one.manifest.erased)
+    for part in parts:
+        if erased := Positions(one for erasure in part.pending(erasures) for one in erasure.positions.ranges):
+            result.pending.append((part, erased))
+    if result.problem_count and pointer != await _pointer(settings):
+        raise Fatal("A run of the archive has changed it meanwhile: verify it again.")
     return result
+
+
+async def _pointer(settings: Settings) -> str | None:
+    connection = await connect_archive(settings)
+    try:
+        return cast("str | None", await connection.fetchval(SQL["pointer"]))
+    finally:
+        await connection.close()
+
+
+def _check_replaced(
+    result: ArchiveResult, storage: Storage, parts: Sequence[RecordedPart], attempts: dict[UUID, str]
+) -> None:
+    """Of parts that were replaced, and of the table as it was with them, nothing may be there, unless it is still to be deleted."""
+    result.undeleted = [
+        attempts[one.archive_id] for part in parts for one in part.replaced if one.archive_id in attempts
+    ]
+    for part, one in result.parts:
+        for former in part.replaced:
+            folder = storage.name_of(former.location)
+            if folder is not None and former.archive_id not in attempts and storage.names(folder):
+                one.add(
+                    f"inserted: files of the part {former.archive_id}, which this one has replaced, are there again"
+                )
+    kept = metadata_ids(parts)
+    if kept is not None and not result.undeleted:
+        for name in stale_metadata(storage, [*kept, *attempts]):
+            result.table_problems.append(f"inserted: {name} is of the table before a part was replaced")
 
 
 def _chosen(count: int, depth: Depth) -> set[int]:
@@ -115,8 +147,14 @@ def _unlike_recorded(part: RecordedPart, one: PartResult) -> Iterator[str]:
         return
     if one.manifest_sha256 != part.manifest_sha256:
         yield f"edited: the manifest has the SHA-256 {one.manifest_sha256}, but the log records {part.manifest_sha256}"
-    elif one.manifest is not None and one.manifest.position_set().ranges != part.positions.ranges:
+        return
+    if one.manifest is None:
+        return
+    if one.manifest.position_set().ranges != part.positions.ranges:
         yield "edited: the manifest has other positions than the log records"
+    replaces = [(former.archive_id, former.manifest_sha256) for former in one.manifest.replaces]
+    if replaces != [(former.archive_id, former.manifest_sha256) for former in part.replaced]:
+        yield "edited: the manifest replaces other parts than the log records"
 
 
 def _table_problems(storage: Storage, pointer: str | None, parts: Sequence[PartResult]) -> Iterator[str]:

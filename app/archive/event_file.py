@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -109,6 +109,11 @@ def _array(values: Sequence[Any], field: pa.Field) -> pa.Array:
     return pa.array(values, field.type)
 
 
+def group_count(stream: IO[bytes]) -> int:
+    """How many row groups an open file has."""
+    return int(pq.read_metadata(stream).num_row_groups)
+
+
 def row_groups(storage: Storage, name: str) -> list[int]:
     """How many events each row group of a file has. OSError or pa.ArrowException if it cannot be read."""
     with storage.open(name) as stream, pq.ParquetFile(stream) as file:
@@ -117,7 +122,13 @@ def row_groups(storage: Storage, name: str) -> list[int]:
 
 def read_rows(storage: Storage, name: str, groups: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The rows of some row groups of a file. OSError or pa.ArrowException if it cannot be read, ValueError if it is another kind of file."""
-    with storage.open(name) as stream, pq.ParquetFile(stream, pre_buffer=False) as file:
+    with storage.open(name) as stream:
+        yield from read_rows_of(stream, groups)
+
+
+def read_rows_of(stream: IO[bytes] | pa.NativeFile, groups: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """As read_rows(), of an open file."""
+    with pq.ParquetFile(stream, pre_buffer=False) as file:
         if (found := _described(file)) != _EXPECTED:
             raise ValueError(f"it has other columns: {sorted(set(found) ^ set(_EXPECTED))[:3]}")
         for batch in file.iter_batches(_BATCH_EVENTS, row_groups=list(groups), use_threads=False):

@@ -41,6 +41,32 @@ class PreviousPart:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedErasures:
+    """Events of a part that an event of the log says are erased."""
+
+    erasure_id: UUID
+    log_id: int
+    log_index: int
+    """Of the event that says so."""
+    positions: str
+    """Of the part's events, as text of an int8multirange."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacedPart:
+    """The part that was there before this one, and why it was replaced."""
+
+    archive_id: UUID
+    manifest_sha256: str
+    erased: tuple[RecordedErasures, ...]
+
+    @property
+    def erased_count(self) -> int:
+        """How many events were erased."""
+        return Positions(one for erased in self.erased for one in Positions.parse(erased.positions).ranges).size
+
+
+@dataclass(frozen=True, slots=True)
 class PartManifest:
     """What is signed about a part."""
 
@@ -65,6 +91,8 @@ class PartManifest:
     consistency: tuple[str, ...]
     """The proof, hashes in hex, that the tree of `previous` is a prefix of the checkpoint's."""
     files: tuple[ArchivedFile, ...]
+    replaces: tuple[ReplacedPart, ...] = ()
+    """The parts of the same positions that were there before this one, the first one first."""
 
     @property
     def event_files(self) -> list[ArchivedFile]:

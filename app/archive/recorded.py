@@ -1,14 +1,42 @@
-"""What the log records of the archive: its parts."""
+"""What the log records of the archive: its parts, and what was erased of them since."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from app.db import Connection
+from app.db import Connection, connect
 from app.events.log import LOG_POSITIONS, Log, place_of
+from app.events.own import correlation_of
 from app.events.positions import NO_POSITIONS, Positions
-from app.tlog.evidence import ARCHIVED, read_self_events
+from app.retention.logged import read_open_log
+from app.settings import Settings
+from app.tlog.evidence import ARCHIVED, ERASED, read_self_events
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedErasure:
+    """One event of the log that says that others are erased."""
+
+    erasure_id: UUID
+    log_id: int
+    log_index: int
+    about: int
+    """The id of the log of the positions."""
+    positions: Positions
+
+    @property
+    def place(self) -> int:
+        return place_of(self.log_id, self.log_index)
+
+
+@dataclass(frozen=True, slots=True)
+class FormerPart:
+    """A part that another one has replaced."""
+
+    archive_id: UUID
+    location: str
+    manifest_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,34 +56,97 @@ class RecordedPart:
     place: int
     """Of its first event."""
     recorded_at: datetime
+    replaced: tuple[FormerPart, ...] = ()
+    """Those that were there before it, the first one first."""
+
+    def pending(self, erasures: Sequence[RecordedErasure]) -> list[RecordedErasure]:
+        """What was erased of it since it was recorded: the content is still in it. Only its own positions.
+
+        All that was erased before is in it as such, since a part is only recorded if nothing was erased while it was written.
+        """
+        later = [one for one in erasures if one.about == self.log_id and one.place > self.place]
+        own = [
+            replace(one, positions=Positions(r for a, b in one.positions.ranges for r in self.positions.within(a, b)))
+            for one in later
+        ]
+        return [one for one in own if one.positions]
 
 
 async def read_parts(connection: Connection, log: Log) -> list[RecordedPart]:
-    """The parts that `log` and those before it record, in the order in which they were archived. `connection` is in a snapshot."""
+    """The parts that `log` and those before it record, in the order in which they were archived first. `connection` is in a snapshot."""
     events = [
         (place_of(row["log_id"], row["log_index"]), payload, row["recorded_at"])
         async for payload, row in read_self_events(connection, log, [ARCHIVED])
     ]
     parts: dict[str, RecordedPart] = {}
+    """By the id of the part that was archived first."""
+    first_ids: dict[str, str] = {}
     for place, payload, recorded_at in sorted(events, key=lambda one: one[0]):
         log_id, archive_id = payload["log_id"], payload["archive_id"]
         end = min(place - place_of(log_id, 0), LOG_POSITIONS)  # an event says nothing about what comes after it
         positions = Positions(Positions.parse(payload["positions"]).within(0, end)) if end > 0 else NO_POSITIONS
-        before = parts.get(archive_id)
-        parts[archive_id] = RecordedPart(
+        first_id = first_ids.setdefault(archive_id, first_ids.get(payload.get("replaces", ""), archive_id))
+        before = parts.get(first_id)
+        same = before if before is not None and before.archive_id == UUID(archive_id) else None
+        parts[first_id] = RecordedPart(
             UUID(archive_id),
             log_id,
             payload["month"],
             payload["location"],
             payload["manifest_sha256"],
             payload["tree_size"],
-            positions if before is None else Positions([*before.positions.ranges, *positions.ranges]),
-            place if before is None else before.place,
+            positions if same is None else Positions([*same.positions.ranges, *positions.ranges]),
+            place if same is None else same.place,
             recorded_at,
+            _replaced(before) if same is None else same.replaced,
         )
     return list(parts.values())
+
+
+def _replaced(before: RecordedPart | None) -> tuple[FormerPart, ...]:
+    if before is None:
+        return ()
+    return *before.replaced, FormerPart(before.archive_id, before.location, before.manifest_sha256)
+
+
+async def read_erasures(connection: Connection, log: Log, erasure_id: UUID | None = None) -> list[RecordedErasure]:
+    """The erasures that `log` and those before it record, or one of them. `connection` is in a snapshot."""
+    erasures = []
+    correlations = None if erasure_id is None else [correlation_of(ERASED, erasure_id)]
+    async for payload, row in read_self_events(connection, log, [ERASED], correlations):
+        about = payload.get("log_id", 0)
+        positions = Positions.parse(str(payload.get("positions")))
+        one = RecordedErasure(UUID(payload["erasure_id"]), row["log_id"], row["log_index"], about, positions)
+        end = min(one.place - place_of(about, 0), LOG_POSITIONS)
+        if end > 0:
+            erasures.append(replace(one, positions=Positions(positions.within(0, end))))
+    return erasures
+
+
+async def count_in_archive(settings: Settings, erasure_id: UUID) -> int:
+    """How many events of an erasure have their content in the archive until its next run. Needs no access to the archive."""
+    if settings.retention_url is not None:
+        settings = settings.model_copy(update={"database_url": settings.retention_url})
+    connection = await connect(settings, statement_timeout="0")
+    try:
+        log = await read_open_log(connection, settings)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            parts = await read_parts(connection, log)
+            erasures = await read_erasures(connection, log, erasure_id) if parts else []
+    finally:
+        await connection.close()
+    return sum(one.positions.size for part in parts for one in part.pending(erasures))
 
 
 def archived_positions(parts: Sequence[RecordedPart], log_id: int) -> Positions:
     """The positions of one log that are in some part."""
     return Positions(one for part in parts if part.log_id == log_id for one in part.positions.ranges)
+
+
+def metadata_ids(parts: Sequence[RecordedPart]) -> list[UUID] | None:
+    """The parts whose metadata the table has: the one that replaced another last, and those after it. None if none was replaced.
+
+    A replacement writes the whole table anew, since the snapshots before it list the smallest and the largest values that were erased.
+    """
+    last = max((part.place for part in parts if part.replaced), default=None)
+    return None if last is None else [part.archive_id for part in parts if part.place >= last]

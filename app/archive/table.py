@@ -3,7 +3,7 @@
 The pointer to the newest metadata is a row of Postgres, which the run moves itself, in the transaction that records the part.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR, getLogger
@@ -12,10 +12,11 @@ from uuid import UUID
 
 from pyiceberg.catalog.noop import NoopCatalog
 from pyiceberg.io.pyarrow import PyArrowFileIO, parquet_file_to_data_file, schema_to_pyarrow
+from pyiceberg.manifest import DataFile
 from pyiceberg.partitioning import PartitionField, PartitionSpec
 from pyiceberg.schema import Schema
 from pyiceberg.serializers import FromInputFile, ToOutputFile
-from pyiceberg.table import Table
+from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.metadata import TableMetadata, new_table_metadata
 from pyiceberg.table.sorting import SortField, SortOrder
 from pyiceberg.transforms import IdentityTransform, MonthTransform
@@ -92,25 +93,50 @@ class ArchiveTable:
         metadata = new_table_metadata(SCHEMA, _SPEC, _SORT_ORDER, storage.url, _PROPERTIES | metrics)
         return cls(storage, None, metadata)
 
-    def append(self, archive_id: UUID, folder: str, names: list[str]) -> str:
-        """Write the metadata of the table with these files of a part more; its location. The names of all new files have the part's id."""
-        table = Table(IDENTIFIER, self._metadata, self.location or "", self._io, NoopCatalog(CATALOG))
-        transaction = table.transaction()
+    def append(self, archive_id: UUID, names: list[str]) -> str:
+        """Write the metadata of the table with these files more; its location. The names of all new files have this id of a part."""
+        return self._write(self._metadata, archive_id, self._described(names))
+
+    def replace(self, archive_id: UUID, replaced: str, names: list[str]) -> str:
+        """As append(), without the files of the folder `replaced`, and as a table that has never had another snapshot than this one.
+
+        Earlier snapshots, and entries of files that were deleted, have smallest and largest values of what is to be gone.
+        """
+        others = [task.file for task in self._scan() if not task.file.file_path.startswith(f"{replaced}/")]
+        history: dict[str, Any] = {
+            "current_snapshot_id": None,
+            "snapshots": [],
+            "refs": {},
+            "snapshot_log": [],
+            "metadata_log": [],
+        }
+        metadata = self._metadata.model_copy(update=history | {"statistics": [], "partition_statistics": []})
+        return self._write(metadata, archive_id, [*others, *self._described(names)])
+
+    def _described(self, names: list[str]) -> list[DataFile]:
+        with _quiet_pyiceberg():
+            return [parquet_file_to_data_file(self._io, self._metadata, self._storage.location(name)) for name in names]
+
+    def _write(self, base: TableMetadata, archive_id: UUID, files: list[DataFile]) -> str:
+        transaction = self._table(base).transaction()
         producer = transaction.update_snapshot(snapshot_properties={"archive-id": str(archive_id)}).fast_append()
         producer.commit_uuid = archive_id
-        with _quiet_pyiceberg():
-            for name in names:
-                location = self._storage.location(f"{folder}/{name}")
-                producer.append_data_file(parquet_file_to_data_file(self._io, self._metadata, location))
+        for file in files:
+            producer.append_data_file(file)
         producer.commit()
         metadata = transaction.table_metadata
-        number = len(self._metadata.snapshots)
-        location = self._storage.location(f"{METADATA}/{number:05}-{archive_id}.metadata.json")
+        location = self._storage.location(f"{METADATA}/{base.next_sequence_number() - 1:05}-{archive_id}.metadata.json")
         ToOutputFile.table_metadata(metadata, self._io.new_output(location), overwrite=True)
         for name in self._storage.names(METADATA):
             if str(archive_id) in name:
                 self._storage.sync(name)
         return location
+
+    def _table(self, metadata: TableMetadata) -> Table:
+        return Table(IDENTIFIER, metadata, self.location or "", self._io, NoopCatalog(CATALOG))
+
+    def _scan(self) -> Iterable[FileScanTask]:
+        return self._table(self._metadata).scan().plan_files()
 
     def differences(self) -> Iterator[str]:
         """In what the table is not as `load()` makes it: an engine would show other columns than were written."""
@@ -126,8 +152,7 @@ class ArchiveTable:
 
     def files(self) -> Iterator[ListedFile]:
         """The files of the newest snapshot."""
-        table = Table(IDENTIFIER, self._metadata, self.location or "", self._io, NoopCatalog(CATALOG))
-        for task in table.scan().plan_files():
+        for task in self._scan():
             file = task.file
             month, log_id = file.partition[0], file.partition[1]
             yield ListedFile(

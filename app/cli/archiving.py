@@ -19,7 +19,7 @@ from app.terminal import visible
 if TYPE_CHECKING:
     from app.archive.check import PartResult
     from app.archive.compare import Depth
-    from app.archive.run import Progress, Selection
+    from app.archive.session import Progress, Selection
     from app.settings import Settings
 
 _PROGRESS_SECONDS = 1.0
@@ -33,7 +33,10 @@ def add(commands: Commands) -> None:
     output.add_output(plan)
     plan.set_defaults(run=_plan)
     run = acts.add_parser("run", help="archive what is past archive_after_days; nothing is removed from Postgres")
-    run.description = "Exit code 1: rows that are not as the log has them were not archived; the rest was."
+    run.description = (
+        "First it writes each part again of which something was erased since. "
+        "Exit code 1: rows that are not as the log has them were not archived, or erased events are still there; the rest was done."
+    )
     run.set_defaults(run=_run)
     for command in (plan, run):
         command.add_argument("--month", type=_month, metavar="YYYY-MM", help="only this one")
@@ -81,7 +84,7 @@ def _extra() -> Iterator[None]:
 
 
 def _selection(arguments: argparse.Namespace) -> "Selection":
-    from app.archive.run import Selection
+    from app.archive.session import Selection
 
     return Selection(arguments.month, arguments.partial)
 
@@ -129,13 +132,18 @@ def _run(arguments: argparse.Namespace) -> Exit:
     for part in done.parts:
         size = sum(file.bytes for file in part.files)
         print(visible(f"{part.month} of {part.log}: {part.events} events, {size:,} bytes, part {part.archive_id}."))
-    if not done.parts:
+    for part in done.rewritten:
+        count = part.replaces[-1].erased_count
+        print(visible(f"{part.month} of {part.log}: {count} erased events are gone, part {part.archive_id}."))
+    if not done.parts and not done.rewritten:
         print("Nothing was due.")
+    for why in done.pending:
+        print(visible(f"Erased events are still in the archive: {why}."), file=sys.stderr)
     for defect in done.left.listed:
         print(visible(f"Not archived: {defect.message} (position {defect.position})."), file=sys.stderr)
     if done.left.count:
         print(f"{done.left.count} defect(s): `datastorage verify` has more.", file=sys.stderr)
-    return Exit.DEFECT if done.left.count else Exit.AS_ASKED
+    return Exit.DEFECT if done.left.count or done.pending else Exit.AS_ASKED
 
 
 class _Shown:
@@ -174,6 +182,7 @@ def _list(arguments: argparse.Namespace) -> None:
     rows = [
         {"month": one.month, "log_id": one.log_id, "events": one.positions.size}
         | {"archived_at": f"{one.recorded_at:%Y-%m-%dT%H:%M:%SZ}", "archive_id": str(one.archive_id)}
+        | {"replaces": [str(former.archive_id) for former in one.replaced]}
         | {"location": one.location, "manifest_sha256": one.manifest_sha256}
         for one in parts
     ]
@@ -211,8 +220,11 @@ def _verify(arguments: argparse.Namespace) -> Exit:
     _print_problems("the table", result.table_problems, len(result.table_problems))
     events = sum(part.positions.size for part, _ in result.parts)
     print(f"{len(result.parts)} part(s) of {events:,} events are recorded; {result.verified:,} rows were verified")
-    if result.erased_since:
-        print(f"{result.erased_since:,} events were erased after they had been archived: their content is still there")
+    for part, erased in result.pending:
+        what = f"{erased.size:,} event(s), at {erased}, were erased since"
+        print(visible(f"{part.month} {part.archive_id}: {what}: they are in the archive until the next `archive run`"))
+    for location in result.undeleted:
+        print(visible(f"{location} was replaced, but is not deleted yet: it has what was erased"))
     print(f"{result.problem_count} problem(s)" if result.problem_count else "the archive is as the log records it")
     return Exit.DEFECT if result.problem_count else Exit.AS_ASKED
 

@@ -204,6 +204,7 @@ def _erase(arguments: argparse.Namespace) -> None:
     import asyncio
     from uuid import UUID
 
+    from app.archive.recorded import count_in_archive
     from app.cli.database import settings_for_removal
     from app.main import create_catalog
     from app.retention import erase
@@ -218,6 +219,9 @@ def _erase(arguments: argparse.Namespace) -> None:
     _print_differences(done.differences)
     result = "would be erased" if arguments.dry_run else f"erased by erasure {done.erasure_id}"
     print(f"{len(done.events)} event(s) {result}.")
+    archived = 0 if arguments.dry_run else asyncio.run(count_in_archive(settings, done.erasure_id))
+    if archived:
+        print(f"{archived} of them are in the archive until the next `datastorage archive run`.")
     if done.unsealed:
         print(
             f"{len(done.unsealed)} row(s) that others inserted by SQL are unchanged: they have no proof; change them by SQL."

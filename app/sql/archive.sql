@@ -77,3 +77,8 @@ VALUES ('datastorage', 'audit', 'events', $1, 'TABLE') ON CONFLICT DO NOTHING RE
 -- The table is what this metadata says from here on, if it was what that said.
 UPDATE iceberg_tables SET metadata_location = $1, previous_metadata_location = metadata_location
 WHERE catalog_name = 'datastorage' AND table_namespace = 'audit' AND table_name = 'events' AND metadata_location = $2 RETURNING 1
+
+-- name: erased_rows
+-- What erasures have left of rows of a log at some positions, of the month that begins at a day.
+SELECT {hashed_columns} FROM audit_events
+WHERE log_index = ANY($1::bigint[]) AND event_date >= $2 AND event_date < $2 + interval '1 month' AND payload_commitment IS NOT NULL AND {in_log}

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from app.archive.compare import ArchiveResult, list_parts, verify_archive
 from app.archive.recorded import RecordedPart
-from app.archive.run import Selection
+from app.archive.session import Selection
 from app.settings import Settings
 from app.tlog.note import PublicKey
 from app.tlog.tiles import extend_tiles

@@ -1,4 +1,8 @@
-"""A run of the archive that ends itself with SIGKILL at a step: `python -m tests.archive.killed STEP URL DIRECTORY`. It writes each step to stdout."""
+"""Runs of the archive that end themselves with SIGKILL at a step: `python -m tests.archive.killed URL DIRECTORY`.
+
+Of each line of stdin, a step, it makes one run in a process of its own. It writes each step to stdout, and then how the process has ended.
+The processes are forked, since to import the archive takes longer than a run.
+"""
 
 import asyncio
 import os
@@ -12,15 +16,34 @@ from tests.archive.test_killed import SELECTION
 
 
 def main() -> None:
-    step, url, directory = sys.argv[1:]
+    url, directory = sys.argv[1:]
+    for line in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            _run(line.strip(), url, directory)
+        _, status = os.waitpid(pid, 0)
+        _write(f"{END}{os.waitstatus_to_exitcode(status)}")
 
+
+END = "= "
+
+
+def _run(step: str, url: str, directory: str) -> None:
     def on_step(name: str) -> None:
-        sys.stdout.write(f"{name}\n")
-        sys.stdout.flush()
+        _write(name)
         if name == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    asyncio.run(run.run(settings_of(url, Path(directory)), NOW, SELECTION, on_step=on_step))
+    code = 1
+    try:
+        asyncio.run(run.run(settings_of(url, Path(directory)), NOW, SELECTION, on_step=on_step))
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _write(text: str) -> None:
+    os.write(1, f"{text}\n".encode())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.archive import run
-from app.archive.run import Progress, Selection
+from app.archive.session import Progress, Selection
 from app.events.catalog import Catalog
 from app.retention.erase import Erasure, erase
 from tests.archive.archived import (

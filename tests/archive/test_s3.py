@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from app.archive import run
-from app.archive.run import Selection
+from app.archive.session import Selection
 from app.archive.storage import StorageAway
 from app.errors import Fatal
 from app.settings import Settings

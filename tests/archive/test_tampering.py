@@ -221,10 +221,10 @@ async def test_table(archive: Settings, connection: Connection) -> None:
 
     assert await found(now) == []
     assert await found(before) == [f"rolled back: the newest snapshot of the table does not have {newer}/{EVENTS}"]
-    twice = table.append(uuid4(), older, [EVENTS])
+    twice = table.append(uuid4(), [f"{older}/{EVENTS}"])
     assert await found(twice) == ["inserted: the table has a file twice"]
     shutil.copy(f"{folder_of(first)}/{EVENTS}", storage.path("foreign.parquet"))
-    foreign = ArchiveTable.load(storage, now).append(uuid4(), "", ["/foreign.parquet"])
+    foreign = ArchiveTable.load(storage, now).append(uuid4(), ["foreign.parquet"])
     assert any(one.startswith("inserted: the table has file://") for one in await found(foreign))
     metadata = orjson.loads(storage.read(storage.name_of(now) or ""))
     names = {field["name"]: field for field in metadata["schemas"][0]["fields"]}

@@ -255,7 +255,8 @@ class ArchiveStoredPayload(TypedDict):
     """A part of the log was copied to the archive, read back and verified, row by row. Each of several events has some of the positions.
 
     month is that of the events' event_date; location is the part's folder, manifest_sha256 the digest of the manifest in it, and
-    tree_size the size of the checkpoint in that.
+    tree_size the size of the checkpoint in that. A part with replaces is the one of that archive_id, written again without the
+    content of erased_count events that were erased since; the manifest names their erasures.
     """
 
     event_type: Literal["datastorage.archive.stored"]
@@ -267,6 +268,8 @@ class ArchiveStoredPayload(TypedDict):
     tree_size: Count
     positions: str
     event_count: Count
+    replaces: NotRequired[Uuid]
+    erased_count: NotRequired[Count]
 
 
 class ImportStoredPayload(TypedDict):

@@ -1,0 +1,261 @@
+"""What every act on the archive shares: its connections and storage, attempts that leave nothing behind, and how a part is recorded."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+from app.archive.check import Checker, PartResult
+from app.archive.recorded import RecordedPart, metadata_ids, read_parts
+from app.archive.storage import METADATA, Storage, archive_storage
+from app.archive.table import ArchiveTable
+from app.archive.writing import SQL, as_archiver, connect_archive
+from app.db import Connection
+from app.errors import AuditError, Fatal
+from app.events.log import Log
+from app.events.positions import Positions
+from app.ingest.link import Flush
+from app.ingest.self_events import self_event
+from app.ingest.store import Store
+from app.retention.logged import action_store, commit_action, read_open_log
+from app.settings import Settings
+from app.sql import load
+from app.tlog.note import Checkpoint, Note, PublicKey
+
+PART_EVENTS = 2_000_000
+_LOG_SQL = load("retention")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What of that which is due a run is to archive."""
+
+    month: date | None = None
+    """The only one; None for all."""
+    partial: bool = False
+    """Also of months that are not past archive_after_days as a whole."""
+    part_events: int = PART_EVENTS
+    """Most events of a part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a part is."""
+
+    month: str
+    stage: str
+    """`writing`, `erasing` or `verifying`."""
+    done: int
+    total: int
+    """Events."""
+    seconds: float
+    """Since the stage began."""
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None as long as nothing is done."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
+
+
+class PartChanged(AuditError):
+    """Something of a part was erased or purged, or the log was continued, while it was written."""
+
+
+def nothing(_: object) -> None:
+    """Where nobody wants to know."""
+
+
+@dataclass(slots=True)
+class ArchiveSession:
+    """What a run works with."""
+
+    connection: Connection
+    store: Store
+    storage: Storage
+    cutoff: date
+    """Events before this day are past archive_after_days."""
+    selection: Selection
+    show: Callable[[Progress], None] = nothing
+    on_step: Callable[[str], None] = nothing
+    """Called between all that can be interrupted, for tests that end the process there."""
+    tried: dict[tuple[int, date], Positions] = field(default_factory=dict)
+    """By log and month, what this run has written or left out already."""
+    undeleted: dict[UUID, str] = field(default_factory=dict)
+    """By part, why the files of one that was replaced could not be deleted."""
+
+    @property
+    def open_log(self) -> Log:
+        return self.store.log
+
+    async def log_size(self) -> int:
+        """How many events the open log has."""
+        return await self.connection.fetchval(_LOG_SQL.of(self.open_log)["log_size"]) or 0
+
+
+@asynccontextmanager
+async def open_session(settings: Settings, now: datetime, selection: Selection) -> AsyncIterator[ArchiveSession]:
+    """Both connections use the role of DATASTORAGE_RETENTION_URL if it is set, else the service's role."""
+    storage = archive_storage(settings)
+    settings = as_archiver(settings)
+    connection = await connect_archive(settings)
+    try:
+        open_log = await read_open_log(connection, settings)
+        async with action_store(settings, open_log) as store:
+            cutoff = (now - timedelta(days=settings.archive_after_days)).date()
+            yield ArchiveSession(connection, store, storage, cutoff, selection)
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def snapshot(connection: Connection) -> AsyncIterator[None]:
+    """All statements see the same rows."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        yield
+
+
+async def delete_attempts(session: ArchiveSession) -> int:
+    """Delete what runs have begun and not recorded, and the files of parts that others have replaced. How many were begun.
+
+    What is in another archive than this one stays there. So do files of replaced parts that the storage keeps; OSError for all others.
+    """
+    deleted = 0
+    async with snapshot(session.connection):
+        parts = await read_parts(session.connection, session.open_log)
+        attempts = await session.connection.fetch(SQL["attempts"])
+    replaced = {one.archive_id for part in parts for one in part.replaced}
+    for attempt in attempts:
+        archive_id, folder = attempt["archive_id"], session.storage.name_of(attempt["location"])
+        if folder is None:
+            log.warning("an attempt of another archive stays", extra={"location": attempt["location"]})
+            if archive_id in replaced:
+                session.undeleted[archive_id] = f"it is at {attempt['location']}, not in this archive"
+            continue
+        async with session.connection.transaction():
+            if await session.connection.fetchval(SQL["lock_attempt"], archive_id) is None:
+                continue  # a transaction that was still open has ended it
+            try:
+                if archive_id in replaced:
+                    await asyncio.to_thread(_delete_replaced, session.storage, folder, metadata_ids(parts) or [])
+                else:
+                    await asyncio.to_thread(_delete_files, session.storage, folder, archive_id)
+            except OSError as error:
+                if archive_id not in replaced:
+                    raise
+                session.undeleted[archive_id] = str(error)
+                continue
+            session.on_step("replaced deleted" if archive_id in replaced else "attempt deleted")
+            await session.connection.execute(SQL["end_attempt"], archive_id)
+            session.undeleted.pop(archive_id, None)
+            deleted += archive_id not in replaced
+    return deleted
+
+
+def _delete_files(storage: Storage, folder: str, archive_id: UUID) -> None:
+    storage.delete_folder(folder)
+    for name in storage.names(METADATA):
+        if str(archive_id) in name:
+            storage.delete(name)
+
+
+def _delete_replaced(storage: Storage, folder: str, written_by: Sequence[UUID]) -> None:
+    """The files of a part, and the metadata of all snapshots that were before it was replaced: they have the bounds of its columns."""
+    storage.delete_folder(folder)
+    for name in stale_metadata(storage, written_by):
+        storage.delete(name)
+
+
+def stale_metadata(storage: Storage, written_by: Sequence[UUID]) -> list[str]:
+    """The files of metadata that none of these parts has written."""
+    return [name for name in storage.names(METADATA) if not any(str(one) in name for one in written_by)]
+
+
+class Stage:
+    """Counts the events of a stage, and shows how far it is."""
+
+    def __init__(self, session: ArchiveSession, name: str, month: str, total: int) -> None:
+        self._session = session
+        self._name = name
+        self._month = month
+        self._total = total
+        self._began = monotonic()
+        self._done = 0
+
+    def add(self, events: int) -> None:
+        """Add events that were dealt with."""
+        self._done = min(self._done + events, self._total)
+        seconds = monotonic() - self._began
+        self._session.show(Progress(self._month, self._name, self._done, self._total, seconds))
+
+
+def read_back(session: ArchiveSession, folder: str, keys: Sequence[PublicKey], month: str, total: int) -> PartResult:
+    """Verify a part that was just written, with the log's own public keys. Fatal if it is not as it was written."""
+    progress = Stage(session, "verifying", month, total)
+    with Checker(list(keys), 1, progress.add) as checker:  # others would need memory too
+        checked = checker.check(session.storage, folder)
+    if checked.problem_count:
+        raise Fatal(f"What was written of {month} is not what was read back: {checked.problems[0]}.")
+    return checked
+
+
+async def record(
+    session: ArchiveSession, checked: PartResult, open_size: int, replaces: RecordedPart | None = None
+) -> None:
+    """Add a part to the table, and record it in the log: both or nothing. PartChanged if it has to be written again.
+
+    The part that it replaces leaves the table, and its files are to be deleted: the row of archive_attempts says so until they are.
+    """
+    manifest, folder = checked.manifest, checked.folder
+    assert manifest is not None
+    pointer = await session.connection.fetchval(SQL["pointer"])
+    table = await asyncio.to_thread(ArchiveTable.load, session.storage, pointer)
+    names = [f"{folder}/{file.name}" for file in manifest.event_files]
+    if replaces is None:
+        location = await asyncio.to_thread(table.append, manifest.archive_id, names)
+    else:
+        location = await asyncio.to_thread(table.replace, manifest.archive_id, replaces.location, names)
+    session.on_step("table written")
+    written_in = session.open_log
+
+    async def move_pointer(connection: Connection, flush: Flush) -> None:
+        if flush.log != written_in or await connection.fetchval(SQL.of(written_in)["is_changed"], open_size):
+            raise PartChanged
+        await connection.execute(SQL["create_namespace"])
+        arguments = ("create_pointer", location) if pointer is None else ("move_pointer", location, pointer)
+        moved = await connection.fetchval(SQL[arguments[0]], *arguments[1:])
+        ended = await connection.fetchval(SQL["end_attempt"], manifest.archive_id)
+        if moved is None or ended is None:
+            raise Fatal("Somebody else has changed the archive's table meanwhile: run it again.")
+        if replaces is not None:
+            await connection.execute(SQL["begin_attempt"], replaces.archive_id, replaces.location)
+        session.on_step("committing")
+
+    more: dict[str, Any] = {}
+    if replaces is not None:
+        more = {"replaces": str(replaces.archive_id), "erased_count": manifest.replaces[-1].erased_count}
+    events = [
+        self_event(
+            written_in.first_name,
+            {
+                "event_type": "datastorage.archive.stored",
+                "archive_id": str(manifest.archive_id),
+                "log_id": manifest.log_id,
+                "month": manifest.month,
+                "location": session.storage.location(folder),
+                "manifest_sha256": checked.manifest_sha256,
+                "tree_size": Checkpoint.parse(Note.parse(manifest.checkpoint).text).size,
+                "positions": str(portion),
+                "event_count": portion.size,
+            }
+            | more,
+            about=manifest.archive_id,
+        )
+        for portion in manifest.position_set().portions()
+    ]
+    await commit_action(session.store, events, move_pointer)
