@@ -14,6 +14,7 @@ from app.archive.check import Checker, PartResult
 from app.archive.recorded import RecordedPart, metadata_ids, read_parts
 from app.archive.storage import METADATA, Storage, archive_storage
 from app.archive.table import ArchiveTable
+from app.archive.versions import FilesStay, delete_versions
 from app.archive.writing import SQL, as_archiver, connect_archive
 from app.db import Connection
 from app.errors import AuditError, Fatal
@@ -87,7 +88,7 @@ class ArchiveSession:
     tried: dict[tuple[int, date], Positions] = field(default_factory=dict)
     """By log and month, what this run has written or left out already."""
     undeleted: dict[UUID, str] = field(default_factory=dict)
-    """By part, why the files of one that was replaced could not be deleted."""
+    """By part, why the files of one that was replaced, or was never recorded, could not be deleted."""
 
     @property
     def open_log(self) -> Log:
@@ -146,7 +147,7 @@ async def delete_attempts(session: ArchiveSession) -> int:
                 else:
                     await asyncio.to_thread(_delete_files, session.storage, folder, archive_id)
             except OSError as error:
-                if archive_id not in replaced:
+                if archive_id not in replaced and not isinstance(error, FilesStay):
                     raise
                 session.undeleted[archive_id] = str(error)
                 continue
@@ -158,22 +159,31 @@ async def delete_attempts(session: ArchiveSession) -> int:
 
 
 def _delete_files(storage: Storage, folder: str, archive_id: UUID) -> None:
-    storage.delete_folder(folder)
-    for name in storage.names(METADATA):
-        if str(archive_id) in name:
-            storage.delete(name)
+    _delete(storage, folder, lambda name: str(archive_id) in name)
 
 
 def _delete_replaced(storage: Storage, folder: str, written_by: Sequence[UUID]) -> None:
     """The files of a part, and the metadata of all snapshots that were before it was replaced: they have the bounds of its columns."""
+    _delete(storage, folder, lambda name: _is_stale(name, written_by))
+
+
+def _delete(storage: Storage, folder: str, is_wanted: Callable[[str], bool]) -> None:
+    """Delete a folder, and the files of metadata whose names are wanted; all their versions too."""
     storage.delete_folder(folder)
-    for name in stale_metadata(storage, written_by):
-        storage.delete(name)
+    for name in storage.names(METADATA):
+        if is_wanted(name):
+            storage.delete(name)
+    delete_versions(storage, METADATA, is_wanted)
+    delete_versions(storage, folder, lambda _: True)
 
 
 def stale_metadata(storage: Storage, written_by: Sequence[UUID]) -> list[str]:
     """The files of metadata that none of these parts has written."""
-    return [name for name in storage.names(METADATA) if not any(str(one) in name for one in written_by)]
+    return [name for name in storage.names(METADATA) if _is_stale(name, written_by)]
+
+
+def _is_stale(name: str, written_by: Sequence[UUID]) -> bool:
+    return not any(str(one) in name for one in written_by)
 
 
 class Stage:
