@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from app.archive.erasing import erase_parts
 from app.archive.manifest import PartManifest, PreviousPart
-from app.archive.recorded import RecordedPart, archived_positions, read_parts
+from app.archive.recorded import RecordedErasure, RecordedPart, archived_positions, read_erasures, read_parts
 from app.archive.session import (
     ArchiveSession,
     PartChanged,
@@ -61,6 +61,8 @@ class DueMonth:
     young: int
     """Those that wait until they, or with whole months the month, are past archive_after_days."""
     unsealed: int
+    erased: int
+    """Archived ones that were erased since: the run writes their parts again."""
 
 
 @dataclass(slots=True)
@@ -82,9 +84,10 @@ async def plan(settings: Settings, now: datetime, selection: Selection) -> list[
     """What a run would find. Changes nothing, and does not wait for other runs."""
     async with open_session(settings, now, selection) as session, snapshot(session.connection):
         parts = await read_parts(session.connection, session.open_log)
+        erasures = await read_erasures(session.connection, session.open_log)
         months = [row["month"] for row in await session.connection.fetch(SQL["months"])]
         return [
-            await _due_month(session, parts, one, month)
+            await _due_month(session, parts, erasures, one, month)
             for month in months
             for one in session.open_log.and_earlier()
             if selection.month in {None, month}
@@ -154,7 +157,9 @@ async def _positions(connection: Connection, one: Log, first: date, end: date, s
     return Positions((row["first"], row["end"]) for row in rows)
 
 
-async def _due_month(session: ArchiveSession, parts: Sequence[RecordedPart], one: Log, month: date) -> DueMonth:
+async def _due_month(
+    session: ArchiveSession, parts: Sequence[RecordedPart], erasures: Sequence[RecordedErasure], one: Log, month: date
+) -> DueMonth:
     connection, end = session.connection, _month_end(month)
     signed = await _checkpoint(connection, one)
     size = 0 if signed is None else signed[0]
@@ -173,6 +178,12 @@ async def _due_month(session: ArchiveSession, parts: Sequence[RecordedPart], one
         unsigned=old.size - due.size,
         young=waiting - old.size,
         unsealed=unsealed,
+        erased=sum(
+            erasure.positions.size
+            for part in parts
+            if (part.month, part.log_id) == (f"{month:%Y-%m}", one.id)
+            for erasure in part.pending(erasures)
+        ),
     )
 
 

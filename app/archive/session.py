@@ -173,8 +173,7 @@ def _delete(storage: Storage, folder: str, is_wanted: Callable[[str], bool]) -> 
     for name in storage.names(METADATA):
         if is_wanted(name):
             storage.delete(name)
-    delete_versions(storage, METADATA, is_wanted)
-    delete_versions(storage, folder, lambda _: True)
+    delete_versions(storage, (METADATA, folder), lambda name: name.startswith(f"{folder}/") or is_wanted(name))
 
 
 def stale_metadata(storage: Storage, written_by: Sequence[UUID]) -> list[str]:

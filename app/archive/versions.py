@@ -5,7 +5,7 @@ Requests are signed as AWS Signature Version 4 says, with the credentials of the
 
 import hashlib
 import hmac
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -29,8 +29,8 @@ class _Version(NamedTuple):
     version_id: str
 
 
-def delete_versions(storage: Storage, folder: str, is_wanted: Callable[[str], bool]) -> None:
-    """Delete all versions of the files of a folder whose names are wanted. FilesStay, after all that can be deleted, if some cannot."""
+def delete_versions(storage: Storage, folders: Sequence[str], is_wanted: Callable[[str], bool]) -> None:
+    """Delete all versions of the files of folders whose names are wanted. FilesStay, after all that can be deleted, if some cannot."""
     if "access_key" not in storage.options:
         return
     bucket, _, base = storage.path().partition("/")
@@ -38,6 +38,7 @@ def delete_versions(storage: Storage, folder: str, is_wanted: Callable[[str], bo
     client = _Client(storage, bucket)
     refused = [
         f"{version.key}: {answer}"
+        for folder in folders
         for version in list(client.versions(f"{start}{folder}/"))
         if is_wanted(version.key.removeprefix(start)) and (answer := client.delete(version)) is not None
     ]

@@ -101,6 +101,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     rows = [
         {"month": f"{one.month:%Y-%m}", "log": one.log.name, "events": one.events, "archived": one.archived}
         | {"due": one.due, "not_signed": one.unsigned, "not_due": one.young, "unsealed": one.unsealed}
+        | {"erased_since": one.erased}
         for one in months
         if one.events or one.unsealed
     ]
@@ -109,7 +110,7 @@ def _plan(arguments: argparse.Namespace) -> None:
             for row in rows:
                 out.record(row)
         else:
-            head = ["month", "log", "events", "archived", "due", "not signed", "not due", "unsealed"]
+            head = ["month", "log", "events", "archived", "due", "not signed", "not due", "unsealed", "erased since"]
             out.table(head, [[str(cell) for cell in row.values()] for row in rows])
 
 

@@ -19,6 +19,7 @@ from app.archive import run
 from app.archive.check import Checker, check_chain
 from app.archive.manifest import PartManifest, open_manifest
 from app.archive.recorded import count_in_archive
+from app.archive.session import read_back
 from app.archive.storage import Storage, directory_storage
 from app.errors import Fatal
 from app.events.catalog import Catalog
@@ -43,6 +44,7 @@ from tests.archive.archived import (
 )
 from tests.sealed import seal
 from tests.services import ROOT
+from tests.waiting import until
 
 SECRET = "zz-secret-of-ada"  # sorts last, so that it is the largest value of each column
 SALT = b"a salt of 16 byt"
@@ -112,6 +114,9 @@ async def test_erasure_reaches_the_archive(database_url: str, connection: Connec
     uuid = _table_uuid(tmp_path)
     erasure_id = await erase_one(settings, event_id)
     assert await count_in_archive(settings, erasure_id) == 1
+    assert [(one.month, one.erased) for one in await run.plan(settings, NOW, ALL) if one.erased] == [
+        (OLD.date().replace(day=1), 1)
+    ]
     [(pending, erased)] = (await verified(settings)).pending
     assert (pending.archive_id, erased.size) == (old.archive_id, 1)
 
@@ -192,6 +197,35 @@ async def test_erased_in_turns(database_url: str, connection: Connection, tmp_pa
     await run.run(settings, NOW, ALL)
     assert await problems(settings) == []
     assert SECRET not in everything_in(tmp_path)
+
+
+async def test_another_is_erased_meanwhile(
+    database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is erased while its part is written again stays in the new part, and nobody knows."""
+    event_id = await fill_with_secret(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    await erase_one(settings, await connection.fetchval("SELECT event_id FROM audit_events WHERE log_index = 30"))
+    erasures: list[asyncio.Task[UUID]] = []
+
+    def on_step(name: str) -> None:
+        if name == "manifest written" and not erasures:
+            erasures.append(asyncio.create_task(erase_one(settings, event_id)))
+
+    def verify_later(*arguments: Any) -> Any:
+        until(lambda: erasures[0].done() or None)  # in a thread: it goes on meanwhile
+        return read_back(*arguments)
+
+    monkeypatch.setattr("app.archive.erasing.read_back", verify_later)
+    [manifest] = (await run.run(settings, NOW, ALL, on_step=on_step)).rewritten
+    await erasures[0]
+    assert [one.erased_count for one in manifest.replaces] == [2]
+    assert len(manifest.replaces[0].erased) == 2
+    result = await verified(settings)
+    assert (result.problem_count, result.pending, result.undeleted) == (0, [], [])
+    assert SECRET not in everything_in(tmp_path)
+    assert await connection.fetchval("SELECT count(*) FROM archive_attempts") == 0
 
 
 @pytest.mark.damaged
