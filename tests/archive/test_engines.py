@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import duckdb
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyiceberg.catalog.sql import SqlCatalog
 from sqlalchemy.engine import make_url
 
 from app.archive import run
-from tests.archive.archived import ALL, NOW, OLD, Connection, fill, folder_of, parts_of, settings_of
+from tests.archive.archived import ALL, NOW, OLD, OLDER, Connection, fill, folder_of, parts_of, settings_of
 
 
 async def test_others_read_it(database_url: str, connection: Connection, tmp_path: Path) -> None:
@@ -38,6 +39,31 @@ async def test_others_read_it(database_url: str, connection: Connection, tmp_pat
         f"{folder_of((await parts_of(settings))[1])}/events-0.parquet"
     ]  # the other month's is not looked at
     assert ds.dataset(listed).count_rows(ds.field("correlation_id") == f"rr-{OLD:%m}-1") == 150
+
+
+async def test_duckdb_reads_it(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """DuckDB counts other events, or answers an auditor's question otherwise than Postgres does."""
+    await fill(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    files = [f"{folder_of(part)}/events-0.parquet" for part in await parts_of(settings)]
+    question = (
+        "SELECT correlation_id, {address} AS address, count(*), {microseconds}, sum(CAST(event_data->>'b' AS double precision))"
+        " FROM {events} WHERE severity = 'info' OR severity IS NULL GROUP BY 1, 2"
+    )
+    of_postgres = question.format(
+        address="host(actor_ip)",
+        microseconds="CAST(extract(epoch FROM min(event_timestamp)) * 1000000 AS bigint)",
+        events=f"(SELECT * FROM audit_events WHERE correlation_id SIMILAR TO 'rr-({OLD:%m}|{OLDER:%m})-_') archived",
+    )
+    of_duckdb = question.format(
+        address="actor_ip", microseconds="epoch_us(min(event_timestamp))", events="read_parquet($files)"
+    )
+    known = {tuple(row) for row in await connection.fetch(of_postgres)}
+    with duckdb.connect() as engine:
+        found = engine.execute(of_duckdb, {"files": files}).fetchall()
+    assert len(found) == 12
+    assert set(found) == known
 
 
 async def test_statistics(database_url: str, connection: Connection, tmp_path: Path) -> None:
