@@ -123,7 +123,9 @@ async def run(
                         await _archive_month(session, key, one, row["month"], result)
         except (OSError, pa.ArrowException) as error:
             raise StorageAway("The archive's storage failed; the next run goes on.") from error
-        result.pending += [f"part {one} was replaced, and stays: {why}" for one, why in session.undeleted.items()]
+        result.pending += [
+            f"files of part {one}, which are to be deleted, stay: {why}" for one, why in session.undeleted.items()
+        ]
         return result
 
 

@@ -1,9 +1,7 @@
 """Events that are erased after they were archived: the next run has them gone from all files, and all of it still proves itself."""
 
 import asyncio
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,13 @@ import pytest
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.serializers import FromInputFile
 
-from app.archive import run
+from app.archive import erasing, event_file, run
 from app.archive.check import Checker, check_chain
 from app.archive.manifest import PartManifest, open_manifest
 from app.archive.recorded import count_in_archive
 from app.archive.session import read_back
 from app.archive.storage import Storage, directory_storage
-from app.errors import Fatal
+from app.cli import main
 from app.events.catalog import Catalog
 from app.retention.erase import Erasure, erase
 from app.settings import Settings
@@ -43,7 +41,6 @@ from tests.archive.archived import (
     verified,
 )
 from tests.sealed import seal
-from tests.services import ROOT
 from tests.waiting import until
 
 SECRET = "zz-secret-of-ada"  # sorts last, so that it is the largest value of each column
@@ -199,6 +196,36 @@ async def test_erased_in_turns(database_url: str, connection: Connection, tmp_pa
     assert SECRET not in everything_in(tmp_path)
 
 
+async def test_part_of_several_files(
+    database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a part with several files, or row groups, a row is lost or stays as it was, or one is in a file that the table does not have."""
+    for name, value in {"_BATCH_EVENTS": 8, "GROUP_EVENTS": 16, "FILE_BYTES": 1}.items():
+        monkeypatch.setattr(event_file, name, value)
+    monkeypatch.setattr(erasing, "_ROWS_AT_ONCE", 5)
+    await fill_with_secret(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    old = (await parts_of(settings))[1]
+    ids = [
+        row["event_id"]
+        for row in await connection.fetch(
+            "SELECT event_id FROM audit_events WHERE log_index % 7 = 0 AND correlation_id LIKE $1 OR actor_id = $2",
+            f"rr-{OLD:%m}-%",
+            SECRET,
+        )
+    ]
+    await erase(settings, Catalog(), Erasure("asked for", "tests", event_ids=ids), dry_run=False)
+    [manifest] = (await run.run(settings, NOW, ALL)).rewritten
+    assert len(manifest.event_files) == 4
+    assert manifest.erased == len(ids) > 8
+    result = await verified(settings)
+    assert (result.problem_count, result.verified) == (0, 121)
+    rows = rows_of((await parts_of(settings))[1])
+    assert {row["event_id"] for row in rows if row["payload_commitment"]} == set(ids)
+    assert (SECRET in everything_in(tmp_path), str(old.archive_id) in str(files_of(tmp_path))) == (False, False)
+
+
 async def test_another_is_erased_meanwhile(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,45 +361,35 @@ async def test_erased_and_purged(database_url: str, connection: Connection, tmp_
     assert found["event_data"] == '{"event_type":"gateway.signal.received"}'
 
 
-async def test_another_run_is_under_way(database_url: str, connection: Connection, tmp_path: Path) -> None:
-    """Two runs at once write a part again twice."""
+async def test_whoever_erases_is_told(
+    database_url: str,
+    connection: Connection,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever erases, or verifies, believes that the content is gone while the archive has it; or two runs at once are no error."""
     event_id = await fill_with_secret(connection)
     settings = settings_of(database_url, tmp_path)
     await run.run(settings, NOW, ALL)
-    await erase_one(settings, event_id)
-    second: list[str] = []
-    await connection.execute("SELECT pg_advisory_lock(hashtextextended('datastorage.archive', 0))")
-    with pytest.raises(Fatal, match="Another run of the archive is under way"):
-        await run.run(settings, NOW, ALL, on_step=second.append)
-    assert second == []
-    await connection.execute("SELECT pg_advisory_unlock_all()")
-    assert len((await run.run(settings, NOW, ALL)).rewritten) == 1
-
-
-async def test_whoever_erases_is_told(database_url: str, connection: Connection, tmp_path: Path) -> None:
-    """Whoever erases, or verifies, believes that the content is gone while the archive has it."""
-    event_id = await fill_with_secret(connection)
-    settings = settings_of(database_url, tmp_path)
-    await run.run(settings, NOW, ALL)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # not in the main thread, which has the connection
     key = tmp_path / "key.pem"
     key.write_text(PEM)
-    environment = {
-        "DATASTORAGE_DATABASE_URL": database_url,
-        "DATASTORAGE_ARCHIVE_URL": settings.archive_url or "",
-        "DATASTORAGE_CHECKPOINT_KEY_FILE": str(key),
-    }
+    monkeypatch.setenv("DATASTORAGE_DATABASE_URL", database_url)
+    monkeypatch.setenv("DATASTORAGE_ARCHIVE_URL", settings.archive_url or "")
+    monkeypatch.setenv("DATASTORAGE_CHECKPOINT_KEY_FILE", str(key))
 
-    async def told(*command: str) -> str:
-        program = [sys.executable, "-m", "app", *command]
-        done = await asyncio.to_thread(
-            subprocess.run, program, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        return str(done.stdout)
+    async def told(*command: str, code: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["datastorage", *command])
+        assert await asyncio.to_thread(main) == code
+        return "".join(capsys.readouterr())
 
     erased = await told("erase", "--event-id", str(event_id), "--reason", "asked for")
     assert "1 of them are in the archive until the next `datastorage archive run`." in erased
     verified = await told("archive", "verify", "--manifests")
     assert "1 event(s), at {[180,181)}, were erased since: they are in the archive until the next" in verified
-    ran = await told("archive", "run")
-    assert "1 erased events are gone" in ran
+    await connection.execute("SELECT pg_advisory_lock(hashtextextended('datastorage.archive', 0))")
+    assert "Another run of the archive is under way" in await told("archive", "run", code=2)
+    await connection.execute("SELECT pg_advisory_unlock_all()")
+    assert "1 erased events are gone" in await told("archive", "run")
+    assert "erased since" not in await told("archive", "verify", "--manifests")
