@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Literal, cast
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from app.archive.session import stale_metadata
 from app.archive.storage import Storage, StorageAway, archive_storage
 from app.archive.table import ArchiveTable, ListedFile, months_since_1970
 from app.archive.writing import SQL, connect_archive
+from app.db import Connection
 from app.errors import Fatal
 from app.events.positions import Positions
 from app.retention.logged import read_open_log
@@ -65,30 +66,44 @@ async def verify_archive(settings: Settings, keys: Sequence[PublicKey], depth: D
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             parts = await read_parts(connection, log)
             erasures = await read_erasures(connection, log)
-            pointer = await connection.fetchval(SQL["pointer"])
-            attempts = {row["archive_id"]: row["location"] for row in await connection.fetch(SQL["attempts"])}
+            state = await _state(connection)
     finally:
         await connection.close()
     every = list({str(key): key for one in log.and_earlier() for key in keys_of(one, keys)}.values())
     result = ArchiveResult()
     try:
         _check_parts(result, storage, parts, every, _chosen(len(parts), depth))
-        result.table_problems += _table_problems(storage, pointer, [one for _, one in result.parts])
-        _check_replaced(result, storage, parts, attempts)
+        result.table_problems += _table_problems(storage, state.pointer, [one for _, one in result.parts])
+        _check_replaced(result, storage, parts, state.attempts)
     except (OSError, pa.ArrowException) as error:
         raise StorageAway("The archive's storage could not be read to the end.") from error
     for part in parts:
         if erased := Positions(one for erasure in part.pending(erasures) for one in erasure.positions.ranges):
             result.pending.append((part, erased))
-    if result.problem_count and pointer != await _pointer(settings):
-        raise Fatal("A run of the archive has changed it meanwhile: verify it again.")
+    if result.problem_count:
+        await _require_unchanged(settings, state)
     return result
 
 
-async def _pointer(settings: Settings) -> str | None:
+class _State(NamedTuple):
+    """What a run of the archive changes in Postgres before it changes files of others, or has written new ones."""
+
+    pointer: str | None
+    attempts: dict[UUID, str]
+    """Where each part is that was begun, or is to be deleted."""
+
+
+async def _state(connection: Connection) -> _State:
+    attempts = {row["archive_id"]: row["location"] for row in await connection.fetch(SQL["attempts"])}
+    return _State(await connection.fetchval(SQL["pointer"]), attempts)
+
+
+async def _require_unchanged(settings: Settings, state: _State) -> None:
+    """Fatal if what looks like a problem may be what a run does."""
     connection = await connect_archive(settings)
     try:
-        return cast("str | None", await connection.fetchval(SQL["pointer"]))
+        if await _state(connection) != state:
+            raise Fatal("A run of the archive has changed it meanwhile: verify it again when that has ended.")
     finally:
         await connection.close()
 

@@ -73,7 +73,7 @@ async def erase_parts(session: ArchiveSession, key: SigningKey) -> tuple[list[Pa
             try:
                 rewritten.append(await _rewrite_at_last(session, key, part))
             except NotRewritten as error:
-                refused.append(f"{part.month} {part.archive_id}: {error}")
+                refused.append(f"erased events are still in {part.month} {part.archive_id}: {error}")
                 await delete_attempts(session)
     return rewritten, refused
 

@@ -139,7 +139,7 @@ def _run(arguments: argparse.Namespace) -> Exit:
     if not done.parts and not done.rewritten:
         print("Nothing was due.")
     for why in done.pending:
-        print(visible(f"Erased events are still in the archive: {why}."), file=sys.stderr)
+        print(visible(f"Not done: {why}."), file=sys.stderr)
     for defect in done.left.listed:
         print(visible(f"Not archived: {defect.message} (position {defect.position})."), file=sys.stderr)
     if done.left.count:

@@ -5,7 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import orjson
 import pyarrow.parquet as pq
@@ -13,13 +13,14 @@ import pytest
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.serializers import FromInputFile
 
-from app.archive import erasing, event_file, run
+from app.archive import compare, erasing, event_file, run
 from app.archive.check import Checker, check_chain
 from app.archive.manifest import PartManifest, open_manifest
 from app.archive.recorded import count_in_archive
 from app.archive.session import read_back
 from app.archive.storage import Storage, directory_storage
 from app.cli import main
+from app.errors import Fatal
 from app.events.catalog import Catalog
 from app.retention.erase import Erasure, erase
 from app.settings import Settings
@@ -268,6 +269,7 @@ async def test_what_was_replaced_comes_back(database_url: str, connection: Conne
     await erase_one(settings, event_id)
     await run.run(settings, NOW, ALL)
     new = (await parts_of(settings))[1]
+    now = await connection.fetchval("SELECT metadata_location FROM iceberg_tables")
     whole = tmp_path / "whole"
     shutil.copytree(archive, whole)
 
@@ -290,9 +292,44 @@ async def test_what_was_replaced_comes_back(database_url: str, connection: Conne
     assert any(one.startswith("rolled back: the newest snapshot of the table does not have") for one in found)
     assert any(one.startswith("inserted: the table has") for one in found)
     anew()
+    await connection.execute("UPDATE iceberg_tables SET metadata_location = $1", now)
     shutil.copy(kept / part / "manifest.json", folder_of(new) / "manifest.json")
     found = await problems(settings, "manifests")
     assert any(one.startswith("edited: the manifest has the SHA-256") for one in found)
+
+
+async def test_verified_while_a_run_is_under_way(
+    database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a run writes while the archive is verified looks as if somebody had put it there."""
+    event_id = await fill_with_secret(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    await erase_one(settings, event_id)
+    await run.run(settings, NOW, ALL)
+    begun = uuid4()
+    (tmp_path / "archive" / "metadata" / f"{begun}-m0.avro").write_bytes(b"")
+    assert await problems(settings) == [
+        f"inserted: metadata/{begun}-m0.avro is of the table before a part was replaced"
+    ]
+    check = compare._check_replaced
+    written = asyncio.get_running_loop().create_future()
+
+    def check_later(*arguments: Any) -> None:
+        check(*arguments)
+        insert = "INSERT INTO archive_attempts (archive_id, location) VALUES ($1, 'file:///x')"
+        asyncio.ensure_future(connection.execute(insert, begun)).add_done_callback(written.set_result)
+
+    real = compare._require_unchanged
+
+    async def require_later(*arguments: Any) -> None:
+        await written
+        await real(*arguments)
+
+    monkeypatch.setattr(compare, "_check_replaced", check_later)
+    monkeypatch.setattr(compare, "_require_unchanged", require_later)
+    with pytest.raises(Fatal, match="has changed it meanwhile"):
+        await problems(settings)
 
 
 @pytest.mark.damaged
