@@ -5,6 +5,7 @@ import gzip
 import os
 import random
 import string
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +48,14 @@ _EVENT_BYTES = 1_000
 _FLUSH_EVENTS = 1_000
 _SAMPLE_EVENTS = 10_000
 _WORDS = random.Random(1)
+_MEASURED = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[1:]).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss)
+sys.exit(code)
+"""
+"""A small process between, since a process begins with the peak of the one that has started it."""
 
 
 def measure(*, rows: int) -> bool:
@@ -75,16 +84,27 @@ def _measure(url: str, directory: Path, number: int) -> float:
         "DATASTORAGE_ARCHIVE_URL": f"file://{target}",
         "DATASTORAGE_CHECKPOINT_KEY_FILE": str(directory / "log.pem"),
     }
-    command = [sys.executable, "-m", "app", "archive", "run"]
-    started = perf_counter()
-    pid = os.posix_spawn(sys.executable, command, environment)
-    _, status, used = os.wait4(pid, 0)
-    seconds = perf_counter() - started
-    if status:
-        raise SystemExit("bench: the archive was not written")
-    print(f"{number:,} events archived: {number / seconds:,.0f}/s, {used.ru_utime + used.ru_stime:.0f} s of CPU")
+    peak = _run(environment, number, "archived", "archive", "run")
     _print_sizes(url, target, number)
-    return used.ru_maxrss / 1024
+    event_id = pq.read_table(next(target.rglob("*.parquet")), columns=["event_id"]).column(0)[0]
+    _run(environment, 1, "erased", "erase", "--event-id", str(event_id), "--reason", "bench")
+    again = _run(environment, number, "archived again without the erased one", "archive", "run")
+    print(f"memory: {peak:.0f} MB to archive {number:,} events, {again:.0f} MB to do it again without one")
+    return max(peak, again)
+
+
+def _run(environment: dict[str, str], number: int, what: str, *command: str) -> float:
+    """Peak memory of a command, in MB."""
+    started = perf_counter()
+    program = [sys.executable, "-c", _MEASURED, sys.executable, "-m", "app", *command]
+    done = subprocess.run(program, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    seconds = perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"bench: {command} has failed")
+    *told, used = done.stdout.splitlines()
+    cpu, peak = map(float, used.split())
+    print(*told, f"{number:,} events {what}: {number / seconds:,.0f}/s, {cpu:.0f} s of CPU", sep="\n")
+    return peak / 1024
 
 
 def _print_sizes(url: str, target: Path, number: int) -> None:
