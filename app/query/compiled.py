@@ -41,11 +41,9 @@ async def fetch_planned_once(
         await transaction.rollback()
 
 
-# A plan that is made once must not depend on how many rows there were then: a month that was empty has many a minute later.
-_BEGIN_PLANNED_ONCE = """
+_BEGIN_PLANNED_ONCE = f"""
 BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-SET LOCAL plan_cache_mode = 'force_generic_plan';
-SET LOCAL enable_seqscan = off;
+{load("reports")["use_generic_plans"]};
 SET LOCAL enable_bitmapscan = off
 """
 

@@ -88,8 +88,7 @@ async def page(pool: Pool, query: CorrelationQuery) -> CorrelationPage:
         driver_connection(pool) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
-        await connection.execute(SQL["use_generic_plans"])
-        await connection.execute(SQL["follow_index"])
+        await connection.execute(f"{SQL['use_generic_plans']}; {SQL['follow_index']}")  # one way to the server and back
         scan = _Scan(connection, query)
         newest = await scan.run()
         await connection.execute(SQL["may_sort"])
