@@ -26,6 +26,10 @@ from tests.torture.postgres import LOG_NAME, Postgres, _give, alive, send, unpri
 NODES = 3
 _SCOPE = "torture"
 _START_SECONDS = 90.0
+_WHOLE_SECONDS = 300.0
+"""A node whose rewinding failed is copied anew, beside the load, and another one after it."""
+_COPIED_AFTER_SECONDS = 75.0
+"""A standby that has not come back by itself is copied anew by command after so long, as docs/operations.md says."""
 _POLL_SECONDS = 0.05
 _PACKAGES = ("patroni[etcd3]", "psycopg[binary]")
 _PARAMETERS = {
@@ -104,8 +108,10 @@ class Node:
 
     @property
     def patroni(self) -> list[int]:
-        """The process of Patroni, if it runs."""
-        return [self._patroni.pid] if self._patroni is not None and self._patroni.poll() is None else []
+        """The process of Patroni, if it runs, and what it has started: pg_rewind and pg_basebackup, which would outlive it."""
+        if self._patroni is None or self._patroni.poll() is not None:
+            return []
+        return [self._patroni.pid, *descendants(self._patroni.pid)]
 
     @property
     def postgres(self) -> list[int]:
@@ -218,6 +224,9 @@ class Cluster(Postgres):
                 "authentication": {"superuser": login, "replication": login, "rewind": login},
                 "parameters": {"unix_socket_directories": str(node.directory)},
                 "pg_hba": hba,
+                "pg_ctl_timeout": 30,  # a standby that finds no WAL at its start is copied anew after this time
+                # Else each copy waits for a checkpoint that is spread over minutes.
+                "basebackup": [{"checkpoint": "fast"}],
                 "remove_data_directory_on_rewind_failure": True,
                 "remove_data_directory_on_diverged_timelines": True,
             },
@@ -236,14 +245,25 @@ class Cluster(Postgres):
         """Return when there is one primary that both others follow."""
         await self.connect_again()
         self.launch()
+        copied = time.monotonic()
         try:
-            async with asyncio.timeout(_START_SECONDS):
+            async with asyncio.timeout(_WHOLE_SECONDS):
                 while not await self._is_whole():
                     self.launch()
                     await asyncio.sleep(4 * _POLL_SECONDS)
+                    if time.monotonic() > copied + _COPIED_AFTER_SECONDS:
+                        copied = time.monotonic()
+                        await self._copy_anew()
         except TimeoutError:
             tails = "\n".join((node.directory / "log").read_text("utf-8", "replace")[-1500:] for node in self.nodes)
             raise TimeoutError(f"the cluster does not become whole:\n{tails}") from None
+
+    async def _copy_anew(self) -> None:
+        """Those that follow nobody. Two primaries in short succession can begin timelines of one number: then Patroni sees nothing wrong."""
+        for member in await asyncio.to_thread(self._members):
+            if member["role"] not in {"leader", "primary"} and member["state"] != "streaming":
+                print(f"{member['name']} follows nobody, and is copied anew", flush=True)
+                await self._patronictl("reinit", _SCOPE, member["name"], "--force")
 
     async def _is_whole(self) -> bool:
         members = await asyncio.to_thread(self._members)
@@ -293,17 +313,11 @@ class Cluster(Postgres):
 
     async def switch_over(self, leader: Node) -> None:
         """As an operator does it, by command."""
-        words = [
-            str(self._patroni / "patronictl"),
-            "-c",
-            str(leader.config),
-            "switchover",
-            _SCOPE,
-            "--leader",
-            leader.name,
-            "--force",
-        ]
-        done = await asyncio.create_subprocess_exec(*words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        await self._patronictl("switchover", _SCOPE, "--leader", leader.name, "--force")
+
+    async def _patronictl(self, *words: str) -> None:
+        command = [str(self._patroni / "patronictl"), "-c", str(self.nodes[0].config), *words]
+        done = await asyncio.create_subprocess_exec(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         await done.wait()
 
     def freeze_dcs(self) -> None:
