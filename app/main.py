@@ -61,6 +61,7 @@ from app.api.known import is_strict, refuse_unknown_parameters
 from app.api.reading import read_slots
 from app.api.service import Application, Foundation, Service, Start
 from app.api.streams import Streams
+from app.archive.reading import ArchiveReader
 from app.auth.authenticator import Authenticator
 from app.database_url import reason
 from app.errors import AuditError, DatabaseAway, DatabaseBusy, Fatal
@@ -162,6 +163,7 @@ def create_app(settings: Settings, presence: Presence | None = None, member: Mem
         standbys=standbys,
         pages=SharedReads(standbys.shared(page.page)),
         histograms=SharedReads(standbys.shared(histograms.histogram)),
+        archive=ArchiveReader(settings),
         growth=growth,
         streams=Streams(settings, growth, presence, writer_state, readers=readers),
         authenticator=authenticator,
@@ -253,6 +255,7 @@ async def _lifespan(app: Application, member: Member | None) -> AsyncIterator[No
         await _bounded(asyncio.gather(*workers, return_exceptions=True), _STOP_SECONDS)
         await _bounded(foundation.engine.dispose(), _STOP_SECONDS)
         await _bounded(foundation.standbys.close(), _STOP_SECONDS)
+        await foundation.archive.close()
         await foundation.authenticator.close()
         if app.service.spool is not None:
             app.service.spool.close()

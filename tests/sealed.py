@@ -78,5 +78,5 @@ def sealed_hash(row: dict[str, Any]) -> str:
         "event_version": row["event_version"],
         "event_timestamp": f"{row['event_timestamp']:%Y-%m-%dT%H:%M:%S.%fZ}",
         "recorded_at": f"{row['recorded_at']:%Y-%m-%dT%H:%M:%S.%fZ}",
-    } | {name: row.get(name) for name in RECORD}
+    } | {name: str(value) if isinstance(value := row.get(name), UUID) else value for name in RECORD}
     return hashlib.sha256(b"\0" + rfc8785.dumps(record)).hexdigest()

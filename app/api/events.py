@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.archived import find_events
 from app.api.body import json_response
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, parameters_of, read_filter
@@ -24,7 +25,7 @@ from app.events.envelope import Category, Outcome
 from app.events.explain import bad_fields
 from app.ingest.accept import ACCEPTED_COLUMNS
 from app.query.cursor import Cursor, LogCursor
-from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery
+from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery, ListQuery
 from app.query.page import Page, event_by_id, rest_of_page, spooled_event
 
 router = APIRouter(tags=["query"])
@@ -80,6 +81,10 @@ class Event(BaseModel):
     sealed: Annotated[
         bool, Field(description="false, or absent: others inserted the event by SQL; it is in no log")
     ] = True
+    archive_id: Annotated[
+        UUID | None,
+        Field(description="of an event that is in the archive alone: the part that it was read from; else absent"),
+    ] = None
 
 
 class Pagination(BaseModel):
@@ -108,14 +113,16 @@ class Events(BaseModel):
     "/api/v1/audit/events",
     response_class=Response,
     responses={200: {"model": Events}},
-    openapi_extra={"parameters": documented_filter(EventQuery)},
+    openapi_extra={"parameters": documented_filter(ListQuery)},
 )
 async def list_events(request: Request) -> Response:
-    """Find events, newest first."""
-    query = parse_query(request.scope["query_string"], datetime.now(UTC))
+    """Find events, newest first. With archive=include also those that are in the archive alone, as if by itself where Postgres has nothing
+    of the time that `until` ends.
+    """
+    query = _parse_list_query(request.scope["query_string"], datetime.now(UTC))
     try:
         with cursor_errors(query.cursor):
-            found = await within_deadline(request, reads_of(request).ask(service_of(request).pages, query))
+            found = await within_deadline(request, find_events(request, query))
     except DatabaseFailed as error:
         error.extra["instance"] = request.url.path
         raise
@@ -153,9 +160,32 @@ def parse_query(query_string: bytes, now: datetime) -> EventQuery:
     return read_filter(query_string, EventQuery, now, _READERS, when_empty=_WHEN_EMPTY, check=_check)
 
 
+def _parse_list_query(query_string: bytes, now: datetime) -> ListQuery:
+    return read_filter(query_string, ListQuery, now, _READERS, when_empty=_WHEN_EMPTY, check=_check_list)
+
+
+def _check_list(query_string: bytes, fields: dict[str, Any]) -> None:
+    if fields.get("strict"):
+        refuse_unknown(query_string, parameters_of(ListQuery))
+    _check_pairs(fields)
+    if fields.get("archive"):
+        if fields.get("offset"):
+            raise bad_fields({"offset": "not together with archive=include: go on by next_cursor"})
+        if fields.get("order") == "log":
+            raise bad_fields(
+                {"order": "not log together with archive=include: the archive is read in the order of time"}
+            )
+        if fields.get("total", "none") != "none":
+            raise bad_fields({"total": "only none together with archive=include: the archive is not counted"})
+
+
 def _check(query_string: bytes, fields: dict[str, Any]) -> None:
     if fields.get("strict"):
         refuse_unknown(query_string, parameters_of(EventQuery))
+    _check_pairs(fields)
+
+
+def _check_pairs(fields: dict[str, Any]) -> None:
     if "cursor" in fields and "offset" in fields:
         raise bad_fields({"cursor": "not together with offset: the cursor says where the page begins"})
     by_log = fields.get("order") == "log"

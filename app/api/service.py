@@ -19,6 +19,7 @@ from app.api import document
 from app.api.body import ByteBudget
 from app.api.reading import ReadSlots
 from app.api.streams import Streams
+from app.archive.reading import ArchiveReader
 from app.auth.authenticator import Authenticator
 from app.bookmark import Wanted
 from app.errors import DatabaseAway, InboxFull
@@ -53,6 +54,7 @@ class Foundation:
     standbys: ReadStandbys
     pages: SharedReads[tuple[EventQuery, Wanted], Answer[Page]]
     histograms: SharedReads[tuple[HistogramQuery, Wanted], Answer[Histogram]]
+    archive: ArchiveReader
     growth: LogGrowth
     streams: Streams
     authenticator: Authenticator

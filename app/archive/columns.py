@@ -5,7 +5,9 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from app.events.record import Row, address_text, stored_hash
+from app.events.canonical import canonical, loads
+from app.events.neutral import ERASED
+from app.events.record import Row, address_text, commitment_of, stored_hash
 
 
 class Column(NamedTuple):
@@ -93,6 +95,23 @@ def hash_of(row: dict[str, Any], log_name: str) -> str:
     """The leaf hash, in hex, of a row of a file. ValueError or TypeError if no record can have one of its values."""
     link = row["previous_event_hash"]
     return stored_hash(row | {"previous_event_hash": None if link is None else link.hex()}, log_name, stored=False)
+
+
+def erased_row(row: dict[str, Any], left: bytes | None) -> dict[str, Any]:
+    """What an erasure leaves of a row. `left` is the payload in Postgres; without it, as of a row that was purged since, the type stays."""
+    event_type = loads(row["event_data"]).get("event_type")
+    only_type = canonical({"event_type": event_type} if isinstance(event_type, str) else {})
+    emptied = dict.fromkeys(("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt"))
+    return (
+        row
+        | emptied
+        | {
+            "actor_id": ERASED,
+            "resource_id": ERASED,
+            "payload_commitment": commitment_of(row, stored=False),
+            "event_data": only_type if left is None else left,
+        }
+    )
 
 
 def sort_key(row: dict[str, Any]) -> tuple[bytes, datetime, int]:

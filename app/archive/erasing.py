@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from app.archive.check import check_manifest
-from app.archive.columns import file_values
+from app.archive.columns import erased_row, file_values
 from app.archive.event_file import EventFiles, group_count, read_rows_of
 from app.archive.manifest import (
     MANIFEST_NAME,
@@ -40,9 +40,7 @@ from app.archive.writing import SQL
 from app.errors import AuditError, Fatal
 from app.events.canonical import canonical, loads
 from app.events.log import Log
-from app.events.neutral import ERASED
 from app.events.positions import Positions
-from app.events.record import commitment_of
 from app.export.manifest import rfc3339_microseconds
 from app.tlog.continued import keys_of
 from app.tlog.evidence import Erasures, read_evidence
@@ -186,7 +184,7 @@ class _Rewriter:
         wanted = [row["log_index"] for row in rows if self._has_to_go(row)]
         left = await self._left_in_postgres(wanted) if wanted else {}
         for row in rows:
-            values = _erased_row(row, left.get(row["log_index"])) if self._has_to_go(row) else row
+            values = erased_row(row, left.get(row["log_index"])) if self._has_to_go(row) else row
             self._erased_count += values is not row
             files.add(file_values(values))
 
@@ -220,20 +218,3 @@ def _copy(source: Storage, file: ArchivedFile, target: Any) -> None:
 def _portions(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     while portion := list(islice(rows, _ROWS_AT_ONCE)):
         yield portion
-
-
-def _erased_row(row: dict[str, Any], left: bytes | None) -> dict[str, Any]:
-    """What an erasure leaves of a row. `left` is the payload in Postgres; without it, as of a row that was purged since, the type stays."""
-    event_type = loads(row["event_data"]).get("event_type")
-    only_type = canonical({"event_type": event_type} if isinstance(event_type, str) else {})
-    emptied = dict.fromkeys(("actor_ip", "resource_name", "error_message", "event_metadata", "payload_salt"))
-    return (
-        row
-        | emptied
-        | {
-            "actor_id": ERASED,
-            "resource_id": ERASED,
-            "payload_commitment": commitment_of(row, stored=False),
-            "event_data": only_type if left is None else left,
-        }
-    )

@@ -128,11 +128,17 @@ def read_rows(storage: Storage, name: str, groups: Sequence[int]) -> Iterator[di
 
 def read_rows_of(stream: IO[bytes] | pa.NativeFile, groups: Sequence[int]) -> Iterator[dict[str, Any]]:
     """As read_rows(), of an open file."""
-    with pq.ParquetFile(stream, pre_buffer=False) as file:
-        if (found := _described(file)) != _EXPECTED:
-            raise ValueError(f"it has other columns: {sorted(set(found) ^ set(_EXPECTED))[:3]}")
+    with open_events(stream) as file:
         for batch in file.iter_batches(_BATCH_EVENTS, row_groups=list(groups), use_threads=False):
             yield from rows_of([_values(column) for column in batch.columns])
+
+
+def open_events(stream: IO[bytes] | pa.NativeFile, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
+    """An open file, whose metadata may be known, with the columns of the archive; ValueError if it has others."""
+    file = pq.ParquetFile(stream, metadata=metadata, pre_buffer=False)
+    if metadata is None and (found := _described(file)) != _EXPECTED:
+        raise ValueError(f"it has other columns: {sorted(set(found) ^ set(_EXPECTED))[:3]}")
+    return file
 
 
 def _values(column: pa.Array) -> list[Any]:

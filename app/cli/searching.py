@@ -31,6 +31,9 @@ def add(commands: Commands) -> None:
     search.add_argument(
         "--order", choices=["time", "log"], default="time", help="newest by its time, or by its position in the log"
     )
+    search.add_argument(
+        "--archive", action="store_true", help="also what was removed from Postgres and is in the archive"
+    )
     search.set_defaults(run=_search)
     event = commands.add_parser("event", help="show one event with its payload")
     event.add_argument("event_id", metavar="EVENT_ID")
@@ -69,11 +72,13 @@ def _add_notification_filters(parser: argparse.ArgumentParser) -> None:
 
 def _search(arguments: argparse.Namespace) -> None:
     service, clock = Service.of(arguments), Clock(arguments.zone)
+    more = {
+        "order": None if arguments.order == "time" else arguments.order,
+        "archive": "include" if arguments.archive else None,
+        "cursor": arguments.cursor,
+    }
     wanted = filters.parameters_of(arguments, clock.zone_name) | {"total": "none", "strict": "true"}
-    if arguments.order != "time":
-        wanted["order"] = arguments.order
-    if arguments.cursor is not None:
-        wanted["cursor"] = arguments.cursor
+    wanted |= {name: value for name, value in more.items() if value is not None}
     pages = Pages(service, EVENTS, wanted, None if arguments.all else arguments.limit)
     found = iter(pages)
     first = list(islice(found, _SHOWN_AT_ONCE))  # what is wrong with the question is told before a pager is there
@@ -103,7 +108,7 @@ def event_row(event: dict[str, Any], clock: Clock) -> list[str]:
     """The cells of an event below EVENT_HEAD."""
     resource = "/".join(one for one in (event.get("resource_type"), event.get("resource_id")) if one)
     return [
-        clock.with_note(event["event_timestamp"]) + (" (unsealed)" if event.get("sealed") is False else ""),
+        clock.with_note(event["event_timestamp"]) + _mark(event),
         event["event_type"],
         event["event_outcome"],
         event.get("actor_id") or "",
@@ -111,6 +116,12 @@ def event_row(event: dict[str, Any], clock: Clock) -> list[str]:
         event["correlation_id"],
         event["event_id"],
     ]
+
+
+def _mark(event: dict[str, Any]) -> str:
+    if event.get("sealed") is False:
+        return " (unsealed)"
+    return " (archived)" if "archive_id" in event else ""
 
 
 def _event(arguments: argparse.Namespace) -> None:

@@ -236,6 +236,16 @@ class EventQuery(EventFilter, frozen=True, extra="forbid"):
         return not asked <= _OF_REFERENCE
 
 
+class ListQuery(EventQuery, frozen=True, extra="forbid"):
+    """A question about events, whose answer may come from the archive too."""
+
+    archive: Literal["include"] | None = Field(
+        None,
+        description="include: also events that were removed from Postgres and are in the archive, marked with archive_id; without total, "
+        "and not together with offset or order=log",
+    )
+
+
 LEFT_OUT = {
     (False, False): "neither self event nor kubernetes",
     (False, True): "not self event",

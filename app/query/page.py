@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -69,6 +69,41 @@ async def page(pool: Pool, query: EventQuery) -> Page:
     whole = next((number for number, row in enumerate(found.rows) if row["payload"] is None), len(found.rows))
     events = [_event(row) for row in found.rows[:whole]]
     return Page(events, found.rows[whole:], found.next_cursor, found.scanned_until, number, exact)
+
+
+class KeyedEvent(NamedTuple):
+    """An event of a page, with what tells it from others."""
+
+    key: Cursor
+    event: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedPage:
+    """The beginning of a page in the order of time, without the number of events in all: as much of it as fits into one portion."""
+
+    events: list[KeyedEvent]
+    end: Cursor | None
+    """Down to where it has all; None on the last page."""
+    is_cut: bool
+    """Whether it ends before it is full."""
+
+
+async def keyed_page(pool: Pool, query: EventQuery) -> KeyedPage:
+    """As page()."""
+    async with driver_connection(pool) as connection:
+        found = await rows_of_page(connection, query)
+    whole = next((number for number, row in enumerate(found.rows) if row["payload"] is None), len(found.rows))
+    events = [KeyedEvent(_cursor_of(row), _event(row)) for row in found.rows[:whole]]
+    if whole < len(found.rows):
+        return KeyedPage(events, events[-1].key, is_cut=True)
+    end = found.next_cursor
+    assert not isinstance(end, LogCursor)
+    return KeyedPage(events, end, is_cut=found.scanned_until is not None)
+
+
+def _cursor_of(row: Row) -> Cursor:
+    return Cursor(row["timestamp"].replace(" ", "T", 1), row["event_id"])
 
 
 ReadEvents = Callable[[Callable[[Pool], Awaitable[list[dict[str, Any]]]]], Awaitable[list[dict[str, Any]]]]
@@ -180,11 +215,31 @@ def _of_correlation_statement() -> Statement:
     )
 
 
+def archived_event(row: Mapping[str, Any], archive_id: UUID) -> dict[str, Any]:
+    """An event that is in the archive alone, from its columns there, with `event_hash` and `sealed`, in the form of the answer."""
+    link, parent_date = row["previous_event_hash"], row["parent_event_date"]
+    texts = {
+        "timestamp": _postgres_text(row["event_timestamp"]),
+        "event_date": row["event_timestamp"].date().isoformat(),
+        "parent_event_date": parent_date and parent_date.isoformat(),
+        "previous_event_hash": None if link is None else link.hex(),
+        "payload": row["event_data"],
+    }
+    held = dict.fromkeys(("legal_hold", "legal_hold_reason", "legal_hold_placed_by", "hold_placed_at"))
+    return _event(dict(row) | held | texts) | {"archive_id": str(archive_id)}
+
+
+def _postgres_text(time: datetime) -> str:
+    """A time in UTC as Postgres writes it."""
+    text = time.isoformat(" ").removesuffix("+00:00")
+    return text.rstrip("0") if time.microsecond else text
+
+
 def spooled_event(row: Mapping[str, Any]) -> dict[str, Any]:
     """An event that waits in the spool, from its columns, in the form of the answer. It is in no chain yet, so it has no hash."""
     parent_date = row["parent_event_date"]
     texts = {
-        "timestamp": row["event_timestamp"].strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip("."),
+        "timestamp": _postgres_text(row["event_timestamp"]),
         "event_date": row["event_date"].isoformat(),
         "parent_event_date": parent_date and parent_date.isoformat(),
     }

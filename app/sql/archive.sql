@@ -82,3 +82,7 @@ WHERE catalog_name = 'datastorage' AND table_namespace = 'audit' AND table_name 
 -- What erasures have left of rows of a log at some positions, of the month that begins at a day.
 SELECT {hashed_columns} FROM audit_events
 WHERE log_index = ANY($1::bigint[]) AND event_date >= $2 AND event_date < $2 + interval '1 month' AND payload_commitment IS NOT NULL AND {in_log}
+
+-- name: has_until
+-- Whether there is an event that is not later than a time.
+SELECT EXISTS (SELECT FROM audit_events WHERE event_timestamp <= $1 AND event_date <= ($1 AT TIME ZONE 'UTC')::date)

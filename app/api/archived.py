@@ -1,0 +1,72 @@
+"""Pages of events that have what is in the archive alone beside what is in Postgres, each event once, in one order."""
+
+from heapq import merge
+from typing import Any
+
+from starlette.requests import Request
+
+from app.api.reads import reads_of
+from app.api.service import service_of
+from app.archive.reading import ArchivedEvents, key_of
+from app.events.explain import bad_fields
+from app.query.cursor import Cursor
+from app.query.filter import ListQuery
+from app.query.page import KeyedEvent, KeyedPage, Page, keyed_page
+from app.query.postgres_time import nearest_rfc3339
+
+_SHARE = 0.5
+"""Of the deadline of a query, for the search in the archive: what it has found by then is answered."""
+
+
+async def find_events(request: Request, query: ListQuery) -> Page:
+    """The page of `query`: from the archive too if that is asked for, or if Postgres has nothing of the time that is asked about."""
+    service = service_of(request)
+    if query.archive == "include":
+        if (missing := service.archive.what_is_missing) is not None:
+            raise bad_fields({"archive": missing})
+        return await _with_archive(request, query)
+    if await _is_all_archived(request, query):
+        found = await _with_archive(request, query)
+        if found.events or found.next_cursor is not None:
+            return found
+    return await reads_of(request).ask(service.pages, query)
+
+
+async def _is_all_archived(request: Request, query: ListQuery) -> bool:
+    """Whether the archive alone can have what is asked about."""
+    service = service_of(request)
+    if query.until is None or query.order == "log" or query.offset or service.archive.what_is_missing is not None:
+        return False
+    return await service.archive.is_all_archived(service.engine, query.until)
+
+
+async def _with_archive(request: Request, query: ListQuery) -> Page:
+    service = service_of(request)
+    plain = query.model_copy(update={"total": "none", "archive": None})
+    found = await reads_of(request)(lambda pool: keyed_page(pool, plain))
+    seconds = service.settings.query_deadline_ms / 1000 * _SHARE
+    archived = await service.archive.read(service.engine, service.log, plain, found.end, seconds)
+    return merged(query.limit, found, archived)
+
+
+def merged(limit: int, found: KeyedPage, archived: ArchivedEvents) -> Page:
+    """One page of both, as far down as both were read. An event that is in both is that of Postgres."""
+    known = {_identity(one.event) for one in found.events if one.event.get("sealed", True)}
+    events = [one for one in found.events if archived.end is None or key_of(one.key) >= key_of(archived.end)]
+    others = [KeyedEvent(key, event) for key, event in archived.events if _identity(event) not in known]
+    every = list(merge(events, others, key=lambda one: key_of(one.key), reverse=True))
+    on_page = every[:limit]
+    if len(every) > limit:
+        return _page(on_page, on_page[-1].key, None)
+    ends = [one for one in (found.end, archived.end) if one is not None]
+    end = max(ends, key=key_of, default=None)
+    is_cut = end is not None and len(on_page) < limit
+    return _page(on_page, end, nearest_rfc3339(end.event_timestamp.replace("T", " ", 1)) if end and is_cut else None)
+
+
+def _page(events: list[KeyedEvent], next_cursor: Cursor | None, scanned_until: str | None) -> Page:
+    return Page([one.event for one in events], (), next_cursor, scanned_until, None)
+
+
+def _identity(event: dict[str, Any]) -> tuple[str, str, str]:
+    return event["event_id"], event["event_date"], event["correlation_id"]

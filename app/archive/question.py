@@ -1,0 +1,77 @@
+"""What the process that reads the archive is asked, and what it answers. Needs nothing of the extra."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+from uuid import UUID
+
+from app.events.positions import Positions
+
+Key = tuple[int, bytes]
+"""Of an event in the order of time: microseconds since 1970, and its id."""
+ALL_READ: Key = (-(2**63), b"")
+"""Before all events."""
+
+
+class PartToRead(NamedTuple):
+    """A part, and which of its events are wanted."""
+
+    archive_id: UUID
+    location: str
+    """URL of its folder."""
+    manifest_sha256: str
+    month: str
+    """As 2026-01."""
+    log_id: int
+    log_name: str
+    wanted: Positions
+    erased: Positions
+    """Those that were erased since the part was written: nobody sees what the files still have of them."""
+
+
+class Question(NamedTuple):
+    """The events of some parts that meet `conditions`, newest first."""
+
+    conditions: tuple[str, ...]
+    """Names in app/query/filter.py's CONDITIONS."""
+    arguments: Mapping[str, Any]
+    """Of the conditions, as a WHERE clause would have them."""
+    prefilter: str
+    """Of the condition `q`: a regular expression that what stands in the archive as payload matches, if the event does."""
+    after: Key | None
+    """Only events before this one in time."""
+    down_to: Key
+    """Only this one and those after it in time."""
+    rows: int
+    parts: tuple[PartToRead, ...]
+    seconds: float
+    """For the search; then it answers what it has."""
+    bytes_max: int
+    """About how much the payloads of the answer may have together; one event may have more."""
+
+
+class FoundRow(NamedTuple):
+    """One event."""
+
+    key: Key
+    archive_id: UUID
+    row: dict[str, Any]
+    """Columns of the archive that answers show."""
+    event_hash: str
+    """What the row hashes to, in hex; empty if no record can have its values."""
+
+
+class Found(NamedTuple):
+    """The answer."""
+
+    rows: list[FoundRow]
+    """Newest first."""
+    read_to: Key
+    """Events at or above this key were looked at, and are among `rows` if they match; below it nobody has looked. ALL_READ: down to the end."""
+
+
+class Refusal(NamedTuple):
+    """Why there is no answer."""
+
+    kind: Literal["gone", "damaged", "slow", "away"]
+    """Files of a part are not there any more; they are not as the log records them; there was no time for even a month; the storage fails."""
+    message: str
