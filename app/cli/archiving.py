@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from app.cli import output
 from app.cli.exits import Exit
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from app.archive.compare import Depth
     from app.archive.session import Progress, Selection
     from app.settings import Settings
+    from app.tlog.note import PublicKey
 
 _PROGRESS_SECONDS = 1.0
 _PROGRESS_LINE_SECONDS = 10.0
@@ -51,7 +53,22 @@ def add(commands: Commands) -> None:
     depth.add_argument("--manifests", action="store_true", help="manifests and the table only")
     verify.add_argument("--key", help=f"{KEY_HELP}; that of the settings if absent")
     verify.set_defaults(run=_verify)
+    _add_restore(acts)
     _add_verify_archive(commands)
+
+
+def _add_restore(acts: Commands) -> None:
+    restore = acts.add_parser("restore", help="write the events of a month, or of one part, to a file, verified")
+    restore.description = (
+        "One JSON object a line, as an export has them, with salts and all that was not erased; `verify --copy` compares it with the "
+        "database. Exit code 1: a part is not as it was signed, and nothing was written."
+    )
+    which = restore.add_mutually_exclusive_group(required=True)
+    which.add_argument("--month", type=_month, metavar="YYYY-MM", help="all its parts")
+    which.add_argument("--part", type=UUID, metavar="ID", help="the archive_id of one")
+    restore.add_argument("--output", type=Path, required=True, metavar="FILE", help="a new file")
+    restore.add_argument("--key", help=f"{KEY_HELP}; that of the settings if absent")
+    restore.set_defaults(run=_restore)
 
 
 def _add_verify_archive(commands: Commands) -> None:
@@ -204,16 +221,9 @@ def _verify(arguments: argparse.Namespace) -> Exit:
     with _extra():
         from app.archive.compare import verify_archive
     from app.cli.database import settings_for_removal
-    from app.tlog.keys import read_public_keys, signing_key
 
     settings = settings_for_removal()
-    if arguments.key is not None:
-        keys = tuple(read_public_keys(arguments.key))
-    else:
-        key = signing_key(settings, asyncio.run(_first_log_name(settings)))
-        keys = () if key is None else key.all_public
-    if not keys:
-        raise Fatal("Nothing can be verified without a key: name the log's public one with --key.")
+    keys = _keys(settings, arguments.key)
     depth: Depth = "sample" if arguments.sample else "manifests" if arguments.manifests else "all"
     result = asyncio.run(verify_archive(settings, keys, depth))
     for part, one in result.parts:
@@ -228,6 +238,43 @@ def _verify(arguments: argparse.Namespace) -> Exit:
         print(visible(f"{location} was replaced, but is not deleted yet: it has what was erased"))
     print(f"{result.problem_count} problem(s)" if result.problem_count else "the archive is as the log records it")
     return Exit.DEFECT if result.problem_count else Exit.AS_ASKED
+
+
+def _keys(settings: "Settings", named: str | None) -> "tuple[PublicKey, ...]":
+    """The public keys that are named, else those of the settings."""
+    import asyncio
+
+    from app.tlog.keys import read_public_keys, signing_key
+
+    if named is not None:
+        return tuple(read_public_keys(named))
+    key = signing_key(settings, asyncio.run(_first_log_name(settings)))
+    if key is None:
+        raise Fatal("Nothing can be verified without a key: name the log's public one with --key.")
+    return key.all_public
+
+
+def _restore(arguments: argparse.Namespace) -> Exit:
+    import asyncio
+
+    with _extra():
+        from app.archive.restoring import Wanted, restore
+    from app.cli.database import settings_for_removal
+
+    settings = settings_for_removal()
+    keys, wanted = _keys(settings, arguments.key), Wanted(arguments.month, arguments.part)
+    done = asyncio.run(restore(settings, keys, wanted, arguments.output))
+    for one in done.problems:
+        _print_problems(one.folder, one.problems, one.problem_count)
+    if done.problems:
+        print(f"{len(done.problems)} part(s) are not as they were signed; nothing was written")
+        return Exit.DEFECT
+    print(
+        visible(
+            f"{done.events:,} events are in {arguments.output}, {done.erased:,} of them erased since they were archived"
+        )
+    )
+    return Exit.AS_ASKED
 
 
 async def _first_log_name(settings: "Settings") -> str:
