@@ -39,13 +39,13 @@ engine_install() {
 
 engine_down() {
   [ -n "${engine_pid:-}" ] || return 0
-  kill "$engine_pid" 2>/dev/null
+  kill "$engine_pid" 2>/dev/null || true
   for _ in $(seq 60); do
     kill -0 "$engine_pid" 2>/dev/null || break
     sleep 0.5
   done
-  kill -KILL "$engine_pid" 2>/dev/null
-  wait "$engine_pid" 2>/dev/null
+  kill -KILL "$engine_pid" 2>/dev/null || true # it has ended already, as a rule; the caller may have `set -e`
+  wait "$engine_pid" 2>/dev/null || true
   # What a container left mounted, innermost first.
   awk -v dir="$engine_dir/" 'index($2, dir) == 1 { print $2 }' /proc/mounts | tac | xargs -r umount -l
 }

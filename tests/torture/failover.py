@@ -29,8 +29,9 @@ def _cluster(world: World) -> Cluster:
 
 
 async def _begin(world: World, chance: random.Random) -> tuple[Cluster, Node]:
-    """The cluster and its primary, once enough requests are in flight."""
+    """The cluster and its primary, once enough requests are in flight and both standbys may be promoted."""
     cluster = _cluster(world)
+    await cluster.start()
     primary = await cluster.primary()
     await asyncio.sleep(chance.uniform(0, 0.5))
     world.in_flight = max(world.in_flight, await world.load.full())

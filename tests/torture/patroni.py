@@ -31,6 +31,7 @@ _WHOLE_SECONDS = 300.0
 _COPIED_AFTER_SECONDS = 75.0
 """A standby that has not come back by itself is copied anew by command after so long, as docs/operations.md says."""
 _POLL_SECONDS = 0.05
+_WELL = {"running", "streaming"}
 _PACKAGES = ("patroni[etcd3]", "psycopg[binary]")
 _PARAMETERS = {
     "fsync": "on",
@@ -267,8 +268,11 @@ class Cluster(Postgres):
 
     async def _is_whole(self) -> bool:
         members = await asyncio.to_thread(self._members)
-        states = sorted((m["role"] in {"leader", "primary"}, m["state"] in {"running", "streaming"}) for m in members)
-        if len(states) < NODES or not all(ok for _, ok in states) or sum(leads for leads, _ in states) != 1:
+        standbys = [member for member in members if member["role"] not in {"leader", "primary"}]
+        if len(members) != NODES or len(standbys) != NODES - 1 or any(m["state"] not in _WELL for m in members):
+            return False
+        # Whom Patroni may promote, as etcd has it.
+        if self._synchronous and any(member["role"] not in {"quorum_standby", "sync_standby"} for member in standbys):
             return False
         try:
             connection = await asyncpg.connect(self.url.replace("/datastorage?", "/postgres?"), timeout=5)
