@@ -44,12 +44,12 @@ class Trial:
         return not self.cluster.is_there("Service", namespace, service)
 
     def helm(self, *arguments: object) -> str:
-        """What it prints. Raises Failed."""
+        """What it prints; what the pods of its hooks print comes by its stderr. Raises Failed."""
         command = [str(self.directory / "programs" / "helm"), *map(str, arguments)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise Failed(f"helm {' '.join(command[1:4])}: {(done.stderr or done.stdout)[-800:]}")
-        return done.stdout
+        return done.stdout + done.stderr
 
     def install(self, namespace: str, *values: Path, command: str = "install", chart: Path = CHART) -> None:
         """Install or upgrade the chart, and wait until it is ready."""
