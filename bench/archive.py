@@ -1,4 +1,4 @@
-"""Archives months of simulated events with random text: events per second, memory at two sizes, and bytes for each event."""
+"""Archives months of simulated events with random text, then reads them: events per second, memory at two sizes, bytes for each event, times."""
 
 import asyncio
 import gzip
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import chain, islice
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +24,8 @@ from pydantic import SecretStr
 
 from app import schema
 from app.archive.columns import NAMES
-from app.db import connect_writer
+from app.archive.reading import ArchiveReader
+from app.db import connect_writer, create_engine
 from app.embedded import EmbeddedPostgres
 from app.events.catalog import Catalog
 from app.events.ids import random_event_id
@@ -34,7 +36,8 @@ from app.export.select import sealed_rows
 from app.ingest.accept import Acceptance, accept, check_item
 from app.ingest.link import Head, link
 from app.ingest.store import COPY_COLUMNS
-from app.query.filter import EventFilter
+from app.query.filter import EventFilter, EventQuery
+from app.retention import purge
 from app.settings import Settings
 from app.simulate.orchestrator import simulate_remediations
 from app.tlog import note
@@ -47,6 +50,7 @@ LOG = Log(0, "bench.example/archive")
 _EVENT_BYTES = 1_000
 _FLUSH_EVENTS = 1_000
 _SAMPLE_EVENTS = 10_000
+_COLD, _WARM = 3, 10
 _WORDS = random.Random(1)
 _MEASURED = """
 import resource, subprocess, sys
@@ -90,7 +94,49 @@ def _measure(url: str, directory: Path, number: int) -> float:
     _run(environment, 1, "erased", "erase", "--event-id", str(event_id), "--reason", "bench")
     again = _run(environment, number, "archived again without the erased one", "archive", "run")
     print(f"memory: {peak:.0f} MB to archive {number:,} events, {again:.0f} MB to do it again without one")
+    asyncio.run(_print_reads(Settings(database_url=SecretStr(url), archive_url=f"file://{target}"), number))
     return max(peak, again)
+
+
+async def _print_reads(settings: Settings, number: int) -> None:
+    """Times of pages that only the archive has, of a process that was just started and of one that was asked before; and its memory."""
+    terms = {"retention_floor_days": 30, "retention_ceiling_days": 30}
+    started = perf_counter()
+    await purge.run(settings.model_copy(update=terms), datetime.now(UTC))
+    print(f"{number:,} events purged in {perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    engine, reader = create_engine(settings), ArchiveReader(settings)
+    try:
+        [(_, some)] = (await reader.read(engine, LOG, EventQuery(limit=1), None, 60)).events[:1]
+        questions = {
+            "one correlation": EventQuery(correlation_id=some["correlation_id"], limit=100),
+            "one type": EventQuery(event_type=some["event_type"], limit=50),
+            "one actor that is not there": EventQuery(actor_id="nobody", limit=50),
+            "the newest": EventQuery(limit=50),
+            "a text that is not there": EventQuery(q="zzzzzzzz", since=datetime(2000, 1, 1, tzinfo=UTC), limit=50),
+        }
+        for what, query in questions.items():
+            cold, warm, found = list[float](), list[float](), 0
+            for count in range(_COLD + _WARM):
+                if count < _COLD:
+                    await reader.close()
+                started = perf_counter()
+                found = len((await reader.read(engine, LOG, query, None, 60)).events)
+                (cold if count < _COLD else warm).append(1000 * (perf_counter() - started))
+            times = ", ".join(
+                f"{name} p50 {median(one):,.0f} ms, most {max(one):,.0f}"
+                for name, one in (("started anew", cold), ("again", warm))
+            )
+            print(f"  {what} of {number:,}: {found} found; {times}; the reader has used {_peak_of(reader):.0f} MB")
+    finally:
+        await reader.close()
+        await engine.dispose()
+
+
+def _peak_of(reader: ArchiveReader) -> float:
+    """Peak memory of the process that reads, in MB."""
+    assert reader.process_id is not None
+    lines = Path(f"/proc/{reader.process_id}/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def _run(environment: dict[str, str], number: int, what: str, *command: str) -> float:

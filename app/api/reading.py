@@ -316,8 +316,13 @@ def needs_slot(method: str, path: str) -> bool:
 
 
 def is_long(path: str, query_string: bytes) -> bool:
-    """Whether the read may take longer than a query may: an export to a file, a bundle, or the verification of a chain."""
+    """Whether the read may take longer than a query may: an export to a file, a bundle, or the verification of a chain.
+
+    A search in the archive does not, but one waits for another (app/archive/reading.py): they leave slots to all others too.
+    """
     query_string = unquote_to_bytes(query_string)
+    if path == _AUDIT + "events":
+        return b"archive=include" in query_string
     if path == _AUDIT + "export":
         return b"=ndjson" in query_string or b"=csv" in query_string
     return path.startswith((_AUDIT + "correlations/", _PAGES + "correlations/")) and (

@@ -174,6 +174,8 @@ class Search:
             return Refusal("away", f"the archive's storage could not be read: {_first_line(error)}")
         except _UNREADABLE as error:
             return Refusal("damaged", f"a file of the archive cannot be read: {_first_line(error)}")
+        except Exception as error:  # noqa: BLE001 -- the top of the loop; the message may have what is in an event
+            return Refusal("away", f"its reader has failed: {type(error).__name__}")
 
     def _found(self, question: Question) -> Found:
         end = monotonic() + question.seconds

@@ -93,6 +93,11 @@ class ArchiveReader:
             return "the service needs more packages for the archive: pip install 'datastorage[archive]'"
         return None
 
+    @property
+    def process_id(self) -> int | None:
+        """Of the process that reads, if there is one."""
+        return None if self._process is None else self._process.pid
+
     async def is_all_archived(self, pool: Pool, until: datetime) -> bool:
         """Whether Postgres has nothing that is not later than `until`."""
         async with driver_connection(pool) as connection:
@@ -132,8 +137,13 @@ class ArchiveReader:
         raise ArchiveAway
 
     async def close(self) -> None:
-        """End the process, if there is one."""
+        """End the process, if there is one; it has ended when this returns."""
+        if self._idle is not None:
+            self._idle.cancel()
+        process = self._process
         self._end()
+        if process is not None:
+            await process.wait()
 
     async def _parts(
         self, pool: Pool, log: Log, query: EventQuery, after: Key | None, lowest: Key

@@ -44,6 +44,8 @@ from tests.archive.archived import (
     settings_of,
 )
 from tests.logs import FIRST_LOG
+from tests.postgres.test_continue import NEXT, continued
+from tests.postgres.test_continue import settings_of as settings_of_continued
 from tests.sealed import seal
 from tests.services import ROOT, Service
 
@@ -502,6 +504,32 @@ async def test_replaced_meanwhile(database_url: str, connection: Connection, tmp
     assert {event["archive_id"] for _, event in found.events} == {
         str(part.archive_id) for part in await parts_of(settings)
     }
+
+
+async def test_earlier_logs(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """After a log was continued, archived events of the closed one are not found, or count as changed."""
+    await continued(connection, database_url)
+    settings = settings_of_continued(database_url, archive_url=f"file://{tmp_path}/archive")
+    now = NOW + timedelta(days=150)
+    done = await run.run(settings, now, ALL)
+    assert [part.log_id for part in done.parts] == [0, 1]
+    every = await connection.fetch("SELECT event_id, log_id, log_index FROM audit_events")
+    wanted = {
+        (str(row["event_id"]), str(part.archive_id))
+        for row in every
+        for part in done.parts
+        if row["log_id"] == part.log_id and row["log_index"] in part.position_set()
+    }
+    terms = {"retention_floor_days": 30, "retention_ceiling_days": 30}
+    await purge.run(settings.model_copy(update=terms), now)
+    left = {str(row["event_id"]) for row in await connection.fetch("SELECT event_id FROM audit_events")}
+    async with reader_of(settings) as read:
+        found = await read(EventQuery(limit=1000, include="all"), log=NEXT)
+    assert {(event["event_id"], event["archive_id"]) for _, event in found.events} == {
+        one for one in wanted if one[0] not in left
+    }
+    assert len(found.events) >= 5
+    assert not [event for _, event in found.events if event.get("sealed") is False]
 
 
 def test_without_the_extra() -> None:

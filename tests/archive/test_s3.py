@@ -1,5 +1,6 @@
 """The archive in a bucket of an S3-compatible store (moto)."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ from botocore.credentials import Credentials
 from pydantic import SecretStr
 
 from app.archive import run
+from app.archive.reading import ArchiveAway, ArchiveReader
 from app.archive.session import Selection
 from app.archive.storage import Storage, StorageAway
 from app.archive.versions import _Client
+from app.db import create_engine
 from app.errors import Fatal
 from app.events.catalog import Catalog
+from app.query.filter import EventQuery
+from app.retention import purge
 from app.retention.erase import Erasure, erase
 from app.settings import Settings
 from tests.archive.archived import ALL, NOW, OLD, PEM, Connection, fill, parts_of, problems, verified
 from tests.destinations.bucket import BUCKET, moto, stored
+from tests.logs import FIRST_LOG
 from tests.services import free_port
 
 
@@ -51,6 +57,29 @@ def client_of(endpoint: str) -> Any:
         aws_access_key_id="access-key",
         aws_secret_access_key="secret-key",
     )
+
+
+@pytest.mark.damaged  # the verification at the end of every test does not know purges
+async def test_reading(database_url: str, connection: Connection, endpoint: str, tmp_path: Path) -> None:
+    """The service reads directories only, or does not end when the bucket does not answer."""
+    await fill(connection, rounds=2)
+    settings = settings_of(database_url, endpoint, tmp_path)
+    await run.run(settings, NOW, ALL)
+    rows = await connection.fetch("SELECT event_id FROM audit_events WHERE event_date < $1", NOW.date())
+    terms = {"retention_floor_days": 30, "retention_ceiling_days": 30}
+    await purge.run(settings.model_copy(update=terms), NOW)
+    engine, reader = create_engine(settings), ArchiveReader(settings)
+    away = ArchiveReader(settings.model_copy(update={"archive_s3_endpoint": f"http://127.0.0.1:{free_port()}"}))
+    try:
+        found = await reader.read(engine, FIRST_LOG, EventQuery(limit=1000), None, 20)
+        assert {event["event_id"] for _, event in found.events} == {str(row["event_id"]) for row in rows}
+        with pytest.raises((ArchiveAway, TimeoutError)):
+            async with asyncio.timeout(5):
+                await away.read(engine, FIRST_LOG, EventQuery(limit=1000), None, 20)
+    finally:
+        await away.close()
+        await reader.close()
+        await engine.dispose()
 
 
 async def test_bucket(database_url: str, connection: Connection, endpoint: str, tmp_path: Path) -> None:

@@ -97,6 +97,8 @@ def test_long_reads_are_known_however_they_are_spelled() -> None:
     assert is_long("/api/v1/audit/export", b"format=%6edjson")
     assert is_long("/ui/correlations/x", b"verif%79=true")
     assert not is_long("/api/v1/audit/export", b"format=json")
+    assert is_long("/api/v1/audit/events", b"limit=1&archive=incl%75de")
+    assert not is_long("/api/v1/audit/events", b"limit=1")
 
 
 def test_large_pages_take_slots() -> None:
