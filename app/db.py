@@ -292,6 +292,23 @@ async def _borrowed(engine: "AsyncEngine") -> AsyncIterator[Connection]:
         raise
 
 
+@asynccontextmanager
+async def limited(connection: Connection, seconds: float | None) -> AsyncIterator[None]:
+    """As asyncio.timeout(), and `connection` can go on after it.
+
+    A driver that is interrupted between preparing a statement and executing it leaves a transaction open that it knows nothing of,
+    and a BEGIN would find that it has begun already. Any statement ends it.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        if not connection.is_closed():
+            with suppress(asyncpg.InFailedSQLTransactionError):  # whoever has begun that one ends it
+                await connection.execute("SELECT")
+        raise
+
+
 async def fetch(pool: Pool, statement: str, *arguments: object) -> list[asyncpg.Record]:
     """The rows of a fixed statement, run on a connection of the pool. Raises DatabaseAway or DatabaseFailed."""
     async with driver_connection(pool) as connection:

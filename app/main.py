@@ -275,7 +275,7 @@ async def _bounded(step: Awaitable[object], seconds: float) -> None:
 async def _join(app: Application, workers: list[asyncio.Task[None]], member: Member) -> None:
     """In a process that does not write: wait for the pod's writer, then use it; read once the writer has seen the database."""
     foundation = app.service
-    _freeze()
+    freeze_objects()
     writer = await member.find_writer()
     while not foundation.presence.database_seen:
         foundation.presence.database_seen = await member.is_database_seen()
@@ -310,7 +310,7 @@ def _follow_standbys(foundation: Foundation) -> list[asyncio.Task[None]]:
     return [asyncio.create_task(foundation.standbys.follow_forever(_warm_queries), name="read-standbys")]
 
 
-def _freeze() -> None:
+def freeze_objects() -> None:
     """What lives as long as the process is not searched for garbage again."""
     gc.collect()
     gc.freeze()
@@ -325,7 +325,7 @@ async def _start(app: Application, workers: list[asyncio.Task[None]], member: Me
     foundation = app.service
     settings, presence = foundation.settings, foundation.presence
     database_is_away.set(lambda: bool(presence.database_failure))  # for the tasks that are created from here on
-    _freeze()  # now, while there is nothing to do but to wait
+    freeze_objects()  # now, while there is nothing to do but to wait
     try:
         if settings.signer_cert_dir is not None:
             _load_key_pair(foundation.export_key_store, settings.signer_cert_dir)

@@ -1,7 +1,7 @@
 """Statements of SQLAlchemy Core as text for the driver: a read through the driver costs a third of one through the engine."""
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -41,21 +41,37 @@ async def fetch_planned_once(
         await transaction.rollback()
 
 
-_BEGIN_PLANNED_ONCE = f"""
-BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;
-{load("reports")["use_generic_plans"]};
-SET LOCAL enable_bitmapscan = off
-"""
+_BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_BEGIN_PLANNED_ONCE = f"{_BEGIN}; {load('reports')['use_generic_plans']}; SET LOCAL enable_bitmapscan = off"
+_BEGIN_IN_ORDER = f"{_BEGIN}; {load('reports')['follow_index']}"
+
+
+def planned_once(connection: Connection) -> AbstractAsyncContextManager[None]:
+    """A transaction of one snapshot, on a connection without one, in which statements are planned once for all arguments, and read by
+    indexes in their order.
+    """
+    return _transaction(connection, _BEGIN_PLANNED_ONCE)
 
 
 @asynccontextmanager
-async def planned_once(connection: Connection) -> AsyncIterator[None]:
-    """A transaction of one snapshot, on a connection without one, in which statements are planned once for all arguments, and read by
-    indexes in their order. It begins in one message: each is a way to the server and back.
+async def in_order(connection: Connection) -> AsyncIterator[None]:
+    """The same, but statements are planned as ever, and read by an index in the order that they ask for, where there is one. Inside of a
+    transaction: for the rest of it.
     """
+    if connection.is_in_transaction():
+        await connection.execute(load("reports")["follow_index"])
+        yield
+    else:
+        async with _transaction(connection, _BEGIN_IN_ORDER):
+            yield
+
+
+@asynccontextmanager
+async def _transaction(connection: Connection, begin: str) -> AsyncIterator[None]:
+    """It begins in one message: each is a way to the server and back."""
     assert not connection.is_in_transaction(), "it would be ended here"
     try:
-        await connection.execute(_BEGIN_PLANNED_ONCE)
+        await connection.execute(begin)
         yield
     finally:  # where it was cancelled before it began Postgres only warns
         await connection.execute("ROLLBACK")

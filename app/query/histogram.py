@@ -1,6 +1,5 @@
 """Events by time, as a chart draws them: from the roll-up where it has the answer, else from the rows, as many as a second allows."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy import literal_column as literal
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from app.db import Connection, Pool, driver_connection
+from app.db import Connection, Pool, driver_connection, limited
 from app.query.compiled import Statement, compile_statement, fetch_planned_once
 from app.query.filter import EventFilter
 from app.query.parts import IS_CURRENT, Columns, counts_with, parts_of, rows_of
@@ -182,7 +181,7 @@ async def from_rows(connection: Connection, query: HistogramQuery, span: Span) -
     statement = _rows_statement(query.conditions(), span, query.by)
     scanned_from, end = max(since, until), until
     try:
-        async with asyncio.timeout(COUNT_SECONDS):
+        async with limited(connection, COUNT_SECONDS):
             for start in _portions(since, until, span):
                 portion = query.model_copy(update={"since": start, "until": end})
                 counts |= _counts(await _fetch(connection, statement, portion.arguments()))

@@ -8,20 +8,19 @@ long because of audit events of Kubernetes, which are left out, the others are r
 without filters is seen to be one of these by its newest events, others by the time that they have taken.
 """
 
-import asyncio
 import math
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import NamedTuple
 
 import asyncpg
 
-from app.db import Connection
+from app.db import Connection, limited
 from app.errors import DatabaseBusy
 from app.events import kubernetes
-from app.query.compiled import planned_once
+from app.query.compiled import in_order, planned_once
 from app.query.cursor import Cursor, LogCursor
 from app.query.filter import EventQuery
 from app.query.matching_types import matching_types
@@ -156,7 +155,8 @@ class _Reading:
         """Read the rows of `phase` after one. Whether the page is full, or the time is over."""
         way = way_of(self._query)
         if way.how == "try types":
-            rows = await self._fetch(phase, _Part(after), newest=_NEWEST)
+            async with in_order(self._connection):
+                rows = await self._fetch(phase, _Part(after), newest=_NEWEST)
             if len(rows) > self._query.limit:
                 self.add(phase, rows)
                 return True
@@ -166,7 +166,7 @@ class _Reading:
             way = Way("try")
         if way.how != "scan":
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if way.how == "at once" else _AT_ONCE_SECONDS):
+                async with limited(self._connection, None if way.how == "at once" else _AT_ONCE_SECONDS):
                     found = await self._by_index(phase, _Part(after), way)
                 if found is not None:
                     self.add(phase, found)
@@ -181,7 +181,8 @@ class _Reading:
                 return await self._of_matching_types(phase, part)
             return None
         if way.merged is None:
-            return await self._fetch(phase, part)
+            async with in_order(self._connection) if way.in_order and phase != _UNSEALED else nullcontext():
+                return await self._fetch(phase, part)
         async with planned_once(self._connection):
             return await self._fetch(phase, part, merged=way.merged, values=values_of(self._query, way.merged))
 
@@ -215,8 +216,9 @@ class _Reading:
         size = SCANNED_FIRST
         while True:
             started = monotonic()
+            planned = nullcontext() if phase == _UNSEALED else in_order(self._connection)  # these few are sorted
             try:
-                async with asyncio.timeout(SCAN_SECONDS if self._query.may_be_cut else None):
+                async with limited(self._connection, SCAN_SECONDS if self._query.may_be_cut else None), planned:
                     edge = await self._edge(phase, after, size)
                     rows = await self._fetch(phase, _Part(after, edge))
             except TimeoutError:
@@ -301,7 +303,7 @@ async def _rows_after_offset(connection: Connection, query: EventQuery) -> list[
         if await _leaves_out_many(connection, query):
             return await rows_after_offset(connection, query, merged="types of others")
     with suppress(TimeoutError):
-        async with asyncio.timeout(SCAN_SECONDS):
+        async with limited(connection, SCAN_SECONDS):
             return await _rows_after_any_offset(connection, query)
     merged: Merged | None = "types of others" if await _leaves_out_many(connection, query) else None
     return await _rows_after_any_offset(connection, query, merged=merged)
@@ -324,4 +326,5 @@ async def rows_after_offset(
     """The same, read from the newest row on."""
     statement = page_statement(query.page_conditions(), _ALL, has_offset=True, merged=merged, newest=newest)
     arguments = query.arguments() | {"offset": query.offset, "rows": query.limit + 1}
-    return await connection.fetch(statement.text, *statement.bind(arguments))
+    async with in_order(connection) if way_of(query).in_order else nullcontext():
+        return await connection.fetch(statement.text, *statement.bind(arguments))

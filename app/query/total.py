@@ -1,6 +1,5 @@
 """How many events match a query: from the roll-up, which follows the log (app/rollup.py), where it has the answer; else from the rows."""
 
-import asyncio
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -9,7 +8,7 @@ import asyncpg
 from sqlalchemy import BigInteger, ColumnElement, Select, Table, case, cast, func, select
 from sqlalchemy import literal_column as literal
 
-from app.db import Connection
+from app.db import Connection, limited
 from app.query.compiled import Statement, compile_statement, fetch_planned_once
 from app.query.filter import CONDITIONS, EventQuery
 from app.query.parts import IS_CURRENT, counts_with, parts_of, rows_of
@@ -28,7 +27,7 @@ async def total(connection: Connection, query: EventQuery) -> tuple[int | None, 
         count = await from_rows(connection, query, CAPPED_TOTAL + 1)
         return min(count, CAPPED_TOTAL), count <= CAPPED_TOTAL
     try:
-        async with asyncio.timeout(COUNT_SECONDS):
+        async with limited(connection, COUNT_SECONDS):
             rolled_up = await from_rollup(connection, query)
             return (await from_rows(connection, query) if rolled_up is None else rolled_up), True
     except TimeoutError:

@@ -24,6 +24,8 @@ class Way(NamedTuple):
     how: Literal["at once", "try", "try types", "try matching types", "scan"]
     merged: Merged | None = None
     """The column whose values are read one by one."""
+    in_order: bool = False
+    """Whether an index is to be read in the order of the page, whatever Postgres expects of the conditions: none has them."""
 
 
 def way_of(query: EventQuery) -> Way:
@@ -35,21 +37,21 @@ def way_of(query: EventQuery) -> Way:
     if query.order == "time":
         return _way_by_time(query, others)
     if conditions <= {*LEFT_OUT.values()}:
-        return Way("at once" if query.includes_kubernetes else "try")
+        return Way("at once" if query.includes_kubernetes else "try", in_order=True)
     return Way("scan" if others.isdisjoint(_MAYBE) and "since" not in conditions else "try")
 
 
 def _way_by_time(query: EventQuery, others: set[str]) -> Way:
     if not others:
-        return Way("at once" if query.includes_kubernetes else "try types")
+        return Way("at once" if query.includes_kubernetes else "try types", in_order=True)
     merged = [column for column in _MERGED if not others.isdisjoint({column, f"{column}_in"})]
     if len(others) == 1 and others <= {*_MERGED}:
         return Way("at once" if query.includes_kubernetes else "try", merged[0])
     if len(others) > 1 and is_known(query):
-        return Way("try matching types")
+        return Way("try matching types", in_order=True)
     if merged:
         return Way("try", merged[0] if len(merged) == 1 else None)
-    return Way("try matching types" if is_known(query) else "scan")
+    return Way("try matching types" if is_known(query) else "scan", in_order=True)
 
 
 def values_of(query: EventQuery, column: Merged) -> list[str]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -175,6 +175,31 @@ async def test_whatever_a_reader_leaves_behind(engine: AsyncEngine) -> None:
         async with db.driver_connection(engine) as connection:
             assert db.is_idle(connection), leave.__name__
             assert await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%sleep(60)'") == 0
+
+
+@pytest.mark.parametrize("in_transaction", [False, True])
+async def test_reader_goes_on_after_its_own_limit(engine: AsyncEngine, in_transaction: bool) -> None:
+    """A limit that ends a statement which was only prepared leaves a transaction that the next BEGIN finds begun already."""
+
+    async def stop(connection: db.Connection) -> None:
+        context = connection.transaction() if in_transaction else nullcontext()
+        async with db.limited(connection, 0.01), context:
+            await connection.prepare("SELECT count(*) FROM audit_events")  # as fetch() does before it executes
+            await asyncio.sleep(60)
+
+    async with db.driver_connection(engine) as connection:
+        with pytest.raises(TimeoutError):
+            await stop(connection)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            assert await connection.fetchval("SHOW transaction_isolation") == "repeatable read"
+
+
+async def test_reader_goes_on_with_its_transaction(engine: AsyncEngine) -> None:
+    async with db.driver_connection(engine) as connection, connection.transaction():
+        with pytest.raises(TimeoutError):
+            async with db.limited(connection, 0.01):
+                await connection.execute("SELECT pg_sleep(60)")
+        await connection.execute("ROLLBACK; BEGIN")  # it had failed
 
 
 async def test_workers_connection(database_url: str) -> None:

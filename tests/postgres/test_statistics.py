@@ -1,6 +1,7 @@
 """A month of which Postgres knows nothing yet, as each is when it begins: a page reads as few rows of it as of any other."""
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ from pydantic import SecretStr
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.db import create_engine
-from app.query import correlations, warming
+from app.query import correlations, page, warming
 from app.query.correlations import CorrelationQuery
+from app.query.filter import EventQuery
 from app.settings import Settings
 from tests.waiting import eventually
 
@@ -18,8 +20,8 @@ pytestmark = pytest.mark.damaged  # rows are written by SQL
 ROWS = 20_000
 INSERT = """
     INSERT INTO audit_events (event_timestamp, event_date, event_type, event_category, event_action, event_outcome, actor_type,
-        actor_id, resource_type, resource_id, correlation_id, event_data)
-    SELECT date_trunc('day', now()) + n * interval '1 ms', current_date, 'a', 'gateway', '', 'success', '', '', '', '', 'rr-' || n, '{}'
+        actor_id, resource_type, resource_id, correlation_id, event_data, log_id, log_index)
+    SELECT date_trunc('day', now()) + n * interval '1 ms', current_date, 'a', 'gateway', '', 'success', '', '', '', '', 'rr-' || n, '{}', 0, n
     FROM generate_series(1, $1) n
 """
 SESSIONS = (
@@ -40,7 +42,31 @@ async def correlations_page(engine: AsyncEngine, limit: int) -> int:
     return len((await correlations.page(engine, CorrelationQuery(limit=limit))).correlations)
 
 
-@pytest.mark.parametrize(("ask", "limit", "most"), [(correlations_page, 25, 500), (correlations_page, 1000, 7000)])
+def events_page(**fields: Any) -> Callable[[AsyncEngine, int], Awaitable[int]]:
+    async def ask(engine: AsyncEngine, limit: int) -> int:
+        return len((await page.page(engine, EventQuery(limit=limit, total="none", **fields))).events)
+
+    return ask
+
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("ask", "limit", "most"),
+    [
+        (correlations_page, 25, 500),
+        (correlations_page, 1000, 7000),
+        (events_page(), 1000, 5000),
+        (events_page(since=LONG_AGO), 1000, 5000),
+        (events_page(until=datetime(2120, 1, 1, tzinfo=UTC), include="all"), 1000, 2500),
+        (events_page(since=LONG_AGO, event_category="gateway"), 1000, 7000),
+        (events_page(since=LONG_AGO, offset=1000), 500, 5000),
+        (events_page(since=LONG_AGO, event_category="gateway", offset=900), 500, 2500),
+        (events_page(since=LONG_AGO, namespace_not=("a",)), 1000, 7000),
+        (events_page(order="log"), 1000, 2500),
+    ],
+)
 async def test_few_rows_are_read(
     database_url: str, connection: Any, ask: Callable[[AsyncEngine, int], Awaitable[int]], limit: int, most: int
 ) -> None:
