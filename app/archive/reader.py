@@ -69,7 +69,9 @@ class Refused(Exception):
 def main() -> None:
     """Answer until stdin ends. The first message says where the archive is."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = MEMORY_BYTES_MAX if most == resource.RLIM_INFINITY else min(most, MEMORY_BYTES_MAX)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     questions = sys.stdin.buffer

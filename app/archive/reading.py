@@ -133,7 +133,11 @@ class ArchiveReader:
             with suppress(_Gone):
                 found = await self._ask(question)
                 events = await _compared(pool, log, found.rows, is_sealed=query.sealed)
-                return ArchivedEvents(events, None if found.read_to == ALL_READ else _cursor(found.read_to))
+                is_full = (
+                    len(found.rows) > query.limit
+                )  # some of them may be left out, and there may be more after them
+                read_to = found.rows[-1].key if is_full else found.read_to
+                return ArchivedEvents(events, None if read_to == ALL_READ else _cursor(read_to))
         raise ArchiveAway
 
     async def close(self) -> None:

@@ -236,6 +236,39 @@ async def test_border(database_url: str, connection: Connection, tmp_path: Path,
         assert len(walked(client, {}, 1000)) == 90
 
 
+async def test_while_it_is_removed(database_url: str, connection: Connection, tmp_path: Path, service: Start) -> None:
+    """While a run archives and others purge, an event is for a moment in neither place, or in both."""
+    await fill(connection, rounds=4)
+    settings = settings_of(database_url, tmp_path)
+    with client_of(service, settings, tmp_path) as client:
+        known = sorted(event["event_id"] for event in walked(client, {}, 1000))
+        assert len(known) == 360
+        pages, ended = 0, asyncio.Event()
+
+        async def read_on() -> None:
+            nonlocal pages
+            while not ended.is_set() or not pages:
+                found = await asyncio.to_thread(walked, client, {}, 1000, archive="include")
+                assert sorted(event["event_id"] for event in found) == known
+                pages += 1
+
+        reading_on = asyncio.create_task(read_on())
+        try:
+            await run.run(settings, NOW, ALL)
+            for seconds in range(
+                -30, 300, 30
+            ):  # a bit of the newer month in each run, all of the older one in the first
+                await purge_before(settings, OLD + timedelta(seconds=seconds))
+            await purge_before(settings, BETWEEN)
+        finally:
+            ended.set()
+            await reading_on
+        assert pages > 5
+        found = walked(client, {}, 1000, archive="include")
+        assert sorted(event["event_id"] for event in found) == known
+        assert sum("archive_id" in event for event in found) == 240
+
+
 async def test_by_itself(database_url: str, connection: Connection, tmp_path: Path, service: Start) -> None:
     """A time of which Postgres has nothing is answered as if there had been nothing; or one of which it has something, from elsewhere."""
     await fill(connection, rounds=2)
@@ -406,6 +439,14 @@ async def test_damaged(database_url: str, connection: Connection, tmp_path: Path
         assert [one["actor_id"] for one in found if one.get("sealed") is False] == ["y"]
         assert len((await read(EventQuery(limit=1000, sealed=True))).events) == 119
         assert (await read(EventQuery(limit=1000, sealed=False))).events == []
+        walked, cursor = 0, None
+        while True:
+            page = await read(EventQuery(limit=1, sealed=True, cursor=cursor))
+            walked += len(page.events)
+            if page.end is None:
+                break
+            cursor = page.end
+        assert walked == 119
     async with reader_of(settings, archive_url=f"file://{tmp_path}/other") as read:
         with pytest.raises(ArchiveAway, match="not in the archive of these settings"):
             await read(EventQuery())
@@ -471,7 +512,7 @@ async def test_process_ends(
         assert process is not None
         async with asyncio.timeout(10):
             await process.wait()
-        assert (await reader.read(engine, FIRST_LOG, EventQuery(limit=9), None, 20)).end is None
+        assert len((await reader.read(engine, FIRST_LOG, EventQuery(limit=9), None, 20)).events) == 10
     finally:
         await reader.close()
         await engine.dispose()
