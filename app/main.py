@@ -28,6 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import ASGIApp
 
 from app import db, rollup, schema
+from app.answering import wait_for_an_answer
 from app.api import (
     bundle,
     effectiveness,
@@ -556,8 +557,10 @@ async def _find_database(foundation: Foundation, on_away: Callable[[], None]) ->
 async def _check_database(settings: Settings) -> str:
     """The log's name. Migrates first, if the settings ask for it. Fatal when the schema does not fit or the database is unsafe."""
     assert settings.database_url is not None
+    url = settings.database_url.get_secret_value()
+    await wait_for_an_answer(url, seconds=settings.connect_timeout_ms / 1000)
     if settings.migrate:
-        await schema.upgrade(settings.database_url.get_secret_value(), settings.log_name)
+        await schema.upgrade(url, settings.log_name)
     connection = await db.connect(settings)
     try:
         if not settings.unsafe_database:

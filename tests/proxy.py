@@ -40,6 +40,8 @@ class Proxy:
         task = asyncio.create_task(self._connected(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        # A task that is cancelled before it begins closes nothing itself.
+        task.add_done_callback(lambda _: writer.close())
 
     async def close(self) -> None:
         """Cut every connection, and wait until nothing of it is left."""

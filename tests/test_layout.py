@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "embedded": "state_dir errors",
     "events": "errors",
     "database_url": "errors",
+    "answering": "database_url",
     "schema": "database_url sql errors",  # the schema's revision, checked at start
     "db": "events database_url settings errors sql",  # events: the binary form of an address
     "bookmark": "",
@@ -73,7 +74,7 @@ MAY_IMPORT = {
     "pages": "auth api events query verify retention findings db settings errors",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
     "pod": "api bookmark ingest presence cores settings errors",
-    "main": "archive read_standbys pages pod api auth events ingest rollup stream tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
+    "main": "answering archive read_standbys pages pod api auth events ingest rollup stream tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",
     "framing": "errors",  # what is no HTTP is answered by a problem too
     "exchange": "",
     "connection": "exchange framing errors",
