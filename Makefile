@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test fuzz torture versions clients lint bench honest collector kubernetes kube-audit cluster openapi verifier lock clean
+.PHONY: run test fuzz torture versions clients lint bench honest collector kubernetes kube-audit cluster spark openapi verifier lock clean
 
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
@@ -61,6 +61,10 @@ kube-audit: $(INSTALLED)
 cluster: $(INSTALLED)
 	$(BIN)/python -m tests.cluster $(ARGS)
 
+# Asks the archive an auditor's questions by Spark, a master and two workers, which are installed once (some minutes). Needs Java 17.
+spark: $(INSTALLED)
+	tests/spark/check.sh $(ARGS)
+
 openapi: $(INSTALLED)
 	$(BIN)/datastorage openapi > openapi/datastorage.json
 	$(BIN)/datastorage event-types --markdown > docs/events.md
@@ -90,6 +94,7 @@ lock:
 	$(LOCK) pyproject.toml --all-extras --group dev -c requirements.lock -o requirements-dev.lock
 	$(LOCK) --group sbom -o requirements-sbom.lock
 	$(LOCK) --group chart -o requirements-chart.lock
+	$(LOCK) --group spark -o requirements-spark.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

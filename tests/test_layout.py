@@ -186,6 +186,7 @@ TOP_LEVEL = {
     "requirements-chart.lock",
     "requirements-dev.lock",
     "requirements-sbom.lock",
+    "requirements-spark.lock",
 }
 
 
