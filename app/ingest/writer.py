@@ -56,6 +56,7 @@ _NOTIFICATIONS_LOCKED_SECONDS = (
     5.0  # after a lock of somebody else none is tried: each try costs the events beside it 0.1 s
 )
 _COMMIT_SECONDS_MIN = 2.0  # for one commit, however late it begins
+_HANGING_SECONDS = 1.0  # for a commit from before an outage, once Postgres commits again
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +115,9 @@ class Writer:
         """Replay waits for `on_presence`, which mends the spool."""
         self._committed_at = 0.0
         """When the last flush was committed, on the event loop's clock."""
+        self._committing: asyncio.Timeout | None = None
+        self._committing_since = 0.0
+        """Of the commit that runs, by monotonic time."""
         self._notifications_locked_until = 0.0
         """Until when, on the event loop's clock, no notification is tried: somebody else has locked what they need."""
         self._late: list[Submission] = []
@@ -234,11 +238,20 @@ class Writer:
         if failure:
             self._begin_outage(failure)
             return
+        self._hurry_hanging()
         self._state.away = self._spool_failed = False
         if self._replay_is_due:
             self._arrived.set()
         elif not self._replaying and (self.spool is None or not self.spool.depth.requests):
             self._end_outage()
+
+    def _hurry_hanging(self) -> None:
+        """Wait not much longer for a commit that began before Postgres was away: it may be one of a primary that is frozen, and another leads now."""
+        if self._committing is None or self._committing.expired() or self._outage is None:
+            return
+        if self._committing_since < self._outage.began:
+            soon = asyncio.get_running_loop().time() + _HANGING_SECONDS
+            self._committing.reschedule(min(self._committing.when() or soon, soon))
 
     def _begin_outage(self, failure: str) -> None:
         """Log that nothing can be committed, now and every minute until it can."""
@@ -509,11 +522,15 @@ class Writer:
             await self.store.commit(events, claims, deadline, action)
             return
         try:
-            async with asyncio.timeout_at(max(deadline, asyncio.get_running_loop().time() + _COMMIT_SECONDS_MIN)):
+            end = max(deadline, asyncio.get_running_loop().time() + _COMMIT_SECONDS_MIN)
+            async with asyncio.timeout_at(end) as self._committing:
+                self._committing_since = monotonic()
                 await self.store.commit(events, claims, deadline, action)
         except TimeoutError:
             self.store.disconnect()
             raise DatabaseAway from TimeoutError("a flush was not answered by its deadline")
+        finally:
+            self._committing = None
 
     async def _look_up(
         self, submissions: list[Submission], stored: dict[UUID, Stored], deadline: float

@@ -298,6 +298,31 @@ async def test_the_writer_shows_when_it_writes(database_url: str, connection: An
     spool.close()
 
 
+async def test_commit_that_hangs_on_a_frozen_primary(database_url: str, connection: Any, tmp_path: Path) -> None:
+    """After a failover everybody waits, until the deadline of a batch, for a commit of a primary that is frozen, while another one leads."""
+    settings, state = Settings(database_url=SecretStr(database_url), single_deadline_ms=100_000), OwnState()
+    spool = Spool(tmp_path, 1 << 20)
+    writer = Writer(Store(settings, FIRST_LOG), settings, spool, state)
+    writer.start()
+    draft = check_item(CATALOG, item(), "", plain=False, depth=3)
+    submission = await new_submission([draft], [single_id(draft)], Acceptance(datetime.now(UTC), {}, LOG))
+    async with connection.transaction(), asyncio.timeout(50):
+        await connection.execute("LOCK TABLE log_flushes IN EXCLUSIVE MODE")
+        posting = asyncio.create_task(writer.submit(submission, deadline(100_000)))
+        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 -- of the writer
+            await asyncio.sleep(0.01)
+        for failure in ("no answer within 2 s", ""):  # as when the watch reaches the new primary
+            await writer.on_presence(failure)
+        assert await posting  # to the spool
+    async with asyncio.timeout(50):
+        while spool.depth.requests:
+            await writer.on_presence("")
+            await asyncio.sleep(0.01)
+    assert await count(connection) == 1
+    await writer.close()
+    spool.close()
+
+
 async def test_what_waits_in_the_spool_has_its_id_and_key(database_url: str, connection: Any, tmp_path: Path) -> None:
     """An acknowledged event is refused at replay, since its id, or its key, was given to another one while it waited in the spool."""
     settings, state = Settings(database_url=SecretStr(database_url)), OwnState()
