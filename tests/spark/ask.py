@@ -1,7 +1,8 @@
-"""Run by the Python that has PySpark: asks a cluster the questions that come as JSON on stdin, and writes their answers as JSON to stdout.
+"""Run by the Python that has PySpark: one session of a cluster, which answers questions as long as some come on stdin, in lines of JSON.
 
-In: master, jars, host, port, database, user, password, warehouse, view, and questions as [number, sql, parameters], times as RFC 3339.
-Out: version, tasks by executor, and answers as [number, seconds, rows].
+In: a line with master, jars, host, port, database, user, password, warehouse and view; then lines of questions, each a list of
+[number, sql, parameters], with times as RFC 3339. Out: for each of these a line with version, tasks by executor since the session began,
+and answers as [number, seconds, rows].
 """
 
 import json
@@ -16,13 +17,15 @@ _CATALOG = "spark.sql.catalog.datastorage"
 
 
 def main() -> None:
-    asked = json.load(sys.stdin)
+    asked = json.loads(sys.stdin.readline())
     spark = connect(asked)
     try:
         spark.sql("CREATE TEMPORARY VIEW archived_events AS SELECT * FROM datastorage.audit.events")
         spark.sql(asked["view"])
-        answers = [answer(spark, *question) for question in asked["questions"]]
-        json.dump({"version": spark.version, "tasks": tasks(spark), "answers": answers}, sys.stdout)
+        for line in sys.stdin:
+            spark.sql("REFRESH TABLE datastorage.audit.events")  # a run of the archive may have replaced the files
+            answers = [answer(spark, *question) for question in json.loads(line)]
+            print(json.dumps({"version": spark.version, "tasks": tasks(spark), "answers": answers}), flush=True)
     finally:
         spark.stop()
 

@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ from tests.spark.cluster import local_cluster
 _USER, _PASSWORD = "auditor", "not-to-be-logged-7f3a"
 
 
+class SparkEnded(Exception):
+    """The session ended before it answered."""
+
+
 @dataclass(frozen=True)
 class Engines:
     """What is asked, and where it finds the archive."""
@@ -43,10 +48,26 @@ class Engines:
     port: int
     parameters: Mapping[str, Any]
 
-    def by_spark(self, log: Path) -> dict[int, Answer]:
+    def by_spark(self, session: "subprocess.Popen[str]") -> dict[int, Answer]:
         """The answers of the cluster."""
-        view, questions = view_and_questions(self.parameters)
-        asked = {
+        questions = view_and_questions(self.parameters)[1]
+        asked = [(one.number, one.sql, dict(one.parameters)) for one in questions]
+        assert session.stdin is not None
+        assert session.stdout is not None
+        session.stdin.write(json.dumps(asked, default=str) + "\n")
+        session.stdin.flush()
+        line = session.stdout.readline()
+        if not line:
+            raise SparkEnded
+        found = json.loads(line)
+        print(f"Spark {found['version']}, tasks by executor: {found['tasks']}", flush=True)
+        assert len([count for count in found["tasks"].values() if count]) > 1, "one worker did all"
+        return {number: Answer(seconds, [tuple(row) for row in rows]) for number, seconds, rows in found["answers"]}
+
+    @contextmanager
+    def session(self, directory: Path) -> Iterator["subprocess.Popen[str]"]:
+        """A session of the cluster, of the role that may read the catalog."""
+        settings = {
             "master": self.master,
             "jars": ",".join(map(str, sorted((self.tools / "jars").glob("*.jar")))),
             "host": "127.0.0.1",
@@ -55,25 +76,28 @@ class Engines:
             "user": _USER,
             "password": _PASSWORD,
             "warehouse": self.settings.archive_url,
-            "view": view,
-            "questions": [(one.number, one.sql, dict(one.parameters)) for one in questions],
+            "view": view_and_questions(self.parameters)[0],
         }
-        environment = os.environ | {"TZ": "UTC", "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": str(log.parent)}
-        with log.open("wb") as output:
-            done = subprocess.run(
+        environment = os.environ | {"TZ": "UTC", "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_LOCAL_DIRS": str(directory)}
+        log = directory / "session.log"
+        with (
+            log.open("wb") as output,
+            subprocess.Popen(
                 [self.tools / "venv" / "bin" / "python", ROOT / "tests" / "spark" / "ask.py"],
-                input=json.dumps(asked, default=str).encode(),
+                stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=output,
                 env=environment,
-                check=False,
-            )
-        if done.returncode:
-            raise SystemExit(f"Spark has failed:\n{log.read_text()[-5000:]}")
-        found = json.loads(done.stdout)
-        print(f"Spark {found['version']}, tasks by executor: {found['tasks']}", flush=True)
-        assert len([count for count in found["tasks"].values() if count]) > 1, "one worker did all"
-        return {number: Answer(seconds, [tuple(row) for row in rows]) for number, seconds, rows in found["answers"]}
+                text=True,
+            ) as process,
+        ):
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(settings) + "\n")
+            process.stdin.flush()
+            try:
+                yield process
+            except SparkEnded:
+                raise SystemExit(f"Spark has failed:\n{log.read_text()[-5000:]}") from None
 
     def by_duckdb(self) -> dict[int, Answer]:
         """The answers from the files that the catalog's table has."""
@@ -120,7 +144,7 @@ def main() -> int:
 
 
 def compare(engines: Engines, api: httpx.Client, directory: Path) -> int:
-    """Ask before and after an erasure; how many answers are not the API's."""
+    """Ask before and after an erasure, Spark in one session; how many answers are not the API's."""
     settings = engines.settings
     known = answers_of_api(api, engines.parameters)
     asyncio.run(erase_some(settings, known[8][0][0]))
@@ -128,13 +152,20 @@ def compare(engines: Engines, api: httpx.Client, directory: Path) -> int:
     done = asyncio.run(archive_all(settings))
     asyncio.run(_let_read(settings))
     print(f"archived: {sum(part.events for part in done.parts)} events in {len(done.parts)} parts", flush=True)
-    differ = show(engines, known, engines.by_spark(directory / "first.log"), engines.by_duckdb())
+    with engines.session(directory) as session:
+        differ = show(engines, known, engines.by_spark(session), engines.by_duckdb())
+        return differ + _after_erasure(engines, api, known, session)
 
+
+def _after_erasure(
+    engines: Engines, api: httpx.Client, known: Mapping[int, Rows], session: "subprocess.Popen[str]"
+) -> int:
+    settings = engines.settings
     asyncio.run(erase_some(settings, known[9][0][0], known[4][0][0], known[3][0][0]))
     known = answers_of_api(api, engines.parameters)
     done = asyncio.run(archive_all(settings))
     print(f"\nafter an erasure; parts that were written again: {len(done.rewritten)}", flush=True)
-    differ += show(engines, known, engines.by_spark(directory / "second.log"), engines.by_duckdb())
+    differ = show(engines, known, engines.by_spark(session), engines.by_duckdb())
     assert asyncio.run(problems(settings)) == []
     return differ
 
