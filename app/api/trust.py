@@ -142,6 +142,7 @@ class Removal(TypedDict):
     by: NotRequired[str]
     reason: NotRequired[str]
     partition: NotRequired[str]
+    archives: NotRequired[list[UUID]]
 
 
 class ListedSeam(TypedDict):
@@ -377,6 +378,7 @@ def _listed_removal(row: asyncpg.Record, payload: dict[str, Any]) -> dict[str, A
         "by": payload.get("erased_by") or payload.get("continued_by"),
         "reason": payload.get("reason"),
         "partition": payload.get("partition"),
+        "archives": [one["archive_id"] for one in payload["archives"]] if "archives" in payload else None,
     }
 
 

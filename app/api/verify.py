@@ -57,6 +57,9 @@ class ChainVerified(BaseModel):
     skipped_null_hash: Annotated[int, Field(description="events without a hash")] = 0
     unsealed_events: Annotated[int, Field(description="of total_events, those that others wrote by SQL")] = 0
     purged_events: Annotated[int, Field(description="events of the chain that retention removed, as the log says")] = 0
+    archived_events: Annotated[
+        int, Field(description="events of the chain that are in the archive only, as the log says")
+    ] = 0
     erased_events: Annotated[
         int, Field(description="of verified_events, those whose personal data was erased, as the log says")
     ] = 0
@@ -158,6 +161,7 @@ def chain_verified(correlation_id: str, report: CorrelationResult) -> dict[str, 
         "skipped_null_hash": report.unsealed.unhashed,
         "unsealed_events": report.unsealed.total,
         "purged_events": report.purged_total,
+        "archived_events": report.archived_total,
         "erased_events": report.sealed.erased_total,
         "tampered_events": _events(tampered),
         "unsealed_defects": _events(unsealed),
@@ -195,12 +199,14 @@ def _sentences(report: CorrelationResult, tampered: Defects, unsealed: Defects) 
     sentences = []
     if not report.is_valid:
         sentences.append(f"the chain is broken: {tampered.count} defect(s) of single events")
-    elif total or report.purged_total:
+    elif total or report.gone_total:
         sentences.append(f"the chain is whole: {report.sealed.verified + report.unsealed.verified} event(s) verified")
     else:
         sentences.append("no hashed events were found for this correlation")
     if report.purged_total:
         sentences.append(f"{report.purged_total} event(s) were purged")
+    if report.archived_total:
+        sentences.append(f"{report.archived_total} event(s) are in the archive only")
     if report.sealed.erased_total:
         sentences.append(f"{report.sealed.erased_total} event(s) were erased")
     if report.head_defect is not None:

@@ -10,7 +10,7 @@ from uuid import UUID
 import pyarrow as pa
 
 from app.archive.check import Checker, PartResult, check_chain, check_manifest
-from app.archive.recorded import RecordedPart, metadata_ids, read_erasures, read_parts
+from app.archive.recorded import RecordedPart, metadata_ids, read_erasures, read_parts, removed_positions
 from app.archive.session import stale_metadata
 from app.archive.storage import Storage, StorageAway, archive_storage
 from app.archive.table import ArchiveTable, ListedFile, months_since_1970
@@ -21,6 +21,7 @@ from app.events.positions import Positions
 from app.retention.logged import read_open_log
 from app.settings import Settings
 from app.tlog.continued import keys_of
+from app.tlog.evidence import read_evidence
 from app.tlog.note import PublicKey
 
 Depth = Literal["all", "sample", "manifests"]
@@ -40,10 +41,23 @@ class ArchiveResult:
     undeleted: list[str] = field(default_factory=list)
     """Parts that were replaced since something of them was erased, and whose files are to be deleted: where they are."""
     table_problems: list[str] = field(default_factory=list)
+    removed: dict[UUID, int] = field(default_factory=dict)
+    """By part, how many of its events Postgres has no longer, if any."""
 
     @property
     def problem_count(self) -> int:
         return len(self.table_problems) + sum(result.problem_count for _, result in self.parts)
+
+
+async def list_removed(settings: Settings) -> dict[UUID, Positions]:
+    """By part that the log records, the positions of events that Postgres has no longer, if there are any."""
+    connection = await connect_archive(settings)
+    try:
+        log = await read_open_log(connection, settings)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            return removed_positions(await read_parts(connection, log), (await read_evidence(connection, log)).archived)
+    finally:
+        await connection.close()
 
 
 async def list_parts(settings: Settings) -> list[RecordedPart]:
@@ -57,8 +71,13 @@ async def list_parts(settings: Settings) -> list[RecordedPart]:
         await connection.close()
 
 
-async def verify_archive(settings: Settings, keys: Sequence[PublicKey], depth: Depth) -> ArchiveResult:
-    """Verify the parts that the log records, and the table. StorageAway when the storage fails."""
+async def verify_archive(
+    settings: Settings, keys: Sequence[PublicKey], depth: Depth, *, only_removed: bool = False
+) -> ArchiveResult:
+    """Verify the parts that the log records, and the table. StorageAway when the storage fails.
+
+    With `only_removed` only the parts with events that Postgres has no longer, and not the table.
+    """
     storage = archive_storage(settings)
     connection = await connect_archive(settings)
     try:
@@ -66,15 +85,19 @@ async def verify_archive(settings: Settings, keys: Sequence[PublicKey], depth: D
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             parts = await read_parts(connection, log)
             erasures = await read_erasures(connection, log)
+            removed = removed_positions(parts, (await read_evidence(connection, log)).archived)
             state = await _state(connection)
     finally:
         await connection.close()
     every = list({str(key): key for one in log.and_earlier() for key in keys_of(one, keys)}.values())
-    result = ArchiveResult()
+    if only_removed:
+        parts = [part for part in parts if part.archive_id in removed]
+    result = ArchiveResult(removed={archive_id: positions.size for archive_id, positions in removed.items()})
     try:
         _check_parts(result, storage, parts, every, _chosen(len(parts), depth))
-        result.table_problems += _table_problems(storage, state.pointer, [one for _, one in result.parts])
-        _check_replaced(result, storage, parts, state.attempts)
+        if not only_removed:
+            result.table_problems += _table_problems(storage, state.pointer, [one for _, one in result.parts])
+            _check_replaced(result, storage, parts, state.attempts)
     except (OSError, pa.ArrowException) as error:
         raise StorageAway("The archive's storage could not be read to the end.") from error
     for part in parts:
@@ -149,14 +172,14 @@ def _check_parts(
                 result.verified += one.events
             else:
                 one = check_manifest(storage, folder, keys)
-            for problem in _unlike_recorded(part, one):
+            for problem in unlike_recorded(part, one):
                 one.add(problem)
             result.parts.append((part, one))
     for one, problem in check_chain([one for _, one in result.parts]):
         one.add(problem)
 
 
-def _unlike_recorded(part: RecordedPart, one: PartResult) -> Iterator[str]:
+def unlike_recorded(part: RecordedPart, one: PartResult) -> Iterator[str]:
     """In what the manifest is not what the log records."""
     if not one.manifest_sha256:
         return

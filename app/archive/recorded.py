@@ -11,7 +11,9 @@ from app.events.own import correlation_of
 from app.events.positions import NO_POSITIONS, Positions
 from app.retention.logged import read_open_log
 from app.settings import Settings
-from app.tlog.evidence import ARCHIVED, ERASED, read_self_events
+from app.tlog.continued import newest_log
+from app.tlog.evidence import ARCHIVED, ERASED, read_evidence, read_self_events
+from app.verify.snapshot import SQL as VERIFY
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +140,33 @@ async def count_in_archive(settings: Settings, erasure_id: UUID) -> int:
     return sum(one.positions.size for part in parts for one in part.pending(erasures))
 
 
+async def count_removed(settings: Settings) -> int:
+    """How many events are in the archive only. Needs no access to the archive."""
+    connection = await connect(settings, statement_timeout="0")
+    try:
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            name = await connection.fetchval(VERIFY["log_name"])
+            if name is None:
+                return 0
+            return (await read_evidence(connection, await newest_log(connection, Log(0, name)))).archived.size
+    finally:
+        await connection.close()
+
+
 def archived_positions(parts: Sequence[RecordedPart], log_id: int) -> Positions:
     """The positions of one log that are in some part."""
     return Positions(one for part in parts if part.log_id == log_id for one in part.positions.ranges)
+
+
+def removed_positions(parts: Sequence[RecordedPart], archived: Positions) -> dict[UUID, Positions]:
+    """By part, those of its positions that are among the places `archived`; only parts that have any."""
+    found = {}
+    for part in parts:
+        start = place_of(part.log_id, 0)
+        within = [one for a, b in part.positions.ranges for one in archived.within(start + a, start + b)]
+        if within:
+            found[part.archive_id] = Positions((a - start, b - start) for a, b in within)
+    return found
 
 
 def metadata_ids(parts: Sequence[RecordedPart]) -> list[UUID] | None:

@@ -1,6 +1,7 @@
 """A run of the archive: what is due is written in parts, each read back and verified before the log records it.
 
-What a run has begun and not recorded is deleted by the next one. First it has erasures reach the archive. Nothing is removed from Postgres.
+What a run has begun and not recorded is deleted by the next one. First it has erasures reach the archive; last, if that is asked for,
+it removes from Postgres what is archived.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import pyarrow as pa
 from app.archive.erasing import erase_parts
 from app.archive.manifest import PartManifest, PreviousPart
 from app.archive.recorded import RecordedErasure, RecordedPart, archived_positions, read_erasures, read_parts
+from app.archive.removing import Removal, remove_archived
 from app.archive.session import (
     ArchiveSession,
     PartChanged,
@@ -78,6 +80,8 @@ class ArchiveRun:
     """Parts that were written again without what was erased since."""
     pending: list[str] = field(default_factory=list)
     """Why what was erased is in the archive still: of each part that could not be written again, or not be deleted."""
+    removal: Removal | None = None
+    """What was removed from Postgres; None if that was not asked for."""
 
 
 async def plan(settings: Settings, now: datetime, selection: Selection) -> list[DueMonth]:
@@ -104,6 +108,8 @@ async def run(
 ) -> ArchiveRun:
     """Delete what an interrupted run has left, have erasures reach the archive, then archive what is due at `now`, part by part.
 
+    Then remove from Postgres what is archived, if `selection` says so.
+
     Fatal when another run is under way, no key signs, or what was written cannot be verified; StorageAway when the storage fails.
     """
     async with open_session(settings, now, selection) as session:
@@ -121,6 +127,8 @@ async def run(
                 if selection.month in {None, row["month"]}:
                     for one in session.open_log.and_earlier():
                         await _archive_month(session, key, one, row["month"], result)
+            if selection.remove:
+                result.removal = await remove_archived(session, settings, now, key)
         except (OSError, pa.ArrowException) as error:
             raise StorageAway("The archive's storage failed; the next run goes on.") from error
         result.pending += [

@@ -43,6 +43,8 @@ class Selection:
     """Also of months that are not past archive_after_days as a whole."""
     part_events: int = PART_EVENTS
     """Most events of a part."""
+    remove: bool = False
+    """Whether what is archived is then removed from Postgres."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Progress:
 
     month: str
     stage: str
-    """`writing`, `erasing` or `verifying`."""
+    """`writing`, `erasing`, `verifying` or `removing`."""
     done: int
     total: int
     """Events."""

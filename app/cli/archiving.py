@@ -19,7 +19,8 @@ from app.terminal import visible
 
 if TYPE_CHECKING:
     from app.archive.check import PartResult
-    from app.archive.compare import Depth
+    from app.archive.compare import ArchiveResult, Depth
+    from app.archive.removing import Removal
     from app.archive.session import Progress, Selection
     from app.settings import Settings
     from app.tlog.note import PublicKey
@@ -34,10 +35,16 @@ def add(commands: Commands) -> None:
     plan = acts.add_parser("plan", help="show what a run would archive; changes nothing")
     output.add_output(plan)
     plan.set_defaults(run=_plan)
-    run = acts.add_parser("run", help="archive what is past archive_after_days; nothing is removed from Postgres")
+    run = acts.add_parser("run", help="archive what is past archive_after_days, and remove it from Postgres if told to")
     run.description = (
         "First it writes each part again of which something was erased since. "
-        "Exit code 1: rows that are not as the log has them were not archived, or erased events are still there; the rest was done."
+        "Exit code 1: rows that are not as the log has them were not archived, or erased events are still there, or something was not removed "
+        "that could not be verified, or that a sink has yet to be sent; the rest was done."
+    )
+    run.add_argument(
+        "--remove",
+        action="store_true",
+        help="remove from Postgres the archived events that nothing holds, once their files were read again and verified",
     )
     run.set_defaults(run=_run)
     for command in (plan, run):
@@ -90,7 +97,7 @@ def _month(text: str) -> date:
 
 
 @contextmanager
-def _extra() -> Iterator[None]:
+def needing_extra() -> Iterator[None]:
     """Around the imports of what the extra has."""
     try:
         yield
@@ -103,14 +110,14 @@ def _extra() -> Iterator[None]:
 def _selection(arguments: argparse.Namespace) -> "Selection":
     from app.archive.session import Selection
 
-    return Selection(arguments.month, arguments.partial)
+    return Selection(arguments.month, arguments.partial, remove=getattr(arguments, "remove", False))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
     import asyncio
     from datetime import UTC, datetime
 
-    with _extra():
+    with needing_extra():
         from app.archive import run
     from app.cli.database import settings_for_removal
 
@@ -120,7 +127,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         | {"due": one.due, "not_signed": one.unsigned, "not_due": one.young, "unsealed": one.unsealed}
         | {"erased_since": one.erased}
         for one in months
-        if one.events or one.unsealed
+        if one.events or one.unsealed or one.erased
     ]
     with output.shown(arguments) as out:
         if out.is_json:
@@ -135,7 +142,7 @@ def _run(arguments: argparse.Namespace) -> Exit:
     import asyncio
     from datetime import UTC, datetime
 
-    with _extra():
+    with needing_extra():
         from app.archive import run
     from app.cli.database import settings_for_removal
 
@@ -155,13 +162,29 @@ def _run(arguments: argparse.Namespace) -> Exit:
         print(visible(f"{part.month} of {part.log}: {count} erased events are gone, part {part.archive_id}."))
     if not done.parts and not done.rewritten:
         print("Nothing was due.")
+    is_removed = done.removal is None or _print_removal(done.removal)
     for why in done.pending:
         print(visible(f"Not done: {why}."), file=sys.stderr)
     for defect in done.left.listed:
         print(visible(f"Not archived: {defect.message} (position {defect.position})."), file=sys.stderr)
     if done.left.count:
         print(f"{done.left.count} defect(s): `datastorage verify` has more.", file=sys.stderr)
-    return Exit.DEFECT if done.left.count or done.pending else Exit.AS_ASKED
+    return Exit.DEFECT if done.left.count or done.pending or not is_removed else Exit.AS_ASKED
+
+
+def _print_removal(removal: "Removal") -> bool:
+    """Print what was removed from Postgres. Whether nothing stayed that should not."""
+    for one in removal.removed:
+        print(visible(f"{one.part.month}: {one.events} events removed from Postgres, of part {one.part.archive_id}."))
+    if not removal.removed:
+        print("Nothing was removed from Postgres.")
+    reasons = [f"Not done: {why}" for why in removal.refused]
+    reasons += [f"Not removed: {defect.message} (position {defect.position})" for defect in removal.left.listed]
+    reasons += [difference.message for difference in removal.differences]
+    reasons += [sink.message for sink in removal.held_back_by]
+    for reason in reasons:
+        print(visible(f"{reason}."), file=sys.stderr)
+    return not reasons
 
 
 class _Shown:
@@ -192,13 +215,15 @@ class _Shown:
 def _list(arguments: argparse.Namespace) -> None:
     import asyncio
 
-    with _extra():
-        from app.archive.compare import list_parts
+    with needing_extra():
+        from app.archive.compare import list_parts, list_removed
     from app.cli.database import settings_for_removal
 
-    parts = asyncio.run(list_parts(settings_for_removal()))
+    settings = settings_for_removal()
+    parts, removed = asyncio.run(list_parts(settings)), asyncio.run(list_removed(settings))
     rows = [
         {"month": one.month, "log_id": one.log_id, "events": one.positions.size}
+        | {"removed": removed[one.archive_id].size if one.archive_id in removed else 0}
         | {"archived_at": f"{one.recorded_at:%Y-%m-%dT%H:%M:%SZ}", "archive_id": str(one.archive_id)}
         | {"replaces": [str(former.archive_id) for former in one.replaced]}
         | {"location": one.location, "manifest_sha256": one.manifest_sha256}
@@ -209,28 +234,30 @@ def _list(arguments: argparse.Namespace) -> None:
             for row in rows:
                 out.record(row)
         else:
-            names = ("month", "log_id", "events", "archived_at", "location")
+            names = ("month", "log_id", "events", "removed", "archived_at", "location")
             out.table(
-                ["month", "log", "events", "archived at", "location"], [[str(row[n]) for n in names] for row in rows]
+                ["month", "log", "events", "removed", "archived at", "location"],
+                [[str(row[n]) for n in names] for row in rows],
             )
 
 
 def _verify(arguments: argparse.Namespace) -> Exit:
     import asyncio
 
-    with _extra():
+    with needing_extra():
         from app.archive.compare import verify_archive
     from app.cli.database import settings_for_removal
 
     settings = settings_for_removal()
-    keys = _keys(settings, arguments.key)
+    keys = keys_for_archive(settings, arguments.key)
     depth: Depth = "sample" if arguments.sample else "manifests" if arguments.manifests else "all"
     result = asyncio.run(verify_archive(settings, keys, depth))
-    for part, one in result.parts:
-        _print_problems(f"{part.month} {part.archive_id}", one.problems, one.problem_count)
+    print_parts(result)
     _print_problems("the table", result.table_problems, len(result.table_problems))
-    events = sum(part.positions.size for part, _ in result.parts)
+    events, removed = sum(part.positions.size for part, _ in result.parts), sum(result.removed.values())
     print(f"{len(result.parts)} part(s) of {events:,} events are recorded; {result.verified:,} rows were verified")
+    if removed:
+        print(f"{removed:,} of these events are in the archive only")
     for part, erased in result.pending:
         what = f"{erased.size:,} event(s), at {erased}, were erased since"
         print(visible(f"{part.month} {part.archive_id}: {what}: they are in the archive until the next `archive run`"))
@@ -240,7 +267,7 @@ def _verify(arguments: argparse.Namespace) -> Exit:
     return Exit.DEFECT if result.problem_count else Exit.AS_ASKED
 
 
-def _keys(settings: "Settings", named: str | None) -> "tuple[PublicKey, ...]":
+def keys_for_archive(settings: "Settings", named: str | None) -> "tuple[PublicKey, ...]":
     """The public keys that are named, else those of the settings."""
     import asyncio
 
@@ -257,12 +284,12 @@ def _keys(settings: "Settings", named: str | None) -> "tuple[PublicKey, ...]":
 def _restore(arguments: argparse.Namespace) -> Exit:
     import asyncio
 
-    with _extra():
+    with needing_extra():
         from app.archive.restoring import Wanted, restore
     from app.cli.database import settings_for_removal
 
     settings = settings_for_removal()
-    keys, wanted = _keys(settings, arguments.key), Wanted(arguments.month, arguments.part)
+    keys, wanted = keys_for_archive(settings, arguments.key), Wanted(arguments.month, arguments.part)
     done = asyncio.run(restore(settings, keys, wanted, arguments.output))
     for one in done.problems:
         _print_problems(one.folder, one.problems, one.problem_count)
@@ -288,6 +315,19 @@ async def _first_log_name(settings: "Settings") -> str:
         await connection.close()
 
 
+def print_parts(result: "ArchiveResult") -> None:
+    """Print what is wrong with parts; of which of their events there is no other copy."""
+    for part, one in result.parts:
+        _print_problems(f"{part.month} {part.archive_id}", one.problems, one.problem_count)
+        if one.problem_count and part.archive_id in result.removed:
+            count = result.removed[part.archive_id]
+            print(
+                visible(
+                    f"{part.month} {part.archive_id}: Postgres has {count:,} of its events no longer: this is their only copy"
+                )
+            )
+
+
 def _print_problems(where: str, problems: Iterable[str], count: int) -> None:
     shown = 0
     for problem in problems:
@@ -298,7 +338,7 @@ def _print_problems(where: str, problems: Iterable[str], count: int) -> None:
 
 
 def _verify_archive(arguments: argparse.Namespace) -> Exit:
-    with _extra():
+    with needing_extra():
         from app.archive.check import Checker, check_chain
         from app.archive.storage import directory_storage
     from app.tlog.keys import read_public_keys, signature_lines

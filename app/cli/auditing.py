@@ -26,6 +26,11 @@ def add(commands: Commands) -> None:
     copy_help = "compare a copy of the log with the database instead: lines of a stream or of an export, also in gzip; - for stdin"
     verify.add_argument("--copy", nargs="+", type=_file_or_stdin, metavar="FILE", action="extend", help=copy_help)
     verify.add_argument("--filtered", action="store_true", help="the copy need not have every event of its range")
+    verify.add_argument(
+        "--archive",
+        choices=["all", "sample", "manifests", "none"],
+        help="how much of the parts that have what Postgres has no longer; all if absent and DATASTORAGE_ARCHIVE_URL is set",
+    )
     verify.add_argument("--json", action="store_true", help="print what --copy finds as one JSON object")
     verify.set_defaults(run=_verify)
     _add_findings(commands)
@@ -70,7 +75,12 @@ def _verify(arguments: argparse.Namespace) -> int:
     from app.cli.database import settings_with_database
     from app.verify import command
 
-    return command.run(arguments, settings_with_database)
+    code = command.run(arguments, settings_with_database)
+    if arguments.correlation is not None or arguments.archive == "none" or code == command.EXIT_NOT_VERIFIED:
+        return code
+    from app.cli import following
+
+    return following.verify_removed(arguments, settings_with_database(), code)
 
 
 def _findings(arguments: argparse.Namespace) -> int:

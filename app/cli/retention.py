@@ -14,6 +14,8 @@ from app.errors import Usage
 from app.terminal import visible
 
 if TYPE_CHECKING:
+    from app.retention.erase import SearchArchive
+    from app.settings import Settings
     from app.tlog.orders import Difference, Policy
 
 _POLICIES = "/api/v1/audit/retention-policies"
@@ -215,10 +217,15 @@ def _erase(arguments: argparse.Namespace) -> None:
         raise Usage(f"--event-id: {error}") from None
     settings = settings_for_removal()
     erasure = erase.Erasure(arguments.reason, arguments.by, ids, arguments.actor, arguments.correlation_id)
-    done = asyncio.run(erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run))
+    search = _archive_search(settings)
+    done = asyncio.run(
+        erase.erase(settings, create_catalog(settings), erasure, dry_run=arguments.dry_run, search_archive=search)
+    )
     _print_differences(done.differences)
     result = "would be erased" if arguments.dry_run else f"erased by erasure {done.erasure_id}"
     print(f"{len(done.events)} event(s) {result}.")
+    if done.archived:
+        print(f"{done.archived} of them are in the archive only.")
     archived = 0 if arguments.dry_run else asyncio.run(count_in_archive(settings, done.erasure_id))
     if archived:
         print(f"{archived} of them are in the archive until the next `datastorage archive run`.")
@@ -226,3 +233,14 @@ def _erase(arguments: argparse.Namespace) -> None:
         print(
             f"{len(done.unsealed)} row(s) that others inserted by SQL are unchanged: they have no proof; change them by SQL."
         )
+
+
+def _archive_search(settings: "Settings") -> "SearchArchive | None":
+    """What finds events that are in the archive only; None without an archive. Fatal without the packages that it needs."""
+    if settings.archive_url is None:
+        return None
+    from app.cli.archiving import needing_extra
+
+    with needing_extra():
+        from app.archive.finding import archive_search
+    return archive_search(settings)

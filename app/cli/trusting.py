@@ -115,7 +115,9 @@ def _removals(out: Output, removals: list[dict[str, Any]], clock: Clock) -> None
             one["event_type"],
             f"{one['events']:,}",
             one.get("by", ""),
-            one.get("reason", one.get("partition", "")),
+            one.get(
+                "reason", one.get("partition", " ".join(["archived in", *one["archives"]]) if "archives" in one else "")
+            ),
             one["event_id"],
         ]
         for one in removals

@@ -164,6 +164,8 @@ def _gone(report: CorrelationResult) -> str:
     """What is missing by the rules, as the log records it."""
     purged, erased = report.purged_total, report.sealed.erased_total
     words = f" {_events(purged)} of it were purged when their time was over." if purged else ""
+    if report.archived_total:
+        words += f" {_events(report.archived_total)} of it are in the archive only."
     return words + (f" {_events(erased)} of it were erased." if erased else "")
 
 

@@ -23,6 +23,7 @@ from app.ingest.store import Store
 from app.retention.logged import action_store, commit_action
 from app.settings import Settings
 from app.sql import load
+from app.tlog.evidence import read_evidence
 from app.tlog.orders import REPLACED, read_orders, stored_holds
 
 SQL = load("retention")
@@ -84,7 +85,9 @@ class HoldOrder:
 
 
 async def place(settings: Settings, log: Log, selector: Selector, order: HoldOrder) -> Placement:
-    """Hold the events that match `selector`, stored and future ones. It replaces an active hold with the same selector.
+    """Hold the events that match `selector`: stored ones, those in the archive only, which are not counted, and future ones.
+
+    It replaces an active hold with the same selector.
 
     Raises NotFound for a correlation without events, HoldChanged, LockTimeout, DatabaseAway or DatabaseFailed.
     """
@@ -98,7 +101,7 @@ async def place(settings: Settings, log: Log, selector: Selector, order: HoldOrd
         async with connection.transaction():
             await connection.execute(SQL["long_statement_timeout"])
             covered = await _mark_rows(connection, selector, (marked_in, None, log_size), mark)
-        if not covered and selector.correlation_id is not None:
+        if not covered and selector.correlation_id is not None and not await _is_archived(store, selector):
             raise _no_event(selector.correlation_id)
         replaced = await connection.fetchval(SQL["active_hold"], *selector.columns())
         payload = {"event_type": "datastorage.hold.placed", "hold_id": str(hold_id), "reason": order.reason}
@@ -127,6 +130,15 @@ async def place(settings: Settings, log: Log, selector: Selector, order: HoldOrd
 
         await commit_action(store, [self_event(log.first_name, payload, about=hold_id, actor_id=order.by)], record)
     return Placement(hold_id, now, covered + covered_later)
+
+
+async def _is_archived(store: Store, selector: Selector) -> bool:
+    """Whether events of a correlation without rows may be in the archive only. Which correlations are there Postgres does not know."""
+    connection = await store.connection()
+    if not await connection.fetchval(SQL["had_events"], selector.correlation_id):
+        return False
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        return bool((await read_evidence(connection, store.log)).archived)
 
 
 async def require_events(engine: AsyncEngine, correlation_id: str) -> None:

@@ -185,6 +185,8 @@ class Purge:
     """Of the sealed rows: category and newest event_timestamp as text."""
     month: str | None = None
     """None if it is not a whole month."""
+    archives: Sequence[tuple[UUID, str]] = ()
+    """The parts of the archive that have all of it, each with the digest of its manifest; then no policy decides."""
 
 
 def purge_events(session: RetentionSession, operation: UUID, purge: Purge) -> Iterator[Event]:
@@ -194,7 +196,7 @@ def purge_events(session: RetentionSession, operation: UUID, purge: Purge) -> It
     portions = [(one.id, portion, portion.size) for one in logs for portion in _of_log(purge.places, one) if portion]
     portions += [(one.id, portion, 0) for one in logs for portion in _of_log(purge.repeated, one) if portion]
     for number, (log_id, portion, count) in enumerate(portions or [(logs[-1].id, NO_POSITIONS, 0)]):
-        payload = {
+        payload: dict[str, Any] = {
             "event_type": "datastorage.retention.purged",
             "operation_id": str(operation),
             "positions": str(portion),
@@ -205,6 +207,9 @@ def purge_events(session: RetentionSession, operation: UUID, purge: Purge) -> It
             "cutoff": session.terms.now.isoformat(),
             "policies": policies if count else [],
         }
+        if purge.archives:
+            named = [{"archive_id": str(one), "manifest_sha256": digest} for one, digest in purge.archives]
+            payload["archives"] = named
         yield self_event(session.store.log.first_name, payload, about=operation)
 
 

@@ -43,6 +43,22 @@ SELECT EXISTS (
     WHERE event_type IN ('datastorage.event.erased', 'datastorage.retention.purged') AND log_index >= $1 AND {in_log}
 )
 
+-- name: is_erased
+-- Whether the log records that something was erased, from a position of a log on.
+SELECT EXISTS (SELECT FROM audit_events WHERE event_type = 'datastorage.event.erased' AND log_index >= $1 AND {in_log})
+
+-- name: removable
+-- Rows of a log between two days and two positions, that may be removed once they are archived: not held, of an age that nothing forbids,
+-- and nobody's parents. $5 is until when they have happened; the category's own end wins.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events e
+WHERE event_date >= $1 AND event_date < $2 AND log_index >= $3 AND log_index < $4 AND {in_log} AND legal_hold IS NOT TRUE
+    AND hold_of(correlation_id, actor_id, resource_type, resource_id, e.event_timestamp) IS NULL
+    AND e.event_timestamp < coalesce(
+        (SELECT f.before FROM unnest($6::text[], $7::timestamptz[]) f(category, before) WHERE f.category = event_category), $5::timestamptz)
+    AND event_type NOT IN ({judging_types})
+    AND NOT EXISTS (SELECT FROM audit_events c WHERE c.parent_event_id = e.event_id)
+ORDER BY log_index
+
 -- name: begin_attempt
 -- The row of a part that is begun.
 INSERT INTO archive_attempts (archive_id, location) VALUES ($1, $2)

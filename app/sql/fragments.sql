@@ -198,3 +198,11 @@ SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, even
 FROM audit_events
 WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
     AND event_timestamp >= timezone('UTC', $3::text::timestamp)
+
+-- fragment: judging_types
+-- The types of events by which others are judged: they are never erased, and stay in Postgres when what they are about is archived.
+'datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored',
+    'datastorage.hold.placed', 'datastorage.hold.released', 'datastorage.hold.adopted',
+    'datastorage.policy.set', 'datastorage.policy.removed', 'datastorage.notification.stored',
+    'datastorage.finding.recorded', 'datastorage.finding.acknowledged', 'datastorage.log.continued',
+    'datastorage.archive.stored'

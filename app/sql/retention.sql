@@ -32,6 +32,10 @@ WITH covered AS MATERIALIZED (
 )
 SELECT (SELECT count(*) FROM newly_marked) + (SELECT count(*) FROM covered WHERE marked)
 
+-- name: had_events
+-- Whether the log has had an event of a correlation, whether or not it still has a row.
+SELECT EXISTS (SELECT FROM chain_heads WHERE correlation_id = $1)
+
 -- name: place_hold
 -- The row of a hold, in one transaction with the event that records it.
 INSERT INTO holds (correlation_id, actor_id, resource_type, resource_id, time_from, time_to, reason, placed_by, placed_at,
@@ -264,14 +268,19 @@ SELECT event_id, correlation_id, log_index, legal_hold IS TRUE
     OR hold_of(correlation_id, actor_id, resource_type, resource_id, event_timestamp) IS NOT NULL AS held
 FROM audit_events
 WHERE (event_id = ANY($1::uuid[]) OR actor_id = $2 OR correlation_id = $3) AND payload_commitment IS NULL
-    AND event_type NOT IN (
-        'datastorage.event.erased', 'datastorage.retention.purged', 'datastorage.retention.restored',
-        'datastorage.hold.placed', 'datastorage.hold.released', 'datastorage.hold.adopted',
-        'datastorage.policy.set', 'datastorage.policy.removed', 'datastorage.notification.stored',
-        'datastorage.finding.recorded', 'datastorage.finding.acknowledged', 'datastorage.log.continued',
-        'datastorage.archive.stored'
-    )
+    AND event_type NOT IN ({judging_types})
 ORDER BY log_index
+
+-- name: stored_ids
+-- Which of some events have a row.
+SELECT event_id FROM audit_events WHERE event_id = ANY($1::uuid[])
+
+-- name: held_archived
+-- Of events that have no row any more, by what they have said: whether a hold covers each, and whether others are judged by it.
+SELECT hold_of(correlation, actor, kind, resource, moment) IS NOT NULL AS held, event_type IN ({judging_types}) AS judging
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[], $6::text[])
+    WITH ORDINALITY AS e(correlation, actor, kind, resource, moment, event_type, number)
+ORDER BY number
 
 -- name: to_erase
 -- These events, each with the leaf that the log has at its position.

@@ -69,11 +69,13 @@ class Evidence:
     erased: Erasures = NO_ERASURES
     lost: Positions = field(default_factory=Positions)
     """Missing too: admitted by the event with which a log was continued."""
+    archived: Positions = field(default_factory=Positions)
+    """Those of the purged ones that are in a part of the archive, which is where their events are now."""
 
     def within(self, first: int, end: int) -> "Evidence":
         """The evidence about places from `first` up to, not including, `end`."""
-        purged, lost = (Positions(one.within(first, end)) for one in (self.purged, self.lost))
-        return Evidence(purged, self.erased.within(first, end), lost)
+        purged, lost, archived = (Positions(one.within(first, end)) for one in (self.purged, self.lost, self.archived))
+        return Evidence(purged, self.erased.within(first, end), lost, archived)
 
     @property
     def missing(self) -> Positions:
@@ -90,8 +92,8 @@ async def read_evidence(connection: Connection, log: Log, correlation_ids: Seque
     `connection` is in a snapshot. Only self events are read, and a few at a time, whatever else their correlations contain.
     """
     recorded = _Recorded()
-    async for payload, place in read_records(connection, log, correlation_ids):
-        recorded.add(payload, place)
+    async for payload, row in read_self_events(connection, log, [*_REMOVALS, ARCHIVED], correlation_ids):
+        recorded.add(payload, place_of(row["log_id"], row["log_index"]))
     return recorded.evidence()
 
 
@@ -139,6 +141,7 @@ class _Recorded:
         self._erased: list[Range] = []
         self._left: dict[str, list[Range]] = defaultdict(list)
         self._lost: list[Range] = []
+        self._in_parts: list[Range] = []
 
     def add(self, payload: dict[str, Any], place: int) -> None:
         """Add the event at this place. It counts only for positions before its own, of its log or of one before that."""
@@ -156,6 +159,8 @@ class _Recorded:
                 self._purged[payload["operation_id"]] += ranges
             case "datastorage.retention.restored":
                 self._restored[payload["operation_id"]] += ranges
+            case "datastorage.archive.stored":
+                self._in_parts += ranges
             case _:
                 self._erased += ranges
                 self._add_left(payload, start, end)
@@ -183,7 +188,10 @@ class _Recorded:
             for remaining in Positions(ranges).without(Positions(self._restored[operation])).ranges
         ]
         left = {digest: Positions(ranges) for digest, ranges in self._left.items()}
-        return Evidence(Positions(not_restored), Erasures(Positions(self._erased), left), Positions(self._lost))
+        purged = Positions(not_restored)
+        archived = purged.without(purged.without(Positions(self._in_parts)))
+        erasures = Erasures(Positions(self._erased), left)
+        return Evidence(purged, erasures, Positions(self._lost), archived)
 
 
 async def leaves_at(connection: Connection, log: Log, places: list[int]) -> dict[int, str]:

@@ -14,8 +14,10 @@ from uuid import UUID
 
 from app.db import LONG_FETCH_SECONDS, Connection
 from app.events.log import LOG_POSITIONS, Log, place_of
+from app.events.positions import Positions, Range
 from app.events.record import Row
 from app.tlog.evidence import (
+    ARCHIVED,
     HOLD_ADOPTED,
     HOLD_PLACED,
     HOLD_RELEASED,
@@ -303,13 +305,18 @@ def _without(holds: Mapping[str, Hold], ids: Collection[str]) -> dict[str, Hold]
 async def early_purges(connection: Connection, log: Log, orders: Orders) -> AsyncIterator[Difference]:
     """A difference for each purge that followed another policy than the log's at that time, or not even its own.
 
+    Or that names a part of the archive that has not what it purged.
+
     Purges of earlier releases do not name what they followed. `connection` is in a snapshot.
     """
+    parts: _Parts | None = None
     async for payload, row in read_self_events(connection, log, [PURGED]):
-        if "policies" not in payload:
+        if "policies" not in payload and "archives" not in payload:
             continue
+        if "archives" in payload and parts is None:
+            parts = await _archived_parts(connection, log)
         try:
-            reason = _early(payload, row, orders)
+            reason = _early(payload, row, orders) or _unarchived(payload, row, parts or {})
         except (KeyError, TypeError, ValueError, OverflowError):
             reason = "what it says of the policies that it followed cannot be read"
         if reason:
@@ -318,12 +325,39 @@ async def early_purges(connection: Connection, log: Log, orders: Orders) -> Asyn
             yield Difference("early purge", message, place, row["correlation_id"])
 
 
+_Parts = Mapping[str, tuple[str, list[tuple[int, Range]]]]
+"""By archive_id of parts: the manifest's digest, and places, each with that of the event that records it."""
+
+
+async def _archived_parts(connection: Connection, log: Log) -> _Parts:
+    parts: dict[str, tuple[str, list[tuple[int, Range]]]] = {}
+    async for payload, row in read_self_events(connection, log, [ARCHIVED]):
+        known = parts.setdefault(payload["archive_id"], (payload["manifest_sha256"], []))
+        start, at = place_of(payload["log_id"], 0), place_of(row["log_id"], row["log_index"])
+        known[1].extend((at, (start + a, start + b)) for a, b in Positions.parse(payload["positions"]).ranges)
+    return parts
+
+
+def _unarchived(payload: Mapping[str, Any], row: Row, parts: _Parts) -> str:
+    """Why a purge that names parts of the archive cannot rely on them; empty if it names none, or they have all that it purged."""
+    at, within = place_of(row["log_id"], row["log_index"]), list[Range]()
+    for named in payload.get("archives", []):
+        digest, ranges = parts.get(named["archive_id"], ("", []))
+        if digest != named["manifest_sha256"]:
+            return f"the log records no part {named['archive_id']} of the archive with the manifest {named['manifest_sha256']}"
+        within += [one for recorded, one in ranges if recorded < at]
+    start = place_of(payload.get("log_id", 0), 0)
+    purged = Positions((start + a, start + b) for a, b in Positions.parse(payload["positions"]).ranges)
+    left = purged.without(Positions(within)) if "archives" in payload else Positions()
+    return f"{left.size} of its events are in no part of the archive that it names" if left else ""
+
+
 def _early(payload: Mapping[str, Any], row: Row, orders: Orders) -> str:
     """Why a purge was too early; empty if it was not, as far as can be known."""
     cutoff = datetime.fromisoformat(payload["cutoff"])
     if cutoff > row["recorded_at"]:
         return f"it purged what is due at {cutoff.isoformat()}, which was in the future"
-    for followed in payload["policies"]:
+    for followed in payload.get("policies", []):
         category, floor, ceiling = followed["category"], followed["floor_days"], followed["ceiling_days"]
         policy = orders.policy_at(category, place_of(row["log_id"], row["log_index"]))
         wanted = policy or Policy(0)

@@ -155,6 +155,8 @@ def _summary(result: DatabaseResult) -> Iterable[str]:
     events = result.events
     if events.purged or events.erased:
         yield f"purged: {events.purged:,} events, erased: {events.erased:,} events, as recorded in the log"
+    if events.archived:
+        yield f"archived: {events.archived:,} events that are in the archive only, as recorded in the log"
     signed = "".join(f", {count} signed with {label}" for label, count in result.signatures.items())
     yield f"{result.chains:,} chains, {result.checkpoints} checkpoints{signed}"
     if result.timestamps:
@@ -180,6 +182,8 @@ def _chain_summary(correlation_id: str, result: CorrelationResult) -> Iterable[s
     yield (f"{correlation_id}: {chain.verified:,} of {chain.total:,} events match the log")
     if result.purged_total or chain.erased_total:
         yield f"purged: {result.purged_total:,} events, erased: {chain.erased_total:,} events, as recorded in the log"
+    if result.archived_total:
+        yield f"archived: {result.archived_total:,} events that are in the archive only, as recorded in the log"
     yield from _unsealed_summary(result.unsealed)
 
 

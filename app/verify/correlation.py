@@ -4,16 +4,17 @@ from dataclasses import dataclass, field
 
 from app.db import Connection
 from app.events.log import Log
-from app.events.positions import Positions
 from app.events.record import place
 from app.tlog.evidence import NO_EVIDENCE, Evidence, leaves_at, read_evidence
-from app.tlog.gaps import judge_gap_by_leaf
+from app.tlog.gaps import Gap, judge_gap_by_leaf
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.chain import ChainChecker, gap_defect
 from app.verify.row import Defect, Defects, mark_reordered
 from app.verify.shadowed import verify_ids_in
 from app.verify.snapshot import SQL, portions, yielding_to_others
 from app.verify.unsealed import UnsealedResult, verify_unsealed
+
+_PLACE_END = 2**62
 
 
 @dataclass(slots=True)
@@ -23,15 +24,22 @@ class CorrelationResult:
     sealed: ChainChecker
     head_defect: Defect | None = None
     purged_total: int = 0
-    """Events of the chain that were purged, as recorded in the log."""
+    """Events of the chain that were purged, as recorded in the log, and of which not all are in the archive for certain."""
+    archived_total: int = 0
+    """Events of the chain that were purged, as recorded in the log, and are in the archive."""
     unsealed: UnsealedResult = field(default_factory=UnsealedResult)
     shadowed: Defects = field(default_factory=Defects)
     """Of rows of the correlation, sealed or not, whose ids other rows have too."""
 
     @property
+    def gone_total(self) -> int:
+        """Events of the chain that Postgres has no longer, as recorded in the log."""
+        return self.purged_total + self.archived_total
+
+    @property
     def is_sealed(self) -> bool:
         """Whether this service ever wrote an event of the correlation."""
-        return self.sealed.total > 0 or self.head_defect is not None or self.purged_total > 0
+        return self.sealed.total > 0 or self.head_defect is not None or self.gone_total > 0
 
     @property
     def is_empty(self) -> bool:
@@ -77,22 +85,30 @@ async def _verify_sealed(
         async for row in yielding_to_others(rows):
             position = place(row)
             chain.check(row, None if position is None else leaves.get(position))
-        await _resolve_gaps(connection, log, result, evidence.missing)
+        await _resolve_gaps(connection, log, result, evidence)
     head = await connection.fetchrow(SQL["chain_head"], correlation_id)
     result.head_defect = chain.check_head(None if head is None else (head["length"], head["hash"]))
-    await _resolve_gaps(connection, log, result, evidence.missing)
+    await _resolve_gaps(connection, log, result, evidence)
     chain.defects.listed = mark_reordered(chain.defects.listed)
     return result
 
 
-async def _resolve_gaps(connection: Connection, log: Log, result: CorrelationResult, purged: Positions) -> None:
-    """Count each gap of the chain as purged, or make it a defect."""
+async def _resolve_gaps(connection: Connection, log: Log, result: CorrelationResult, evidence: Evidence) -> None:
+    """Count each gap of the chain as archived or purged, or make it a defect."""
     for gap, row in result.sealed.gaps:
-        verdict = await judge_gap_by_leaf(connection, log, gap, purged)
-        if verdict.is_purge:
+        verdict = await judge_gap_by_leaf(connection, log, gap, evidence.missing)
+        if verdict.is_purge and _is_archived(gap, evidence):
+            result.archived_total += gap.missing
+        elif verdict.is_purge:
             result.purged_total += gap.missing
         elif row is None:
             result.head_defect = gap_defect(gap, None, verdict.detail)
         else:
             result.sealed.defects.add(gap_defect(gap, row, verdict.detail))
     result.sealed.gaps.clear()
+
+
+def _is_archived(gap: Gap, evidence: Evidence) -> bool:
+    """Whether all that is missing where the gap's events can have been is archived. Which of these positions they had is not known."""
+    where = gap.position_before + 1, _PLACE_END if gap.position_after is None else gap.position_after
+    return 0 < evidence.archived.count(*where) == evidence.missing.count(*where)

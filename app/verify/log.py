@@ -26,7 +26,9 @@ class LogResult:
     erased: int = 0
     """Of those, the ones that were erased since."""
     purged: int = 0
-    """Positions whose rows were purged, as recorded in the log."""
+    """Positions whose rows were purged, as recorded in the log, and are not archived."""
+    archived: int = 0
+    """Positions whose rows were purged, as recorded in the log, after they were archived."""
     lost: int = 0
     """Positions whose rows were lost, as the event admits with which the log was continued."""
     missing: list[tuple[int, int]] = field(default_factory=list)
@@ -41,6 +43,7 @@ class LogResult:
         self.verified += part.verified
         self.erased += part.erased
         self.purged += part.purged
+        self.archived += part.archived
         self.lost += part.lost
         self.missing += [(start + first, start + end) for first, end in part.missing]
         self.defects.extend(part.defects)
@@ -125,8 +128,11 @@ async def _read_leaves(connection: Connection, log: Log, first: int, end: int) -
 
 
 def _add_missing(result: LogResult, log: Log, position: int, leaf: str, evidence: Evidence) -> None:
-    """Count a position without a row as purged, as lost, or as missing."""
+    """Count a position without a row as archived, as purged, as lost, or as missing."""
     place = log.place(position)
+    if place in evidence.archived:
+        result.archived += 1
+        return
     if place in evidence.purged:
         result.purged += 1
         return

@@ -1,6 +1,7 @@
 """Runs of the archive that end themselves with SIGKILL at a step: `python -m tests.archive.killed URL DIRECTORY`.
 
-Of each line of stdin, a step, it makes one run in a process of its own. It writes each step to stdout, and then how the process has ended.
+Of each line of stdin, a step, it makes one run in a process of its own, which also removes what is archived if the line says `remove` before
+the step. It writes each step to stdout, and then how the process has ended.
 The processes are forked, since to import the archive takes longer than a run.
 """
 
@@ -8,9 +9,10 @@ import asyncio
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from app.archive import run
+from app.archive import removing, run
 from tests.archive.archived import NOW, settings_of
 from tests.archive.test_killed import SELECTION
 
@@ -20,12 +22,12 @@ def main() -> None:
     for line in sys.stdin:
         pid = os.fork()
         if not pid:
-            _run(line.strip(), url, directory)
+            _run(line.rstrip("\n"), url, directory)
         _, status = os.waitpid(pid, 0)
         _write(f"{END}{os.waitstatus_to_exitcode(status)}")
 
 
-END = "= "
+END, REMOVE = "= ", "remove "
 
 
 def _run(step: str, url: str, directory: str) -> None:
@@ -34,9 +36,12 @@ def _run(step: str, url: str, directory: str) -> None:
         if name == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    code = 1
+    code, selection = 1, SELECTION
+    if step.startswith(REMOVE):
+        step, selection = step.removeprefix(REMOVE), replace(SELECTION, remove=True)
+    removing.BATCH_ROWS = 10
     try:
-        asyncio.run(run.run(settings_of(url, Path(directory)), NOW, SELECTION, on_step=on_step))
+        asyncio.run(run.run(settings_of(url, Path(directory)), NOW, selection, on_step=on_step))
         code = 0
     finally:
         os._exit(code)

@@ -17,7 +17,7 @@ REQUESTS = {
 }
 
 
-class _Faults:
+class Faults:
     """Counts requests, and has one of them fail."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
@@ -48,7 +48,7 @@ async def test_erasure(
     settings = settings_of(database_url, tmp_path)
     await run.run(settings, NOW, ALL)
     await erase_one(settings, event_id)
-    faults = _Faults(monkeypatch)
+    faults = Faults(monkeypatch)
     at = outcomes = 0
     while True:
         at += 1

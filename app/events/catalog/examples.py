@@ -149,7 +149,7 @@ _TEXTS_WITH_NAMES = {
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a74": "task_id a2a_task_id",
     "0195c3a0-7d2e-7b1c-9f0a-2f6f1d3b5a75": "user_uid",
     "{[0,5),[7,9)}": "positions differing",
-    "9c1b6f0e" * 8: "fingerprint signal_fingerprint policy_hash root_hash file_sha256 left digest",
+    "9c1b6f0e" * 8: "fingerprint signal_fingerprint policy_hash root_hash file_sha256 left digest manifest_sha256",
     "sha256:" + "4e07408d" * 8: "content_hash bundleDigest pre_remediation_spec_hash",
     "sha256:" + "4b227777" * 8: "post_remediation_spec_hash",
     # people and services

@@ -117,12 +117,20 @@ class FollowedPolicy(TypedDict):
     newest: DateTime
 
 
+class ArchivedIn(TypedDict):
+    """A part of the archive, and the SHA-256 of the manifest that it had when events of it were removed from Postgres."""
+
+    archive_id: Uuid
+    manifest_sha256: Sha256Hex
+
+
 class RetentionPurgedPayload(TypedDict):
-    """Retention removed events that were past their time; their leaves stay in the log, their rows do not.
+    """Retention removed events that were past their time, or are archived; their leaves stay in the log, their rows do not.
 
     event_count is that of the positions; rows that others inserted by SQL have none, and are counted apart. An event whose
     count is 0 repeats the positions of older ones of this type that are removed, so that none is ever forgotten. policies are those that
-    the run followed, one for each category of the events that it purged; an event from before December 2026 has none.
+    the run followed, one for each category of the events that it purged; an event from before December 2026 has none. archives are the
+    parts of the archive that have these events, as the run has just read them: no policy had to be over, since the archive keeps them.
     """
 
     event_type: Literal["datastorage.retention.purged"]
@@ -134,6 +142,7 @@ class RetentionPurgedPayload(TypedDict):
     partition: NotRequired[str | None]
     cutoff: DateTime
     policies: NotRequired[list[FollowedPolicy]]
+    archives: NotRequired[list[ArchivedIn]]
 
 
 class RetentionRestoredPayload(TypedDict):
