@@ -1,8 +1,10 @@
 # The service without the embedded Postgres. Needs BuildKit: docker build -t datastorage .
 # Behind a proxy with its own certificate authority: --secret id=ca,src=<bundle of certificates>
+# With what the archive needs, which is as large as all the rest: --build-arg LOCK=requirements-archive.lock
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
+ARG LOCK=requirements.lock
 # pip is in an environment of its own, so that the service's environment contains only what the service runs.
 RUN python3 -m venv /build && python3 -m venv --without-pip /opt/datastorage
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore \
@@ -10,11 +12,11 @@ ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_DISABLE_PIP_VERSION_CHECK=1 
 WORKDIR /src
 
 # What rarely changes comes first. The build backend is pinned by its entry in the development lock file.
-COPY requirements.lock requirements-dev.lock requirements-sbom.lock ./
+COPY ${LOCK} requirements-dev.lock requirements-sbom.lock ./
 RUN --mount=type=secret,id=ca,required=false,target=/etc/ssl/certs/ca-certificates.crt \
     sed -n '/^setuptools==/,/[^\]$/p' requirements-dev.lock > build.lock \
  && /build/bin/pip install --require-hashes --only-binary :all: -r build.lock \
- && /build/bin/pip --python /opt/datastorage/bin/python install --no-compile --require-hashes --only-binary :all: -r requirements.lock \
+ && /build/bin/pip --python /opt/datastorage/bin/python install --no-compile --require-hashes --only-binary :all: -r ${LOCK} \
  && python3 -m venv /sbom && /sbom/bin/pip install --require-hashes --only-binary :all: -r requirements-sbom.lock
 
 COPY pyproject.toml README.md LICENSE ./

@@ -92,6 +92,7 @@ LOCK := uv pip compile --universal --python-version 3.11 --generate-hashes --no-
 lock:
 	$(LOCK) pyproject.toml --extra otlp --extra s3 -o requirements.lock
 	$(LOCK) pyproject.toml --all-extras --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) pyproject.toml --extra otlp --extra s3 --extra archive -c requirements-dev.lock -o requirements-archive.lock
 	$(LOCK) --group sbom -o requirements-sbom.lock
 	$(LOCK) --group chart -o requirements-chart.lock
 	$(LOCK) --group spark -o requirements-spark.lock

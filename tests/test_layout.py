@@ -183,6 +183,7 @@ TOP_LEVEL = {
     "docker-compose.yml",
     "pyproject.toml",
     "requirements.lock",
+    "requirements-archive.lock",
     "requirements-chart.lock",
     "requirements-dev.lock",
     "requirements-sbom.lock",

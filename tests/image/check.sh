@@ -15,6 +15,7 @@ BEHIND_POSTGRES_MS_MAX=${BEHIND_POSTGRES_MS_MAX:-2000}      # from Postgres taki
 DELAY_MS=3000                    # propagation delay of replicas under load: clients ask each second whether they are ready
 project=datastorage-check-$$
 bare_image=$project-no-shell
+archive_image=$project-archive
 scratch=$(mktemp -d)
 
 main() {
@@ -28,6 +29,7 @@ main() {
   build datastorage
   small
   bill_of_materials
+  with_archive
   same_again
   without_shell
   step "compose"
@@ -92,6 +94,22 @@ named = {part["name"].lower() for part in json.load(open("/opt/datastorage/sbom.
 there = {one.name.lower() for one in distributions()} - {"datastorage"}
 assert there and named == there, named ^ there
 print(f"       the bill of materials names {len(named)} packages")'
+}
+
+with_archive() {
+  # What the build removes from packages, pyarrow and pyiceberg do without: a run reads and writes both.
+  build "$archive_image" --build-arg LOCK=requirements-archive.lock
+  docker run --rm --network none --read-only --cap-drop ALL --entrypoint python "$archive_image" -c '
+import io
+import app.archive.reader, app.archive.run
+import pyarrow as pa, pyarrow.compute as pc, pyarrow.fs, pyarrow.parquet as pq
+from pyiceberg.schema import Schema
+from pyiceberg.types import NestedField, StringType
+assert Schema(NestedField(1, "name", StringType())).as_arrow().names == ["name"]
+file = io.BytesIO()
+pq.write_table(pa.table({"name": ["a", "b"]}), file, compression="zstd")
+assert pc.sum(pc.utf8_length(pq.read_table(file)["name"])).as_py() == 2'
+  echo "       with the archive it is $(($(docker image inspect --format '{{.Size}}' "$archive_image") / 1000000)) MB"
 }
 
 same_again() {
@@ -257,7 +275,7 @@ clean_up() {
   set +e # whatever fails here, the rest is still to be cleaned up
   [ -z "${load_pid:-}" ] || kill "$load_pid" 2>/dev/null
   docker ps --all --quiet --filter "name=^$project-" | xargs -r docker rm --force >/dev/null 2>&1
-  docker rmi --force "$bare_image" "$project-again" >/dev/null 2>&1
+  docker rmi --force "$bare_image" "$archive_image" "$project-again" >/dev/null 2>&1
   [ ! -e "$scratch/build.log" ] || compose down --volumes >/dev/null 2>&1
   engine_down
   rm -rf "$scratch"

@@ -119,6 +119,24 @@ volumeMounts:
   {{- include "datastorage.databaseMount" .root | nindent 2 }}
 {{- end }}
 
+{{/* Where the service's `files` are, and the volumes that they come from. */}}
+{{- define "datastorage.fileMounts" -}}
+{{- range $i, $file := .Values.files }}
+- {name: file-{{ $i }}, mountPath: /etc/datastorage/{{ $file.setting }}, readOnly: true}
+{{- end }}
+{{- end }}
+
+{{- define "datastorage.fileVolumes" -}}
+{{- range $i, $file := .Values.files }}
+- name: file-{{ $i }}
+  {{- if hasKey $file "secret" }}
+  secret: {secretName: {{ $file.secret }}}
+  {{- else }}
+  configMap: {name: {{ $file.configMap }}}
+  {{- end }}
+{{- end }}
+{{- end }}
+
 {{/* Bytes of a quantity of Kubernetes, such as 2Gi, as text. */}}
 {{- define "datastorage.bytes" -}}
 {{- $units := dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "" 1.0 }}
