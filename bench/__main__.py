@@ -23,7 +23,7 @@ from app.embedded import EmbeddedPostgres
 from app.events.canonical import parse
 from app.events.catalog import Catalog
 from app.events.envelope import check_envelope
-from bench import bodies, copy, export, filters, memory, overload, proofs, read_standbys, stream
+from bench import bodies, copy, export, filters, memory, overload, proofs, read_standbys, stream, synchronous
 from bench.client import Load, drive, drive_beside, drive_while_writing, prepared
 from bench.processes import ROOT, Running, create_databases, database_url, postgres_cpu_seconds, service
 
@@ -89,6 +89,7 @@ def main() -> None:
             "memory",
             "stream",
             "replica",
+            "synchronous",
             "archive",
         ),
         help="leave the other parts out",
@@ -145,6 +146,7 @@ _APART: dict[str, Callable[[argparse.Namespace], bool]] = {
     "replica": lambda options: read_standbys.measure(
         quick=options.quick, seconds=options.seconds, rows=60_000, rounds=options.rounds
     ),
+    "synchronous": lambda options: synchronous.measure(seconds=options.seconds, rounds=options.rounds),
 }
 """Parts that are measured only when they are asked for, each with a service of its own."""
 

@@ -44,7 +44,7 @@ def measure(*, quick: bool, seconds: float, rows: int, rounds: int) -> bool:
     """Print the medians of alternating rounds."""
     with (
         tempfile.TemporaryDirectory(prefix="datastorage-bench-", ignore_cleanup_errors=True) as name,
-        _pair(Path(name)) as (primary, standby),
+        pair(Path(name)) as (primary, standby),
         service(
             database_url=primary.url,
             read_database_url=standby.url,
@@ -77,7 +77,8 @@ def measure(*, quick: bool, seconds: float, rows: int, rounds: int) -> bool:
 
 
 @contextmanager
-def _pair(directory: Path) -> Iterator[tuple[Postgres, Postgres]]:
+def pair(directory: Path) -> Iterator[tuple[Postgres, Postgres]]:
+    """A new primary with the schema, and its standby; both run."""
     directory.chmod(0o755)
     primary = Postgres(binaries(18), directory / "primary")
     asyncio.run(primary.initialise())
@@ -101,16 +102,17 @@ def _questions(who: str) -> list[bytes]:
 
 
 def _round(servers: tuple[Running, Postgres, Postgres], reading: "Future[list[Asked]] | None", seconds: float) -> Round:
-    before = _cpu(*servers)
+    before = cpu(*servers)
     sent = prepared(bodies.singles("read"), int(seconds * _PER_SECOND_MAX))
     done = drive(servers[0].port, sent, _WRITERS, seconds)
     asked = [] if reading is None else [one for one in reading.result() if one.status == "200"]
-    after = _cpu(*servers)
+    after = cpu(*servers)
     events = len(done.latencies)
     costs = [(end - begin) / events * 1e6 for begin, end in zip(before, after, strict=True)]
     return Round(events / seconds, len(asked) / seconds, *costs)
 
 
-def _cpu(server: Running, *servers: Postgres) -> list[float]:
+def cpu(server: Running, *servers: Postgres) -> list[float]:
+    """Seconds of CPU that a service and each Postgres have used."""
     own = server.cpu_seconds() + sum(Running(0, pid).cpu_seconds() for pid in descendants(server.pid))
     return [own, *(postgres_cpu_seconds(one.pid) for one in servers)]
