@@ -25,6 +25,7 @@ from app.settings import Settings
 from app.tlog.evidence import leaves_at
 
 Row = dict[str, Any]
+_MISSING = "is missing (while a run of the archive writes the part again, try again when that has ended)"
 
 
 def archive_search(settings: Settings) -> SearchArchive:
@@ -63,7 +64,7 @@ def _matching_rows(storage: Storage, part: RecordedPart, erasure: Erasure) -> li
     try:
         envelope = folder.read(MANIFEST_NAME)
     except FileNotFoundError:
-        raise _not_as_recorded(part, f"{MANIFEST_NAME} is missing") from None
+        raise _not_as_recorded(part, f"{MANIFEST_NAME} {_MISSING}") from None
     if sha256(envelope).hexdigest() != part.manifest_sha256:
         raise _not_as_recorded(part, "its manifest is not the one that the log records")
     manifest, _ = open_manifest(envelope, [])
@@ -78,7 +79,7 @@ def _copy(folder: Storage, part: RecordedPart, file: ArchivedFile, target: IO[by
     try:
         copied = folder.copy_to(file.name, target)
     except FileNotFoundError:
-        raise _not_as_recorded(part, f"{file.name} is missing") from None
+        raise _not_as_recorded(part, f"{file.name} {_MISSING}") from None
     if copied != (file.sha256, file.bytes):
         raise _not_as_recorded(part, f"{file.name} is not as it was signed")
 

@@ -514,3 +514,16 @@ async def test_with_roles(
     assert (await erase_some(settings, event_ids=[event_id])).archived == 1
     assert len((await run.run(settings, NOW, REMOVING)).rewritten) == 1
     assert (await database_result(connection)).defects.listed == []
+
+
+async def test_a_part_that_is_gone_is_not_searched(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """An erasure says that there is no such event where the only copy of it is missing, or is in another archive."""
+    event_id = await fill_with_secret(connection)
+    settings = settings_of(database_url, tmp_path)
+    await remove(settings)
+    elsewhere = settings.model_copy(update={"archive_url": f"file://{tmp_path}/other"})
+    with pytest.raises(Fatal, match="not in this archive"):
+        await erase_some(elsewhere, event_ids=[event_id])
+    (folder_of((await parts_of(settings))[1]) / "events-0.parquet").unlink()
+    with pytest.raises(Fatal, match="is missing"):
+        await erase_some(settings, actor_id=SECRET)
