@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from botocore.credentials import Credentials
 from pydantic import SecretStr
 
 from app.archive import run
+from app.archive.finding import archive_search
 from app.archive.reading import ArchiveAway, ArchiveReader
 from app.archive.session import Selection
 from app.archive.storage import Storage, StorageAway
@@ -24,7 +26,7 @@ from app.query.filter import EventQuery
 from app.retention import purge
 from app.retention.erase import Erasure, erase
 from app.settings import Settings
-from tests.archive.archived import ALL, NOW, OLD, PEM, Connection, fill, parts_of, problems, verified
+from tests.archive.archived import ALL, NOW, OLD, OLDER, PEM, Connection, fill, parts_of, problems, verified
 from tests.destinations.bucket import BUCKET, moto, stored
 from tests.logs import FIRST_LOG
 from tests.services import free_port
@@ -173,3 +175,27 @@ async def test_store_that_is_away(database_url: str, connection: Connection, tmp
     with pytest.raises(StorageAway):
         await run.run(settings, NOW, Selection(month=OLD.date().replace(day=1)))
     assert await parts_of(settings) == []
+
+
+@pytest.mark.damaged  # the verification at the end of every test does not know purges
+async def test_removal(database_url: str, connection: Connection, endpoint: str, tmp_path: Path) -> None:
+    """From a bucket nothing can be removed or erased; or rows go although it does not answer, or an object of it is gone."""
+    await fill(connection, rounds=2)
+    settings = settings_of(database_url, endpoint, tmp_path)
+    await run.run(settings, NOW, ALL)
+    away = settings.model_copy(update={"archive_s3_endpoint": f"http://127.0.0.1:{free_port()}"})
+    with pytest.raises(StorageAway):
+        await run.run(away, NOW, replace(ALL, remove=True))
+    [_, old] = await parts_of(settings)
+    folder = old.location.removeprefix(f"s3://{BUCKET}/")
+    client_of(endpoint).delete_object(Bucket=BUCKET, Key=f"{folder}/tiles")
+    done = (await run.run(settings, NOW, replace(ALL, remove=True))).removal
+    assert done is not None
+    assert [(one.part.month, one.events) for one in done.removed] == [(f"{OLDER:%Y-%m}", 60)]
+    assert len(done.refused) == 1
+    order = Erasure("asked for", "tests", correlation_id=f"rr-{OLDER:%m}-0")
+    with pytest.raises(StorageAway):
+        await erase(settings, Catalog(), order, dry_run=False, search_archive=archive_search(away))
+    erased = await erase(settings, Catalog(), order, dry_run=False, search_archive=archive_search(settings))
+    assert erased.archived == 30
+    assert [part.erased for part in (await run.run(settings, NOW, ALL)).rewritten] == [30]
