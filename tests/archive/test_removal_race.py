@@ -40,13 +40,13 @@ GATES = {"h": HOLD_GATES, "r": REMOVAL_GATES, "e": ERASURE_GATES}
 
 
 def orders(first: str, second: str) -> list[str]:
-    """Orders of the statements of two sessions: every one with RACE_ORDERS=full, else every sixth, with the first and the last."""
+    """Orders of the statements of two sessions: every one with RACE_ORDERS=full, else every tenth, with the first and the last."""
     count = STEPS[first] + STEPS[second]
     every = [
         "".join(first if place in places else second for place in range(count))
         for places in combinations(range(count), STEPS[first])
     ]
-    return every if FULL else [*every[:-1:6], every[-1]]
+    return every if FULL else [*every[:-1:10], every[-1]]
 
 
 class Case:
