@@ -83,10 +83,7 @@ async def remove_archived(session: ArchiveSession, settings: Settings, now: date
             "A retention run is under way; wait until it has ended. What is due was archived, and nothing removed."
         )
     await adopt(connection, settings, session.open_log)
-    awaited = AwaitedSinks(settings.retention_awaits_sinks)
-    retention = RetentionSession(
-        session.store, connection, Terms.of(settings, now), await session.log_size(), awaited=awaited
-    )
+    retention = await retention_session(session, settings, now)
     result = Removal()
     async with snapshot(connection):
         parts = await read_parts(connection, session.open_log)
