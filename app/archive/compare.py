@@ -10,7 +10,14 @@ from uuid import UUID
 import pyarrow as pa
 
 from app.archive.check import Checker, PartResult, check_chain, check_manifest
-from app.archive.recorded import RecordedPart, metadata_ids, read_erasures, read_parts, removed_positions
+from app.archive.recorded import (
+    RecordedPart,
+    metadata_ids,
+    places_in_no_part,
+    read_erasures,
+    read_parts,
+    removed_positions,
+)
 from app.archive.session import stale_metadata
 from app.archive.storage import Storage, StorageAway, archive_storage
 from app.archive.table import ArchiveTable, ListedFile, months_since_1970
@@ -43,10 +50,13 @@ class ArchiveResult:
     table_problems: list[str] = field(default_factory=list)
     removed: dict[UUID, int] = field(default_factory=dict)
     """By part, how many of its events Postgres has no longer, if any."""
+    in_no_part: int = 0
+    """How many events Postgres has no longer, and no part any more although one had them: one problem, if there are any."""
 
     @property
     def problem_count(self) -> int:
-        return len(self.table_problems) + sum(result.problem_count for _, result in self.parts)
+        of_parts = sum(result.problem_count for _, result in self.parts)
+        return len(self.table_problems) + of_parts + (self.in_no_part > 0)
 
 
 async def list_removed(settings: Settings) -> dict[UUID, Positions]:
@@ -85,14 +95,18 @@ async def verify_archive(
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             parts = await read_parts(connection, log)
             erasures = await read_erasures(connection, log)
-            removed = removed_positions(parts, (await read_evidence(connection, log)).archived)
+            archived = (await read_evidence(connection, log)).archived
             state = await _state(connection)
     finally:
         await connection.close()
     every = list({str(key): key for one in log.and_earlier() for key in keys_of(one, keys)}.values())
+    removed = removed_positions(parts, archived)
+    result = ArchiveResult(
+        removed={archive_id: positions.size for archive_id, positions in removed.items()},
+        in_no_part=places_in_no_part(parts, archived).size,
+    )
     if only_removed:
         parts = [part for part in parts if part.archive_id in removed]
-    result = ArchiveResult(removed={archive_id: positions.size for archive_id, positions in removed.items()})
     try:
         _check_parts(result, storage, parts, every, _chosen(len(parts), depth))
         if not only_removed:

@@ -14,7 +14,7 @@ from app.archive.columns import erased_row, hash_of
 from app.archive.event_file import group_count, read_rows_of
 from app.archive.manifest import MANIFEST_NAME, ArchivedFile, open_manifest
 from app.archive.matching import id_bytes
-from app.archive.recorded import RecordedPart, read_parts
+from app.archive.recorded import RecordedPart, places_in_no_part, read_parts
 from app.archive.storage import Storage, StorageAway, archive_storage
 from app.db import Connection
 from app.errors import Fatal
@@ -35,7 +35,12 @@ def archive_search(settings: Settings) -> SearchArchive:
     async def search(connection: Connection, log: Log, places: Positions, erasure: Erasure) -> list[ArchivedEvent]:
         found: list[ArchivedEvent] = []
         logs = {one.id: one for one in log.and_earlier()}
-        for part in await read_parts(connection, log):
+        parts = await read_parts(connection, log)
+        if nowhere := places_in_no_part(parts, places):
+            raise Fatal(
+                f"Nothing was erased: {nowhere.size} events that were archived are in no part any more. See `datastorage archive verify`."
+            )
+        for part in parts:
             of_log = logs[part.log_id]
             wanted = Positions(
                 r for a, b in part.positions.ranges for r in places.within(of_log.place(a), of_log.place(b))
@@ -115,12 +120,13 @@ def _value(value: Any) -> Any:
 
 
 async def _require_logged(connection: Connection, log: Log, part: RecordedPart, rows: list[Row]) -> None:
-    """Fatal unless each row is what the log has at its position."""
+    """Fatal unless each row is what the log has at its position. Where the log has lost its leaf too, the part, which it records, decides."""
     for start in range(0, len(rows), 1_000):
         some = rows[start : start + 1_000]
         leaves = await leaves_at(connection, log, [log.place(row["log_index"]) for row in some])
         for row in some:
-            if hash_of(row, log.name) != leaves.get(log.place(row["log_index"])):
+            own = hash_of(row, log.name)
+            if leaves.get(log.place(row["log_index"]), own) != own:
                 raise _not_as_recorded(part, f"the event at position {row['log_index']} is not what the log has there")
 
 

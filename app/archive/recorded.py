@@ -169,6 +169,12 @@ def removed_positions(parts: Sequence[RecordedPart], archived: Positions) -> dic
     return found
 
 
+def places_in_no_part(parts: Sequence[RecordedPart], archived: Positions) -> Positions:
+    """Those of the places `archived` that no part has any more: one that was recorded in place of theirs has less."""
+    starts = [(place_of(part.log_id, 0), part.positions.ranges) for part in parts]
+    return archived.without(Positions((start + a, start + b) for start, ranges in starts for a, b in ranges))
+
+
 def metadata_ids(parts: Sequence[RecordedPart]) -> list[UUID] | None:
     """The parts whose metadata the table has: the one that replaced another last, and those after it. None if none was replaced.
 

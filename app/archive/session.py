@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from pathlib import PurePosixPath
 from time import monotonic
 from typing import Any
 from uuid import UUID
 
 from app.archive.check import Checker, PartResult
+from app.archive.manifest import MANIFEST_NAME, open_manifest
 from app.archive.recorded import RecordedPart, metadata_ids, read_parts
-from app.archive.storage import METADATA, Storage, archive_storage
+from app.archive.storage import METADATA, PARTS, Storage, archive_storage
 from app.archive.table import ArchiveTable
 from app.archive.versions import FilesStay, delete_versions
 from app.archive.writing import SQL, as_archiver, connect_archive
@@ -127,6 +129,8 @@ async def delete_attempts(session: ArchiveSession) -> int:
     """Delete what runs have begun and not recorded, and the files of parts that others have replaced. How many were begun.
 
     What is in another archive than this one stays there. So do files of replaced parts that the storage keeps; OSError for all others.
+    And what may be the only copy of events: whoever may write rows of archive_attempts, or restores an earlier Postgres, has nothing
+    of that deleted.
     """
     deleted = 0
     async with snapshot(session.connection):
@@ -139,6 +143,9 @@ async def delete_attempts(session: ArchiveSession) -> int:
             log.warning("an attempt of another archive stays", extra={"location": attempt["location"]})
             if archive_id in replaced:
                 session.undeleted[archive_id] = f"it is at {attempt['location']}, not in this archive"
+            continue
+        if (why := await asyncio.to_thread(_why_kept, session.storage, folder, archive_id, parts)) is not None:
+            session.undeleted[archive_id] = why
             continue
         async with session.connection.transaction():
             if await session.connection.fetchval(SQL["lock_attempt"], archive_id) is None:
@@ -158,6 +165,37 @@ async def delete_attempts(session: ArchiveSession) -> int:
             session.undeleted.pop(archive_id, None)
             deleted += archive_id not in replaced
     return deleted
+
+
+def _why_kept(storage: Storage, folder: str, archive_id: UUID, parts: Sequence[RecordedPart]) -> str | None:
+    """Why a folder may be the only copy of events that the log records; None if it is not."""
+    if PurePosixPath(folder).parent.parent.parent != PurePosixPath(PARTS) or PurePosixPath(folder).name != str(
+        archive_id
+    ):
+        return f"{folder} is not its folder"
+    recorded = {part.archive_id: part for part in parts}
+    if archive_id in recorded:
+        return "the log records it"
+    try:
+        replaces = open_manifest(storage.folder(folder).read(MANIFEST_NAME), [])[0].replaces
+    except (FileNotFoundError, ValueError):
+        return None
+    before = recorded.get(replaces[-1].archive_id) if replaces else None
+    if before is None or _is_there(storage, before):
+        return None
+    return f"the log records the part {before.archive_id}, which it replaces, and that is not there"
+
+
+def _is_there(storage: Storage, part: RecordedPart) -> bool:
+    """Whether a part has its manifest, and all files that this names."""
+    folder = storage.name_of(part.location)
+    if folder is None:
+        return False
+    try:
+        manifest, _ = open_manifest(storage.folder(folder).read(MANIFEST_NAME), [])
+    except (FileNotFoundError, ValueError):
+        return False
+    return {f"{folder}/{file.name}" for file in manifest.files} <= {*storage.names(folder)}
 
 
 def _delete_files(storage: Storage, folder: str, archive_id: UUID) -> None:

@@ -316,7 +316,12 @@ async def _first_log_name(settings: "Settings") -> str:
 
 
 def print_parts(result: "ArchiveResult") -> None:
-    """Print what is wrong with parts; of which of their events there is no other copy."""
+    """Print what is wrong with parts; of which of their events there is no other copy, and how many are in none of them."""
+    if result.in_no_part:
+        print(
+            f"removed: {result.in_no_part:,} events that Postgres has no longer are in no part any more: what the log records later "
+            "in place of their part has less"
+        )
     for part, one in result.parts:
         _print_problems(f"{part.month} {part.archive_id}", one.problems, one.problem_count)
         if one.problem_count and part.archive_id in result.removed:

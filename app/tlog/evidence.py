@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
@@ -70,7 +70,7 @@ class Evidence:
     lost: Positions = field(default_factory=Positions)
     """Missing too: admitted by the event with which a log was continued."""
     archived: Positions = field(default_factory=Positions)
-    """Those of the purged ones that are in a part of the archive, which is where their events are now."""
+    """Those of the purged and the lost ones that are in a part of the archive, which is where their events are now."""
 
     def within(self, first: int, end: int) -> "Evidence":
         """The evidence about places from `first` up to, not including, `end`."""
@@ -188,10 +188,9 @@ class _Recorded:
             for remaining in Positions(ranges).without(Positions(self._restored[operation])).ranges
         ]
         left = {digest: Positions(ranges) for digest, ranges in self._left.items()}
-        purged = Positions(not_restored)
-        archived = purged.without(purged.without(Positions(self._in_parts)))
-        erasures = Erasures(Positions(self._erased), left)
-        return Evidence(purged, erasures, Positions(self._lost), archived)
+        evidence = Evidence(Positions(not_restored), Erasures(Positions(self._erased), left), Positions(self._lost))
+        missing = evidence.missing
+        return replace(evidence, archived=missing.without(missing.without(Positions(self._in_parts))))
 
 
 async def leaves_at(connection: Connection, log: Log, places: list[int]) -> dict[int, str]:

@@ -28,9 +28,9 @@ class LogResult:
     purged: int = 0
     """Positions whose rows were purged, as recorded in the log, and are not archived."""
     archived: int = 0
-    """Positions whose rows were purged, as recorded in the log, after they were archived."""
+    """Positions whose rows were purged, as recorded in the log, or lost, as it admits, and that are archived."""
     lost: int = 0
-    """Positions whose rows were lost, as the event admits with which the log was continued."""
+    """Positions whose rows were lost, as the event admits with which the log was continued, and are not archived."""
     missing: list[tuple[int, int]] = field(default_factory=list)
     """Positions without a row that were not purged, as ranges."""
     missing_leaves: dict[str, int] = field(default_factory=dict)

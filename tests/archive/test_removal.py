@@ -15,12 +15,15 @@ import pytest
 from pydantic import SecretStr
 
 from app.archive import run
+from app.archive.compare import verify_archive
 from app.archive.finding import archive_search
 from app.archive.manifest import MANIFEST_NAME, open_manifest
 from app.archive.removing import Removal
 from app.archive.session import Selection
 from app.archive.storage import StorageAway
 from app.cli import main
+from app.cli.archiving import print_parts
+from app.continuing import continue_log
 from app.errors import AuditError, Fatal, NotFound
 from app.events.catalog import Catalog
 from app.ingest.self_events import self_event
@@ -58,7 +61,7 @@ from tests.archive.test_killed import killed as killed  # noqa: PLC0414 -- a fix
 from tests.archive.test_tampering import set_column
 from tests.logs import FIRST_LOG
 from tests.postgres.log import write
-from tests.postgres.test_continue import continued
+from tests.postgres.test_continue import LOSE, continued
 from tests.postgres.test_continue import settings_of as settings_of_continued
 from tests.postgres.test_retention import self_events
 from tests.postgres.test_roles import roles as roles  # noqa: PLC0414 -- a fixture
@@ -527,3 +530,111 @@ async def test_a_part_that_is_gone_is_not_searched(database_url: str, connection
     (folder_of((await parts_of(settings))[1]) / "events-0.parquet").unlink()
     with pytest.raises(Fatal, match="is missing"):
         await erase_some(settings, actor_id=SECRET)
+
+
+async def test_another_part_takes_the_place_of_one(
+    database_url: str, connection: Connection, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Somebody with the role for retention records, in place of a part that is the only copy, one that has less, and nothing is missed."""
+    event_id = await fill_with_secret(connection)
+    settings = settings_of(database_url, tmp_path)
+    await remove(settings)
+    other, old = await parts_of(settings)
+    less = uuid4()
+    payload = {
+        "event_type": "datastorage.archive.stored",
+        "archive_id": str(less),
+        "log_id": 0,
+        "month": old.month,
+        "location": other.location,
+        "manifest_sha256": other.manifest_sha256,
+        "tree_size": other.tree_size,
+        "positions": "{}",
+        "event_count": 0,
+        "replaces": str(old.archive_id),
+        "erased_count": 0,
+    }
+    async with action_store(settings, FIRST_LOG) as store:
+        event = self_event(FIRST_LOG.name, payload, about=less)
+        await commit_action(store, [event], nothing_else)
+    result = await verify_archive(settings, [PUBLIC], "manifests", only_removed=True)
+    assert (result.in_no_part, result.problem_count) == (61, 1)
+    print_parts(result)
+    assert "removed: 61 events that Postgres has no longer are in no part any more" in capsys.readouterr().out
+    with pytest.raises(Fatal, match="61 events that were archived are in no part any more"):
+        await erase_some(settings, event_ids=[event_id])
+
+
+async def test_what_was_lost_is_erased_in_the_archive(
+    database_url: str, connection: Connection, tmp_path: Path
+) -> None:
+    """The content of rows that were lost stays in the archive, and can be read there, although it was erased."""
+    event_id = await fill_with_secret(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    await publish(connection)
+    size = await connection.fetchval("SELECT max(log_index) + 1 FROM audit_events")
+    await write(database_url, {})
+    outside = await publish(connection)
+    await connection.execute("SET session_replication_role = replica")
+    await connection.execute("DELETE FROM audit_events WHERE event_id = $1", event_id)
+    await connection.execute(LOSE.format(size=size))
+    await continue_log(settings, "Ada", "failover", [outside], dry_run=False)
+    result = await database_result(connection)
+    assert (result.defects.listed, result.events.archived, result.events.lost) == ([], 1, 0)
+    with pytest.raises(ArchiveNotSearched):
+        await erase(settings, Catalog(), Erasure("asked for", "tests", actor_id=SECRET), dry_run=False)
+    assert (await erase_some(settings, actor_id=SECRET)).archived == 1
+    assert [part.erased for part in (await run.run(settings, NOW, ALL)).rewritten] == [1]
+    assert SECRET not in everything_in(tmp_path)
+    after = await verified(settings)
+    assert (after.problem_count, sum(after.removed.values())) == (0, 1)
+
+
+@pytest.mark.parametrize("named", ["the part", "its folder", "all parts"])
+async def test_a_part_that_is_said_to_be_begun(
+    database_url: str, connection: Connection, tmp_path: Path, named: str
+) -> None:
+    """Whoever may write a row of archive_attempts has the next run delete the only copy of events."""
+    await fill(connection, rounds=2)
+    settings = settings_of(database_url, tmp_path)
+    await remove(settings)
+    part = (await parts_of(settings))[1]
+    archive_id = part.archive_id if named == "the part" else uuid4()
+    location = part.location.rpartition("/parts/")[0] + "/parts" if named == "all parts" else part.location
+    await connection.execute(
+        "INSERT INTO archive_attempts (archive_id, location) VALUES ($1, $2)", archive_id, location
+    )
+    done = await run.run(settings, NOW, ALL)
+    assert done.deleted_attempts == 0
+    [why] = done.pending
+    assert ("the log records it" if named == "the part" else "is not its folder") in why
+    await nothing_is_lost(connection, settings, 120)
+
+
+async def test_postgres_from_before_a_part_was_recorded(
+    database_url: str, connection: Connection, tmp_path: Path
+) -> None:
+    """After a failover that forgets the part which replaced another, the next run deletes it, when the other one is deleted already."""
+    event_id = await fill_with_secret(connection)
+    settings = settings_of(database_url, tmp_path)
+    await remove(settings)
+    await erase_some(settings, event_ids=[event_id])
+    [_, old] = await parts_of(settings)
+
+    def fail(step: str) -> None:
+        if step == "verified":
+            raise Fatal("for the test")
+
+    with pytest.raises(Fatal, match="for the test"):
+        await run.run(settings, NOW, ALL, on_step=fail)
+    [begun] = [one for one in folder_of(old).parent.iterdir() if one != folder_of(old)]
+    (folder_of(old) / "events-0.parquet").rename(tmp_path / "kept")
+    done = await run.run(settings, NOW, ALL)
+    assert done.deleted_attempts == 0
+    assert any(f"the part {old.archive_id}, which it replaces, and that is not there" in why for why in done.pending)
+    assert (begun / MANIFEST_NAME).exists()
+    (tmp_path / "kept").rename(folder_of(old) / "events-0.parquet")
+    done = await run.run(settings, NOW, ALL)
+    assert (done.deleted_attempts, len(done.rewritten), done.pending) == (1, 1, [])
+    await nothing_is_lost(connection, settings, 121)
