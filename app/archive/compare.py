@@ -19,7 +19,7 @@ from app.archive.recorded import (
     removed_positions,
 )
 from app.archive.session import stale_metadata
-from app.archive.storage import Storage, StorageAway, archive_storage
+from app.archive.storage import PARTS, Storage, StorageAway, archive_storage
 from app.archive.table import ArchiveTable, ListedFile, months_since_1970
 from app.archive.writing import SQL, connect_archive
 from app.db import Connection
@@ -47,6 +47,8 @@ class ArchiveResult:
     """Parts of which something was erased since: its content is in the archive until the next run."""
     undeleted: list[str] = field(default_factory=list)
     """Parts that were replaced since something of them was erased, and whose files are to be deleted: where they are."""
+    unknown: list[str] = field(default_factory=list)
+    """Folders with files of no part that the log records or a run has begun. Erasures do not reach them."""
     table_problems: list[str] = field(default_factory=list)
     removed: dict[UUID, int] = field(default_factory=dict)
     """By part, how many of its events Postgres has no longer, if any."""
@@ -112,6 +114,9 @@ async def verify_archive(
         if not only_removed:
             result.table_problems += _table_problems(storage, state.pointer, [one for _, one in result.parts])
             _check_replaced(result, storage, parts, state.attempts)
+            unknown = _unknown_folders(storage, parts, state.attempts)
+            if unknown and await _read_state(settings) == state:  # else they may be what a run has begun meanwhile
+                result.unknown = unknown
     except (OSError, pa.ArrowException) as error:
         raise StorageAway("The archive's storage could not be read to the end.") from error
     for part in parts:
@@ -137,12 +142,23 @@ async def _state(connection: Connection) -> _State:
 
 async def _require_unchanged(settings: Settings, state: _State) -> None:
     """Fatal if what looks like a problem may be what a run does."""
+    if await _read_state(settings) != state:
+        raise Fatal("A run of the archive has changed it meanwhile: verify it again when that has ended.")
+
+
+async def _read_state(settings: Settings) -> _State:
     connection = await connect_archive(settings)
     try:
-        if await _state(connection) != state:
-            raise Fatal("A run of the archive has changed it meanwhile: verify it again when that has ended.")
+        return await _state(connection)
     finally:
         await connection.close()
+
+
+def _unknown_folders(storage: Storage, parts: Sequence[RecordedPart], attempts: dict[UUID, str]) -> list[str]:
+    """The folders of parts that are neither recorded, nor replaced, nor begun: where they are."""
+    known = {part.location for part in parts} | {*attempts.values()}
+    known |= {former.location for part in parts for former in part.replaced}
+    return sorted({storage.location(name.rpartition("/")[0]) for name in storage.names(PARTS)} - known)
 
 
 def _check_replaced(

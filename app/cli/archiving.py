@@ -261,6 +261,13 @@ def _verify(arguments: argparse.Namespace) -> Exit:
     for part, erased in result.pending:
         what = f"{erased.size:,} event(s), at {erased}, were erased since"
         print(visible(f"{part.month} {part.archive_id}: {what}: they are in the archive until the next `archive run`"))
+    for location in result.unknown:
+        print(
+            visible(
+                f"{location}: the log records no part there, so no erasure reaches it: it is of another database, or of a run that this one "
+                "has forgotten by a restore or a failover"
+            )
+        )
     for location in result.undeleted:
         print(visible(f"{location} was replaced, but is not deleted yet: it has what was erased"))
     print(f"{result.problem_count} problem(s)" if result.problem_count else "the archive is as the log records it")

@@ -638,3 +638,21 @@ async def test_postgres_from_before_a_part_was_recorded(
     done = await run.run(settings, NOW, ALL)
     assert (done.deleted_attempts, len(done.rewritten), done.pending) == (1, 1, [])
     await nothing_is_lost(connection, settings, 121)
+
+
+async def test_a_folder_that_no_part_has(database_url: str, connection: Connection, tmp_path: Path) -> None:
+    """After a restore nobody knows of a part that was recorded later, though what is erased stays in it."""
+    await fill(connection, rounds=1)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    assert (await verified(settings)).unknown == []
+    [part, _] = await parts_of(settings)
+    archive_id = uuid4()
+    other = folder_of(part).parent / str(archive_id)
+    shutil.copytree(folder_of(part), other)
+    after = await verified(settings)
+    assert (after.unknown, after.problem_count) == ([f"file://{other}"], 0)
+    await connection.execute(
+        "INSERT INTO archive_attempts (archive_id, location) VALUES ($1, $2)", archive_id, f"file://{other}"
+    )
+    assert (await verified(settings)).unknown == []
