@@ -30,10 +30,10 @@ class Load:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends the next request as soon as the answer to the last one is complete."""
+    """Sends the next request as soon as the answer to the last one is complete, or so long after it."""
 
-    def __init__(self, requests: Iterator[bytes], load: Load, end: float) -> None:
-        self.requests, self.load, self.end = requests, load, end
+    def __init__(self, requests: Iterator[bytes], load: Load, end: float, pause_seconds: float) -> None:
+        self.requests, self.load, self.end, self.pause_seconds = requests, load, end, pause_seconds
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.buffer = bytearray()
         self.expected = 0
@@ -69,7 +69,10 @@ class _Connection(asyncio.Protocol):
             self.load.latencies.append(perf_counter() - self.sent_at)
         else:
             self.load.errors[status.decode()] = self.load.errors.get(status.decode(), 0) + 1
-        self._send()
+        if self.pause_seconds:
+            asyncio.get_running_loop().call_later(self.pause_seconds, self._send)
+        else:
+            self._send()
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
@@ -83,12 +86,16 @@ class _Connection(asyncio.Protocol):
         self.transport.close()
 
 
-async def _drive(port: int, requests: Iterator[bytes], connections: int, seconds: float) -> Load:
+async def _drive(
+    port: int, requests: Iterator[bytes], connections: int, seconds: float, pause_seconds: float = 0.0
+) -> Load:
     load = Load()
     loop = asyncio.get_running_loop()
     started = perf_counter()
     opened = [
-        await loop.create_connection(lambda: _Connection(requests, load, started + seconds), "127.0.0.1", port)
+        await loop.create_connection(
+            lambda: _Connection(requests, load, started + seconds, pause_seconds), "127.0.0.1", port
+        )
         for _ in range(connections)
     ]
     await asyncio.gather(*(protocol.done for _, protocol in opened))
@@ -102,7 +109,7 @@ def drive(port: int, requests: Iterable[bytes], connections: int, seconds: float
 
 
 async def _drive_while_writing(
-    port: int, requests: Iterator[bytes], writes: Iterator[bytes], writes_per_second: int
+    port: int, requests: Iterator[bytes], writes: Iterator[bytes], writes_per_second: int, pause_seconds: float
 ) -> Load:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
@@ -119,7 +126,7 @@ async def _drive_while_writing(
 
     writing = [asyncio.create_task(write()), asyncio.create_task(discard_answers())]
     await asyncio.sleep(0.2)
-    load = await _drive(port, requests, 1, 60)
+    load = await _drive(port, requests, 1, 60, pause_seconds)
     for task in writing:
         task.cancel()
     await asyncio.gather(*writing, return_exceptions=True)
@@ -128,10 +135,12 @@ async def _drive_while_writing(
 
 
 def drive_while_writing(
-    port: int, requests: Iterable[bytes], writes: Iterator[bytes], *, writes_per_second: int
+    port: int, requests: Iterable[bytes], writes: Iterator[bytes], *, writes_per_second: int, pause_seconds: float = 0.0
 ) -> Load:
-    """Send `requests` one after another on one connection, while another one writes events at a steady rate."""
-    return uvloop.run(_drive_while_writing(port, iter(requests), writes, writes_per_second))
+    """Send `requests` one after another on one connection, each so long after the last answer, while another one writes events at a
+    steady rate.
+    """
+    return uvloop.run(_drive_while_writing(port, iter(requests), writes, writes_per_second, pause_seconds))
 
 
 async def _drive_beside(port: int, request: bytes, requests: Iterator[bytes], connections: int) -> tuple[Load, Load]:

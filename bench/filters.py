@@ -30,6 +30,7 @@ from bench.processes import Running, postgres_cpu_seconds
 _PORTION = 50_000
 _DAYS = 90
 _WRITES_PER_SECOND = 200
+_PAUSE_SECONDS = 0.05
 UNBOUNDED = ("text, 7 days", "a rare namespace", "a rare severity, by log")
 """Questions that end when their time is over, or all rows were looked at."""
 _EVENTS = "/api/v1/audit/events?total=none&"
@@ -120,9 +121,18 @@ def _paths(form: str, several: int, numbers: Iterator[int]) -> Iterator[str]:
 
 
 def measure(server: Running, paths: Iterator[str], number: int) -> Load:
-    """Latencies of `number` pages, one after another, beside the writing."""
+    """Latencies of `number` pages beside the writing, each asked for a moment after the last one has come.
+
+    Who asks without a pause waits for the rests of his slot (app/api/reading.py), which says nothing about the page.
+    """
     requests = prepared(bodies.gets(paths), number)
-    return drive_while_writing(server.port, requests, bodies.singles("while"), writes_per_second=_WRITES_PER_SECOND)
+    return drive_while_writing(
+        server.port,
+        requests,
+        bodies.singles("while"),
+        writes_per_second=_WRITES_PER_SECOND,
+        pause_seconds=_PAUSE_SECONDS,
+    )
 
 
 def cpu_ms(server: Running, postgres: EmbeddedPostgres, paths: Iterator[str], number: int) -> tuple[float, float]:

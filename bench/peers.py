@@ -40,6 +40,7 @@ SINGLES, BATCHES = (1, 16, 64, 256), (8, 16)
 _SINGLES_PER_SECOND, _BATCHES_PER_SECOND, _COPY_ROWS, _BATCH = 12_000, 250, 30_000, 100
 _FOREIGN_SHARE_MAX, _TRIES = 0.1, 3
 _TESSERA = "github.com/transparency-dev/tessera/cmd/conformance/posix"
+_PGBENCH_CLIENTS_MAX = 80  # each is a connection to Postgres, which takes a hundred
 _LATENCY = re.compile(r"^\d+ \d+ (\d+)")
 
 
@@ -162,7 +163,8 @@ def _pgbench(script: Path, url: str, seconds: float, directory: Path) -> Peer:
     def turn(connections: int) -> Turn:
         for log in directory.glob("latency.*"):
             log.unlink()
-        command = ["pgbench", "-n", "-M", "prepared", "-c", str(connections), "-j", str(min(2, connections))]
+        clients = min(connections, _PGBENCH_CLIENTS_MAX)
+        command = ["pgbench", "-n", "-M", "prepared", "-c", str(clients), "-j", str(min(2, clients))]
         command += [
             "-T",
             str(max(1, round(seconds))),

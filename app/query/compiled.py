@@ -43,7 +43,7 @@ async def fetch_planned_once(
 
 _BEGIN = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _BEGIN_PLANNED_ONCE = f"{_BEGIN}; {load('reports')['use_generic_plans']}; SET LOCAL enable_bitmapscan = off"
-_BEGIN_IN_ORDER = f"{_BEGIN}; {load('reports')['follow_index']}"
+_IN_ORDER = f"{load('reports')['use_generic_plans']}; {load('reports')['follow_index']}"
 
 
 def planned_once(connection: Connection) -> AbstractAsyncContextManager[None]:
@@ -55,14 +55,14 @@ def planned_once(connection: Connection) -> AbstractAsyncContextManager[None]:
 
 @asynccontextmanager
 async def in_order(connection: Connection) -> AsyncIterator[None]:
-    """The same, but statements are planned as ever, and read by an index in the order that they ask for, where there is one. Inside of a
+    """The same, for statements that ask for rows in the order of an index, as far as their LIMIT: nothing is sorted instead. Inside of a
     transaction: for the rest of it.
     """
     if connection.is_in_transaction():
-        await connection.execute(load("reports")["follow_index"])
+        await connection.execute(_IN_ORDER)
         yield
     else:
-        async with _transaction(connection, _BEGIN_IN_ORDER):
+        async with _transaction(connection, f"{_BEGIN}; {_IN_ORDER}"):
             yield
 
 
