@@ -44,7 +44,7 @@ _CONNECTIONS_LEFT = 2
 """Connections of the pool that reads leave to posts, which look up parents and store notifications."""
 _API, _TLOG, _AUDIT, _PAGES = "/api/v1/", "/tlog/", "/api/v1/audit/", "/ui/"
 _STATIC = (
-    *(_AUDIT + "event-types", _AUDIT + "export/certificate", "/tlog/key"),
+    *(_AUDIT + "export/certificate", "/tlog/key"),
     _AUDIT + "stream",  # lasts; see app/api/streams.py
     *(_PAGES + name for name in ("static/", "login", "logout")),
 )
@@ -309,7 +309,7 @@ def wait_reports(scope: Scope, send: Send) -> Callable[[str], Awaitable[None]] |
 
 
 def needs_slot(method: str, path: str) -> bool:
-    """Whether the request reads the database, or computes from what it reads. verify-chain takes a slot itself, after its body."""
+    """Whether the request reads the database, or takes time otherwise. verify-chain takes a slot itself, after its body."""
     if not path.startswith((_API, _TLOG, _PAGES)) or path.startswith(_STATIC):
         return False
     return method == "GET" or (method == "POST" and path.endswith("/reconstruct"))

@@ -251,13 +251,14 @@ def test_what_needs_a_slot() -> None:
             ("GET", audit + "export"),
             ("GET", "/tlog/checkpoint"),
             ("GET", audit + "legal-hold"),
+            ("GET", audit + "event-types"),
         ),
         *(("GET", "/api/v1/effectiveness/rr"), ("POST", audit + "remediation-requests/rr/reconstruct")),
     ):
         assert needs_slot(method, path), path
     for method, path in (
         *(("POST", audit + "events"), ("POST", audit + "events/batch"), ("POST", audit + "notifications")),
-        *(("POST", audit + "legal-hold"), ("DELETE", audit + "legal-hold"), ("GET", audit + "event-types")),
+        *(("POST", audit + "legal-hold"), ("DELETE", audit + "legal-hold")),
         *(("GET", "/metrics"), ("GET", "/readyz"), ("GET", "/healthz"), ("GET", "/tlog/key"), ("GET", "/openapi.json")),
     ):
         assert not needs_slot(method, path), path
