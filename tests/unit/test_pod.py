@@ -353,7 +353,7 @@ async def test_application_that_stops_waiting() -> None:
         ("/api/v1/audit/events", ("works", "waits"), True),  # nobody refuses it
         ("/api/v1/audit/events", ("works",), False),
         ("/api/v1/audit/events", ("works", "waits", "works"), False),
-        ("/api/v1/audit/event-types", (), False),  # takes no slot
+        ("/tlog/key", (), False),  # takes no slot
     ],
 )
 async def test_read_that_waits(
