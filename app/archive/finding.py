@@ -42,17 +42,14 @@ def archive_search(settings: Settings) -> SearchArchive:
             )
         for part in parts:
             of_log = logs[part.log_id]
-            wanted = Positions(
-                r for a, b in part.positions.ranges for r in places.within(of_log.place(a), of_log.place(b))
-            )
-            if wanted:
+            if wanted := part.among(places):
                 try:
                     rows = await asyncio.to_thread(_matching_rows, storage, part, erasure)
                 except (OSError, pa.ArrowException) as error:
                     raise StorageAway(
                         "Nothing was erased: the archive's storage could not be read to the end."
                     ) from error
-                rows = [row for row in rows if of_log.place(row["log_index"]) in wanted]
+                rows = [row for row in rows if row["log_index"] in wanted]
                 await _require_logged(connection, of_log, part, rows)
                 found += [_event(row) for row in rows if row["payload_commitment"] is None]
         return found

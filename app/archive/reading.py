@@ -19,10 +19,10 @@ from typing import Any, NoReturn
 from uuid import UUID
 
 from app.archive.question import ALL_READ, Found, FoundRow, Key, PartToRead, Question, Refusal
-from app.archive.recorded import RecordedPart, read_erasures, read_parts
+from app.archive.recorded import read_erasures, read_parts
 from app.db import Connection, Pool, driver_connection
 from app.errors import AuditError, DatabaseBusy, Unavailable
-from app.events.log import LOG_POSITIONS, Log, place_of
+from app.events.log import Log, place_of
 from app.events.positions import Positions
 from app.query.cursor import Cursor
 from app.query.filter import EventQuery, in_json, text_pattern
@@ -158,7 +158,7 @@ class ArchiveReader:
             if not (in_time := [part for part in recorded if _is_between(part.month, query, after, lowest)]):
                 return ()
             missing = (await read_evidence(connection, log)).missing
-            wanted = [(part, _of_log(missing, part)) for part in in_time]
+            wanted = [(part, part.among(missing)) for part in in_time]
             erasures = await read_erasures(connection, log) if any(positions for _, positions in wanted) else ()
         return tuple(
             PartToRead(
@@ -247,14 +247,6 @@ def _refuse(refusal: Refusal) -> NoReturn:
 
 def _snapshot(connection: Connection) -> Any:
     return connection.transaction(isolation="repeatable_read", readonly=True)
-
-
-def _of_log(places: Positions, part: RecordedPart) -> Positions:
-    """The positions of a part that are among places."""
-    start = place_of(part.log_id, 0)
-    of_log = places.within(start, start + LOG_POSITIONS)
-    wanted = Positions((first - start, end - start) for first, end in of_log)
-    return Positions(one for first, end in wanted.ranges for one in part.positions.within(first, end))
 
 
 def _is_between(month: str, query: EventQuery, after: Key | None, lowest: Key) -> bool:

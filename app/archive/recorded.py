@@ -73,6 +73,15 @@ class RecordedPart:
         ]
         return [one for one in own if one.positions]
 
+    def among(self, places: Positions) -> Positions:
+        """Those of its positions that are at one of these places."""
+        start = place_of(self.log_id, 0)
+        return Positions(
+            (a - start, b - start)
+            for first, end in self.positions.ranges
+            for a, b in places.within(start + first, start + end)
+        )
+
 
 async def read_parts(connection: Connection, log: Log) -> list[RecordedPart]:
     """The parts that `log` and those before it record, in the order in which they were archived first. `connection` is in a snapshot."""
@@ -160,13 +169,7 @@ def archived_positions(parts: Sequence[RecordedPart], log_id: int) -> Positions:
 
 def removed_positions(parts: Sequence[RecordedPart], archived: Positions) -> dict[UUID, Positions]:
     """By part, those of its positions that are among the places `archived`; only parts that have any."""
-    found = {}
-    for part in parts:
-        start = place_of(part.log_id, 0)
-        within = [one for a, b in part.positions.ranges for one in archived.within(start + a, start + b)]
-        if within:
-            found[part.archive_id] = Positions((a - start, b - start) for a, b in within)
-    return found
+    return {part.archive_id: positions for part in parts if (positions := part.among(archived))}
 
 
 def places_in_no_part(parts: Sequence[RecordedPart], archived: Positions) -> Positions:
