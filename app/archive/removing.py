@@ -29,7 +29,7 @@ from app.retention.awaited import AwaitedSink, AwaitedSinks, SinkMoved
 from app.retention.in_force import OrdersChanged
 from app.retention.logged import commit_action
 from app.retention.policy import Terms
-from app.retention.purge import RowsChanged
+from app.retention.purge import RowsChanged, delete_rows
 from app.retention.removal import Purge, RetentionSession, purge_events
 from app.settings import Settings
 from app.sql import load
@@ -258,19 +258,12 @@ class RowsOfPart:
         keys = [[row[name] for row in rows] for name in ("event_id", "event_date", "correlation_id")]
 
         async def delete(connection: Connection, flush: Flush) -> None:
-            await self._retention.in_force.require_unchanged(connection)
-            await self._retention.awaited.require_sent(connection, places.ranges[-1][1])
             assert self._read_in is not None
             if flush.log != self._read_in or await connection.fetchval(
                 SQL.of(self._read_in)["is_erased"], self._open_size
             ):
                 raise RowsChanged
-            try:
-                deleted = await connection.fetchval(RETENTION["purge"], *keys)
-            except asyncpg.ForeignKeyViolationError as error:  # held, or a parent, since the rows were read
-                raise RowsChanged from error
-            if deleted != len(rows):
-                raise RowsChanged
+            await delete_rows(self._retention, connection, keys, places)
             self._session.on_step("removing")
 
         named = [(self._part.archive_id, self._part.manifest_sha256)]

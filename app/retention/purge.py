@@ -238,6 +238,24 @@ def _may_be_purge(row: asyncpg.Record) -> bool:
     return row["log_index"] is not None and row["correlation_id"].startswith(_PURGES)
 
 
+async def delete_rows(
+    session: RetentionSession, connection: Connection, keys: Sequence[Sequence[object]], places: Positions
+) -> None:
+    """Delete rows in the transaction of their purge events: `keys` are their columns event_id, event_date, correlation_id.
+
+    RowsChanged, OrdersChanged or SinkMoved if something has changed since they were read.
+    """
+    await session.in_force.require_unchanged(connection)
+    if places:
+        await session.awaited.require_sent(connection, places.ranges[-1][1])
+    try:
+        deleted = await connection.fetchval(SQL["purge"], *keys)
+    except asyncpg.ForeignKeyViolationError as error:  # held, or a parent, since the rows were read
+        raise RowsChanged from error
+    if deleted != len(keys[0]):
+        raise RowsChanged
+
+
 async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg.Record]) -> int:
     """Delete `rows` and write their purge events, together. 0 if one of them is held now; the next pass omits it."""
     places = Positions.of(_place(row) for row in rows if row["log_index"] is not None)
@@ -248,15 +266,7 @@ async def _purge(session: RetentionSession, run_id: UUID, rows: Sequence[asyncpg
 
     async def delete(connection: Connection, flush: Flush) -> None:
         del flush
-        await session.in_force.require_unchanged(connection)
-        if places:
-            await session.awaited.require_sent(connection, places.ranges[-1][1])
-        try:
-            deleted = await connection.fetchval(SQL["purge"], *keys)
-        except asyncpg.ForeignKeyViolationError as error:  # held, or a parent, since the rows were read
-            raise RowsChanged from error
-        if deleted != len(rows):
-            raise RowsChanged
+        await delete_rows(session, connection, keys, places)
 
     try:
         events = list(purge_events(session, run_id, Purge(places, repeated, unsealed, categories)))
