@@ -20,7 +20,6 @@ from app.events.log import Log, place_of
 from app.events.positions import RANGES_MAX, Positions
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
-from app.ingest.store import SQL as STORE_SQL
 from app.ingest.store import Store
 from app.settings import Settings
 from app.tlog.continued import find_log, keys_of, newest_log
@@ -104,8 +103,6 @@ async def continue_log(
         try:
             writing = await store.connection()
             await writing.execute("BEGIN")
-            # Before the table is locked, as writers do: else a replica that takes turns would wait for this, and this for it.
-            await writing.execute(STORE_SQL["lock_log"])
             await writing.execute(TLOG_SQL["open_next_log"], log.id, following.name, schema.SEVERAL_LOGS)
             loss = await _with_last_flushes(writing, log, keys, loss, tree)
             note = await _open(store, following, _payload(log, loss, by, reason), key, by)

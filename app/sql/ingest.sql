@@ -69,7 +69,9 @@ FROM unnest($1::uuid[], $2::date[], $3::text[], $4::text[], $5::text[], $6::time
 WHERE e.event_id = h.event_id AND e.event_date = h.event_date AND e.correlation_id = h.correlation_id
 
 -- name: lock_log
--- After a lost race, a replica locks the log for itself for one flush, however long that takes. Released by COMMIT.
+-- After a lost race, a replica locks the log for itself for one flush, however long that takes. Released by COMMIT. The INSERT writes
+-- nothing: it locks the table first, in the order of every flush, so that `log continue`, which locks it against all, has only to wait.
+WITH table_lock AS (INSERT INTO log_flushes SELECT * FROM log_flushes WHERE false)
 SELECT pg_advisory_xact_lock(hashtextextended('datastorage.log', 0))
 
 -- name: flush

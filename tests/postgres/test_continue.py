@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import SecretStr
 
-from app import schema
+from app import continuing, schema
 from app.continuing import Continuation, continue_log
 from app.db import create_engine
 from app.errors import Fatal
@@ -165,23 +165,73 @@ async def test_which_releases_go_on(connection: Connection, database_url: str, m
         await schema.check_and_read_log_name(connection, None)
 
 
-async def test_replica_that_has_locked_the_log(connection: Connection, database_url: str) -> None:
-    """Under load the log cannot be continued: a replica that has lost a race waits for the command, and the command for it."""
-    outside = await lose(connection, database_url)
+INSERTS = "INSERT INTO log_flushes SELECT * FROM log_flushes WHERE false"
+"""What a flush locks first, as Postgres parses it; then it waits where another replica has locked the log for itself."""
+WAITS_FOR_TURN = "SELECT pg_advisory_xact_lock_shared(hashtextextended('datastorage.log', 0))"
+TAKES_TURN = load("ingest")["lock_log"]
+
+
+async def until_waiting(connection: Connection) -> None:
+    """Return when a session of the database waits for a lock."""
 
     async def waits() -> bool | None:
-        waiting = "SELECT true FROM pg_locks JOIN pg_database d ON d.oid = database WHERE NOT granted AND locktype = 'advisory'"
-        found: bool | None = await connection.fetchval(f"{waiting} AND d.datname = current_database()")
+        waiting = "SELECT true FROM pg_locks WHERE NOT granted AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())"
+        found: bool | None = await connection.fetchval(waiting + " LIMIT 1")
         return found
 
+    await eventually(waits)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [([TAKES_TURN], [INSERTS, WAITS_FOR_TURN]), ([INSERTS], [WAITS_FOR_TURN]), ([INSERTS], [TAKES_TURN])],
+)
+async def test_flush_under_way(connection: Connection, database_url: str, before: list[str], after: list[str]) -> None:
+    """The log cannot be continued under load: a replica in its flush waits for the command, and the command for it."""
+    outside = await lose(connection, database_url)
     async with databases.connected(database_url) as replica:
         await replica.execute("BEGIN")
-        await replica.execute(load("ingest")["lock_log"])
+        for statement in before:
+            await replica.execute(statement)
         going = asyncio.create_task(go_on(database_url, outside))
-        await eventually(waits)
-        await replica.execute("LOCK TABLE log_flushes IN ROW EXCLUSIVE MODE")  # as its INSERT does
+        await until_waiting(connection)
+        for statement in after:
+            await replica.execute(statement)
         await replica.execute("COMMIT")
     assert (await going).log == NEXT
+
+
+@pytest.mark.parametrize("statements", [[TAKES_TURN], [INSERTS, WAITS_FOR_TURN]])
+async def test_flush_that_begins(
+    connection: Connection, database_url: str, monkeypatch: pytest.MonkeyPatch, statements: list[str]
+) -> None:
+    """As above, where the flush begins while the command is under way."""
+    outside = await lose(connection, database_url)
+    open_next = continuing._open
+
+    async def flush() -> None:
+        async with databases.connected(database_url) as replica, replica.transaction():
+            for statement in statements:
+                await replica.execute(statement)
+
+    flushing: list[asyncio.Task[None]] = []
+
+    async def open_later(*arguments: Any) -> str:
+        flushing.append(asyncio.create_task(flush()))
+        await until_waiting(connection)
+        return await open_next(*arguments)
+
+    monkeypatch.setattr(continuing, "_open", open_later)
+    assert (await go_on(database_url, outside)).log == NEXT
+    await flushing[0]
+
+
+async def test_reader_under_way(connection: Connection, database_url: str) -> None:
+    """A verification of hours holds up the command, and it all writers."""
+    outside = await lose(connection, database_url)
+    async with databases.connected(database_url) as reader, reader.transaction(isolation="repeatable_read"):
+        await reader.fetchval("SELECT count(*) FROM log_flushes")
+        assert (await go_on(database_url, outside)).log == NEXT
 
 
 async def continued(connection: Connection, url: str) -> tuple[str, CheckpointWorker]:
