@@ -50,7 +50,7 @@ LOG = Log(0, "bench.example/archive")
 _EVENT_BYTES = 1_000
 _FLUSH_EVENTS = 1_000
 _SAMPLE_EVENTS = 10_000
-_COLD, _WARM = 3, 10
+_COLD, _WARM = 10, 10
 _WORDS = random.Random(1)
 _MEASURED = """
 import resource, subprocess, sys

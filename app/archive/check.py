@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from app.archive.columns import hash_of, sort_key
 from app.archive.event_file import read_rows, row_groups
-from app.archive.manifest import MANIFEST_NAME, TILES_NAME, ArchivedFile, PartManifest, open_manifest
+from app.archive.manifest import PartManifest, open_manifest
+from app.archive.part_files import MANIFEST_NAME, TILES_NAME, ArchivedFile
 from app.archive.storage import Storage, StorageAway
 from app.archive.tree import TileFile, TileSet, WrongTile
 from app.cores import granted_cores

@@ -16,14 +16,8 @@ from uuid import UUID, uuid4
 from app.archive.check import check_manifest
 from app.archive.columns import erased_row, file_values
 from app.archive.event_file import EventFiles, group_count, read_rows_of
-from app.archive.manifest import (
-    MANIFEST_NAME,
-    TILES_NAME,
-    ArchivedFile,
-    PartManifest,
-    RecordedErasures,
-    ReplacedPart,
-)
+from app.archive.manifest import PartManifest, RecordedErasures, ReplacedPart
+from app.archive.part_files import MANIFEST_NAME, TILES_NAME, ArchivedFile
 from app.archive.recorded import RecordedErasure, RecordedPart, read_erasures, read_parts
 from app.archive.session import (
     ArchiveSession,

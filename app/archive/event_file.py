@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.archive.columns import COLUMNS, DELTA, NAMES, PLAIN, SORTED_BY, rows_of
-from app.archive.manifest import ArchivedFile
+from app.archive.part_files import ArchivedFile
 from app.archive.storage import HashedFile, Storage
 
 GROUP_EVENTS = 8_192

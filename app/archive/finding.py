@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 
 from app.archive.columns import erased_row, hash_of
 from app.archive.event_file import group_count, read_rows_of
-from app.archive.manifest import MANIFEST_NAME, ArchivedFile, open_manifest
+from app.archive.manifest import open_manifest
 from app.archive.matching import id_bytes
+from app.archive.part_files import MANIFEST_NAME, ArchivedFile
 from app.archive.recorded import RecordedPart, places_in_no_part, read_parts
 from app.archive.storage import Storage, StorageAway, archive_storage
 from app.db import Connection

@@ -7,27 +7,14 @@ from uuid import UUID
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from app.archive.part_files import TILES_NAME, ArchivedFile, described_files
 from app.events.canonical import loads_strict
 from app.events.positions import Positions
 from app.export.manifest import STATEMENT_TYPE, open_statement, sign_statement, signer_of
 from app.tlog.keys import SigningKey
 from app.tlog.note import PublicKey
 
-MANIFEST_NAME = "manifest.json"
-TILES_NAME = "tiles"
 PREDICATE_TYPE = "https://kubernaut.ai/datastorage/audit-archive/v1"
-
-
-@dataclass(frozen=True, slots=True)
-class ArchivedFile:
-    """One file of a part's folder."""
-
-    name: str
-    sha256: str
-    """In hex."""
-    bytes: int
-    events: int
-    """0 for the file of tiles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +117,7 @@ def open_manifest(envelope: bytes, keys: list[PublicKey]) -> tuple[PartManifest,
         document: dict[str, Any] = loads_strict(statement)
         if (document["_type"], document["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
             raise ValueError("the manifest is not one of an archive")
-        predicate, subjects = document["predicate"], document["subject"]
-        files = [
-            file | {"name": subject["name"], "sha256": subject["digest"]["sha256"]}
-            for file, subject in zip(predicate["files"], subjects, strict=True)
-        ]
-        manifest = _MANIFEST.validate_python(predicate | {"files": files})
+        manifest = _MANIFEST.validate_python(document["predicate"] | {"files": described_files(document)})
     except (TypeError, LookupError, ValidationError) as error:
         raise ValueError(f"the manifest is not one of an archive: {error}") from None
     return manifest, signer_of(statement, signatures, manifest.log, keys, "the manifest")

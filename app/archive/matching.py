@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from app.archive.columns import NAMES
-from app.events import kubernetes
 from app.events.canonical import loads
+from app.events.own import KUBERNETES_CATEGORY
 
 ReadColumn = Callable[[str], pa.Array]
 """The values of a column; ids as 16 bytes."""
@@ -87,7 +87,7 @@ def _value(column: str, value: Any) -> Any:
 def _left_out(name: str, types: pa.Array, categories: pa.Array) -> pa.Array:
     is_self = pc.and_(pc.equal(categories, "security"), pc.starts_with(types, "datastorage."))
     is_self = pc.and_(is_self, pc.not_equal(types, "datastorage.ratelimit.denied"))
-    is_kubernetes = pc.or_(pc.equal(categories, kubernetes.CATEGORY), pc.starts_with(types, "kubernetes.audit."))
+    is_kubernetes = pc.or_(pc.equal(categories, KUBERNETES_CATEGORY), pc.starts_with(types, "kubernetes.audit."))
     left_out = {"not self event": is_self, "not kubernetes": is_kubernetes}
     return pc.invert(left_out.get(name, pc.or_(is_self, is_kubernetes)))
 

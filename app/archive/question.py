@@ -1,6 +1,9 @@
-"""What the process that reads the archive is asked, and what it answers. Needs nothing of the extra."""
+"""What the process that reads the archive is asked, and what it answers: messages, each after its length. Needs nothing of the extra."""
 
+import pickle
+import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from uuid import UUID
 
@@ -10,6 +13,33 @@ Key = tuple[int, bytes]
 """Of an event in the order of time: microseconds since 1970, and its id."""
 ALL_READ: Key = (-(2**63), b"")
 """Before all events."""
+
+
+_LENGTH = struct.Struct(">Q")
+HEAD_BYTES = _LENGTH.size
+"""Before each message."""
+
+
+def framed(message: object) -> bytes:
+    """A message as it is sent."""
+    body = pickle.dumps(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def body_bytes(head: bytes) -> int:
+    """How many bytes follow the HEAD_BYTES of a message. They are its pickle."""
+    (size,) = _LENGTH.unpack(head)
+    return int(size)
+
+
+class ArchivePlace(NamedTuple):
+    """Where the archive is, as the settings of these names say. The first message."""
+
+    archive_url: str | None
+    archive_s3_endpoint: str | None
+    archive_s3_region: str
+    archive_s3_access_key_file: Path | None
+    archive_s3_secret_key_file: Path | None
 
 
 class PartToRead(NamedTuple):

@@ -9,7 +9,6 @@ import os
 import pickle
 import resource
 import signal
-import struct
 import sys
 from bisect import insort
 from collections import OrderedDict, defaultdict
@@ -26,7 +25,6 @@ import pyarrow.parquet as pq
 
 from app.archive.columns import NAMES, erased_row, file_values, hash_of, rows_of
 from app.archive.event_file import open_events
-from app.archive.manifest import MANIFEST_NAME, ArchivedFile, PartManifest, open_manifest
 from app.archive.matching import (
     TEXT_COLUMNS,
     columns_for,
@@ -37,11 +35,21 @@ from app.archive.matching import (
     may_have_text,
     meets_on_payload,
 )
-from app.archive.question import ALL_READ, Found, FoundRow, Key, PartToRead, Question, Refusal
+from app.archive.part_files import MANIFEST_NAME, ArchivedFile, event_files
+from app.archive.question import (
+    ALL_READ,
+    HEAD_BYTES,
+    Found,
+    FoundRow,
+    Key,
+    PartToRead,
+    Question,
+    Refusal,
+    body_bytes,
+    framed,
+)
 from app.archive.storage import Storage, archive_storage
-from app.settings import Settings
 
-LENGTH = struct.Struct(">Q")
 MEMORY_BYTES_MAX = 1024**3
 """Of what the process may allocate, far above what it needs: of a row group with large payloads one column at a time."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -78,22 +86,21 @@ def main() -> None:
     place = _receive(questions)
     if place is None:
         return
-    search = Search(archive_storage(Settings.model_construct(**place)))
+    search = Search(archive_storage(place))
     while (question := _receive(questions)) is not None:
         _send(answers, search.answer(question))
 
 
 def _receive(stream: IO[bytes]) -> Any:
     """The next message; None at the end."""
-    head = stream.read(LENGTH.size)
-    if len(head) < LENGTH.size:
+    head = stream.read(HEAD_BYTES)
+    if len(head) < HEAD_BYTES:
         return None
-    return pickle.loads(stream.read(*LENGTH.unpack(head)))  # noqa: S301 -- of the parent process
+    return pickle.loads(stream.read(body_bytes(head)))  # noqa: S301 -- of the parent process
 
 
 def _send(stream: IO[bytes], answer: Found | Refusal) -> None:
-    body = pickle.dumps(answer)
-    stream.write(LENGTH.pack(len(body)) + body)
+    stream.write(framed(answer))
     stream.flush()
 
 
@@ -159,7 +166,7 @@ class Search:
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
-        self._manifests: OrderedDict[UUID, PartManifest] = OrderedDict()
+        self._manifests: OrderedDict[UUID, list[ArchivedFile]] = OrderedDict()
         self._metadata: OrderedDict[tuple[str, str], pq.FileMetaData] = OrderedDict()
 
     def answer(self, question: Question) -> Found | Refusal:
@@ -217,7 +224,7 @@ class Search:
                 Refusal("away", f"a part is at {part.location}, which is not in the archive of these settings")
             )
         storage = self._storage.folder(folder)
-        for file in self._manifest(part, storage).event_files:
+        for file in self._event_files(part, storage):
             key = (part.location, file.name)
             if key not in self._metadata:
                 self._metadata[key] = _read_metadata(storage, file)
@@ -226,8 +233,8 @@ class Search:
                 self._metadata.popitem(last=False)
             yield _File(part, storage, file.name, self._metadata[key])
 
-    def _manifest(self, part: PartToRead, storage: Storage) -> PartManifest:
-        """The manifest that the log records."""
+    def _event_files(self, part: PartToRead, storage: Storage) -> list[ArchivedFile]:
+        """The files that the manifest names which the log records."""
         if part.archive_id not in self._manifests:
             envelope = storage.read(MANIFEST_NAME)
             if sha256(envelope).hexdigest() != part.manifest_sha256:
@@ -236,7 +243,7 @@ class Search:
                         "damaged", f"the manifest of the part {part.archive_id} is not the one that the log records"
                     )
                 )
-            self._manifests[part.archive_id] = open_manifest(envelope, [])[0]
+            self._manifests[part.archive_id] = event_files(envelope)
         self._manifests.move_to_end(part.archive_id)
         if len(self._manifests) > _FILES_MAX:
             self._manifests.popitem(last=False)

@@ -7,7 +7,6 @@ is shown was compared with the leaf that the log has at its position.
 import asyncio
 import os
 import pickle
-import struct
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,7 +17,19 @@ from importlib.util import find_spec
 from typing import Any, NoReturn
 from uuid import UUID
 
-from app.archive.question import ALL_READ, Found, FoundRow, Key, PartToRead, Question, Refusal
+from app.archive.question import (
+    ALL_READ,
+    HEAD_BYTES,
+    ArchivePlace,
+    Found,
+    FoundRow,
+    Key,
+    PartToRead,
+    Question,
+    Refusal,
+    body_bytes,
+    framed,
+)
 from app.archive.recorded import read_erasures, read_parts
 from app.db import Connection, Pool, driver_connection
 from app.errors import AuditError, DatabaseBusy, Unavailable
@@ -34,16 +45,6 @@ from app.tlog.evidence import leaves_at, read_evidence
 SQL = load("archive")
 PAGE_BYTES_MAX = 8 * 1024**2
 """Of payloads on a page, from where on it ends before it is full."""
-_LENGTH = struct.Struct(">Q")
-_STORAGE_SETTINGS = {
-    *(
-        "archive_url",
-        "archive_s3_endpoint",
-        "archive_s3_region",
-        "archive_s3_access_key_file",
-        "archive_s3_secret_key_file",
-    ),
-}
 _IDLE_SECONDS = 300.0
 """After which the process ends that nobody asks."""
 _TRIES = 2
@@ -196,11 +197,11 @@ class ArchiveReader:
         process = self._process
         if process is None or process.returncode is not None:
             process = self._process = await _start()
-            await _send(process, self.settings.model_dump(include=_STORAGE_SETTINGS))
+            await _send(process, ArchivePlace(*(getattr(self.settings, name) for name in ArchivePlace._fields)))
         await _send(process, question)
         assert process.stdout is not None
-        head = await process.stdout.readexactly(_LENGTH.size)
-        answer: Found | Refusal = pickle.loads(await process.stdout.readexactly(*_LENGTH.unpack(head)))  # noqa: S301 -- our own process
+        head = await process.stdout.readexactly(HEAD_BYTES)
+        answer: Found | Refusal = pickle.loads(await process.stdout.readexactly(body_bytes(head)))  # noqa: S301 -- our own process
         return answer
 
     def _end(self) -> None:
@@ -229,8 +230,7 @@ async def _start() -> asyncio.subprocess.Process:
 
 async def _send(process: asyncio.subprocess.Process, message: object) -> None:
     assert process.stdin is not None
-    body = pickle.dumps(message)
-    process.stdin.write(_LENGTH.pack(len(body)) + body)
+    process.stdin.write(framed(message))
     await process.stdin.drain()
 
 

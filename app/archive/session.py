@@ -12,7 +12,8 @@ from typing import Any
 from uuid import UUID
 
 from app.archive.check import Checker, PartResult
-from app.archive.manifest import MANIFEST_NAME, open_manifest
+from app.archive.manifest import open_manifest
+from app.archive.part_files import MANIFEST_NAME
 from app.archive.recorded import RecordedPart, metadata_ids, read_parts
 from app.archive.storage import METADATA, PARTS, Storage, archive_storage
 from app.archive.table import ArchiveTable

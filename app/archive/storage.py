@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, S3FileSystem
 
-from app.archive.manifest import MANIFEST_NAME
+from app.archive.part_files import MANIFEST_NAME
 from app.errors import Fatal, Unavailable
-from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.archive.question import ArchivePlace
+    from app.settings import Settings
 
 PARTS, METADATA = "parts", "metadata"
 _PIECE_BYTES = 1024 * 1024
@@ -157,7 +160,7 @@ class HashedFile:
         """Nothing: whoever has opened the file closes it."""
 
 
-def archive_storage(settings: Settings) -> Storage:
+def archive_storage(settings: "Settings | ArchivePlace") -> Storage:
     """The archive of these settings. Fatal if they name none, or a file of credentials cannot be read."""
     if settings.archive_url is None:
         raise Fatal(
@@ -173,7 +176,7 @@ def directory_storage(directory: Path) -> Storage:
     return Storage(f"{_FILE}{directory.resolve()}")
 
 
-def _s3_options(settings: Settings) -> dict[str, Any]:
+def _s3_options(settings: "Settings | ArchivePlace") -> dict[str, Any]:
     options: dict[str, Any] = {"region": settings.archive_s3_region}
     if settings.archive_s3_endpoint is not None:
         options["endpoint_override"] = settings.archive_s3_endpoint

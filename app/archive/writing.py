@@ -9,7 +9,8 @@ from uuid import UUID
 
 from app.archive.columns import NOT_COVERED, values_of
 from app.archive.event_file import EventFiles
-from app.archive.manifest import MANIFEST_NAME, TILES_NAME, ArchivedFile, PartManifest, PreviousPart
+from app.archive.manifest import PartManifest, PreviousPart
+from app.archive.part_files import MANIFEST_NAME, TILES_NAME, ArchivedFile
 from app.archive.storage import Storage
 from app.archive.table import ARROW_SCHEMA
 from app.archive.tree import TileFile, TileSet, WrongTile

@@ -20,7 +20,7 @@ from app.events.kubernetes_list import BadNumber, TooDeep, TooLarge
 from app.events.record import ip_packed, ip_text
 
 Category = Literal["kubernetes"]
-CATEGORY: Category = "kubernetes"
+CATEGORY: Category = own.KUBERNETES_CATEGORY
 """Of all these events and of no others: clients cannot send it. Unfiltered answers leave this category out."""
 CORRELATIONS = "kubernetes:"
 """How the correlation ids begin that are made of an auditID, which who calls the kube-apiserver may choose (header Audit-ID)."""

@@ -1,6 +1,10 @@
 """What tells the service's own events (self events) from those of clients. Verifiers need it without the catalog of all types."""
 
+from typing import Final
+
 CATEGORY = "security"
+KUBERNETES_CATEGORY: Final = "kubernetes"
+"""Of the events of receivers of Kubernetes' audit log: neither the service's nor clients'."""
 CORRELATIONS = "datastorage:"
 """How the correlation ids begin that only the service itself uses."""
 RESERVED = f"correlation ids that begin with {CORRELATIONS!r} are the service's own: use another"

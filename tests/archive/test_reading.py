@@ -579,6 +579,15 @@ def test_without_the_extra() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
+def test_starts_quickly() -> None:
+    """The process that is started for a question imports what it has no use for: that takes longer than its answer."""
+    slow = (
+        "{'pydantic', 'cryptography', 'asyncpg', 'sqlalchemy', 'yaml', 'pyiceberg', 'pandas', 'numpy', 'app.settings'}"
+    )
+    code = f"import sys, app.archive.reader; assert not {slow} & sys.modules.keys(), {slow} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
 async def test_search(database_url: str, connection: Connection, tmp_path: Path, service: Start) -> None:
     """`datastorage search --archive` does not find what the archive has, or does not say that it comes from there."""
     settings = await archived(database_url, connection, tmp_path)

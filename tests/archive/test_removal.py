@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from app.archive import run
 from app.archive.compare import verify_archive
 from app.archive.finding import archive_search
-from app.archive.manifest import MANIFEST_NAME, open_manifest
+from app.archive.manifest import open_manifest
+from app.archive.part_files import MANIFEST_NAME
 from app.archive.removing import Removal
 from app.archive.session import Selection
 from app.archive.storage import StorageAway

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.archive import run
 from app.archive.check import Checker
-from app.archive.manifest import MANIFEST_NAME, ArchivedFile, PartManifest, open_manifest
+from app.archive.manifest import PartManifest, open_manifest
+from app.archive.part_files import MANIFEST_NAME, ArchivedFile
 from app.archive.storage import archive_storage, directory_storage
 from app.archive.table import ARROW_SCHEMA, ArchiveTable
 from app.settings import Settings
