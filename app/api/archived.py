@@ -1,13 +1,15 @@
-"""Pages of events that have what is in the archive alone beside what is in Postgres, each event once, in one order."""
+"""What is in the archive alone beside what is in Postgres: pages of events, each event once, in one order; and one event by its id."""
 
 from heapq import merge
 from typing import Any
+from uuid import UUID
 
 from starlette.requests import Request
 
 from app.api.reads import reads_of
 from app.api.service import service_of
-from app.archive.reading import ArchivedEvents, key_of
+from app.archive.reading import ArchivedEvents, ArchivedRow, key_of
+from app.errors import NotFound
 from app.events.explain import bad_fields
 from app.query.cursor import Cursor
 from app.query.filter import ListQuery
@@ -30,6 +32,22 @@ async def find_events(request: Request, query: ListQuery) -> Page:
         if found.events or found.next_cursor is not None:
             return found
     return await reads_of(request).ask(service.pages, query)
+
+
+async def find_archived(request: Request, event_id: UUID) -> ArchivedRow | None:
+    """The event with this id, of which Postgres was asked before and has none, if it is in the archive; None if there is no such event.
+
+    NotFound, saying so, if it may be in the archive and this service cannot read that.
+    """
+    service = service_of(request)
+    if (missing := service.archive.what_is_missing) is None:
+        seconds = service.settings.query_deadline_ms / 1000 * _SHARE
+        return await service.archive.find(service.engine, service.log, event_id, seconds)
+    if await service.archive.has_more(service.engine, service.log):
+        raise NotFound(
+            f"There is no event {event_id} in Postgres. It may be one of those that are in the archive alone: {missing}."
+        )
+    return None
 
 
 async def _is_all_archived(request: Request, query: ListQuery) -> bool:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.archived import find_events
+from app.api.archived import find_archived, find_events
 from app.api.body import json_response
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, parameters_of, read_filter
@@ -140,7 +140,7 @@ async def _rest(request: Request, found: Page) -> AsyncIterator[list[dict[str, A
 
 @router.get("/api/v1/audit/events/{event_id}", response_class=Response, responses={200: {"model": Event}})
 async def get_event(request: Request, event_id: Annotated[str, Path(json_schema_extra={"format": "uuid"})]) -> Response:
-    """One event by its id, also while it waits in this replica's spool."""
+    """One event by its id, also while it waits in this replica's spool, and if it is in the archive alone."""
     if event_id == "batch":  # a path of its own, which has only POST
         raise HTTPException(405)
     wanted = uuid("event_id", event_id)
@@ -149,10 +149,17 @@ async def get_event(request: Request, event_id: Annotated[str, Path(json_schema_
     if spooled is not None:
         event: dict[str, Any] | None = spooled_event(dict(zip(ACCEPTED_COLUMNS, spooled.row, strict=True)))
     else:
-        event = await within_deadline(request, event_by_id(service_of(request).engine, wanted))
+        event = await within_deadline(request, _stored_event(request, wanted))
     if event is None:
         raise NotFound(f"There is no event {event_id}.")
     return json_response(event)
+
+
+async def _stored_event(request: Request, event_id: UUID) -> dict[str, Any] | None:
+    event = await event_by_id(service_of(request).engine, event_id)
+    if event is None and (archived := await find_archived(request, event_id)) is not None:
+        return archived.event()
+    return event
 
 
 def parse_query(query_string: bytes, now: datetime) -> EventQuery:

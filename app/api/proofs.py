@@ -8,12 +8,15 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from app.api.archived import find_archived
 from app.api.body import json_response
 from app.api.deadline import within_deadline
 from app.api.service import service_of
+from app.errors import NotFound
 from app.events.explain import bad_fields
+from app.events.record import Row
 from app.tlog.note import encoded_base64
-from app.tlog.prove import prove_consistency, prove_event
+from app.tlog.prove import EventProof, prove_consistency, prove_row, stored_row
 
 router = APIRouter(tags=["log"])
 
@@ -43,11 +46,21 @@ async def event_proof(
         parsed = UUID(event_id)
     except ValueError:
         raise bad_fields({"event_id": f"expected a UUID, got {event_id[:60]!r}"}) from None
-    service = service_of(request)
-    found = await within_deadline(request, prove_event(service.engine, parsed, service.log, timestamped=timestamped))
+    found = await within_deadline(request, _proof(request, parsed, timestamped=timestamped))
     if open or timestamped or found.seam is not None:
         return Response(found.document(open=open), media_type="application/json")
     return PlainTextResponse(str(found.proof))
+
+
+async def _proof(request: Request, event_id: UUID, *, timestamped: bool) -> EventProof:
+    """Of an event that is in the archive alone too: the log's hashes are in Postgres for all events."""
+    service = service_of(request)
+    row: Row | None = await stored_row(service.engine, event_id, service.log)
+    if row is None and (archived := await find_archived(request, event_id)) is not None:
+        row = archived.row
+    if row is None:
+        raise NotFound(f"There is no event {event_id}.")
+    return await prove_row(service.engine, row, service.log, timestamped=timestamped)
 
 
 @router.get("/api/v1/audit/consistency", response_class=Response, responses={200: {"model": ConsistencyProof}})

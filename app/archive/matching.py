@@ -19,7 +19,7 @@ ReadColumn = Callable[[str], pa.Array]
 """The values of a column; ids as 16 bytes."""
 _TIMES = ("since", "until")
 _LEFT_OUT = ("neither self event nor kubernetes", "not self event", "not kubernetes")
-_IDS = ("parent_event_id",)
+_IDS = ("event_id", "parent_event_id")
 _TEXTS = ("event_type", "event_action", "actor_id", "resource_id", "error_message")
 """Columns that `q` looks into, beside the payload."""
 
@@ -197,9 +197,9 @@ def may_have(
         elif name in NAMES or (name.endswith("_in") and not name.endswith(" prefix")):
             column = column_of(name)
             values = [arguments[name]] if name in NAMES else arguments[name]
-            if column not in _IDS and (found := bounds(column)) is not None:
+            if (found := bounds(column)) is not None:
                 lowest, highest = found
-                if not any(lowest <= one <= highest for one in values):
+                if not any(lowest <= _value(column, one) <= highest for one in values):
                     return False
     return True
 

@@ -77,6 +77,8 @@ class Question(NamedTuple):
     """For the search; then it answers what it has."""
     bytes_max: int
     """About how much the payloads of the answer may have together; one event may have more."""
+    is_whole: bool = False
+    """Whether rows are wanted with all columns, not only those that answers show."""
 
 
 class FoundRow(NamedTuple):
@@ -85,7 +87,7 @@ class FoundRow(NamedTuple):
     key: Key
     archive_id: UUID
     row: dict[str, Any]
-    """Columns of the archive that answers show."""
+    """Columns of the archive that answers show, or all of them."""
     event_hash: str
     """What the row hashes to, in hex; empty if no record can have its values."""
 

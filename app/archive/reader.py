@@ -257,7 +257,7 @@ class Search:
             for index, row in _rows_at(group, {row for row, key in keys.items() if key >= read_to}):
                 if keys[index] < read_to:  # did not fit
                     continue
-                found = _found_row(group.file.part, keys[index], row)
+                found = _found_row(group.file.part, keys[index], row, NAMES if question.is_whole else _SHOWN)
                 size += len(found.row["event_data"])
                 insort(answer, (keys[index], len(answer), found), key=lambda one: one[0])
                 while size > question.bytes_max and len(answer) > 1:
@@ -390,7 +390,8 @@ def _matches_of_erased(group: _Group, question: Question, rows: set[int]) -> Ite
 
 
 def _array_of(name: str, values: Mapping[str, Any]) -> pa.Array:
-    array_type = {"event_timestamp": pa.timestamp("us", "UTC"), "parent_event_id": pa.binary(16)}.get(name, pa.string())
+    is_id = name in {"event_id", "parent_event_id"}
+    array_type = pa.timestamp("us", "UTC") if name == "event_timestamp" else pa.binary(16) if is_id else pa.string()
     return pa.array([values[name]], array_type)
 
 
@@ -419,13 +420,13 @@ def _rows_at(group: _Group, wanted: set[int]) -> Iterator[tuple[int, dict[str, A
             start += batch.num_rows
 
 
-def _found_row(part: PartToRead, key: Key, row: dict[str, Any]) -> FoundRow:
+def _found_row(part: PartToRead, key: Key, row: dict[str, Any], names: Iterable[str]) -> FoundRow:
     row = _as_erased(part, row)
     try:
         event_hash = hash_of(row, part.log_name)
     except (ValueError, TypeError, KeyError):
         event_hash = ""
-    return FoundRow(key, part.archive_id, {name: row[name] for name in _SHOWN}, event_hash)
+    return FoundRow(key, part.archive_id, {name: row[name] for name in names}, event_hash)
 
 
 def _end_of(month: str) -> datetime:

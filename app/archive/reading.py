@@ -8,12 +8,13 @@ import asyncio
 import os
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.util import find_spec
+from time import monotonic
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -34,13 +35,13 @@ from app.archive.recorded import read_erasures, read_parts
 from app.db import Connection, Pool, driver_connection
 from app.errors import AuditError, DatabaseBusy, Unavailable
 from app.events.log import Log, place_of
-from app.events.positions import Positions
+from app.events.positions import NO_POSITIONS, Positions
 from app.query.cursor import Cursor
 from app.query.filter import EventQuery, in_json, text_pattern
 from app.query.page import archived_event
 from app.settings import Settings
 from app.sql import load
-from app.tlog.evidence import leaves_at, read_evidence
+from app.tlog.evidence import RECORDS, leaves_at, read_evidence
 
 SQL = load("archive")
 PAGE_BYTES_MAX = 8 * 1024**2
@@ -48,6 +49,8 @@ PAGE_BYTES_MAX = 8 * 1024**2
 _IDLE_SECONDS = 300.0
 """After which the process ends that nobody asks."""
 _TRIES = 2
+_SAME_ID_MAX = 8
+"""Events with the same id that are compared: only one of them can be what the log has."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SEPARATED = str.maketrans(dict.fromkeys(" ,:", "\n"))
@@ -76,6 +79,31 @@ class ArchivedEvents:
     """Down to where the archive was read; None: down to where it was to be."""
 
 
+@dataclass(frozen=True, slots=True)
+class ArchivedRow:
+    """An event that is in the archive alone, compared with the log. What was erased of it is as an erasure leaves it."""
+
+    row: dict[str, Any]
+    """Columns of the archive as rows of Postgres have them, but for JSON, which is canonical; and what it hashes to, `event_hash`, `leaf`
+    and `archive_id`."""
+
+    @classmethod
+    def of(cls, found: FoundRow, leaf: str | None) -> "ArchivedRow":
+        """One that was found, and the leaf that the log has at its position."""
+        link = found.row["previous_event_hash"]
+        own = {"previous_event_hash": None if link is None else link.hex(), "event_hash": found.event_hash}
+        return cls(found.row | own | {"leaf": leaf, "archive_id": found.archive_id})
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether it is what the log has at its position."""
+        return bool(self.row["leaf"] == self.row["event_hash"])
+
+    def event(self) -> dict[str, Any]:
+        """In the form of the answer; not sealed if it is not what the log has."""
+        return archived_event(self.row | {"sealed": self.is_logged})
+
+
 @dataclass(eq=False)
 class ArchiveReader:
     """Reads the archive for one process of the service. One question at a time: that bounds its memory."""
@@ -84,6 +112,8 @@ class ArchiveReader:
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _process: asyncio.subprocess.Process | None = None
     _idle: asyncio.TimerHandle | None = None
+    _recorded: tuple[tuple[Any, ...], tuple[PartToRead, ...]] | None = None
+    """What the log records of the parts, and what tells it from what it recorded before."""
 
     @property
     def what_is_missing(self) -> str | None:
@@ -116,30 +146,56 @@ class ArchiveReader:
             return ArchivedEvents([], None)
         after = key_of(query.cursor) if isinstance(query.cursor, Cursor) else None
         lowest = ALL_READ if down_to is None else key_of(down_to)
-        for _ in range(_TRIES):
-            parts = await self._parts(pool, log, query, after, lowest)
-            if not parts:
-                return ArchivedEvents([], None)
+        question = Question(
+            query.conditions(),
+            {name: value for name, value in query.arguments().items() if value is not None},
+            _prefilter(query),
+            after,
+            lowest,
+            query.limit + 1,
+            (),
+            seconds,
+            PAGE_BYTES_MAX,
+        )
+        found = await self._found(pool, log, question, lambda month: _is_between(month, query, after, lowest))
+        events = [
+            (_cursor(one.key), ArchivedRow.of(one, leaf).event())
+            for one, leaf in await _with_leaves(pool, log, found.rows)
+            if not query.sealed or leaf == one.event_hash
+        ]
+        is_full = len(found.rows) > query.limit  # some of them may be left out, and there may be more after them
+        read_to = found.rows[-1].key if is_full else found.read_to
+        return ArchivedEvents(events, None if read_to == ALL_READ else _cursor(read_to))
+
+    async def find(self, pool: Pool, log: Log, event_id: UUID, seconds: float) -> "ArchivedRow | None":
+        """The event with this id, with all its columns, if it is in the archive alone; the one that the log has, if several have the id.
+
+        Most ids begin with a time, so the months around that are looked through first; statistics of other row groups rule them out, and
+        ids that are random are read of each. DatabaseBusy if there was no time for all months; else as read().
+        """
+        end = monotonic() + seconds
+        around = _months_around(event_id)
+        doubtful: ArchivedRow | None = None
+        for is_wanted in (around.__contains__, lambda month: month not in around):
             question = Question(
-                query.conditions(),
-                {name: value for name, value in query.arguments().items() if value is not None},
-                _prefilter(query),
-                after,
-                lowest,
-                query.limit + 1,
-                parts,
-                seconds,
-                PAGE_BYTES_MAX,
+                *(("event_id",), {"event_id": event_id}, "", None, ALL_READ, _SAME_ID_MAX, ()),
+                *(end - monotonic(), PAGE_BYTES_MAX, True),
             )
-            with suppress(_Gone):
-                found = await self._ask(question)
-                events = await _compared(pool, log, found.rows, is_sealed=query.sealed)
-                is_full = (
-                    len(found.rows) > query.limit
-                )  # some of them may be left out, and there may be more after them
-                read_to = found.rows[-1].key if is_full else found.read_to
-                return ArchivedEvents(events, None if read_to == ALL_READ else _cursor(read_to))
-        raise ArchiveAway
+            try:
+                found = await self._found(pool, log, question, is_wanted)
+            except DatabaseBusy:
+                raise _not_looked_through(event_id) from None
+            rows = [ArchivedRow.of(*one) for one in await _with_leaves(pool, log, found.rows)]
+            if (logged := next((one for one in rows if one.is_logged), None)) is not None:
+                return logged
+            doubtful = doubtful or next(iter(rows), None)
+            if found.read_to != ALL_READ:
+                raise _not_looked_through(event_id)
+        return doubtful
+
+    async def has_more(self, pool: Pool, log: Log) -> bool:
+        """Whether some events are in the archive alone, as the log records it."""
+        return bool(await self._parts(pool, log, lambda _: True))
 
     async def close(self) -> None:
         """End the process, if there is one; it has ended when this returns."""
@@ -150,31 +206,26 @@ class ArchiveReader:
         if process is not None:
             await process.wait()
 
-    async def _parts(
-        self, pool: Pool, log: Log, query: EventQuery, after: Key | None, lowest: Key
-    ) -> tuple[PartToRead, ...]:
-        """The parts with events that Postgres has no more, of the months between both keys and the query's times."""
+    async def _found(self, pool: Pool, log: Log, question: Question, is_wanted: Callable[[str], bool]) -> Found:
+        """The answer to `question`, asked of the parts of the wanted months."""
+        for _ in range(_TRIES):
+            parts = await self._parts(pool, log, is_wanted)
+            if not parts:
+                return Found([], ALL_READ)
+            with suppress(_Gone):
+                return await self._ask(question._replace(parts=parts))
+        raise ArchiveAway
+
+    async def _parts(self, pool: Pool, log: Log, is_wanted: Callable[[str], bool]) -> tuple[PartToRead, ...]:
+        """The parts with events that Postgres has no more, of the wanted months.
+
+        A removal of ten million events is ten thousand events of the log, which are read again only if there are others.
+        """
         async with driver_connection(pool) as connection, _snapshot(connection):
-            recorded = await read_parts(connection, log)
-            if not (in_time := [part for part in recorded if _is_between(part.month, query, after, lowest)]):
-                return ()
-            missing = (await read_evidence(connection, log)).missing
-            wanted = [(part, part.among(missing)) for part in in_time]
-            erasures = await read_erasures(connection, log) if any(positions for _, positions in wanted) else ()
-        return tuple(
-            PartToRead(
-                part.archive_id,
-                part.location,
-                part.manifest_sha256,
-                part.month,
-                part.log_id,
-                log.name_of(part.log_id),
-                positions,
-                Positions(one for erasure in part.pending(erasures) for one in erasure.positions.ranges),
-            )
-            for part, positions in wanted
-            if positions
-        )
+            version = log.id, *map(tuple, await connection.fetch(SQL["record_version"], list(RECORDS)))
+            if self._recorded is None or self._recorded[0] != version:
+                self._recorded = version, await _parts_to_read(connection, log)
+        return tuple(part for part in self._recorded[1] if is_wanted(part.month))
 
     async def _ask(self, question: Question) -> Found:
         async with self._turn:
@@ -245,6 +296,26 @@ def _refuse(refusal: Refusal) -> NoReturn:
     raise ArchiveDamaged(f"The archive is not as the log records it: {message}. `datastorage archive verify` has more.")
 
 
+async def _parts_to_read(connection: Connection, log: Log) -> tuple[PartToRead, ...]:
+    recorded = await read_parts(connection, log)
+    missing = (await read_evidence(connection, log)).missing if recorded else NO_POSITIONS
+    erasures = await read_erasures(connection, log) if missing else ()
+    return tuple(
+        PartToRead(
+            part.archive_id,
+            part.location,
+            part.manifest_sha256,
+            part.month,
+            part.log_id,
+            log.name_of(part.log_id),
+            positions,
+            Positions(one for erasure in part.pending(erasures) for one in erasure.positions.ranges),
+        )
+        for part in recorded
+        if (positions := part.among(missing))
+    )
+
+
 def _snapshot(connection: Connection) -> Any:
     return connection.transaction(isolation="repeatable_read", readonly=True)
 
@@ -261,20 +332,30 @@ def _is_between(month: str, query: EventQuery, after: Key | None, lowest: Key) -
     )
 
 
-async def _compared(
-    pool: Pool, log: Log, rows: Sequence[FoundRow], *, is_sealed: bool | None
-) -> list[tuple[Cursor, dict[str, Any]]]:
-    """The rows in the form of the answer; one that is not what the log has at its position is not sealed."""
+async def _with_leaves(pool: Pool, log: Log, rows: Sequence[FoundRow]) -> list[tuple[FoundRow, str | None]]:
+    """The rows, each with the leaf that the log has at its position."""
     places = [place_of(one.row["log_id"], one.row["log_index"]) for one in rows]
+    if not places:
+        return []
     async with driver_connection(pool) as connection:
-        leaves = await leaves_at(connection, log, places) if places else {}
-    events = []
-    for one, place in zip(rows, places, strict=True):
-        sealed = leaves.get(place) == one.event_hash
-        if sealed or not is_sealed:
-            event = archived_event(one.row | {"event_hash": one.event_hash, "sealed": sealed}, one.archive_id)
-            events.append((_cursor(one.key), event))
-    return events
+        leaves = await leaves_at(connection, log, places)
+    return [(one, leaves.get(place)) for one, place in zip(rows, places, strict=True)]
+
+
+def _months_around(event_id: UUID) -> frozenset[str]:
+    """The month of the time that an id begins with, if it begins with one, and those beside it: an event may be older than its id."""
+    try:
+        first = (_EPOCH + timedelta(milliseconds=event_id.int >> 80)).replace(day=1)
+        return frozenset(f"{first + timedelta(days=days):%Y-%m}" for days in (-1, 0, 31))
+    except OverflowError:
+        return frozenset()
+
+
+def _not_looked_through(event_id: UUID) -> DatabaseBusy:
+    return DatabaseBusy(
+        f"No answer in time: event {event_id} is not in Postgres, and not all of the archive could be looked through for it. Find it by "
+        "its correlation or its time with archive=include."
+    )
 
 
 def _prefilter(query: EventQuery) -> str:

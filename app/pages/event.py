@@ -11,12 +11,13 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.archived import find_archived
 from app.api.deadline import within_deadline
 from app.api.service import service_of
 from app.events.canonical import canonical, loads
 from app.pages.rendering import page
 from app.pages.text import indented
-from app.query.whole_event import WholeEvent, whole_event
+from app.query.whole_event import WholeEvent, whole_archived, whole_event
 
 router = APIRouter(include_in_schema=False)
 
@@ -58,6 +59,8 @@ async def event_page(request: Request, event_id: str) -> Response:
     except ValueError:
         return _no_event(request, event_id)
     found = await within_deadline(request, whole_event(service.engine, parsed, service.log))
+    if found is None and (archived := await within_deadline(request, find_archived(request, parsed))) is not None:
+        found = await within_deadline(request, whole_archived(service.engine, archived.row, service.log))
     if found is None:
         return _no_event(request, event_id)
     # In a thread: a payload can be megabytes, and others are waiting.
@@ -111,6 +114,8 @@ def marks_of(event: WholeEvent, now: datetime) -> Iterator[Mark]:
         yield Mark("unsealed", "bad", "Others inserted this row by SQL: it is in no log, and nothing proves it.")
     elif not event.is_logged:
         yield Mark("changed", "bad", "The row is not what the log has at its position.")
+    if (archive_id := row.get("archive_id")) is not None:
+        yield Mark("archived", "", f"It was removed from Postgres, and is in the part {archive_id} of the archive.")
     if event.rows > 1:
         yield Mark("shadowed", "bad", f"{event.rows} rows have this id; the one that the log has is shown.")
     if row["payload_commitment"] is not None:

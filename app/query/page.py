@@ -215,18 +215,17 @@ def _of_correlation_statement() -> Statement:
     )
 
 
-def archived_event(row: Mapping[str, Any], archive_id: UUID) -> dict[str, Any]:
-    """An event that is in the archive alone, from its columns there, with `event_hash` and `sealed`, in the form of the answer."""
-    link, parent_date = row["previous_event_hash"], row["parent_event_date"]
+def archived_event(row: Mapping[str, Any]) -> dict[str, Any]:
+    """An event that is in the archive alone, from its columns there, with `event_hash`, `sealed` and `archive_id`, in the form of the answer."""
+    parent_date = row["parent_event_date"]
     texts = {
         "timestamp": _postgres_text(row["event_timestamp"]),
         "event_date": row["event_timestamp"].date().isoformat(),
         "parent_event_date": parent_date and parent_date.isoformat(),
-        "previous_event_hash": None if link is None else link.hex(),
         "payload": row["event_data"],
     }
     held = dict.fromkeys(("legal_hold", "legal_hold_reason", "legal_hold_placed_by", "hold_placed_at"))
-    return _event(dict(row) | held | texts) | {"archive_id": str(archive_id)}
+    return _event(dict(row) | held | texts) | {"archive_id": str(row["archive_id"])}
 
 
 def _postgres_text(time: datetime) -> str:

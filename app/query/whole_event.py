@@ -1,7 +1,8 @@
 """One event with all that is stored about it: row, record, place in chain and log, its neighbours there."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -15,6 +16,7 @@ from app.events.record import Row, commitment_of, committed_jcs, is_logged, reco
 from app.sql import load
 
 SQL = load("reports")
+_NOT_ARCHIVED = ("hash_algorithm", "legal_hold", "legal_hold_reason", "legal_hold_placed_by", "held_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,16 @@ async def whole_event(engine: AsyncEngine, event_id: UUID, log: Log) -> WholeEve
         return _whole(row, log, len(rows), *await _neighbours(connection, row))
 
 
-async def _neighbours(connection: Connection, row: asyncpg.Record) -> tuple[Neighbours, Neighbours]:
+async def whole_archived(engine: AsyncEngine, row: Mapping[str, Any], log: Log) -> WholeEvent:
+    """The same of an event that is in the archive alone: `row` has the columns, with JSON that is canonical, `event_hash`, `leaf` and
+    `archive_id`. Its neighbours are those that Postgres has.
+    """
+    async with driver_connection(engine) as connection:
+        whole = dict.fromkeys(_NOT_ARCHIVED) | dict(row)
+        return _whole(whole, log, 1, *await _neighbours(connection, whole))
+
+
+async def _neighbours(connection: Connection, row: Row) -> tuple[Neighbours, Neighbours]:
     in_chain, in_log = list[asyncpg.Record](), list[asyncpg.Record]()
     chain_index, log_index = row["chain_index"], row["log_index"]
     if _has_neighbours(chain_index):
@@ -102,7 +113,7 @@ def _beside(rows: Sequence[asyncpg.Record], position: int | None) -> Neighbours:
     return Neighbours(None, None) if position is None else Neighbours(found.get(position - 1), found.get(position + 1))
 
 
-def _whole(row: asyncpg.Record, log: Log, rows: int, in_chain: Neighbours, in_log: Neighbours) -> WholeEvent:
+def _whole(row: Row, log: Log, rows: int, in_chain: Neighbours, in_log: Neighbours) -> WholeEvent:
     log_name = log.name_of(row["log_id"])
     content = record(row, log_name, commitment_of(row))
     committed = None if row["payload_commitment"] is not None else committed_jcs(row, stored=True)

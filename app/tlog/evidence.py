@@ -23,6 +23,8 @@ POLICY_SET, POLICY_REMOVED = "datastorage.policy.set", "datastorage.policy.remov
 ARCHIVED = "datastorage.archive.stored"
 FOUND, ACKNOWLEDGED = "datastorage.finding.recorded", "datastorage.finding.acknowledged"
 _REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)
+RECORDS = (*_REMOVALS, ARCHIVED)
+"""Types of the events that read_evidence() reads."""
 _ROWS_AT_ONCE = 4
 
 
@@ -92,7 +94,7 @@ async def read_evidence(connection: Connection, log: Log, correlation_ids: Seque
     `connection` is in a snapshot. Only self events are read, and a few at a time, whatever else their correlations contain.
     """
     recorded = _Recorded()
-    async for payload, row in read_self_events(connection, log, [*_REMOVALS, ARCHIVED], correlation_ids):
+    async for payload, row in read_self_events(connection, log, RECORDS, correlation_ids):
         recorded.add(payload, place_of(row["log_id"], row["log_index"]))
     return recorded.evidence()
 

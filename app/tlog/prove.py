@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from app.db import Connection, driver_connection, on_first_connections
 from app.errors import Conflict, NotFound, Unavailable
 from app.events.log import Log
-from app.events.record import commitment, committed_jcs, is_logged, record
+from app.events.record import Row, commitment, committed_jcs, is_logged, record
 from app.tlog import merkle
 from app.tlog.continued import Seam, read_seam
 from app.tlog.note import Checkpoint
@@ -65,11 +65,32 @@ async def prove_event(engine: AsyncEngine, event_id: UUID, log: Log, *, timestam
 
 async def prove(connection: Connection, event_id: UUID, log: Log, *, timestamped: bool = False) -> EventProof:
     """prove_event() on a connection."""
-    rows = await connection.fetch(SQL["rows_with_id"], event_id)
-    if not rows:
+    row = await _row(connection, event_id, log)
+    if row is None:
         raise NotFound(f"There is no event {event_id}.")
-    row = next((row for row in rows if is_logged(row, log)), rows[0]) if len(rows) > 1 else rows[0]
-    index, of_row, seam = row["log_index"], _log_of(row, log), None
+    return await _prove(connection, row, log, timestamped=timestamped)
+
+
+async def stored_row(engine: AsyncEngine, event_id: UUID, log: Log) -> Row | None:
+    """The row that prove_event() proves; None if there is none. NotFound when there is no checkpoint."""
+    async with driver_connection(engine) as connection:
+        await _published_checkpoint(connection, log)
+        return await _row(connection, event_id, log)
+
+
+async def prove_row(engine: AsyncEngine, row: Row, log: Log, *, timestamped: bool = False) -> EventProof:
+    """prove_event() of a row that was read before: one of stored_row(), or the same columns from elsewhere, with JSON that is canonical."""
+    async with driver_connection(engine) as connection:
+        return await _prove(connection, row, log, timestamped=timestamped)
+
+
+async def _row(connection: Connection, event_id: UUID, log: Log) -> asyncpg.Record | None:
+    rows = await connection.fetch(SQL["rows_with_id"], event_id)
+    return next((row for row in rows if is_logged(row, log)), rows[0]) if len(rows) > 1 else next(iter(rows), None)
+
+
+async def _prove(connection: Connection, row: Row, log: Log, *, timestamped: bool) -> EventProof:
+    event_id, index, of_row, seam = row["event_id"], row["log_index"], _log_of(row, log), None
     if of_row.is_open:
         size, note = await _published_checkpoint(connection, log)
     else:
@@ -96,7 +117,7 @@ async def prove(connection: Connection, event_id: UUID, log: Log, *, timestamped
     return EventProof(proof, row["payload_salt"], committed_object, token, through)
 
 
-def _log_of(row: asyncpg.Record, log: Log) -> Log:
+def _log_of(row: Row, log: Log) -> Log:
     """The log that a row says it is of, if that is one before `log`; else `log`."""
     log_id = row["log_id"]
     is_earlier = log_id is not None and 0 <= log_id < log.id
@@ -151,7 +172,7 @@ async def _published_checkpoint(connection: Connection, log: Log) -> tuple[int, 
     return row["size"], row["note"]
 
 
-def _record_and_committed(row: asyncpg.Record, log_name: str) -> tuple[bytes, bytes | None]:
+def _record_and_committed(row: Row, log_name: str) -> tuple[bytes, bytes | None]:
     """The record in JCS, and the committed object in JCS unless it was erased."""
     if row["payload_commitment"] is not None:
         return orjson.dumps(record(row, log_name, row["payload_commitment"])), None

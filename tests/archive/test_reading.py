@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.archive import reading, run
-from app.archive.matching import column_of, columns_for, is_on_payload
+from app.archive.matching import column_of, columns_for, id_bytes, is_on_payload
 from app.archive.question import Found, Question
 from app.archive.reading import ArchiveAway, ArchiveDamaged, ArchivedEvents, ArchiveReader
 from app.archive.table import ARROW_SCHEMA
@@ -350,13 +350,23 @@ async def test_erased(database_url: str, connection: Connection, tmp_path: Path,
         assert again["archive_id"] != shown["archive_id"]
 
 
-def _break_row(folder: Path) -> None:
+def break_row(folder: Path) -> None:
     """One other actor, and the file as long as it was."""
+    change_file(folder, "actor_id", None, "y")
+
+
+def change_file(folder: Path, column: str, correlation_id: str | None, value: Any) -> None:
+    """Another value in the first row of a file, or the first one of a correlation, and the file as long as it was."""
     path = folder / "events-0.parquet"
     table, size = pq.read_table(path), path.stat().st_size
-    number = table.schema.get_field_index("actor_id")
-    changed = ["y", *table.column("actor_id").to_pylist()[1:]]
-    table = table.set_column(number, ARROW_SCHEMA.field(number), pa.array(changed, ARROW_SCHEMA.field(number).type))
+    row = 0 if correlation_id is None else table.column("correlation_id").to_pylist().index(correlation_id)
+    number = table.schema.get_field_index(column)
+    field = ARROW_SCHEMA.field(number)
+    is_id = isinstance(field.type, pa.BaseExtensionType)
+    values = id_bytes(table.column(column)).to_pylist()
+    values[row] = value
+    changed = pa.array(values, field.type.storage_type if is_id else field.type)
+    table = table.set_column(number, field, pa.ExtensionArray.from_storage(field.type, changed) if is_id else changed)
     pq.write_table(table.cast(ARROW_SCHEMA), path, store_schema=False, write_statistics=False, compression="zstd")
     content = path.read_bytes()
     footer = int.from_bytes(content[-8:-4], "little") + 8
@@ -432,7 +442,7 @@ async def test_damaged(database_url: str, connection: Connection, tmp_path: Path
                 await read(EventQuery())
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(copy, folder)
-    _break_row(folder)
+    break_row(folder)
     async with reader_of(settings) as read:
         found = [event for _, event in (await read(EventQuery(limit=1000))).events]
         assert len(found) == 120
