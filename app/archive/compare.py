@@ -11,11 +11,13 @@ import pyarrow as pa
 
 from app.archive.check import Checker, PartResult, check_chain, check_manifest
 from app.archive.recorded import (
+    ExpiredPart,
+    Recorded,
     RecordedPart,
-    metadata_ids,
     places_in_no_part,
     read_erasures,
     read_parts,
+    read_recorded,
     removed_positions,
 )
 from app.archive.session import stale_metadata
@@ -46,10 +48,14 @@ class ArchiveResult:
     pending: list[tuple[RecordedPart, Positions]] = field(default_factory=list)
     """Parts of which something was erased since: its content is in the archive until the next run."""
     undeleted: list[str] = field(default_factory=list)
-    """Parts that were replaced since something of them was erased, and whose files are to be deleted: where they are."""
+    """Parts that were replaced since something of them was erased, or that have expired, and whose files are to be deleted: where they are."""
     unknown: list[str] = field(default_factory=list)
     """Folders with files of no part that the log records or a run has begun. Erasures do not reach them."""
     table_problems: list[str] = field(default_factory=list)
+    expired: list[ExpiredPart] = field(default_factory=list)
+    """Those that are not there any more, as the log records it."""
+    expired_problems: list[str] = field(default_factory=list)
+    """What is there of them all the same."""
     removed: dict[UUID, int] = field(default_factory=dict)
     """By part, how many of its events Postgres has no longer, if any."""
     in_no_part: int = 0
@@ -58,7 +64,7 @@ class ArchiveResult:
     @property
     def problem_count(self) -> int:
         of_parts = sum(result.problem_count for _, result in self.parts)
-        return len(self.table_problems) + of_parts + (self.in_no_part > 0)
+        return len(self.table_problems) + len(self.expired_problems) + of_parts + (self.in_no_part > 0)
 
 
 async def list_removed(settings: Settings) -> dict[UUID, Positions]:
@@ -73,12 +79,17 @@ async def list_removed(settings: Settings) -> dict[UUID, Positions]:
 
 
 async def list_parts(settings: Settings) -> list[RecordedPart]:
-    """The parts that the log records."""
+    """The parts that are there, as the log records them."""
+    return (await list_recorded(settings)).parts
+
+
+async def list_recorded(settings: Settings) -> Recorded:
+    """The parts that the log records, also those that have expired."""
     connection = await connect_archive(settings)
     try:
         log = await read_open_log(connection, settings)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            return await read_parts(connection, log)
+            return await read_recorded(connection, log)
     finally:
         await connection.close()
 
@@ -95,15 +106,17 @@ async def verify_archive(
     try:
         log = await read_open_log(connection, settings)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            parts = await read_parts(connection, log)
+            recorded = await read_recorded(connection, log)
             erasures = await read_erasures(connection, log)
             archived = (await read_evidence(connection, log)).archived
             state = await _state(connection)
     finally:
         await connection.close()
     every = list({str(key): key for one in log.and_earlier() for key in keys_of(one, keys)}.values())
+    parts = recorded.parts
     removed = removed_positions(parts, archived)
     result = ArchiveResult(
+        expired=recorded.expired,
         removed={archive_id: positions.size for archive_id, positions in removed.items()},
         in_no_part=places_in_no_part(parts, archived).size,
     )
@@ -111,10 +124,11 @@ async def verify_archive(
         parts = [part for part in parts if part.archive_id in removed]
     try:
         _check_parts(result, storage, parts, every, _chosen(len(parts), depth))
+        _check_previous(result)
         if not only_removed:
             result.table_problems += _table_problems(storage, state.pointer, [one for _, one in result.parts])
-            _check_replaced(result, storage, parts, state.attempts)
-            unknown = _unknown_folders(storage, parts, state.attempts)
+            _check_former(result, storage, recorded, state.attempts)
+            unknown = _unknown_folders(storage, recorded, state.attempts)
             if unknown and await _read_state(settings) == state:  # else they may be what a run has begun meanwhile
                 result.unknown = unknown
     except (OSError, pa.ArrowException) as error:
@@ -154,31 +168,54 @@ async def _read_state(settings: Settings) -> _State:
         await connection.close()
 
 
-def _unknown_folders(storage: Storage, parts: Sequence[RecordedPart], attempts: dict[UUID, str]) -> list[str]:
+def _unknown_folders(storage: Storage, recorded: Recorded, attempts: dict[UUID, str]) -> list[str]:
     """The folders of parts that are neither recorded, nor replaced, nor begun: where they are."""
-    known = {part.location for part in parts} | {*attempts.values()}
-    known |= {former.location for part in parts for former in part.replaced}
+    known = {part.location for part in recorded.every} | {*attempts.values()}
+    known |= {former.location for part in recorded.every for former in part.replaced}
     return sorted({storage.location(name.rpartition("/")[0]) for name in storage.names(PARTS)} - known)
 
 
-def _check_replaced(
-    result: ArchiveResult, storage: Storage, parts: Sequence[RecordedPart], attempts: dict[UUID, str]
-) -> None:
-    """Of parts that were replaced, and of the table as it was with them, nothing may be there, unless it is still to be deleted."""
-    result.undeleted = [
-        attempts[one.archive_id] for part in parts for one in part.replaced if one.archive_id in attempts
-    ]
+def _check_former(result: ArchiveResult, storage: Storage, recorded: Recorded, attempts: dict[UUID, str]) -> None:
+    """Of parts that were replaced or have expired, and of the table as it was with them, nothing may be there, unless it is still to be deleted."""
+    result.undeleted = [location for archive_id, location in attempts.items() if archive_id in recorded.former_ids]
+
+    def is_there(archive_id: UUID, location: str) -> bool:
+        folder = storage.name_of(location)
+        return folder is not None and archive_id not in attempts and bool(storage.names(folder))
+
     for part, one in result.parts:
         for former in part.replaced:
-            folder = storage.name_of(former.location)
-            if folder is not None and former.archive_id not in attempts and storage.names(folder):
+            if is_there(former.archive_id, former.location):
                 one.add(
                     f"inserted: files of the part {former.archive_id}, which this one has replaced, are there again"
                 )
-    kept = metadata_ids(parts)
+    for expired in (one.part for one in recorded.expired):
+        folders = {expired.archive_id: expired.location}
+        folders |= {former.archive_id: former.location for former in expired.replaced}
+        result.expired_problems += [
+            f"inserted: files of the part {archive_id} of {expired.month}, which has expired, are there again"
+            for archive_id, location in folders.items()
+            if is_there(archive_id, location)
+        ]
+    kept = recorded.metadata_ids()
     if kept is not None and not result.undeleted:
         for name in stale_metadata(storage, [*kept, *attempts]):
-            result.table_problems.append(f"inserted: {name} is of the table before a part was replaced")
+            result.table_problems.append(f"inserted: {name} is of the table before a part was replaced, or has expired")
+
+
+def _check_previous(result: ArchiveResult) -> None:
+    """A part that names one before it that has expired has to name the manifest that the log records of it."""
+    recorded = {one.part.archive_id: one.part.manifest_sha256 for one in result.expired}
+    recorded |= {former.archive_id: former.manifest_sha256 for one in result.expired for former in one.part.replaced}
+    for _, one in result.parts:
+        previous = one.manifest.previous if one.manifest is not None else None
+        if (
+            previous is not None
+            and recorded.get(previous.archive_id, previous.manifest_sha256) != previous.manifest_sha256
+        ):
+            one.add(
+                f"edited: the log records another manifest of the part {previous.archive_id}, which has expired, than this part names"
+            )
 
 
 def _chosen(count: int, depth: Depth) -> set[int]:

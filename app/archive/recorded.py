@@ -1,8 +1,9 @@
-"""What the log records of the archive: its parts, and what was erased of them since."""
+"""What the log records of the archive: its parts, what was erased of them since, and which of them have expired."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from app.db import Connection, connect
@@ -12,7 +13,7 @@ from app.events.positions import NO_POSITIONS, Positions
 from app.retention.logged import read_open_log
 from app.settings import Settings
 from app.tlog.continued import newest_log
-from app.tlog.evidence import ARCHIVED, ERASED, read_evidence, read_self_events
+from app.tlog.evidence import ARCHIVED, ERASED, EXPIRED, read_evidence, read_self_events
 from app.verify.snapshot import SQL as VERIFY
 
 
@@ -60,6 +61,8 @@ class RecordedPart:
     recorded_at: datetime
     replaced: tuple[FormerPart, ...] = ()
     """Those that were there before it, the first one first."""
+    first_place: int = 0
+    """Of the first event of the first one of them; else its own."""
 
     def pending(self, erasures: Sequence[RecordedErasure]) -> list[RecordedErasure]:
         """What was erased of it since it was recorded: the content is still in it. Only its own positions.
@@ -83,17 +86,101 @@ class RecordedPart:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class ExpiredPart:
+    """A part that was over, and is not in the archive any more."""
+
+    part: RecordedPart
+    expiry_id: UUID
+    """It is in the names of the table's files that were written then."""
+    positions: Positions
+    """Of the events that are purged by it; the other ones of the part have rows."""
+    place: int
+    """Of the first event that says so."""
+    recorded_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """All parts that there were, in the order in which they were archived first."""
+
+    parts: list[RecordedPart]
+    """Those that are there."""
+    expired: list[ExpiredPart]
+
+    @property
+    def every(self) -> list[RecordedPart]:
+        """Both."""
+        return sorted([*self.parts, *(one.part for one in self.expired)], key=lambda part: part.first_place)
+
+    @property
+    def former_ids(self) -> set[UUID]:
+        """The ids of parts whose files are to be deleted: they have expired, or others have replaced them."""
+        return {one.archive_id for part in self.every for one in part.replaced} | {
+            one.part.archive_id for one in self.expired
+        }
+
+    def metadata_ids(self) -> list[UUID] | None:
+        """In the names of the table's files: the part that replaced another last, or the last expiry, and the parts after it. None if there was neither.
+
+        Both write the whole table anew: the snapshots before list the smallest and the largest values of what was erased, or has expired.
+        """
+        writers = [(part.place, part.archive_id) for part in self.parts]
+        writers += [(one.place, one.expiry_id) for one in self.expired]
+        anew = [part.place for part in self.every if part.replaced] + [one.place for one in self.expired]
+        return [one for place, one in sorted(writers) if place >= max(anew)] if anew else None
+
+
 async def read_parts(connection: Connection, log: Log) -> list[RecordedPart]:
-    """The parts that `log` and those before it record, in the order in which they were archived first. `connection` is in a snapshot."""
+    """The parts that are there, as `log` and those before it record them. `connection` is in a snapshot."""
+    return (await read_recorded(connection, log)).parts
+
+
+async def read_recorded(connection: Connection, log: Log) -> Recorded:
+    """The parts that `log` and those before it record. `connection` is in a snapshot."""
     events = [
         (place_of(row["log_id"], row["log_index"]), payload, row["recorded_at"])
-        async for payload, row in read_self_events(connection, log, [ARCHIVED])
+        async for payload, row in read_self_events(connection, log, [ARCHIVED, EXPIRED])
     ]
+    events.sort(key=lambda one: one[0])
+    every = _parts_of([one for one in events if one[1]["event_type"] == ARCHIVED])
+    expired = _expired_of([one for one in events if one[1]["event_type"] == EXPIRED], every)
+    gone = {one.part.archive_id for one in expired}
+    return Recorded([part for part in every if part.archive_id not in gone], expired)
+
+
+_Event = tuple[int, dict[str, Any], datetime]
+"""Place, payload, and when it was recorded."""
+
+
+def _expired_of(events: Sequence[_Event], parts: Sequence[RecordedPart]) -> list[ExpiredPart]:
+    """What has expired. An event that names a part otherwise than it is recorded says nothing; verification names it."""
+    by_id = {str(part.archive_id): part for part in parts}
+    expired: dict[str, ExpiredPart] = {}
+    for place, payload, recorded_at in events:
+        part, positions = by_id.get(payload["archive_id"]), Positions.parse(payload["positions"])
+        if (
+            part is None
+            or (part.manifest_sha256, part.log_id) != (payload["manifest_sha256"], payload["log_id"])
+            or place < part.place
+            or positions.without(part.positions)
+        ):
+            continue
+        one = expired.setdefault(
+            payload["archive_id"],
+            ExpiredPart(part, UUID(payload["expiry_id"]), NO_POSITIONS, place, recorded_at),
+        )
+        both = Positions([*one.positions.ranges, *positions.ranges])
+        expired[payload["archive_id"]] = replace(one, positions=both)
+    return list(expired.values())
+
+
+def _parts_of(events: Sequence[_Event]) -> list[RecordedPart]:
     parts: dict[str, RecordedPart] = {}
     """By the id of the part that was archived first."""
     first_ids: dict[str, str] = {}
-    for place, payload, recorded_at in sorted(events, key=lambda one: one[0]):
-        log_id, archive_id = payload["log_id"], payload["archive_id"]
+    for place, payload, recorded_at in events:
+        log_id, archive_id = payload["log_id"], str(payload["archive_id"])
         end = min(place - place_of(log_id, 0), LOG_POSITIONS)  # an event says nothing about what comes after it
         positions = Positions(Positions.parse(payload["positions"]).within(0, end)) if end > 0 else NO_POSITIONS
         first_id = first_ids.setdefault(archive_id, first_ids.get(payload.get("replaces", ""), archive_id))
@@ -110,6 +197,7 @@ async def read_parts(connection: Connection, log: Log) -> list[RecordedPart]:
             place if same is None else same.place,
             recorded_at,
             _replaced(before) if same is None else same.replaced,
+            place if before is None else before.first_place,
         )
     return list(parts.values())
 
@@ -176,12 +264,3 @@ def places_in_no_part(parts: Sequence[RecordedPart], archived: Positions) -> Pos
     """Those of the places `archived` that no part has any more: one that was recorded in place of theirs has less."""
     starts = [(place_of(part.log_id, 0), part.positions.ranges) for part in parts]
     return archived.without(Positions((start + a, start + b) for start, ranges in starts for a, b in ranges))
-
-
-def metadata_ids(parts: Sequence[RecordedPart]) -> list[UUID] | None:
-    """The parts whose metadata the table has: the one that replaced another last, and those after it. None if none was replaced.
-
-    A replacement writes the whole table anew, since the snapshots before it list the smallest and the largest values that were erased.
-    """
-    last = max((part.place for part in parts if part.replaced), default=None)
-    return None if last is None else [part.archive_id for part in parts if part.place >= last]

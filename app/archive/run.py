@@ -1,7 +1,7 @@
 """A run of the archive: what is due is written in parts, each read back and verified before the log records it.
 
 What a run has begun and not recorded is deleted by the next one. First it has erasures reach the archive; last, if that is asked for,
-it removes from Postgres what is archived.
+it removes from Postgres what is archived, and deletes the parts that have expired.
 """
 
 import asyncio
@@ -13,8 +13,16 @@ from uuid import uuid4
 import pyarrow as pa
 
 from app.archive.erasing import erase_parts
+from app.archive.expiring import Expiries, Outlook, expire, outlook
 from app.archive.manifest import PartManifest, PreviousPart
-from app.archive.recorded import RecordedErasure, RecordedPart, archived_positions, read_erasures, read_parts
+from app.archive.recorded import (
+    Recorded,
+    RecordedErasure,
+    RecordedPart,
+    archived_positions,
+    read_erasures,
+    read_recorded,
+)
 from app.archive.removing import Removal, remove_archived
 from app.archive.session import (
     ArchiveSession,
@@ -82,20 +90,31 @@ class ArchiveRun:
     """Why what was erased is in the archive still: of each part that could not be written again, or not be deleted."""
     removal: Removal | None = None
     """What was removed from Postgres; None if that was not asked for."""
+    expiries: Expiries | None = None
+    """What has expired; None if that was not asked for."""
 
 
 async def plan(settings: Settings, now: datetime, selection: Selection) -> list[DueMonth]:
     """What a run would find. Changes nothing, and does not wait for other runs."""
     async with open_session(settings, now, selection) as session, snapshot(session.connection):
-        parts = await read_parts(session.connection, session.open_log)
+        recorded = await read_recorded(session.connection, session.open_log)
         erasures = await read_erasures(session.connection, session.open_log)
         months = [row["month"] for row in await session.connection.fetch(SQL["months"])]
         return [
-            await _due_month(session, parts, erasures, one, month)
+            await _due_month(session, recorded, erasures, one, month)
             for month in months
             for one in session.open_log.and_earlier()
             if selection.month in {None, month}
         ]
+
+
+async def plan_expiry(settings: Settings, now: datetime, selection: Selection) -> list[Outlook]:
+    """Which parts would expire, and which not before when. Reads columns of all files; changes nothing. StorageAway when the storage fails."""
+    async with open_session(settings, now, selection) as session:
+        try:
+            return [one async for one in outlook(session, settings, now)]
+        except (OSError, pa.ArrowException) as error:
+            raise StorageAway("The archive's storage could not be read to the end.") from error
 
 
 async def run(
@@ -108,7 +127,7 @@ async def run(
 ) -> ArchiveRun:
     """Delete what an interrupted run has left, have erasures reach the archive, then archive what is due at `now`, part by part.
 
-    Then remove from Postgres what is archived, if `selection` says so.
+    Then remove from Postgres what is archived, and delete the parts of which every event is over, if `selection` says so.
 
     Fatal when another run is under way, no key signs, or what was written cannot be verified; StorageAway when the storage fails.
     """
@@ -129,6 +148,8 @@ async def run(
                         await _archive_month(session, key, one, row["month"], result)
             if selection.remove:
                 result.removal = await remove_archived(session, settings, now, key)
+            if selection.expire:
+                result.expiries = await expire(session, settings, now, key)
         except (OSError, pa.ArrowException) as error:
             raise StorageAway("The archive's storage failed; the next run goes on.") from error
         result.pending += [
@@ -168,12 +189,12 @@ async def _positions(connection: Connection, one: Log, first: date, end: date, s
 
 
 async def _due_month(
-    session: ArchiveSession, parts: Sequence[RecordedPart], erasures: Sequence[RecordedErasure], one: Log, month: date
+    session: ArchiveSession, recorded: Recorded, erasures: Sequence[RecordedErasure], one: Log, month: date
 ) -> DueMonth:
     connection, end = session.connection, _month_end(month)
     signed = await _checkpoint(connection, one)
     size = 0 if signed is None else signed[0]
-    archived = archived_positions(parts, one.id)
+    archived = archived_positions(recorded.every, one.id)
     every = await _positions(connection, one, month, end, _SIZE_MAX)
     old = (await _positions(connection, one, month, _due_end(session, month), _SIZE_MAX)).without(archived)
     due = Positions(old.within(0, size))
@@ -190,7 +211,7 @@ async def _due_month(
         unsealed=unsealed,
         erased=sum(
             erasure.positions.size
-            for part in parts
+            for part in recorded.parts
             if (part.month, part.log_id) == (f"{month:%Y-%m}", one.id)
             for erasure in part.pending(erasures)
         ),
@@ -225,7 +246,7 @@ async def _next_due(session: ArchiveSession, one: Log, month: date) -> Due | Non
     async with snapshot(connection):
         signed = await _checkpoint(connection, one)
         positions = await _positions(connection, one, month, end, 0 if signed is None else signed[0])
-        archived = archived_positions(await read_parts(connection, session.open_log), one.id)
+        archived = archived_positions((await read_recorded(connection, session.open_log)).every, one.id)
     tried = session.tried.get((one.id, month), Positions())
     due = positions.without(archived).without(tried)
     return Due(one, month, end, _first(due, session.selection.part_events)) if due else None
@@ -266,7 +287,7 @@ async def _archive_part(session: ArchiveSession, key: SigningKey, due: Due, resu
             progress.add,
             session.on_step,
         )
-        parts = await read_parts(connection, session.open_log)
+        parts = (await read_recorded(connection, session.open_log)).every
         written = await writer.write(key.of(due.log), await _previous(connection, parts, due.log))
     result.left.extend(written.left)
     if written.manifest is None:

@@ -14,7 +14,7 @@ from uuid import UUID
 from app.archive.check import Checker, PartResult
 from app.archive.manifest import open_manifest
 from app.archive.part_files import MANIFEST_NAME
-from app.archive.recorded import RecordedPart, metadata_ids, read_parts
+from app.archive.recorded import Recorded, RecordedPart, read_recorded
 from app.archive.storage import METADATA, PARTS, Storage, archive_storage
 from app.archive.table import ArchiveTable
 from app.archive.versions import FilesStay, delete_versions
@@ -48,6 +48,8 @@ class Selection:
     """Most events of a part."""
     remove: bool = False
     """Whether what is archived is then removed from Postgres."""
+    expire: bool = False
+    """Whether parts whose events are over are then deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Progress:
 
     month: str
     stage: str
-    """`writing`, `erasing`, `verifying` or `removing`."""
+    """`writing`, `erasing`, `verifying`, `removing` or `expiring`."""
     done: int
     total: int
     """Events."""
@@ -127,54 +129,61 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
 
 
 async def delete_attempts(session: ArchiveSession) -> int:
-    """Delete what runs have begun and not recorded, and the files of parts that others have replaced. How many were begun.
+    """Delete what runs have begun and not recorded, and the files of parts that others have replaced or that have expired. How many were begun.
 
-    What is in another archive than this one stays there. So do files of replaced parts that the storage keeps; OSError for all others.
+    What is in another archive than this one stays there. So do files of such parts that the storage keeps; OSError for all others.
     And what may be the only copy of events: whoever may write rows of archive_attempts, or restores an earlier Postgres, has nothing
     of that deleted.
     """
     deleted = 0
     async with snapshot(session.connection):
-        parts = await read_parts(session.connection, session.open_log)
+        recorded = await read_recorded(session.connection, session.open_log)
         attempts = await session.connection.fetch(SQL["attempts"])
-    replaced = {one.archive_id for part in parts for one in part.replaced}
+    former, written_by = recorded.former_ids, recorded.metadata_ids() or []
     for attempt in attempts:
         archive_id, folder = attempt["archive_id"], session.storage.name_of(attempt["location"])
         if folder is None:
             log.warning("an attempt of another archive stays", extra={"location": attempt["location"]})
-            if archive_id in replaced:
+            if archive_id in former:
                 session.undeleted[archive_id] = f"it is at {attempt['location']}, not in this archive"
             continue
-        if (why := await asyncio.to_thread(_why_kept, session.storage, folder, archive_id, parts)) is not None:
+        if (why := await asyncio.to_thread(_why_kept, session.storage, folder, archive_id, recorded)) is not None:
             session.undeleted[archive_id] = why
             continue
         async with session.connection.transaction():
             if await session.connection.fetchval(SQL["lock_attempt"], archive_id) is None:
                 continue  # a transaction that was still open has ended it
             try:
-                if archive_id in replaced:
-                    await asyncio.to_thread(_delete_replaced, session.storage, folder, metadata_ids(parts) or [])
+                if archive_id in former:
+                    await asyncio.to_thread(_delete_former, session.storage, folder, written_by)
                 else:
                     await asyncio.to_thread(_delete_files, session.storage, folder, archive_id)
             except OSError as error:
-                if archive_id not in replaced and not isinstance(error, FilesStay):
+                if archive_id not in former and not isinstance(error, FilesStay):
                     raise
                 session.undeleted[archive_id] = str(error)
                 continue
-            session.on_step("replaced deleted" if archive_id in replaced else "attempt deleted")
+            session.on_step(_deleted(archive_id, recorded))
             await session.connection.execute(SQL["end_attempt"], archive_id)
             session.undeleted.pop(archive_id, None)
-            deleted += archive_id not in replaced
+            deleted += archive_id not in former
     return deleted
 
 
-def _why_kept(storage: Storage, folder: str, archive_id: UUID, parts: Sequence[RecordedPart]) -> str | None:
+def _deleted(archive_id: UUID, recorded: Recorded) -> str:
+    """The step that has deleted something begun."""
+    if archive_id in {one.part.archive_id for one in recorded.expired}:
+        return "expired deleted"
+    return "replaced deleted" if archive_id in recorded.former_ids else "attempt deleted"
+
+
+def _why_kept(storage: Storage, folder: str, archive_id: UUID, every: Recorded) -> str | None:
     """Why a folder may be the only copy of events that the log records; None if it is not."""
     if PurePosixPath(folder).parent.parent.parent != PurePosixPath(PARTS) or PurePosixPath(folder).name != str(
         archive_id
     ):
         return f"{folder} is not its folder"
-    recorded = {part.archive_id: part for part in parts}
+    recorded = {part.archive_id: part for part in every.parts}
     if archive_id in recorded:
         return "the log records it"
     try:
@@ -203,8 +212,8 @@ def _delete_files(storage: Storage, folder: str, archive_id: UUID) -> None:
     _delete(storage, folder, lambda name: str(archive_id) in name)
 
 
-def _delete_replaced(storage: Storage, folder: str, written_by: Sequence[UUID]) -> None:
-    """The files of a part, and the metadata of all snapshots that were before it was replaced: they have the bounds of its columns."""
+def _delete_former(storage: Storage, folder: str, written_by: Sequence[UUID]) -> None:
+    """The files of a part, and the metadata of all snapshots from before it was replaced or expired: they have the bounds of its columns."""
     _delete(storage, folder, lambda name: _is_stale(name, written_by))
 
 

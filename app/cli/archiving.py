@@ -20,6 +20,7 @@ from app.terminal import visible
 if TYPE_CHECKING:
     from app.archive.check import PartResult
     from app.archive.compare import ArchiveResult, Depth
+    from app.archive.expiring import Expiries, Outlook
     from app.archive.removing import Removal
     from app.archive.session import Progress, Selection
     from app.settings import Settings
@@ -34,17 +35,27 @@ def add(commands: Commands) -> None:
     acts = add_group(commands, "archive", "copy months to the archive, verified, and look at it")
     plan = acts.add_parser("plan", help="show what a run would archive; changes nothing")
     output.add_output(plan)
+    plan.add_argument(
+        "--expire",
+        action="store_true",
+        help="show part by part what would expire, and when; reads all files of the archive",
+    )
     plan.set_defaults(run=_plan)
     run = acts.add_parser("run", help="archive what is past archive_after_days, and remove it from Postgres if told to")
     run.description = (
         "First it writes each part again of which something was erased since. "
         "Exit code 1: rows that are not as the log has them were not archived, or erased events are still there, or something was not removed "
-        "that could not be verified, or that a sink has yet to be sent; the rest was done."
+        "that could not be verified, or that a sink has yet to be sent, or a part that is over is not as the log records it; the rest was done."
     )
     run.add_argument(
         "--remove",
         action="store_true",
         help="remove from Postgres the archived events that nothing holds, once their files were read again and verified",
+    )
+    run.add_argument(
+        "--expire",
+        action="store_true",
+        help="delete the parts of which every event is over, as `retention run` would purge it, and nothing is held; then they are purged",
     )
     run.set_defaults(run=_run)
     for command in (plan, run):
@@ -110,7 +121,8 @@ def needing_extra() -> Iterator[None]:
 def _selection(arguments: argparse.Namespace) -> "Selection":
     from app.archive.session import Selection
 
-    return Selection(arguments.month, arguments.partial, remove=getattr(arguments, "remove", False))
+    remove = getattr(arguments, "remove", False)
+    return Selection(arguments.month, arguments.partial, remove=remove, expire=arguments.expire)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -121,6 +133,10 @@ def _plan(arguments: argparse.Namespace) -> None:
         from app.archive import run
     from app.cli.database import settings_for_removal
 
+    if arguments.expire:
+        found = asyncio.run(run.plan_expiry(settings_for_removal(), datetime.now(UTC), _selection(arguments)))
+        _print_outlook(arguments, found)
+        return
     months = asyncio.run(run.plan(settings_for_removal(), datetime.now(UTC), _selection(arguments)))
     rows = [
         {"month": f"{one.month:%Y-%m}", "log": one.log.name, "events": one.events, "archived": one.archived}
@@ -136,6 +152,39 @@ def _plan(arguments: argparse.Namespace) -> None:
         else:
             head = ["month", "log", "events", "archived", "due", "not signed", "not due", "unsealed", "erased since"]
             out.table(head, [[str(cell) for cell in row.values()] for row in rows])
+
+
+def _print_outlook(arguments: argparse.Namespace, found: "Iterable[Outlook]") -> None:
+    rows = [
+        {"month": one.part.month, "log_id": one.part.log_id, "archive_id": str(one.part.archive_id)}
+        | {"events": one.part.positions.size, "expires": one.is_due, "not_over": one.judged.not_over}
+        | {"until": None if one.until is None else f"{one.until:%Y-%m-%dT%H:%M:%SZ}"}
+        | {"held": one.judged.held, "holds": sorted(one.judged.holds), "never_purged": len(one.judged.without_end)}
+        | {"in_postgres": one.in_postgres, "problem": one.problem}
+        for one in found
+    ]
+    with output.shown(arguments) as out:
+        if out.is_json:
+            for row in rows:
+                out.record(row)
+            return
+        head = [
+            "month",
+            "log",
+            "events",
+            "expires",
+            "not over",
+            "until",
+            "held",
+            "in postgres",
+            "never purged",
+            "part",
+            "problem",
+        ]
+        names = ("month", "log_id", "events", "expires", "not_over", "until", "held", "in_postgres", "never_purged", "archive_id", "problem")  # fmt: skip
+        words = {"True": "yes", "False": "no", "None": ""}
+        cells = [[str(row[name]) for name in names] for row in rows]
+        out.table(head, [[words.get(cell, cell) for cell in row] for row in cells])
 
 
 def _run(arguments: argparse.Namespace) -> Exit:
@@ -163,13 +212,14 @@ def _run(arguments: argparse.Namespace) -> Exit:
     if not done.parts and not done.rewritten:
         print("Nothing was due.")
     is_removed = done.removal is None or _print_removal(done.removal)
+    is_expired = done.expiries is None or _print_expiries(done.expiries)
     for why in done.pending:
         print(visible(f"Not done: {why}."), file=sys.stderr)
     for defect in done.left.listed:
         print(visible(f"Not archived: {defect.message} (position {defect.position})."), file=sys.stderr)
     if done.left.count:
         print(f"{done.left.count} defect(s): `datastorage verify` has more.", file=sys.stderr)
-    return Exit.DEFECT if done.left.count or done.pending or not is_removed else Exit.AS_ASKED
+    return Exit.DEFECT if done.left.count or done.pending or not is_removed or not is_expired else Exit.AS_ASKED
 
 
 def _print_removal(removal: "Removal") -> bool:
@@ -182,6 +232,23 @@ def _print_removal(removal: "Removal") -> bool:
     reasons += [f"Not removed: {defect.message} (position {defect.position})" for defect in removal.left.listed]
     reasons += [difference.message for difference in removal.differences]
     reasons += [sink.message for sink in removal.held_back_by]
+    for reason in reasons:
+        print(visible(f"{reason}."), file=sys.stderr)
+    return not reasons
+
+
+def _print_expiries(expiries: "Expiries") -> bool:
+    """Print what of the archive has expired. Whether nothing stayed that should not."""
+    for one in expiries.expired:
+        text = f"{one.part.month}: part {one.part.archive_id} has expired, its {one.events} events are purged"
+        kept = one.part.positions.size - one.events
+        print(visible(f"{text}; {kept} of it are never purged, and stay in Postgres." if kept else f"{text}."))
+    for why in expiries.waiting:
+        print(visible(f"Not yet: {why}."))
+    if not expiries.expired and not expiries.waiting:
+        print("Nothing of the archive has expired.")
+    reasons = [f"Not done: {why}" for why in expiries.refused]
+    reasons += [difference.message for difference in expiries.differences]
     for reason in reasons:
         print(visible(f"{reason}."), file=sys.stderr)
     return not reasons
@@ -216,28 +283,29 @@ def _list(arguments: argparse.Namespace) -> None:
     import asyncio
 
     with needing_extra():
-        from app.archive.compare import list_parts, list_removed
+        from app.archive.compare import list_recorded, list_removed
     from app.cli.database import settings_for_removal
 
     settings = settings_for_removal()
-    parts, removed = asyncio.run(list_parts(settings)), asyncio.run(list_removed(settings))
+    recorded, removed = asyncio.run(list_recorded(settings)), asyncio.run(list_removed(settings))
+    expired = {one.part.archive_id: f"{one.recorded_at:%Y-%m-%dT%H:%M:%SZ}" for one in recorded.expired}
     rows = [
         {"month": one.month, "log_id": one.log_id, "events": one.positions.size}
         | {"removed": removed[one.archive_id].size if one.archive_id in removed else 0}
-        | {"archived_at": f"{one.recorded_at:%Y-%m-%dT%H:%M:%SZ}", "archive_id": str(one.archive_id)}
-        | {"replaces": [str(former.archive_id) for former in one.replaced]}
+        | {"archived_at": f"{one.recorded_at:%Y-%m-%dT%H:%M:%SZ}", "expired_at": expired.get(one.archive_id)}
+        | {"archive_id": str(one.archive_id), "replaces": [str(former.archive_id) for former in one.replaced]}
         | {"location": one.location, "manifest_sha256": one.manifest_sha256}
-        for one in parts
+        for one in recorded.every
     ]
     with output.shown(arguments) as out:
         if out.is_json:
             for row in rows:
                 out.record(row)
         else:
-            names = ("month", "log_id", "events", "removed", "archived_at", "location")
+            names = ("month", "log_id", "events", "removed", "archived_at", "expired_at", "location")
             out.table(
-                ["month", "log", "events", "removed", "archived at", "location"],
-                [[str(row[n]) for n in names] for row in rows],
+                ["month", "log", "events", "removed", "archived at", "expired at", "location"],
+                [["" if row[n] is None else str(row[n]) for n in names] for row in rows],
             )
 
 
@@ -254,8 +322,12 @@ def _verify(arguments: argparse.Namespace) -> Exit:
     result = asyncio.run(verify_archive(settings, keys, depth))
     print_parts(result)
     _print_problems("the table", result.table_problems, len(result.table_problems))
+    _print_problems("expired", result.expired_problems, len(result.expired_problems))
     events, removed = sum(part.positions.size for part, _ in result.parts), sum(result.removed.values())
     print(f"{len(result.parts)} part(s) of {events:,} events are recorded; {result.verified:,} rows were verified")
+    if result.expired:
+        gone = sum(one.positions.size for one in result.expired)
+        print(f"{len(result.expired)} part(s) have expired: {gone:,} events of them are purged")
     if removed:
         print(f"{removed:,} of these events are in the archive only")
     for part, erased in result.pending:
@@ -269,7 +341,11 @@ def _verify(arguments: argparse.Namespace) -> Exit:
             )
         )
     for location in result.undeleted:
-        print(visible(f"{location} was replaced, but is not deleted yet: it has what was erased"))
+        print(
+            visible(
+                f"{location} was replaced or has expired, but is not deleted yet: it has what was erased, or is over"
+            )
+        )
     print(f"{result.problem_count} problem(s)" if result.problem_count else "the archive is as the log records it")
     return Exit.DEFECT if result.problem_count else Exit.AS_ASKED
 

@@ -34,6 +34,7 @@ _ABOUT = {
     "datastorage.sink.rewound": "order_id",
     "datastorage.sink.removed": "order_id",
     "datastorage.archive.stored": "archive_id",
+    "datastorage.archive.expired": "archive_id",
 }
 """By type, of the events that are evidence: the member of the payload that is part of the event's correlation."""
 

@@ -191,7 +191,7 @@ class Purge:
 
 def purge_events(session: RetentionSession, operation: UUID, purge: Purge) -> Iterator[Event]:
     """The self events of a purge. They name the purged positions, and repeat those that purge events among them named."""
-    policies = [_followed(session, row) for row in purge.categories]
+    policies = [followed(session, row["category"], row["newest"]) for row in purge.categories]
     logs = list(session.store.log.and_earlier())
     portions = [(one.id, portion, portion.size) for one in logs for portion in _of_log(purge.places, one) if portion]
     portions += [(one.id, portion, 0) for one in logs for portion in _of_log(purge.repeated, one) if portion]
@@ -213,19 +213,19 @@ def purge_events(session: RetentionSession, operation: UUID, purge: Purge) -> It
         yield self_event(session.store.log.first_name, payload, about=operation)
 
 
-def _followed(session: RetentionSession, purged: asyncpg.Record) -> dict[str, Any]:
-    """What decided about the purged events of one category."""
-    change, terms = session.in_force.orders.policies().get(purged["category"]), session.terms
+def followed(session: RetentionSession, category: str, newest: str) -> dict[str, Any]:
+    """What decided about the purged events of one category; `newest` is when the newest of them has happened."""
+    change, terms = session.in_force.orders.policies().get(category), session.terms
     policy = change.policy if change is not None else None
     days = {} if policy is None else {"retention_days": policy.retention_days}
     floor = terms.floor_days if policy is None or policy.floor_days is None else policy.floor_days
     ceiling = terms.ceiling_days if policy is None or policy.ceiling_days is None else policy.ceiling_days
     return {
-        "category": purged["category"],
+        "category": category,
         **days,
         "floor_days": floor,
         "ceiling_days": ceiling,
-        "newest": purged["newest"],
+        "newest": newest,
     }
 
 

@@ -108,3 +108,37 @@ SELECT EXISTS (SELECT FROM audit_events WHERE event_timestamp <= $1 AND event_da
 SELECT log_id, count(*), max(log_index) FROM audit_events
 WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%' AND log_index IS NOT NULL
 GROUP BY log_id ORDER BY log_id
+
+-- name: cutoffs
+-- Until when events have happened that are over, by the rules of is_over, each with its category, type and own days, in microseconds since
+-- 1970; NULL for types that are never over.
+SELECT CASE WHEN is_over($1, '-infinity', kind, days, p, $2, $3) THEN (extract(epoch FROM $1::timestamptz - make_interval(days => LEAST(
+        coalesce(p.ceiling_days, $3), GREATEST(coalesce(p.floor_days, $2), days, p.retention_days)
+    ))) * 1000000)::bigint END AS before
+FROM unnest($4::text[], $5::text[], $6::integer[]) WITH ORDINALITY AS e(category, kind, days, number)
+LEFT JOIN followed_policies() p ON p.event_category = e.category
+ORDER BY number
+
+-- name: active_selectors
+-- What the holds cover that hold_of() knows: those of the table, and those that this session adds. Times in microseconds since 1970.
+SELECT hold_id::text, correlation_id, actor_id, resource_type, resource_id,
+    CASE time_from WHEN '-infinity' THEN -9223372036854775808 WHEN 'infinity' THEN {position_max}
+        ELSE (extract(epoch FROM time_from) * 1000000)::bigint END AS time_from,
+    CASE time_to WHEN '-infinity' THEN -9223372036854775808 WHEN 'infinity' THEN {position_max}
+        ELSE (extract(epoch FROM time_to) * 1000000)::bigint END AS time_to
+FROM (
+    SELECT * FROM holds WHERE released_at IS NULL
+    UNION ALL SELECT * FROM jsonb_populate_recordset(NULL::holds, nullif(current_setting('datastorage.missing_holds', true), '')::jsonb)
+) h ORDER BY hold_id
+
+-- name: rows_that_end
+-- How many rows of a log are at some positions, of the month that begins at a day, and are not of a type that is never over.
+SELECT count(*) FROM audit_events
+WHERE event_date >= $1 AND event_date < $1 + interval '1 month' AND log_index >= $2 AND log_index < $3 AND $4::text::int8multirange @> log_index
+    AND {in_log} AND is_over(now(), '-infinity', event_type, 1, NULL::audit_retention_policies, 1, 1)
+
+-- name: rows_without_end
+-- The other ones, with the leaf that the log has at their position.
+SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events
+WHERE event_date >= $1 AND event_date < $1 + interval '1 month' AND log_index >= $2 AND log_index < $3 AND $4::text::int8multirange @> log_index
+    AND {in_log} AND NOT is_over(now(), '-infinity', event_type, 1, NULL::audit_retention_policies, 1, 1)

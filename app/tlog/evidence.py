@@ -20,10 +20,10 @@ HOLD_PLACED, HOLD_RELEASED, HOLD_ADOPTED = (
     f"datastorage.hold.{action}" for action in ("placed", "released", "adopted")
 )
 POLICY_SET, POLICY_REMOVED = "datastorage.policy.set", "datastorage.policy.removed"
-ARCHIVED = "datastorage.archive.stored"
+ARCHIVED, EXPIRED = "datastorage.archive.stored", "datastorage.archive.expired"
 FOUND, ACKNOWLEDGED = "datastorage.finding.recorded", "datastorage.finding.acknowledged"
 _REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)
-RECORDS = (*_REMOVALS, ARCHIVED)
+RECORDS = (*_REMOVALS, ARCHIVED, EXPIRED)
 """Types of the events that read_evidence() reads."""
 _ROWS_AT_ONCE = 4
 
@@ -72,7 +72,7 @@ class Evidence:
     lost: Positions = field(default_factory=Positions)
     """Missing too: admitted by the event with which a log was continued."""
     archived: Positions = field(default_factory=Positions)
-    """Those of the purged and the lost ones that are in a part of the archive, which is where their events are now."""
+    """Those of the purged and the lost ones that are in a part of the archive which has not expired: there their events are now."""
 
     def within(self, first: int, end: int) -> "Evidence":
         """The evidence about places from `first` up to, not including, `end`."""
@@ -143,7 +143,8 @@ class _Recorded:
         self._erased: list[Range] = []
         self._left: dict[str, list[Range]] = defaultdict(list)
         self._lost: list[Range] = []
-        self._in_parts: list[Range] = []
+        self._in_parts: dict[str, list[Range]] = defaultdict(list)
+        self._expired: dict[str, list[Range]] = defaultdict(list)
 
     def add(self, payload: dict[str, Any], place: int) -> None:
         """Add the event at this place. It counts only for positions before its own, of its log or of one before that."""
@@ -162,7 +163,9 @@ class _Recorded:
             case "datastorage.retention.restored":
                 self._restored[payload["operation_id"]] += ranges
             case "datastorage.archive.stored":
-                self._in_parts += ranges
+                self._in_parts[payload["archive_id"]] += ranges
+            case "datastorage.archive.expired":
+                self._expired[payload["archive_id"]] += ranges
             case _:
                 self._erased += ranges
                 self._add_left(payload, start, end)
@@ -192,7 +195,18 @@ class _Recorded:
         left = {digest: Positions(ranges) for digest, ranges in self._left.items()}
         evidence = Evidence(Positions(not_restored), Erasures(Positions(self._erased), left), Positions(self._lost))
         missing = evidence.missing
-        return replace(evidence, archived=missing.without(missing.without(Positions(self._in_parts))))
+        in_parts = Positions(one for ranges in self._in_parts.values() for one in ranges).without(
+            self._of_expired_parts()
+        )
+        return replace(evidence, archived=missing.without(missing.without(in_parts)))
+
+    def _of_expired_parts(self) -> Positions:
+        """Of the positions that have expired those that their part had: what somebody says of another part is nothing about it."""
+        ranges = list[Range]()
+        for archive_id, expired in self._expired.items():
+            of_part = Positions(self._in_parts.get(archive_id, ()))
+            ranges += (one for first, end in expired for one in of_part.within(first, end))
+        return Positions(ranges)
 
 
 async def leaves_at(connection: Connection, log: Log, places: list[int]) -> dict[int, str]:

@@ -18,6 +18,7 @@ from app.events.positions import Positions, Range
 from app.events.record import Row
 from app.tlog.evidence import (
     ARCHIVED,
+    EXPIRED,
     HOLD_ADOPTED,
     HOLD_PLACED,
     HOLD_RELEASED,
@@ -305,24 +306,29 @@ def _without(holds: Mapping[str, Hold], ids: Collection[str]) -> dict[str, Hold]
 async def early_purges(connection: Connection, log: Log, orders: Orders) -> AsyncIterator[Difference]:
     """A difference for each purge that followed another policy than the log's at that time, or not even its own.
 
-    Or that names a part of the archive that has not what it purged.
+    Or that names a part of the archive that has not what it purged. So for each expiry of a part, which purges what was there only.
 
     Purges of earlier releases do not name what they followed. `connection` is in a snapshot.
     """
     parts: _Parts | None = None
-    async for payload, row in read_self_events(connection, log, [PURGED]):
-        if "policies" not in payload and "archives" not in payload:
-            continue
-        if "archives" in payload and parts is None:
-            parts = await _archived_parts(connection, log)
-        try:
-            reason = _early(payload, row, orders) or _unarchived(payload, row, parts or {})
-        except (KeyError, TypeError, ValueError, OverflowError):
-            reason = "what it says of the policies that it followed cannot be read"
-        if reason:
-            place = place_of(row["log_id"], row["log_index"])
-            message = f"early purge: the purge {payload['operation_id']} at {_where(place)}: {reason}"
-            yield Difference("early purge", message, place, row["correlation_id"])
+    for kind in (PURGED, EXPIRED):
+        async for payload, row in read_self_events(connection, log, [kind]):
+            archives = [payload] if kind == EXPIRED else payload.get("archives")
+            if "policies" not in payload and archives is None:
+                continue
+            if archives is not None and parts is None:
+                parts = await _archived_parts(connection, log)
+            try:
+                reason = _early(payload, row, orders) or _unarchived(payload, row, archives, parts or {})
+            except (KeyError, TypeError, ValueError, OverflowError):
+                reason = "what it says of the policies that it followed cannot be read"
+            if reason:
+                place = place_of(row["log_id"], row["log_index"])
+                what = (
+                    f"expiry of part {payload['archive_id']}" if kind == EXPIRED else f"purge {payload['operation_id']}"
+                )
+                message = f"early purge: the {what} at {_where(place)}: {reason}"
+                yield Difference("early purge", message, place, row["correlation_id"])
 
 
 _Parts = Mapping[str, tuple[str, list[tuple[int, Range]]]]
@@ -338,23 +344,29 @@ async def _archived_parts(connection: Connection, log: Log) -> _Parts:
     return parts
 
 
-def _unarchived(payload: Mapping[str, Any], row: Row, parts: _Parts) -> str:
+def _unarchived(
+    payload: Mapping[str, Any], row: Row, archives: Sequence[Mapping[str, Any]] | None, parts: _Parts
+) -> str:
     """Why a purge that names parts of the archive cannot rely on them; empty if it names none, or they have all that it purged."""
+    if archives is None:
+        return ""
     at, within = place_of(row["log_id"], row["log_index"]), list[Range]()
-    for named in payload.get("archives", []):
+    for named in archives:
         digest, ranges = parts.get(named["archive_id"], ("", []))
         if digest != named["manifest_sha256"]:
             return f"the log records no part {named['archive_id']} of the archive with the manifest {named['manifest_sha256']}"
         within += [one for recorded, one in ranges if recorded < at]
     start = place_of(payload.get("log_id", 0), 0)
     purged = Positions((start + a, start + b) for a, b in Positions.parse(payload["positions"]).ranges)
-    left = purged.without(Positions(within)) if "archives" in payload else Positions()
+    left = purged.without(Positions(within))
     return f"{left.size} of its events are in no part of the archive that it names" if left else ""
 
 
 def _early(payload: Mapping[str, Any], row: Row, orders: Orders) -> str:
     """Why a purge was too early; empty if it was not, as far as can be known."""
     cutoff = datetime.fromisoformat(payload["cutoff"])
+    if payload["event_type"] == EXPIRED and not payload["policies"]:
+        return "it does not say which policies it followed"
     if cutoff > row["recorded_at"]:
         return f"it purged what is due at {cutoff.isoformat()}, which was in the future"
     for followed in payload.get("policies", []):

@@ -27,6 +27,8 @@ KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))  # the same in every proce
 PUBLIC = PublicKey(LOG, KEY.public_key().public_bytes_raw())
 PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 ALL = Selection()
+DAYS = {"retention_floor_days": 1, "retention_ceiling_days": 30}
+"""Settings with which all that is due for the archive is over."""
 
 
 def month_ago(count: int) -> datetime:
@@ -103,7 +105,11 @@ async def verified(settings: Settings, depth: Any = "all") -> ArchiveResult:
 async def problems(settings: Settings, depth: Any = "all") -> list[str]:
     """All that is wrong with the archive."""
     result = await verified(settings, depth)
-    return result.table_problems + [problem for _, one in result.parts for problem in one.problems]
+    return (
+        result.table_problems
+        + result.expired_problems
+        + [problem for _, one in result.parts for problem in one.problems]
+    )
 
 
 def folder_of(part: RecordedPart) -> Path:

@@ -1,7 +1,7 @@
 """Runs of the archive that end themselves with SIGKILL at a step: `python -m tests.archive.killed URL DIRECTORY`.
 
 Of each line of stdin, a step, it makes one run in a process of its own, which also removes what is archived if the line says `remove` before
-the step. It writes each step to stdout, and then how the process has ended.
+the step, or has parts expire if it says `expire`. It writes each step to stdout, and then how the process has ended.
 The processes are forked, since to import the archive takes longer than a run.
 """
 
@@ -11,9 +11,10 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from app.archive import removing, run
-from tests.archive.archived import NOW, settings_of
+from tests.archive.archived import DAYS, NOW, settings_of
 from tests.archive.test_killed import SELECTION
 
 
@@ -27,7 +28,7 @@ def main() -> None:
         _write(f"{END}{os.waitstatus_to_exitcode(status)}")
 
 
-END, REMOVE = "= ", "remove "
+END, REMOVE, EXPIRE = "= ", "remove ", "expire "
 
 
 def _run(step: str, url: str, directory: str) -> None:
@@ -36,12 +37,14 @@ def _run(step: str, url: str, directory: str) -> None:
         if name == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    code, selection = 1, SELECTION
+    code, selection, terms = 1, SELECTION, dict[str, Any]()
     if step.startswith(REMOVE):
         step, selection = step.removeprefix(REMOVE), replace(SELECTION, remove=True)
+    if step.startswith(EXPIRE):
+        step, selection, terms = step.removeprefix(EXPIRE), replace(SELECTION, expire=True), DAYS
     removing.BATCH_ROWS = 10
     try:
-        asyncio.run(run.run(settings_of(url, Path(directory)), NOW, selection, on_step=on_step))
+        asyncio.run(run.run(settings_of(url, Path(directory), **terms), NOW, selection, on_step=on_step))
         code = 0
     finally:
         os._exit(code)

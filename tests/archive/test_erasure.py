@@ -310,9 +310,9 @@ async def test_verified_while_a_run_is_under_way(
     begun = uuid4()
     (tmp_path / "archive" / "metadata" / f"{begun}-m0.avro").write_bytes(b"")
     assert await problems(settings) == [
-        f"inserted: metadata/{begun}-m0.avro is of the table before a part was replaced"
+        f"inserted: metadata/{begun}-m0.avro is of the table before a part was replaced, or has expired"
     ]
-    check = compare._check_replaced
+    check = compare._check_former
     written = asyncio.get_running_loop().create_future()
 
     def check_later(*arguments: Any) -> None:
@@ -326,7 +326,7 @@ async def test_verified_while_a_run_is_under_way(
         await written
         await real(*arguments)
 
-    monkeypatch.setattr(compare, "_check_replaced", check_later)
+    monkeypatch.setattr(compare, "_check_former", check_later)
     monkeypatch.setattr(compare, "_require_unchanged", require_later)
     with pytest.raises(Fatal, match="has changed it meanwhile"):
         await problems(settings)

@@ -11,6 +11,7 @@ from typing import IO, Any
 import pytest
 
 from app.archive import run
+from app.archive.compare import list_recorded
 from app.archive.session import Selection, read_back
 from app.events.catalog import Catalog
 from app.retention.erase import Erased, Erasure, erase
@@ -91,7 +92,7 @@ async def test_killed_at_every_step(database_url: str, connection: Connection, t
     result = await verified(settings)
     assert (result.verified, result.problem_count) == (300, 0)
     assert sum(part.positions.size for part, _ in result.parts) == 300
-    await _nothing_else_is_there(settings, connection, tmp_path)
+    await nothing_else_is_there(settings, connection, tmp_path)
 
 
 async def test_killed_at_every_step_of_an_erasure(
@@ -124,15 +125,15 @@ async def test_killed_at_every_step_of_an_erasure(
         await connection.fetchval("SELECT count(*) FROM audit_events WHERE event_type = 'datastorage.archive.stored'")
         == 4
     )
-    await _nothing_else_is_there(settings, connection, tmp_path)
+    await nothing_else_is_there(settings, connection, tmp_path)
 
 
-async def _nothing_else_is_there(settings: Settings, connection: Connection, directory: Path) -> None:
+async def nothing_else_is_there(settings: Settings, connection: Connection, directory: Path) -> None:
     """All files are of parts that are recorded, and no run has left something to do."""
     assert await connection.fetchval("SELECT count(*) FROM archive_attempts") == 0
-    archive, recorded = directory / "archive", await parts_of(settings)
-    folders = {str(folder_of(part).relative_to(archive)) for part in recorded}
-    ids = {str(part.archive_id) for part in recorded}
+    archive, recorded = directory / "archive", await list_recorded(settings)
+    folders = {str(folder_of(part).relative_to(archive)) for part in recorded.parts}
+    ids = {str(part.archive_id) for part in recorded.parts} | {str(one) for one in recorded.metadata_ids() or ()}
     for name in files_of(directory):
         assert name.rpartition("/")[0] in folders or (
             name.startswith("metadata/") and any(one in name for one in ids)

@@ -428,6 +428,12 @@ _BY_EVENT_TYPE: dict[str, dict[str, Any]] = {
         "manifest_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         "positions": "{[0,4711)}",
     },
+    "datastorage.archive.expired": {
+        "month": "2019-01",
+        "manifest_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "positions": "{[0,4711)}",
+        "cutoff": "2026-01-31T01:47:00+00:00",
+    },
     "datastorage.finding.acknowledged": {
         "acknowledged_by": "ada@example.org",
         "reason": "restored from last night's dump",

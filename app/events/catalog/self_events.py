@@ -281,6 +281,26 @@ class ArchiveStoredPayload(TypedDict):
     erased_count: NotRequired[Count]
 
 
+class ArchiveExpiredPayload(TypedDict):
+    """A part of the archive was over, so it is no longer there: its events are purged. Each of several events has some of the positions.
+
+    manifest_sha256 is the digest of the part's manifest. positions are those of the events that are gone; what of the part is never
+    purged has its row. cutoff and policies are those of datastorage.retention.purged. expiry_id is in the names of the table's
+    files that were written without the part.
+    """
+
+    event_type: Literal["datastorage.archive.expired"]
+    archive_id: Uuid
+    expiry_id: Uuid
+    log_id: Count
+    month: str
+    manifest_sha256: Sha256Hex
+    positions: str
+    event_count: Count
+    cutoff: DateTime
+    policies: list[FollowedPolicy]
+
+
 class ImportStoredPayload(TypedDict):
     """A portion of events from elsewhere was imported with their own times; each of them has `imported` in its event_metadata.
 
