@@ -105,6 +105,8 @@ class HttpConnection(asyncio.Protocol):
         for exchange in (self._running, *self._waiting):
             if exchange is not None:
                 exchange.disconnect()
+        self._running = self._latest = None  # they refer to this connection
+        self._waiting.clear()
         self._flow.resume_writing()
 
     def data_received(self, data: bytes) -> None:

@@ -231,7 +231,10 @@ class Front:
 
 def _bookmark(scope: Scope, status: int) -> list[tuple[bytes, bytes]]:
     """The header that says what the caller knows now; after a write of which no position is known, it is all that there is."""
-    known = scope["state"].get("bookmark") or (NOW if scope["method"] in _WITH_BODY and status < _ERRORS else None)
+    state = scope["state"]
+    known = state.get("bookmark") or (state["reads"].bookmark if "reads" in state else None)
+    if known is None and scope["method"] in _WITH_BODY and status < _ERRORS:
+        known = NOW
     is_page = scope["path"].startswith("/ui/")
     return [] if known is None or is_page else [(HEADER.lower().encode(), str(known).encode())]
 

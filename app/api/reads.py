@@ -23,12 +23,9 @@ class Reads:
     """The reads of one request. What one of them has seen, the next ones see too."""
 
     def __init__(self, request: Request, service: Service) -> None:
-        self._state = request.scope["state"]
         self._standbys = service.standbys
         self._asked = _asked(request) if service.standbys.standbys else None
         self._wanted: Wanted = self._asked
-        if self._asked is not None:
-            self._state["bookmark"] = self._asked
 
     async def __call__(self, read: Callable[[Pool], Awaitable[_T]]) -> _T:
         """What `read` returns of a standby, or of the primary. It may be called twice."""
@@ -44,8 +41,11 @@ class Reads:
             return
         if not isinstance(self._wanted, Bookmark) or bookmark > self._wanted:
             self._wanted = bookmark
-        if isinstance(self._asked, Bookmark):
-            self._state["bookmark"] = self._wanted
+
+    @property
+    def bookmark(self) -> Wanted:
+        """What the caller knows with the answer; None if he does not say what he knows."""
+        return self._wanted if isinstance(self._asked, Bookmark) else self._asked
 
     def _value(self, answer: Answer[_T]) -> _T:
         if answer.seen is not None:

@@ -39,6 +39,7 @@ _MEMBERS = (
 )
 _BROKEN = (OSError, IncompleteReadError)
 _SAFE = frozenset({"GET", "HEAD"})
+_OF_A_BODY = frozenset({b"content-length", b"transfer-encoding"})
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +179,7 @@ class _Exchange:
         self._client_is_gone = False
         self._is_complete = False
         self._refusal: AuditError | None = None
-        self._patience = _Patience(self._refuse)
+        self._patience = _Patience()
 
     async def run(self, scope: Scope) -> bool:
         """Returns whether the connection can be used for another request. Raises, before the answer has begun, NobodyAnswers, ReadsBusy, and
@@ -193,7 +194,7 @@ class _Exchange:
             await self._connection.send({name: scope[name] for name in _MEMBERS if name in scope})
             sending = asyncio.create_task(self._send_body())
             if needs_slot(scope["method"], scope["path"]):
-                self._patience.begin()
+                self._patience.begin(self._refuse)
             while isinstance(message := await self._next(), dict):
                 if message["type"] == "http.response.start":
                     begin = message  # nothing is said to the client until it is sure that there is an answer
@@ -214,13 +215,18 @@ class _Exchange:
             self._patience.end()
             if sending is not None:
                 sending.cancel()
-        if not (begun or self._client_is_gone):
-            # A reset, not an end, says that the other process closed the connection before it had read all that was sent.
-            not_read = is_reset and (sending is None or scope["method"] in _SAFE)
-            raise self._refusal or (_NotRead if not_read else NobodyAnswers)
-        if not (self._is_complete or self._client_is_gone or self._refusal):
-            log.warning("an answer was cut by the process that gave it, or by its end", extra={"path": scope["path"]})
-        return bool(message) and self._is_complete and self._body_is_sent
+        try:
+            if not (begun or self._client_is_gone):
+                # A reset, not an end, says that the other process closed the connection before it had read all that was sent.
+                not_read = is_reset and (sending is None or scope["method"] in _SAFE)
+                raise self._refusal or (_NotRead if not_read else NobodyAnswers)
+            if not (self._is_complete or self._client_is_gone or self._refusal):
+                log.warning(
+                    "an answer was cut by the process that gave it, or by its end", extra={"path": scope["path"]}
+                )
+            return bool(message) and self._is_complete and self._body_is_sent
+        finally:
+            self._refusal = None  # which has the frames that it went through, and they this
 
     async def _next(self) -> Any:
         """The next message of the answer, or what follows it."""
@@ -228,7 +234,7 @@ class _Exchange:
             message = await read(self._connection.reader)
             kind = message["type"] if isinstance(message, dict) else ""
             if kind == WAITS:
-                self._patience.begin()
+                self._patience.begin(self._refuse)
                 continue
             self._patience.end()
             if kind != WORKS:
@@ -249,7 +255,7 @@ class _Exchange:
             self._refusal = error
         else:
             self._client_is_gone = not self._is_complete
-        if not self._is_complete:
+        if not (self._is_complete and self._body_is_sent):
             self._connection.writer.transport.abort()
 
     def _refuse(self) -> None:
@@ -258,20 +264,19 @@ class _Exchange:
 
 
 class _Patience:
-    """A clock that runs while a read waits for a slot, or for somebody to look at it, and calls `on_end` when that takes too long."""
+    """A clock that runs while a read waits for a slot, or for somebody to look at it."""
 
-    def __init__(self, on_end: Callable[[], None]) -> None:
-        self._on_end = on_end
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._seconds_left = WAIT_SECONDS + _LATE_SECONDS
         self._began = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        """From now on it waits."""
+    def begin(self, on_end: Callable[[], None]) -> None:
+        """From now on it waits. `on_end` is called when that takes too long."""
         if self._timer is None:
             self._began = self._loop.time()
-            self._timer = self._loop.call_later(self._seconds_left, self._look_again)
+            self._timer = self._loop.call_later(self._seconds_left, self._look_again, on_end)
 
     def end(self) -> None:
         """From now on it does not wait."""
@@ -280,9 +285,9 @@ class _Patience:
             self._timer = None
             self._seconds_left = max(0.0, self._seconds_left - (self._loop.time() - self._began))
 
-    def _look_again(self) -> None:
+    def _look_again(self, on_end: Callable[[], None]) -> None:
         """What has arrived while this process was busy, which the event loop reads after its timers, counts."""
-        self._timer = self._loop.call_later(_LOOK_SECONDS, self._on_end)
+        self._timer = self._loop.call_later(_LOOK_SECONDS, on_end)
 
 
 class RelayServer:
@@ -330,7 +335,11 @@ class _Incoming:
         """Raises OSError or IncompleteReadError when the other end is gone."""
         if self._next is None:
             self._next = asyncio.create_task(read(self._reader))
-        message = await asyncio.shield(self._next)
+        try:
+            message = await asyncio.shield(self._next)
+        except _BROKEN:
+            self._next = None  # whose error would keep this alive
+            raise
         self._next = None
         return message
 
@@ -364,6 +373,8 @@ class _Relayed:
             return False
         if not self._is_complete:  # a client that receives nothing could not be told either
             return False
+        if not (self._body_is_read or _has_body(scope)):
+            await self._receive()  # the empty one, which follows a request at once
         reusable = self._body_is_read and not self._is_gone
         await _write(self._writer, reusable)
         return reusable
@@ -392,6 +403,10 @@ class _Relayed:
             await asyncio.sleep(
                 0
             )  # an application that only sends would keep out the task that waits for the disconnect
+
+
+def _has_body(scope: Scope) -> bool:
+    return any(name in _OF_A_BODY for name, _ in scope["headers"])
 
 
 def _piece(message: Message, body: bytes, start: int) -> Message:
