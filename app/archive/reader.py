@@ -49,6 +49,7 @@ from app.archive.question import (
     framed,
 )
 from app.archive.storage import Storage, archive_storage
+from app.events.canonical import loads
 
 MEMORY_BYTES_MAX = 1024**3
 """Of what the process may allocate, far above what it needs: of a row group with large payloads one column at a time."""
@@ -421,12 +422,24 @@ def _rows_at(group: _Group, wanted: set[int]) -> Iterator[tuple[int, dict[str, A
 
 
 def _found_row(part: PartToRead, key: Key, row: dict[str, Any], names: Iterable[str]) -> FoundRow:
+    _require_json(part, row)
     row = _as_erased(part, row)
     try:
         event_hash = hash_of(row, part.log_name)
     except (ValueError, TypeError, KeyError):
         event_hash = ""
     return FoundRow(key, part.archive_id, {name: row[name] for name in names}, event_hash)
+
+
+def _require_json(part: PartToRead, row: dict[str, Any]) -> None:
+    """Refuse to answer with what no row can have had: whoever writes the answer would fail on it."""
+    try:
+        for name in ("event_data", "event_metadata"):
+            if row[name] is not None:
+                loads(row[name])
+    except ValueError:
+        why = f"the event at position {row['log_index']} of the part {part.archive_id} has {name} that is not JSON"
+        raise Refused(Refusal("damaged", why)) from None
 
 
 def _end_of(month: str) -> datetime:

@@ -190,3 +190,19 @@ async def finder_of(settings: Settings) -> AsyncIterator[Callable[..., Awaitable
     finally:
         await reader.close()
         await engine.dispose()
+
+
+async def test_no_json(database_url: str, connection: Connection, tmp_path: Path, service: Start) -> None:
+    """A payload of the archive that somebody has made no JSON is an error that nobody understands, or one in the middle of an answer."""
+    await fill(connection, rounds=2)
+    [victim] = await seal(connection, "rr-victim", hostile(1))
+    await publish(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    await purge_before(settings, BETWEEN)
+    change_file(folder_of((await parts_of(settings))[1]), "event_data", "rr-victim", '{"a": ')
+    with client_of(service, settings, tmp_path) as client:
+        for path in (f"{EVENTS}/{victim}", f"{EVENTS}/{victim}/proof", f"{EVENTS}?archive=include&limit=1000"):
+            answer = client.get(path)
+            assert (answer.status_code, "is not JSON" in answer.json()["detail"]) == (500, True), path
+        assert client.get(f"/ui/events/{victim}").status_code == 500
