@@ -66,7 +66,8 @@ async def seal(connection: Connection, correlation_id: str, *columns: dict[str, 
 
 def sealed_hash(row: dict[str, Any]) -> str:
     """The hash by the words of the design; nothing of the application's."""
-    committed = {name: row.get(name) for name in COMMITTED} | {"event_data": orjson.loads(row["event_data"])}
+    committed = {name: row.get(name) for name in COMMITTED}
+    committed |= {name: orjson.loads(row[name]) for name in ("event_data", "event_metadata") if row.get(name)}
     record = {
         "v": 1,
         "log": LOG,

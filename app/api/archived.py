@@ -1,5 +1,8 @@
-"""What is in the archive alone beside what is in Postgres: pages of events, each event once, in one order; and one event by its id."""
+"""What is in the archive alone beside what is in Postgres: pages of events, each event once, in one order; one event by its id; and the timeline of one
+correlation.
+"""
 
+from functools import partial
 from heapq import merge
 from typing import Any
 from uuid import UUID
@@ -9,12 +12,14 @@ from starlette.requests import Request
 from app.api.reads import reads_of
 from app.api.service import service_of
 from app.archive.reading import ArchivedEvents, ArchivedRow, key_of
+from app.archive.timeline import STEP_TYPES, stored_window, with_archived
 from app.errors import NotFound
 from app.events.explain import bad_fields
 from app.query.cursor import Cursor
 from app.query.filter import ListQuery
 from app.query.page import KeyedEvent, KeyedPage, Page, keyed_page
 from app.query.postgres_time import nearest_rfc3339
+from app.query.timeline import Timeline, timeline
 
 _SHARE = 0.5
 """Of the deadline of a query, for the search in the archive: what it has found by then is answered."""
@@ -48,6 +53,39 @@ async def find_archived(request: Request, event_id: UUID) -> ArchivedRow | None:
             f"There is no event {event_id} in Postgres. It may be one of those that are in the archive alone: {missing}."
         )
     return None
+
+
+async def find_timeline(
+    request: Request,
+    correlation_id: str,
+    limit: int,
+    offset: int,
+    *,
+    sealed: bool | None = None,
+    with_archive: bool = True,
+) -> Timeline:
+    """The timeline of one correlation, with those of its events that are in the archive alone, if its chain has events that Postgres has not.
+
+    If this service cannot read the archive, what Postgres has.
+    """
+    service, reads = service_of(request), reads_of(request)
+    found = await reads(lambda pool: timeline(pool, correlation_id, limit, offset, sealed=sealed))
+    if not with_archive or sealed is False or service.archive.what_is_missing is not None:
+        return found
+    seconds = service.settings.query_deadline_ms / 1000 * _SHARE
+    while gone := found.gone:
+        archived = await service.archive.of_correlation(
+            service.engine, service.log, correlation_id, gone, payloads_of=STEP_TYPES, seconds=seconds
+        )
+        if sealed:
+            archived = [one for one in archived if one.is_logged]
+        if not archived:
+            return found
+        start, count = stored_window(len(archived), offset, limit)
+        found = await reads(partial(timeline, correlation_id=correlation_id, limit=count, offset=start, sealed=sealed))
+        if found.gone == gone:  # else some were removed meanwhile: they would be in both
+            return with_archived(found, archived, offset, limit)
+    return found
 
 
 async def _is_all_archived(request: Request, query: ListQuery) -> bool:

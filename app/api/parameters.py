@@ -168,6 +168,17 @@ def true_or_false(spellings: Container[str] = frozenset({"true", "false"})) -> R
     return read
 
 
+def one_of(*words: str) -> Reader:
+    """Reads one of some words."""
+
+    def read(name: str, text: str) -> str:
+        if text not in words:
+            raise bad_fields({name: f"expected {' or '.join(words)}, got {text[:60]!r}"})
+        return text
+
+    return read
+
+
 def bad_query(message: str) -> BadRequest:
     """The contract's own form of refusal, for a bad time and for half a detail filter."""
     return BadRequest(

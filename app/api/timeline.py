@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.archived import find_timeline
 from app.api.body import UTC_Z, json_response
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, read_filter
@@ -19,6 +20,7 @@ from app.api.parameters import (
     CORRELATION_ID,
     Reader,
     cursor,
+    one_of,
     path_correlation_id,
     query_parameters,
     read_fields,
@@ -32,7 +34,7 @@ from app.query import correlations
 from app.query.correlations import CorrelationQuery
 from app.query.cursor import Cursor
 from app.query.filter import OFFSET_MAX
-from app.query.timeline import EVENTS_DEFAULT, EVENTS_MAX, Timeline, timeline
+from app.query.timeline import EVENTS_DEFAULT, EVENTS_MAX, Timeline
 
 router = APIRouter(tags=["correlations"])
 
@@ -64,6 +66,10 @@ class TimelineEvent(BaseModel):
     sealed: Annotated[
         bool | None,
         Field(description="false: others inserted the event by SQL, it is not in the log; absent in all others"),
+    ] = None
+    archive_id: Annotated[
+        UUID | None,
+        Field(description="of an event that is in the archive alone: the part that it was read from; else absent"),
     ] = None
 
 
@@ -214,6 +220,12 @@ _TIMELINE = [
         "description": "true: without the events that others inserted by SQL; false: only those",
         "schema": {"type": "boolean"},
     },
+    {
+        "name": "archive",
+        "in": "query",
+        "description": "exclude: without the events that are in the archive alone, which are read if the chain has events that Postgres has not",
+        "schema": {"type": "string", "enum": ["exclude"]},
+    },
 ]
 
 
@@ -223,6 +235,7 @@ TIMELINE_PARAMETERS = {
     "offset": whole_number(0, OFFSET_MAX),
     "verify": true_or_false(),
     "sealed": true_or_false(),
+    "archive": one_of("exclude"),
 }
 
 
@@ -258,8 +271,9 @@ async def get_timeline(request: Request, correlation_id: str) -> Response:
     fields = read_fields({name: sent[name] for name in TIMELINE_PARAMETERS if name in sent}, TIMELINE_PARAMETERS)
     limit, offset = fields.get("limit", EVENTS_DEFAULT), fields.get("offset", 0)
     sealed = fields.get("sealed")
-    of_events = reads_of(request)(lambda pool: timeline(pool, correlation_id, limit, offset, sealed=sealed))
-    found = await within_deadline(request, of_events)
+    with_archive = fields.get("archive") is None
+    of_both = find_timeline(request, correlation_id, limit, offset, sealed=sealed, with_archive=with_archive)
+    found = await within_deadline(request, of_both)
     if found.is_empty:
         raise NotFound(f"There is nothing about a correlation {correlation_id}.", instance=request.url.path)
     verification = await _verify_now(request, correlation_id) if fields.get("verify") else _last_verdict(found)

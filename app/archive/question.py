@@ -79,6 +79,8 @@ class Question(NamedTuple):
     """About how much the payloads of the answer may have together; one event may have more."""
     is_whole: bool = False
     """Whether rows are wanted with all columns, not only those that answers show."""
+    payloads_of: frozenset[str] | None = None
+    """The types of the events whose payloads are wanted; `{}` stands for those of others. None: all."""
 
 
 class FoundRow(NamedTuple):

@@ -258,7 +258,7 @@ class Search:
             for index, row in _rows_at(group, {row for row, key in keys.items() if key >= read_to}):
                 if keys[index] < read_to:  # did not fit
                     continue
-                found = _found_row(group.file.part, keys[index], row, NAMES if question.is_whole else _SHOWN)
+                found = _found_row(group.file.part, keys[index], row, question)
                 size += len(found.row["event_data"])
                 insort(answer, (keys[index], len(answer), found), key=lambda one: one[0])
                 while size > question.bytes_max and len(answer) > 1:
@@ -421,13 +421,16 @@ def _rows_at(group: _Group, wanted: set[int]) -> Iterator[tuple[int, dict[str, A
             start += batch.num_rows
 
 
-def _found_row(part: PartToRead, key: Key, row: dict[str, Any], names: Iterable[str]) -> FoundRow:
+def _found_row(part: PartToRead, key: Key, row: dict[str, Any], question: Question) -> FoundRow:
     _require_json(part, row)
     row = _as_erased(part, row)
     try:
         event_hash = hash_of(row, part.log_name)
     except (ValueError, TypeError, KeyError):
         event_hash = ""
+    if question.payloads_of is not None and row["event_type"] not in question.payloads_of:
+        row |= {"event_data": b"{}"}
+    names = NAMES if question.is_whole else _SHOWN
     return FoundRow(key, part.archive_id, {name: row[name] for name in names}, event_hash)
 
 

@@ -49,6 +49,9 @@ PAGE_BYTES_MAX = 8 * 1024**2
 _IDLE_SECONDS = 300.0
 """After which the process ends that nobody asks."""
 _TRIES = 2
+CORRELATION_EVENTS_MAX = 10_000
+"""Of one correlation that are in memory at once, without their payloads."""
+_ROWS_AT_ONCE = 2_000
 _SAME_ID_MAX = 8
 """Events with the same id that are compared: only one of them can be what the log has."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -192,6 +195,36 @@ class ArchiveReader:
             if found.read_to != ALL_READ:
                 raise _not_looked_through(event_id)
         return doubtful
+
+    async def of_correlation(
+        self, pool: Pool, log: Log, correlation_id: str, gone: int, *, payloads_of: frozenset[str], seconds: float
+    ) -> "list[ArchivedRow]":
+        """The events of one correlation that are in the archive alone, newest first: all, or as soon as there are `gone` of them. They have
+        all columns, but payloads only of some types.
+
+        DatabaseBusy if there are more than CORRELATION_EVENTS_MAX, or no time for all; else as read().
+        """
+        end = monotonic() + seconds
+        rows: dict[int, ArchivedRow] = {}
+        after: Key | None = None
+        while len(rows) < gone:
+            question = Question(
+                *(("correlation_id",), {"correlation_id": correlation_id}, "", after, ALL_READ),
+                *(min(gone - len(rows), _ROWS_AT_ONCE), (), end - monotonic(), PAGE_BYTES_MAX),
+                *(True, payloads_of),
+            )
+            try:
+                found = await self._found(pool, log, question, lambda _: True)
+            except DatabaseBusy:
+                raise _too_much(correlation_id) from None
+            for one in await _with_leaves(pool, log, found.rows):
+                rows.setdefault(place_of(one[0].row["log_id"], one[0].row["log_index"]), ArchivedRow.of(*one))
+            if len(rows) > CORRELATION_EVENTS_MAX:
+                raise _too_much(correlation_id)
+            if found.read_to == ALL_READ and len(found.rows) < question.rows:
+                break
+            after = found.rows[-1].key if found.rows else found.read_to
+        return list(rows.values())
 
     async def has_more(self, pool: Pool, log: Log) -> bool:
         """Whether some events are in the archive alone, as the log records it."""
@@ -340,6 +373,13 @@ async def _with_leaves(pool: Pool, log: Log, rows: Sequence[FoundRow]) -> list[t
     async with driver_connection(pool) as connection:
         leaves = await leaves_at(connection, log, places)
     return [(one, leaves.get(place)) for one, place in zip(rows, places, strict=True)]
+
+
+def _too_much(correlation_id: str) -> DatabaseBusy:
+    return DatabaseBusy(
+        f"No answer in time, or more than {CORRELATION_EVENTS_MAX:,} events: some events of {correlation_id} are in the archive alone. Find them page by "
+        "page among the events with archive=include, or leave them out here with archive=exclude."
+    )
 
 
 def _months_around(event_id: UUID) -> frozenset[str]:

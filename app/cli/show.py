@@ -32,6 +32,9 @@ def add(commands: Commands) -> None:
         help=f"verify its chain now; done anyway up to {_VERIFIED_AT_ONCE_MAX:,} events",
     )
     one.add_argument("--data", action="store_true", help="the payload of each event too")
+    one.add_argument(
+        "--no-archive", action="store_true", help="only what the database has, if the archive is slow or away"
+    )
     one.set_defaults(run=_show)
     many = commands.add_parser("list", help="list correlations, the one with the newest event first")
     many.add_argument("--limit", type=int, default=20, metavar="N", help="most correlations to list (20)")
@@ -52,7 +55,9 @@ def _show(arguments: argparse.Namespace) -> Exit:
     service, clock = Service.of(arguments), Clock(arguments.zone)
     path = f"{CORRELATIONS}/{client.segment(arguments.correlation_id)}"
     try:
-        answer = service.json(path, {"limit": str(_EVENTS_MAX)})
+        answer = service.json(
+            path, {"limit": str(_EVENTS_MAX)} | ({"archive": "exclude"} if arguments.no_archive else {})
+        )
     except client.NotThere as error:
         other = "`datastorage list --resource NAME` finds it by the name of its RemediationRequest"
         raise client.NotThere(f"{error.detail} {other}.") from None
@@ -62,7 +67,7 @@ def _show(arguments: argparse.Namespace) -> Exit:
         verdict = _verified_now(service, path, count, is_wanted=arguments.verify)
         verified_now = verdict is not None
         answer |= {} if verdict is None else {"verification": verdict}
-    data = _payloads(service, arguments.correlation_id) if arguments.data else {}
+    data = _payloads(service, arguments.correlation_id, answer["events"]) if arguments.data else {}
     for event in answer["events"] if data else ():
         event["event_data"] = data.get(event["event_id"])
     with output.shown(arguments) as out:
@@ -86,9 +91,11 @@ def _verified_now(service: Service, path: str, count: int, *, is_wanted: bool) -
     return verdict
 
 
-def _payloads(service: Service, correlation_id: str) -> dict[str, Any]:
-    """The payload of each event of a correlation, by event id."""
+def _payloads(service: Service, correlation_id: str, events: list[dict[str, Any]]) -> dict[str, Any]:
+    """The payload of each of the events of a correlation, by event id."""
     wanted = {"correlation_id": correlation_id, "total": "none"}
+    if any("archive_id" in event for event in events):
+        wanted["archive"] = "include"
     return {event["event_id"]: event["event_data"] for event in Pages(service, EVENTS, wanted)}
 
 
@@ -245,6 +252,7 @@ def _position_text(event: dict[str, Any]) -> str:
 def _time_note(event: dict[str, Any]) -> str:
     """Whether the time is only that of the event's arrival, or far from it."""
     if (event.get("event_metadata") or {}).get("event_timestamp") == "received":
-        return " (received)"
+        return " (archived, received)" if "archive_id" in event else " (received)"
     skew = skew_text(event["event_timestamp"], event["recorded_at"])
-    return f" ({skew})" if skew else ""
+    archived = " (archived)" if "archive_id" in event else ""
+    return archived + (f" ({skew})" if skew else "")

@@ -219,7 +219,7 @@ def archived_event(row: Mapping[str, Any]) -> dict[str, Any]:
     """An event that is in the archive alone, from its columns there, with `event_hash`, `sealed` and `archive_id`, in the form of the answer."""
     parent_date = row["parent_event_date"]
     texts = {
-        "timestamp": _postgres_text(row["event_timestamp"]),
+        "timestamp": postgres_text(row["event_timestamp"]),
         "event_date": row["event_timestamp"].date().isoformat(),
         "parent_event_date": parent_date and parent_date.isoformat(),
         "payload": row["event_data"],
@@ -228,7 +228,7 @@ def archived_event(row: Mapping[str, Any]) -> dict[str, Any]:
     return _event(dict(row) | held | texts) | {"archive_id": str(row["archive_id"])}
 
 
-def _postgres_text(time: datetime) -> str:
+def postgres_text(time: datetime) -> str:
     """A time in UTC as Postgres writes it."""
     text = time.isoformat(" ").removesuffix("+00:00")
     return text.rstrip("0") if time.microsecond else text
@@ -238,7 +238,7 @@ def spooled_event(row: Mapping[str, Any]) -> dict[str, Any]:
     """An event that waits in the spool, from its columns, in the form of the answer. It is in no chain yet, so it has no hash."""
     parent_date = row["parent_event_date"]
     texts = {
-        "timestamp": _postgres_text(row["event_timestamp"]),
+        "timestamp": postgres_text(row["event_timestamp"]),
         "event_date": row["event_date"].isoformat(),
         "parent_event_date": parent_date and parent_date.isoformat(),
     }

@@ -3,10 +3,10 @@
 Payloads are left out, so that an answer of ten thousand events fits into memory; each event can be read by its id.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from operator import eq, itemgetter
+from operator import lt
 from typing import Any
 
 import asyncpg
@@ -44,8 +44,8 @@ _DECISIONS = {
     "workflowexecution.block.cleared": "BlockCleared",
 }
 """Types of events that record a decision, each with the decision that is shown if the payload has none."""
-_PHASES = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS]
-_EVENT_TIMESTAMP = 1
+PHASE_TYPES = [*_TRANSITIONS, *_BEGINNINGS, *_ENDS]
+DECISION_TYPES = list(_DECISIONS)
 _TIE_BREAKERS = (
     *("event_type", "from_phase", "to_phase", "decision", "decided_by", "reason", "decided_workflow", "actor_id"),
     "actor_type",
@@ -56,17 +56,24 @@ _TIE_BREAKERS = (
 class Timeline:
     """What is stored about one correlation. `events` are the part that was asked for; all other fields are about all events."""
 
-    extent: Row
+    extent: Mapping[str, Any]
     head: asyncpg.Record | None
     events: str
     """A JSON array of objects."""
     has_more: bool
+    steps: Sequence[Row]
+    """What phases and decisions are told from."""
     phases: list[dict[str, Any]]
     decisions: list[dict[str, Any]]
     notifications: list[dict[str, Any]]
     holds: list[dict[str, Any]]
     verdict: asyncpg.Record | None
     """The last result of the background verifier about the chain."""
+
+    @property
+    def gone(self) -> int:
+        """How many events of the chain Postgres does not have; of a timeline of all events, or of the sealed ones."""
+        return 0 if self.head is None else max(0, self.head["length"] - self.extent["logged"])
 
     @property
     def is_empty(self) -> bool:
@@ -83,14 +90,15 @@ async def timeline(pool: Pool, correlation_id: str, limit: int, offset: int, *, 
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         events = await connection.fetchval(SQL["timeline"], correlation_id, limit, offset, sealed) or "[]"
-        steps = _by_time(await connection.fetch(SQL["steps"], correlation_id, _PHASES, list(_DECISIONS), sealed))
-        [extent] = await connection.fetch(SQL["extent"], correlation_id, sealed)
+        steps = by_time(await connection.fetch(SQL["steps"], correlation_id, PHASE_TYPES, DECISION_TYPES, sealed))
+        [extent] = map(dict, await connection.fetch(SQL["extent"], correlation_id, sealed))
         holds = await connection.fetch(SQL["holds"], correlation_id, sealed) if extent["with_hold"] else []
         return Timeline(
             extent,
             await connection.fetchrow(SQL["chain_head"], correlation_id),
             events,
             offset + limit < extent["count"],
+            steps,
             phases(steps),
             decisions(steps),
             [notification(row) for row in await connection.fetch(SQL["notifications"], correlation_id)],
@@ -99,12 +107,12 @@ async def timeline(pool: Pool, correlation_id: str, limit: int, offset: int, *, 
         )
 
 
-def _by_time(steps: list[asyncpg.Record]) -> list[asyncpg.Record]:
+def by_time(steps: Sequence[Row]) -> Sequence[Row]:
     """Sorted by time, and those of equal times by content, so that the answer does not depend on the order of arrival."""
-    times = list(map(itemgetter(_EVENT_TIMESTAMP), steps))
-    if any(map(eq, times, times[1:])):
-        steps.sort(key=lambda step: (step["event_timestamp"], *(step[name] or "" for name in _TIE_BREAKERS)))
-    return steps
+    times = [step["event_timestamp"] for step in steps]
+    if all(map(lt, times, times[1:])):
+        return steps
+    return sorted(steps, key=lambda step: (step["event_timestamp"], *(step[name] or "" for name in _TIE_BREAKERS)))
 
 
 def phases(steps: Iterable[Row]) -> list[dict[str, Any]]:

@@ -158,16 +158,17 @@ SELECT '[{' || string_agg(members, '},{') || '}]' FROM (
 ) AS event
 
 -- name: extent
--- How many events one correlation has, the times of the first and the last, how many have or had a legal hold, and the chain
--- position after the last one that the background verifier has read, in whichever log it is.
+-- How many events one correlation has, the times of the first and the last, how many have or had a legal hold, how many have a position,
+-- and the chain position after the last one that the background verifier has read, in whichever log it is.
 SELECT count, CASE WHEN earliest < '0001-01-01Z' THEN '0001-01-01Z'
         WHEN earliest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE earliest END AS first,
     CASE WHEN latest < '0001-01-01Z' THEN '0001-01-01Z'
-        WHEN latest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE latest END AS last, with_hold, verified
+        WHEN latest >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE latest END AS last, with_hold, verified, logged
 FROM (
     SELECT count(*), min(event_timestamp) AS earliest, max(event_timestamp) AS latest,
         count(*) FILTER (WHERE legal_hold OR legal_hold_reason IS NOT NULL) AS with_hold,
-        max(chain_index) FILTER (WHERE log_index < verified_end) + 1 AS verified
+        max(chain_index) FILTER (WHERE log_index < verified_end) + 1 AS verified,
+        count(*) FILTER (WHERE log_index IS NOT NULL) AS logged
     FROM audit_events
     LEFT JOIN (SELECT log_id AS of_log, greatest(position, completed_end) AS verified_end FROM verifier) v ON of_log = coalesce(log_id, 0)
     WHERE correlation_id = $1 AND ($2::boolean IS NULL OR ({on_log}) = $2)

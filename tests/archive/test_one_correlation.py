@@ -1,0 +1,120 @@
+"""The timeline and the chain of a correlation of which some events, or all, are in the archive alone."""
+
+import asyncio
+import subprocess
+import sys
+from datetime import datetime, timedelta
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.archive import run
+from tests.archive.archived import ALL, NOW, OLD, OLDER, Connection, fill, folder_of, parts_of, publish, settings_of
+from tests.archive.test_reading import BETWEEN, Start, change_file, client_of, hostile, purge_before
+from tests.sealed import insert, plain_row, seal
+from tests.services import ROOT
+
+pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know purges
+TIMELINE = "/api/v1/audit/correlations/rr-story"
+STEPS = [
+    ("orchestrator.lifecycle.created", "{}"),
+    ("orchestrator.phase.transitioned", '{"from_phase": "Pending", "to_phase": "Analyzing", "n": 1e21}'),
+    ("orchestrator.phase.transitioned", '{"from_phase": {"b": [1, 2.50], "a": null}, "to_phase": 7}'),
+    (
+        "orchestrator.approval.approved",
+        '{"approved_by": null, "decided_by": {"a": true}, "message": "ok", "workflow_id": "w-1"}',
+    ),
+    (
+        "aianalysis.approval.decision",
+        '{"decision": "yes", "decided_by": "ada", "decision_message": "%s"}' % ("long " * 400),
+    ),
+    ("webhook.notification.acknowledged", "[1]"),
+    ("orchestrator.lifecycle.completed", '"text"'),
+]
+
+
+def at(time: datetime, number: int, event_type: str = "x", event_data: str = '{"a": 1}') -> dict[str, Any]:
+    time += timedelta(seconds=number // 2)  # some at the same time
+    more = {} if number % 3 else {"severity": "info", "duration_ms": number, "error_code": "E", "actor_ip": "192.0.2.1"}
+    metadata = '{"event_timestamp": "received", "n": 1.50}' if number % 4 == 0 else None
+    return (
+        hostile(
+            number,
+            event_timestamp=time,
+            event_date=time.date(),
+            event_type=event_type,
+            event_data=event_data,
+            event_metadata=metadata,
+        )
+        | more
+    )
+
+
+async def fill_story(connection: Connection) -> None:
+    """A correlation of two months that are due, and of now; events of others between its own."""
+    await fill(connection, rounds=1)
+    for number, (time, (event_type, payload)) in enumerate(product((OLDER, OLD, NOW), STEPS)):
+        await seal(connection, "rr-story", at(time, number, event_type, payload), at(time, number + 1))
+        await seal(connection, "rr-other", at(time, number))
+    late = at(OLDER + timedelta(days=1), 40, *STEPS[2])
+    await seal(connection, "rr-story", late)  # of long ago, recorded last
+    await publish(connection)
+
+
+def timeline_of(client: httpx.Client, path: str = TIMELINE, **sent: Any) -> dict[str, Any]:
+    answer = client.get(path, params=sent)
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    for event in body["events"]:
+        event.pop("archive_id", None)
+    body.pop("verification", None)
+    return body
+
+
+WINDOWS = [(limit, offset) for limit in (1, 20) for offset in (0, 1, 13, 28, 42, 43)]
+
+
+async def test_timeline(database_url: str, connection: Connection, tmp_path: Path, service: Start) -> None:
+    """The timeline of a correlation has other events, another order, or other phases and decisions once some of it is in the archive alone."""
+    await fill_story(connection)
+    settings = settings_of(database_url, tmp_path)
+    with client_of(service, settings, tmp_path) as client:
+        whole = timeline_of(client)
+        before = [timeline_of(client, limit=limit, offset=offset) for limit, offset in WINDOWS]
+        assert (whole["event_count"], len(whole["phases"])) == (43, 8)
+        await run.run(settings, NOW, ALL)
+        for cutoff in (OLDER + timedelta(seconds=4), OLD + timedelta(seconds=4), BETWEEN):
+            await purge_before(settings, cutoff)
+            assert timeline_of(client) == whole
+            assert timeline_of(client, sealed="true") == whole
+            for (limit, offset), known in zip(WINDOWS, before, strict=True):
+                assert timeline_of(client, limit=limit, offset=offset) == known, (cutoff, limit, offset)
+        asked = ["show", "--url", str(client.base_url), "--data", "rr-story"]
+        for more, count in ([], 29), (["--no-archive"], 0):
+            command = [sys.executable, "-m", "app", *asked, *more]
+            done = await asyncio.to_thread(
+                subprocess.run, command, check=True, cwd=ROOT, capture_output=True, text=True
+            )
+            assert done.stdout.count("(archived") == count
+            assert done.stdout.count('"to_phase": "Analyzing"') == (3 if count else 1)
+        left = client.get(TIMELINE, params={"archive": "exclude"}).json()
+        assert (left["event_count"], [one for one in left["events"] if "archive_id" in one]) == (14, [])
+        assert timeline_of(client, sealed="false")["event_count"] == 0
+        assert client.get(TIMELINE, params={"archive": "include"}).status_code == 400
+        marked = client.get(TIMELINE).json()["events"]
+        assert {one["archive_id"] for one in marked if "archive_id" in one} == {
+            str(p.archive_id) for p in await parts_of(settings)
+        }
+        assert sum("archive_id" in one for one in marked) == 29
+        await insert(connection, plain_row("rr-story"))
+        assert timeline_of(client)["event_count"] == 44
+        assert timeline_of(client, sealed="false")["event_count"] == 1
+    change_file(folder_of((await parts_of(settings))[1]), "actor_id", "rr-story", "y")
+    with client_of(service, settings, tmp_path) as client:
+        events = client.get(TIMELINE).json()["events"]
+        [changed] = [one for one in events if one.get("sealed") is False and "archive_id" in one]
+        assert changed["actor_id"] == "y"
+        assert timeline_of(client, sealed="true")["event_count"] == 42
