@@ -21,7 +21,7 @@ from app.query.page import KeyedEvent, KeyedPage, Page, keyed_page
 from app.query.postgres_time import nearest_rfc3339
 from app.query.timeline import Timeline, timeline
 
-_SHARE = 0.5
+ARCHIVE_SHARE = 0.5
 """Of the deadline of a query, for the search in the archive: what it has found by then is answered."""
 
 
@@ -46,7 +46,7 @@ async def find_archived(request: Request, event_id: UUID) -> ArchivedRow | None:
     """
     service = service_of(request)
     if (missing := service.archive.what_is_missing) is None:
-        seconds = service.settings.query_deadline_ms / 1000 * _SHARE
+        seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
         return await service.archive.find(service.engine, service.log, event_id, seconds)
     if await service.archive.has_more(service.engine, service.log):
         raise NotFound(
@@ -72,7 +72,7 @@ async def find_timeline(
     found = await reads(lambda pool: timeline(pool, correlation_id, limit, offset, sealed=sealed))
     if not with_archive or sealed is False or service.archive.what_is_missing is not None:
         return found
-    seconds = service.settings.query_deadline_ms / 1000 * _SHARE
+    seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
     while gone := found.gone:
         archived = await service.archive.of_correlation(
             service.engine, service.log, correlation_id, gone, payloads_of=STEP_TYPES, seconds=seconds
@@ -100,7 +100,7 @@ async def _with_archive(request: Request, query: ListQuery) -> Page:
     service = service_of(request)
     plain = query.model_copy(update={"total": "none", "archive": None})
     found = await reads_of(request)(lambda pool: keyed_page(pool, plain))
-    seconds = service.settings.query_deadline_ms / 1000 * _SHARE
+    seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
     archived = await service.archive.read(service.engine, service.log, plain, found.end, seconds)
     return merged(query.limit, found, archived)
 

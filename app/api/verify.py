@@ -1,5 +1,6 @@
 """POST verify-chain: the stored chain of one correlation, verified by computing its hashes again."""
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
@@ -10,12 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.access import authorize, authorize_large_body, caller_name, client_address
+from app.api.archived import ARCHIVE_SHARE
 from app.api.body import json_response, read_json_body
 from app.api.reading import Arrivals
-from app.api.service import foundation_of, service_of
-from app.errors import AuditError, BadRequest, DatabaseFailed
+from app.api.service import Service, foundation_of, service_of
+from app.archive.reading import ArchiveDamaged
+from app.errors import AuditError, BadRequest, DatabaseFailed, Unavailable
 from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
+from app.events.record import Row
 from app.events.reference import trimmed_rfc3339
 from app.verify import correlation
 from app.verify.correlation import CorrelationResult
@@ -23,6 +27,7 @@ from app.verify.row import Defect, Defects
 from app.verify.snapshot import snapshot
 
 _CORRELATION_BYTES_MAX = 256
+_TRIES = 3
 
 
 class ChainToVerify(BaseModel):
@@ -58,7 +63,10 @@ class ChainVerified(BaseModel):
     unsealed_events: Annotated[int, Field(description="of total_events, those that others wrote by SQL")] = 0
     purged_events: Annotated[int, Field(description="events of the chain that retention removed, as the log says")] = 0
     archived_events: Annotated[
-        int, Field(description="events of the chain that are in the archive only, as the log says")
+        int,
+        Field(
+            description="events of the chain that are in the archive only, as the log says; where the service reads the archive, they are among total_events"
+        ),
     ] = 0
     erased_events: Annotated[
         int, Field(description="of verified_events, those whose personal data was erased, as the log says")
@@ -106,15 +114,58 @@ async def post_verify_chain(request: Request) -> Response:
 
 
 async def verify_correlation(request: Request, correlation_id: str) -> CorrelationResult:
-    """Verify the chain of one correlation now."""
-    service = service_of(request)
+    """Verify the chain of one correlation now, with its events that are in the archive alone, if this service can read that."""
     try:
-        async with snapshot(service.engine) as connection:
-            return await correlation.verify_correlation(
-                connection, correlation_id, service.log, service.settings.hmac_key
-            )
+        return await _verify_all(service_of(request), correlation_id)
     except DatabaseFailed as error:
         raise VerificationFailed from error
+
+
+async def _verify_all(service: Service, correlation_id: str) -> CorrelationResult:
+    for _ in range(_TRIES):
+        stored = await _verify(service, correlation_id)
+        if not stored.gone_total:
+            return stored
+        if (missing := service.archive.what_is_missing) is not None:
+            stored.archive_unread = missing
+            return stored
+        result, is_settled = await _verify_with_archive(service, correlation_id, stored)
+        if is_settled:
+            break
+    return result
+
+
+async def _verify(service: Service, correlation_id: str, archived: Sequence[Row] = ()) -> CorrelationResult:
+    async with snapshot(service.engine) as connection:
+        return await correlation.verify_correlation(
+            connection, correlation_id, service.log, service.settings.hmac_key, archived
+        )
+
+
+async def _verify_with_archive(
+    service: Service, correlation_id: str, before: CorrelationResult
+) -> tuple[CorrelationResult, bool]:
+    """The result with the archive, where Postgres alone gave `before`; and whether a run of the archive has removed nothing meanwhile."""
+    seconds, gone = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE, before.gone_total
+    try:
+        found = await service.archive.of_correlation(
+            service.engine, service.log, correlation_id, gone, payloads_of=frozenset(), seconds=seconds
+        )
+    except ArchiveDamaged as error:
+        before.head_defect = before.head_defect or Defect("edited", f"edited: {error.detail}")
+        return before, True
+    except Unavailable as error:
+        before.archive_unread = error.detail
+        return before, True
+    result = await _verify(service, correlation_id, [one.row for one in found])
+    is_settled = result.gone_total + len(found) == gone
+    if is_settled and result.archived_total:
+        message = (
+            f"removed: {result.archived_total} event(s) of the chain that are archived are in no file of the archive"
+        )
+        result.head_defect = result.head_defect or Defect("removed", message)
+    result.archived_read = len(found)
+    return result, is_settled
 
 
 router = APIRouter(tags=["verification"])
@@ -161,7 +212,7 @@ def chain_verified(correlation_id: str, report: CorrelationResult) -> dict[str, 
         "skipped_null_hash": report.unsealed.unhashed,
         "unsealed_events": report.unsealed.total,
         "purged_events": report.purged_total,
-        "archived_events": report.archived_total,
+        "archived_events": report.archived_total + report.archived_read,
         "erased_events": report.sealed.erased_total,
         "tampered_events": _events(tampered),
         "unsealed_defects": _events(unsealed),
@@ -203,10 +254,7 @@ def _sentences(report: CorrelationResult, tampered: Defects, unsealed: Defects) 
         sentences.append(f"the chain is whole: {report.sealed.verified + report.unsealed.verified} event(s) verified")
     else:
         sentences.append("no hashed events were found for this correlation")
-    if report.purged_total:
-        sentences.append(f"{report.purged_total} event(s) were purged")
-    if report.archived_total:
-        sentences.append(f"{report.archived_total} event(s) are in the archive only")
+    sentences += _gone(report)
     if report.sealed.erased_total:
         sentences.append(f"{report.sealed.erased_total} event(s) were erased")
     if report.head_defect is not None:
@@ -216,3 +264,15 @@ def _sentences(report: CorrelationResult, tampered: Defects, unsealed: Defects) 
     if report.unsealed.unhashed:
         sentences.append(f"{report.unsealed.unhashed} event(s) without a hash were left out")
     return sentences
+
+
+def _gone(report: CorrelationResult) -> Iterator[str]:
+    """What Postgres has no longer, and where that is."""
+    if report.purged_total:
+        yield f"{report.purged_total} event(s) were purged"
+    if report.archived_read:
+        yield f"{report.archived_read} event(s) of these were read in the archive, which alone has them"
+    if report.archived_total:
+        yield f"{report.archived_total} event(s) are in the archive only"
+    if report.archive_unread and report.archived_total:
+        yield f"the archive was not read: {report.archive_unread}"

@@ -86,6 +86,21 @@ class ChainChecker:
         for defect in defects:
             self.defects.add(defect)
 
+    def check_archived(self, row: Row) -> None:
+        """As check(), of an event that is in the archive alone: `event_hash` is what it hashes to there, and `leaf` what the log has."""
+        self.check_link(row)
+        at, is_erased = place(row), row.get("payload_commitment") is not None
+        if is_erased and at not in self.erased:
+            self.defects.add(
+                defect_of(row, "edited", "marked as erased in the archive, but the log has no erasure event for it")
+            )
+        elif row["event_hash"] != row["leaf"]:
+            message = f"the event at position {row['log_index']} differs from the log's leaf in the archive"
+            self.defects.add(defect_of(row, "edited", message, row["leaf"] or "", row["event_hash"], row["leaf"] or ""))
+        else:
+            self.verified += 1
+            self.erased_total += is_erased
+
     def check_link(self, row: Row) -> bool:
         """Check only the link of the next row. True if the row comes after the last one in the log too."""
         self.total += 1

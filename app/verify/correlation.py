@@ -1,10 +1,12 @@
 """One correlation: its chain against its head and the leaves of the log, and its unsealed rows."""
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from app.db import Connection
 from app.events.log import Log
-from app.events.record import place
+from app.events.record import Row, place
 from app.tlog.evidence import NO_EVIDENCE, Evidence, leaves_at, read_evidence
 from app.tlog.gaps import Gap, judge_gap_by_leaf
 from app.tlog.tiles import SQL as TLOG_SQL
@@ -26,7 +28,11 @@ class CorrelationResult:
     purged_total: int = 0
     """Events of the chain that were purged, as recorded in the log, and of which not all are in the archive for certain."""
     archived_total: int = 0
-    """Events of the chain that were purged, as recorded in the log, and are in the archive."""
+    """Events of the chain that were purged, as recorded in the log, and are in the archive; not those that were read there."""
+    archived_read: int = 0
+    """Events of the chain that were read in the archive, and verified as those of Postgres."""
+    archive_unread: str = ""
+    """Why the archive was not read, although it has events of the chain."""
     unsealed: UnsealedResult = field(default_factory=UnsealedResult)
     shadowed: Defects = field(default_factory=Defects)
     """Of rows of the correlation, sealed or not, whose ids other rows have too."""
@@ -61,31 +67,39 @@ class CorrelationResult:
 
 
 async def verify_correlation(
-    connection: Connection, correlation_id: str, log: Log, hmac_key: bytes | None = None
+    connection: Connection, correlation_id: str, log: Log, hmac_key: bytes | None = None, archived: Sequence[Row] = ()
 ) -> CorrelationResult:
-    """Verify everything that is stored of one correlation in `log`. `connection` is in a snapshot."""
-    result = await _verify_sealed(connection, correlation_id, log, NO_EVIDENCE)
+    """Verify everything that is stored of one correlation in `log`. `connection` is in a snapshot.
+
+    `archived` are events of it that are in the archive alone, as ChainChecker.check_archived() takes them: they count as the others do.
+    """
+    result = await _verify_sealed(connection, correlation_id, log, NO_EVIDENCE, archived)
     if result.is_sealed and not result.is_valid:  # only then does it matter what was purged and erased
         evidence = await read_evidence(connection, log)
         if evidence.purged or evidence.erased or evidence.lost:
-            result = await _verify_sealed(connection, correlation_id, log, evidence)
+            result = await _verify_sealed(connection, correlation_id, log, evidence, archived)
     result.unsealed = await verify_unsealed(connection, correlation_id, hmac_key)
     result.shadowed = await verify_ids_in(connection, correlation_id)
     return result
 
 
 async def _verify_sealed(
-    connection: Connection, correlation_id: str, log: Log, evidence: Evidence
+    connection: Connection, correlation_id: str, log: Log, evidence: Evidence, archived: Sequence[Row]
 ) -> CorrelationResult:
     chain = ChainChecker(log, evidence.erased)
+    waiting = deque(sorted(archived, key=lambda row: (row["chain_index"], place(row))))
     result = CorrelationResult(chain)
     async for rows in portions(connection, TLOG_SQL["chain_rows"], [correlation_id], widest="event_data"):
         places = [one for row in rows if (one := place(row)) is not None]
         leaves = await leaves_at(connection, log, places)
         async for row in yielding_to_others(rows):
-            position = place(row)
+            position, index = place(row), row["chain_index"]
+            while waiting and (index is None or waiting[0]["chain_index"] <= index):
+                chain.check_archived(waiting.popleft())
             chain.check(row, None if position is None else leaves.get(position))
         await _resolve_gaps(connection, log, result, evidence)
+    while waiting:
+        chain.check_archived(waiting.popleft())
     head = await connection.fetchrow(SQL["chain_head"], correlation_id)
     result.head_defect = chain.check_head(None if head is None else (head["length"], head["hash"]))
     await _resolve_gaps(connection, log, result, evidence)

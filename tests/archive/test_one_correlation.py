@@ -1,21 +1,27 @@
 """The timeline and the chain of a correlation of which some events, or all, are in the archive alone."""
 
 import asyncio
+import os
+import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from itertools import product
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import httpx
 import pytest
 
 from app.archive import run
+from app.settings import Settings
 from tests.archive.archived import ALL, NOW, OLD, OLDER, Connection, fill, folder_of, parts_of, publish, settings_of
 from tests.archive.test_reading import BETWEEN, Start, change_file, client_of, hostile, purge_before
 from tests.sealed import insert, plain_row, seal
-from tests.services import ROOT
+from tests.services import ROOT, Service
 
 pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know purges
 TIMELINE = "/api/v1/audit/correlations/rr-story"
@@ -118,3 +124,85 @@ async def test_timeline(database_url: str, connection: Connection, tmp_path: Pat
         [changed] = [one for one in events if one.get("sealed") is False and "archive_id" in one]
         assert changed["actor_id"] == "y"
         assert timeline_of(client, sealed="true")["event_count"] == 42
+
+
+def verified(client: httpx.Client, correlation_id: str = "rr-story") -> dict[str, Any]:
+    answer = client.post("/api/v1/audit/verify-chain", json={"correlation_id": correlation_id})
+    assert answer.status_code == 200, answer.text
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+async def test_chain(database_url: str, connection: Connection, tmp_path: Path, service: Start) -> None:
+    """A chain of which some events are in the archive alone counts as whole although they are changed there, or as broken although it is not."""
+    await fill_story(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    with client_of(service, settings, tmp_path) as client:
+        for cutoff, gone in ((OLDER + timedelta(seconds=4), 14), (BETWEEN, 29)):
+            await purge_before(settings, cutoff)
+            found = verified(client)
+            assert (found["is_valid"], found["total_events"], found["verified_events"], found["archived_events"]) == (
+                True,
+                43,
+                43,
+                gone,
+            )
+            assert f"{gone} event(s) of these were read in the archive" in found["message"]
+            assert client.get(TIMELINE, params={"verify": "true"}).json()["verification"]["verified_events"] == 43
+        other = verified(client, "rr-other")
+        assert (other["is_valid"], other["total_events"], other["archived_events"]) == (True, 21, 14)
+    with client_of(service, settings.model_copy(update={"archive_url": None}), tmp_path) as client:
+        found = verified(client)
+        assert (found["is_valid"], found["total_events"], found["archived_events"]) == (True, 14, 29)
+        assert "the archive was not read" in found["message"]
+        assert "DATASTORAGE_ARCHIVE_URL" in found["message"]
+    folder, copy = folder_of((await parts_of(settings))[0]), tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    one = start(service, settings, tmp_path)
+    with httpx.Client(base_url=one.url, timeout=30) as client:
+        for damage, words in DAMAGED:
+            damage(folder)
+            end_reader(one)  # it knows the files from before
+            found = verified(client)
+            messages = [found["message"], *(defect["message"] for defect in found.get("tampered_events", []))]
+            assert (found["is_valid"], any(words in text for text in messages)) == (False, True), (words, found)
+            shutil.rmtree(folder)
+            shutil.copytree(copy, folder)
+        folder.rename(tmp_path / "away")
+        end_reader(one)
+        found = verified(client)
+        assert (found["is_valid"], "the archive was not read" in found["message"]) == (True, True)
+
+
+def end_reader(service: Service) -> None:
+    """End the process that reads the archive for a service."""
+    for process in Path(f"/proc/{service.process.pid}/task").glob("*/children"):
+        for child in process.read_text().split():
+            if "app.archive.reader" in Path(f"/proc/{child}/cmdline").read_text():
+                os.kill(int(child), signal.SIGKILL)
+                while Path(f"/proc/{child}").exists():  # until the service has noticed
+                    sleep(0.01)
+
+
+def start(service: Start, settings: Settings, directory: Path) -> Service:
+    return service(archive_url=settings.archive_url, checkpoint_key_file=directory / "key.pem")
+
+
+DAMAGED: list[tuple[Callable[[Path], object], str]] = [
+    (lambda folder: change_file(folder, "actor_id", "rr-story", "y"), "differs from the log's leaf in the archive"),
+    (
+        lambda folder: change_file(folder, "payload_commitment", "rr-story", bytes(32)),
+        "marked as erased in the archive",
+    ),
+    (
+        lambda folder: change_file(folder, "correlation_id", "rr-story", "rr-other"),
+        "1 event(s) of the chain that are archived are in no file",
+    ),
+    (
+        lambda folder: change_file(folder, "correlation_id", "rr-other", "rr-story"),
+        "another event is at chain position",
+    ),
+    (lambda folder: change_file(folder, "chain_index", "rr-story", 40), "differs from the log's leaf in the archive"),
+    (lambda folder: (folder / "manifest.json").write_bytes(b"{}"), "not the one that the log records"),
+]
