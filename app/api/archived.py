@@ -2,7 +2,6 @@
 correlation.
 """
 
-from functools import partial
 from heapq import merge
 from typing import Any
 from uuid import UUID
@@ -19,7 +18,7 @@ from app.query.cursor import Cursor
 from app.query.filter import ListQuery
 from app.query.page import KeyedEvent, KeyedPage, Page, keyed_page
 from app.query.postgres_time import nearest_rfc3339
-from app.query.timeline import Timeline, timeline
+from app.query.timeline import Timeline, gone_events, timeline
 
 ARCHIVE_SHARE = 0.5
 """Of the deadline of a query, for the search in the archive: what it has found by then is answered."""
@@ -68,8 +67,8 @@ async def find_timeline(
 
     If this service cannot read the archive, what Postgres has.
     """
-    service, reads = service_of(request), reads_of(request)
-    found = await reads(lambda pool: timeline(pool, correlation_id, limit, offset, sealed=sealed))
+    service = service_of(request)
+    found = await reads_of(request)(lambda pool: timeline(pool, correlation_id, limit, offset, sealed=sealed))
     if not with_archive or sealed is False or service.archive.what_is_missing is not None:
         return found
     seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
@@ -82,10 +81,21 @@ async def find_timeline(
         if not archived:
             return found
         start, count = stored_window(len(archived), offset, limit)
-        found = await reads(partial(timeline, correlation_id=correlation_id, limit=count, offset=start, sealed=sealed))
-        if found.gone == gone:  # else some were removed meanwhile: they would be in both
+        found = await timeline(service.engine, correlation_id, count, start, sealed=sealed)
+        if found.gone == gone:  # else others were removed meanwhile, or a standby had them still: they would be in both
             return with_archived(found, archived, offset, limit)
-    return found
+    return await timeline(service.engine, correlation_id, limit, offset, sealed=sealed)
+
+
+async def find_gone(request: Request, correlation_id: str) -> list[ArchivedRow]:
+    """The events of one correlation that are in the archive alone, with their payloads; none if this service cannot read the archive."""
+    service = service_of(request)
+    if service.archive.what_is_missing is not None or not (gone := await gone_events(service.engine, correlation_id)):
+        return []
+    seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
+    return await service.archive.of_correlation(
+        service.engine, service.log, correlation_id, gone, payloads_of=None, seconds=seconds
+    )
 
 
 async def _is_all_archived(request: Request, query: ListQuery) -> bool:

@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.access import caller_name
+from app.api.archived import find_gone
 from app.api.export import BOOLEANS, ExportQueryFailed, write_export_event
 from app.api.parameters import (
     CORRELATION_ID,
+    one_of,
     path_correlation_id,
     query_parameters,
     read_fields,
@@ -18,14 +20,15 @@ from app.api.parameters import (
     true_or_false,
 )
 from app.api.service import service_of
-from app.api.timeline import TIMELINE_PARAMETERS, get_timeline
+from app.api.timeline import TIMELINE_PARAMETERS, WITHOUT_ARCHIVE, get_timeline
+from app.archive.export_row import export_row
 from app.errors import DatabaseFailed
 from app.export.bundle_read import BundleExport, BundleQuery
 from app.verify.snapshot import snapshot
 
 router = APIRouter(tags=["export"])
 
-_READERS = {"redact_pii": true_or_false(BOOLEANS)}
+_READERS = {"redact_pii": true_or_false(BOOLEANS), "archive": one_of("exclude")}
 _PREFIX, _SUFFIX = "/api/v1/audit/correlations/", "/bundle"
 _REDACT: dict[str, Any] = {
     "name": "redact_pii",
@@ -44,7 +47,7 @@ _REDACT: dict[str, Any] = {
             "content": {"application/json": {"schema": {"type": "object"}}},
         }
     },
-    openapi_extra={"parameters": [_REDACT]},
+    openapi_extra={"parameters": [_REDACT, WITHOUT_ARCHIVE]},
 )
 async def get_bundle(request: Request, correlation_id: str) -> Response:
     """All of one correlation as a file for auditors: events, who did it, proofs, holds, notifications, and a page of words."""
@@ -55,7 +58,11 @@ async def get_bundle(request: Request, correlation_id: str) -> Response:
     correlation_id = path_correlation_id(request, correlation_id)
     fields = read_fields(query_parameters(request.scope["query_string"], _READERS), _READERS)
     service = service_of(request)
-    export = BundleExport(BundleQuery(correlation_id, **fields), caller_name(request), service.log, service.log_key)
+    archived = [] if fields.pop("archive", None) else await find_gone(request, correlation_id)
+    rows = [export_row(one) for one in archived]
+    export = BundleExport(
+        BundleQuery(correlation_id, **fields), caller_name(request), service.log, service.log_key, rows
+    )
     try:
         async with snapshot(service.engine, confirm=partial(service.standbys.confirm, service.engine)) as connection:
             content = await export.read(connection)

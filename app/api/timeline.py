@@ -195,6 +195,12 @@ class Correlations(BaseModel):
     pagination: CorrelationPagination
 
 
+WITHOUT_ARCHIVE: dict[str, Any] = {
+    "name": "archive",
+    "in": "query",
+    "description": "exclude: without the events that are in the archive alone, which are read if the chain has events that Postgres has not",
+    "schema": {"type": "string", "enum": ["exclude"]},
+}
 _TIMELINE = [
     {
         "name": "verify",
@@ -220,12 +226,7 @@ _TIMELINE = [
         "description": "true: without the events that others inserted by SQL; false: only those",
         "schema": {"type": "boolean"},
     },
-    {
-        "name": "archive",
-        "in": "query",
-        "description": "exclude: without the events that are in the archive alone, which are read if the chain has events that Postgres has not",
-        "schema": {"type": "string", "enum": ["exclude"]},
-    },
+    WITHOUT_ARCHIVE,
 ]
 
 

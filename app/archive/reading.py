@@ -50,7 +50,9 @@ _IDLE_SECONDS = 300.0
 """After which the process ends that nobody asks."""
 _TRIES = 2
 CORRELATION_EVENTS_MAX = 10_000
-"""Of one correlation that are in memory at once, without their payloads."""
+"""Of one correlation that are in memory at once."""
+CORRELATION_BYTES_MAX = 64 * 1024**2
+"""Of their payloads, where these are wanted."""
 _ROWS_AT_ONCE = 2_000
 _SAME_ID_MAX = 8
 """Events with the same id that are compared: only one of them can be what the log has."""
@@ -197,16 +199,24 @@ class ArchiveReader:
         return doubtful
 
     async def of_correlation(
-        self, pool: Pool, log: Log, correlation_id: str, gone: int, *, payloads_of: frozenset[str], seconds: float
+        self,
+        pool: Pool,
+        log: Log,
+        correlation_id: str,
+        gone: int,
+        *,
+        payloads_of: frozenset[str] | None,
+        seconds: float,
     ) -> "list[ArchivedRow]":
         """The events of one correlation that are in the archive alone, newest first: all, or as soon as there are `gone` of them. They have
-        all columns, but payloads only of some types.
+        all columns, but payloads only of some types, if `payloads_of` is not None.
 
-        DatabaseBusy if there are more than CORRELATION_EVENTS_MAX, or no time for all; else as read().
+        DatabaseBusy if there are more than CORRELATION_EVENTS_MAX, or payloads of more than CORRELATION_BYTES_MAX, or no time for all; else as read().
         """
         end = monotonic() + seconds
         rows: dict[int, ArchivedRow] = {}
         after: Key | None = None
+        size = 0
         while len(rows) < gone:
             question = Question(
                 *(("correlation_id",), {"correlation_id": correlation_id}, "", after, ALL_READ),
@@ -219,7 +229,8 @@ class ArchiveReader:
                 raise _too_much(correlation_id) from None
             for one in await _with_leaves(pool, log, found.rows):
                 rows.setdefault(place_of(one[0].row["log_id"], one[0].row["log_index"]), ArchivedRow.of(*one))
-            if len(rows) > CORRELATION_EVENTS_MAX:
+            size += sum(len(one.row["event_data"]) for one in found.rows)
+            if len(rows) > CORRELATION_EVENTS_MAX or size > CORRELATION_BYTES_MAX:
                 raise _too_much(correlation_id)
             if found.read_to == ALL_READ and len(found.rows) < question.rows:
                 break
@@ -377,7 +388,7 @@ async def _with_leaves(pool: Pool, log: Log, rows: Sequence[FoundRow]) -> list[t
 
 def _too_much(correlation_id: str) -> DatabaseBusy:
     return DatabaseBusy(
-        f"No answer in time, or more than {CORRELATION_EVENTS_MAX:,} events: some events of {correlation_id} are in the archive alone. Find them page by "
+        f"No answer in time, or more than {CORRELATION_EVENTS_MAX:,} events or {CORRELATION_BYTES_MAX // 1024**2} MiB: some events of {correlation_id} are in the archive alone. Find them page by "
         "page among the events with archive=include, or leave them out here with archive=exclude."
     )
 

@@ -14,6 +14,7 @@ import orjson
 from app.archive.check import Checker, PartResult
 from app.archive.columns import erased_row, hash_of
 from app.archive.event_file import group_count, read_rows_of
+from app.archive.export_row import HASH_ALGORITHM
 from app.archive.manifest import PartManifest
 from app.archive.recorded import RecordedPart, read_erasures, read_parts
 from app.archive.storage import Storage, StorageAway, archive_storage
@@ -27,8 +28,6 @@ from app.retention.logged import read_open_log
 from app.settings import Settings
 from app.tlog.continued import keys_of
 from app.tlog.note import PublicKey
-
-_HASH_ALGORITHM = "sha256-rfc6962"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +157,7 @@ def exported(row: dict[str, Any], log_name: str) -> dict[str, Any]:
         "event_date": row["event_timestamp"].date(),
         "parent_event_id": row["parent_event_id"] and str(row["parent_event_id"]),
         "legal_hold": False,
-        "hash_algorithm": _HASH_ALGORITHM,
+        "hash_algorithm": HASH_ALGORITHM,
         "log": log_name,
         "previous_event_hash": "" if link is None else link.hex(),
         "event_hash": hash_of(row, log_name),

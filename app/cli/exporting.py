@@ -22,6 +22,9 @@ def add(commands: Commands) -> None:
     parser.add_argument(
         "--redact-pii", action="store_true", help="mask e-mail and IP addresses, telephone and card numbers"
     )
+    parser.add_argument(
+        "--no-archive", action="store_true", help="only what the database has, if the archive is slow or away"
+    )
     add_service(parser)
     parser.set_defaults(run=_run)
 
@@ -32,8 +35,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
     service = Service.of(arguments)
     path = f"/api/v1/audit/correlations/{segment(arguments.correlation_id)}/bundle"
+    wanted = {"redact_pii": "true"} if arguments.redact_pii else {}
+    wanted |= {"archive": "exclude"} if arguments.no_archive else {}
     with progress("waiting for the bundle ..."):
-        content = service.get_once_covered(path, {"redact_pii": "true"} if arguments.redact_pii else {}).content
+        content = service.get_once_covered(path, wanted).content
     try:
         found = parse(content)
         manifest = manifest_of(found)

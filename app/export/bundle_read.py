@@ -4,20 +4,21 @@ Everything is read in one snapshot, in which a checkpoint has to cover every ent
 """
 
 from asyncio import sleep, to_thread
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
+from math import inf
 from typing import Any
 from uuid import UUID, uuid4
-
-import asyncpg
 
 from app.db import Connection
 from app.errors import NotFound, TooLarge
 from app.events.canonical import loads
 from app.events.log import Log, place_of
 from app.events.notification import STORED
-from app.events.record import Row
+from app.events.record import Row, place
 from app.export.bundle import (
     FORMAT,
     Bundle,
@@ -98,6 +99,8 @@ class BundleExport:
     exported_by: str
     log: Log
     key: SigningKey | None
+    archived: Sequence[Row] = ()
+    """Events of the correlation that are in the archive alone, as correlation_rows() has those of Postgres."""
     export_id: UUID = field(default_factory=uuid4)
     event_count: int = 0
     first_position: int | None = None
@@ -163,16 +166,26 @@ class BundleExport:
 
     async def _read_rows(self, connection: Connection) -> None:
         """The correlation's rows: those that a log has as events, in the order of the logs, and the others."""
+        archived = deque(sorted(self.archived, key=_order))
         async for rows in correlation_rows(connection, self.query.correlation_id):
             for row in rows:
-                self._space.use(_size(row))
-                if (event := self._entry(row)) is None:
-                    self._unproved.append(unproved_row(self._of_log(row), redacted=self.query.redact_pii))
-                else:
-                    _append(self._events, event)
+                while archived and _order(archived[0]) <= _order(row):
+                    self._add(archived.popleft())
+                if self._add(row):
                     self._unmarked.add(row)
-                self._selectors.add(row)
             await sleep(0)
+        while archived:
+            self._add(archived.popleft())
+
+    def _add(self, row: Row) -> bool:
+        """Add a row; whether the log has it."""
+        self._space.use(_size(row))
+        self._selectors.add(row)
+        if (event := self._entry(row)) is None:
+            self._unproved.append(unproved_row(self._of_log(row), redacted=self.query.redact_pii))
+            return False
+        _append(self._events, event)
+        return True
 
     async def _read_notifications(self, connection: Connection) -> None:
         rows = await connection.fetch(SQL["notifications"], self.query.correlation_id, self._space.entries + 1)
@@ -257,7 +270,13 @@ def _append(events: list[BundledEvent], event: BundledEvent | None) -> None:
         events.append(event)
 
 
-def _size(row: asyncpg.Record) -> int:
+def _order(row: Row) -> float:
+    """In the order of the logs; those without a position come last."""
+    at = place(row)
+    return inf if at is None else at
+
+
+def _size(row: Row) -> int:
     """Bytes of its texts: as characters they could be a fourth of what the file needs."""
     names = ("event_data", "event_metadata", "error_message", "actor_id")
     return sum(len((row[name] or "").encode()) for name in names)

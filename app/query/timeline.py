@@ -73,7 +73,7 @@ class Timeline:
     @property
     def gone(self) -> int:
         """How many events of the chain Postgres does not have; of a timeline of all events, or of the sealed ones."""
-        return 0 if self.head is None else max(0, self.head["length"] - self.extent["logged"])
+        return _gone(self.head, self.extent)
 
     @property
     def is_empty(self) -> bool:
@@ -105,6 +105,21 @@ async def timeline(pool: Pool, correlation_id: str, limit: int, offset: int, *, 
             [_hold(row) for row in holds],
             await connection.fetchrow(SQL["last_verdict"], correlation_id),
         )
+
+
+async def gone_events(pool: Pool, correlation_id: str) -> int:
+    """How many events of a chain Postgres does not have, by the length that its head says."""
+    async with (
+        driver_connection(pool) as connection,
+        connection.transaction(isolation="repeatable_read", readonly=True),
+    ):
+        head = await connection.fetchrow(SQL["chain_head"], correlation_id)
+        [extent] = await connection.fetch(SQL["extent"], correlation_id, None)
+    return _gone(head, extent)
+
+
+def _gone(head: Row | None, extent: Row | Mapping[str, Any]) -> int:
+    return 0 if head is None else max(0, head["length"] - extent["logged"])
 
 
 def by_time(steps: Sequence[Row]) -> Sequence[Row]:

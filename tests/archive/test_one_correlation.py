@@ -17,8 +17,22 @@ import httpx
 import pytest
 
 from app.archive import run
+from app.export.bundle import DIFFERS, parse
+from app.export.bundle_check import check_bundle
 from app.settings import Settings
-from tests.archive.archived import ALL, NOW, OLD, OLDER, Connection, fill, folder_of, parts_of, publish, settings_of
+from tests.archive.archived import (
+    ALL,
+    NOW,
+    OLD,
+    OLDER,
+    PUBLIC,
+    Connection,
+    fill,
+    folder_of,
+    parts_of,
+    publish,
+    settings_of,
+)
 from tests.archive.test_reading import BETWEEN, Start, change_file, client_of, hostile, purge_before
 from tests.sealed import insert, plain_row, seal
 from tests.services import ROOT, Service
@@ -206,3 +220,52 @@ DAMAGED: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: change_file(folder, "chain_index", "rr-story", 40), "differs from the log's leaf in the archive"),
     (lambda folder: (folder / "manifest.json").write_bytes(b"{}"), "not the one that the log records"),
 ]
+
+
+async def test_bundle(database_url: str, connection: Connection, tmp_path: Path, service: Start) -> None:
+    """A bundle lacks what is in the archive alone, or its checker finds that wrong, or it has it as if the log had something else."""
+    await fill_story(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    with client_of(service, settings, tmp_path) as client:
+        whole = {redact: entries(bundle_of(client, redact_pii=redact)) for redact in ("false", "true")}
+        assert len(whole["false"]) == 43
+        for cutoff, redact in ((OLDER + timedelta(seconds=4), "false"), (BETWEEN, "false"), (BETWEEN, "true")):
+            await purge_before(settings, cutoff)
+            content = bundle_of(client, redact_pii=redact)
+            bundle = parse(content).bundle
+            assert entries(content) == whole[redact]
+            assert (bundle.gaps, bundle.unproved, [line for line in bundle.page if DIFFERS in line]) == ([], [], [])
+            checked = check_bundle(content, [PUBLIC])
+            assert not checked.problems, checked.problems
+        left = parse(bundle_of(client, archive="exclude")).bundle
+        assert (len(left.events), sum(gap.end - gap.first for gap in left.gaps)) == (14, 29)
+    folder = folder_of((await parts_of(settings))[0])
+    change_file(folder, "actor_id", "rr-story", "y")
+    one = start(service, settings, tmp_path)
+    with httpx.Client(base_url=one.url, timeout=30) as client:
+        content = bundle_of(client)
+        changed = parse(content).bundle
+        assert (len(changed.events), len(changed.unproved), '"actor_id":"y"' in changed.unproved[0]) == (42, 1, True)
+        (folder / "events-0.parquet").unlink()
+        end_reader(one)
+        answer = client.get(f"{TIMELINE}/bundle")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert len(parse(bundle_of(client, archive="exclude")).bundle.events) == 14
+
+
+def bundle_of(client: httpx.Client, **sent: str) -> bytes:
+    """The bundle, as soon as a checkpoint covers it."""
+    for _ in range(600):
+        answer = client.get(f"{TIMELINE}/bundle", params=sent)
+        if answer.status_code == 200:
+            return answer.content
+        assert answer.status_code == 503, answer.text
+        sleep(0.05)
+    raise AssertionError("no checkpoint covers it")
+
+
+def entries(content: bytes) -> list[tuple[Any, ...]]:
+    """What a bundle has of each event, but for its proof."""
+    events = parse(content).bundle.events
+    return [(one.log, one.position, one.leaf, one.record, one.salt, one.committed, one.redacted) for one in events]
