@@ -139,7 +139,7 @@ class Rules:
 def _any(masks: Sequence[pa.Array]) -> pa.Array:
     every = masks[0]
     for one in masks[1:]:
-        every = pc.or_(every, one)
+        every = pc.or_kleene(every, one)
     return every
 
 
