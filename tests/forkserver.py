@@ -3,6 +3,7 @@
 That a start from nothing works is the subject of tests/blackbox/test_starting.py and of the checks of image and chart.
 """
 
+import atexit
 import contextlib
 import gc
 import json
@@ -64,12 +65,17 @@ class _Server:
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            self._process = subprocess.Popen(  # ends when this process does, since its socket is closed then
+            self._process = subprocess.Popen(  # ends when its socket is closed, also if this process is killed
                 [sys.executable, "-c", f"from tests.forkserver import serve; serve({theirs.fileno()})"],
                 cwd=_ROOT,
                 env=os.environ | {"PYTHONPATH": str(_ROOT)},
                 pass_fds=[theirs.fileno()],
             )
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._socket.close()
+        self._process.wait()
 
     def call(self, message: dict[str, Any], *files: int) -> Any:
         socket.send_fds(self._socket, [json.dumps(message).encode()], files)
