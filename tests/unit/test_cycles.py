@@ -145,11 +145,11 @@ async def test_request(
                 writer.close()
                 with suppress(OSError):
                     await writer.wait_closed()
-                while front.state.connections or front.state.tasks:
+                while front.state.connections or front.state.tasks:  # noqa: ASYNC110 -- of the server
                     await asyncio.sleep(0.01)
                 front.taken.clear()
             relay.close()
-            while server._connections:
+            while server._connections:  # noqa: ASYNC110 -- of another task
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.01)
             del reader, writer, front
@@ -161,7 +161,9 @@ def test_reads() -> None:
     """What a request has read by stays until it is collected."""
     with nothing_left():
         headers = [(HEADER.lower().encode(), b"0.1.0011223344556677")]
-        service = Mock(Service, presence=SimpleNamespace(database_seen=True), standbys=SimpleNamespace(standbys=["one"]))
+        service = Mock(
+            Service, presence=SimpleNamespace(database_seen=True), standbys=SimpleNamespace(standbys=["one"])
+        )
         state: dict[str, Any] = {}
         scope = {"type": "http", "method": "GET", "path": "/", "headers": headers, "state": state}
         request = Request(scope | {"app": SimpleNamespace(service=service)})
