@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Literal, NamedTuple
@@ -10,23 +11,28 @@ from uuid import UUID
 import pyarrow as pa
 
 from app.archive.check import Checker, PartResult, check_chain, check_manifest
+from app.archive.locking import NotRead, holds_of
 from app.archive.recorded import (
     ExpiredPart,
     Recorded,
     RecordedPart,
     places_in_no_part,
     read_erasures,
+    read_locks,
     read_parts,
     read_recorded,
     removed_positions,
 )
+from app.archive.rules import Holds
 from app.archive.session import stale_metadata
 from app.archive.storage import PARTS, Storage, StorageAway, archive_storage
 from app.archive.table import ArchiveTable, ListedFile, months_since_1970
+from app.archive.versions import Bucket, FilesStay
 from app.archive.writing import SQL, connect_archive
 from app.db import Connection
 from app.errors import Fatal
 from app.events.positions import Positions
+from app.retention.in_force import InForce
 from app.retention.logged import read_open_log
 from app.settings import Settings
 from app.tlog.continued import keys_of
@@ -58,6 +64,12 @@ class ArchiveResult:
     """What is there of them all the same."""
     removed: dict[UUID, int] = field(default_factory=dict)
     """By part, how many of its events Postgres has no longer, if any."""
+    locked: dict[UUID, frozenset[str]] = field(default_factory=dict)
+    """By part, for which holds its files are locked, as the log records it."""
+    lock_pending: list[RecordedPart] = field(default_factory=list)
+    """Parts whose locks are not what holds want: the next run sets them, or lifts them."""
+    locks_unseen: str = ""
+    """Why it was not seen which files are locked; empty if it was, or none has to be."""
     in_no_part: int = 0
     """How many events Postgres has no longer, and no part any more although one had them: one problem, if there are any."""
 
@@ -80,16 +92,16 @@ async def list_removed(settings: Settings) -> dict[UUID, Positions]:
 
 async def list_parts(settings: Settings) -> list[RecordedPart]:
     """The parts that are there, as the log records them."""
-    return (await list_recorded(settings)).parts
+    return (await list_recorded(settings))[0].parts
 
 
-async def list_recorded(settings: Settings) -> Recorded:
-    """The parts that the log records, also those that have expired."""
+async def list_recorded(settings: Settings) -> tuple[Recorded, dict[UUID, frozenset[str]]]:
+    """The parts that the log records, also those that have expired; and for which holds it says that their files are locked."""
     connection = await connect_archive(settings)
     try:
         log = await read_open_log(connection, settings)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            return await read_recorded(connection, log)
+            return await read_recorded(connection, log), await read_locks(connection, log)
     finally:
         await connection.close()
 
@@ -110,6 +122,9 @@ async def verify_archive(
             erasures = await read_erasures(connection, log)
             archived = (await read_evidence(connection, log)).archived
             state = await _state(connection)
+            locks = await read_locks(connection, log)
+            await InForce().refresh(connection, log)
+            holds = await Holds.read(connection)
     finally:
         await connection.close()
     every = list({str(key): key for one in log.and_earlier() for key in keys_of(one, keys)}.values())
@@ -127,6 +142,7 @@ async def verify_archive(
         _check_previous(result)
         if not only_removed:
             result.table_problems += _table_problems(storage, state.pointer, [one for _, one in result.parts])
+            await _add_unlocked(settings, _check_locks(result, storage, locks, holds, depth))
             _check_former(result, storage, recorded, state.attempts)
             unknown = _unknown_folders(storage, recorded, state.attempts)
             if unknown and await _read_state(settings) == state:  # else they may be what a run has begun meanwhile
@@ -201,6 +217,55 @@ def _check_former(result: ArchiveResult, storage: Storage, recorded: Recorded, a
     if kept is not None and not result.undeleted:
         for name in stale_metadata(storage, [*kept, *attempts]):
             result.table_problems.append(f"inserted: {name} is of the table before a part was replaced, or has expired")
+
+
+async def _active_holds(settings: Settings) -> frozenset[str]:
+    """The ids of the holds that are in force by now."""
+    connection = await connect_archive(settings)
+    try:
+        await InForce().refresh(connection, await read_open_log(connection, settings))
+        return (await Holds.read(connection)).ids
+    finally:
+        await connection.close()
+
+
+_Unlocked = Sequence[tuple[PartResult, str, frozenset[str]]]
+"""Files that should be locked and are not: part, name, and the holds because of which."""
+
+
+async def _add_unlocked(settings: Settings, unlocked: _Unlocked) -> None:
+    """Add a problem for each file, unless its holds were released meanwhile: then a run may have lifted its lock."""
+    ids = await _active_holds(settings) if unlocked else frozenset()
+    for one, name, holds in unlocked:
+        if active := holds & ids:
+            one.add(f"hold removed: {name} is under no legal hold, but the log records one, for hold {min(active)}")
+
+
+def _check_locks(
+    result: ArchiveResult, storage: Storage, locks: dict[UUID, frozenset[str]], holds: Holds, depth: Depth
+) -> _Unlocked:
+    """Where locks are not what holds want; the files that should be locked and are not."""
+    result.locked = {part.archive_id: locks[part.archive_id] for part, _ in result.parts if part.archive_id in locks}
+    unlocked: list[tuple[PartResult, str, frozenset[str]]] = []
+    if not result.locked and not holds:
+        return unlocked
+    bucket = Bucket.of(storage)
+    try:
+        if bucket is None or not bucket.has_object_lock():
+            if result.locked:
+                result.locks_unseen = "the bucket has no object lock, or the settings have no credentials for it"
+            return unlocked
+        for part, one in result.parts:
+            folder, of_part = storage.name_of(part.location), result.locked.get(part.archive_id, frozenset())
+            if folder is not None and (active := of_part & holds.ids):
+                unlocked += [(one, name, active) for name in bucket.unlocked(folder)]
+            if depth != "manifests":
+                with suppress(NotRead):  # what is wrong with it is named already
+                    if holds_of(storage, part, holds) != of_part:
+                        result.lock_pending.append(part)
+    except FilesStay as error:
+        result.locks_unseen = str(error)
+    return unlocked
 
 
 def _check_previous(result: ArchiveResult) -> None:

@@ -14,18 +14,16 @@ from datetime import UTC, date, datetime, timedelta
 from typing import IO
 from uuid import UUID, uuid4
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.archive.check import check_manifest
 from app.archive.compare import unlike_recorded
 from app.archive.event_file import open_events
 from app.archive.manifest import PartManifest
-from app.archive.matching import id_bytes
 from app.archive.part_files import TILES_NAME, ArchivedFile
 from app.archive.recorded import RecordedPart, read_recorded
 from app.archive.removing import retention_session
-from app.archive.rules import COLUMNS, Holds, Judged, Rules
+from app.archive.rules import GroupColumns, Holds, Judged, Rules
 from app.archive.session import (
     ArchiveSession,
     PartChanged,
@@ -221,7 +219,7 @@ class ExpiryOfPart:
                 try:
                     opened = await asyncio.to_thread(_open_file, folder, file, stack, is_copied=keys is not None)
                     for number in range(opened.num_row_groups):
-                        columns = await asyncio.to_thread(_Columns, opened, number)
+                        columns = await asyncio.to_thread(GroupColumns, opened, number)
                         await rules.add(judged, columns)
                         progress.add(columns.rows)
                         if not is_whole and (judged.not_over or judged.held):
@@ -344,15 +342,3 @@ def _copy(folder: Storage, file: ArchivedFile, target: IO[bytes] | None) -> None
     """Read all of a file. _Stays if it has not the bytes that were signed."""
     if folder.copy_to(file.name, target) != (file.sha256, file.bytes):
         raise _Stays(f"edited: {file.name} is not as it was signed")
-
-
-class _Columns:
-    """The columns of a row group that the rules are about."""
-
-    def __init__(self, opened: pq.ParquetFile, group: int) -> None:
-        table = opened.read_row_group(group, columns=list(COLUMNS), use_threads=False)
-        self._arrays = {name: id_bytes(table.column(name)) for name in COLUMNS}
-        self.rows = table.num_rows
-
-    def __call__(self, name: str) -> pa.Array:
-        return self._arrays[name]

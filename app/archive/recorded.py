@@ -13,7 +13,7 @@ from app.events.positions import NO_POSITIONS, Positions
 from app.retention.logged import read_open_log
 from app.settings import Settings
 from app.tlog.continued import newest_log
-from app.tlog.evidence import ARCHIVED, ERASED, EXPIRED, read_evidence, read_self_events
+from app.tlog.evidence import ARCHIVED, ERASED, EXPIRED, LOCKED, UNLOCKED, read_evidence, read_self_events
 from app.verify.snapshot import SQL as VERIFY
 
 
@@ -120,6 +120,21 @@ class Recorded:
             one.part.archive_id for one in self.expired
         }
 
+    @property
+    def gone(self) -> list[RecordedPart]:
+        """The parts that are not there any more: those that have expired, and those that others have replaced."""
+        return [one.part for one in self.expired] + [
+            replace(
+                part,
+                archive_id=former.archive_id,
+                location=former.location,
+                manifest_sha256=former.manifest_sha256,
+                replaced=(),
+            )
+            for part in self.every
+            for former in part.replaced
+        ]
+
     def metadata_ids(self) -> list[UUID] | None:
         """In the names of the table's files: the part that replaced another last, or the last expiry, and the parts after it. None if there was neither.
 
@@ -147,6 +162,18 @@ async def read_recorded(connection: Connection, log: Log) -> Recorded:
     expired = _expired_of([one for one in events if one[1]["event_type"] == EXPIRED], every)
     gone = {one.part.archive_id for one in expired}
     return Recorded([part for part in every if part.archive_id not in gone], expired)
+
+
+async def read_locks(connection: Connection, log: Log) -> dict[UUID, frozenset[str]]:
+    """By part, for which holds `log` and those before it say that its files are locked. `connection` is in a snapshot."""
+    events = [
+        (place_of(row["log_id"], row["log_index"]), payload)
+        async for payload, row in read_self_events(connection, log, [LOCKED, UNLOCKED])
+    ]
+    locks = {
+        UUID(one["archive_id"]): frozenset(one.get("holds", ())) for _, one in sorted(events, key=lambda one: one[0])
+    }
+    return {archive_id: holds for archive_id, holds in locks.items() if holds}
 
 
 _Event = tuple[int, dict[str, Any], datetime]

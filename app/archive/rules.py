@@ -2,20 +2,26 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from app.archive.matching import id_bytes
 from app.archive.writing import SQL
 from app.db import Connection
 from app.retention.policy import Terms
 
 ReadColumn = Callable[[str], pa.Array]
 """The values of a column of some rows."""
+Bounds = Callable[[str], tuple[Any, Any] | None]
+"""The smallest and the largest value of a column of some rows; None if nobody knows."""
 OF_HOLDS = ("correlation_id", "actor_id", "resource_type", "resource_id", "event_timestamp")
 """The columns that selectors are about."""
 COLUMNS = (*OF_HOLDS, "log_index", "event_category", "event_type", "retention_days")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _Kind = tuple[str, str, int | None]
 """Category, type and own days of an event."""
 
@@ -35,6 +41,18 @@ class _Selector(NamedTuple):
         """Whether it is about a correlation alone."""
         return self.correlation_id is not None and not any((self.actor_id, self.resource_id, self.time_from))
 
+    def may_cover(self, bounds: Bounds) -> bool:
+        """Whether it can cover one of some rows."""
+        if self.time_from is not None and self.time_to is not None:
+            times = bounds("event_timestamp")
+            if times is None or (_since_1970(times[0]) <= self.time_to and _since_1970(times[1]) >= self.time_from):
+                return True
+        values = {name: getattr(self, name) for name in ("correlation_id", "actor_id", "resource_id")}
+        return any(
+            value is not None and ((found := bounds(name)) is None or found[0] <= value <= found[1])
+            for name, value in values.items()
+        )
+
     def covers(self, column: ReadColumn) -> pa.Array:
         """Which rows it covers."""
         masks = []
@@ -50,10 +68,24 @@ class _Selector(NamedTuple):
         return _any(masks) if masks else pa.array([False] * len(column("event_timestamp")))
 
 
+class GroupColumns:
+    """Columns of a row group of a file of events."""
+
+    def __init__(self, opened: pq.ParquetFile, group: int, names: Sequence[str] = COLUMNS) -> None:
+        table = opened.read_row_group(group, columns=list(names), use_threads=False)
+        self._arrays = {name: id_bytes(table.column(name)) for name in names}
+        self.rows = table.num_rows
+
+    def __call__(self, name: str) -> pa.Array:
+        return self._arrays[name]
+
+
 class Holds:
     """What holds cover that are in force: those of the table and those of the log, as hold_of() of Postgres has them."""
 
     def __init__(self, selectors: Sequence[_Selector]) -> None:
+        self._selectors = selectors
+        self.ids = frozenset(one.hold_id for one in selectors)
         self._others = [one for one in selectors if not one.is_of_correlation]
         self._of_correlations = {one.correlation_id: one for one in selectors if one.is_of_correlation}
 
@@ -61,6 +93,14 @@ class Holds:
     async def read(cls, connection: Connection) -> "Holds":
         """`connection` follows the holds of the log (InForce)."""
         return cls([_Selector(*row) for row in await connection.fetch(SQL["active_selectors"])])
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._selectors)
+
+    def may_cover(self, bounds: Bounds) -> bool:
+        """Whether one of them can cover one of some rows."""
+        return any(one.may_cover(bounds) for one in self._selectors)
 
     def covering(self, column: ReadColumn) -> tuple[pa.Array | None, list[str]]:
         """Which rows are covered, and the ids of the holds that cover some; None without any hold."""
@@ -106,7 +146,7 @@ class Rules:
         self._terms = terms
         self._holds = holds
         self._cutoffs: dict[_Kind, int | None] = {}
-        self._now = _microseconds(terms)
+        self._now = _since_1970(terms.now)
 
     async def add(self, judged: Judged, column: ReadColumn) -> None:
         """Judge some rows."""
@@ -143,6 +183,6 @@ def _any(masks: Sequence[pa.Array]) -> pa.Array:
     return every
 
 
-def _microseconds(terms: Terms) -> int:
-    from_1970 = terms.now.timestamp()
-    return int(from_1970) * 1_000_000 + terms.now.microsecond
+def _since_1970(time: datetime) -> int:
+    """In microseconds."""
+    return (time.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)

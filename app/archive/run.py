@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from app.archive.erasing import erase_parts
 from app.archive.expiring import Expiries, Outlook, expire, outlook
+from app.archive.locking import Locks, follow_holds
 from app.archive.manifest import PartManifest, PreviousPart
 from app.archive.recorded import (
     Recorded,
@@ -90,6 +91,8 @@ class ArchiveRun:
     """Why what was erased is in the archive still: of each part that could not be written again, or not be deleted."""
     removal: Removal | None = None
     """What was removed from Postgres; None if that was not asked for."""
+    locks: Locks = field(default_factory=Locks)
+    """What was done about files under hold."""
     expiries: Expiries | None = None
     """What has expired; None if that was not asked for."""
 
@@ -127,7 +130,7 @@ async def run(
 ) -> ArchiveRun:
     """Delete what an interrupted run has left, have erasures reach the archive, then archive what is due at `now`, part by part.
 
-    Then remove from Postgres what is archived, and delete the parts of which every event is over, if `selection` says so.
+    Then remove from Postgres what is archived, have files under hold where holds cover them, and delete the parts of which every event is over, if `selection` says so.
 
     Fatal when another run is under way, no key signs, or what was written cannot be verified; StorageAway when the storage fails.
     """
@@ -148,6 +151,9 @@ async def run(
                         await _archive_month(session, key, one, row["month"], result)
             if selection.remove:
                 result.removal = await remove_archived(session, settings, now, key)
+            result.locks = await follow_holds(session)
+            if result.locks.lifted:
+                await delete_attempts(session)
             if selection.expire:
                 result.expiries = await expire(session, settings, now, key)
         except (OSError, pa.ArrowException) as error:

@@ -211,15 +211,23 @@ def _run(arguments: argparse.Namespace) -> Exit:
         print(visible(f"{part.month} of {part.log}: {count} erased events are gone, part {part.archive_id}."))
     if not done.parts and not done.rewritten:
         print("Nothing was due.")
+    for one in done.locks.locked:
+        print(visible(f"{one.month}: a hold covers events of part {one.archive_id}: its files are locked."))
+    for one in done.locks.lifted:
+        print(visible(f"{one.month}: no hold covers part {one.archive_id} any more: its files are not locked."))
     is_removed = done.removal is None or _print_removal(done.removal)
     is_expired = done.expiries is None or _print_expiries(done.expiries)
-    for why in done.pending:
+    for why in [*done.locks.problems, *done.pending]:
         print(visible(f"Not done: {why}."), file=sys.stderr)
     for defect in done.left.listed:
         print(visible(f"Not archived: {defect.message} (position {defect.position})."), file=sys.stderr)
     if done.left.count:
         print(f"{done.left.count} defect(s): `datastorage verify` has more.", file=sys.stderr)
-    return Exit.DEFECT if done.left.count or done.pending or not is_removed or not is_expired else Exit.AS_ASKED
+    return (
+        Exit.DEFECT
+        if done.left.count or done.pending or done.locks.problems or not is_removed or not is_expired
+        else Exit.AS_ASKED
+    )
 
 
 def _print_removal(removal: "Removal") -> bool:
@@ -287,12 +295,13 @@ def _list(arguments: argparse.Namespace) -> None:
     from app.cli.database import settings_for_removal
 
     settings = settings_for_removal()
-    recorded, removed = asyncio.run(list_recorded(settings)), asyncio.run(list_removed(settings))
+    (recorded, locks), removed = asyncio.run(list_recorded(settings)), asyncio.run(list_removed(settings))
     expired = {one.part.archive_id: f"{one.recorded_at:%Y-%m-%dT%H:%M:%SZ}" for one in recorded.expired}
     rows = [
         {"month": one.month, "log_id": one.log_id, "events": one.positions.size}
         | {"removed": removed[one.archive_id].size if one.archive_id in removed else 0}
         | {"archived_at": f"{one.recorded_at:%Y-%m-%dT%H:%M:%SZ}", "expired_at": expired.get(one.archive_id)}
+        | {"locked_for": sorted(locks.get(one.archive_id, ()))}
         | {"archive_id": str(one.archive_id), "replaces": [str(former.archive_id) for former in one.replaced]}
         | {"location": one.location, "manifest_sha256": one.manifest_sha256}
         for one in recorded.every
@@ -302,10 +311,11 @@ def _list(arguments: argparse.Namespace) -> None:
             for row in rows:
                 out.record(row)
         else:
-            names = ("month", "log_id", "events", "removed", "archived_at", "expired_at", "location")
+            names = ("month", "log_id", "events", "removed", "archived_at", "expired_at", "holds", "location")
+            cells = [row | {"holds": len(locks.get(UUID(str(row["archive_id"])), ()))} for row in rows]
             out.table(
-                ["month", "log", "events", "removed", "archived at", "expired at", "location"],
-                [["" if row[n] is None else str(row[n]) for n in names] for row in rows],
+                ["month", "log", "events", "removed", "archived at", "expired at", "holds", "location"],
+                [["" if row[n] is None else str(row[n]) for n in names] for row in cells],
             )
 
 
@@ -330,6 +340,16 @@ def _verify(arguments: argparse.Namespace) -> Exit:
         print(f"{len(result.expired)} part(s) have expired: {gone:,} events of them are purged")
     if removed:
         print(f"{removed:,} of these events are in the archive only")
+    if result.locked:
+        print(f"{len(result.locked)} part(s) are under hold: their files are locked, as the log records it")
+    for one in result.lock_pending:
+        print(
+            visible(
+                f"{one.month} {one.archive_id}: the next `archive run` locks its files, or lifts that, as holds want it"
+            )
+        )
+    if result.locks_unseen:
+        print(visible(f"which files are locked was not seen: {result.locks_unseen}"))
     for part, erased in result.pending:
         what = f"{erased.size:,} event(s), at {erased}, were erased since"
         print(visible(f"{part.month} {part.archive_id}: {what}: they are in the archive until the next `archive run`"))

@@ -35,6 +35,8 @@ _ABOUT = {
     "datastorage.sink.removed": "order_id",
     "datastorage.archive.stored": "archive_id",
     "datastorage.archive.expired": "archive_id",
+    "datastorage.archive.locked": "archive_id",
+    "datastorage.archive.unlocked": "archive_id",
 }
 """By type, of the events that are evidence: the member of the payload that is part of the event's correlation."""
 

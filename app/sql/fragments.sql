@@ -205,4 +205,5 @@ WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
     'datastorage.hold.placed', 'datastorage.hold.released', 'datastorage.hold.adopted',
     'datastorage.policy.set', 'datastorage.policy.removed', 'datastorage.notification.stored',
     'datastorage.finding.recorded', 'datastorage.finding.acknowledged', 'datastorage.log.continued',
-    'datastorage.archive.stored', 'datastorage.archive.expired'
+    'datastorage.archive.stored', 'datastorage.archive.expired',
+    'datastorage.archive.locked', 'datastorage.archive.unlocked'

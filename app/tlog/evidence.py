@@ -21,6 +21,7 @@ HOLD_PLACED, HOLD_RELEASED, HOLD_ADOPTED = (
 )
 POLICY_SET, POLICY_REMOVED = "datastorage.policy.set", "datastorage.policy.removed"
 ARCHIVED, EXPIRED = "datastorage.archive.stored", "datastorage.archive.expired"
+LOCKED, UNLOCKED = "datastorage.archive.locked", "datastorage.archive.unlocked"
 FOUND, ACKNOWLEDGED = "datastorage.finding.recorded", "datastorage.finding.acknowledged"
 _REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)
 RECORDS = (*_REMOVALS, ARCHIVED, EXPIRED)

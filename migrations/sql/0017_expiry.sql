@@ -1,4 +1,4 @@
--- As before; and what the log records of expired parts of the archive has no end.
+-- As before; and what the log records of parts of the archive that have expired, or whose files are locked, has no end.
 CREATE OR REPLACE FUNCTION is_over(
     moment timestamptz, happened_at timestamptz, kind text, event_days integer, policy audit_retention_policies,
     floor_days integer, ceiling_days integer
@@ -11,6 +11,7 @@ CREATE OR REPLACE FUNCTION is_over(
         'datastorage.hold.placed', 'datastorage.hold.released', 'datastorage.hold.adopted',
         'datastorage.policy.set', 'datastorage.policy.removed',
         'datastorage.finding.recorded', 'datastorage.finding.acknowledged', 'datastorage.log.continued',
-        'datastorage.archive.stored', 'datastorage.archive.expired'
+        'datastorage.archive.stored', 'datastorage.archive.expired',
+        'datastorage.archive.locked', 'datastorage.archive.unlocked'
     )
 $$;

@@ -1,4 +1,4 @@
-"""What the log records of expired parts of the archive is never purged."""
+"""What the log records of parts of the archive that have expired, or whose files are locked, is never purged."""
 
 from pathlib import Path
 

@@ -127,7 +127,7 @@ async def test_a_part_that_is_over(database_url: str, connection: Connection, tm
     assert [one.part.archive_id for one in after.expired] == [older.archive_id]
     assert await problems(settings) == []
     assert not folder_of(older).exists()
-    [expiry] = (await list_recorded(settings)).expired
+    [expiry] = (await list_recorded(settings))[0].expired
     assert all(str(expiry.expiry_id) in name or str(old.archive_id) in name for name in files_of(tmp_path))
     async with connection.transaction(isolation="repeatable_read", readonly=True):
         chain = await verify_correlation(connection, f"rr-{OLDER:%m}-0", FIRST_LOG)

@@ -131,7 +131,7 @@ async def test_killed_at_every_step_of_an_erasure(
 async def nothing_else_is_there(settings: Settings, connection: Connection, directory: Path) -> None:
     """All files are of parts that are recorded, and no run has left something to do."""
     assert await connection.fetchval("SELECT count(*) FROM archive_attempts") == 0
-    archive, recorded = directory / "archive", await list_recorded(settings)
+    archive, recorded = directory / "archive", (await list_recorded(settings))[0]
     folders = {str(folder_of(part).relative_to(archive)) for part in recorded.parts}
     ids = {str(part.archive_id) for part in recorded.parts} | {str(one) for one in recorded.metadata_ids() or ()}
     for name in files_of(directory):

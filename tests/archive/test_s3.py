@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from app.archive.finding import archive_search
 from app.archive.reading import ArchiveAway, ArchiveReader
 from app.archive.session import Selection
 from app.archive.storage import Storage, StorageAway
-from app.archive.versions import _Client
+from app.archive.versions import Bucket
 from app.db import create_engine
 from app.errors import Fatal
 from app.events.catalog import Catalog
@@ -157,15 +158,19 @@ async def test_locked_versions(database_url: str, connection: Connection, endpoi
 def test_signatures_are_those_of_amazon() -> None:
     """Stores that verify signatures, as moto does not, refuse every request about versions."""
     options = {"access_key": "access-key", "secret_key": "secret-key", "region": "eu-central-1"}
-    client = _Client(Storage("s3://bucket/the archive", options), "bucket")
-    path, query = "/bucket/the%20archive/a%2Bb", "prefix=the%20archive%2Fparts%2F&versions="
-    headers = client._signed("GET", path, query)
-    authorization = headers.pop("authorization")
-    request = AWSRequest("GET", f"https://s3.eu-central-1.amazonaws.com{path}?{query}", headers)
-    request.context["timestamp"] = headers["x-amz-date"]
-    auth = S3SigV4Auth(Credentials("access-key", "secret-key"), "s3", "eu-central-1")
-    expected = auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request)
-    assert authorization.endswith(f"SignedHeaders=host;x-amz-content-sha256;x-amz-date, Signature={expected}")
+    client = Bucket(Storage("s3://bucket/the archive", options))
+    path, digest = "/bucket/the%20archive/a%2Bb", sha256(b"<LegalHold/>").hexdigest()
+    for method, query, more in (
+        ("GET", "prefix=the%20archive%2Fparts%2F&versions=", ()),
+        ("PUT", "legal-hold=&versionId=a%2Bb", (digest,)),
+    ):
+        headers = client._signed(method, path, query, *more)
+        authorization = headers.pop("authorization")
+        request = AWSRequest(method, f"https://s3.eu-central-1.amazonaws.com{path}?{query}", headers)
+        request.context["timestamp"] = headers["x-amz-date"]
+        auth = S3SigV4Auth(Credentials("access-key", "secret-key"), "s3", "eu-central-1")
+        expected = auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request)
+        assert authorization.endswith(f"SignedHeaders=host;x-amz-content-sha256;x-amz-date, Signature={expected}")
 
 
 async def test_store_that_is_away(database_url: str, connection: Connection, tmp_path: Path) -> None:

@@ -434,6 +434,15 @@ _BY_EVENT_TYPE: dict[str, dict[str, Any]] = {
         "positions": "{[0,4711)}",
         "cutoff": "2026-01-31T01:47:00+00:00",
     },
+    "datastorage.archive.locked": {
+        "month": "2026-01",
+        "manifest_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+        "holds": ["7d1a4f0e-5c43-4d0c-9f0b-2b8c1b7a9e55"],
+    },
+    "datastorage.archive.unlocked": {
+        "month": "2026-01",
+        "manifest_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    },
     "datastorage.finding.acknowledged": {
         "acknowledged_by": "ada@example.org",
         "reason": "restored from last night's dump",

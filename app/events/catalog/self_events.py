@@ -301,6 +301,30 @@ class ArchiveExpiredPayload(TypedDict):
     policies: list[FollowedPolicy]
 
 
+class ArchiveLockedPayload(TypedDict):
+    """The files of a part of the archive were set under legal hold in their bucket, since these holds cover events of it.
+
+    A later event of the part says for which holds it is locked then. holds are at most 1,000.
+    """
+
+    event_type: Literal["datastorage.archive.locked"]
+    archive_id: Uuid
+    log_id: Count
+    month: str
+    manifest_sha256: Sha256Hex
+    holds: list[Uuid]
+
+
+class ArchiveUnlockedPayload(TypedDict):
+    """The legal hold of the files of a part of the archive was lifted, since no hold covers events of it any more."""
+
+    event_type: Literal["datastorage.archive.unlocked"]
+    archive_id: Uuid
+    log_id: Count
+    month: str
+    manifest_sha256: Sha256Hex
+
+
 class ImportStoredPayload(TypedDict):
     """A portion of events from elsewhere was imported with their own times; each of them has `imported` in its event_metadata.
 
