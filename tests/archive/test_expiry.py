@@ -19,18 +19,17 @@ from app.archive import run
 from app.archive.compare import list_recorded
 from app.archive.expiring import Expiries, Outlook
 from app.archive.finding import archive_search
-from app.archive.reading import ArchiveReader
 from app.archive.rules import Holds, Judged, Rules
 from app.archive.session import Selection
 from app.archive.storage import StorageAway
 from app.archive.table import ARROW_SCHEMA
 from app.archive.writing import connect_archive
 from app.cli import main
-from app.db import create_engine
 from app.errors import AuditError, Fatal, NotFound
 from app.events.catalog import Catalog
+from app.export.bundle import parse
+from app.export.bundle_check import check_bundle
 from app.ingest.self_events import self_event
-from app.query.filter import EventQuery
 from app.retention import holds, purge
 from app.retention.erase import Erasure, erase
 from app.retention.holds import HoldOrder
@@ -62,6 +61,9 @@ from tests.archive.archived import (
 from tests.archive.test_faults import Faults
 from tests.archive.test_killed import SELECTION, Killed, nothing_else_is_there
 from tests.archive.test_killed import killed as killed  # noqa: PLC0414 -- a fixture
+from tests.archive.test_one_correlation import bundle_of, fill_story, timeline_of
+from tests.archive.test_one_correlation import verified as chain_of
+from tests.archive.test_reading import Start, client_of
 from tests.archive.test_removal import database_result, hold, nothing_else
 from tests.logs import FIRST_LOG
 from tests.postgres.test_continue import continued
@@ -542,21 +544,37 @@ async def test_retention_and_expiry_exclude_each_other(
     assert ["has to finish what it has begun with this month" in why for why in done.refused] == [True]
 
 
-async def test_pages_of_the_service(database_url: str, connection: Connection, tmp_path: Path) -> None:
-    """What has expired is shown, or the archive cannot be read any more."""
-    await fill(connection, rounds=1)
+async def test_what_the_service_shows(
+    database_url: str, connection: Connection, tmp_path: Path, service: Start
+) -> None:
+    """What has expired is shown; or a chain of which a month has is broken, or cannot be read any more."""
+    await fill_story(connection)
     settings = expiring(database_url, tmp_path)
     await removed(settings)
-    engine, reader = create_engine(settings), ArchiveReader(settings)
-    try:
-        for expected in (60, 30, 0):
-            found = await reader.read(engine, FIRST_LOG, EventQuery(limit=1000), None, 20)
-            assert len(found.events) == expected
-            month = (OLDER if expected == 60 else OLD).date().replace(day=1)
-            await expire(settings, month=month)
-    finally:
-        await reader.close()
-        await engine.dispose()
+    with client_of(service, settings, tmp_path) as client:
+
+        def shown() -> tuple[int, int]:
+            page = client.get("/api/v1/audit/events", params={"archive": "include", "correlation_id": "rr-story"})
+            assert page.status_code == 200, page.text
+            return len(page.json()["data"]), timeline_of(client)["event_count"]
+
+        def chain() -> list[int]:
+            found = chain_of(client)
+            names = ("is_valid", "verified_events", "purged_events", "archived_events")
+            return [found.get(name, 0) for name in names]
+
+        assert shown() == (43, 43)
+        assert chain() == [True, 43, 0, 29]
+        assert len((await expire(settings, month=OLDER.date().replace(day=1))).expired) == 1
+        assert shown() == (28, 28)
+        assert chain() == [True, 28, 15, 14]
+        bundle = parse(bundle_of(client))
+        assert len(bundle.bundle.events) == 28
+        assert not check_bundle(bundle_of(client), [PUBLIC]).problems
+        assert len((await expire(settings)).expired) == 1
+        assert shown() == (14, 14)
+        assert chain() == [True, 14, 29, 0]
+    await counts(connection)
 
 
 async def test_commands(
