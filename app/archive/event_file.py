@@ -133,6 +133,23 @@ def read_rows_of(stream: IO[bytes] | pa.NativeFile, groups: Sequence[int]) -> It
             yield from rows_of([_values(column) for column in batch.columns])
 
 
+UNREADABLE = (OSError, pa.ArrowException, ValueError)
+"""What reading a file of events may raise."""
+
+
+def damage_of(folder: Storage, file: ArchivedFile, error: Exception) -> str:
+    """What is wrong with a file that could not be read. Raises `error` if its bytes are those that were signed: then the storage fails."""
+    try:
+        is_intact = folder.copy_to(file.name, None) == (file.sha256, file.bytes)
+    except FileNotFoundError:
+        return f"removed: {file.name} is missing"
+    if not is_intact:
+        return f"edited: {file.name} is not as it was signed"
+    if isinstance(error, OSError):
+        raise error
+    return f"edited: {file.name} cannot be read: {error}"
+
+
 def open_events(stream: IO[bytes] | pa.NativeFile, metadata: pq.FileMetaData | None = None) -> pq.ParquetFile:
     """An open file, whose metadata may be known, with the columns of the archive; ValueError if it has others."""
     file = pq.ParquetFile(stream, metadata=metadata, pre_buffer=False)

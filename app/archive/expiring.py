@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from app.archive.check import check_manifest
 from app.archive.compare import unlike_recorded
-from app.archive.event_file import open_events
+from app.archive.event_file import UNREADABLE, damage_of, open_events
 from app.archive.manifest import PartManifest
 from app.archive.part_files import TILES_NAME, ArchivedFile
 from app.archive.recorded import RecordedPart, read_recorded
@@ -224,10 +224,8 @@ class ExpiryOfPart:
                         progress.add(columns.rows)
                         if not is_whole and (judged.not_over or judged.held):
                             return judged
-                except FileNotFoundError:
-                    raise _Stays(f"removed: {file.name} is missing") from None
-                except ValueError as error:
-                    raise _Stays(f"edited: {file.name} cannot be read: {error}") from None
+                except UNREADABLE as error:
+                    raise _Stays(await asyncio.to_thread(damage_of, folder, file, error)) from None
         if judged.events != self._part.positions.size:
             raise _Stays(f"edited: it has {judged.events} events, but the log records {self._part.positions.size}")
         return judged

@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from app.archive.columns import NAMES
-from app.archive.event_file import open_events
+from app.archive.event_file import UNREADABLE, damage_of, open_events
 from app.archive.part_files import MANIFEST_NAME, event_files
 from app.archive.recorded import RecordedPart, read_locks, read_recorded
 from app.archive.rules import OF_HOLDS, GroupColumns, Holds
@@ -120,18 +120,25 @@ def holds_of(storage: Storage, part: RecordedPart, holds: Holds) -> frozenset[st
     try:
         envelope = folder.read(MANIFEST_NAME)
         if sha256(envelope).hexdigest() != part.manifest_sha256:
-            raise NotRead("its manifest is not the one that the log records")
-        for file in event_files(envelope):
-            with folder.open(file.name) as stream:
-                opened = open_events(stream)
-                for number in range(opened.num_row_groups):
-                    if holds.may_cover(_Bounds(opened.metadata.row_group(number))):
-                        ids |= {*holds.covering(GroupColumns(opened, number, OF_HOLDS))[1]}
+            raise NotRead("edited: its manifest is not the one that the log records")
     except FileNotFoundError:
-        raise NotRead("a file of it is missing") from None
-    except ValueError as error:
-        raise NotRead(f"a file of it cannot be read: {error}") from None
+        raise NotRead(f"removed: {MANIFEST_NAME} is missing") from None
+    for file in event_files(envelope):
+        try:
+            ids |= _holds_of_file(folder, file.name, holds)
+        except UNREADABLE as error:
+            raise NotRead(damage_of(folder, file, error)) from None
     return frozenset(sorted(ids)[:HOLDS_MAX])
+
+
+def _holds_of_file(folder: Storage, name: str, holds: Holds) -> set[str]:
+    ids = set[str]()
+    with folder.open(name) as stream:
+        opened = open_events(stream)
+        for number in range(opened.num_row_groups):
+            if holds.may_cover(_Bounds(opened.metadata.row_group(number))):
+                ids |= {*holds.covering(GroupColumns(opened, number, OF_HOLDS))[1]}
+    return ids
 
 
 class _Bounds:

@@ -291,6 +291,15 @@ async def test_tampering(database_url: str, connection: Connection, tmp_path: Pa
         done = await expire(settings, month=OLDER.date().replace(day=1))
         assert (done.expired, len(done.refused)) == ([], 1), name
         shutil.copytree(kept, archive, dirs_exist_ok=True)
+    for first, end in ((4, -4000), (-4000, -8)):  # pages, and what says where they are
+        file = folder_of(older) / "events-0.parquet"
+        content = bytearray(file.read_bytes())
+        content[first:end] = bytes(len(content[first:end]))
+        file.write_bytes(content)
+        assert "edited: events-0.parquet is not as it was signed" in (await outlook(settings))[0].problem
+        [why] = (await expire(settings, month=OLDER.date().replace(day=1))).refused
+        assert "edited: events-0.parquet is not as it was signed" in why
+        shutil.copytree(kept, archive, dirs_exist_ok=True)
     assert len((await expire(settings, month=OLDER.date().replace(day=1))).expired) == 1
     assert await problems(settings) == []
     shutil.copytree(kept / folder_of(older).relative_to(archive), folder_of(older))

@@ -189,6 +189,16 @@ async def test_a_store_that_refuses(archive: Settings, endpoint: str, monkeypatc
     assert "is not locked as holds want it: the bucket refuses 1 legal hold(s)" in why
     found = await verified(archive)
     assert (found.problem_count, found.locked, len(found.lock_pending)) == (0, {}, 1)
+    older, _ = await parts_of(archive)
+    key = f"{older.location.removeprefix(f's3://{BUCKET}/')}/events-0.parquet"
+    client = client_of(endpoint)
+    content = client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    await hold(archive, actor_id="nobody")
+    client.put_object(Bucket=BUCKET, Key=key, Body=content[:4] + bytes(len(content) - 4000) + content[-3996:])
+    assert [
+        text.rpartition("holds want it: ")[2] for text in (await ran(archive)).problems if str(older.archive_id) in text
+    ] == ["edited: events-0.parquet is not as it was signed"]
+    client.put_object(Bucket=BUCKET, Key=key, Body=content)
     monkeypatch.setattr(Bucket, "_request", lambda *_: (403, b"no"))
     [why] = (await ran(archive)).problems
     assert "whether the bucket has object lock, it does not say: 403 no" in why
