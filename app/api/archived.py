@@ -12,7 +12,7 @@ from app.api.reads import reads_of
 from app.api.service import service_of
 from app.archive.reading import ArchivedEvents, ArchivedRow, key_of
 from app.archive.timeline import STEP_TYPES, stored_window, with_archived
-from app.errors import NotFound
+from app.errors import DatabaseBusy, NotFound
 from app.events.explain import bad_fields
 from app.query.cursor import Cursor
 from app.query.filter import ListQuery
@@ -20,6 +20,7 @@ from app.query.page import KeyedEvent, KeyedPage, Page, keyed_page
 from app.query.postgres_time import nearest_rfc3339
 from app.query.timeline import Timeline, gone_events, timeline
 
+_TRIES = 3
 ARCHIVE_SHARE = 0.5
 """Of the deadline of a query, for the search in the archive: what it has found by then is answered."""
 
@@ -69,29 +70,31 @@ async def find_timeline(
     """
     service = service_of(request)
     found = await reads_of(request)(lambda pool: timeline(pool, correlation_id, limit, offset, sealed=sealed))
-    if not with_archive or sealed is False or service.archive.what_is_missing is not None:
+    if not with_archive or sealed is False or not found.is_incomplete or service.archive.what_is_missing is not None:
         return found
     seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
-    while gone := found.gone:
+    for _ in range(_TRIES):
+        gone = await gone_events(service.engine, correlation_id)
         archived = await service.archive.of_correlation(
             service.engine, service.log, correlation_id, gone, payloads_of=STEP_TYPES, seconds=seconds
         )
         if sealed:
             archived = [one for one in archived if one.is_logged]
-        if not archived:
-            return found
         start, count = stored_window(len(archived), offset, limit)
         found = await timeline(service.engine, correlation_id, count, start, sealed=sealed)
-        if found.gone == gone:  # else others were removed meanwhile, or a standby had them still: they would be in both
-            return with_archived(found, archived, offset, limit)
-    return await timeline(service.engine, correlation_id, limit, offset, sealed=sealed)
+        if (await gone_events(service.engine, correlation_id)).count == gone.count:  # else something was in neither
+            return with_archived(found, archived, offset, limit) if archived else found
+    raise DatabaseBusy(
+        f"Events of {correlation_id} are being removed from Postgres at this moment: send the request again."
+    )
 
 
 async def find_gone(request: Request, correlation_id: str) -> list[ArchivedRow]:
     """The events of one correlation that are in the archive alone, with their payloads; none if this service cannot read the archive."""
     service = service_of(request)
-    if service.archive.what_is_missing is not None or not (gone := await gone_events(service.engine, correlation_id)):
+    if service.archive.what_is_missing is not None:
         return []
+    gone = await gone_events(service.engine, correlation_id)
     seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
     return await service.archive.of_correlation(
         service.engine, service.log, correlation_id, gone, payloads_of=None, seconds=seconds

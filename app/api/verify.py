@@ -21,6 +21,7 @@ from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
 from app.events.record import Row
 from app.events.reference import trimmed_rfc3339
+from app.query.timeline import gone_events
 from app.verify import correlation
 from app.verify.correlation import CorrelationResult
 from app.verify.row import Defect, Defects
@@ -146,7 +147,8 @@ async def _verify_with_archive(
     service: Service, correlation_id: str, before: CorrelationResult
 ) -> tuple[CorrelationResult, bool]:
     """The result with the archive, where Postgres alone gave `before`; and whether a run of the archive has removed nothing meanwhile."""
-    seconds, gone = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE, before.gone_total
+    seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
+    gone = await gone_events(service.engine, correlation_id)
     try:
         found = await service.archive.of_correlation(
             service.engine, service.log, correlation_id, gone, payloads_of=frozenset(), seconds=seconds
@@ -158,7 +160,7 @@ async def _verify_with_archive(
         before.archive_unread = error.detail
         return before, True
     result = await _verify(service, correlation_id, [one.row for one in found])
-    is_settled = result.gone_total + len(found) == gone
+    is_settled = (await gone_events(service.engine, correlation_id)).count == gone.count
     if is_settled and result.archived_total:
         message = (
             f"removed: {result.archived_total} event(s) of the chain that are archived are in no file of the archive"

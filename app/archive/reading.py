@@ -39,6 +39,7 @@ from app.events.positions import NO_POSITIONS, Positions
 from app.query.cursor import Cursor
 from app.query.filter import EventQuery, in_json, text_pattern
 from app.query.page import archived_event
+from app.query.timeline import Gone
 from app.settings import Settings
 from app.sql import load
 from app.tlog.evidence import RECORDS, leaves_at, read_evidence
@@ -203,13 +204,13 @@ class ArchiveReader:
         pool: Pool,
         log: Log,
         correlation_id: str,
-        gone: int,
+        gone: Gone,
         *,
         payloads_of: frozenset[str] | None,
         seconds: float,
     ) -> "list[ArchivedRow]":
-        """The events of one correlation that are in the archive alone, newest first: all, or as soon as there are `gone` of them. They have
-        all columns, but payloads only of some types, if `payloads_of` is not None.
+        """The events of one correlation that are in the archive alone, newest first: those that are `gone`. They have all columns, but
+        payloads only of some types, if `payloads_of` is not None.
 
         DatabaseBusy if there are more than CORRELATION_EVENTS_MAX, or payloads of more than CORRELATION_BYTES_MAX, or no time for all; else as read().
         """
@@ -217,10 +218,10 @@ class ArchiveReader:
         rows: dict[int, ArchivedRow] = {}
         after: Key | None = None
         size = 0
-        while len(rows) < gone:
+        while len(rows) < gone.count:
             question = Question(
                 *(("correlation_id",), {"correlation_id": correlation_id}, "", after, ALL_READ),
-                *(min(gone - len(rows), _ROWS_AT_ONCE), (), end - monotonic(), PAGE_BYTES_MAX),
+                *(min(gone.count - len(rows), _ROWS_AT_ONCE), (), end - monotonic(), PAGE_BYTES_MAX),
                 *(True, payloads_of),
             )
             try:
@@ -228,7 +229,9 @@ class ArchiveReader:
             except DatabaseBusy:
                 raise _too_much(correlation_id) from None
             for one in await _with_leaves(pool, log, found.rows):
-                rows.setdefault(place_of(one[0].row["log_id"], one[0].row["log_index"]), ArchivedRow.of(*one))
+                at = place_of(one[0].row["log_id"], one[0].row["log_index"])
+                if at not in gone.stored:
+                    rows.setdefault(at, ArchivedRow.of(*one))
             size += sum(len(one.row["event_data"]) for one in found.rows)
             if len(rows) > CORRELATION_EVENTS_MAX or size > CORRELATION_BYTES_MAX:
                 raise _too_much(correlation_id)
@@ -267,9 +270,10 @@ class ArchiveReader:
         """
         async with driver_connection(pool) as connection, _snapshot(connection):
             version = log.id, *map(tuple, await connection.fetch(SQL["record_version"], list(RECORDS)))
-            if self._recorded is None or self._recorded[0] != version:
-                self._recorded = version, await _parts_to_read(connection, log)
-        return tuple(part for part in self._recorded[1] if is_wanted(part.month))
+            recorded = self._recorded  # others may put there what they have seen before this snapshot
+            if recorded is None or recorded[0] != version:
+                recorded = self._recorded = version, await _parts_to_read(connection, log)
+        return tuple(part for part in recorded[1] if is_wanted(part.month))
 
     async def _ask(self, question: Question) -> Found:
         async with self._turn:

@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 
 from app.db import Pool, driver_connection
+from app.events.log import place_of
 from app.events.record import Row
 from app.query.notifications import notification
 from app.query.postgres_time import rfc3339_or_none
@@ -71,9 +72,9 @@ class Timeline:
     """The last result of the background verifier about the chain."""
 
     @property
-    def gone(self) -> int:
-        """How many events of the chain Postgres does not have; of a timeline of all events, or of the sealed ones."""
-        return _gone(self.head, self.extent)
+    def is_incomplete(self) -> bool:
+        """Whether the chain has events that Postgres does not have; of a timeline of all events, or of the sealed ones."""
+        return self.head is not None and self.extent["logged"] < self.head["length"]
 
     @property
     def is_empty(self) -> bool:
@@ -107,19 +108,26 @@ async def timeline(pool: Pool, correlation_id: str, limit: int, offset: int, *, 
         )
 
 
-async def gone_events(pool: Pool, correlation_id: str) -> int:
-    """How many events of a chain Postgres does not have, by the length that its head says."""
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The events of a chain that Postgres does not have."""
+
+    count: int
+    """By the length that the chain's head says."""
+    stored: frozenset[int]
+    """The places (place_of) of those that it has. What the log says was removed may be there for a moment still."""
+
+
+async def gone_events(pool: Pool, correlation_id: str) -> Gone:
+    """What Postgres does not have of the chain of a correlation."""
     async with (
         driver_connection(pool) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
     ):
         head = await connection.fetchrow(SQL["chain_head"], correlation_id)
-        [extent] = await connection.fetch(SQL["extent"], correlation_id, None)
-    return _gone(head, extent)
-
-
-def _gone(head: Row | None, extent: Row | Mapping[str, Any]) -> int:
-    return 0 if head is None else max(0, head["length"] - extent["logged"])
+        rows = await connection.fetch(SQL["stored_places"], correlation_id) if head is not None else []
+    stored = frozenset(place_of(row["log_id"], row["log_index"]) for row in rows)
+    return Gone(0 if head is None else max(0, head["length"] - len(stored)), stored)
 
 
 def by_time(steps: Sequence[Row]) -> Sequence[Row]:

@@ -178,6 +178,10 @@ FROM (
 -- Length and last hash that the chain of one correlation must have.
 SELECT length, hash FROM chain_heads WHERE correlation_id = $1
 
+-- name: stored_places
+-- Where the logs have the events of one correlation that are stored. OFFSET 0: otherwise Postgres reads the log from its beginning.
+SELECT log_id, log_index FROM (SELECT log_id, log_index FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e WHERE log_index IS NOT NULL
+
 -- name: last_verdict
 -- When the background verifier last wrote its result, of the logs that have rows of one chain the one of longest ago (of all logs, if
 -- none has); and how many findings there are in all logs: of the chain, and without a correlation.

@@ -85,7 +85,11 @@ async def fill_story(connection: Connection) -> None:
 
 
 def timeline_of(client: httpx.Client, path: str = TIMELINE, **sent: Any) -> dict[str, Any]:
-    answer = client.get(path, params=sent)
+    return without_marks(client.get(path, params=sent))
+
+
+def without_marks(answer: httpx.Response) -> dict[str, Any]:
+    """A timeline without what says where it was read."""
     assert answer.status_code == 200, answer.text
     body: dict[str, Any] = answer.json()
     for event in body["events"]:
@@ -214,7 +218,7 @@ DAMAGED: list[tuple[Callable[[Path], object], str]] = [
         "1 event(s) of the chain that are archived are in no file",
     ),
     (
-        lambda folder: change_file(folder, "correlation_id", "rr-other", "rr-story"),
+        lambda folder: change_file(folder, "correlation_id", "rr-other", "rr-story", -1),
         "another event is at chain position",
     ),
     (lambda folder: change_file(folder, "chain_index", "rr-story", 40), "differs from the log's leaf in the archive"),
@@ -269,3 +273,33 @@ def entries(content: bytes) -> list[tuple[Any, ...]]:
     """What a bundle has of each event, but for its proof."""
     events = parse(content).bundle.events
     return [(one.log, one.position, one.leaf, one.record, one.salt, one.committed, one.redacted) for one in events]
+
+
+async def test_while_it_is_removed(database_url: str, connection: Connection, tmp_path: Path, service: Start) -> None:
+    """While others purge, an event is for a moment in neither place, or in both: a purge may be in the log before its rows are gone."""
+    await fill_story(connection)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    with client_of(service, settings, tmp_path) as client:
+        whole, answers, ended = timeline_of(client), 0, asyncio.Event()
+
+        async def read_on() -> None:
+            nonlocal answers
+            while not ended.is_set() or answers < 10:
+                answer = await asyncio.to_thread(client.get, TIMELINE)
+                if answer.status_code == 503:  # too much was removed meanwhile
+                    continue
+                assert without_marks(answer) == whole
+                found = await asyncio.to_thread(verified, client)
+                assert found["is_valid"], found
+                answers += 1
+
+        reading_on = asyncio.create_task(read_on())
+        try:
+            for time, number in product((OLDER, OLD), range(0, 9, 2)):
+                await purge_before(settings, time + timedelta(seconds=number))
+            await purge_before(settings, BETWEEN)
+        finally:
+            ended.set()
+            await reading_on
+        assert answers >= 10

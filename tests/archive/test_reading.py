@@ -355,18 +355,19 @@ def break_row(folder: Path) -> None:
     change_file(folder, "actor_id", None, "y")
 
 
-def change_file(folder: Path, column: str, correlation_id: str | None, value: Any) -> None:
-    """Another value in the first row of a file, or the first one of a correlation, and the file as long as it was."""
+def change_file(folder: Path, column: str, correlation_id: str | None, value: Any, number: int = 0) -> None:
+    """Another value in the first row of a file, or in one of a correlation, and the file as long as it was."""
     path = folder / "events-0.parquet"
     table, size = pq.read_table(path), path.stat().st_size
-    row = 0 if correlation_id is None else table.column("correlation_id").to_pylist().index(correlation_id)
-    number = table.schema.get_field_index(column)
-    field = ARROW_SCHEMA.field(number)
+    correlations = table.column("correlation_id").to_pylist()
+    row = [row for row, one in enumerate(correlations) if correlation_id in {None, one}][number]
+    place = table.schema.get_field_index(column)
+    field = ARROW_SCHEMA.field(place)
     is_id = isinstance(field.type, pa.BaseExtensionType)
     values = id_bytes(table.column(column)).to_pylist()
     values[row] = value
     changed = pa.array(values, field.type.storage_type if is_id else field.type)
-    table = table.set_column(number, field, pa.ExtensionArray.from_storage(field.type, changed) if is_id else changed)
+    table = table.set_column(place, field, pa.ExtensionArray.from_storage(field.type, changed) if is_id else changed)
     pq.write_table(table.cast(ARROW_SCHEMA), path, store_schema=False, write_statistics=False, compression="zstd")
     content = path.read_bytes()
     footer = int.from_bytes(content[-8:-4], "little") + 8
