@@ -456,7 +456,7 @@ async def test_killed_at_every_step(database_url: str, connection: Connection, t
         code, steps = await killed(f"expire {step}")
         assert (code, steps[-1]) == (-9, step)
         met |= set(steps)
-        assert await problems(settings) == [], step
+        assert await problems(settings, "manifests") == [], step
         archived, now_purged = await counts(connection)
         assert archived + now_purged == 120
         assert (now_purged > purged) == ("expired" in steps), step
