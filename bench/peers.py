@@ -55,6 +55,9 @@ class Turn:
 
 Peer = Callable[[int], Turn]
 """A turn of a peer, with this number of connections."""
+_SINGLE, _BATCHED = "single events", "events in batches of 100"
+Found = dict[tuple[str, str, int], list[Turn]]
+"""Turns by what was sent, peer and number of connections."""
 
 
 def main() -> None:
@@ -63,16 +66,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of each turn")
     parser.add_argument("--tessera", action="store_true", help="compile Tessera, and measure it too")
     options = parser.parse_args()
-    found: dict[tuple[str, int], list[Turn]] = defaultdict(list)
+    found: Found = defaultdict(list)
     disturbed = 0
     with _peers(options) as (singles, batches):
-        plan = [(name, peer, number) for number in SINGLES for name, peer in singles.items()]
-        plan += [(name, peer, number) for number in BATCHES for name, peer in batches.items()]
+        plan = [(_SINGLE, name, peer, number) for number in SINGLES for name, peer in singles.items()]
+        plan += [(_BATCHED, name, peer, number) for number in BATCHES for name, peer in batches.items()]
         for turn in range(options.rounds):
-            for name, peer, number in plan if turn % 2 else reversed(plan):
+            for what, name, peer, number in plan if turn % 2 else reversed(plan):
                 result, quiet = _undisturbed(peer, number)
                 disturbed += not quiet
-                found[name, number].append(result)
+                found[what, name, number].append(result)
                 shown = f"{name} at {number}: {result.rate:,.0f}/s"
                 print(f"round {turn + 1} of {options.rounds}, {shown}", file=sys.stderr, flush=True)
         report(found, list(singles), list(batches), options)
@@ -223,14 +226,12 @@ def _note_key(name: str) -> str:
     return f"PRIVATE+KEY+{name}+{key_id}+{base64.b64encode(seed).decode()}"
 
 
-def report(
-    found: dict[tuple[str, int], list[Turn]], singles: list[str], batches: list[str], options: argparse.Namespace
-) -> None:
+def report(found: Found, singles: list[str], batches: list[str], options: argparse.Namespace) -> None:
     """The medians as tables, and the ratios to the service."""
     print(
         f"\n{os.cpu_count()} cores, {options.rounds} alternating rounds of {options.seconds:g} s, medians, client included"
     )
-    for what, names, numbers in (("single events", singles, SINGLES), ("events in batches of 100", batches, BATCHES)):
+    for what, names, numbers in ((_SINGLE, singles, SINGLES), (_BATCHED, batches, BATCHES)):
         print(
             f"\n| {what} a second, at connections | "
             + " | ".join(map(str, numbers))
@@ -238,15 +239,15 @@ def report(
         )
         print("|---|" + "---|" * (len(numbers) + 2))
         for name in names:
-            rates = [statistics.median(turn.rate for turn in found[name, number]) for number in numbers]
+            rates = [statistics.median(turn.rate for turn in found[what, name, number]) for number in numbers]
             ratios = [
                 statistics.median(
                     ours.rate / other.rate
-                    for ours, other in zip(found["this service", number], found[name, number], strict=True)
+                    for ours, other in zip(found[what, "this service", number], found[what, name, number], strict=True)
                 )
                 for number in numbers
             ]
-            p99 = [statistics.median(turn.p99_ms for turn in found[name, number]) for number in numbers]
+            p99 = [statistics.median(turn.p99_ms for turn in found[what, name, number]) for number in numbers]
             cells = [f"{rate:,.0f}" for rate in rates]
             cells.append(" / ".join(f"{one:.0f}" for one in p99) if p99[0] == p99[0] else "-")
             cells.append(" / ".join(f"{one:.2f}" for one in ratios))
