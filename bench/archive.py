@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
@@ -43,14 +44,17 @@ from app.simulate.orchestrator import simulate_remediations
 from app.tlog import note
 from app.tlog.keys import SigningKey, private_keys
 from app.tlog.tiles import extend_tiles, log_size, range_roots
+from bench import bodies
+from bench.client import drive_steadily
 from bench.export import make_key
-from bench.processes import create_databases, database_url
+from bench.processes import create_databases, database_url, service
 
 LOG = Log(0, "bench.example/archive")
 _EVENT_BYTES = 1_000
 _FLUSH_EVENTS = 1_000
 _SAMPLE_EVENTS = 10_000
 _COLD, _WARM = 10, 10
+_POSTS_PER_SECOND = 200
 _WORDS = random.Random(1)
 _MEASURED = """
 import resource, subprocess, sys
@@ -74,6 +78,8 @@ def measure(*, rows: int) -> bool:
                 database = f"archive_{number}"
                 create_databases(postgres.url, database)
                 peaks.append(_measure(database_url(postgres.url, database), directory, number))
+            create_databases(postgres.url, "archive_beside")
+            _measure_beside(database_url(postgres.url, "archive_beside"), directory, rows)
     print(f"memory: {peaks[0]:.0f} MB at {rows:,} events, {peaks[1]:.0f} MB at {3 * rows:,} (promised: below 300)")
     return max(peaks) < 300
 
@@ -83,11 +89,7 @@ def _measure(url: str, directory: Path, number: int) -> float:
     filled = asyncio.run(_fill(url, directory, number))
     print(f"{number:,} events written in {filled:.0f} s", file=sys.stderr, flush=True)
     target = directory / f"archive-{number}"
-    environment = os.environ | {
-        "DATASTORAGE_DATABASE_URL": url,
-        "DATASTORAGE_ARCHIVE_URL": f"file://{target}",
-        "DATASTORAGE_CHECKPOINT_KEY_FILE": str(directory / "log.pem"),
-    }
+    environment = os.environ | _environment(url, directory, target)
     peak = _run(environment, number, "archived", "archive", "run")
     _print_sizes(url, target, number)
     event_id = pq.read_table(next(target.rglob("*.parquet")), columns=["event_id"]).column(0)[0]
@@ -96,6 +98,40 @@ def _measure(url: str, directory: Path, number: int) -> float:
     print(f"memory: {peak:.0f} MB to archive {number:,} events, {again:.0f} MB to do it again without one")
     asyncio.run(_print_reads(Settings(database_url=SecretStr(url), archive_url=f"file://{target}"), number))
     return max(peak, again)
+
+
+def _measure_beside(url: str, directory: Path, number: int) -> None:
+    """What single posts wait while a run archives, and while it removes what it has archived."""
+    asyncio.run(_fill(url, directory, number))
+    environment = os.environ | _environment(url, directory, directory / "archive-beside")
+    with service(database_url=url, checkpoint_key_file=directory / "log.pem", processes=None) as server:
+        for what, command in {
+            "nothing": (sys.executable, "-c", "import time; time.sleep(15)"),
+            "archive run": (sys.executable, "-m", "app", "archive", "run"),
+            "archive run --remove": (sys.executable, "-m", "app", "archive", "run", "--remove"),
+        }.items():
+            started = perf_counter()
+            with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as beside:
+                posts = bodies.singles(what[-3:])
+                load = drive_steadily(server.port, posts, _POSTS_PER_SECOND, partial(_has_ended, beside))
+            if beside.returncode:
+                raise SystemExit(f"bench: {what} has failed")
+            print(
+                f"{load.rate:.0f} posts a second beside {what} of {number:,} events, {perf_counter() - started:.0f} s: "
+                f"p50 {load.percentile_ms(50):.1f} ms, p99 {load.percentile_ms(99):.1f}, most {1000 * max(load.latencies):.0f}; errors {load.errors}"
+            )
+
+
+def _has_ended(process: subprocess.Popen[bytes]) -> bool:
+    return process.poll() is not None
+
+
+def _environment(url: str, directory: Path, target: Path) -> dict[str, str]:
+    return {
+        "DATASTORAGE_DATABASE_URL": url,
+        "DATASTORAGE_ARCHIVE_URL": f"file://{target}",
+        "DATASTORAGE_CHECKPOINT_KEY_FILE": str(directory / "log.pem"),
+    }
 
 
 async def _print_reads(settings: Settings, number: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import cast
@@ -141,6 +141,37 @@ def drive_while_writing(
     steady rate.
     """
     return uvloop.run(_drive_while_writing(port, iter(requests), writes, writes_per_second, pause_seconds))
+
+
+async def _drive_steadily(
+    port: int, requests: Iterator[bytes], per_second: int, until: Callable[[], bool], connections: int
+) -> Load:
+    load, started, numbers = Load(), perf_counter(), itertools.count()
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while not until():
+            due = started + next(numbers) / per_second
+            await asyncio.sleep(due - perf_counter())
+            writer.write(next(requests))
+            head = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+            if head[9:12] == b"201":
+                load.latencies.append(perf_counter() - due)
+            else:
+                load.errors[head[9:12].decode()] = load.errors.get(head[9:12].decode(), 0) + 1
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(connections)))
+    load.seconds = perf_counter() - started
+    return load
+
+
+def drive_steadily(
+    port: int, requests: Iterable[bytes], per_second: int, until: Callable[[], bool], connections: int = 16
+) -> Load:
+    """Send so many requests a second until `until` is true. A latency begins when its request was due, whatever the ones before it took."""
+    return uvloop.run(_drive_steadily(port, iter(requests), per_second, until, connections))
 
 
 async def _drive_beside(port: int, request: bytes, requests: Iterator[bytes], connections: int) -> tuple[Load, Load]:
