@@ -218,12 +218,12 @@ def _delete_former(storage: Storage, folder: str, written_by: Sequence[UUID]) ->
 
 
 def _delete(storage: Storage, folder: str, is_wanted: Callable[[str], bool]) -> None:
-    """Delete a folder, and the files of metadata whose names are wanted; all their versions too."""
+    """Delete a folder, and the files of metadata whose names are wanted; all their versions first, since some stores delete no folder before."""
+    delete_versions(storage, (METADATA, folder), lambda name: name.startswith(f"{folder}/") or is_wanted(name))
     storage.delete_folder(folder)
     for name in storage.names(METADATA):
         if is_wanted(name):
             storage.delete(name)
-    delete_versions(storage, (METADATA, folder), lambda name: name.startswith(f"{folder}/") or is_wanted(name))
 
 
 def stale_metadata(storage: Storage, written_by: Sequence[UUID]) -> list[str]:
