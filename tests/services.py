@@ -23,7 +23,11 @@ PROCESSES = int(os.environ.get("DATASTORAGE_TEST_PROCESSES", "1"))
 """Of each service that a test does not start with another number."""
 OTHER_SETTINGS = ("DATASTORAGE_", "CONFIG_PATH", "PORT", "HEALTH_PORT")
 
-_PORTS = range(10_000, 32_000)
+_WORKERS, _WORKER = (
+    int(os.environ.get(f"PYTEST_XDIST_WORKER{name}", default).removeprefix("gw"))
+    for name, default in (("_COUNT", "1"), ("", "0"))
+)
+_PORTS = range(10_000 + _WORKER, 32_000, _WORKERS)
 _ports = islice(cycle(_PORTS), os.getpid() * 97 % len(_PORTS), None)
 _own_spools: set[Path] = set()
 _spawned: list[forkserver.Process] = []
@@ -71,7 +75,7 @@ def _defaults(directory: Path) -> dict[str, object]:
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on, and that the system gives to no connection either, since it is below those that it chooses from.
 
-    Each process of a test run begins elsewhere, so that two seldom choose the same.
+    The workers of a test run have no port in common; other processes begin elsewhere, so that two seldom choose the same.
     """
     for port in _ports:
         with suppress(OSError), socket.create_server((host, port)):

@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "timeline": ("-", 1, 0, None),
     "extent": ("-", None),
     "chain_head": ("-",),
+    "stored_places": ("-",),
     "last_verdict": ("-",),
     "steps": ("-", ["-"], ["-"], None),
     "approvals": ("-", ["-"]),

@@ -146,6 +146,6 @@ def test_fault_that_only_the_database_shows() -> None:
         outcome = starting.run({"": start})[""]
         assert not (directory / "state/postgres/postmaster.pid").exists()
     assert outcome.code == 1
-    first, last = outcome.errors.splitlines()
-    assert first == "Starting the service's own Postgres ..."
+    first, _, last = outcome.errors.partition("\n")
+    assert first == "Starting the service's own Postgres ...", outcome.errors
     assert last.startswith("datastorage: DATASTORAGE_CHECKPOINT_EARLIER_KEYS has a key of 'elsewhere.example', not of ")
