@@ -6,6 +6,7 @@ if one is wrong.
 
 import asyncio
 import base64
+import contextlib
 import subprocess
 import sys
 import time
@@ -59,8 +60,17 @@ def laptop(trial: Trial) -> None:
 
 
 def answered(target: Target, method: str, path: str, wanted: int) -> tuple[int, bool]:
-    """The status of an answer, and whether it is the wanted one; what is posted is a valid event."""
-    status, _ = target.ask(method, path, make_event() if method == "POST" else None)
+    """The status of an answer, and whether it is the wanted one; what is posted is a valid event.
+
+    A pod that is ready is behind its service's address a moment later.
+    """
+
+    def ask() -> int | None:
+        with contextlib.suppress(ConnectionRefusedError):
+            return target.ask(method, path, make_event() if method == "POST" else None)[0]
+        return None
+
+    status = until(f"{target} takes connections", ask)
     return status, status == wanted
 
 
