@@ -9,10 +9,10 @@ INSTALLED := $(VENV)/.installed
 run: $(INSTALLED)
 	@exec $(BIN)/datastorage serve
 
-# On all cores; JOBS=0 runs them one after another.
-JOBS ?= auto
+# Three processes for two cores that this one may use: each waits for its Postgres half of the time. JOBS=0 runs the tests one after another.
+JOBS ?= $(shell $(PYTHON) -c 'from app.cores import granted_cores; print(max(1, int(granted_cores() * 3 / 2)))')
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20 $(ARGS)
 
 # The long form of tests/fuzz; `make test` runs a short one.
 fuzz: $(INSTALLED)

@@ -4,7 +4,7 @@ import asyncio
 import functools
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -19,9 +19,9 @@ from app.settings import Settings
 from app.sql import load
 
 if TYPE_CHECKING:  # commands that need no pool do not wait for SQLAlchemy, a quarter of a second of CPU
+    import sqlalchemy
     from sqlalchemy.engine.interfaces import DBAPIConnection
-    from sqlalchemy.ext.asyncio import AsyncEngine
-    from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
 
 Connection = database_url.Connection
 
@@ -29,6 +29,9 @@ _CLOSE_SECONDS = 2.0
 _GRACE_SECONDS = 5.0
 _PAUSE_SECONDS_MAX = 30.0
 _FIRST_CONNECTIONS = 2
+_PORTION_ROWS_FIRST = 2
+_PORTION_ROWS_MAX = 64
+_PORTION_BYTES_MAX = 1024**2
 _SERVER_SETTINGS = {
     "jit": "off",  # compiling a plan over many partitions costs more than it saves
     "timezone": "UTC",
@@ -37,6 +40,7 @@ _SERVER_SETTINGS = {
 
 _WRITER_SETTINGS = {
     "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",  # a plan made while tables are small would read them whole when they no longer are
     "idle_in_transaction_session_timeout": "5s",
     "tcp_user_timeout": "15s",
     "tcp_keepalives_idle": "5",
@@ -171,21 +175,62 @@ def _inet_text(raw: bytes) -> str:
     return text if raw[1] == 8 * raw[3] else f"{text}/{raw[1]}"
 
 
-def create_engine(settings: Settings) -> "AsyncEngine":
-    """The pool of connections for reads."""
-    from sqlalchemy import event  # noqa: PLC0415 -- see above
-    from sqlalchemy.ext.asyncio import create_async_engine  # noqa: PLC0415
+class Engine:
+    """The pool of SQLAlchemy's engine, for asyncio. Its own AsyncEngine imports the ORM too, 0.1 s of CPU of each start."""
 
-    engine = create_async_engine(
+    def __init__(self, engine: "sqlalchemy.Engine", size: int) -> None:
+        self._engine = engine
+        self.size = size
+        """How many connections there are at most."""
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator["PoolProxiedConnection"]:
+        """A connection of the pool, which has it back however often the reader is cancelled."""
+        from sqlalchemy.util import greenlet_spawn  # noqa: PLC0415 -- see above
+
+        connection = await greenlet_spawn(self._engine.raw_connection)
+        try:
+            yield connection
+        finally:
+            await _to_its_end(greenlet_spawn(connection.close))
+
+    async def dispose(self) -> None:
+        """Close the connections that nobody uses."""
+        from sqlalchemy.util import greenlet_spawn  # noqa: PLC0415 -- see above
+
+        await greenlet_spawn(self._engine.dispose)
+
+
+async def _to_its_end(step: Coroutine[Any, Any, None]) -> None:
+    """Await `step`; who is cancelled meanwhile is so when it has ended."""
+    task, cancelled = asyncio.create_task(step), None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+def create_engine(settings: Settings) -> Engine:
+    """The pool of connections for reads."""
+    import sqlalchemy  # noqa: PLC0415 -- see above
+
+    def connect_one() -> Any:
+        return engine.dialect.loaded_dbapi.connect(async_creator_fn=lambda: connect(settings))
+
+    engine = sqlalchemy.create_engine(
         "postgresql+asyncpg://",
-        async_creator=lambda: connect(settings),
+        creator=connect_one,
         pool_size=settings.pool_connections_max,
         max_overflow=0,
         pool_timeout=settings.query_deadline_ms / 1000,
     )
-    event.listen(engine.sync_engine, "checkout", _refuse_closed)
-    event.listen(engine.sync_engine, "reset", _close_unless_idle)
-    return engine
+    sqlalchemy.event.listen(engine, "checkout", _refuse_closed)
+    sqlalchemy.event.listen(engine, "reset", _close_unless_idle)
+    return Engine(engine, settings.pool_connections_max)
 
 
 def _refuse_closed(connection: "DBAPIConnection", *_: object) -> None:
@@ -236,12 +281,12 @@ def read_errors() -> Iterator[None]:
 class CheckedPool:
     """A pool of connections of which each is asked something before it is used, and when what was read on it is complete."""
 
-    engine: "AsyncEngine"
+    engine: Engine
     before: Callable[[Connection], Awaitable[None]]
     after: Callable[[Connection], Awaitable[None]]
 
 
-Pool: TypeAlias = "AsyncEngine | CheckedPool"
+Pool: TypeAlias = Engine | CheckedPool
 """Where connections for reads come from."""
 
 
@@ -262,10 +307,10 @@ async def driver_connection(pool: Pool) -> AsyncIterator[Connection]:
 
 
 @asynccontextmanager
-async def _borrowed(engine: "AsyncEngine") -> AsyncIterator[Connection]:
+async def _borrowed(engine: Engine) -> AsyncIterator[Connection]:
     try:
         async with engine.connect() as pooled:
-            connection = (await pooled.get_raw_connection()).driver_connection
+            connection = pooled.driver_connection
             assert connection is not None
             try:
                 yield connection
@@ -315,7 +360,31 @@ async def fetch(pool: Pool, statement: str, *arguments: object) -> list[asyncpg.
         return await connection.fetch(statement, *arguments)
 
 
-async def on_first_connections(engine: "AsyncEngine", work: Callable[[Connection], Awaitable[None]]) -> None:
+async def portions(
+    connection: Connection, statement: str, *arguments: object, widest: str, rows_max: int = _PORTION_ROWS_MAX
+) -> AsyncGenerator[list[asyncpg.Record]]:
+    """The rows of a statement (its text) in portions of at most `rows_max` rows and about 1 MiB.
+
+    They come through a cursor of the server, which is closed at the end: else each one would stay, with its plan and its sorted rows,
+    until the snapshot ends, which may be after thousands. `widest` names the column that makes a row large: each portion has as many rows as
+    the widest one of the last portion allows, and at most twice as many as the last one.
+    """
+    cursor = await connection.cursor(statement, *arguments)
+    count = _PORTION_ROWS_FIRST  # as long as it is not known how wide they are
+    try:
+        while rows := await cursor.fetch(count, timeout=LONG_FETCH_SECONDS):
+            yield rows
+            width = max(len(row[widest] or "") for row in rows)
+            count = max(1, min(rows_max, 2 * count, _PORTION_BYTES_MAX // (width + 1)))
+    finally:
+        with suppress(
+            asyncpg.PostgresError, asyncpg.InterfaceError, OSError
+        ):  # it ends with a transaction that is broken
+            # The driver closes only those that it iterates over itself, in portions of one size.
+            await cursor._close_portal(None)  # type: ignore[attr-defined]  # noqa: SLF001
+
+
+async def on_first_connections(engine: Engine, work: Callable[[Connection], Awaitable[None]]) -> None:
     """Run `work` once on each of the connections that a few readers need; all are checked out at the same time, so that none is
     used twice. Crowds open further ones. What one of them raises is raised when all have ended.
     """
@@ -324,8 +393,9 @@ async def on_first_connections(engine: "AsyncEngine", work: Callable[[Connection
         async with driver_connection(engine) as connection:
             await work(connection)
 
-    size: int = engine.pool.size()  # type: ignore[attr-defined]  # QueuePool's
-    ended = await asyncio.gather(*(on_one() for _ in range(min(_FIRST_CONNECTIONS, size))), return_exceptions=True)
+    ended = await asyncio.gather(
+        *(on_one() for _ in range(min(_FIRST_CONNECTIONS, engine.size))), return_exceptions=True
+    )
     for failure in ended:
         if failure is not None:
             raise failure

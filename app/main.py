@@ -24,7 +24,6 @@ from uuid import UUID
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
-from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.types import ASGIApp
 
 from app import db, rollup, schema
@@ -65,6 +64,7 @@ from app.api.streams import Streams
 from app.archive.reading import ArchiveReader
 from app.auth.authenticator import Authenticator
 from app.database_url import reason
+from app.db import Engine
 from app.errors import AuditError, DatabaseAway, DatabaseBusy, Fatal
 from app.events.catalog import Catalog
 from app.events.log import Log
@@ -574,20 +574,21 @@ async def _check_database(settings: Settings) -> str:
         await connection.close()
 
 
-async def _warm_queries(engine: AsyncEngine) -> None:
+async def _warm_queries(engine: Engine) -> None:
     """Compile and prepare the statements of queries."""
     await page.warm(engine)
     await warming.warm(engine)
+    await histograms.warm(engine)
 
 
-async def _warm_soon(engine: AsyncEngine, of_log: Log, workers: list[asyncio.Task[None]]) -> None:
+async def _warm_soon(engine: Engine, of_log: Log, workers: list[asyncio.Task[None]]) -> None:
     """Warm the connections of reads, but wait no longer for it than the first requests are allowed to: it goes on beside them."""
     warming_up = asyncio.create_task(_warm(engine, of_log), name="warming")
     workers.append(warming_up)
     await asyncio.wait({warming_up}, timeout=_WARMING_SECONDS)
 
 
-async def _warm(engine: AsyncEngine, of_log: Log) -> None:
+async def _warm(engine: Engine, of_log: Log) -> None:
     """Compile and prepare all statements of reads, so that the first request does not wait for it. If that fails, it waits."""
     try:
         await _warm_queries(engine)

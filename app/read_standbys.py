@@ -16,21 +16,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, Generic, NamedTuple, NoReturn, TypeVar
+from typing import Generic, NamedTuple, NoReturn, TypeVar
 
 import asyncpg
 from pydantic import SecretStr
 
 from app import database_url, metrics, standby
 from app.bookmark import Bookmark, Wanted
-from app.db import CheckedPool, Connection, Pool, create_engine, driver_connection
+from app.db import CheckedPool, Connection, Engine, Pool, create_engine, driver_connection
 from app.errors import AuditError, DatabaseAway, DatabaseBusy, DatabaseFailed
 from app.settings import Settings
 from app.sql import load
 from app.workers import run_forever
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
 SQL = load("read_standbys")
 _ROUND_SECONDS = 1.0
@@ -74,7 +71,7 @@ class ReadStandby:
 
     name: str
     """Host and port of each server that the URL names."""
-    engine: "AsyncEngine"
+    engine: Engine
     is_used: bool = False
     is_known: bool = False
     """Whether it was said what has become of it since the start."""
@@ -136,7 +133,7 @@ async def _nothing(connection: Connection) -> None:
 class ReadStandbys:
     """The standbys of this process, and who of them answers."""
 
-    def __init__(self, settings: Settings, primary: "AsyncEngine") -> None:
+    def __init__(self, settings: Settings, primary: Engine) -> None:
         self._settings, self._primary = settings, primary
         self._patience_seconds = settings.read_wait_ms / 1000
         self._lag_seconds_max = settings.read_lag_max_ms / 1000
@@ -197,7 +194,7 @@ class ReadStandbys:
             if on_standbys:
                 await standby.confirm_soon(primary)
 
-    async def follow_forever(self, warm: Callable[["AsyncEngine"], Awaitable[None]]) -> NoReturn:
+    async def follow_forever(self, warm: Callable[[Engine], Awaitable[None]]) -> NoReturn:
         """Ask the primary and every standby how far they are, once a second. `warm` prepares a standby's connections before its first read."""
         await run_forever(
             "read-standbys",
@@ -244,7 +241,7 @@ class ReadStandbys:
         if visit is not None and not visit.is_admitted and type(error) is not StandbyLags:
             self._leave_out(chosen, error)
 
-    async def _round(self, warm: Callable[["AsyncEngine"], Awaitable[None]]) -> None:
+    async def _round(self, warm: Callable[[Engine], Awaitable[None]]) -> None:
         try:
             end = await self._end_of_primary()
         except AuditError:  # the writer and the watch report it
@@ -253,7 +250,7 @@ class ReadStandbys:
             self._ends.append((asyncio.get_running_loop().time(), end))
         await asyncio.gather(*(self._ask(one, warm) for one in self.standbys))
 
-    async def _ask(self, one: ReadStandby, warm: Callable[["AsyncEngine"], Awaitable[None]]) -> None:
+    async def _ask(self, one: ReadStandby, warm: Callable[[Engine], Awaitable[None]]) -> None:
         """Leave a standby out, or use it."""
         oldest = self._oldest_end()
         visit = _Visit([], 0, 0) if oldest is None else _Visit([oldest.bookmark], oldest.written, 0)

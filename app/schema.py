@@ -15,7 +15,7 @@ from app.sql import load
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-HEAD = "0017_pre_expiry"  # the last file of migrations/versions; a constant, so that start-up does not load Alembic
+HEAD = "0019_pre_marginals"  # the last file of migrations/versions; a constant, so that start-up does not load Alembic
 SEVERAL_LOGS = "0010_pre_logs"  # since when releases write to a log that continues another one
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 

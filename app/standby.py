@@ -8,16 +8,13 @@ just told of its standbys does not wait yet. So it is asked how far they have th
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import asyncpg
 
-from app.db import Connection, driver_connection
+from app.db import Connection, Engine, driver_connection
 from app.errors import DatabaseAway
 from app.sql import load
-
-if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncEngine
 
 SQL = load("standby")
 PATIENCE_SECONDS = 1.0
@@ -119,7 +116,7 @@ def confirm_if(*, required: bool) -> Confirm | None:
     return confirm_soon if required else None
 
 
-async def fetch(engine: "AsyncEngine", statement: str, *arguments: object, required: bool) -> list[asyncpg.Record]:
+async def fetch(engine: Engine, statement: str, *arguments: object, required: bool) -> list[asyncpg.Record]:
     """As db.fetch(), of rows that are acknowledged as stored. If it is `required`, standbys have them; StandbyMissing if not."""
     async with driver_connection(engine) as connection:
         rows = await connection.fetch(statement, *arguments)

@@ -353,6 +353,19 @@ rollup_scopes = Table(
     Column("events", BigInteger, nullable=False),
 )
 
+# Sums of both, by the value of one of their columns, whose name is `dimension`.
+rollup_marginals = Table(
+    "rollup_marginals",
+    metadata,
+    Column("dimension", Text, nullable=False),
+    Column("span", Text, nullable=False),
+    Column("start", DateTime(timezone=True), nullable=False),
+    Column("month", OID, nullable=False),
+    Column("value", String(255)),
+    Column("is_self_event", Boolean, nullable=False),
+    Column("events", BigInteger, nullable=False),
+)
+
 rollup_changes = Table(
     "rollup_changes",
     metadata,

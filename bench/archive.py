@@ -4,11 +4,10 @@ import asyncio
 import gzip
 import os
 import random
-import string
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain, islice
@@ -34,6 +33,7 @@ from app.events.log import Log
 from app.export.file import event_record
 from app.export.row import exported_event
 from app.export.select import sealed_rows
+from app.ingest import partitions
 from app.ingest.accept import Acceptance, accept, check_item
 from app.ingest.link import Head, link
 from app.ingest.store import COPY_COLUMNS
@@ -43,7 +43,8 @@ from app.settings import Settings
 from app.simulate.orchestrator import simulate_remediations
 from app.tlog import note
 from app.tlog.keys import SigningKey, private_keys
-from app.tlog.tiles import extend_tiles, log_size, range_roots
+from app.tlog.signer import Signer
+from app.tlog.tiles import extend_tiles
 from bench import bodies
 from bench.client import drive_steadily
 from bench.export import make_key
@@ -56,6 +57,9 @@ _SAMPLE_EVENTS = 10_000
 _COLD, _WARM = 10, 10
 _POSTS_PER_SECOND = 200
 _WORDS = random.Random(1)
+_FREQUENT = "a15 b3 c7 d8 e22 f4 g4 h11 i13 j2 k2 l7 m4 n13 o14 p4 q2 r11 s11 t17 u5 v2 w3 x2 y4 z2"
+_LETTERS = "".join(one[0] * int(one[1:]) for one in _FREQUENT.split()).ljust(256).encode()
+"""A letter for each byte."""
 _MEASURED = """
 import resource, subprocess, sys
 code = subprocess.run(sys.argv[1:]).returncode
@@ -86,24 +90,26 @@ def measure(*, rows: int) -> bool:
 
 def _measure(url: str, directory: Path, number: int) -> float:
     """Peak memory of the run, in MB."""
-    filled = asyncio.run(_fill(url, directory, number))
+    filled = asyncio.run(fill(url, directory, number))
     print(f"{number:,} events written in {filled:.0f} s", file=sys.stderr, flush=True)
     target = directory / f"archive-{number}"
-    environment = os.environ | _environment(url, directory, target)
-    peak = _run(environment, number, "archived", "archive", "run")
+    settings = os.environ | environment(url, directory, target)
+    peak = run(settings, number, "archived", "archive", "run")
     _print_sizes(url, target, number)
     event_id = pq.read_table(next(target.rglob("*.parquet")), columns=["event_id"]).column(0)[0]
-    _run(environment, 1, "erased", "erase", "--event-id", str(event_id), "--reason", "bench")
-    again = _run(environment, number, "archived again without the erased one", "archive", "run")
+    run(settings, 1, "erased", "erase", "--event-id", str(event_id), "--reason", "bench")
+    again = run(settings, number, "archived again without the erased one", "archive", "run")
     print(f"memory: {peak:.0f} MB to archive {number:,} events, {again:.0f} MB to do it again without one")
-    asyncio.run(_print_reads(Settings(database_url=SecretStr(url), archive_url=f"file://{target}"), number))
+    reading = Settings(database_url=SecretStr(url), archive_url=f"file://{target}")
+    asyncio.run(purge_all(reading, number))
+    asyncio.run(print_reads(reading, number))
     return max(peak, again)
 
 
 def _measure_beside(url: str, directory: Path, number: int) -> None:
     """What single posts wait while a run archives, and while it removes what it has archived."""
-    asyncio.run(_fill(url, directory, number))
-    environment = os.environ | _environment(url, directory, directory / "archive-beside")
+    asyncio.run(fill(url, directory, number))
+    settings = os.environ | environment(url, directory, directory / "archive-beside")
     with service(database_url=url, checkpoint_key_file=directory / "log.pem", processes=None) as server:
         for what, command in {
             "nothing": (sys.executable, "-c", "import time; time.sleep(15)"),
@@ -111,7 +117,7 @@ def _measure_beside(url: str, directory: Path, number: int) -> None:
             "archive run --remove": (sys.executable, "-m", "app", "archive", "run", "--remove"),
         }.items():
             started = perf_counter()
-            with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as beside:
+            with subprocess.Popen(command, env=settings, stdout=subprocess.DEVNULL) as beside:
                 posts = bodies.singles(what[-3:])
                 load = drive_steadily(server.port, posts, _POSTS_PER_SECOND, partial(_has_ended, beside))
             if beside.returncode:
@@ -126,7 +132,7 @@ def _has_ended(process: subprocess.Popen[bytes]) -> bool:
     return process.poll() is not None
 
 
-def _environment(url: str, directory: Path, target: Path) -> dict[str, str]:
+def environment(url: str, directory: Path, target: Path) -> dict[str, str]:
     return {
         "DATASTORAGE_DATABASE_URL": url,
         "DATASTORAGE_ARCHIVE_URL": f"file://{target}",
@@ -134,12 +140,16 @@ def _environment(url: str, directory: Path, target: Path) -> dict[str, str]:
     }
 
 
-async def _print_reads(settings: Settings, number: int) -> None:
-    """Times of pages that only the archive has, of a process that was just started and of one that was asked before; and its memory."""
+async def purge_all(settings: Settings, number: int) -> None:
+    """Purge what Postgres has, which is quicker than to remove it."""
     terms = {"retention_floor_days": 30, "retention_ceiling_days": 30}
     started = perf_counter()
     await purge.run(settings.model_copy(update=terms), datetime.now(UTC))
     print(f"{number:,} events purged in {perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+async def print_reads(settings: Settings, number: int) -> None:
+    """Times of pages that only the archive has, of a process that was just started and of one that was asked before; and its memory."""
     engine, reader = create_engine(settings), ArchiveReader(settings)
     try:
         [(_, some)] = (await reader.read(engine, LOG, EventQuery(limit=1), None, 60)).events[:1]
@@ -175,11 +185,11 @@ def _peak_of(reader: ArchiveReader) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 
 
-def _run(environment: dict[str, str], number: int, what: str, *command: str) -> float:
+def run(settings: dict[str, str], number: int, what: str, *command: str) -> float:
     """Peak memory of a command, in MB."""
     started = perf_counter()
     program = [sys.executable, "-c", _MEASURED, sys.executable, "-m", "app", *command]
-    done = subprocess.run(program, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(program, env=settings, stdout=subprocess.PIPE, text=True, check=False)
     seconds = perf_counter() - started
     if done.returncode:
         raise SystemExit(f"bench: {command} has failed")
@@ -232,20 +242,25 @@ async def _other_sizes(url: str) -> tuple[int, float]:
     return int(size), len(gzip.compress(b"".join(lines))) / len(lines)
 
 
-async def _fill(url: str, directory: Path, number: int) -> float:
-    """Write events as the service writes them, of the month before the last four; seconds."""
+async def fill(
+    url: str, directory: Path, number: int, months: int = 1, show: Callable[[int], None] = lambda _: None
+) -> float:
+    """Write events as the service writes them, of so many months before the last four; seconds. `show` gets how many there are so far."""
     started = perf_counter()
     await schema.upgrade(url, LOG.name)
     connection = await asyncpg.connect(url)
     await connection.execute("SET session_replication_role = replica")
     await connection.execute("SET synchronous_commit = off")
-    month = (datetime.now(UTC).replace(day=1) - timedelta(days=115)).replace(day=1, hour=0, minute=0, second=1)
+    end = (datetime.now(UTC) - timedelta(days=115)).replace(day=1, hour=0, minute=0, second=1) + timedelta(days=25)
+    first = (end - timedelta(days=30 * (months - 1))).replace(day=1)
+    await partitions.ensure(connection, first.date(), end.date())
     tail, heads, catalog = (-1, 1), dict[str, Head](), Catalog()
-    events = islice(_events(month, number), number)
+    events = islice(_events(first, end, number), number)
     while some := list(islice(events, _FLUSH_EVENTS)):
         drafts = [check_item(catalog, event, "", plain=False, depth=6) for event in some]
-        ids = [random_event_id(int(month.timestamp() * 1000), os.urandom(10)) for _ in some]
-        flush = link(accept(drafts, ids, Acceptance(month, {}, LOG.name)), LOG, tail, heads)
+        now = datetime.fromisoformat(some[-1]["event_timestamp"])
+        ids = [random_event_id(int(now.timestamp() * 1000), os.urandom(10)) for _ in some]
+        flush = link(accept(drafts, ids, Acceptance(now, {}, LOG.name)), LOG, tail, heads)
         heads |= flush.heads
         rows = [(*row, None, None, None, 0, "sha256-rfc6962") for row in flush.rows]
         await connection.copy_records_to_table("audit_events", records=map(_as_text, rows), columns=COPY_COLUMNS)
@@ -254,6 +269,11 @@ async def _fill(url: str, directory: Path, number: int) -> float:
             *(flush.first_index, len(rows), flush.leaves),
         )
         tail = flush.first_index, len(rows)
+        show(sum(tail))
+    of_chains = ((correlation_id, head.length, head.hash) for correlation_id, head in heads.items())
+    await connection.copy_records_to_table(
+        "chain_heads", records=of_chains, columns=["correlation_id", "length", "hash"]
+    )
     await _sign(connection, directory)
     await connection.execute("VACUUM ANALYZE audit_events")
     await connection.close()
@@ -269,11 +289,11 @@ def _as_text(row: tuple[Any, ...]) -> tuple[Any, ...]:
 _DATA = COPY_COLUMNS.index("event_data")
 
 
-def _events(month: datetime, number: int) -> Iterator[dict[str, Any]]:
-    """Events of remediations over the first days of a month, each with text that makes its payload as long as it has to be."""
-    events = chain.from_iterable(simulate_remediations(1, 10**7, month, "bench"))
+def _events(first: datetime, end: datetime, number: int) -> Iterator[dict[str, Any]]:
+    """Events of remediations, one after another between two times, each with text that makes its payload as long as it has to be."""
+    events = chain.from_iterable(simulate_remediations(1, 10**7, first, "bench"))
     for count, event in enumerate(events):
-        event["event_timestamp"] = (month + timedelta(days=25) * (count / number)).isoformat()
+        event["event_timestamp"] = (first + (end - first) * (count / number)).isoformat()
         event.pop("parent_event_id", None)
         event["event_data"]["note"] = _text(_EVENT_BYTES - len(str(event["event_data"])))
         yield event
@@ -281,24 +301,15 @@ def _events(month: datetime, number: int) -> Iterator[dict[str, Any]]:
 
 def _text(length: int) -> str:
     """Words that nobody has written: letters at random, as frequent as in English."""
-    letters = _WORDS.choices(
-        string.ascii_lowercase + " ",
-        weights=[8, 1, 3, 4, 12, 2, 2, 6, 7, 1, 1, 4, 2, 7, 8, 2, 1, 6, 6, 9, 3, 1, 2, 1, 2, 1, 18],
-        k=max(0, length),
-    )
-    return "".join(letters)
+    return _WORDS.randbytes(max(0, length)).translate(_LETTERS).decode()
 
 
 async def _sign(connection: Any, directory: Path) -> None:
     async with connection.transaction():
         while await extend_tiles(connection, LOG):
             pass
-    size = await log_size(connection, LOG)
-    [root] = await range_roots(connection, LOG, [(0, size)])
     private, _ = private_keys(Settings(checkpoint_key_file=directory / "log.pem"))
     assert private is not None
     key = SigningKey(private, note.PublicKey(LOG.name, private.public_key().public_bytes_raw()))
-    signed = note.sign_checkpoint(note.Checkpoint(LOG.name, size, root), key.private)
-    await connection.execute(
-        "INSERT INTO log_checkpoints (log_id, size, note, published_at) VALUES (0, $1, $2, now())", size, signed
-    )
+    await Signer(key, of_log=LOG).sign(connection)
+    await connection.execute("UPDATE log_checkpoints SET published_at = now()")

@@ -3,6 +3,7 @@ measured in alternating pairs; prints ratios with intervals.
 
 python -m bench.pairs --base REVISION
 python -m bench.pairs --base-setting tlog=false
+python -m bench.pairs --base REVISION --load "single at 1" --load "batch at 8"
 python -m bench.pairs --base-setting auth=none --kubernetes --least 0.9     # the cost of authentication with a warm cache
 """
 
@@ -26,6 +27,7 @@ from tests.apiserver import ACCOUNT, ALL, api_server
 RESAMPLES = 10_000
 _TOKEN = "t" * 900  # as long as that of a service account
 _SINGLES_PER_SECOND, _BATCHES_PER_SECOND = 9_000, 220
+LOADS = ("single at 1", "single at 64", "batch at 8", "batch at 16")
 ROOT = Path(__file__).parent.parent
 
 
@@ -39,12 +41,15 @@ def main() -> None:
         "--setting", action="append", default=[], metavar="NAME=VALUE", help="of this checkout's service"
     )
     parser.add_argument("--base-setting", action="append", default=[], metavar="NAME=VALUE", help="of the base's")
+    parser.add_argument(
+        "--load", action="append", choices=LOADS, help="what is measured: single at 64 and batch at 16 unless named"
+    )
     parser.add_argument("--kubernetes", action="store_true", help="this checkout asks an API server who calls")
     options = parser.parse_args()
     if not options.base and not options.base_setting:
         parser.error("name a revision or a setting to compare with")
     base_name = " ".join(filter(None, (options.base, *options.base_setting)))
-    ratios: dict[str, list[float]] = {"single at 64": [], "batch at 16": []}
+    ratios: dict[str, list[float]] = {name: [] for name in options.load or ("single at 64", "batch at 16")}
     costs: dict[str, list[float]] = {name: [] for name in ratios}
     with _both(options) as (ours, base, postgres_pid):
         for pair in range(options.pairs):
@@ -104,14 +109,15 @@ def _both(options: argparse.Namespace) -> Iterator[tuple[Running, Running, int]]
 def _measure(server: Running, name: str, options: argparse.Namespace, postgres_pid: int) -> tuple[float, float]:
     """Events a second, and seconds of CPU of service and Postgres for an event."""
     seconds = options.seconds
-    singles = name == "single at 64"
+    kind, _, connections = name.partition(" at ")
+    singles = kind == "single"
     requests = bodies.singles("pair") if singles else bodies.batches("pair")
     number = int(seconds * (_SINGLES_PER_SECOND if singles else _BATCHES_PER_SECOND))
     if options.kubernetes:  # both get the header
         header = f"\r\nAuthorization: Bearer {_TOKEN}\r\n".encode()
         requests = (request.replace(b"\r\n", header, 1) for request in requests)
     before = server.cpu_seconds() + postgres_cpu_seconds(postgres_pid)
-    rate = drive(server.port, prepared(requests, number), 64 if singles else 16, seconds).rate
+    rate = drive(server.port, prepared(requests, number), int(connections), seconds).rate
     return rate, (server.cpu_seconds() + postgres_cpu_seconds(postgres_pid) - before) / (rate * seconds)
 
 

@@ -1,4 +1,5 @@
 """The service beside what else one could use, in one run: a plain application, an INSERT without HTTP, COPY, and a log without rows.
+And beside itself without a database, which is how far less work in Postgres could bring it.
 
 python -m bench.peers --seconds 3 --rounds 7
 
@@ -55,6 +56,7 @@ class Turn:
 
 Peer = Callable[[int], Turn]
 """A turn of a peer, with this number of connections."""
+_ALONE = "this service without a database"
 _SINGLE, _BATCHED = "single events", "events in batches of 100"
 Found = dict[tuple[str, str, int], list[Turn]]
 """Turns by what was sent, peer and number of connections."""
@@ -116,11 +118,13 @@ def _peers(options: argparse.Namespace) -> Iterator[tuple[dict[str, Peer], dict[
             asyncio.run(copy.prepare(urls[name], key_only=name == "copy_key"))
         ours = stack.enter_context(service(database_url=urls["ours"], migrate=True))
         naive = stack.enter_context(service("bench.naive", database_url=urls["naive"]))
+        alone = stack.enter_context(service("bench.nodatabase"))
         script = directory / "insert.sql"
         script.write_text(_insert())
         singles = {
             "this service": _posting(ours, bodies.singles("single"), 1, options.seconds),
             "plain FastAPI application": _posting(naive, bodies.singles("single"), 1, options.seconds),
+            _ALONE: _posting(alone, bodies.singles("alone"), 1, options.seconds),
             "pgbench, one prepared INSERT": _pgbench(script, urls["pgbench"], options.seconds, directory),
         }
         if options.tessera:
@@ -128,6 +132,7 @@ def _peers(options: argparse.Namespace) -> Iterator[tuple[dict[str, Peer], dict[
         batches = {
             "this service": _posting(ours, bodies.batches("batch"), _BATCH, options.seconds),
             "plain FastAPI application, executemany": _posting(naive, bodies.batches("batch"), _BATCH, options.seconds),
+            _ALONE: _posting(alone, bodies.batches("alone"), _BATCH, options.seconds),
             "COPY, all indexes": lambda _: Turn(copy.rate(urls["copy_all"], _COPY_ROWS)),
             "COPY, key only": lambda _: Turn(copy.rate(urls["copy_key"], _COPY_ROWS)),
         }

@@ -1,10 +1,13 @@
 """Fixtures of every test: a server for the session, a migrated database for each test, and the service as processes."""
 
+import signal
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
+import hypothesis
 import pytest
 
 from tests import databases, services
@@ -16,7 +19,32 @@ if TYPE_CHECKING:
 LOG_NAME = "test.example/datastorage"
 
 
+hypothesis.settings.register_profile("unhurried", deadline=None)  # a busy machine is no defect
+hypothesis.settings.load_profile("unhurried")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--each-case",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of a test with many cases the first, and each Nth after it",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    every, cases = config.getoption("--each-case"), defaultdict[str, list[pytest.Item]](list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    chosen = {item for of_one in cases.values() for item in of_one[::every]}
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by the shell that has started this in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # commands inherit it, and tests interrupt some
     config.addinivalue_line(
         "markers", "damaged: the test damages the data on purpose, so it is not verified at its end"
     )

@@ -23,9 +23,10 @@ fi
 servers=()
 trap 'for one in "${servers[@]}"; do kill -INT "$one" && wait "$one"; done || true; rm -rf "$work"' EXIT
 
-# One for each core, since as many processes run the tests, and what one server shows of its sessions is of all its databases.
+# One for each process that runs tests, since what one server shows of its sessions is of all its databases.
+jobs=$(python3 -c 'from app.cores import granted_cores; print(max(1, int(granted_cores() * 3 / 2)))')  # as the Makefile has it
 urls=
-for number in $(seq "$(nproc)"); do
+for number in $(seq "$jobs"); do
   data=$work/$number
   port=$(python3 -c 'import socket; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1])')
   "${as_postgres[@]}" "$bin/initdb" --pgdata "$data" --username datastorage --auth trust --encoding UTF8 --locale C.UTF-8 >"$work/initdb.log" \
@@ -43,4 +44,4 @@ for number in $(seq "$(nproc)"); do
 done
 
 export DATASTORAGE_TEST_DATABASE=dsn DATASTORAGE_TEST_DSN=$urls
-make --no-print-directory test ARGS="${*:-tests/postgres tests/blackbox}"
+make --no-print-directory test JOBS="$jobs" ARGS="${*:-tests/postgres tests/blackbox}"

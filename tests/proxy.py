@@ -17,7 +17,7 @@ class Proxy:
         self._login = parts.netloc.rpartition("@")[0]
         self._path = parts.path
         self.url = ""
-        self._refusing = False
+        self._refusing = self._is_closed = False
         self.refused = asyncio.Semaphore(0)
         """Can be acquired once for each connection that was not taken."""
         self._pumps: set[asyncio.Task[None]] = set()
@@ -37,18 +37,23 @@ class Proxy:
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
     def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_closed:  # the server had taken it before it was closed
+            writer.transport.abort()
+            return
         task = asyncio.create_task(self._connected(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
-        # A task that is cancelled before it begins closes nothing itself.
-        task.add_done_callback(lambda _: writer.close())
+        # A task that is cancelled before it begins closes nothing itself, and one that is cancelled at its end leaves open what nobody reads.
+        task.add_done_callback(lambda _: writer.transport.abort())
 
     async def close(self) -> None:
         """Cut every connection, and wait until nothing of it is left."""
+        self._is_closed = True
         while self._connections:
             for task in self._connections:
                 task.cancel()
             await asyncio.gather(*self._connections, return_exceptions=True)
+        await asyncio.sleep(0)  # a socket is closed one turn of the loop later
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         async with _closed(writer):

@@ -60,7 +60,8 @@ MAY_IMPORT = {
     # ingest, retention: what is archived is a logged action, which is an event; export: manifests are signed as those of exports
     # verify: a row is archived, and verified in a file, by the same rules
     # query: archived events are found by the same filters, and leave in the same form
-    "archive": "events ingest export query retention tlog verify cores db settings sql errors",
+    # standby: files are deleted only once standbys have why
+    "archive": "events ingest export query retention tlog verify standby cores db settings sql errors",
     # settings: is a host loopback, and how Postgres is reached; workers: who follows is woken on a connection of its own
     # verify: a copy is compared with rows by the same rules
     # standby: nothing leaves that a failover could take away; ingest, retention: an order about a sink is a logged action
@@ -70,8 +71,9 @@ MAY_IMPORT = {
     # bookmark: what a caller knows; read_standbys: who answers him; archive: pages have what is there alone
     "api": "archive bookmark read_standbys auth events ingest tlog verify query stream export retention findings presence standby cores go_duration workers db logs settings errors metrics tracing",
     # api: a page asks what its JSON twin asks, and is admitted as that is
+    # archive: what a page says if that cannot be read
     # verify: the chain of a page is verified where it is shown; retention: a hold is placed by a form
-    "pages": "auth api events query verify retention findings db settings errors",
+    "pages": "archive auth api events query verify retention findings db settings errors",
     # api: which requests another process answers; presence: the supervisor ends with the service's reason
     "pod": "api bookmark ingest presence cores settings errors",
     "main": "answering archive read_standbys pages pod api auth events ingest rollup stream tlog verify query export retention findings schema presence database_url db workers settings state_dir errors",

@@ -6,13 +6,14 @@ from app.verify.correlation import verify_correlation
 from app.verify.database import TrustAnchors, sequential_runner, verify_database
 
 SUMS = """
-SELECT (SELECT count(*) FROM audit_events WHERE log_index IS NOT NULL) AS rows,
-       (SELECT count(DISTINCT log_index) FROM audit_events) AS positions,
-       (SELECT count(DISTINCT (correlation_id, chain_index)) FROM audit_events WHERE log_index IS NOT NULL) AS places,
-       (SELECT coalesce(max(log_index) + 1, 0) FROM audit_events) AS next,
-       (SELECT coalesce(sum(count), 0) - 1 FROM log_flushes) AS logged,
+SELECT sealed.*,
+       (SELECT coalesce(sum(count), 0) FROM log_flushes) - 1 AS logged,
        (SELECT coalesce(sum(octet_length(leaves)), 0) / 32 FROM log_flushes) AS leaves,
        (SELECT coalesce(sum(length), 0) FROM chain_heads) AS chained
+FROM (SELECT count(log_index) AS rows, count(DISTINCT log_index) AS positions,
+             count(DISTINCT (correlation_id, chain_index)) FILTER (WHERE log_index IS NOT NULL) AS places,
+             coalesce(max(log_index) + 1, 0) AS next
+      FROM audit_events) sealed
 """
 
 

@@ -20,6 +20,7 @@ problems.py       errors as problem documents; unknown paths and methods
 body.py           bodies: size, media type, the budget of bytes; JSON responses
 parameters.py     query strings read into models; correlation ids in paths
 filters.py        the filters of events, read on every route that has them
+routes.py         routes that are described when somebody asks for the OpenAPI document
 known.py          the refusal of parameters that a route of ours does not know
 paging.py         pagination, the Link to the next page, errors that a cursor causes
 streaming.py      large responses: pieces, and the time that a client may take for them

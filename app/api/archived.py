@@ -2,41 +2,98 @@
 correlation.
 """
 
+from collections.abc import Awaitable, Callable, Sequence
 from heapq import merge
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from starlette.requests import Request
 
 from app.api.reads import reads_of
-from app.api.service import service_of
-from app.archive.reading import ArchivedEvents, ArchivedRow, key_of
+from app.api.routes import Answer
+from app.api.service import Service, service_of
+from app.archive.reading import ARCHIVE_SHARE, ArchivedEvents, ArchivedRow, is_of_time, key_of, left_out_of
 from app.archive.timeline import STEP_TYPES, stored_window, with_archived
-from app.errors import DatabaseBusy, NotFound
+from app.db import Pool
+from app.errors import AuditError, DatabaseBusy, DatabaseFailed, NotFound, Unavailable
 from app.events.explain import bad_fields
+from app.events.record import Row
+from app.export.manifest import LeftOut
+from app.export.select import ExportQuery
+from app.query.correlations import CorrelationPage, CorrelationQuery
 from app.query.cursor import Cursor
-from app.query.filter import ListQuery
+from app.query.filter import EventFilter, ListQuery
 from app.query.page import KeyedEvent, KeyedPage, Page, keyed_page
 from app.query.postgres_time import nearest_rfc3339
-from app.query.timeline import Timeline, gone_events, timeline
+from app.query.timeline import Gone, Timeline, gone_events, timeline
 
+_T = TypeVar("_T")
 _TRIES = 3
-ARCHIVE_SHARE = 0.5
-"""Of the deadline of a query, for the search in the archive: what it has found by then is answered."""
+
+
+class LeftOutEvents(Answer):
+    """Events that are in the archive alone, of the time that was asked about; whether they match the other filters nobody has looked at."""
+
+    events: int
+    months: list[str]
 
 
 async def find_events(request: Request, query: ListQuery) -> Page:
     """The page of `query`: from the archive too if that is asked for, or if Postgres has nothing of the time that is asked about."""
     service = service_of(request)
     if query.archive == "include":
-        if (missing := service.archive.what_is_missing) is not None:
-            raise bad_fields({"archive": missing})
+        _require_archive(service)
         return await _with_archive(request, query)
     if await _is_all_archived(request, query):
         found = await _with_archive(request, query)
         if found.events or found.next_cursor is not None:
             return found
     return await reads_of(request).ask(service.pages, query)
+
+
+async def find_left_out(request: Request, query: ListQuery, found: Page) -> LeftOut | None:
+    """What the archive alone has of the time that is asked about, if the page has nothing of the archive; None if no time is."""
+    if query.archive is not None or (query.since is None and query.until is None):
+        return None
+    if any("archive_id" in event for event in found.events):
+        return None
+    return await find_uncounted(request, query)
+
+
+async def find_uncounted(request: Request, query: EventFilter) -> LeftOut | None:
+    """What the archive alone has of the time that is asked about, for an answer that has nothing of the archive."""
+    if query.sealed is False:
+        return None
+    service = service_of(request)
+    parts = await reads_of(request)(
+        lambda pool: service.archive.parts(pool, service.log, lambda month: is_of_time(month, query))
+    )
+    return left_out_of(parts)
+
+
+async def find_unlisted(request: Request, query: CorrelationQuery, found: CorrelationPage) -> LeftOut | None:
+    """The same for a page of correlations; None if the list goes on in Postgres and no time is asked about."""
+    if found.next_cursor is not None and query.since is None and query.until is None:
+        return None
+    return await find_uncounted(request, query)
+
+
+async def reads_archive(request: Request, query: ExportQuery) -> bool:
+    """Whether an export is from the archive too, by the same rules. BadRequest if that is asked for and this service cannot read it."""
+    service = service_of(request)
+    if query.archive == "include":
+        _require_archive(service)
+    if query.archive is not None:
+        return query.archive == "include"
+    until = query.until
+    if until is None or service.archive.what_is_missing is not None:
+        return False
+    return await reads_of(request)(lambda pool: service.archive.is_all_archived(pool, until))
+
+
+def _require_archive(service: Service) -> None:
+    if (missing := service.archive.what_is_missing) is not None:
+        raise bad_fields({"archive": missing})
 
 
 async def find_archived(request: Request, event_id: UUID) -> ArchivedRow | None:
@@ -72,18 +129,70 @@ async def find_timeline(
     found = await reads_of(request)(lambda pool: timeline(pool, correlation_id, limit, offset, sealed=sealed))
     if not with_archive or sealed is False or not found.is_incomplete or service.archive.what_is_missing is not None:
         return found
-    seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
-    for _ in range(_TRIES):
-        gone = await gone_events(service.engine, correlation_id)
-        archived = await service.archive.of_correlation(
-            service.engine, service.log, correlation_id, gone, payloads_of=STEP_TYPES, seconds=seconds
-        )
+
+    async def read(archived: list[ArchivedRow]) -> Timeline:
         if sealed:
             archived = [one for one in archived if one.is_logged]
         start, count = stored_window(len(archived), offset, limit)
         found = await timeline(service.engine, correlation_id, count, start, sealed=sealed)
-        if (await gone_events(service.engine, correlation_id)).count == gone.count:  # else something was in neither
-            return with_archived(found, archived, offset, limit) if archived else found
+        return with_archived(found, archived, offset, limit) if archived else found
+
+    gone = await gone_events(service.engine, correlation_id)
+    return await _of_both(service, correlation_id, gone, STEP_TYPES, read)
+
+
+async def find_report(
+    request: Request,
+    correlation_id: str,
+    payloads_of: frozenset[str] | None,
+    read: Callable[[Pool, Sequence[Row]], Awaitable[_T]],
+    *,
+    with_archive: bool,
+) -> _T:
+    """What `read` makes of the events of one correlation in Postgres, and of those that are in the archive alone, if its chain has events that Postgres has
+    not. These have payloads if they are of the types `payloads_of`, or all if that is None.
+
+    If this service cannot read the archive, what it makes of Postgres alone.
+    """
+    service, reads = service_of(request), reads_of(request)
+    if not with_archive or service.archive.what_is_missing is not None:
+        return await reads(lambda pool: read(pool, ()))
+    found: _T | AuditError
+    try:
+        found = await reads(lambda pool: read(pool, ()))
+    except (DatabaseFailed, Unavailable):
+        raise
+    except AuditError as error:  # what it misses may be in the archive
+        found = error
+    gone = await reads(lambda pool: gone_events(pool, correlation_id))  # if nothing is gone now, nothing was
+    if gone.count:
+
+        async def read_both(archived: list[ArchivedRow]) -> _T:
+            return await read(service.engine, [one.row | {"sealed": one.is_logged} for one in archived])
+
+        return await _of_both(service, correlation_id, gone, payloads_of, read_both)
+    if isinstance(found, AuditError):
+        raise found
+    return found
+
+
+async def _of_both(
+    service: Service,
+    correlation_id: str,
+    gone: Gone,
+    payloads_of: frozenset[str] | None,
+    read: Callable[[list[ArchivedRow]], Awaitable[_T]],
+) -> _T:
+    """What `read` makes of the events of one correlation that are in the archive alone, and of those that Postgres has then."""
+    seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
+    for _ in range(_TRIES):
+        archived = await service.archive.of_correlation(
+            service.engine, service.log, correlation_id, gone, payloads_of=payloads_of, seconds=seconds
+        )
+        found = await read(archived)
+        before, gone = gone, await gone_events(service.engine, correlation_id)
+        if before.count == gone.count:  # else something was in neither
+            return found
     raise DatabaseBusy(
         f"Events of {correlation_id} are being removed from Postgres at this moment: send the request again."
     )

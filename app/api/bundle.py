@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,6 +11,7 @@ from app.api.archived import find_gone
 from app.api.export import BOOLEANS, ExportQueryFailed, write_export_event
 from app.api.parameters import (
     CORRELATION_ID,
+    WITHOUT_ARCHIVE,
     one_of,
     path_correlation_id,
     query_parameters,
@@ -19,14 +19,15 @@ from app.api.parameters import (
     refuse_unknown,
     true_or_false,
 )
+from app.api.routes import Router
 from app.api.service import service_of
-from app.api.timeline import TIMELINE_PARAMETERS, WITHOUT_ARCHIVE, get_timeline
+from app.api.timeline import TIMELINE_PARAMETERS, get_timeline
 from app.archive.export_row import export_row
 from app.errors import DatabaseFailed
 from app.export.bundle_read import BundleExport, BundleQuery
 from app.verify.snapshot import snapshot
 
-router = APIRouter(tags=["export"])
+router = Router(tags=["export"])
 
 _READERS = {"redact_pii": true_or_false(BOOLEANS), "archive": one_of("exclude")}
 _PREFIX, _SUFFIX = "/api/v1/audit/correlations/", "/bundle"

@@ -1,5 +1,6 @@
 """Bodies of orders (holds, policies, acknowledgements): read, checked against a type, and described in the OpenAPI document."""
 
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,9 +28,12 @@ def checked(body: Any, kind: Any) -> Any:
 
 
 def request_body_of(kind: Any) -> dict[str, Any]:
-    """What the document says of such a body."""
-    schema = TypeAdapter(kind).json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inlined(schema)}}}}
+    """What the document says of such a body, as `openapi_extra` of a route."""
+    return {"requestBody": partial(_request_body, kind)}
+
+
+def _request_body(kind: Any) -> dict[str, Any]:
+    return {"required": True, "content": {"application/json": {"schema": _inlined(TypeAdapter(kind).json_schema())}}}
 
 
 def _inlined(schema: dict[str, Any]) -> dict[str, Any]:

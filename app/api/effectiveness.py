@@ -3,19 +3,19 @@
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.archived import find_report
 from app.api.body import json_response
 from app.api.deadline import within_deadline
-from app.api.parameters import CORRELATION_ID, path_correlation_id
-from app.api.reads import reads_of
+from app.api.parameters import CORRELATION_ID, WITHOUT_ARCHIVE, excludes_archive, path_correlation_id
+from app.api.routes import Answer, Router
 from app.errors import AuditError, DatabaseFailed
 from app.query.effectiveness import answer, effectiveness
 
-router = APIRouter(tags=["remediation"])
+router = Router(tags=["remediation"])
 
 AssessmentStatus = Literal[
     "Full",
@@ -32,7 +32,7 @@ AssessmentStatus = Literal[
 Score = Annotated[float | None, Field(description="from 0 to 1; null when there is none")]
 
 
-class Components(BaseModel):
+class Components(Answer):
     """What was looked at. Details are left out when there are none."""
 
     health_assessed: bool
@@ -46,7 +46,7 @@ class Components(BaseModel):
     metrics_details: str | None = None
 
 
-class HashComparison(BaseModel):
+class HashComparison(Answer):
     """The target's spec before and after. What is unknown is left out."""
 
     pre_remediation_spec_hash: str | None = None
@@ -54,7 +54,7 @@ class HashComparison(BaseModel):
     hash_match: bool | None = None
 
 
-class EffectivenessScore(BaseModel):
+class EffectivenessScore(Answer):
     """Whether a remediation worked: the weighted mean of what was assessed."""
 
     correlation_id: str
@@ -87,12 +87,18 @@ class AssessmentsNotRead(DatabaseFailed):
     f"/api/v1/effectiveness/{CORRELATION_ID}",
     response_class=Response,
     responses={200: {"model": EffectivenessScore}},
+    openapi_extra={"parameters": [WITHOUT_ARCHIVE]},
 )
 async def get_effectiveness(request: Request, correlation_id: str) -> Response:
     """Whether a remediation worked, and what was looked at to say so."""
     correlation_id = path_correlation_id(request, correlation_id)
+    with_archive = not excludes_archive(request)
     try:
-        found = await within_deadline(request, reads_of(request)(lambda pool: effectiveness(pool, correlation_id)))
+        read = find_report(
+            *(request, correlation_id, None, lambda pool, archived: effectiveness(pool, correlation_id, archived)),
+            with_archive=with_archive,
+        )
+        found = await within_deadline(request, read)
     except DatabaseFailed as error:
         raise AssessmentsNotRead from (error.__cause__ or error)
     if not found.total:

@@ -3,11 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
-from fastapi import APIRouter, HTTPException, Path
-from pydantic import BaseModel, Field
+from fastapi import HTTPException, Path
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +19,7 @@ from app.api.filters import documented_filter, parameters_of, read_filter
 from app.api.paging import cursor_errors, page_response
 from app.api.parameters import Reader, cursor, refuse_unknown, true_or_false, uuid, whole_number
 from app.api.reads import reads_of
+from app.api.routes import Answer, Router
 from app.api.service import foundation_of, service_of
 from app.errors import DatabaseFailed, NotFound
 from app.events import kubernetes
@@ -28,7 +30,7 @@ from app.query.cursor import Cursor, LogCursor
 from app.query.filter import LIMIT_MAX, OFFSET_MAX, EventQuery, ListQuery
 from app.query.page import Page, event_by_id, rest_of_page, spooled_event
 
-router = APIRouter(tags=["query"])
+router = Router(tags=["query"])
 
 _WHEN_EMPTY = {"limit": 100, "event_outcome": ""}
 """What an empty value means where it does not mean that the parameter is absent."""
@@ -44,7 +46,7 @@ StoredCategory = Annotated[str, Field(json_schema_extra={"enum": [*get_args(Cate
 _NOT_COVERED = Field(description="covered by no hash: not proved by the log")
 
 
-class Event(BaseModel):
+class Event(Answer):
     """An event as it is stored. Members of which nothing is known are left out."""
 
     event_id: UUID
@@ -87,7 +89,7 @@ class Event(BaseModel):
     ] = None
 
 
-class Pagination(BaseModel):
+class Pagination(Answer):
     """Where this page stands. `next_cursor` is absent on the last page, `total` when it was not asked for."""
 
     limit: int
@@ -102,7 +104,7 @@ class Pagination(BaseModel):
     ] = None
 
 
-class Events(BaseModel):
+class Events(Answer):
     """One page, newest event first."""
 
     data: list[Event]
@@ -113,13 +115,13 @@ class Events(BaseModel):
     "/api/v1/audit/events",
     response_class=Response,
     responses={200: {"model": Events}},
-    openapi_extra={"parameters": documented_filter(ListQuery)},
+    openapi_extra={"parameters": partial(documented_filter, ListQuery)},
 )
 async def list_events(request: Request) -> Response:
     """Find events, newest first. With archive=include also those that are in the archive alone, as if by itself where Postgres has nothing
     of the time that `until` ends.
     """
-    query = _parse_list_query(request.scope["query_string"], datetime.now(UTC))
+    query = parse_list_query(request.scope["query_string"], datetime.now(UTC))
     try:
         with cursor_errors(query.cursor):
             found = await within_deadline(request, find_events(request, query))
@@ -167,7 +169,8 @@ def parse_query(query_string: bytes, now: datetime) -> EventQuery:
     return read_filter(query_string, EventQuery, now, _READERS, when_empty=_WHEN_EMPTY, check=_check)
 
 
-def _parse_list_query(query_string: bytes, now: datetime) -> ListQuery:
+def parse_list_query(query_string: bytes, now: datetime) -> ListQuery:
+    """The query in a query string, of a list that can have events of the archive."""
     return read_filter(query_string, ListQuery, now, _READERS, when_empty=_WHEN_EMPTY, check=_check_list)
 
 

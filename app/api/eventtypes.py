@@ -2,18 +2,18 @@
 
 from typing import Any
 
-from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.routes import Answer, Router
 from app.api.service import foundation_of
 from app.events import describe
 
-router = APIRouter(tags=["event types"])
+router = Router(tags=["event types"])
 
 
-class EventTypeSummary(BaseModel):
+class EventTypeSummary(Answer):
     """One type. `category` is the one in which its producer sends it; null when nothing is known of it."""
 
     name: str
@@ -25,13 +25,13 @@ class EventTypeSummary(BaseModel):
     meaning: str
 
 
-class EventTypes(BaseModel):
+class EventTypes(Answer):
     """Every type, by name."""
 
     event_types: list[EventTypeSummary]
 
 
-class FreeForm(BaseModel):
+class FreeForm(Answer):
     """The form without event_type that the same name has too: its known keys, which have no types."""
 
     schema_: dict[str, Any] = Field(alias="schema")

@@ -7,18 +7,20 @@ from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.access import caller_name
+from app.api.archived import LeftOutEvents, reads_archive
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, parameters_of, read_filter
-from app.api.parameters import Reader, query_parameters, refuse_unknown, true_or_false, whole_number
+from app.api.parameters import Reader, one_of, query_parameters, refuse_unknown, true_or_false, whole_number
 from app.api.reads import reads_of
+from app.api.routes import Answer, Router
 from app.api.service import Service, foundation_of, service_of
 from app.api.streaming import StreamedResponse
+from app.archive.exporting import ArchiveOfExport
 from app.db import Pool
 from app.errors import AuditError, DatabaseFailed
 from app.events.envelope import parse_timestamp
@@ -26,6 +28,7 @@ from app.events.explain import bad_fields
 from app.events.log import Log
 from app.export.bundle_read import BundleExport
 from app.export.certificate import ExportKeyPair
+from app.export.manifest import LeftOut
 from app.export.parts import Export, ResumeToken
 from app.export.select import PAGE_MAX, ExportQuery
 from app.export.signed_page import SignedPage
@@ -36,6 +39,8 @@ from app.verify.snapshot import snapshot
 _MEDIA_TYPES = {"json": "application/json", "ndjson": "application/x-ndjson", "csv": "text/csv; charset=utf-8"}
 BOOLEANS = frozenset(["1", "t", "T", "TRUE", "true", "True", "0", "f", "F", "FALSE", "false", "False"])
 _FILES = ("ndjson", "csv")
+LEFT_OUT = "DataStorage-Left-Out"
+"""How many events an export has not looked at that are in the archive alone, and of which months they are."""
 _ONLY_JSON = ("offset", "limit", "include_detached_signature")
 
 
@@ -48,6 +53,7 @@ def _time(name: str, text: str) -> datetime:
 _READERS: dict[str, Reader] = {
     "limit": whole_number(1, PAGE_MAX),
     "offset": whole_number(0, OFFSET_MAX),
+    "archive": one_of("include", "exclude"),
     "redact_pii": true_or_false(BOOLEANS),
     "include_detached_signature": true_or_false(BOOLEANS),
 }
@@ -62,7 +68,7 @@ AFTER = {
 }
 
 
-class ExportMetadata(BaseModel):
+class ExportMetadata(Answer):
     """What was exported, by whom, and the signature over all of the answer."""
 
     export_timestamp: datetime
@@ -73,9 +79,10 @@ class ExportMetadata(BaseModel):
     signature_algorithm: str
     certificate_fingerprint: str
     exported_by: str
+    left_out: Annotated[LeftOutEvents | None, Field(description="absent if there are none")] = None
 
 
-class ExportedEvent(BaseModel):
+class ExportedEvent(Answer):
     """An event of the page. The hashes of one that has none are empty."""
 
     event_id: UUID
@@ -95,9 +102,12 @@ class ExportedEvent(BaseModel):
         bool | None,
         Field(description="false: others inserted the event by SQL, it is not in the log; absent in all others"),
     ] = None
+    archive_id: Annotated[
+        UUID | None, Field(description="the part of the archive that the event was read from; absent if from Postgres")
+    ] = None
 
 
-class HashChainVerification(BaseModel):
+class HashChainVerification(Answer):
     """What was found on the page. What links to an event that is not on it is not broken.
 
     Unsealed events without a hash, or with one that cannot be computed here, are neither valid nor broken: `unverified_events`.
@@ -118,7 +128,7 @@ class HashChainVerification(BaseModel):
     ] = None
 
 
-class ExportedPage(BaseModel):
+class ExportedPage(Answer):
     """The answer to format=json. Signed is its JCS without signature and detached_signature."""
 
     events: list[ExportedEvent]
@@ -141,7 +151,7 @@ class ExportBuildFailed(AuditError):
     title = "Export Failed"
 
 
-router = APIRouter(tags=["export"])
+router = Router(tags=["export"])
 
 
 @router.get(
@@ -154,7 +164,7 @@ router = APIRouter(tags=["export"])
             "content": {"application/x-ndjson": {}, "text/csv": {}},
         }
     },
-    openapi_extra={"parameters": [*documented_filter(ExportQuery), AFTER]},
+    openapi_extra={"parameters": lambda: [*documented_filter(ExportQuery), AFTER]},
 )
 async def export_events(request: Request) -> Response:
     """Take events out of the service: as a signed page, or all of them as a file that can be verified by itself."""
@@ -165,22 +175,25 @@ async def export_events(request: Request) -> Response:
         key_pair = await _key_pair(request)
     else:
         require_same_log(token, service.log)
+    is_read = await reads_archive(request, query)
 
-    async def begin(pool: Pool) -> tuple[bytes, AsyncGenerator[bytes]]:
+    async def begin(pool: Pool) -> tuple[bytes, AsyncGenerator[bytes], LeftOut | None]:
         export: Export | SignedPage
+        archive = ArchiveOfExport(service.archive, service.engine, service.log, query, is_read)
         if query.format == "json":
-            export = SignedPage(query, caller, service.log, key_pair, service.settings.hmac_key)
+            export = SignedPage(query, caller, service.log, key_pair, service.settings.hmac_key, archive)
         else:
-            export = Export(query, caller, service.log, service.log_key, token, now)
+            export = Export(query, caller, service.log, service.log_key, token, archive, now)
         chunks = _chunks(service, export, pool)
-        return await anext(chunks), chunks
+        return await anext(chunks), chunks, export.left_out
 
     try:
         beginning = reads_of(request)(begin)
-        first, chunks = await (within_deadline(request, beginning) if query.format == "json" else beginning)
+        first, chunks, left_out = await (within_deadline(request, beginning) if query.format == "json" else beginning)
     except DatabaseFailed as error:
         raise ExportQueryFailed from error
-    return StreamedResponse(first, chunks, _MEDIA_TYPES[query.format])
+    headers = {} if left_out is None else {LEFT_OUT: f"{left_out.events}; months={','.join(left_out.months)}"}
+    return StreamedResponse(first, chunks, _MEDIA_TYPES[query.format], headers)
 
 
 @router.get("/api/v1/audit/export/certificate", response_class=Response, responses={200: {"content": {PEM: {}}}})

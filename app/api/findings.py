@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, NotRequired
 from uuid import UUID
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from pydantic import ConfigDict, Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,12 +15,13 @@ from app.api.body import json_response
 from app.api.checked_body import read_checked_body, request_body_of
 from app.api.deadline import within_deadline
 from app.api.parameters import query_parameters
+from app.api.routes import Router
 from app.api.service import service_of
 from app.events.explain import bad_fields
 from app.findings.acknowledge import acknowledge
 from app.findings.register import findings_of
 
-router = APIRouter(tags=["findings"])
+router = Router(tags=["findings"])
 _PATH = "/api/v1/audit/findings"
 
 

@@ -4,16 +4,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from fastapi import APIRouter
 from prometheus_client import REGISTRY, generate_latest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api import profile
+from app.api.routes import Router
 from app.api.service import foundation_of
 
-router = APIRouter(tags=["health"], default_response_class=PlainTextResponse)
+router = Router(tags=["health"], default_response_class=PlainTextResponse)
 
 
 def _status_response(body: dict[str, Any], status: int = 200) -> Response:

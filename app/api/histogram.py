@@ -1,26 +1,29 @@
 """GET of counts over time."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.archived import LeftOutEvents, find_uncounted
 from app.api.body import UTC_Z, json_response
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, read_filter
 from app.api.parameters import bad_query
 from app.api.reads import reads_of
+from app.api.routes import Answer, Router
 from app.api.service import service_of
+from app.export.manifest import LeftOut
 from app.query.histogram import BUCKETS_MAX, DAYS_DEFAULT, Histogram, HistogramQuery
 from app.query.spans import Span, number_of
 
-router = APIRouter(tags=["query"])
+router = Router(tags=["query"])
 
 
-class Bucket(BaseModel):
+class Bucket(Answer):
     """The events from `start` up to `end`; of the last bucket, up to and at it."""
 
     start: datetime
@@ -32,7 +35,7 @@ class Bucket(BaseModel):
     ] = None
 
 
-class EventHistogram(BaseModel):
+class EventHistogram(Answer):
     """Events by time, oldest bucket first, the empty ones too. The first begins at `since`, the last one ends at `until`."""
 
     bucket: Span
@@ -45,19 +48,21 @@ class EventHistogram(BaseModel):
     scanned_from: datetime | None = None
     events: Annotated[int, Field(description="of all buckets")]
     buckets: list[Bucket]
+    left_out: Annotated[LeftOutEvents | None, Field(description="not counted; absent if there are none")] = None
 
 
 @router.get(
     "/api/v1/audit/histogram",
     response_class=Response,
     responses={200: {"model": EventHistogram}},
-    openapi_extra={"parameters": documented_filter(HistogramQuery)},
+    openapi_extra={"parameters": partial(documented_filter, HistogramQuery)},
 )
 async def get_histogram(request: Request) -> Response:
     """Count events by time, as a chart draws them."""
     query = parse_histogram_query(request.scope["query_string"], datetime.now(UTC))
     found = await within_deadline(request, reads_of(request).ask(service_of(request).histograms, query))
-    return json_response(histogram_answer(found), options=UTC_Z)
+    left_out = await within_deadline(request, find_uncounted(request, query))
+    return json_response(histogram_answer(found) | LeftOut.member(left_out), options=UTC_Z)
 
 
 def parse_histogram_query(query_string: bytes, now: datetime) -> HistogramQuery:

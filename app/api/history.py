@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-from fastapi import APIRouter
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,12 +11,13 @@ from app.api.body import json_response
 from app.api.deadline import within_deadline
 from app.api.parameters import query_parameters
 from app.api.reads import reads_of
+from app.api.routes import Answer, Router
 from app.errors import BadRequest, DatabaseFailed
 from app.events.explain import bad_fields
 from app.go_duration import duration_text, parse_window
 from app.query.remediation_history import FAR_MEMBERS, Target, history, regression
 
-router = APIRouter(tags=["remediation"])
+router = Router(tags=["remediation"])
 
 HashMatch = Literal["preRemediation", "postRemediation", "none"]
 Reason = Literal[
@@ -33,7 +32,7 @@ Reason = Literal[
 ]
 
 
-class HealthOfPods(BaseModel):
+class HealthOfPods(Answer):
     """How the pods were after the remediation."""
 
     podRunning: bool | None = None
@@ -44,7 +43,7 @@ class HealthOfPods(BaseModel):
     pendingCount: int | None = None
 
 
-class Deltas(BaseModel):
+class Deltas(Answer):
     """Measurements from before and after the remediation."""
 
     cpuBefore: float | None = None
@@ -71,7 +70,7 @@ class Deltas(BaseModel):
     pvUsageRatioAfter: float | None = None
 
 
-class FarEntry(BaseModel):
+class FarEntry(Answer):
     """One earlier remediation. What is unknown is left out."""
 
     remediationUID: str
@@ -96,21 +95,21 @@ class NearEntry(FarEntry):
     sideEffects: list[str]
 
 
-class Near(BaseModel):
+class Near(Answer):
     """The last time, oldest remediation first."""
 
     window: str
     chain: list[NearEntry]
 
 
-class Far(BaseModel):
+class Far(Answer):
     """The time before that."""
 
     window: str
     chain: list[FarEntry]
 
 
-class RemediationHistory(BaseModel):
+class RemediationHistory(Answer):
     """Earlier remediations of one resource that left it as it is now, or began from what it is now."""
 
     targetResource: str

@@ -5,7 +5,6 @@ from typing import Annotated, Any, NotRequired
 from uuid import UUID
 
 import asyncpg
-from fastapi import APIRouter
 from pydantic import ConfigDict, Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,6 +15,7 @@ from app.api.body import json_response
 from app.api.checked_body import read_checked_body, request_body_of
 from app.api.deadline import within_deadline
 from app.api.parameters import CORRELATION_ID, path_correlation_id, query_parameters
+from app.api.routes import Router
 from app.api.service import service_of
 from app.errors import BadRequest
 from app.events.catalog.value_types import DateTime, Uuid
@@ -25,7 +25,7 @@ from app.query.postgres_time import rfc3339_or_none
 from app.retention import holds
 from app.retention.holds import HoldOrder, Selector
 
-router = APIRouter(tags=["legal holds"])
+router = Router(tags=["legal holds"])
 _PATH = "/api/v1/audit/legal-hold"
 _SELECTORS = ("correlation_id", "actor_id", "resource", "time")
 _UNKNOWN_TIME = "0001-01-01T00:00:00Z"

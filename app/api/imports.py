@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from time import perf_counter
 from uuid import UUID, uuid4
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -18,6 +17,7 @@ from app.api.access import ANONYMOUS, authorize, authorize_large_body, caller_na
 from app.api.body import JSON, read_json_body
 from app.api.body_formats import BodyFormat
 from app.api.post import BatchReader, BatchVerdicts, Receipt, parse_batch, receipt_of, verdicts
+from app.api.routes import Router
 from app.api.service import foundation_of, service_of
 from app.events import canonical, ids
 from app.events.envelope import parse_uuid
@@ -34,7 +34,7 @@ _IMPORT_ID = {
     "description": "a UUID, the same for all portions of one import; a new one if absent",
     "schema": {"type": "string", "format": "uuid"},
 }
-router = APIRouter(tags=["import"])
+router = Router(tags=["import"])
 
 
 @router.post(

@@ -4,6 +4,7 @@ On the reference's routes they are ignored, as there: docs/contract.md, section 
 """
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -11,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.access import GUARDED_PREFIX
 from app.api.parameters import refuse_unknown
+from app.api.routes import Route
 
 _AUDIT = "/api/v1/audit/"
 _LENIENT = {
@@ -38,19 +40,25 @@ def is_strict(route: APIRoute) -> bool:
 
 def refuse_unknown_parameters(route: APIRoute) -> None:
     """Put the refusal before what `route` does."""
-    route.app = _KnownOnly(route.app, parameter_names(route))
+    route.app = _KnownOnly(route.app, route)
 
 
 def parameter_names(route: APIRoute) -> Collection[str]:
     """Names of the parameters in the query string that `route` has in the OpenAPI document."""
+    if isinstance(route, Route):
+        route.describe()
     parameters: list[dict[str, Any]] = (route.openapi_extra or {}).get("parameters", [])
     documented = [one["name"] for one in parameters if one["in"] == "query"]
     return [*documented, *(str(field.alias) for field in route.dependant.query_params)]
 
 
 class _KnownOnly:
-    def __init__(self, app: ASGIApp, names: Collection[str]) -> None:
-        self._app, self._names = app, names
+    def __init__(self, app: ASGIApp, route: APIRoute) -> None:
+        self._app, self._route = app, route
+
+    @cached_property
+    def _names(self) -> Collection[str]:
+        return parameter_names(self._route)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refuse_unknown(scope["query_string"], self._names)

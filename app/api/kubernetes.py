@@ -14,8 +14,6 @@ from time import perf_counter
 from typing import Any
 from uuid import UUID
 
-from fastapi import APIRouter
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,6 +21,7 @@ from app import metrics
 from app.api.access import actor_override, authorize, authorize_large_body, caller_name, record_denial
 from app.api.body import JSON, json_response, read_json_body
 from app.api.post import DIRECT
+from app.api.routes import Answer, Router
 from app.api.service import foundation_of, recording_service
 from app.errors import AuditError, BadRequest, BatchTooLarge, Forbidden
 from app.events import kubernetes
@@ -42,7 +41,7 @@ _one_list = asyncio.Lock()
 log = logging.getLogger(__name__)
 
 
-class KubernetesReceipt(BaseModel):
+class KubernetesReceipt(Answer):
     """The events of the list are committed, or safe on disk while Postgres is away; those that were stored already count too."""
 
     stored: int
@@ -187,7 +186,7 @@ _EVENT_LIST: dict[str, Any] = {
         "items": {"type": "array", "items": {}, "description": "audit events; what is none is counted as refused"},
     },
 }
-router = APIRouter(tags=["events"])
+router = Router(tags=["events"])
 DIRECT["POST", PATH] = post_kubernetes_audit
 router.add_api_route(
     PATH,

@@ -2,12 +2,12 @@
 
 import asyncio
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from time import perf_counter
 from typing import Annotated, Any
 
-from fastapi import APIRouter
-from pydantic import BaseModel, Field, TypeAdapter
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -15,11 +15,13 @@ from app import metrics
 from app.api import idempotency
 from app.api.access import authorize, authorize_large_body, caller_name
 from app.api.body import json_response, read_json_body
+from app.api.checked_body import request_body_of
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, read_times_query
 from app.api.paging import cursor_errors, page_response, pagination
 from app.api.parameters import Reader, cursor, whole_number
 from app.api.reads import reads_of
+from app.api.routes import Answer, Router
 from app.api.service import foundation_of, recording_service
 from app.errors import BadRequest, DatabaseAway
 from app.events.canonical import canonical, kind_of, parse
@@ -40,11 +42,11 @@ from app.query.cursor import NumberedCursor
 from app.query.filter import LIMIT_MAX
 from app.query.notifications import NotificationQuery, page
 
-router = APIRouter(tags=["notifications"])
+router = Router(tags=["notifications"])
 _TABLE = "notification_audit"
 
 
-class StoredNotification(BaseModel):
+class StoredNotification(Answer):
     """A notification as it is stored. What is unknown is left out."""
 
     id: int
@@ -63,14 +65,14 @@ class StoredNotification(BaseModel):
     sealed: Annotated[bool | None, Field(description="false: the log has no digest of it; else absent")] = None
 
 
-class NotificationAccepted(BaseModel):
+class NotificationAccepted(Answer):
     """The notification is safe on disk, and will be committed when Postgres is back."""
 
     status: str
     message: str
 
 
-class NotificationPagination(BaseModel):
+class NotificationPagination(Answer):
     """Where this page stands. `next_cursor` is absent on the last one."""
 
     limit: int
@@ -78,7 +80,7 @@ class NotificationPagination(BaseModel):
     next_cursor: str | None = None
 
 
-class Notifications(BaseModel):
+class Notifications(Answer):
     """One page, latest notification first."""
 
     data: list[StoredNotification]
@@ -175,13 +177,7 @@ router.add_api_route(
     status_code=201,
     response_class=Response,
     responses={201: {"model": StoredNotification}, 202: {"model": NotificationAccepted}},
-    openapi_extra={
-        "parameters": [idempotency.PARAMETER],
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": TypeAdapter(PostedNotification).json_schema()}},
-        },
-    },
+    openapi_extra={"parameters": [idempotency.PARAMETER], **request_body_of(PostedNotification)},
 )
 
 
@@ -189,7 +185,7 @@ router.add_api_route(
     "/api/v1/audit/notifications",
     response_class=Response,
     responses={200: {"model": Notifications}},
-    openapi_extra={"parameters": documented_filter(NotificationQuery)},
+    openapi_extra={"parameters": partial(documented_filter, NotificationQuery)},
 )
 async def list_notifications(request: Request) -> Response:
     """Find notifications, latest first."""

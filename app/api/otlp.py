@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from time import perf_counter
 from uuid import UUID
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -29,6 +28,7 @@ from app.api.otlp_answers import (
     media_type_of,
 )
 from app.api.post import DIRECT, LARGE_BYTES, SLICE_SECONDS, one_large_body, release_memory_soon
+from app.api.routes import Router
 from app.api.service import foundation_of, recording_service
 from app.errors import AuditError, BadRequest, BatchTooLarge, TooLarge
 from app.events import canonical
@@ -219,7 +219,7 @@ def _answer(media_type: str, reader: LogReader) -> Response:
     return logs_stored(media_type, len(refused), message)
 
 
-router = APIRouter(tags=["events"])
+router = Router(tags=["events"])
 router.add_api_route(
     LOGS_PATH,
     post_logs,

@@ -5,10 +5,10 @@ later is 503 with Retry-After.
 """
 
 import orjson
-from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.routes import Answer
 from app.errors import AuditError, Unavailable, UnsupportedEncoding
 
 LOGS_PATH = "/v1/logs"
@@ -26,20 +26,20 @@ class MediaTypeUnknown(UnsupportedEncoding):
     slug = "unsupported-media-type"
 
 
-class PartialSuccess(BaseModel):
+class PartialSuccess(Answer):
     """How many log records were not stored, as a decimal string, and why: the first few."""
 
     rejectedLogRecords: str  # noqa: N815 -- a name of OTLP
     errorMessage: str  # noqa: N815 -- as above
 
 
-class LogsStored(BaseModel):
+class LogsStored(Answer):
     """ExportLogsServiceResponse: the log records are committed, or safe on disk while Postgres is away, but for those that it counts."""
 
     partialSuccess: PartialSuccess | None = None  # noqa: N815 -- as above
 
 
-class Status(BaseModel):
+class Status(Answer):
     """google.rpc.Status: the gRPC code of the error, and what is wrong and what to do."""
 
     code: int

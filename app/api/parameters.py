@@ -218,3 +218,17 @@ def documented(query: type[BaseModel]) -> list[dict[str, Any]]:
         stated = {key: value for key, value in not_null.items() if key not in {"description", "default", "title"}}
         parameters.append({"name": name, "in": "query", "description": schema.get("description", ""), "schema": stated})
     return parameters
+
+
+WITHOUT_ARCHIVE: dict[str, Any] = {
+    "name": "archive",
+    "in": "query",
+    "description": "exclude: without the events that are in the archive alone, which are read if the chain has events that Postgres has not",
+    "schema": {"type": "string", "enum": ["exclude"]},
+}
+
+
+def excludes_archive(request: Request) -> bool:
+    """Whether WITHOUT_ARCHIVE was sent, to a route that ignores what it does not know."""
+    sent = query_parameters(request.scope["query_string"], {"archive"}).get("archive")
+    return sent is not None and sent != "" and one_of("exclude")("archive", sent) == "exclude"

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, NotRequired
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 from pydantic import ConfigDict, Field, with_config
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,13 +13,14 @@ from app.api.access import ANONYMOUS, authorize, caller_name
 from app.api.body import json_response
 from app.api.checked_body import read_checked_body, request_body_of
 from app.api.deadline import within_deadline
+from app.api.routes import Router
 from app.api.service import service_of
 from app.events.catalog.value_types import Int32
 from app.retention import policies
 from app.retention.policies import CATEGORY_LENGTH_MAX, DAYS_MAX, PolicyOrder
 from app.tlog.orders import Policy
 
-router = APIRouter(tags=["retention policies"])
+router = Router(tags=["retention policies"])
 _PATH = "/api/v1/audit/retention-policies"
 # For readers of the document; app/retention checks it, for commands too.
 Days = Annotated[Int32, Field(json_schema_extra={"minimum": 1, "maximum": DAYS_MAX})]

@@ -13,9 +13,8 @@ from time import perf_counter
 from typing import Annotated, Any, NamedTuple
 from uuid import UUID
 
-from fastapi import APIRouter
 from prometheus_client import Histogram
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -24,6 +23,7 @@ from app.api import body_formats, idempotency, preference
 from app.api.access import actor_override, authorize, authorize_large_body, caller_name
 from app.api.body import JSON, json_response, read_body
 from app.api.body_formats import BodyFormat
+from app.api.routes import Answer, Router
 from app.api.service import Endpoint, foundation_of, recording_service, service_of
 from app.errors import AuditError, BadRequest, BatchTooLarge, DatabaseFailed
 from app.events import canonical, cloudevents
@@ -47,7 +47,7 @@ one_large_body = asyncio.Lock()
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
 
 
-class EventCreated(BaseModel):
+class EventCreated(Answer):
     """The event is committed."""
 
     event_id: UUID
@@ -55,7 +55,7 @@ class EventCreated(BaseModel):
     message: str
 
 
-class EventAccepted(BaseModel):
+class EventAccepted(Answer):
     """The event is safe on disk under its id, and will be committed when Postgres is back."""
 
     event_id: UUID
@@ -63,14 +63,14 @@ class EventAccepted(BaseModel):
     message: str
 
 
-class BatchCreated(BaseModel):
+class BatchCreated(Answer):
     """Every event of the batch is committed, or safe on disk while Postgres is away, as the message says; the ids are in its order."""
 
     event_ids: list[UUID]
     message: str
 
 
-class ItemVerdict(BaseModel):
+class ItemVerdict(Answer):
     """What became of one item of a lenient batch: stored under its id, or refused, with the members of a problem."""
 
     index: int
@@ -82,7 +82,7 @@ class ItemVerdict(BaseModel):
     field_errors: dict[str, str] | None = None
 
 
-class BatchVerdicts(BaseModel):
+class BatchVerdicts(Answer):
     """The good events of a lenient batch are committed, or safe on disk while Postgres is away."""
 
     items: list[ItemVerdict]
@@ -421,7 +421,7 @@ def _lag_of(category: str) -> Histogram:
     return metrics.AUDIT_LAG.labels("other" if category in metrics.LAG_OTHER_CATEGORIES else category)
 
 
-router = APIRouter(tags=["events"])
+router = Router(tags=["events"])
 DIRECT: dict[tuple[str, str], Endpoint] = {}
 """The same endpoints by method and path, for the front, which calls them without the framework."""
 

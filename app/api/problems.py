@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -17,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from app import metrics
 from app.api.otlp_answers import LOGS_PATH, status_body, status_of
+from app.api.routes import Answer
 from app.errors import (
     AccessRefused,
     AuditError,
@@ -35,7 +35,7 @@ _DRAIN_SECONDS = 0.5
 log = logging.getLogger(__name__)
 
 
-class Problem(BaseModel):
+class Problem(Answer):
     """What went wrong, RFC 9457. `detail` names the field, what was expected and what came."""
 
     type: str

@@ -3,14 +3,15 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, Field
+from fastapi import Path, Query
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app.api.archived import find_archived
 from app.api.body import json_response
 from app.api.deadline import within_deadline
+from app.api.routes import Answer, Router
 from app.api.service import service_of
 from app.errors import NotFound
 from app.events.explain import bad_fields
@@ -18,10 +19,10 @@ from app.events.record import Row
 from app.tlog.note import encoded_base64
 from app.tlog.prove import EventProof, prove_consistency, prove_row, stored_row
 
-router = APIRouter(tags=["log"])
+router = Router(tags=["log"])
 
 
-class ConsistencyProof(BaseModel):
+class ConsistencyProof(Answer):
     """Base64 hashes that prove the log of `from` leaves to be a prefix of that of `to` (RFC 9162), and a checkpoint."""
 
     from_: Annotated[int, Field(alias="from")]

@@ -11,17 +11,18 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from fastapi import FastAPI
-from sqlalchemy.ext.asyncio import AsyncEngine
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api import document
 from app.api.body import ByteBudget
 from app.api.reading import ReadSlots
+from app.api.routes import Route
 from app.api.streams import Streams
 from app.archive.reading import ArchiveReader
 from app.auth.authenticator import Authenticator
 from app.bookmark import Wanted
+from app.db import Engine
 from app.errors import DatabaseAway, InboxFull
 from app.events.catalog import Catalog
 from app.events.log import Log
@@ -50,7 +51,7 @@ class Foundation:
     settings: Settings
     catalog: Catalog
     presence: Presence
-    engine: AsyncEngine
+    engine: Engine
     standbys: ReadStandbys
     pages: SharedReads[tuple[EventQuery, Wanted], Answer[Page]]
     histograms: SharedReads[tuple[HistogramQuery, Wanted], Answer[Histogram]]
@@ -135,6 +136,9 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The OpenAPI document, with the bodies that the framework does not parse."""
         if self.openapi_schema is None:
+            for route in self.routes:
+                if isinstance(route, Route):
+                    route.describe()
             self.openapi_schema = document.complete(super().openapi())
         return self.openapi_schema
 

@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -22,6 +21,7 @@ from app.api.body import ClientDisconnected
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, parameters_of, read_filter
 from app.api.parameters import query_parameters, refuse_unknown
+from app.api.routes import Router
 from app.api.service import Service, service_of
 from app.api.streams import Seat
 from app.db import driver_connection
@@ -33,7 +33,7 @@ from app.stream.portion import NotThereYet, end_place
 from app.stream.rendered import Form, Rendered, checkpoint_record, closed_record, position_record
 from app.stream.tail import Tail, TooFarBack
 
-router = APIRouter(tags=["query"])
+router = Router(tags=["query"])
 
 KEEPALIVE_SECONDS = 15.0
 _CHECKPOINT_SECONDS = 10.0
@@ -78,7 +78,7 @@ def _documented() -> list[dict[str, Any]]:
             "content": {"text/event-stream": {}, "application/x-ndjson": {}},
         }
     },
-    openapi_extra={"parameters": _documented()},
+    openapi_extra={"parameters": _documented},
 )
 async def stream_events(request: Request) -> Response:
     """Follow the log: every sealed event once, in its order, from any place on, as it is committed."""

@@ -1,16 +1,16 @@
 """GET of the list of correlations, and of one correlation with everything that belongs to it."""
 
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
-from fastapi import APIRouter
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.api.archived import find_timeline
+from app.api.archived import LeftOutEvents, find_timeline, find_unlisted
 from app.api.body import UTC_Z, json_response
 from app.api.deadline import within_deadline
 from app.api.filters import documented_filter, read_filter
@@ -18,6 +18,7 @@ from app.api.notifications import StoredNotification
 from app.api.paging import cursor_errors, page_response, pagination
 from app.api.parameters import (
     CORRELATION_ID,
+    WITHOUT_ARCHIVE,
     Reader,
     cursor,
     one_of,
@@ -28,18 +29,20 @@ from app.api.parameters import (
     whole_number,
 )
 from app.api.reads import reads_of
+from app.api.routes import Answer, Router
 from app.api.verify import chain_verified, verify_correlation
 from app.errors import NotFound
+from app.export.manifest import LeftOut
 from app.query import correlations
 from app.query.correlations import CorrelationQuery
 from app.query.cursor import Cursor
 from app.query.filter import OFFSET_MAX
 from app.query.timeline import EVENTS_DEFAULT, EVENTS_MAX, Timeline
 
-router = APIRouter(tags=["correlations"])
+router = Router(tags=["correlations"])
 
 
-class TimelineEvent(BaseModel):
+class TimelineEvent(Answer):
     """An event without its payload."""
 
     event_id: UUID
@@ -73,7 +76,7 @@ class TimelineEvent(BaseModel):
     ] = None
 
 
-class Phase(BaseModel):
+class Phase(Answer):
     """One phase of the remediation. One that lasts has no left_at; nobody told when one without entered_at began."""
 
     phase: str
@@ -82,7 +85,7 @@ class Phase(BaseModel):
     duration_ms: int | None = None
 
 
-class Decision(BaseModel):
+class Decision(Answer):
     """Somebody, or a program, decided something."""
 
     event_id: UUID
@@ -95,7 +98,7 @@ class Decision(BaseModel):
     reason: str | None = None
 
 
-class Hold(BaseModel):
+class Hold(Answer):
     """A legal hold on some of the events, as their rows have it."""
 
     active: bool
@@ -105,14 +108,14 @@ class Hold(BaseModel):
     placed_at: datetime | None = None
 
 
-class ChainEnd(BaseModel):
+class ChainEnd(Answer):
     """What the service knows of the chain's end, whatever its rows say."""
 
     length: int
     hash: str
 
 
-class Verdict(BaseModel):
+class Verdict(Answer):
     """What verification found. `position` is the chain position behind the last one that was looked at.
 
     With verify=true it is made now; else it is the last one of the verifier in the background, which counts no events.
@@ -126,7 +129,7 @@ class Verdict(BaseModel):
     message: str
 
 
-class TimelinePagination(BaseModel):
+class TimelinePagination(Answer):
     """Which part of the events is shown."""
 
     limit: int
@@ -134,7 +137,7 @@ class TimelinePagination(BaseModel):
     has_more: bool
 
 
-class CorrelationTimeline(BaseModel):
+class CorrelationTimeline(Answer):
     """All of one correlation. The events stand in the order of the log, unsealed ones behind the others."""
 
     correlation_id: str
@@ -151,19 +154,19 @@ class CorrelationTimeline(BaseModel):
     pagination: TimelinePagination
 
 
-class FirstEvent(BaseModel):
+class FirstEvent(Answer):
     event_id: UUID | None = None
     event_timestamp: datetime
     event_type: str | None = None
 
 
-class LastEvent(BaseModel):
+class LastEvent(Answer):
     event_id: UUID
     event_timestamp: datetime
     event_type: str
 
 
-class Correlation(BaseModel):
+class Correlation(Answer):
     """One correlation. Namespace and cluster are those of its newest event."""
 
     correlation_id: str
@@ -176,7 +179,7 @@ class Correlation(BaseModel):
     cluster_id: str | None = None
 
 
-class CorrelationPagination(BaseModel):
+class CorrelationPagination(Answer):
     """Where this page stands. `next_cursor` is absent behind the last correlation."""
 
     limit: int
@@ -186,21 +189,22 @@ class CorrelationPagination(BaseModel):
         datetime | None,
         Field(description="present if the page was cut before it was full: it has what was found down to this time"),
     ] = None
+    left_out: Annotated[
+        LeftOutEvents | None,
+        Field(
+            description="of the time that was asked about, or behind the last page: their correlations are not listed, or with fewer events; "
+            "`GET /api/v1/audit/events` finds them with archive=include"
+        ),
+    ] = None
 
 
-class Correlations(BaseModel):
+class Correlations(Answer):
     """One page, the correlation with the newest event first. It may be short, or empty, and have a next one."""
 
     data: list[Correlation]
     pagination: CorrelationPagination
 
 
-WITHOUT_ARCHIVE: dict[str, Any] = {
-    "name": "archive",
-    "in": "query",
-    "description": "exclude: without the events that are in the archive alone, which are read if the chain has events that Postgres has not",
-    "schema": {"type": "string", "enum": ["exclude"]},
-}
 _TIMELINE = [
     {
         "name": "verify",
@@ -244,14 +248,16 @@ TIMELINE_PARAMETERS = {
     "/api/v1/audit/correlations",
     response_class=Response,
     responses={200: {"model": Correlations}},
-    openapi_extra={"parameters": documented_filter(CorrelationQuery)},
+    openapi_extra={"parameters": partial(documented_filter, CorrelationQuery)},
 )
 async def list_correlations(request: Request) -> Response:
     """List correlations, the one with the newest event first."""
     query = parse_query(request.scope["query_string"], datetime.now(UTC))
     with cursor_errors(query.cursor):
         found = await within_deadline(request, reads_of(request)(lambda pool: correlations.page(pool, query)))
-    return page_response(request, found.correlations, pagination(query.limit, found.next_cursor, found.scanned_until))
+    left_out = await within_deadline(request, find_unlisted(request, query, found))
+    members = pagination(query.limit, found.next_cursor, found.scanned_until) | LeftOut.member(left_out)
+    return page_response(request, found.correlations, members)
 
 
 def parse_query(query_string: bytes, now: datetime) -> CorrelationQuery:

@@ -5,23 +5,23 @@ Hashes and sizes only, so no credentials are needed; the setting tlog_public clo
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from app.api.body import json_response
 from app.api.deadline import within_deadline
+from app.api.routes import Answer, Router
 from app.api.service import foundation_of, service_of
 from app.db import driver_connection, fetch
 from app.errors import NotFound
 from app.tlog.note import encoded_base64
 from app.tlog.tiles import SQL, WIDTH, Tile, read_tile
 
-router = APIRouter(tags=["log"])
+router = Router(tags=["log"])
 
 
-class TimestampedCheckpoint(BaseModel):
+class TimestampedCheckpoint(Answer):
     """A signed checkpoint as a timestamp authority has stamped it, and its TimeStampToken (RFC 3161, DER) in base64."""
 
     checkpoint: str

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
 import asyncpg
-from fastapi import APIRouter
 from pydantic import Field
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +21,7 @@ from app.api.deadline import within_deadline
 from app.api.findings import ListedFinding
 from app.api.holds import ListedHold, listed_hold
 from app.api.policies import ListedPolicy
+from app.api.routes import Router
 from app.api.service import Service, service_of
 from app.db import Connection, driver_connection
 from app.errors import Fatal
@@ -34,7 +34,7 @@ from app.retention.policies import listed, policies
 from app.stream.cursor import read_states
 from app.stream.sink_orders import SINK_ORDERS
 from app.tlog.continued import Seam, read_seam
-from app.tlog.evidence import ERASED, PURGED, RESTORED, believed_payload
+from app.tlog.evidence import ERASED, EXPIRED, PURGED, RESTORED, believed_payload
 from app.tlog.note import Checkpoint, MalformedNote, Note, PublicKey
 from app.tlog.proof import CONTINUED
 from app.tlog.tiles import SQL
@@ -42,8 +42,8 @@ from app.tlog.timestamp import WrongTimestamp, read_certificates, verified_times
 from app.tlog.witness import Witness
 from app.verify.snapshot import SQL as VERIFY_SQL
 
-router = APIRouter(tags=["trust"])
-_REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)
+router = Router(tags=["trust"])
+_REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED, EXPIRED)
 _LISTED_MAX = 50
 """Most removals, and most acknowledged findings, that are listed: the last ones."""
 _KEY_ID, _TIME = slice(0, 4), slice(4, 12)
@@ -131,7 +131,10 @@ class VerifierRound(TypedDict):
 
 
 class Removal(TypedDict):
-    """An event of the log by which others were purged, put back or erased, or a loss was admitted."""
+    """An event of the log by which others were purged, put back or erased, or a loss was admitted.
+
+    `archives` are the parts of the archive that have what was purged; `archive_id` and `month` are of the part that has expired.
+    """
 
     event_id: UUID
     event_type: str
@@ -143,6 +146,8 @@ class Removal(TypedDict):
     reason: NotRequired[str]
     partition: NotRequired[str]
     archives: NotRequired[list[UUID]]
+    archive_id: NotRequired[UUID]
+    month: NotRequired[str]
 
 
 class ListedSeam(TypedDict):
@@ -379,6 +384,8 @@ def _listed_removal(row: asyncpg.Record, payload: dict[str, Any]) -> dict[str, A
         "reason": payload.get("reason"),
         "partition": payload.get("partition"),
         "archives": [one["archive_id"] for one in payload["archives"]] if "archives" in payload else None,
+        "archive_id": payload.get("archive_id"),
+        "month": payload.get("month"),
     }
 
 

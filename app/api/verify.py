@@ -1,34 +1,30 @@
 """POST verify-chain: the stored chain of one correlation, verified by computing its hashes again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.access import authorize, authorize_large_body, caller_name, client_address
-from app.api.archived import ARCHIVE_SHARE
 from app.api.body import json_response, read_json_body
+from app.api.checked_body import request_body_of
 from app.api.reading import Arrivals
-from app.api.service import Service, foundation_of, service_of
-from app.archive.reading import ArchiveDamaged
-from app.errors import AuditError, BadRequest, DatabaseFailed, Unavailable
+from app.api.routes import Answer, Router
+from app.api.service import foundation_of, service_of
+from app.archive.chain import verify_whole
+from app.archive.reading import ARCHIVE_SHARE
+from app.errors import AuditError, BadRequest, DatabaseFailed
 from app.events.canonical import kind_of, parse
 from app.events.explain import bad_fields
-from app.events.record import Row
 from app.events.reference import trimmed_rfc3339
-from app.query.timeline import gone_events
-from app.verify import correlation
 from app.verify.correlation import CorrelationResult
 from app.verify.row import Defect, Defects
-from app.verify.snapshot import snapshot
 
 _CORRELATION_BYTES_MAX = 256
-_TRIES = 3
 
 
 class ChainToVerify(BaseModel):
@@ -37,7 +33,7 @@ class ChainToVerify(BaseModel):
     correlation_id: Annotated[str, Field(min_length=1, description="at most 256 bytes")]
 
 
-class TamperedEvent(BaseModel):
+class TamperedEvent(Answer):
     """One thing that is wrong with one event. Both hashes are empty when it is not its own hash that is wrong."""
 
     event_id: UUID
@@ -116,61 +112,19 @@ async def post_verify_chain(request: Request) -> Response:
 
 async def verify_correlation(request: Request, correlation_id: str) -> CorrelationResult:
     """Verify the chain of one correlation now, with its events that are in the archive alone, if this service can read that."""
+    service = service_of(request)
+    seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
     try:
-        return await _verify_all(service_of(request), correlation_id)
+        return await verify_whole(
+            *(service.engine, service.archive, service.log, correlation_id),
+            hmac_key=service.settings.hmac_key,
+            seconds=seconds,
+        )
     except DatabaseFailed as error:
         raise VerificationFailed from error
 
 
-async def _verify_all(service: Service, correlation_id: str) -> CorrelationResult:
-    for _ in range(_TRIES):
-        stored = await _verify(service, correlation_id)
-        if not stored.gone_total:
-            return stored
-        if (missing := service.archive.what_is_missing) is not None:
-            stored.archive_unread = missing
-            return stored
-        result, is_settled = await _verify_with_archive(service, correlation_id, stored)
-        if is_settled:
-            break
-    return result
-
-
-async def _verify(service: Service, correlation_id: str, archived: Sequence[Row] = ()) -> CorrelationResult:
-    async with snapshot(service.engine) as connection:
-        return await correlation.verify_correlation(
-            connection, correlation_id, service.log, service.settings.hmac_key, archived
-        )
-
-
-async def _verify_with_archive(
-    service: Service, correlation_id: str, before: CorrelationResult
-) -> tuple[CorrelationResult, bool]:
-    """The result with the archive, where Postgres alone gave `before`; and whether a run of the archive has removed nothing meanwhile."""
-    seconds = service.settings.query_deadline_ms / 1000 * ARCHIVE_SHARE
-    gone = await gone_events(service.engine, correlation_id)
-    try:
-        found = await service.archive.of_correlation(
-            service.engine, service.log, correlation_id, gone, payloads_of=frozenset(), seconds=seconds
-        )
-    except ArchiveDamaged as error:
-        before.head_defect = before.head_defect or Defect("edited", f"edited: {error.detail}")
-        return before, True
-    except Unavailable as error:
-        before.archive_unread = error.detail
-        return before, True
-    result = await _verify(service, correlation_id, [one.row for one in found])
-    is_settled = (await gone_events(service.engine, correlation_id)).count == gone.count
-    if is_settled and result.archived_total:
-        message = (
-            f"removed: {result.archived_total} event(s) of the chain that are archived are in no file of the archive"
-        )
-        result.head_defect = result.head_defect or Defect("removed", message)
-    result.archived_read = len(found)
-    return result, is_settled
-
-
-router = APIRouter(tags=["verification"])
+router = Router(tags=["verification"])
 router.add_api_route(
     "/api/v1/audit/verify-chain",
     post_verify_chain,
@@ -178,12 +132,7 @@ router.add_api_route(
     methods=["POST"],
     response_class=Response,
     responses={200: {"model": ChainVerified}},
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": ChainToVerify.model_json_schema()}},
-        }
-    },
+    openapi_extra=request_body_of(ChainToVerify),
 )
 
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from app.archive.check import Checker, PartResult, check_chain, check_manifest
 from app.archive.locking import NotRead, holds_of
+from app.archive.notice import NOTICE_NAME, read_notices
 from app.archive.recorded import (
     ExpiredPart,
     Recorded,
@@ -188,7 +189,8 @@ def _unknown_folders(storage: Storage, recorded: Recorded, attempts: dict[UUID, 
     """The folders of parts that are neither recorded, nor replaced, nor begun: where they are."""
     known = {part.location for part in recorded.every} | {*attempts.values()}
     known |= {former.location for part in recorded.every for former in part.replaced}
-    return sorted({storage.location(name.rpartition("/")[0]) for name in storage.names(PARTS)} - known)
+    names = [name for name in storage.names(PARTS) if not name.endswith(f"/{NOTICE_NAME}")]
+    return sorted({storage.location(name.rpartition("/")[0]) for name in names} - known)
 
 
 def _check_former(result: ArchiveResult, storage: Storage, recorded: Recorded, attempts: dict[UUID, str]) -> None:
@@ -307,6 +309,11 @@ def _check_parts(
             for problem in unlike_recorded(part, one):
                 one.add(problem)
             result.parts.append((part, one))
+    missing = [(part, one) for part, one in result.parts if not one.manifest_sha256]
+    notices = read_notices(storage, storage.names(PARTS), keys) if missing else {}
+    for part, one in missing:
+        if (notice := notices.get(part.manifest_sha256)) is not None:
+            one.problems[0] += f"; {notice}: this database is of an earlier time"
     for one, problem in check_chain([one for _, one in result.parts]):
         one.add(problem)
 

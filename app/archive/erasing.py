@@ -18,7 +18,7 @@ from app.archive.columns import erased_row, file_values
 from app.archive.event_file import EventFiles, group_count, read_rows_of
 from app.archive.manifest import PartManifest, RecordedErasures, ReplacedPart
 from app.archive.part_files import MANIFEST_NAME, TILES_NAME, ArchivedFile
-from app.archive.recorded import RecordedErasure, RecordedPart, read_erasures, read_parts
+from app.archive.recorded import RecordedErasure, RecordedPart, read_erasures
 from app.archive.session import (
     ArchiveSession,
     PartChanged,
@@ -37,7 +37,7 @@ from app.events.log import Log
 from app.events.positions import Positions
 from app.export.manifest import rfc3339_microseconds
 from app.tlog.continued import keys_of
-from app.tlog.evidence import Erasures, read_evidence
+from app.tlog.evidence import Erasures
 from app.tlog.keys import SigningKey
 from app.tlog.note import PublicKey
 from app.verify.row import is_what_erasure_left
@@ -58,7 +58,7 @@ async def erase_parts(session: ArchiveSession, key: SigningKey) -> tuple[list[Pa
     rewritten: list[PartManifest] = []
     refused: list[str] = []
     async with snapshot(session.connection):
-        parts = await read_parts(session.connection, session.open_log)
+        parts = (await session.recorded()).parts
         erasures = await read_erasures(session.connection, session.open_log)
     for part in parts:
         if part.pending(erasures):
@@ -94,7 +94,7 @@ async def _rewrite(session: ArchiveSession, key: SigningKey, part: RecordedPart)
     async with snapshot(session.connection):
         open_size = await session.log_size()
         pending = part.pending(await read_erasures(session.connection, session.open_log))
-        erased = (await read_evidence(session.connection, session.open_log)).erased
+        erased = await session.erased()
         writer = _Rewriter(session, log, manifest, old, session.storage.folder(folder), pending, erased)
         written = await writer.write(archive_id, part)
     with session.storage.folder(folder).create(MANIFEST_NAME) as file:

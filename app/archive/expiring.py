@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import IO
+from typing import IO, Any
 from uuid import UUID, uuid4
 
 import pyarrow.parquet as pq
@@ -20,8 +20,9 @@ from app.archive.check import check_manifest
 from app.archive.compare import unlike_recorded
 from app.archive.event_file import UNREADABLE, damage_of, open_events
 from app.archive.manifest import PartManifest
+from app.archive.notice import NOTICE_NAME, signed_notice
 from app.archive.part_files import TILES_NAME, ArchivedFile
-from app.archive.recorded import RecordedPart, read_recorded
+from app.archive.recorded import RecordedPart
 from app.archive.removing import retention_session
 from app.archive.rules import GroupColumns, Holds, Judged, Rules
 from app.archive.session import (
@@ -30,9 +31,9 @@ from app.archive.session import (
     Stage,
     delete_attempts,
     snapshot,
+    write_table,
 )
 from app.archive.storage import PARTS, Storage
-from app.archive.table import ArchiveTable
 from app.archive.writing import SQL, as_archiver
 from app.db import Connection
 from app.errors import AuditError, Fatal
@@ -158,7 +159,7 @@ async def _parts(
 ) -> AsyncIterator[tuple[RecordedPart, "ExpiryOfPart"]]:
     """The parts that are there, oldest month first."""
     async with snapshot(session.connection):
-        parts = (await read_recorded(session.connection, session.open_log)).parts
+        parts = (await session.recorded()).parts
     for part in sorted(parts, key=lambda one: (one.month, one.place)):
         if session.selection.month in {None, date.fromisoformat(f"{part.month}-01")}:
             yield part, ExpiryOfPart(session, retention, part)
@@ -191,7 +192,7 @@ class ExpiryOfPart:
                 return
             gone = await self.expiring_positions(judged)
             try:
-                await self.record(judged, gone)
+                await self.record(key, judged, gone)
             except (PartChanged, OrdersChanged):  # perhaps by a hold: what it covers stays, as the next look says
                 await delete_attempts(self._session)
                 await self._retention.refresh()
@@ -273,28 +274,35 @@ class ExpiryOfPart:
             )
         return gone
 
-    async def record(self, judged: Judged, gone: Positions) -> None:
+    async def record(self, key: SigningKey, judged: Judged, gone: Positions) -> None:
         """Take the part out of the table, and record its expiry: both or nothing. Its files are to be deleted then: archive_attempts says so.
 
         OrdersChanged if a hold or a policy has changed since the part was judged, PartChanged if the log was continued. That none of its
-        rows has come back needs no look while all writers wait: only a retention run puts rows back, and none is under way.
+        rows has come back needs no look while all writers wait: only a retention run puts rows back, and none is under way as long as this one has its lock.
         """
         session, part, expiry_id = self._session, self._part, uuid4()
+        run_session = await session.connection.fetchval(SQL["session"])
         written_in = session.open_log
-        place = session.storage.location(f"{PARTS}/{part.month}/{part.log_id}/{expiry_id}")
-        await session.connection.execute(SQL["begin_attempt"], expiry_id, place)
+        folder = session.storage.folder(f"{PARTS}/{part.month}/{part.log_id}/{expiry_id}")
+        await session.connection.execute(SQL["begin_attempt"], expiry_id, folder.url)
         session.on_step("expiry begun")
+        notice = signed_notice(self._payload(expiry_id, judged, gone), self._log.name, key.of(self._log))
+        await asyncio.to_thread(_write, folder, notice)
+        session.on_step("notice written")
         pointer = await session.connection.fetchval(SQL["pointer"])
         if pointer is None:
             raise Fatal("The catalog has no table of the archive: see `datastorage archive verify`.")
-        table = await asyncio.to_thread(ArchiveTable.load, session.storage, pointer)
-        location = await asyncio.to_thread(table.replace, expiry_id, part.location, [])
+        _, location = await write_table(session, pointer, lambda table: table.replace(expiry_id, part.location, []))
         session.on_step("table written")
 
         async def move_pointer(connection: Connection, flush: Flush) -> None:
             await self._retention.in_force.require_unchanged(connection)
             if flush.log != written_in:
                 raise PartChanged
+            if not await connection.fetchval(SQL["has_locks"], run_session):
+                raise Fatal(
+                    "The connection was lost that keeps other runs away, so nothing more has expired: run it again."
+                )
             moved = await connection.fetchval(SQL["move_pointer"], location, pointer)
             ended = await connection.fetchval(SQL["end_attempt"], expiry_id)
             if moved is None or ended is None:
@@ -306,24 +314,32 @@ class ExpiryOfPart:
         session.on_step("expired")
 
     def _events(self, expiry_id: UUID, judged: Judged, gone: Positions) -> Iterator[Event]:
+        for portion in gone.portions():
+            payload = self._payload(expiry_id, judged, portion)
+            yield self_event(self._session.open_log.first_name, payload, about=self._part.archive_id)
+
+    def _payload(self, expiry_id: UUID, judged: Judged, gone: Positions) -> dict[str, Any]:
         newest = {category: _EPOCH + timedelta(microseconds=one) for category, one in sorted(judged.newest.items())}
         policies = [
             followed(self._retention, category, f"{one:%Y-%m-%dT%H:%M:%S.%fZ}") for category, one in newest.items()
         ]
-        for portion in gone.portions():
-            payload = {
-                "event_type": EXPIRED,
-                "archive_id": str(self._part.archive_id),
-                "expiry_id": str(expiry_id),
-                "log_id": self._part.log_id,
-                "month": self._part.month,
-                "manifest_sha256": self._part.manifest_sha256,
-                "positions": str(portion),
-                "event_count": portion.size,
-                "cutoff": self._retention.terms.now.isoformat(),
-                "policies": policies,
-            }
-            yield self_event(self._session.open_log.first_name, payload, about=self._part.archive_id)
+        return {
+            "event_type": EXPIRED,
+            "archive_id": str(self._part.archive_id),
+            "expiry_id": str(expiry_id),
+            "log_id": self._part.log_id,
+            "month": self._part.month,
+            "manifest_sha256": self._part.manifest_sha256,
+            "positions": str(gone),
+            "event_count": gone.size,
+            "cutoff": self._retention.terms.now.isoformat(),
+            "policies": policies,
+        }
+
+
+def _write(folder: Storage, notice: bytes) -> None:
+    with folder.create(NOTICE_NAME) as file:
+        file.write(notice)
 
 
 def _open_file(folder: Storage, file: ArchivedFile, stack: ExitStack, *, is_copied: bool) -> pq.ParquetFile:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from app.archive.columns import NAMES
 from app.archive.event_file import UNREADABLE, damage_of, open_events
 from app.archive.part_files import MANIFEST_NAME, event_files
-from app.archive.recorded import RecordedPart, read_locks, read_recorded
+from app.archive.recorded import RecordedPart, read_locks
 from app.archive.rules import OF_HOLDS, GroupColumns, Holds
 from app.archive.session import ArchiveSession, snapshot
 from app.archive.storage import Storage
@@ -56,7 +56,7 @@ async def follow_holds(session: ArchiveSession) -> Locks:
     await InForce().refresh(connection, log)
     holds = await Holds.read(connection)
     async with snapshot(connection):
-        recorded, locks = await read_recorded(connection, log), await read_locks(connection, log)
+        recorded, locks = await session.recorded(), await read_locks(connection, log)
     if not holds and not locks:
         return result
     bucket = Bucket.of(session.storage)

@@ -1,6 +1,7 @@
 """The manifest of a part: an in-toto statement in a DSSE envelope, signed with the key of the log."""
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -107,7 +108,9 @@ class PartManifest:
         )
 
 
-_MANIFEST = TypeAdapter(PartManifest)
+@cache  # built when the first is read: most processes read none
+def _manifests() -> TypeAdapter[PartManifest]:
+    return TypeAdapter(PartManifest)
 
 
 def open_manifest(envelope: bytes, keys: list[PublicKey]) -> tuple[PartManifest, PublicKey | None]:
@@ -117,7 +120,7 @@ def open_manifest(envelope: bytes, keys: list[PublicKey]) -> tuple[PartManifest,
         document: dict[str, Any] = loads_strict(statement)
         if (document["_type"], document["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
             raise ValueError("the manifest is not one of an archive")
-        manifest = _MANIFEST.validate_python(document["predicate"] | {"files": described_files(document)})
+        manifest = _manifests().validate_python(document["predicate"] | {"files": described_files(document)})
     except (TypeError, LookupError, ValidationError) as error:
         raise ValueError(f"the manifest is not one of an archive: {error}") from None
     return manifest, signer_of(statement, signatures, manifest.log, keys, "the manifest")

@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -59,7 +60,11 @@ class PartToRead(NamedTuple):
 
 
 class Question(NamedTuple):
-    """The events of some parts that meet `conditions`, newest first."""
+    """The events of some parts that meet `conditions`, newest first.
+
+    app/archive/in_order.py answers the same in the order of positions, all of them; there `bytes_max` bounds what it has in memory, and times,
+    rows and seconds count for nothing. app/archive/in_time.py answers the oldest ones, `rows` of them, in a few steps.
+    """
 
     conditions: tuple[str, ...]
     """Names in app/query/filter.py's CONDITIONS."""
@@ -101,6 +106,37 @@ class Found(NamedTuple):
     """Newest first."""
     read_to: Key
     """Events at or above this key were looked at, and are among `rows` if they match; below it nobody has looked. ALL_READ: down to the end."""
+
+
+class Oldest(NamedTuple):
+    """What tells the oldest events that were found, in the order of time: one column each."""
+
+    times: "array[int]"
+    """Microseconds since 1970."""
+    ids: bytes
+    """16 of each."""
+    places: "array[int]"
+    """In the logs, as place_of() has them."""
+
+    def event_id(self, number: int) -> bytes:
+        """Of the n-th event."""
+        return self.ids[number * 16 : number * 16 + 16]
+
+    def key(self, number: int) -> Key:
+        """Of the n-th event."""
+        return self.times[number], self.event_id(number)
+
+
+class ArchivedLink(NamedTuple):
+    """What an event says of its place in its chain."""
+
+    correlation_id: str
+    chain_index: int
+    previous_event_hash: str
+    """In hex; empty for the first one of a chain."""
+    is_erased: bool
+    place_before: int | None
+    """Where the logs have the event before it, if that stands near it in the archive."""
 
 
 class Refusal(NamedTuple):

@@ -12,8 +12,11 @@ import signal
 import sys
 from bisect import insort
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from time import monotonic
 from typing import IO, Any, NamedTuple
@@ -55,8 +58,14 @@ MEMORY_BYTES_MAX = 1024**3
 """Of what the process may allocate, far above what it needs: of a row group with large payloads one column at a time."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_FILES_MAX = 8
-"""Whose metadata is in memory: about a megabyte each."""
+_FOOTERS_MAX = 8
+"""Files whose whole footers are in memory: about a megabyte each."""
+_AHEAD, _FOOTERS_AHEAD = 4, 2
+"""Parts that are read ahead, and files of each: no more footers than may be in memory."""
+_MANIFESTS_MAX = 10_000
+"""Whose lists of files are in memory."""
+_GROUPS_MAX = 50_000
+"""Row groups whose statistics are in memory, as far as they were asked for: about a kilobyte each."""
 _BATCH_EVENTS = 256
 _SHOWN = tuple(
     name
@@ -77,22 +86,27 @@ class Refused(Exception):
 
 def main() -> None:
     """Answer until stdin ends. The first message says where the archive is."""
+    questions, answers = begin()
+    place = receive(questions)
+    if place is None:
+        return
+    search = Search(archive_storage(place))
+    while (question := receive(questions)) is not None:
+        send(answers, search.answer(question))
+
+
+def begin() -> tuple[IO[bytes], IO[bytes]]:
+    """Bound what this process may allocate. Questions come from the first stream, answers go to the second."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process ends this one
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
     limit = MEMORY_BYTES_MAX if most == resource.RLIM_INFINITY else min(most, MEMORY_BYTES_MAX)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
-    questions = sys.stdin.buffer
-    place = _receive(questions)
-    if place is None:
-        return
-    search = Search(archive_storage(place))
-    while (question := _receive(questions)) is not None:
-        _send(answers, search.answer(question))
+    return sys.stdin.buffer, answers
 
 
-def _receive(stream: IO[bytes]) -> Any:
+def receive(stream: IO[bytes]) -> Any:
     """The next message; None at the end."""
     head = stream.read(HEAD_BYTES)
     if len(head) < HEAD_BYTES:
@@ -100,43 +114,85 @@ def _receive(stream: IO[bytes]) -> Any:
     return pickle.loads(stream.read(body_bytes(head)))  # noqa: S301 -- of the parent process
 
 
-def _send(stream: IO[bytes], answer: Found | Refusal) -> None:
+def send(stream: IO[bytes], answer: object) -> None:
+    """Answer."""
     stream.write(framed(answer))
     stream.flush()
 
 
-class _File(NamedTuple):
-    """A file of events, and what its footer says."""
+_Bounds = tuple[Any, Any] | None
+"""The smallest and the largest value of a column of a row group; None if nobody knows."""
+
+
+class _Statistics(NamedTuple):
+    """What is remembered of a footer that is not in memory any more: it takes fifteen times its length in the file."""
+
+    groups: int
+    bounds: dict[tuple[int, str], _Bounds]
+    """By row group and column, those that were asked for."""
+
+
+class _Head(NamedTuple):
+    """What has to be read of a part before it is known where to look."""
+
+    files: list[ArchivedFile]
+    footers: list[pq.FileMetaData]
+    """Of the first files."""
+
+
+class EventFile(NamedTuple):
+    """A file of events."""
 
     part: PartToRead
     storage: Storage
-    name: str
-    metadata: pq.FileMetaData
+    signed: ArchivedFile
+    statistics: _Statistics
+    read_footer: Callable[[], pq.FileMetaData]
 
-    def open(self) -> pa.NativeFile:
-        return self.storage.open(self.name)
+    @property
+    def name(self) -> str:
+        return self.signed.name
+
+    @property
+    def groups(self) -> "list[Group]":
+        """Its row groups."""
+        return [Group(self, number) for number in range(self.statistics.groups)]
+
+    @contextmanager
+    def open(self) -> Iterator[pq.ParquetFile]:
+        """Its rows, to be read."""
+        footer = self.read_footer()
+        with self.storage.open(self.name) as stream, open_events(stream, footer) as opened:
+            yield opened
 
 
-class _Group(NamedTuple):
-    file: _File
+class Group(NamedTuple):
+    """A row group of a file."""
+
+    file: EventFile
     number: int
 
     @property
-    def rows(self) -> int:
-        return int(self.file.metadata.row_group(self.number).num_rows)
+    def row_bytes(self) -> int:
+        """Of a row, on average, before compression."""
+        footer = self.file.read_footer().row_group(self.number)
+        return int(footer.total_byte_size // footer.num_rows)
 
-    def bounds(self, column: str) -> tuple[Any, Any] | None:
+    def bounds(self, column: str) -> _Bounds:
         """The smallest and the largest value of a column; None if nobody knows."""
-        statistics = self.file.metadata.row_group(self.number).column(NAMES.index(column)).statistics
-        return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
+        known, key = self.file.statistics.bounds, (self.number, column)
+        if key not in known:
+            found = self.file.read_footer().row_group(self.number).column(NAMES.index(column)).statistics
+            known[key] = (found.min, found.max) if found is not None and found.has_min_max else None
+        return known[key]
 
 
-class _Newest:
+class Newest:
     """The newest rows that were found so far, no more than `count`: their keys, and where they are."""
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._heap: list[tuple[Key, int, _Group, int]] = []
+        self._heap: list[tuple[Key, int, Group, int]] = []
         self._number = 0
 
     @property
@@ -144,7 +200,7 @@ class _Newest:
         """Rows before this time, in microseconds, need not be looked at."""
         return self._heap[0][0][0] if len(self._heap) == self._count else ALL_READ[0]
 
-    def add(self, key: Key, group: _Group, row: int) -> None:
+    def add(self, key: Key, group: Group, row: int) -> None:
         self._number += 1
         entry = (key, self._number, group, row)
         if len(self._heap) < self._count:
@@ -152,14 +208,30 @@ class _Newest:
         else:
             heapq.heappushpop(self._heap, entry)
 
-    def by_group(self, down_to: Key) -> list[tuple[_Group, dict[int, Key]]]:
+    def by_group(self, down_to: Key) -> list[tuple[Group, dict[int, Key]]]:
         """Keys by row, for each row group that has one at or above a key."""
-        found: dict[tuple[str, str, int], tuple[_Group, dict[int, Key]]] = {}
+        found: dict[tuple[str, str, int], tuple[Group, dict[int, Key]]] = {}
         for key, _, group, row in self._heap:
             if key >= down_to:
                 where = (group.file.part.location, group.file.name, group.number)
                 found.setdefault(where, (group, {}))[1][row] = key
         return list(found.values())
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """Why there is no answer. The message of what nobody has foreseen may have what is in an event, so only its kind is named."""
+    match error:
+        case Refused():
+            return error.refusal
+        case FileNotFoundError():
+            return Refusal("gone", f"a file of the archive is missing: {_first_line(error)}")
+        case MemoryError():  # of pyarrow too
+            return Refusal("slow", "a part of the archive does not fit into the memory of its reader")
+        case OSError():
+            return Refusal("away", f"the archive's storage could not be read: {_first_line(error)}")
+        case _ if isinstance(error, _UNREADABLE):
+            return Refusal("damaged", f"a file of the archive cannot be read: {_first_line(error)}")
+    return Refusal("away", f"its reader has failed: {type(error).__name__}")
 
 
 class Search:
@@ -168,36 +240,37 @@ class Search:
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
         self._manifests: OrderedDict[UUID, list[ArchivedFile]] = OrderedDict()
-        self._metadata: OrderedDict[tuple[str, str], pq.FileMetaData] = OrderedDict()
+        self._statistics: OrderedDict[tuple[str, str], _Statistics] = OrderedDict()
+        self._groups = 0
+        self._footers: OrderedDict[tuple[str, str], pq.FileMetaData] = OrderedDict()
+        self._threads: ThreadPoolExecutor | None = None
+        self._coming: dict[UUID, Future[_Head]] = {}
+        """By part, what threads read."""
 
     def answer(self, question: Question) -> Found | Refusal:
         """The answer, or why there is none."""
         try:
             return self._found(question)
-        except Refused as refused:
-            return refused.refusal
-        except FileNotFoundError as error:
-            return Refusal("gone", f"a file of the archive is missing: {_first_line(error)}")
-        except MemoryError:  # of pyarrow too
-            return Refusal("slow", "a part of the archive does not fit into the memory of its reader")
-        except OSError as error:
-            return Refusal("away", f"the archive's storage could not be read: {_first_line(error)}")
-        except _UNREADABLE as error:
-            return Refusal("damaged", f"a file of the archive cannot be read: {_first_line(error)}")
-        except Exception as error:  # noqa: BLE001 -- the top of the loop; the message may have what is in an event
-            return Refusal("away", f"its reader has failed: {type(error).__name__}")
+        except Exception as error:  # noqa: BLE001 -- the top of the loop
+            return refusal_of(error)
 
     def _found(self, question: Question) -> Found:
         end = monotonic() + question.seconds
-        newest = _Newest(question.rows)
+        newest = Newest(question.rows)
         read_to = ALL_READ
+        asked = {part.archive_id for part in question.parts}
+        self._coming = {part: head for part, head in self._coming.items() if part in asked}
         months = defaultdict[str, list[PartToRead]](list)
         for part in question.parts:
             months[part.month].append(part)
-        for number, month in enumerate(sorted(months, reverse=True)):
-            month_end = _microseconds(_end_of(month))
+        order = sorted(months, reverse=True)
+        later = (part for month in order[1:] for part in months[month])
+        for number, month in enumerate(order):
+            month_end = microseconds(_end_of(month))
             if max(newest.floor, question.down_to[0]) >= month_end:
                 break
+            if number:  # for many questions the first one is enough
+                self._read_ahead(later)
             if not all(self._look_at(part, question, newest, end) for part in months[month]):
                 if not number:
                     raise Refused(Refusal("slow", f"there was no time to look through {month} of the archive"))
@@ -205,52 +278,81 @@ class Search:
                 break
         return self._with_rows(question, newest, max(read_to, question.down_to))
 
-    def _look_at(self, part: PartToRead, question: Question, newest: _Newest, end: float) -> bool:
+    def _look_at(self, part: PartToRead, question: Question, newest: Newest, end: float) -> bool:
         """Add the matching rows of a part. False if there was no time for all of it."""
-        for file in self._files(part):
-            with file.open() as stream, open_events(stream, file.metadata) as opened:
-                for group in _newest_first(file):
-                    if not _may_match(group, question, newest):
+        for file in self.files(part):
+            if monotonic() > end:
+                return False
+            groups = _newest_first(group for group in file.groups if may_match(group, question, newest))
+            if not groups:
+                continue  # nothing but the footer is read of it
+            with file.open() as opened:
+                for group in groups:
+                    if not may_match(group, question, newest):
                         continue
                     if monotonic() > end:
                         return False
-                    for key, row in _matches(opened, group, question, newest):
-                        newest.add(key, group, row)
+                    for one in matches(opened, group, question, newest):
+                        newest.add(one.key, group, one.row)
         return True
 
-    def _files(self, part: PartToRead) -> Iterator[_File]:
+    def _read_ahead(self, parts: Iterator[PartToRead]) -> None:
+        """Have threads read what is not known yet of the parts that come next: a store answers several requests as soon as one."""
+        while len(self._coming) < _AHEAD and (part := next(parts, None)) is not None:
+            if part.archive_id not in self._manifests and part.archive_id not in self._coming:
+                self._threads = self._threads or ThreadPoolExecutor(_AHEAD)
+                self._coming[part.archive_id] = self._threads.submit(self._read_head, part)
+
+    def _read_head(self, part: PartToRead) -> _Head:
+        storage = self._folder(part)
+        files = _read_files(part, storage)
+        return _Head(files, [_read_metadata(storage, file) for file in files[:_FOOTERS_AHEAD]])
+
+    def files(self, part: PartToRead) -> Iterator[EventFile]:
+        """The files of a part. Refused, OSError or what pyarrow raises if they are not as they were recorded, as far as that is seen."""
+        storage = self._folder(part)
+        head = self._coming.pop(part.archive_id, None)
+        if head is not None and head.exception() is None:  # else it is read again, and fails again if it still does
+            self._manifests[part.archive_id] = head.result().files
+            for file, footer in zip(head.result().files, head.result().footers, strict=False):
+                self._footers[storage.url, file.name] = footer
+        for file in self._event_files(part, storage):
+            read_footer = partial(self._footer, storage, file)
+            yield EventFile(
+                part, storage, file, self._statistics_of((part.location, file.name), read_footer), read_footer
+            )
+
+    def _folder(self, part: PartToRead) -> Storage:
         folder = self._storage.name_of(part.location)
         if folder is None:
             raise Refused(
                 Refusal("away", f"a part is at {part.location}, which is not in the archive of these settings")
             )
-        storage = self._storage.folder(folder)
-        for file in self._event_files(part, storage):
-            key = (part.location, file.name)
-            if key not in self._metadata:
-                self._metadata[key] = _read_metadata(storage, file)
-            self._metadata.move_to_end(key)
-            if len(self._metadata) > _FILES_MAX:
-                self._metadata.popitem(last=False)
-            yield _File(part, storage, file.name, self._metadata[key])
+        return self._storage.folder(folder)
+
+    def _statistics_of(self, key: tuple[str, str], read_footer: Callable[[], pq.FileMetaData]) -> _Statistics:
+        if key not in self._statistics:
+            self._statistics[key] = _Statistics(read_footer().num_row_groups, {})
+            self._groups += self._statistics[key].groups
+        self._statistics.move_to_end(key)
+        while self._groups > _GROUPS_MAX and len(self._statistics) > 1:
+            self._groups -= self._statistics.popitem(last=False)[1].groups
+        return self._statistics[key]
+
+    def _footer(self, storage: Storage, file: ArchivedFile) -> pq.FileMetaData:
+        key = (storage.url, file.name)
+        if key not in self._footers:
+            self._footers[key] = _read_metadata(storage, file)
+        _remember(self._footers, key, _FOOTERS_MAX)
+        return self._footers[key]
 
     def _event_files(self, part: PartToRead, storage: Storage) -> list[ArchivedFile]:
-        """The files that the manifest names which the log records."""
         if part.archive_id not in self._manifests:
-            envelope = storage.read(MANIFEST_NAME)
-            if sha256(envelope).hexdigest() != part.manifest_sha256:
-                raise Refused(
-                    Refusal(
-                        "damaged", f"the manifest of the part {part.archive_id} is not the one that the log records"
-                    )
-                )
-            self._manifests[part.archive_id] = event_files(envelope)
-        self._manifests.move_to_end(part.archive_id)
-        if len(self._manifests) > _FILES_MAX:
-            self._manifests.popitem(last=False)
+            self._manifests[part.archive_id] = _read_files(part, storage)
+        _remember(self._manifests, part.archive_id, _MANIFESTS_MAX)
         return self._manifests[part.archive_id]
 
-    def _with_rows(self, question: Question, newest: _Newest, read_to: Key) -> Found:
+    def _with_rows(self, question: Question, newest: Newest, read_to: Key) -> Found:
         """The rows themselves, the newest first, as many as fit into the answer."""
         answer: list[tuple[Key, int, FoundRow]] = []
         size = 0
@@ -258,7 +360,7 @@ class Search:
             for index, row in _rows_at(group, {row for row, key in keys.items() if key >= read_to}):
                 if keys[index] < read_to:  # did not fit
                     continue
-                found = _found_row(group.file.part, keys[index], row, question)
+                found = found_row(group.file.part, keys[index], row, question)
                 size += len(found.row["event_data"])
                 insort(answer, (keys[index], len(answer), found), key=lambda one: one[0])
                 while size > question.bytes_max and len(answer) > 1:
@@ -267,15 +369,30 @@ class Search:
         return Found([found for _, _, found in reversed(answer)], read_to if read_to > question.down_to else ALL_READ)
 
 
-def _newest_first(file: _File) -> list[_Group]:
-    """The row groups of a file, first the one that may have the newest event: the sooner that is found, the fewer are read."""
-    groups = [_Group(file, number) for number in range(file.metadata.num_row_groups)]
-    latest = {group.number: group.bounds("event_timestamp") for group in groups}
-    return sorted(groups, key=lambda group: _latest(latest[group.number]), reverse=True)
+def _remember(known: OrderedDict[Any, Any], key: object, most: int) -> None:
+    """Have a key be the last one to be forgotten, and forget the first ones if there are too many."""
+    known.move_to_end(key)
+    while len(known) > most:
+        known.popitem(last=False)
+
+
+def _newest_first(groups: Iterable[Group]) -> list[Group]:
+    """First the one that may have the newest event: the sooner that is found, the fewer are read."""
+    return sorted(groups, key=lambda group: _latest(group.bounds("event_timestamp")), reverse=True)
 
 
 def _latest(bounds: tuple[Any, Any] | None) -> int:
-    return sys.maxsize if bounds is None else _microseconds(bounds[1])
+    return sys.maxsize if bounds is None else microseconds(bounds[1])
+
+
+def _read_files(part: PartToRead, storage: Storage) -> list[ArchivedFile]:
+    """The files that the manifest names which the log records."""
+    envelope = storage.read(MANIFEST_NAME)
+    if sha256(envelope).hexdigest() != part.manifest_sha256:
+        raise Refused(
+            Refusal("damaged", f"the manifest of the part {part.archive_id} is not the one that the log records")
+        )
+    return event_files(envelope)
 
 
 def _read_metadata(storage: Storage, file: ArchivedFile) -> pq.FileMetaData:
@@ -286,9 +403,11 @@ def _read_metadata(storage: Storage, file: ArchivedFile) -> pq.FileMetaData:
             return opened.metadata
 
 
-def _may_match(group: _Group, question: Question, newest: _Newest) -> bool:
+def may_match(group: Group, question: Question, newest: Newest) -> bool:
     """Whether a row group can have a row that matches and is new enough, by what the file says of its columns."""
     part = group.file.part
+    if not part.erased and not may_have(question.conditions, question.arguments, group.bounds):
+        return False  # of all this rules out the most
     if (positions := group.bounds("log_index")) is not None:
         first, last = positions
         if not part.wanted.count(first, last + 1):
@@ -296,10 +415,10 @@ def _may_match(group: _Group, question: Question, newest: _Newest) -> bool:
         if part.erased.count(first, last + 1):
             return True  # what was erased may match otherwise
     if (times := group.bounds("event_timestamp")) is not None:
-        oldest, latest = (_microseconds(one) for one in times)
+        oldest, latest = (microseconds(one) for one in times)
         if latest < max(newest.floor, question.down_to[0]) or (question.after and oldest > question.after[0]):
             return False
-    return may_have(question.conditions, question.arguments, group.bounds)
+    return not part.erased or may_have(question.conditions, question.arguments, group.bounds)
 
 
 class _Columns:
@@ -320,8 +439,16 @@ class _Columns:
 _KEY_COLUMNS = {"log_id", "log_index", "event_timestamp", "event_id"}
 
 
-def _matches(opened: pq.ParquetFile, group: _Group, question: Question, newest: _Newest) -> Iterator[tuple[Key, int]]:
-    """Key and number of each row of a row group that matches, and may be new enough."""
+class Match(NamedTuple):
+    """A row of a row group that meets all conditions."""
+
+    key: Key
+    row: int
+    position: int
+
+
+def matches(opened: pq.ParquetFile, group: Group, question: Question, newest: Newest) -> Iterator[Match]:
+    """Each row of a row group that matches, and may be new enough."""
     part = group.file.part
     columns = _Columns(opened, group.number, _KEY_COLUMNS | columns_for(question.conditions))
     times = columns("event_timestamp").cast(pa.int64())
@@ -332,21 +459,22 @@ def _matches(opened: pq.ParquetFile, group: _Group, question: Question, newest: 
     erased = _erased_rows(group, columns, part)
     if erased:
         yield from _matches_of_erased(group, question, erased)
-    rows = pc.indices_nonzero(mask if meets is None else pc.and_(mask, meets)).to_pylist()
-    if rows and any(map(is_on_payload, question.conditions)):
-        rows = _on_payload(question, columns, rows)
-    ids, positions, log_ids = columns("event_id"), columns("log_index"), columns("log_id")
-    for row in rows:
-        key = (times[row].as_py(), ids[row].as_py())
-        position = positions[row].as_py()
+    mask = pc.and_(mask, pc.equal(columns("log_id"), part.log_id))
+    rows = pc.indices_nonzero(mask if meets is None else pc.and_(mask, meets))
+    if len(rows) and any(map(is_on_payload, question.conditions)):
+        rows = pa.array(_on_payload(question, columns, rows.to_pylist()), rows.type)
+    lowest, highest = pc.min_max(columns("log_index")).as_py().values()
+    is_wanted = lowest is not None and part.wanted.count(lowest, highest + 1) == highest + 1 - lowest
+    values = (column.take(rows).to_pylist() for column in (times, columns("event_id"), columns("log_index")))
+    for row, time, event_id, position in zip(rows.to_pylist(), *values, strict=True):
+        key = (time, event_id)
         if (
             row not in erased
-            and log_ids[row].as_py() == part.log_id
-            and position in part.wanted
+            and (is_wanted or position in part.wanted)
             and key >= question.down_to
             and (question.after is None or key < question.after)
         ):
-            yield key, row
+            yield Match(key, row, position)
 
 
 def _on_payload(question: Question, columns: _Columns, rows: list[int]) -> list[int]:
@@ -364,7 +492,7 @@ def _on_payload(question: Question, columns: _Columns, rows: list[int]) -> list[
     ]
 
 
-def _erased_rows(group: _Group, columns: _Columns, part: PartToRead) -> set[int]:
+def _erased_rows(group: Group, columns: _Columns, part: PartToRead) -> set[int]:
     """The rows whose content is in the file although it was erased since."""
     bounds = group.bounds("log_index")
     if not part.erased or (bounds is not None and not part.erased.count(bounds[0], bounds[1] + 1)):
@@ -372,12 +500,12 @@ def _erased_rows(group: _Group, columns: _Columns, part: PartToRead) -> set[int]
     return {row for row, position in enumerate(columns("log_index").to_pylist()) if position in part.erased}
 
 
-def _matches_of_erased(group: _Group, question: Question, rows: set[int]) -> Iterator[tuple[Key, int]]:
-    """As _matches(), of rows as an erasure leaves them."""
+def _matches_of_erased(group: Group, question: Question, rows: set[int]) -> Iterator[Match]:
+    """As matches(), of rows as an erasure leaves them."""
     part = group.file.part
     for number, row in _rows_at(group, rows):
         values = dict(zip(NAMES, file_values(_as_erased(part, row)), strict=True))
-        key = (_microseconds(row["event_timestamp"]), row["event_id"].bytes)
+        key = (microseconds(row["event_timestamp"]), row["event_id"].bytes)
         meets = matching(question.conditions, question.arguments, lambda name: _array_of(name, values))  # noqa: B023 -- called at once
         if (
             row["log_index"] in part.wanted
@@ -387,7 +515,7 @@ def _matches_of_erased(group: _Group, question: Question, rows: set[int]) -> Ite
             and (meets is None or meets[0].as_py())
             and meets_on_payload(question.conditions, question.arguments, _texts(values))
         ):
-            yield key, number
+            yield Match(key, number, row["log_index"])
 
 
 def _array_of(name: str, values: Mapping[str, Any]) -> pa.Array:
@@ -407,21 +535,29 @@ def _as_erased(part: PartToRead, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _rows_at(group: _Group, wanted: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows_at(group: Group, wanted: set[int]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Some rows of a row group, each with its number in it."""
     if not wanted:
         return
-    with group.file.open() as stream, open_events(stream, group.file.metadata) as opened:
-        start = 0
-        for batch in opened.iter_batches(_BATCH_EVENTS, row_groups=[group.number], use_threads=False):
-            chosen = [row for row in range(start, start + batch.num_rows) if row in wanted]
-            if chosen:
-                some = batch.take(pa.array([row - start for row in chosen], pa.int64()))
-                yield from zip(chosen, rows_of([column.to_pylist() for column in some.columns]), strict=True)
-            start += batch.num_rows
+    with group.file.open() as opened:
+        for chosen, some in batches_at(opened, group.number, wanted):
+            yield from zip(chosen, rows_of([column.to_pylist() for column in some.columns]), strict=True)
 
 
-def _found_row(part: PartToRead, key: Key, row: dict[str, Any], question: Question) -> FoundRow:
+def batches_at(
+    opened: pq.ParquetFile, group: int, wanted: Container[int]
+) -> Iterator[tuple[list[int], pa.RecordBatch]]:
+    """Some rows of a row group, batch by batch, each with their numbers in the group."""
+    start = 0
+    for batch in opened.iter_batches(_BATCH_EVENTS, row_groups=[group], use_threads=False):
+        chosen = [row for row in range(start, start + batch.num_rows) if row in wanted]
+        if chosen:
+            yield chosen, batch.take(pa.array([row - start for row in chosen], pa.int64()))
+        start += batch.num_rows
+
+
+def found_row(part: PartToRead, key: Key, row: dict[str, Any], question: Question) -> FoundRow:
+    """A row as it is answered. Refused if its JSON is none."""
     _require_json(part, row)
     row = _as_erased(part, row)
     try:
@@ -451,8 +587,8 @@ def _end_of(month: str) -> datetime:
     return datetime(following.year, following.month, 1, tzinfo=UTC)
 
 
-def _microseconds(moment: datetime) -> int:
-    return (moment - _EPOCH) // _MICROSECOND
+def microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // _MICROSECOND
 
 
 def _first_line(error: BaseException) -> str:

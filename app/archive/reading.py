@@ -8,13 +8,16 @@ import asyncio
 import os
 import pickle
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Any, NoReturn
 from uuid import UUID
 
@@ -31,13 +34,14 @@ from app.archive.question import (
     body_bytes,
     framed,
 )
-from app.archive.recorded import read_erasures, read_parts
+from app.archive.recorded import read_erasures, read_parts, record_version
 from app.db import Connection, Pool, driver_connection
 from app.errors import AuditError, DatabaseBusy, Unavailable
-from app.events.log import Log, place_of
+from app.events.log import LOG_POSITIONS, Log, place_of
 from app.events.positions import NO_POSITIONS, Positions
+from app.export.manifest import LeftOut
 from app.query.cursor import Cursor
-from app.query.filter import EventQuery, in_json, text_pattern
+from app.query.filter import EventFilter, EventQuery, in_json, text_pattern
 from app.query.page import archived_event
 from app.query.timeline import Gone
 from app.settings import Settings
@@ -45,8 +49,12 @@ from app.sql import load
 from app.tlog.evidence import RECORDS, leaves_at, read_evidence
 
 SQL = load("archive")
+ARCHIVE_SHARE = 0.5
+"""Of the deadline of a query, for the search in the archive: what it has found by then is answered."""
 PAGE_BYTES_MAX = 8 * 1024**2
 """Of payloads on a page, from where on it ends before it is full."""
+_PACKAGES = str(Path(__file__).parents[2])
+"""Where this package is."""
 _IDLE_SECONDS = 300.0
 """After which the process ends that nobody asks."""
 _TRIES = 2
@@ -71,7 +79,7 @@ class ArchiveDamaged(AuditError):
     """The archive is not as the log records it."""
 
 
-class _Gone(Exception):
+class PartGone(Exception):
     """A file of a part is not there: another part may have replaced it meanwhile."""
 
 
@@ -131,6 +139,11 @@ class ArchiveReader:
         return None
 
     @property
+    def place(self) -> ArchivePlace:
+        """The first message to a process that reads."""
+        return ArchivePlace(*(getattr(self.settings, name) for name in ArchivePlace._fields))
+
+    @property
     def process_id(self) -> int | None:
         """Of the process that reads, if there is one."""
         return None if self._process is None else self._process.pid
@@ -155,7 +168,7 @@ class ArchiveReader:
         question = Question(
             query.conditions(),
             {name: value for name, value in query.arguments().items() if value is not None},
-            _prefilter(query),
+            prefilter_of(query),
             after,
             lowest,
             query.limit + 1,
@@ -242,7 +255,7 @@ class ArchiveReader:
 
     async def has_more(self, pool: Pool, log: Log) -> bool:
         """Whether some events are in the archive alone, as the log records it."""
-        return bool(await self._parts(pool, log, lambda _: True))
+        return bool(await self.parts(pool, log))
 
     async def close(self) -> None:
         """End the process, if there is one; it has ended when this returns."""
@@ -256,24 +269,30 @@ class ArchiveReader:
     async def _found(self, pool: Pool, log: Log, question: Question, is_wanted: Callable[[str], bool]) -> Found:
         """The answer to `question`, asked of the parts of the wanted months."""
         for _ in range(_TRIES):
-            parts = await self._parts(pool, log, is_wanted)
+            parts = await self.parts(pool, log, is_wanted)
             if not parts:
                 return Found([], ALL_READ)
-            with suppress(_Gone):
+            with suppress(PartGone):
                 return await self._ask(question._replace(parts=parts))
         raise ArchiveAway
 
-    async def _parts(self, pool: Pool, log: Log, is_wanted: Callable[[str], bool]) -> tuple[PartToRead, ...]:
+    async def parts(
+        self, pool: Pool, log: Log, is_wanted: Callable[[str], bool] = lambda _: True
+    ) -> tuple[PartToRead, ...]:
         """The parts with events that Postgres has no more, of the wanted months.
 
         A removal of ten million events is ten thousand events of the log, which are read again only if there are others.
         """
         async with driver_connection(pool) as connection, _snapshot(connection):
-            version = log.id, *map(tuple, await connection.fetch(SQL["record_version"], list(RECORDS)))
-            recorded = self._recorded  # others may put there what they have seen before this snapshot
-            if recorded is None or recorded[0] != version:
-                recorded = self._recorded = version, await _parts_to_read(connection, log)
-        return tuple(part for part in recorded[1] if is_wanted(part.month))
+            return tuple(part for part in await self.parts_in(connection, log) if is_wanted(part.month))
+
+    async def parts_in(self, connection: Connection, log: Log) -> tuple[PartToRead, ...]:
+        """The parts with events that Postgres has no more. `connection` is in a snapshot."""
+        version = await record_version(connection, log, RECORDS)
+        recorded = self._recorded  # others may put there what they have seen before this snapshot
+        if recorded is None or recorded[0] != version:
+            recorded = self._recorded = version, await _parts_to_read(connection, log)
+        return recorded[1]
 
     async def _ask(self, question: Question) -> Found:
         async with self._turn:
@@ -289,18 +308,16 @@ class ArchiveReader:
                 raise
             self._idle = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end)
         if not isinstance(answer, Found):
-            _refuse(answer)
+            refuse(answer)
         return answer
 
     async def _exchange(self, question: Question) -> Found | Refusal:
         process = self._process
         if process is None or process.returncode is not None:
-            process = self._process = await _start()
-            await _send(process, ArchivePlace(*(getattr(self.settings, name) for name in ArchivePlace._fields)))
-        await _send(process, question)
-        assert process.stdout is not None
-        head = await process.stdout.readexactly(HEAD_BYTES)
-        answer: Found | Refusal = pickle.loads(await process.stdout.readexactly(body_bytes(head)))  # noqa: S301 -- our own process
+            process = self._process = await start_reader("app.archive.reader")
+            await send(process, self.place)
+        await send(process, question)
+        answer: Found | Refusal = await receive(process)
         return answer
 
     def _end(self) -> None:
@@ -315,28 +332,39 @@ def _has_packages() -> bool:
     return find_spec("pyarrow") is not None
 
 
-async def _start() -> asyncio.subprocess.Process:
-    path = os.pathsep.join(one for one in sys.path if one)
+async def start_reader(module: str) -> asyncio.subprocess.Process:
+    """A process that reads the archive, by a module of this package."""
+    # All that `site` would find: it takes a tenth of the process's start.
+    path = os.pathsep.join(dict.fromkeys([*filter(None, sys.path), _PACKAGES]))
     # A pool of memory that gives back what it does not need any more, and less than there are cores: others need them.
     environment = os.environ | {"PYTHONPATH": path, "ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1"}
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "app.archive.reader"),
+        *(sys.executable, "-S", "-P", "-m", module),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=environment,
     )
 
 
-async def _send(process: asyncio.subprocess.Process, message: object) -> None:
+async def send(process: asyncio.subprocess.Process, message: object) -> None:
+    """Ask a process that reads the archive. OSError if it has ended."""
     assert process.stdin is not None
     process.stdin.write(framed(message))
     await process.stdin.drain()
 
 
-def _refuse(refusal: Refusal) -> NoReturn:
+async def receive(process: asyncio.subprocess.Process) -> Any:
+    """What it answers next. IncompleteReadError if it has ended."""
+    assert process.stdout is not None
+    head = await process.stdout.readexactly(HEAD_BYTES)
+    return pickle.loads(await process.stdout.readexactly(body_bytes(head)))  # noqa: S301 -- our own process
+
+
+def refuse(refusal: Refusal) -> NoReturn:
+    """Raise what a refusal means to those who have asked; PartGone if asking again may help."""
     kind, message = refusal
     if kind == "gone":
-        raise _Gone
+        raise PartGone
     if kind == "slow":
         raise DatabaseBusy(f"No answer in time: {message}. Narrow the query by time, or by correlation.")
     if kind == "away":
@@ -368,25 +396,45 @@ def _snapshot(connection: Connection) -> Any:
     return connection.transaction(isolation="repeatable_read", readonly=True)
 
 
+def is_of_time(month: str, query: EventFilter) -> bool:
+    """Whether events of a month can be of the time that is asked about."""
+    first, end = _month(month)
+    return not ((query.since is not None and end <= query.since) or (query.until is not None and first > query.until))
+
+
+def left_out_of(parts: Sequence[PartToRead], sizes: Mapping[int, int] = MappingProxyType({})) -> LeftOut | None:
+    """All that the archive alone has of some parts, in logs of these sizes."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts[part.month] += part.wanted.count(0, sizes.get(part.log_id, LOG_POSITIONS))
+    months = tuple(sorted(+counts))
+    return LeftOut(counts.total(), months) if months else None
+
+
+def _month(month: str) -> tuple[datetime, datetime]:
+    first = datetime.fromisoformat(f"{month}-01").replace(tzinfo=UTC)
+    return first, (first + timedelta(days=31)).replace(day=1)
+
+
 def _is_between(month: str, query: EventQuery, after: Key | None, lowest: Key) -> bool:
     """Whether events of a month can be on the page."""
-    first = datetime.fromisoformat(f"{month}-01").replace(tzinfo=UTC)
-    end = (first + timedelta(days=31)).replace(day=1)
-    return not (
-        (query.since is not None and end <= query.since)
-        or (query.until is not None and first > query.until)
-        or (after is not None and _microseconds(first) > after[0])
-        or _microseconds(end) <= lowest[0]
+    first, end = _month(month)
+    return is_of_time(month, query) and not (
+        (after is not None and _microseconds(first) > after[0]) or _microseconds(end) <= lowest[0]
     )
 
 
 async def _with_leaves(pool: Pool, log: Log, rows: Sequence[FoundRow]) -> list[tuple[FoundRow, str | None]]:
-    """The rows, each with the leaf that the log has at its position."""
-    places = [place_of(one.row["log_id"], one.row["log_index"]) for one in rows]
-    if not places:
+    if not rows:
         return []
     async with driver_connection(pool) as connection:
-        leaves = await leaves_at(connection, log, places)
+        return await with_leaves(connection, log, rows)
+
+
+async def with_leaves(connection: Connection, log: Log, rows: Sequence[FoundRow]) -> list[tuple[FoundRow, str | None]]:
+    """The rows, each with the leaf that the log has at its position."""
+    places = [place_of(one.row["log_id"], one.row["log_index"]) for one in rows]
+    leaves = await leaves_at(connection, log, places)
     return [(one, leaves.get(place)) for one, place in zip(rows, places, strict=True)]
 
 
@@ -413,7 +461,7 @@ def _not_looked_through(event_id: UUID) -> DatabaseBusy:
     )
 
 
-def _prefilter(query: EventQuery) -> str:
+def prefilter_of(query: EventFilter) -> str:
     """A pattern that payloads match in which `q` may stand: its longest piece that is written alike there and in jsonb's text."""
     pieces = in_json(query.q or "").translate(_SEPARATED).split("\n")
     return text_pattern(max(pieces, key=len))

@@ -12,9 +12,12 @@ from app.events.own import correlation_of
 from app.events.positions import NO_POSITIONS, Positions
 from app.retention.logged import read_open_log
 from app.settings import Settings
+from app.sql import load
 from app.tlog.continued import newest_log
 from app.tlog.evidence import ARCHIVED, ERASED, EXPIRED, LOCKED, UNLOCKED, read_evidence, read_self_events
 from app.verify.snapshot import SQL as VERIFY
+
+SQL = load("archive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +165,11 @@ async def read_recorded(connection: Connection, log: Log) -> Recorded:
     expired = _expired_of([one for one in events if one[1]["event_type"] == EXPIRED], every)
     gone = {one.part.archive_id for one in expired}
     return Recorded([part for part in every if part.archive_id not in gone], expired)
+
+
+async def record_version(connection: Connection, log: Log, types: Sequence[str]) -> tuple[Any, ...]:
+    """What changes whenever the log records an event of some types, of which each is the service's own. Costs no more than counting them."""
+    return log.id, *map(tuple, await connection.fetch(SQL["record_version"], list(types)))
 
 
 async def read_locks(connection: Connection, log: Log) -> dict[UUID, frozenset[str]]:

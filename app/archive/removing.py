@@ -16,7 +16,7 @@ import asyncpg
 
 from app.archive.check import Checker, PartResult
 from app.archive.compare import unlike_recorded
-from app.archive.recorded import RecordedPart, read_erasures, read_parts, removed_positions
+from app.archive.recorded import RecordedPart, read_erasures, removed_positions
 from app.archive.session import ArchiveSession, Stage, snapshot
 from app.archive.writing import SQL, as_archiver
 from app.db import Connection
@@ -28,9 +28,10 @@ from app.retention.adoption import adopt
 from app.retention.awaited import AwaitedSink, AwaitedSinks, SinkMoved
 from app.retention.in_force import OrdersChanged
 from app.retention.logged import commit_action
-from app.retention.policy import Terms
+from app.retention.policy import Month, Terms
 from app.retention.purge import RowsChanged, delete_rows
 from app.retention.removal import Purge, RetentionSession, purge_events
+from app.retention.space import Space, give_back
 from app.settings import Settings
 from app.sql import load
 from app.tlog.continued import keys_of
@@ -70,6 +71,8 @@ class Removal:
     """Where holds and policies of the tables differ from the log; what such a hold covers stays."""
     held_back_by: list[AwaitedSink] = field(default_factory=list)
     """Sinks because of which events stayed."""
+    space: Space = field(default_factory=Space)
+    """What the months gave back to the file system."""
 
 
 async def remove_archived(session: ArchiveSession, settings: Settings, now: datetime, key: SigningKey) -> Removal:
@@ -86,7 +89,7 @@ async def remove_archived(session: ArchiveSession, settings: Settings, now: date
     retention = await retention_session(session, settings, now)
     result = Removal()
     async with snapshot(connection):
-        parts = await read_parts(connection, session.open_log)
+        parts = (await session.recorded()).parts
         removed = removed_positions(parts, (await read_evidence(connection, session.open_log)).archived)
     try:
         for part in sorted(parts, key=lambda one: (one.month, one.place), reverse=True):
@@ -96,6 +99,8 @@ async def remove_archived(session: ArchiveSession, settings: Settings, now: date
     finally:
         result.differences = [*retention.in_force.differences.values()]
         result.held_back_by = [*retention.awaited.holding_back.values()]
+    months = {one.part.month.replace("-", "_") for one in result.removed}
+    result.space = await give_back(connection, [Month(f"audit_events_{name}") for name in sorted(months)])
     return result
 
 
@@ -173,7 +178,7 @@ class RowsOfPart:
             self._read_in, self._open_size = self._session.open_log, await self._session.log_size()
             if self._part.pending(await read_erasures(connection, self._session.open_log)):
                 raise _Erased
-            self._erased = (await read_evidence(connection, self._session.open_log)).erased
+            self._erased = await self._session.erased()
 
     async def remove(self) -> int:
         """Remove rows in batches, after read_erasures(), without a look at the files; how many. Parents go after their children, which takes several passes."""

@@ -22,7 +22,6 @@ from app.archive.recorded import (
     RecordedPart,
     archived_positions,
     read_erasures,
-    read_recorded,
 )
 from app.archive.removing import Removal, remove_archived
 from app.archive.session import (
@@ -46,7 +45,6 @@ from app.events.log import Log
 from app.events.positions import Positions
 from app.settings import Settings
 from app.tlog.continued import keys_of, read_seam
-from app.tlog.evidence import read_evidence
 from app.tlog.keys import SigningKey, signing_key
 from app.tlog.note import MalformedNote, NoValidSignature, PublicKey, verified_signatures
 from app.tlog.tiles import range_roots
@@ -100,7 +98,7 @@ class ArchiveRun:
 async def plan(settings: Settings, now: datetime, selection: Selection) -> list[DueMonth]:
     """What a run would find. Changes nothing, and does not wait for other runs."""
     async with open_session(settings, now, selection) as session, snapshot(session.connection):
-        recorded = await read_recorded(session.connection, session.open_log)
+        recorded = await session.recorded()
         erasures = await read_erasures(session.connection, session.open_log)
         months = [row["month"] for row in await session.connection.fetch(SQL["months"])]
         return [
@@ -160,6 +158,10 @@ async def run(
             raise StorageAway("The archive's storage failed; the next run goes on.") from error
         result.pending += [
             f"files of part {one}, which are to be deleted, stay: {why}" for one, why in session.undeleted.items()
+        ]
+        result.pending += [
+            f"part {one.archive_id} of {one.month} is not in the table any more: its files are not there"
+            for one in session.not_listed
         ]
         return result
 
@@ -252,7 +254,7 @@ async def _next_due(session: ArchiveSession, one: Log, month: date) -> Due | Non
     async with snapshot(connection):
         signed = await _checkpoint(connection, one)
         positions = await _positions(connection, one, month, end, 0 if signed is None else signed[0])
-        archived = archived_positions((await read_recorded(connection, session.open_log)).every, one.id)
+        archived = archived_positions((await session.recorded()).every, one.id)
     tried = session.tried.get((one.id, month), Positions())
     due = positions.without(archived).without(tried)
     return Due(one, month, end, _first(due, session.selection.part_events)) if due else None
@@ -289,11 +291,11 @@ async def _archive_part(session: ArchiveSession, key: SigningKey, due: Due, resu
             archive_id,
             session.storage.folder(folder),
             signed[1],
-            (await read_evidence(connection, session.open_log)).erased,
+            await session.erased(),
             progress.add,
             session.on_step,
         )
-        parts = (await read_recorded(connection, session.open_log)).every
+        parts = (await session.recorded()).every
         written = await writer.write(key.of(due.log), await _previous(connection, parts, due.log))
     result.left.extend(written.left)
     if written.manifest is None:

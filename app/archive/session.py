@@ -1,20 +1,24 @@
 """What every act on the archive shares: its connections and storage, attempts that leave nothing behind, and how a part is recorded."""
 
 import asyncio
+import ctypes
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from hashlib import sha256
 from pathlib import PurePosixPath
 from time import monotonic
 from typing import Any
 from uuid import UUID
 
+import pyarrow as pa
+
 from app.archive.check import Checker, PartResult
 from app.archive.manifest import open_manifest
-from app.archive.part_files import MANIFEST_NAME
-from app.archive.recorded import Recorded, RecordedPart, read_recorded
+from app.archive.part_files import MANIFEST_NAME, event_files
+from app.archive.recorded import Recorded, RecordedPart, read_recorded, record_version
 from app.archive.storage import METADATA, PARTS, Storage, archive_storage
 from app.archive.table import ArchiveTable
 from app.archive.versions import FilesStay, delete_versions
@@ -26,12 +30,15 @@ from app.events.positions import Positions
 from app.ingest.link import Flush
 from app.ingest.self_events import self_event
 from app.ingest.store import Store
-from app.retention.logged import action_store, commit_action, read_open_log
+from app.retention.logged import DEADLINE_SECONDS, action_store, commit_action, read_open_log
 from app.settings import Settings
 from app.sql import load
+from app.standby import confirm
+from app.tlog.evidence import ARCHIVED, ERASED, EXPIRED, Erasures, read_erased
 from app.tlog.note import Checkpoint, Note, PublicKey
 
 PART_EVENTS = 2_000_000
+_Version = tuple[Any, ...]
 _LOG_SQL = load("retention")
 log = logging.getLogger(__name__)
 
@@ -89,6 +96,8 @@ class ArchiveSession:
     cutoff: date
     """Events before this day are past archive_after_days."""
     selection: Selection
+    requires_standby: bool = False
+    """Whether what Postgres has recorded counts only once synchronous standbys have it."""
     show: Callable[[Progress], None] = nothing
     on_step: Callable[[str], None] = nothing
     """Called between all that can be interrupted, for tests that end the process there."""
@@ -96,6 +105,11 @@ class ArchiveSession:
     """By log and month, what this run has written or left out already."""
     undeleted: dict[UUID, str] = field(default_factory=dict)
     """By part, why the files of one that was replaced, or was never recorded, could not be deleted."""
+    not_listed: list[RecordedPart] = field(default_factory=list)
+    """Parts whose files were missing when the table was made anew."""
+    _recorded: tuple[_Version, Recorded] | None = None
+    _erased: tuple[_Version, Erasures] | None = None
+    """What the log recorded when it was read last, and what tells it from what it records by now."""
 
     @property
     def open_log(self) -> Log:
@@ -104,6 +118,20 @@ class ArchiveSession:
     async def log_size(self) -> int:
         """How many events the open log has."""
         return await self.connection.fetchval(_LOG_SQL.of(self.open_log)["log_size"]) or 0
+
+    async def recorded(self) -> Recorded:
+        """What the log records of parts; read again only if it has changed. The connection is in a snapshot."""
+        version = await record_version(self.connection, self.open_log, [ARCHIVED, EXPIRED])
+        if self._recorded is None or self._recorded[0] != version:
+            self._recorded = version, await read_recorded(self.connection, self.open_log)
+        return self._recorded[1]
+
+    async def erased(self) -> Erasures:
+        """What is erased; as recorded()."""
+        version = await record_version(self.connection, self.open_log, [ERASED])
+        if self._erased is None or self._erased[0] != version:
+            self._erased = version, await read_erased(self.connection, self.open_log)
+        return self._erased[1]
 
 
 @asynccontextmanager
@@ -116,7 +144,8 @@ async def open_session(settings: Settings, now: datetime, selection: Selection) 
         open_log = await read_open_log(connection, settings)
         async with action_store(settings, open_log) as store:
             cutoff = (now - timedelta(days=settings.archive_after_days)).date()
-            yield ArchiveSession(connection, store, storage, cutoff, selection)
+            requires_standby = settings.require_synchronous_standby
+            yield ArchiveSession(connection, store, storage, cutoff, selection, requires_standby)
     finally:
         await connection.close()
 
@@ -131,15 +160,18 @@ async def snapshot(connection: Connection) -> AsyncIterator[None]:
 async def delete_attempts(session: ArchiveSession) -> int:
     """Delete what runs have begun and not recorded, and the files of parts that others have replaced or that have expired. How many were begun.
 
-    What is in another archive than this one stays there. So do files of such parts that the storage keeps; OSError for all others.
+    StandbyMissing where a standby is required that does not have what was recorded of the latter. What is in another archive than this one stays there. So do files of such parts that the storage keeps; OSError for all others.
     And what may be the only copy of events: whoever may write rows of archive_attempts, or restores an earlier Postgres, has nothing
     of that deleted.
     """
     deleted = 0
     async with snapshot(session.connection):
-        recorded = await read_recorded(session.connection, session.open_log)
+        recorded = await session.recorded()
         attempts = await session.connection.fetch(SQL["attempts"])
     former, written_by = recorded.former_ids, recorded.metadata_ids() or []
+    if session.requires_standby and any(one["archive_id"] in former for one in attempts):
+        # Nothing brings files back once a standby is promoted that does not know why they were deleted.
+        await confirm(session.connection, asyncio.get_running_loop().time() + DEADLINE_SECONDS)
     for attempt in attempts:
         archive_id, folder = attempt["archive_id"], session.storage.name_of(attempt["location"])
         if folder is None:
@@ -197,12 +229,15 @@ def _why_kept(storage: Storage, folder: str, archive_id: UUID, every: Recorded) 
 
 
 def _is_there(storage: Storage, part: RecordedPart) -> bool:
-    """Whether a part has its manifest, and all files that this names."""
+    """Whether a part has the manifest that the log records, and all files that this names."""
     folder = storage.name_of(part.location)
     if folder is None:
         return False
     try:
-        manifest, _ = open_manifest(storage.folder(folder).read(MANIFEST_NAME), [])
+        envelope = storage.folder(folder).read(MANIFEST_NAME)
+        if sha256(envelope).hexdigest() != part.manifest_sha256:
+            return False
+        manifest, _ = open_manifest(envelope, [])
     except (FileNotFoundError, ValueError):
         return False
     return {f"{folder}/{file.name}" for file in manifest.files} <= {*storage.names(folder)}
@@ -226,12 +261,12 @@ def _delete(storage: Storage, folder: str, is_wanted: Callable[[str], bool]) -> 
             storage.delete(name)
 
 
-def stale_metadata(storage: Storage, written_by: Sequence[UUID]) -> list[str]:
+def stale_metadata(storage: Storage, written_by: Sequence[UUID | str]) -> list[str]:
     """The files of metadata that none of these parts has written."""
     return [name for name in storage.names(METADATA) if _is_stale(name, written_by)]
 
 
-def _is_stale(name: str, written_by: Sequence[UUID]) -> bool:
+def _is_stale(name: str, written_by: Sequence[UUID | str]) -> bool:
     return not any(str(one) in name for one in written_by)
 
 
@@ -258,9 +293,17 @@ def read_back(session: ArchiveSession, folder: str, keys: Sequence[PublicKey], m
     progress = Stage(session, "verifying", month, total)
     with Checker(list(keys), 1, progress.add) as checker:  # others would need memory too
         checked = checker.check(session.storage, folder)
+    _give_memory_back()
     if checked.problem_count:
         raise Fatal(f"What was written of {month} is not what was read back: {checked.problems[0]}.")
     return checked
+
+
+def _give_memory_back() -> None:
+    """What the allocators keep of a part, which the next one does not fit into: with each the process would grow by some megabytes."""
+    pa.default_memory_pool().release_unused()
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:  # of glibc alone
+        trim(0)
 
 
 async def record(
@@ -272,13 +315,15 @@ async def record(
     """
     manifest, folder = checked.manifest, checked.folder
     assert manifest is not None
-    pointer = await session.connection.fetchval(SQL["pointer"])
-    table = await asyncio.to_thread(ArchiveTable.load, session.storage, pointer)
     names = [f"{folder}/{file.name}" for file in manifest.event_files]
-    if replaces is None:
-        location = await asyncio.to_thread(table.append, manifest.archive_id, names)
-    else:
-        location = await asyncio.to_thread(table.replace, manifest.archive_id, replaces.location, names)
+
+    def write(table: ArchiveTable) -> str:
+        if replaces is None:
+            return table.append(manifest.archive_id, names)
+        return table.replace(manifest.archive_id, replaces.location, names)
+
+    pointer = await session.connection.fetchval(SQL["pointer"])
+    before, location = await write_table(session, pointer, write)
     session.on_step("table written")
     written_in = session.open_log
 
@@ -318,3 +363,45 @@ async def record(
         for portion in manifest.position_set().portions()
     ]
     await commit_action(session.store, events, move_pointer)
+    if before.is_full:
+        await asyncio.to_thread(_delete_older, session.storage, [*before.writers, str(manifest.archive_id)])
+
+
+async def write_table(
+    session: ArchiveSession, pointer: str | None, write: Callable[[ArchiveTable], str]
+) -> tuple[ArchiveTable, str]:
+    """The table before, and where `write` has written what it is after.
+
+    If files of its metadata are missing, as after a restore of an earlier Postgres, it is made anew of the parts that the log records and that are there.
+    """
+    try:
+        table = await asyncio.to_thread(ArchiveTable.load, session.storage, pointer)
+        return table, await asyncio.to_thread(write, table)
+    except FileNotFoundError as error:
+        log.warning("the archive's table is written anew: metadata is missing", extra={"error": str(error)})
+    async with snapshot(session.connection):
+        parts = (await session.recorded()).parts
+    there = [part for part in parts if await asyncio.to_thread(_is_there, session.storage, part)]
+    if parts and not there:
+        raise Fatal(
+            f"The metadata of the archive's table is missing at {pointer}, and so is each part that the log records: is {session.storage.url} the archive?"
+        )
+    session.not_listed += [part for part in parts if part not in there]
+    names = [name for part in there for name in await asyncio.to_thread(_event_names, session.storage, part)]
+    table = ArchiveTable.new(session.storage, names)
+    return table, await asyncio.to_thread(write, table)
+
+
+def _event_names(storage: Storage, part: RecordedPart) -> list[str]:
+    folder = storage.name_of(part.location)
+    assert folder is not None
+    return [f"{folder}/{file.name}" for file in event_files(storage.folder(folder).read(MANIFEST_NAME))]
+
+
+def _delete_older(storage: Storage, writers: Sequence[str]) -> None:
+    """Delete the metadata of snapshots that the table had before it was written anew the last time but one: engines may still read the last."""
+    try:
+        for name in stale_metadata(storage, writers):
+            storage.delete(name)
+    except OSError as error:
+        log.warning("metadata of former snapshots stays until the table is written anew", extra={"error": str(error)})

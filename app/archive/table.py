@@ -3,7 +3,7 @@
 The pointer to the newest metadata is a row of Postgres, which the run moves itself, in the transaction that records the part.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import ERROR, getLogger
@@ -32,6 +32,10 @@ _PROPERTIES = {
     "write.metadata.previous-versions-max": "100",
 }
 _PARTITION_IDS_FROM = 1000
+SNAPSHOTS_MAX = 100
+"""After so many the table is written anew. Each file of metadata lists all snapshots, and each snapshot all manifests: without an end, what a part costs grows with their number."""
+_WRITER = "archive-id"
+"""In each snapshot: the id in the names of the files that were written for it."""
 
 
 def _field_id(name: str) -> int:
@@ -73,9 +77,13 @@ class ListedFile:
 class ArchiveTable:
     """The table as one file of metadata describes it, or a new one."""
 
-    def __init__(self, storage: Storage, location: str | None, metadata: TableMetadata) -> None:
+    def __init__(
+        self, storage: Storage, location: str | None, metadata: TableMetadata, unlisted: Sequence[str] = ()
+    ) -> None:
         self.location = location
         """Of the metadata; None for a table that is not stored yet."""
+        self._unlisted = unlisted
+        """Files of a table that is not stored yet."""
         self._storage = storage
         self._metadata = metadata
         self._io = _file_io(storage)
@@ -85,17 +93,35 @@ class ArchiveTable:
         """The table that `location` describes; a new one for None. What is no metadata makes pyiceberg raise anything."""
         if location is not None:
             return cls(storage, location, FromInputFile.table_metadata(_file_io(storage).new_input(location)))
+        return cls.new(storage, [])
+
+    @classmethod
+    def new(cls, storage: Storage, names: Sequence[str]) -> "ArchiveTable":
+        """A table with these files, which is not stored yet."""
         metrics = {
             f"write.metadata.metrics.column.{column.name}": "truncate(64)"
             for column in COLUMNS
             if column.has_statistics
         }
         metadata = new_table_metadata(SCHEMA, _SPEC, _SORT_ORDER, storage.url, _PROPERTIES | metrics)
-        return cls(storage, None, metadata)
+        return cls(storage, None, metadata, names)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether append() writes the table anew, with one snapshot."""
+        return len(self._metadata.snapshots) >= SNAPSHOTS_MAX
+
+    @property
+    def writers(self) -> list[str]:
+        """The ids in the names of the files that its snapshots need."""
+        summaries = [one.summary for one in self._metadata.snapshots]
+        return [one.get(_WRITER, "") for one in summaries if one is not None]
 
     def append(self, archive_id: UUID, names: list[str]) -> str:
         """Write the metadata of the table with these files more; its location. The names of all new files have this id of a part."""
-        return self._write(self._metadata, archive_id, self._described(names))
+        if self.is_full:
+            return self._write_anew(archive_id, [*(task.file for task in self._scan()), *self._described(names)])
+        return self._write(self._metadata, archive_id, self._described([*self._unlisted, *names]))
 
     def replace(self, archive_id: UUID, replaced: str, names: list[str]) -> str:
         """As append(), without the files of the folder `replaced`, and as a table that has never had another snapshot than this one.
@@ -103,6 +129,11 @@ class ArchiveTable:
         Earlier snapshots, and entries of files that were deleted, have smallest and largest values of what is to be gone.
         """
         others = [task.file for task in self._scan() if not task.file.file_path.startswith(f"{replaced}/")]
+        unlisted = [one for one in self._unlisted if not self._storage.location(one).startswith(f"{replaced}/")]
+        return self._write_anew(archive_id, [*others, *self._described([*unlisted, *names])])
+
+    def _write_anew(self, archive_id: UUID, files: list[DataFile]) -> str:
+        """Write the metadata of the table with one snapshot, which has these files."""
         history: dict[str, Any] = {
             "current_snapshot_id": None,
             "snapshots": [],
@@ -111,7 +142,7 @@ class ArchiveTable:
             "metadata_log": [],
         }
         metadata = self._metadata.model_copy(update=history | {"statistics": [], "partition_statistics": []})
-        return self._write(metadata, archive_id, [*others, *self._described(names)])
+        return self._write(metadata, archive_id, files)
 
     def _described(self, names: list[str]) -> list[DataFile]:
         with _quiet_pyiceberg():
@@ -119,7 +150,7 @@ class ArchiveTable:
 
     def _write(self, base: TableMetadata, archive_id: UUID, files: list[DataFile]) -> str:
         transaction = self._table(base).transaction()
-        producer = transaction.update_snapshot(snapshot_properties={"archive-id": str(archive_id)}).fast_append()
+        producer = transaction.update_snapshot(snapshot_properties={_WRITER: str(archive_id)}).fast_append()
         producer.commit_uuid = archive_id
         for file in files:
             producer.append_data_file(file)

@@ -14,7 +14,7 @@ from app.archive.part_files import MANIFEST_NAME, TILES_NAME, ArchivedFile
 from app.archive.storage import Storage
 from app.archive.table import ARROW_SCHEMA
 from app.archive.tree import TileFile, TileSet, WrongTile
-from app.db import Connection, connect
+from app.db import Connection, connect, portions
 from app.errors import Fatal
 from app.events.canonical import canonical, loads
 from app.events.log import Log
@@ -30,7 +30,6 @@ from app.tlog.merkle import HASH_BYTES
 from app.tlog.note import Checkpoint, Note
 from app.tlog.tiles import WIDTH, HashesMissing, range_roots, read_leaves, read_tile
 from app.verify.row import Defect, Defects, defect_of, row_defects
-from app.verify.snapshot import portions
 
 SQL = load("archive")
 _ROWS_AT_ONCE = 1_000

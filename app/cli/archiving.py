@@ -13,6 +13,7 @@ from uuid import UUID
 from app.cli import output
 from app.cli.exits import Exit
 from app.cli.parser import Commands, add_group
+from app.cli.retention import print_space
 from app.cli.verifying import KEY_HELP
 from app.errors import Fatal
 from app.terminal import visible
@@ -127,17 +128,18 @@ def _selection(arguments: argparse.Namespace) -> "Selection":
 
 def _plan(arguments: argparse.Namespace) -> None:
     import asyncio
-    from datetime import UTC, datetime
 
     with needing_extra():
         from app.archive import run
     from app.cli.database import settings_for_removal
+    from app.retention.clock import agreed_time
 
+    settings = settings_for_removal()
+    now = asyncio.run(agreed_time(settings))
     if arguments.expire:
-        found = asyncio.run(run.plan_expiry(settings_for_removal(), datetime.now(UTC), _selection(arguments)))
-        _print_outlook(arguments, found)
+        _print_outlook(arguments, asyncio.run(run.plan_expiry(settings, now, _selection(arguments))))
         return
-    months = asyncio.run(run.plan(settings_for_removal(), datetime.now(UTC), _selection(arguments)))
+    months = asyncio.run(run.plan(settings, now, _selection(arguments)))
     rows = [
         {"month": f"{one.month:%Y-%m}", "log": one.log.name, "events": one.events, "archived": one.archived}
         | {"due": one.due, "not_signed": one.unsigned, "not_due": one.young, "unsealed": one.unsealed}
@@ -189,16 +191,17 @@ def _print_outlook(arguments: argparse.Namespace, found: "Iterable[Outlook]") ->
 
 def _run(arguments: argparse.Namespace) -> Exit:
     import asyncio
-    from datetime import UTC, datetime
 
     with needing_extra():
         from app.archive import run
     from app.cli.database import settings_for_removal
+    from app.retention.clock import agreed_time
 
     settings = settings_for_removal()
+    now = asyncio.run(agreed_time(settings))
     shown = _Shown()
     try:
-        done = asyncio.run(run.run(settings, datetime.now(UTC), _selection(arguments), show=shown))
+        done = asyncio.run(run.run(settings, now, _selection(arguments), show=shown))
     finally:
         shown.end()
     if done.deleted_attempts:
@@ -236,6 +239,7 @@ def _print_removal(removal: "Removal") -> bool:
         print(visible(f"{one.part.month}: {one.events} events removed from Postgres, of part {one.part.archive_id}."))
     if not removal.removed:
         print("Nothing was removed from Postgres.")
+    print_space(removal.space)
     reasons = [f"Not done: {why}" for why in removal.refused]
     reasons += [f"Not removed: {defect.message} (position {defect.position})" for defect in removal.left.listed]
     reasons += [difference.message for difference in removal.differences]

@@ -75,8 +75,13 @@ def _verify(arguments: argparse.Namespace) -> int:
     from app.cli.database import settings_with_database
     from app.verify import command
 
+    if arguments.correlation is not None:
+        from app.cli import following
+
+        follow = None if arguments.archive == "none" else following.verify_whole_correlation
+        return command.run(arguments, settings_with_database, follow)
     code = command.run(arguments, settings_with_database)
-    if arguments.correlation is not None or arguments.archive == "none" or code == command.EXIT_NOT_VERIFIED:
+    if arguments.archive == "none" or code == command.EXIT_NOT_VERIFIED:
         return code
     from app.cli import following
 

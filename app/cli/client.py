@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from app.bookmark import HEADER as BOOKMARK
@@ -136,6 +136,14 @@ class Service:
             if answer.status_code != 503 or time.monotonic() > end:
                 raise refusal(answer)
             time.sleep(pause_seconds(answer.headers.get("retry-after", "")))
+
+    def fetch(self, path: str, parameters: Parameters, file: BinaryIO) -> None:
+        """Write a long answer to a file."""
+        with self.errors(), self.http.stream("GET", path, params=parameters, timeout=_LONG_SECONDS) as answer:
+            if not answer.is_success:
+                answer.read()
+                raise refusal(answer)
+            file.writelines(answer.iter_bytes())
 
     def ask(self, method: str, path: str, doing: str = "", **content: Any) -> "httpx.Response":
         """The answer to one request, which is a success."""

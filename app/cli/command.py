@@ -25,7 +25,7 @@ def main() -> int:
     """Run one command and return its exit code. An error is printed as one line, without a traceback."""
     signal.signal(signal.SIGTERM, _terminate)  # first of all: a signal during the start must also clean up
     _show_every_character()
-    arguments = build().parse_args()
+    arguments = build(*sys.argv[1:2]).parse_args()
     if arguments.serves:
         signal.signal(signal.SIGTERM, _exit_quietly)
     try:

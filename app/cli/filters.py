@@ -57,9 +57,13 @@ def add_filters(parser: argparse.ArgumentParser, times: str, *, unsealed: bool =
         parser.set_defaults(unsealed=False)
 
 
-def parameters_of(arguments: argparse.Namespace, zone: str | None) -> dict[str, str | Sequence[str]]:
+Sent = dict[str, str | Sequence[str]]
+"""A query string's parameters."""
+
+
+def parameters_of(arguments: argparse.Namespace, zone: str | None) -> Sent:
     """The query string's parameters for the options. Times without a zone are meant in `zone`."""
-    sent: dict[str, str | Sequence[str]] = {}
+    sent: Sent = {}
     for option, (name, _) in _ANY.items():
         attribute = option.replace("-", "_")
         values, left_out = getattr(arguments, attribute), getattr(arguments, f"not_{attribute}")

@@ -10,7 +10,12 @@ from app.errors import AuditError
 from app.terminal import visible
 
 if TYPE_CHECKING:
+    from app.events.log import Log
     from app.settings import Settings
+    from app.verify.correlation import CorrelationResult
+
+_SECONDS = 3600.0
+"""For one correlation: nobody else waits for the reader of a command."""
 
 
 def verify_removed(arguments: argparse.Namespace, settings: "Settings", code: int) -> int:
@@ -31,6 +36,20 @@ def verify_removed(arguments: argparse.Namespace, settings: "Settings", code: in
         why = "" if error.__cause__ is None else f" ({error.__cause__})"
         sys.stderr.write(f"datastorage: {visible(f'{error.detail}{why}')}\n")
         return code or Exit.NOT_DONE
+
+
+async def verify_whole_correlation(settings: "Settings", log: "Log", correlation_id: str) -> "CorrelationResult":
+    """Verify one correlation with its events that are in the archive alone, if these settings say where that is."""
+    from app.archive.chain import verify_whole
+    from app.archive.reading import ArchiveReader
+    from app.db import create_engine
+
+    engine, reader = create_engine(settings), ArchiveReader(settings)
+    try:
+        return await verify_whole(engine, reader, log, correlation_id, hmac_key=settings.hmac_key, seconds=_SECONDS)
+    finally:
+        await reader.close()
+        await engine.dispose()
 
 
 def _verify(arguments: argparse.Namespace, settings: "Settings") -> Exit:

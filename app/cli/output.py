@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, BinaryIO
 from unicodedata import east_asian_width
 
 from app.terminal import visible, visible_json
@@ -203,12 +203,26 @@ def note(text: str) -> None:
     sys.stderr.write(f"{visible(text)}\n")
 
 
+def note_left_out(left_out: Any, text: str) -> None:
+    """Say beside an answer which events of the archive it has not, if it says so, and what that means."""
+    if left_out is not None:
+        months = ", ".join(map(str, left_out["months"]))
+        note(f"left out: {left_out['events']:,} event(s) of {months} are in the archive alone: {text}")
+
+
 def store(path: Path, content: bytes) -> None:
     """Write the file at once: whoever finds it finds it whole, also after a crash."""
+    with storing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write, and to read; it is at `path` when the body has ended, and nowhere if that raises."""
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with new.open("xb") as file:
-            file.write(content)
+        with new.open("x+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         new.replace(path)

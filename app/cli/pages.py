@@ -18,6 +18,8 @@ class Pages:
             raise Usage("--limit: expected a number of at least 1")
         self.cursor: str | None = None
         """Where what was not taken begins; None if there is nothing more."""
+        self.left_out: dict[str, Any] | None = None
+        """What the last page says of events that are in the archive alone."""
         self._service, self._path, self._parameters, self._limit = service, path, parameters, limit
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -26,7 +28,7 @@ class Pages:
             size = _PAGE if left is None else min(_PAGE, left)
             answer = self._service.json(self._path, {**self._parameters, **more, "limit": str(size)}, doing)
             pagination = answer["pagination"]
-            self.cursor = pagination.get("next_cursor")
+            self.cursor, self.left_out = pagination.get("next_cursor"), pagination.get("left_out")
             left = None if left is None else left - len(answer["data"])
             yield from answer["data"]
             if self.cursor is None or left == 0:

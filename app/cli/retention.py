@@ -15,6 +15,7 @@ from app.terminal import visible
 
 if TYPE_CHECKING:
     from app.retention.erase import SearchArchive
+    from app.retention.space import Space
     from app.settings import Settings
     from app.tlog.orders import Difference, Policy
 
@@ -74,12 +75,13 @@ def _add_erase(commands: Commands) -> None:
 
 def _plan(arguments: argparse.Namespace) -> Exit:
     import asyncio
-    from datetime import UTC, datetime
 
     from app.cli.database import settings_for_removal
     from app.retention import purge
+    from app.retention.clock import agreed_time
 
-    plans, differences = asyncio.run(purge.plan(settings_for_removal(), datetime.now(UTC)))
+    settings = settings_for_removal()
+    plans, differences = asyncio.run(purge.plan(settings, asyncio.run(agreed_time(settings))))
     months = [
         {"month": f"{one.month.first:%Y-%m}", "events": one.contents.total, "due": one.contents.due}
         | {"held": one.contents.held, "not_due": one.contents.not_due, "goes_as_a_whole": one.whole}
@@ -99,20 +101,30 @@ def _plan(arguments: argparse.Namespace) -> Exit:
 def _run(arguments: argparse.Namespace) -> Exit:
     del arguments
     import asyncio
-    from datetime import UTC, datetime
 
     from app.cli.database import settings_for_removal
     from app.retention import purge
+    from app.retention.clock import agreed_time
 
-    done = asyncio.run(purge.run(settings_for_removal(), datetime.now(UTC)))
+    settings = settings_for_removal()
+    done = asyncio.run(purge.run(settings, asyncio.run(agreed_time(settings))))
     print(f"Run {done.run_id}: {done.rows_deleted} of {done.rows_scanned} events purged.")
     for state, months in (("dropped", done.dropped), ("put back", done.restored)):
         if months:
             print(f"Months {state}: {', '.join(months)}")
+    print_space(done.space)
     for sink in done.held_back_by:
         print(visible(f"{sink.message}."), file=sys.stderr)
     code = _print_differences(done.differences)
     return Exit.DEFECT if done.held_back_by else code
+
+
+def print_space(space: "Space") -> None:
+    """Print what months have given back to the file system."""
+    for month, freed in space.freed.items():
+        print(f"Of {month} {freed / 1e6:,.0f} MB were given back to the file system.")
+    for month in space.waiting:
+        print(f"The space of {month} is given back by a later run: others still read it.")
 
 
 def _print_differences(differences: "Sequence[Difference]") -> Exit:

@@ -176,6 +176,7 @@ def _histogram(arguments: argparse.Namespace) -> Exit:
             out.document(answer)
         else:
             _bars(out, answer, clock)
+    output.note_left_out(answer.get("left_out"), "they are not counted")
     return Exit.AS_ASKED
 
 

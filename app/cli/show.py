@@ -107,6 +107,7 @@ def _list(arguments: argparse.Namespace) -> None:
     pages = Pages(service, CORRELATIONS, wanted, arguments.limit)
     found = list(pages)
     output.show_list(arguments, found, lambda out: _correlations(out, found, clock), "no correlation matches")
+    output.note_left_out(pages.left_out, "`datastorage search --archive` finds them, by the same filters")
     if pages.cursor is not None:
         output.note(f"there is more: --cursor {pages.cursor}")
 

@@ -104,8 +104,16 @@ def _findings(out: Output, findings: list[dict[str, Any]], clock: Clock) -> None
     out.table(["found", "what", "detail", "id"], rows)
 
 
+def _why(removal: dict[str, Any]) -> str:
+    if "archives" in removal:
+        return " ".join(["archived in", *removal["archives"]])
+    if "archive_id" in removal:
+        return f"expired: the part {removal['archive_id']} of {removal['month']} of the archive"
+    return str(removal.get("reason", removal.get("partition", "")))
+
+
 def _removals(out: Output, removals: list[dict[str, Any]], clock: Clock) -> None:
-    out.heading("Purged, erased, restored")
+    out.heading("Purged, erased, restored, expired")
     if not removals:
         out.line("nothing")
         return
@@ -115,9 +123,7 @@ def _removals(out: Output, removals: list[dict[str, Any]], clock: Clock) -> None
             one["event_type"],
             f"{one['events']:,}",
             one.get("by", ""),
-            one.get(
-                "reason", one.get("partition", " ".join(["archived in", *one["archives"]]) if "archives" in one else "")
-            ),
+            _why(one),
             one["event_id"],
         ]
         for one in removals

@@ -34,18 +34,17 @@ def committed_jcs(row: Row, *, stored: bool = False) -> bytes:
     if stored:
         event_data, event_metadata = _canonical(event_data), _canonical(event_metadata)
     return committed_members(
-        actor_id=get("actor_id"),
-        actor_ip=address_text(get("actor_ip")),
-        error_message=get("error_message"),
-        event_data=event_data,
-        event_metadata=event_metadata,
-        resource_id=get("resource_id"),
-        resource_name=get("resource_name"),
+        get("actor_id"),
+        address_text(get("actor_ip")),
+        get("error_message"),
+        event_data,
+        event_metadata,
+        get("resource_id"),
+        get("resource_name"),
     )
 
 
-def committed_members(
-    *,
+def committed_members(  # noqa: PLR0917 - an argument that is passed by its name costs as much again
     actor_id: str | None,
     actor_ip: str | None,
     error_message: str | None,
@@ -109,37 +108,36 @@ def record(row: Row, log_name: str, commitment: bytes) -> dict[str, Any]:
     """
     get = row.get
     return record_members(
-        actor_type=row["actor_type"],
-        chain_index=get("chain_index"),
-        cluster_id=get("cluster_id"),
-        commitment=commitment,
-        correlation_id=row["correlation_id"],
-        duration_ms=get("duration_ms"),
-        error_code=get("error_code"),
-        event_action=row["event_action"],
-        event_category=row["event_category"],
-        event_id=row["event_id"],
-        event_outcome=row["event_outcome"],
-        event_timestamp=time_text(row["event_timestamp"]),
-        event_type=row["event_type"],
-        event_version=row["event_version"],
-        is_sensitive=get("is_sensitive"),
-        log=log_name,
-        log_index=get("log_index"),
-        namespace=get("namespace"),
-        parent_event_date=get("parent_event_date"),
-        parent_event_id=get("parent_event_id"),
-        previous_event_hash=get("previous_event_hash"),
-        recorded_at=time_text(row["recorded_at"]),
-        resource_type=row["resource_type"],
-        severity=get("severity"),
-        span_id=get("span_id"),
-        trace_id=get("trace_id"),
+        row["actor_type"],
+        get("chain_index"),
+        get("cluster_id"),
+        commitment,
+        row["correlation_id"],
+        get("duration_ms"),
+        get("error_code"),
+        row["event_action"],
+        row["event_category"],
+        row["event_id"],
+        row["event_outcome"],
+        time_text(row["event_timestamp"]),
+        row["event_type"],
+        row["event_version"],
+        get("is_sensitive"),
+        log_name,
+        get("log_index"),
+        get("namespace"),
+        get("parent_event_date"),
+        get("parent_event_id"),
+        get("previous_event_hash"),
+        time_text(row["recorded_at"]),
+        row["resource_type"],
+        get("severity"),
+        get("span_id"),
+        get("trace_id"),
     )
 
 
-def record_members(
-    *,
+def record_members(  # noqa: PLR0917 - as above
     actor_type: str,
     chain_index: int | None,
     cluster_id: str | None,
@@ -167,8 +165,8 @@ def record_members(
     span_id: str | None,
     trace_id: str | None,
 ) -> dict[str, Any]:
-    """The record with these members, times as time_text() writes them. A row that is written has them at hand: to look each up by its name
-    costs as much as all the rest.
+    """The record with these members, in their order, times as time_text() writes them. A row that is written has them at hand: to look
+    each up by its name costs as much as all the rest.
     """
     return {
         "actor_type": actor_type,

@@ -6,6 +6,7 @@ gets them from `parse`, which refuses what is not exactly of this form.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from hashlib import sha256
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -210,7 +211,7 @@ class BundleManifest:
         try:
             [subject] = document["subject"]
             predicate = document["predicate"] | {"sha256": subject["digest"]["sha256"]}
-            manifest = _MANIFEST_OF.validate_json(orjson.dumps(predicate))
+            manifest = _bundle_manifests().validate_json(orjson.dumps(predicate))
         except (TypeError, ValueError, LookupError) as error:
             raise ValueError(f"the manifest is not one of a bundle: {_first_fault(error)}") from None
         if document != orjson.loads(manifest.statement()):
@@ -218,7 +219,14 @@ class BundleManifest:
         return manifest
 
 
-_BUNDLE, _MANIFEST_OF = TypeAdapter(Bundle), TypeAdapter(BundleManifest)
+@cache  # built when the first is read: most processes read none
+def _bundles() -> TypeAdapter[Bundle]:
+    return TypeAdapter(Bundle)
+
+
+@cache
+def _bundle_manifests() -> TypeAdapter[BundleManifest]:
+    return TypeAdapter(BundleManifest)
 
 
 class BundleFile(NamedTuple):
@@ -255,7 +263,7 @@ def parse(file: bytes) -> BundleFile:
     whole = content[:-2] + b"}"
     _object(whole, "the bundle")
     try:
-        bundle = _BUNDLE.validate_json(whole)
+        bundle = _bundles().validate_json(whole)
     except ValidationError as error:
         raise ValueError(f"not a bundle that can be read here: {_first_fault(error)}") from None
     return BundleFile(bundle, sha256(content).hexdigest(), envelope)

@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import UUID
 
 import orjson
 from cryptography.exceptions import InvalidSignature
@@ -393,6 +394,8 @@ class _Checker:
         for name, actual in actual_values.items():
             if (signed := getattr(manifest, name)) != actual:
                 yield f"{name} is {actual}, but {signed} was signed"
+        if sum(one.events for one in manifest.archived) > self._counts["sealed"]:
+            yield "more events were signed as read from the archive than it has"
         yield from self._differences_of_logs(manifest)
         yield from _discontinuities(self._result.parts[-1] if self._result.parts else None, manifest)
 
@@ -482,6 +485,15 @@ def result_lines(result: CheckResult) -> Iterator[str]:
             yield f"  {counts[name]} {meaning}"
     if erased := sum(part.erased for part in parts):
         yield f"  {erased} were erased: only what their records still have can be verified"
+    if archived := Counter[UUID]({one.archive_id: 0 for part in parts for one in part.archived}):
+        for one in (one for part in parts for one in part.archived):
+            archived[one.archive_id] += one.events
+        yield f"  {archived.total()} were read from the archive, from the part(s) {', '.join(map(str, archived))}"
+    for left_out in dict.fromkeys(part.left_out for part in parts if part.left_out is not None):
+        yield (
+            f"LEFT OUT: what the archive alone has of {', '.join(left_out.months)}: {left_out.events} events, of which nobody has looked "
+            "which match the filter (archive=include)"
+        )
     yield f"covered by no hash of an event, only by the manifest: {', '.join(NOT_COVERED)}"
     yield from result.signature_lines
     yield result.checkpoint_result

@@ -5,8 +5,9 @@ DSSE is implemented here, without a library, for the reasons in docs/decisions/0
 
 import base64
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import cache
 from typing import Any, Literal
 from uuid import UUID
 
@@ -53,6 +54,39 @@ class EarlierLog:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchivedPart:
+    """A part of the archive from which events of an export were read."""
+
+    archive_id: UUID
+    manifest_sha256: str
+    """Of its manifest, in hex, as the log records it."""
+    log: str
+    events: int
+    first_position: int
+    last_position: int
+    """Of the export part's events that were read from it."""
+
+    def and_next(self, other: "ArchivedPart") -> "ArchivedPart":
+        """This, with those of `other`, which come after it."""
+        return replace(self, events=self.events + other.events, last_position=other.last_position)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Events that are in the archive alone, of the time that the export is about, and that were not looked at."""
+
+    events: int
+    """All of these months, whether they match the filter or not."""
+    months: tuple[str, ...]
+    """As 2026-01."""
+
+    @staticmethod
+    def member(left_out: "LeftOut | None") -> dict[str, Any]:
+        """As answers in JSON have it, `left_out`; nothing if there is nothing."""
+        return {} if left_out is None else {"left_out": {"events": left_out.events, "months": list(left_out.months)}}
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What is signed about one part. Counts are of the part; `next` is None in the last part only."""
 
@@ -87,6 +121,10 @@ class Manifest:
     """Members of the records that no hash covers; empty in files from before December 2026, although the same ones are not covered."""
     earlier_logs: tuple[EarlierLog, ...] = ()
     """The logs that `log` continues, the first one first. Files of a first log do not have the member."""
+    archived: tuple[ArchivedPart, ...] = ()
+    """Where those of the part's events are that were read from the archive. Without any the member is not written."""
+    left_out: LeftOut | None = None
+    """What the export has not of the archive. Without any the member is not written."""
 
     @property
     def logs(self) -> dict[str, int]:
@@ -106,6 +144,9 @@ class Manifest:
             del predicate["earlier_logs"]
             for position in filter(None, (predicate["after"], predicate["through"])):
                 del position["log"]
+        for name in ("archived", "left_out"):
+            if not predicate[name]:
+                del predicate[name]
         return orjson.dumps(
             {"_type": STATEMENT_TYPE, "subject": [subject], "predicateType": PREDICATE_TYPE, "predicate": predicate}
         )
@@ -118,7 +159,7 @@ class Manifest:
             if (document["_type"], document["predicateType"]) != (STATEMENT_TYPE, PREDICATE_TYPE):
                 raise ValueError("the manifest is not about an export of this service")
             [subject] = document["subject"]
-            manifest = _MANIFEST.validate_python(document["predicate"] | {"sha256": subject["digest"]["sha256"]})
+            manifest = _manifests().validate_python(document["predicate"] | {"sha256": subject["digest"]["sha256"]})
         except (TypeError, LookupError, ValidationError) as error:
             raise ValueError(f"the manifest is not one of an export: {error}") from None
         if subject["name"] != manifest.name:
@@ -126,7 +167,9 @@ class Manifest:
         return manifest
 
 
-_MANIFEST = TypeAdapter(Manifest)
+@cache  # built when the first is read: most processes read none
+def _manifests() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
 
 
 def sign_manifest(manifest: Manifest, key: SigningKey | None) -> bytes:

@@ -4,23 +4,32 @@ A file that was cut lacks its last manifest; the one before that has the token w
 """
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from hashlib import sha256
 from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-import asyncpg
 from pydantic import AwareDatetime, BaseModel, Field
 
 from app.db import Connection
 from app.events.log import Log
+from app.events.record import Row
+from app.export.archived import Archive, FromArchive, merged
 from app.export.earlier_logs import read_earlier_logs
 from app.export.file import NOT_COVERED, Format, event_record, header_record, manifest_record
-from app.export.manifest import EarlierLog, ExportPosition, Manifest, rfc3339_microseconds, sign_manifest
+from app.export.manifest import (
+    ArchivedPart,
+    EarlierLog,
+    ExportPosition,
+    LeftOut,
+    Manifest,
+    rfc3339_microseconds,
+    sign_manifest,
+)
 from app.export.row import export_position, exported_event, mask
-from app.export.select import ExportQuery, sealed_rows, unsealed_rows
+from app.export.select import ExportQuery, Portions, sealed_rows, unsealed_rows
 from app.sql import load
 from app.tlog.keys import SigningKey
 
@@ -78,8 +87,9 @@ class ExportPart:
     positions: dict[str, tuple[int, int]] = field(default_factory=dict)
     """By log, the first and the last position of its events."""
     through: ExportPosition | None = None
+    archived: dict[UUID, ArchivedPart] = field(default_factory=dict)
 
-    def count(self, row: asyncpg.Record) -> None:
+    def count(self, row: Row) -> None:
         position = row["log_index"]
         if position is None:
             self.unsealed += 1
@@ -88,6 +98,9 @@ class ExportPart:
             self.erased += row["payload_commitment"] is not None
             first, _ = self.positions.get(row["log"], (position, position))
             self.positions[row["log"]] = first, position
+        if isinstance(row, FromArchive):
+            known = self.archived.get(row.part.archive_id)
+            self.archived[row.part.archive_id] = row.part if known is None else known.and_next(row.part)
 
     def range_of(self, log: str) -> tuple[int | None, int | None]:
         """First and last position of the part's events of a log; None twice if it has none."""
@@ -108,12 +121,14 @@ class Export:
     key: SigningKey | None
     token: ResumeToken | None = None
     """Where it is resumed; None for a new export."""
+    archive: Archive | None = None
     now: datetime = field(default_factory=lambda: datetime.now(UTC))
     """What relative times in `query` were counted from."""
     export_id: UUID = field(default_factory=uuid4)
     log_size: int = 0
     checkpoint: str | None = None
     earlier_logs: tuple[EarlierLog, ...] = ()
+    left_out: LeftOut | None = None
     part: ExportPart = field(default_factory=lambda: ExportPart(1, None, None))
     event_count: int = 0
     first_position: int | None = None
@@ -147,19 +162,32 @@ class Export:
         self.earlier_logs = await read_earlier_logs(connection, self.log)
         if self.token is None:
             self.log_size = await connection.fetchval(SQL.of(self.log)["log_size"])
-            return
-        self.export_id, self.log_size = self.token.export_id, self.token.log_size
-        self.part = ExportPart(self.token.part, self.token.after, self.token.previous)
+        else:
+            self.export_id, self.log_size = self.token.export_id, self.token.log_size
+            self.part = ExportPart(self.token.part, self.token.after, self.token.previous)
+        if self.archive is not None:
+            sizes = {log.id: self._sizes[log.name] for log in self.log.and_earlier()}
+            self.left_out = await self.archive.begin(connection, sizes)
 
-    async def _rows(self, connection: Connection) -> AsyncIterator[list[asyncpg.Record]]:
+    @property
+    def _sizes(self) -> dict[str, int]:
+        return {one.log: one.log_size for one in self.earlier_logs} | {self.log.name: self.log_size}
+
+    async def _rows(self, connection: Connection) -> AsyncIterator[Sequence[Row]]:
         after = self.part.after
         if after is None or after.position is not None:
-            sizes = {one.log: one.log_size for one in self.earlier_logs} | {self.log.name: self.log_size}
             for log, first in self._logs_after(after):
-                async for rows in sealed_rows(connection, self.query, log, first, sizes[log.name]):
+                end = self._sizes[log.name]
+                stored = sealed_rows(connection, self.query, log, first, end)
+                async for rows in self._with_archived(connection, stored, log, first, end):
                     yield rows
         async for rows in unsealed_rows(connection, self.query, self.log, after):
             yield rows
+
+    def _with_archived(
+        self, connection: Connection, stored: Portions, log: Log, first: int, end: int
+    ) -> AsyncIterator[Sequence[Row]]:
+        return stored if self.archive is None else merged(stored, self.archive.rows(connection, log, first, end))
 
     def _logs_after(self, after: ExportPosition | None) -> Iterator[tuple[Log, int]]:
         """The logs with events after a sealed one, or all of them, each with the first position that may be one of these."""
@@ -170,7 +198,7 @@ class Export:
                 yield log, first
                 last_read, first = None, _LOWEST
 
-    def _record(self, row: asyncpg.Record) -> bytes:
+    def _record(self, row: Row) -> bytes:
         self.part.count(row)
         self.event_count += 1
         position = row["log_index"]
@@ -216,6 +244,8 @@ class Export:
             next=None if last else str(next_token),
             checkpoint=self.checkpoint,
             earlier_logs=tuple(self._of_part(one) for one in self.earlier_logs),
+            archived=tuple(part.archived.values()),
+            left_out=self.left_out,
         )
         return manifest_record(self.form, sign_manifest(manifest, self.key))
 

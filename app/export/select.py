@@ -30,7 +30,7 @@ from sqlalchemy import (
     tuple_,
 )
 
-from app.db import Connection
+from app.db import Connection, portions
 from app.events.log import Log
 from app.export.file import MEMBERS
 from app.export.manifest import ExportPosition
@@ -38,10 +38,10 @@ from app.query.compiled import Statement, compile_statement
 from app.query.filter import ALIASES, CONDITIONS, OFFSET_MAX, EventFilter
 from app.sql import fragment, in_log
 from app.tables import audit_events
-from app.verify.snapshot import portions
 
 PAGE_MAX = 10_000
 _ROWS_AT_ONCE = 128
+_KEYS_AT_ONCE = 2_000
 
 _e = audit_events.c
 _LEAF = literal_column(f"({fragment('leaf_of_row')})", Text)
@@ -57,6 +57,11 @@ class ExportQuery(EventFilter, frozen=True, extra="forbid"):
     include_detached_signature: bool = Field(default=False, description="of json: the signature once more, as text")
     offset: int = Field(0, ge=0, le=OFFSET_MAX, description="of json: events to skip")
     limit: int = Field(1000, ge=1, le=PAGE_MAX, description="of json: most events on the page")
+    archive: Literal["include", "exclude"] | None = Field(
+        None,
+        description="include: also events that were removed from Postgres and are in the archive; exclude: without them. If "
+        "absent, with them only where Postgres has nothing that is not later than `until`",
+    )
 
     def filters(self) -> dict[str, Any]:
         """The filters that the query has, as JSON values; times by the names that they have in the reference."""
@@ -105,17 +110,25 @@ async def rows_at(connection: Connection, log_id: int, positions: list[int]) -> 
     return await connection.fetch(statement.text, *statement.bind(arguments))
 
 
-def page_rows(connection: Connection, query: ExportQuery, log: Log) -> Portions:
-    """The rows of one page of `json`, those of a correlation together."""
-    arguments = query.arguments() | {"log": log.name, "offset": query.offset, "limit": query.limit}
+def page_rows(connection: Connection, query: ExportQuery, log: Log, offset: int, limit: int) -> Portions:
+    """The rows of one page of `json`, those of a correlation together, in the order of time and id; that time as `time`."""
+    arguments = query.arguments() | {"log": log.name, "offset": offset, "limit": limit}
     return _portions(connection, _page_statement(query.page_conditions()), arguments)
 
 
-async def page_links(connection: Connection, query: ExportQuery) -> list[asyncpg.Record]:
-    """Of the events on that page: id, correlation, positions, stored hash, the hash to which it links, and whether it is erased."""
+async def page_links(connection: Connection, query: ExportQuery, offset: int, limit: int) -> list[asyncpg.Record]:
+    """Of the events on that page: id, correlation, log and positions, stored hash, the hash to which it links, and whether it is erased."""
     statement = _links_statement(query.page_conditions())
-    arguments = query.arguments() | {"offset": query.offset, "limit": query.limit}
+    arguments = query.arguments() | {"offset": offset, "limit": limit}
     return await connection.fetch(statement.text, *statement.bind(arguments))
+
+
+def page_keys(connection: Connection, query: ExportQuery, limit: int) -> Portions:
+    """What tells the first rows of all pages, in the order of time and id: `time`, `event_id`, log_id, log_index and event_hash."""
+    statement = _keys_statement(query.page_conditions())
+    arguments = query.arguments() | {"offset": 0, "limit": limit}
+    values = (arguments[name] for name in statement.parameters)
+    return portions(connection, statement.text, *values, widest="event_hash", rows_max=_KEYS_AT_ONCE)
 
 
 def _portions(connection: Connection, statement: Statement, arguments: Mapping[str, object]) -> Portions:
@@ -136,6 +149,12 @@ def _time_or_infinity(column: ColumnElement[Any]) -> ColumnElement[Any]:
         _literal, ("timestamptz '0001-01-02Z'", "timestamptz '9999-12-31Z'", "timestamptz 'infinity'")
     )
     return case((or_(column < low, column >= high), infinity), else_=column).label(column.name)
+
+
+def _nearest_time(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """In the same order, with the nearest time that Python can represent."""
+    low, high = _literal("timestamptz '0001-01-02Z'"), _literal("timestamptz '9999-12-30Z'")
+    return func.least(func.greatest(column, low), high).label("time")
 
 
 def _date_or_infinity(column: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -201,17 +220,31 @@ def _rows_at_statement() -> Statement:
 
 @lru_cache(64)
 def _page_statement(conditions: tuple[str, ...]) -> Statement:
-    more = _e.event_timestamp.label("order_time"), _e.log_id, _LEAF.label("leaf")
+    more = _e.event_timestamp.label("order_time"), _nearest_time(_e.event_timestamp), _e.log_id, _LEAF.label("leaf")
     on_page = _on_page(_select(conditions, *_columns(), *more)).subquery()
-    shown = select(*(on_page.c[name] for name in (*MEMBERS, "log_id", "leaf")))
+    shown = select(*(on_page.c[name] for name in (*MEMBERS, "time", "log_id", "leaf")))
     return compile_statement(shown.order_by(on_page.c.correlation_id, on_page.c.order_time, on_page.c.event_id))
 
 
 @lru_cache(64)
 def _links_statement(conditions: tuple[str, ...]) -> Statement:
-    columns = (_e.event_id, _e.correlation_id, _e.chain_index, _e.log_index, _e.event_hash, _e.previous_event_hash)
+    columns = (
+        _e.event_id,
+        _e.correlation_id,
+        _e.chain_index,
+        _e.log_id,
+        _e.log_index,
+        _e.event_hash,
+        _e.previous_event_hash,
+    )
     erased = _e.payload_commitment.is_not(None).label("erased")
     return compile_statement(_on_page(_select(conditions, *columns, erased)))
+
+
+@lru_cache(64)
+def _keys_statement(conditions: tuple[str, ...]) -> Statement:
+    columns = _nearest_time(_e.event_timestamp), _e.event_id, _e.log_id, _e.log_index, _e.event_hash
+    return compile_statement(_on_page(_select(conditions, *columns)))
 
 
 def _on_page(selected: Select[Any]) -> Select[Any]:

@@ -6,7 +6,8 @@ so that a page of any size needs little memory.
 
 import base64
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -17,12 +18,15 @@ import orjson
 
 from app.db import Connection
 from app.events.canonical import canonical, loads
-from app.events.log import Log
+from app.events.log import Log, place_of
 from app.events.positions import Positions
 from app.events.record import Row
+from app.export.archived import Archive, FromArchive, LinkFromArchive, OldestArchived, in_one_order
 from app.export.certificate import ALGORITHM, ExportKeyPair, detached_signature
+from app.export.manifest import LeftOut
+from app.export.page_of_both import find_page
 from app.export.row import mask, verdict_on
-from app.export.select import ExportQuery, page_links, page_rows
+from app.export.select import ExportQuery, Portions, page_links, page_rows
 from app.sql import load
 from app.tlog.evidence import NO_ERASURES, read_evidence
 from app.tlog.gaps import Gap, judge_gap_by_leaf
@@ -43,29 +47,62 @@ class SignedPage:
     log: Log
     key_pair: ExportKeyPair
     hmac_key: bytes | None = None
+    archive: Archive | None = None
     export_id: UUID = field(default_factory=uuid4)
     event_count: int = 0
     tampered: list[str] = field(default_factory=list)
     unverified: int = 0
     """Unsealed events that have no hash, or one that cannot be computed here: they are not called valid, nor tampered with."""
     unsealed: int = 0
+    left_out: LeftOut | None = None
     first_position: None = None
     last_position: None = None
 
     async def stream(self, connection: Connection, finished: Callable[[], Awaitable[None]]) -> AsyncGenerator[bytes]:
         """The answer, in pieces. `finished` is awaited before the signature: if it raises, the answer is cut there."""
-        links = _Links(await page_links(connection, self.query))
-        await links.complete(connection, self.log)
+        if self.archive is not None:
+            self.left_out = await self.archive.begin(connection, {})
         digest = sha256()
         pending = b'{"events":['
-        async for rows in page_rows(connection, self.query, self.log):
-            pending += b"," if self.event_count else b""
-            pending += b",".join([self._event(row, links) for row in rows])
-            digest.update(pending)
-            yield pending
-            pending = b""
+        async with self._oldest() as oldest:
+            links, on_page = await self._page(connection, oldest)
+            if (
+                oldest is not None
+            ):  # its rows may take longer than the deadline of a query, which ends with the first piece
+                digest.update(pending)
+                yield pending
+                pending = b""
+            async for rows in on_page:
+                pending += b"," if self.event_count else b""
+                pending += b",".join([self._event(row, links) for row in rows])
+                digest.update(pending)
+                yield pending
+                pending = b""
         await finished()
         yield pending + self._end(digest, pending)
+
+    def _oldest(self) -> AbstractAsyncContextManager[OldestArchived | None]:
+        if self.archive is None:
+            return nullcontext()
+        return self.archive.oldest(self.query.offset + self.query.limit)
+
+    async def _page(
+        self, connection: Connection, oldest: OldestArchived | None
+    ) -> "tuple[_Links, AsyncIterator[Sequence[Row]]]":
+        """What links the events of the page, and the events."""
+        page = await find_page(connection, self.query, self.log, oldest)
+        stored = await page_links(connection, self.query, page.offset, page.limit)
+        archived = await oldest.links(connection, page.archived) if oldest and page.archived else ()
+        linked: list[Row] = [*stored, *archived]
+        links = _Links(linked)
+        await links.complete(connection, self.log)
+        rows = page_rows(connection, self.query, self.log, page.offset, page.limit)
+        if oldest is None or not archived:
+            return links, rows
+        ranks = await _ranks(connection, {row["correlation_id"] for row in linked})
+        places = [(ranks[one["correlation_id"]], one.key) for one in archived]
+        chosen = [number for _, number in sorted(zip(places, page.archived, strict=True))]
+        return links, _merged(rows, oldest.rows(connection, chosen), ranks)
 
     def _end(self, digest: Any, pending: bytes) -> bytes:
         now = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
@@ -84,7 +121,8 @@ class SignedPage:
     def _event(self, row: Row, links: "_Links") -> bytes:
         """The event as JCS. Verified is the stored row, also when what is shown is masked."""
         self.event_count += 1
-        by_itself = verdict_on(row, self.log, self.hmac_key, links.erased)
+        stored = row | row.proof if isinstance(row, FromArchive) else row
+        by_itself = verdict_on(stored, self.log, self.hmac_key, links.erased)
         valid = links.fits(row) and by_itself is True
         if by_itself is None and not links.stands_twice(row):
             self.unverified += 1
@@ -101,6 +139,8 @@ class SignedPage:
         }
         if not row["sealed"]:
             event["sealed"] = False
+        if isinstance(row, FromArchive):
+            event["archive_id"] = str(row.part.archive_id)
         return orjson.dumps(event, option=orjson.OPT_SORT_KEYS)
 
     def _metadata(self, now: str) -> dict[str, Any]:
@@ -113,7 +153,7 @@ class SignedPage:
             "signature_algorithm": ALGORITHM,
             "certificate_fingerprint": self.key_pair.fingerprint,
             "exported_by": mask(query, self.exported_by),
-        }
+        } | LeftOut.member(self.left_out)
 
     def _verification(self, now: str) -> dict[str, Any]:
         valid = self.event_count - len(self.tampered) - self.unverified
@@ -150,8 +190,12 @@ class _Links:
         """Ids that stand in several rows."""
         self.erased = NO_ERASURES
         """What was erased, as recorded in the log."""
+        self._before: dict[tuple[str, int], str] = {}
+        """By correlation and chain position the leaves of events that are in the archive beside those of the page."""
         self._rows = list(rows)
         for row in self._rows:
+            if isinstance(row, LinkFromArchive) and row.hash_before is not None:
+                self._before[row["correlation_id"], row["chain_index"] - 1] = row.hash_before
             if row["chain_index"] is not None:
                 self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
             elif row["previous_event_hash"]:
@@ -167,7 +211,13 @@ class _Links:
             self._firsts = {(row["correlation_id"], row["event_id"]) for row in found}
         found = await connection.fetch(SQL["ids_that_stand_twice"], [row["event_id"] for row in self._rows])
         self._twice = {row["event_id"] for row in found}
+        if archived := [row["event_id"] for row in self._rows if isinstance(row, LinkFromArchive)]:
+            found = await connection.fetch(SQL["ids_beside_the_archive"], archived)
+            self._twice |= {row["event_id"] for row in found}
         before = {(correlation, index - 1) for correlation, index in self._stored if index} - self._stored.keys()
+        for place in before & self._before.keys():
+            self._stored[place].append(self._before[place])
+        before -= self._before.keys()
         if before:
             for row in await connection.fetch(SQL["before"], *_columns(before)):
                 self._stored[row["correlation_id"], row["chain_index"]].append(row["event_hash"] or "")
@@ -189,7 +239,8 @@ class _Links:
             end = await connection.fetchrow(SQL["end_before"], correlation, index)
             assert end is not None
             last_hash = row["previous_event_hash"] or ""
-            gap = Gap(index - end["chain_index"] - 1, index, end["log_index"], row["log_index"], last_hash)
+            place = place_of(row["log_id"], row["log_index"])
+            gap = Gap(index - end["chain_index"] - 1, index, int(end["place"]), place, last_hash)
             if (await judge_gap_by_leaf(connection, log, gap, purged)).is_purge:
                 self._purged_before.add((correlation, index))
 
@@ -213,6 +264,25 @@ class _Links:
         before = self._stored.get((correlation, index - 1))
         follows = (correlation, index) in self._purged_before if before is None else previous in before
         return len(self._stored[correlation, index]) == 1 and bool(previous) and follows
+
+
+async def _ranks(connection: Connection, correlations: Collection[str]) -> dict[str, int]:
+    """By correlation which one of them it is, as Postgres orders them."""
+    ordered = await connection.fetch(SQL["correlations_in_order"], list(correlations))
+    return {row["correlation_id"]: rank for rank, row in enumerate(ordered)}
+
+
+async def _merged(
+    stored: Portions, archived: AsyncGenerator[list[FromArchive]], ranks: Mapping[str, int]
+) -> AsyncGenerator[Sequence[Row]]:
+    """The rows of a page, those of a correlation together, in the order of time and id."""
+
+    def place(row: Row) -> tuple[Any, ...]:
+        time = row["event_timestamp" if isinstance(row, FromArchive) else "time"]
+        return ranks[row["correlation_id"]], time, row["event_id"]
+
+    async for here, there in in_one_order(stored, archived, place):
+        yield sorted([*here, *there], key=place) if there else here
 
 
 def _columns(pairs: Collection[tuple[str, Any]]) -> tuple[list[str], list[Any]]:

@@ -7,10 +7,8 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from app import metrics
-from app.db import Connection, driver_connection
+from app.db import Connection, Engine, driver_connection
 from app.events.log import LOG_POSITIONS, Log, place_of
 from app.events.own import correlation_of
 from app.events.record import Row
@@ -52,7 +50,7 @@ def _parse(payload: dict[str, Any], row: Row, place: int) -> Finding | Acknowled
     return Acknowledgement(str(payload["acknowledged_by"]), str(payload["reason"]), row["recorded_at"])
 
 
-async def findings_of(engine: AsyncEngine, log: Log) -> list[Finding]:
+async def findings_of(engine: Engine, log: Log) -> list[Finding]:
     """Every finding that the log records, as read_findings()."""
     async with (
         driver_connection(engine) as connection,

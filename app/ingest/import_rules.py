@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from app.db import fetch
+from app.db import Engine, fetch
 from app.errors import BadRequest
 from app.events.explain import bad_fields
 from app.ingest.accept import RETENTION_DAYS, Draft
@@ -57,7 +55,7 @@ class ImportRules:
         return min(settings.retention_ceiling_days if ceiling is None else ceiling, days)
 
 
-async def read(engine: AsyncEngine, settings: Settings, now: datetime) -> ImportRules:
+async def read(engine: Engine, settings: Settings, now: datetime) -> ImportRules:
     """The rules at `now`. Raises DatabaseAway or DatabaseFailed."""
     rows = await fetch(engine, SQL["retention_policies"])
     return ImportRules({row["event_category"]: dict(row) for row in rows}, settings, now)

@@ -50,22 +50,23 @@ def link(events: Sequence[Event], of_log: Log, tail: tuple[int, int], heads: dic
     into each event's record, which is hashed then.
     """
     flush = Flush(of_log, tail[0], tail[0] + tail[1], events)
-    leaves, log_name = [], of_log.name
+    leaves, log_name, rows, ends = [], of_log.name, flush.rows, flush.heads
     for log_index, event in enumerate(events, flush.first_index):
         correlation_id = event.correlation_id
-        head = flush.heads.get(correlation_id)
+        head = ends.get(correlation_id)
         if head is None:
             head = heads.get(correlation_id, NO_HEAD)
             flush.expected[correlation_id] = head.stored
+        length, previous_hash, _ = head
         record = event.record
         record["log"] = log_name
         record["log_index"] = log_index
-        record["chain_index"] = head.length
-        record["previous_event_hash"] = head.hash or None
+        record["chain_index"] = length
+        record["previous_event_hash"] = previous_hash or None
         leaf = record_leaf_hash(record)
         event_hash = leaf.hex()
         leaves.append(leaf)
-        flush.heads[correlation_id] = Head(head.length + 1, event_hash, head.length + 1)
-        flush.rows.append((*event.row, log_index, head.length, head.hash, event_hash))
+        ends[correlation_id] = Head(length + 1, event_hash, length + 1)
+        rows.append(event.row + (log_index, length, previous_hash, event_hash))  # noqa: RUF005 - one copy instead of two
     flush.leaves = b"".join(leaves)
     return flush

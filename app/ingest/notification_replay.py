@@ -4,9 +4,8 @@ import asyncio
 import logging
 from contextlib import suppress
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from app import metrics
+from app.db import Engine
 from app.errors import Conflict, DatabaseAway, InboxFull, KeyReused
 from app.ingest.notification_writing import write
 from app.ingest.notifications import is_stored
@@ -22,7 +21,7 @@ _WRITE_SECONDS = 30.0
 log = logging.getLogger(__name__)
 
 
-async def replay_forever(engine: AsyncEngine, writer: Writer, spool: Spool) -> None:
+async def replay_forever(engine: Engine, writer: Writer, spool: Spool) -> None:
     """Twice a second, for as long as the process runs: write the notifications that wait."""
 
     async def do_round() -> None:
@@ -38,14 +37,14 @@ async def replay_forever(engine: AsyncEngine, writer: Writer, spool: Spool) -> N
     )
 
 
-async def replay(engine: AsyncEngine, writer: Writer, spool: Spool) -> None:
+async def replay(engine: Engine, writer: Writer, spool: Spool) -> None:
     """Write all that wait. What Postgres refuses for its content is quarantined. Raises DatabaseAway, InboxFull or SpoolFailed."""
     while notifications := await spool.next_notifications():
         for spooled in notifications:
             await _replay_one(engine, writer, spool, spooled)
 
 
-async def _replay_one(engine: AsyncEngine, writer: Writer, spool: Spool, spooled: SpooledNotification) -> None:
+async def _replay_one(engine: Engine, writer: Writer, spool: Spool, spooled: SpooledNotification) -> None:
     refusal, deadline = None, asyncio.get_running_loop().time() + _WRITE_SECONDS
     try:
         # It may be stored already: a crash can lie between writing and removing.

@@ -1,7 +1,6 @@
 """A notification through the pod's writer: one flush with the event that has its digest, with others that wait."""
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
+from app.db import Engine
 from app.ingest.claim import Claim
 from app.ingest.notifications import (
     GeneratedColumns,
@@ -18,7 +17,7 @@ from app.ingest.writer import Writer
 
 
 async def write(
-    engine: AsyncEngine, writer: Writer, notification: Notification, claim: Claim | None, deadline: float
+    engine: Engine, writer: Writer, notification: Notification, claim: Claim | None, deadline: float
 ) -> GeneratedColumns:
     """Write a notification and return when it is committed. A resend under a claim gets what was stored the first time.
 

@@ -11,10 +11,9 @@ from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 from uuid import UUID, uuid4
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
-from sqlalchemy.ext.asyncio import AsyncEngine
 from typing_extensions import TypedDict
 
-from app.db import Connection
+from app.db import Connection, Engine
 from app.errors import AuditError, BadRequest, Conflict
 from app.events.envelope import DateTime, Name255, parse_timestamp
 from app.events.explain import bad_fields, by_member_name, explain
@@ -173,7 +172,7 @@ class NotificationsLocked(AuditError):
     label = "Busy"
 
 
-async def is_stored(engine: AsyncEngine, notification: Notification, *, standbys: bool) -> bool:
+async def is_stored(engine: Engine, notification: Notification, *, standbys: bool) -> bool:
     """Whether the notification stored under its id equals this one in every member. With `standbys` they have it; else StandbyMissing."""
     rows = await fetch(engine, SQL["stored_notification"], notification.notification_id, required=standbys)
     return bool(rows) and tuple(rows[0]) == astuple(notification)
@@ -190,7 +189,7 @@ def id_conflict(notification: Notification) -> Conflict:
     )
 
 
-async def stored_under(engine: AsyncEngine, claim: Claim, *, standbys: bool) -> GeneratedColumns | None:
+async def stored_under(engine: Engine, claim: Claim, *, standbys: bool) -> GeneratedColumns | None:
     """What was stored the first time under an Idempotency-Key, if that was. KeyReused when it was sent with another body.
 
     With `standbys` they have it; else StandbyMissing.

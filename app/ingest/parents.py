@@ -5,10 +5,8 @@ from collections.abc import Sequence
 from datetime import date
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
 from app import metrics
-from app.db import fetch
+from app.db import Engine, fetch
 from app.errors import DatabaseAway
 from app.ingest.accept import Draft
 from app.ingest.event_writer import EventWriter
@@ -18,7 +16,7 @@ SQL = load("ingest")
 
 
 async def find_parent_dates(
-    engine: AsyncEngine, writer: EventWriter, drafts: Sequence[Draft], deadline: float
+    engine: Engine, writer: EventWriter, drafts: Sequence[Draft], deadline: float
 ) -> dict[UUID, date | None]:
     """Dates of the parents of `drafts`, by id: from Postgres, then from the events that wait to be written.
 

@@ -484,24 +484,26 @@ class Store:
             *_head_columns(flush),
             *claim_columns,
         )
-        rows, copied = (flush.rows, []) if len(flush.rows) < _COPY_ROWS_MIN else ([], flush.rows)
+        is_copied = len(flush.rows) >= _COPY_ROWS_MIN
         extra = [(event.record["trace_id"], event.record["span_id"], event.metadata) for event in flush.events]
         marks = self._holds.marks_for(flush.events) if self._holds else []
         requires_standby = self._settings.require_synchronous_standby
-        if (copied or marks or action or requires_standby) and not connection.is_in_transaction():
+        if (is_copied or marks or action or requires_standby) and not connection.is_in_transaction():
             await connection.execute("BEGIN")
         if requires_standby:
             await self._require_standby(connection)
         won = await connection.fetchval(
-            SQL.of(flush.log)["flush"], *parameters, rows, *(zip(*extra, strict=True) if rows else ([], [], []))
+            SQL.of(flush.log)["flush"],
+            *parameters,
+            *(([], [], [], []) if is_copied else (flush.rows, *zip(*extra, strict=True))),
         )
         if not won:
             await self._rollback()
             raise LostRace
         # After the compare-and-set, so that a replica with many small flushes cannot win against every large one.
-        if copied:
+        if is_copied:
             log_columns = flush.log.id, "sha256-rfc6962"
-            records = [row + more + log_columns for row, more in zip(copied, extra, strict=True)]
+            records = (row + more + log_columns for row, more in zip(flush.rows, extra, strict=True))
             await connection.copy_records_to_table("audit_events", records=records, columns=COPY_COLUMNS)
         if marks:
             await connection.execute(SQL["mark_held"], *map(list, zip(*marks, strict=True)))

@@ -8,9 +8,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.archived import find_unlisted
 from app.api.deadline import within_deadline
 from app.api.paging import cursor_errors
 from app.api.reads import reads_of
+from app.api.service import service_of
 from app.api.timeline import parse_query
 from app.pages.drawing import duration
 from app.pages.events import Links, filters, without_empty
@@ -31,6 +33,7 @@ async def correlations_page(request: Request) -> Response:
     query = parse_query(urlencode(sent).encode(), datetime.now(UTC))
     with cursor_errors(query.cursor):
         found = await within_deadline(request, reads_of(request)(lambda pool: correlations.page(pool, query)))
+    left_out = await within_deadline(request, find_unlisted(request, query, found))
     return page(
         request,
         "correlations.html",
@@ -38,6 +41,9 @@ async def correlations_page(request: Request) -> Response:
         twin=f"{_API}?{urlencode(sent)}",
         correlations=[_shown(one) for one in found.correlations],
         next_cursor=found.next_cursor,
+        left_out=left_out,
+        archive_missing=service_of(request).archive.what_is_missing,
+        events=Links("/ui/events", sent),
         link=Links("/ui/correlations", sent),
         filters=filters(sent, CorrelationQuery, _ALWAYS),
     )

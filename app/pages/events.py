@@ -15,8 +15,9 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.api.archived import find_events, find_left_out
 from app.api.deadline import within_deadline
-from app.api.events import parse_query
+from app.api.events import parse_list_query
 from app.api.filters import time_readers
 from app.api.histogram import parse_histogram_query
 from app.api.paging import cursor_errors
@@ -29,7 +30,7 @@ from app.events.envelope import Category, Outcome
 from app.pages.chart import bars
 from app.pages.rendering import page
 from app.pages.text import indented
-from app.query.filter import ALIASES, EventQuery
+from app.query.filter import ALIASES, EventQuery, ListQuery
 from app.query.histogram import Histogram
 from app.query.page import Page, rest_of_page
 from app.query.places import places
@@ -42,8 +43,8 @@ _MINUTES = re.compile(r"(\d{4}-\d\d-\d\d)[ T](\d\d:\d\d)(:\d\d)?")
 _REPEATED = ("_in", "_not")
 _PAGING = {"limit", "offset", "cursor", "total"}
 _WITHOUT_FIELD = _PAGING | {"event_type", "strict"}
-_NOT_STREAMED = _PAGING | {"order", "strict", "sealed"}
-_NOT_COUNTED = _PAGING | {"order", "strict"}
+_NOT_STREAMED = _PAGING | {"order", "strict", "sealed", "archive"}
+_NOT_COUNTED = _PAGING | {"order", "strict", "archive"}
 _EVENTS_MAX = 200
 """Most events on a page: it is rendered in one go, while nobody else is answered."""
 _DIGITS_MAX = 20
@@ -58,6 +59,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "include": ("self", "kubernetes", "all"),
     "order": ("time", "log"),
     "sealed": ("true", "false"),
+    "archive": ("include",),
 }
 _FIRST = ("q", "since", "until", "event_type_in", "event_outcome", "actor_id", "resource_id", "correlation_id")
 """Filters that are always shown; the others open."""
@@ -66,13 +68,14 @@ _FIRST = ("q", "since", "until", "event_type_in", "event_outcome", "actor_id", "
 @router.get("/ui/events")
 async def events_page(request: Request) -> Response:
     """Events, newest first, as GET /api/v1/audit/events answers with the same query."""
-    service, sent = service_of(request), _question(request)
-    query = parse_query(urlencode([*sent, ("strict", "true")]).encode(), datetime.now(UTC))
+    sent = _question(request)
+    query = parse_list_query(urlencode([*sent, ("strict", "true")]).encode(), datetime.now(UTC))
     live_from = await within_deadline(
         request, end_of_log(request)
     )  # first: what comes meanwhile is on the page, and is streamed too
     with cursor_errors(query.cursor):
-        found = await within_deadline(request, reads_of(request).ask(service.pages, query))
+        found = await within_deadline(request, find_events(request, query))
+    left_out = await within_deadline(request, find_left_out(request, query, found))
     histogram = await _histogram(request, sent)
     events = [event async for portion in portions(request, found) for event in await shown(request, portion)]
     return page(
@@ -85,6 +88,9 @@ async def events_page(request: Request) -> Response:
         stream=_stream(query, sent),
         live_from=live_from,
         link=Links("/ui/events", sent),
+        left_out=left_out,
+        archive_missing=service_of(request).archive.what_is_missing,
+        is_counted=query.archive is None,
         filters=filters(sent),
         histogram=histogram,
         bars=bars(histogram.buckets) if histogram else [],
@@ -199,7 +205,7 @@ class Links:
 
 
 def filters(
-    sent: list[tuple[str, str]], model: type[BaseModel] = EventQuery, always: Sequence[str] = _FIRST
+    sent: list[tuple[str, str]], model: type[BaseModel] = ListQuery, always: Sequence[str] = _FIRST
 ) -> dict[Literal["first", "more", "hidden"], list[dict[str, Any]]]:
     """The fields of the form: those of the model, each with what was sent and what can be chosen; those of `always` come first.
 
@@ -218,7 +224,7 @@ def filters(
 
 def label(name: str) -> str:
     """A parameter's name as words."""
-    known = {"q": "text", "event_type_in": "type, or prefix.*", "sealed": "in the log"}
+    known = {"q": "text", "event_type_in": "type, or prefix.*", "sealed": "in the log", "archive": "of the archive too"}
     return known.get(name) or name.removeprefix("event_").removesuffix("_id").replace("_", " ")
 
 

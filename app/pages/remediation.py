@@ -1,8 +1,9 @@
 """The page of one remediation: its story as a picture and in tables, the verdict on its chain, and what can be taken away as a file."""
 
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import quote
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.api.access import may
+from app.api.archived import find_gone, find_report, find_timeline
 from app.api.deadline import within_deadline
 from app.api.parameters import (
     CORRELATION_ID,
@@ -23,16 +25,19 @@ from app.api.parameters import (
 )
 from app.api.reads import reads_of
 from app.api.verify import chain_verified, verify_correlation
+from app.archive.reading import ArchiveDamaged
 from app.db import Pool
 from app.errors import AuditError, DatabaseFailed, Unavailable
+from app.events.record import Row
 from app.pages.drawing import draw, duration
 from app.pages.events import Links, shown
 from app.pages.rendering import page
+from app.query.approvals import EVENT_TYPES as APPROVAL_TYPES
 from app.query.approvals import approvals
 from app.query.effectiveness import effectiveness
 from app.query.filter import OFFSET_MAX
 from app.query.page import event_by_id, events_by_id
-from app.query.reconstruct import rebuild
+from app.query.reconstruct import EVENT_TYPES, rebuild
 from app.query.timeline import EVENTS_MAX, Timeline, timeline
 from app.verify.correlation import CorrelationResult
 
@@ -44,6 +49,7 @@ VERIFIED_AT_ONCE_MAX = 500
 _READERS = {"verify": true_or_false(), "offset": whole_number(0, OFFSET_MAX)}
 
 
+_T = TypeVar("_T")
 _WHOLE = "The chain is whole: each event has its hash, its link and its leaf in the log."
 
 
@@ -82,14 +88,24 @@ async def remediation_page(request: Request, correlation_id: str) -> Response:
     correlation_id = path_correlation_id(request, correlation_id)
     reads = reads_of(request)
     fields = read_fields(query_parameters(request.scope["query_string"], _READERS), _READERS)
-    found = await within_deadline(request, reads(lambda pool: timeline(pool, correlation_id, EVENTS_MAX, 0)))
+    unread = ""
+    try:
+        found = await within_deadline(request, find_timeline(request, correlation_id, EVENTS_MAX, 0))
+    except (Unavailable, ArchiveDamaged) as error:  # what Postgres has is worth a page, if it is that which answers
+        found = await within_deadline(request, reads(lambda pool: timeline(pool, correlation_id, EVENTS_MAX, 0)))
+        unread = error.detail
     if found.is_empty:
         return _no_correlation(request, correlation_id)
     events: list[dict[str, Any]] = orjson.loads(found.events)
     offset = min(fields.get("offset", 0), max(0, len(events) - 1))
     ids = [event["event_id"] for event in events[offset : offset + EVENTS_ON_PAGE]]
-    on_page = await within_deadline(request, reads(lambda pool: events_by_id(pool, correlation_id, ids)))
+    on_page = await within_deadline(request, _events_on_page(request, correlation_id, ids, events))
     path = quote(correlation_id, safe="")
+
+    async def report(payloads_of: frozenset[str] | None, read: Callable[[Pool, Sequence[Row]], Awaitable[_T]]) -> _T:
+        of_both = find_report(request, correlation_id, payloads_of, read, with_archive=not unread)
+        return await within_deadline(request, of_both)
+
     return page(
         request,
         "remediation.html",
@@ -106,9 +122,10 @@ async def remediation_page(request: Request, correlation_id: str) -> Response:
         is_cut=found.has_more,
         verdicts=await _verdicts(request, correlation_id, found, asked=fields.get("verify", False)),
         failure=await _first_failure(request, events),
-        approvals=await within_deadline(request, reads(lambda pool: approvals(pool, correlation_id))),
-        effect=await within_deadline(request, reads(lambda pool: effectiveness(pool, correlation_id))),
-        rebuilt=await within_deadline(request, reads(lambda pool: _rebuilt(pool, correlation_id))),
+        approvals=await report(APPROVAL_TYPES, lambda pool, archived: approvals(pool, correlation_id, archived)),
+        effect=await report(None, lambda pool, archived: effectiveness(pool, correlation_id, archived)),
+        rebuilt=await report(EVENT_TYPES, lambda pool, archived: _rebuilt(pool, correlation_id, archived)),
+        unread=unread,
         downloads=_downloads(path, events),
         duration=duration,
         may_hold=await may(request, "update"),
@@ -206,9 +223,22 @@ async def _first_failure(request: Request, events: list[dict[str, Any]]) -> dict
     return whole or first
 
 
-async def _rebuilt(pool: Pool, correlation_id: str) -> Rebuilt:
+async def _events_on_page(
+    request: Request, correlation_id: str, ids: list[str], events: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The events of a timeline with these ids, whole."""
+    found = await reads_of(request)(lambda pool: events_by_id(pool, correlation_id, ids))
+    archived = {event["event_id"] for event in events if "archive_id" in event}.intersection(ids)
+    if archived:
+        gone = await find_gone(request, correlation_id)
+        found += [one.event() for one in gone if str(one.row["event_id"]) in archived]
+        found.sort(key=lambda event: ids.index(event["event_id"]))
+    return found
+
+
+async def _rebuilt(pool: Pool, correlation_id: str, archived: Sequence[Row]) -> Rebuilt:
     try:
-        built = await rebuild(pool, correlation_id, datetime.now(UTC))
+        built = await rebuild(pool, correlation_id, datetime.now(UTC), archived)
     except (DatabaseFailed, Unavailable):
         raise
     except AuditError as error:  # also a payload that cannot be read: the rest of the page does not depend on it
@@ -218,6 +248,8 @@ async def _rebuilt(pool: Pool, correlation_id: str) -> Rebuilt:
 
 def _downloads(path: str, events: list[dict[str, Any]]) -> list[Download]:
     api, export = "/api/v1/audit", f"/api/v1/audit/export?correlation_id={path}"
+    if any("archive_id" in event for event in events):
+        export += "&archive=include"
     found = [
         Download(
             "Bundle",

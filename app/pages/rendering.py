@@ -93,6 +93,7 @@ def environment() -> "Environment":
         finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,  # else each template's file is looked at for each page
     )
     made.globals |= {"static": static_url, "navigation": NAVIGATION}
     made.filters |= {"exact": _exact, "cut": cut, "breakable": breakable, "segment": segment}

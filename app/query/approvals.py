@@ -7,9 +7,10 @@ from itertools import chain
 
 from app.db import Pool, fetch
 from app.events.record import Row
+from app.query.both import archived_columns
 from app.sql import load
 
-SQL = load("reports")["approvals"]
+SQL = load("reports")
 
 _REQUESTS = frozenset(
     {"orchestrator.approval.requested", "remediationorchestrator.approval.requested", "analysis.approval.required"}
@@ -60,9 +61,19 @@ class Approval:
         return round((answered - asked).total_seconds() * 1000)
 
 
-async def approvals(pool: Pool, correlation_id: str) -> list[Approval]:
-    """The approvals of one correlation, in the order of their times. DatabaseAway or DatabaseFailed when Postgres does not answer."""
-    return paired(await fetch(pool, SQL, correlation_id, [*_REQUESTS, *_ANSWERS, *_ASSESSMENTS]))
+EVENT_TYPES = frozenset([*_REQUESTS, *_ANSWERS, *_ASSESSMENTS])
+"""Of the events that are read."""
+
+
+async def approvals(pool: Pool, correlation_id: str, archived: Sequence[Row] = ()) -> list[Approval]:
+    """The approvals of one correlation, with those of its events that are `archived` alone, in the order of their times. DatabaseAway or DatabaseFailed
+    when Postgres does not answer.
+    """
+    statement, more = (
+        SQL["approvals_of_both" if archived else "approvals"],
+        archived_columns(archived) if archived else [],
+    )
+    return paired(await fetch(pool, statement, correlation_id, list(EVENT_TYPES), *more))
 
 
 def paired(rows: Sequence[Row]) -> list[Approval]:

@@ -4,16 +4,19 @@ The column event_type decides what a row is; a member of another JSON type than 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
 from app.db import Pool, driver_connection
 from app.events.canonical import loads
+from app.events.record import Row
+from app.query.both import archived_columns
 from app.sql import load
 
-SQL = load("reports")["effectiveness"]
+SQL = load("reports")
+CATEGORY = "effectiveness"
 WEIGHTS = {"health": 0.40, "alert": 0.35, "metrics": 0.25}
 DRIFT = "SpecDrift"
 REASONS = frozenset(
@@ -96,11 +99,14 @@ class Effectiveness:
         return "in_progress" if any(component.assessed for component in self.components.values()) else "no_data"
 
 
-async def effectiveness(pool: Pool, correlation_id: str) -> Effectiveness:
-    """The assessments of one remediation added up; `total` is 0 without assessments."""
+async def effectiveness(pool: Pool, correlation_id: str, archived: Sequence[Row] = ()) -> Effectiveness:
+    """The assessments of one remediation added up, with those of its events that are `archived` alone; `total` is 0 without assessments."""
     result = Effectiveness()
+    assessments = [row for row in archived if row["event_category"] == CATEGORY]
+    statement = SQL["effectiveness_of_both" if assessments else "effectiveness"]
+    more = [[], *archived_columns(assessments)] if assessments else []
     async with driver_connection(pool) as connection, connection.transaction(readonly=True):
-        async for row in connection.cursor(SQL, correlation_id, prefetch=_ROWS_AT_ONCE):
+        async for row in connection.cursor(statement, correlation_id, *more, prefetch=_ROWS_AT_ONCE):
             result.add(row["event_type"], loads(row["payload"]))
             result.is_sealed = result.is_sealed and row["sealed"]
     return result

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -10,12 +11,11 @@ from typing import Any, Literal
 import asyncpg
 from pydantic import Field
 from sqlalchemy import (
+    CTE,
     BigInteger,
     ColumnElement,
+    FromClause,
     Select,
-    Table,
-    Text,
-    case,
     cast,
     collate,
     func,
@@ -26,12 +26,13 @@ from sqlalchemy import (
 from sqlalchemy import literal_column as literal
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
-from app.db import Connection, Pool, driver_connection, limited
-from app.query.compiled import Statement, compile_statement, fetch_planned_once
+from app.db import Connection, Engine, Pool, driver_connection, limited, on_first_connections
+from app.query.compiled import Statement, compile_statement, fetch_planned_once, planned_once
 from app.query.filter import EventFilter
 from app.query.parts import IS_CURRENT, Columns, counts_with, parts_of, rows_of
 from app.query.spans import SPANS, Span, WholeSpans, floor, following, number_of, whole_spans
 from app.query.total import COUNT_SECONDS
+from app.query.ways import has_index
 
 DAYS_DEFAULT = 7
 BUCKETS_MAX = 2_000
@@ -94,7 +95,7 @@ class Histogram:
     scanned_from: datetime
 
 
-_Counts = dict[datetime, Counter[str | None]]
+_Counts = dict[datetime, Counter[str]]
 """Events by the beginning of their bucket and by their group, of which there are GROUPS_MAX and the rest when they are shown."""
 
 
@@ -133,7 +134,7 @@ def _buckets(
         while number + 1 < len(starts) and (number < 0 or starts[number + 1] <= start):
             number += 1
         for group, events in counts[start].items():
-            found[number][group or ""] += events
+            found[number][group] += events
     for start, end, groups in zip(starts, (*starts, until)[1:], found, strict=True):
         bucket: dict[str, Any] = {"start": start, "end": end, "events": groups.total()}
         yield bucket | ({"groups": dict(groups.most_common())} if grouped else {})
@@ -141,18 +142,30 @@ def _buckets(
 
 def _with_other(counts: _Counts) -> _Counts:
     """The counts of the most frequent groups, and of the rest together, as `_most_frequent` has them."""
-    totals = Counter[str | None]()
+    totals = Counter[str]()
     for groups in counts.values():
         totals.update(groups)
     if len(totals) <= GROUPS_MAX:
         return counts
-    ordered = sorted(totals, key=lambda group: (-totals[group], group is None, group))
+    ordered = sorted(totals, key=lambda group: (-totals[group], group))
     frequent = set(ordered[:GROUPS_MAX])
     cut: _Counts = {start: Counter() for start in counts}
     for start, groups in counts.items():
         for group, events in groups.items():
             cut[start][group if group in frequent else OTHER] += events
     return cut
+
+
+async def warm(engine: Engine) -> None:
+    """Ask what the page of events does, of all events and of an actor, once on the first connections of the pool: the first plan is slow."""
+    until = datetime.now(UTC)
+    query = HistogramQuery(since=until - timedelta(days=DAYS_DEFAULT), until=until, by="outcome")
+
+    async def ask_both(connection: Connection) -> None:
+        await from_rollup(connection, query, query.span)
+        await from_rows(connection, query.model_copy(update={"actor_id": "-"}), query.span)
+
+    await on_first_connections(engine, ask_both)
 
 
 async def from_rollup(connection: Connection, query: HistogramQuery, span: Span) -> _Counts | None:
@@ -180,8 +193,10 @@ async def from_rows(connection: Connection, query: HistogramQuery, span: Span) -
     counts: _Counts = {}
     statement = _rows_statement(query.conditions(), span, query.by)
     scanned_from, end = max(since, until), until
+    # What no index has is planned with its times: where they are long, a month is read as a whole, and by several processes.
+    planned = planned_once(connection) if has_index(query.conditions()) else nullcontext()
     try:
-        async with limited(connection, COUNT_SECONDS):
+        async with limited(connection, COUNT_SECONDS), planned:
             for start in _portions(since, until, span):
                 portion = query.model_copy(update={"since": start, "until": end})
                 counts |= _counts(await _fetch(connection, statement, portion.arguments()))
@@ -224,7 +239,10 @@ def _grouped(span: Span, by: By | None) -> Columns:
     ) -> Sequence[ColumnElement[Any]]:
         truncated = func.date_trunc(literal(f"'{span}'"), time, literal("'UTC'"))  # costs more than the rest of a row
         start = (time if begins == span else truncated).label("start")
-        return [start] if by is None else [start, c[_COLUMNS[by]].label("group")]
+        if by is None:
+            return [start]
+        # Byte by byte: to compare texts by the rules of the database's language takes as long as the rest.
+        return [start, collate(func.coalesce(c[_COLUMNS[by]], literal("''")), "C").label("group")]
 
     return columns
 
@@ -240,31 +258,26 @@ def _with_group(selected: Select[Any], by: By | None) -> Select[Any]:
 
 @lru_cache(256)
 def _rollup_statement(
-    counts: Table, conditions: tuple[str, ...], spans: WholeSpans, span: Span, by: By | None
+    counts: FromClause, conditions: tuple[str, ...], spans: WholeSpans, span: Span, by: By | None
 ) -> Statement:
     """The parts of the counts, and one row without `start`; no row at all while the counts are not current."""
     parts = [
         _with_group(part, by).where(IS_CURRENT) for part in parts_of(counts, conditions, spans, _grouped(span, by))
     ]
-    all_parts = union_all(*parts).subquery("part").c
-    columns = [all_parts.start, all_parts.group]
-    events = cast(func.sum(all_parts.events), BigInteger).label("events")
-    counted = select(*columns, events).group_by(*columns)
+    all_parts = union_all(*parts).cte("part").prefix_with("MATERIALIZED", dialect="postgresql")
     nothing: list[ColumnElement[Any]] = [null().label("start"), null().label("group"), literal("0").label("events")]
     is_current = select(*nothing).where(IS_CURRENT)
-    return compile_statement((_most_frequent(counted) if by else counted).union_all(is_current))
+    return compile_statement(_by_bucket(all_parts, by).union_all(is_current))
 
 
-def _most_frequent(counted: Select[Any]) -> Select[Any]:
-    """The counts of the groups that have most events in all buckets, and of the rest together."""
-    c = counted.subquery("counted").c
-    of_group = func.sum(c.events).over(partition_by=c.group).label("of_group")
-    totals = select(c.start, c.group, c.events, of_group).subquery("totals").c
-    by_name = collate(cast(totals.group, Text), "C")  # as Python has it
-    rank = func.dense_rank().over(order_by=(totals.of_group.desc(), by_name.nulls_last())).label("rank")
-    ranked = select(totals.start, totals.group, totals.events, rank).subquery("ranked").c
-    shown = case((ranked.rank <= literal(str(GROUPS_MAX)), ranked.group), else_=literal(f"'{OTHER}'"))
-    cut = select(ranked.start, shown.label("group"), ranked.events).subquery("cut").c
-    return select(cut.start, cut.group, cast(func.sum(cut.events), BigInteger).label("events")).group_by(
-        cut.start, cut.group
-    )
+def _by_bucket(parts: CTE, by: By | None) -> Select[Any]:
+    """The events of each bucket and group, of the groups that have most in all buckets, and of the rest together."""
+    c = parts.c
+    group: ColumnElement[Any] = c.group
+    frequent = select(c.group).group_by(c.group).order_by(func.sum(c.events).desc(), c.group)
+    shown = frequent.limit(literal(str(GROUPS_MAX))).subquery("shown")
+    if by:
+        group = func.coalesce(shown.c.group, literal(f"'{OTHER}'"))
+    selected = select(c.start, group.label("group"), cast(func.sum(c.events), BigInteger).label("events"))
+    joined = parts.outerjoin(shown, shown.c.group == c.group) if by else parts
+    return selected.select_from(joined).group_by(c.start, group)

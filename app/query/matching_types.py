@@ -28,7 +28,6 @@ from app.db import Connection
 from app.query.compiled import Statement, compile_statement
 from app.query.filter import EventQuery, conditions_on
 from app.query.parts import IS_CURRENT, changed_rows, counted_by_month, counts_with, uncounted_rows
-from app.tables import rollup_counts
 
 UNCOUNTED_MAX = 5_000
 """Rows that the roll-up has not counted, or that were changed since; with more, it names no types."""
@@ -47,7 +46,7 @@ class MatchingTypes(NamedTuple):
 
 def is_known(query: EventQuery) -> bool:
     """Whether the roll-up knows which types have events that meet every condition of the query."""
-    return counts_with(query.conditions()) is rollup_counts
+    return counts_with(query.conditions(), *_COLUMNS) is not None
 
 
 async def matching_types(connection: Connection, query: EventQuery) -> MatchingTypes | None:

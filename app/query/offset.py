@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-from sqlalchemy import BigInteger, Table, bindparam, cast, func, select
+from sqlalchemy import BigInteger, FromClause, bindparam, cast, func, select
 
 from app.db import Connection
 from app.query.compiled import Statement, compile_statement
@@ -46,7 +46,7 @@ async def nearer(connection: Connection, query: EventQuery) -> EventQuery:
     return query.model_copy(update={"until": time - _TICK, "offset": query.offset - skipped})
 
 
-async def _hour_before_page(connection: Connection, counts: Table, query: EventQuery) -> datetime | None:
+async def _hour_before_page(connection: Connection, counts: FromClause, query: EventQuery) -> datetime | None:
     """The earliest beginning of an hour from which on there are no more events than the offset, as far as the counts alone tell."""
     time, skipped = None, 0
     start, end = _FIRST, _LAST if query.until is None else min(query.until, _LAST)
@@ -65,7 +65,7 @@ async def _hour_before_page(connection: Connection, counts: Table, query: EventQ
 
 
 @lru_cache(256)
-def _counts_statement(counts: Table, conditions: tuple[str, ...]) -> Statement:
+def _counts_statement(counts: FromClause, conditions: tuple[str, ...]) -> Statement:
     """Events by spans, the newest span first."""
     c, on_counts = counts.c, conditions_on(counts)
     selected = select(c.start, cast(func.sum(c.events), BigInteger).label("events")).where(

@@ -10,9 +10,8 @@ from uuid import UUID
 import asyncpg
 import orjson
 from sqlalchemy import ARRAY, Text, bindparam, cast, func, literal_column, select
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, Pool, driver_connection, fetch, on_first_connections
+from app.db import Connection, Engine, Pool, driver_connection, fetch, on_first_connections
 from app.errors import DatabaseFailed
 from app.events.canonical import sorted_json
 from app.events.log import Log
@@ -166,7 +165,7 @@ async def events_by_id(pool: Pool, correlation_id: str, event_ids: Sequence[str]
     return [_event(row) for row in sorted(rows, key=lambda row: places[row["event_id"]])]
 
 
-async def warm(engine: AsyncEngine) -> None:
+async def warm(engine: Engine) -> None:
     """Run each form of the statements once on the first connections of the pool: the first plan over many partitions is slow."""
     since = datetime.now(UTC) - timedelta(days=7)
     queries = [

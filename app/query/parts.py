@@ -11,9 +11,9 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     ColumnElement,
+    FromClause,
     Select,
     Subquery,
-    Table,
     and_,
     bindparam,
     case,
@@ -32,6 +32,7 @@ from app.tables import (
     rollup_changes,
     rollup_counts,
     rollup_log_progress,
+    rollup_marginals,
     rollup_months,
     rollup_scopes,
     rollup_tables,
@@ -46,16 +47,26 @@ Columns = Callable[[ReadOnlyColumnCollection[str, Any], ColumnElement[Any], Span
 """By what the events of a table are grouped: from its columns, the one that has their time, and which span that is the beginning of."""
 _SPANS: dict[str, Span] = {"h": "hour", "d": "day", "m": "month"}
 
-_ON_COUNTS = {table: conditions_on(table) for table in (rollup_counts, rollup_scopes)}
+
+def _marginals(dimension: str) -> FromClause:
+    """The counts by one column alone, under its name."""
+    c = rollup_marginals.c
+    columns = c.span, c.start, c.month, c.value.label(dimension), c.is_self_event, c.events
+    return select(*columns).where(c.dimension == literal(f"'{dimension}'")).subquery(dimension)
+
+
+_DIMENSIONS = ("event_outcome", "severity", "event_category", "cluster_id", "event_type", "namespace")
+_ON_COUNTS = {counts: conditions_on(counts) for counts in (*map(_marginals, _DIMENSIONS), rollup_counts, rollup_scopes)}
+"""The counts with the conditions that they can answer, about in the order of their number."""
 _ON_CHANGES = conditions_on(rollup_changes)
 _BOUNDS = {"since", "until"}
 
 
-def counts_with(conditions: Collection[str], *columns: str) -> Table | None:
-    """The counts that can answer these conditions, and that have these columns; None if the roll-up has none."""
+def counts_with(conditions: Collection[str], *columns: str) -> FromClause | None:
+    """The fewest counts that can answer these conditions, and that have these columns; None if the roll-up has none."""
     asked = set(conditions) - _BOUNDS
     fitting = (
-        table for table, known in _ON_COUNTS.items() if asked <= known.keys() and set(columns) <= set(table.c.keys())
+        counts for counts, known in _ON_COUNTS.items() if asked <= known.keys() and set(columns) <= set(counts.c.keys())
     )
     return next(fitting, None)
 
@@ -128,7 +139,7 @@ def no_columns(
 
 
 def parts_of(
-    counts: Table, conditions: tuple[str, ...], spans: WholeSpans, grouped: Columns = no_columns
+    counts: FromClause, conditions: tuple[str, ...], spans: WholeSpans, grouped: Columns = no_columns
 ) -> Iterator[Select[Any]]:
     """Of each part the columns of `grouped`, and `events`: how many meet `conditions`. `counts` is counts_with() both. Bind parameters
     are those of the conditions, and the times of `spans`.
@@ -206,8 +217,12 @@ def _sum_of_each(logs: Subquery, of_log: Select[Any]) -> Select[Any]:
     """The rows of each log together."""
     rows = of_log.correlate(logs).lateral("rows")
     columns = [column for column in rows.c if column.name != "events"]
-    events = func.coalesce(func.sum(rows.c.events), literal("0")).label("events")
-    return select(*columns, events).select_from(logs.join(rows, literal("true"))).group_by(*columns)
+    return select(*columns, _sum(rows.c.events)).select_from(logs.join(rows, literal("true"))).group_by(*columns)
+
+
+def _sum(events: ColumnElement[int]) -> ColumnElement[int]:
+    """Of whole numbers Postgres makes a numeric, which takes longer to add up further."""
+    return cast(func.coalesce(func.sum(events), literal("0")), BigInteger).label("events")
 
 
 def rows_of(
@@ -238,7 +253,7 @@ def _spans(conditions: tuple[str, ...], longest: Span) -> Iterator[_Within]:
         yield "h", "day_to", "hour_to"
 
 
-def _counts_of(counts: Table, conditions: tuple[str, ...], grouped: Columns, within: _Within) -> Select[Any]:
+def _counts_of(counts: FromClause, conditions: tuple[str, ...], grouped: Columns, within: _Within) -> Select[Any]:
     c, (span, start, end) = counts.c, within
     selected = _events_of(counts, _ON_COUNTS[counts], conditions, grouped(c, c.start, _SPANS[span]))
     return selected.where(c.span == literal(f"'{span}'"), *_between(c.start, start, end))
@@ -252,14 +267,17 @@ def _changes_of(conditions: tuple[str, ...], grouped: Columns) -> Select[Any]:
 
 
 def _events_of(
-    table: Table,
+    table: FromClause,
     on_table: dict[str, ColumnElement[bool]],
     conditions: tuple[str, ...],
     columns: Sequence[ColumnElement[Any]],
 ) -> Select[Any]:
-    selected = select(*columns, func.coalesce(func.sum(table.c.events), literal("0")).label("events"))
+    is_marginal = table not in {rollup_counts, rollup_scopes, rollup_changes}
     filters = (on_table[name] for name in conditions if name in on_table)
-    return selected.where(table.c.month.in_(select(_months.c.month)), *filters).group_by(*columns)
+    matching = select(*columns).where(table.c.month.in_(select(_months.c.month)), *filters)
+    if columns and is_marginal:  # of these each group has one count or two: whoever adds up the parts groups them
+        return matching.add_columns(table.c.events)
+    return matching.add_columns(_sum(table.c.events)).group_by(*columns)
 
 
 def _between(time: ColumnElement[Any], start: str | None, end: str | None) -> Iterator[ColumnElement[bool]]:

@@ -4,7 +4,7 @@ The result depends on the events alone, in the order of their times; only the ti
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -16,10 +16,11 @@ from app.errors import AuditError
 from app.events.canonical import canonical, loads, sorted_json
 from app.events.record import Row
 from app.go_duration import duration_text, parse_duration
+from app.query.both import archived_columns
 from app.query.shapes import shape_fault
 from app.sql import load
 
-SQL = load("reports")["reconstruction"]
+SQL = load("reports")
 COMPLETENESS_MIN = 50
 _EVENTS_AT_ONCE = 4
 
@@ -111,14 +112,18 @@ class _Request:
         self.spec |= _non_empty(members)
 
 
-async def rebuild(pool: Pool, correlation_id: str, now: datetime) -> Reconstruction:
-    """Rebuild the RemediationRequest from its stored events, of which a few are in memory at a time.
+async def rebuild(pool: Pool, correlation_id: str, now: datetime, archived: Sequence[Row] = ()) -> Reconstruction:
+    """Rebuild the RemediationRequest from its stored events, of which a few are in memory at a time, and those that are `archived` alone.
 
     DatabaseAway, DatabaseBusy or DatabaseFailed if they cannot be read, else as reconstruct().
     """
     request = _Request()
+    statement = SQL["reconstruction_of_both" if archived else "reconstruction"]
+    more = archived_columns(archived) if archived else []
     async with driver_connection(pool) as connection, connection.transaction(readonly=True):
-        async for event in connection.cursor(SQL, correlation_id, list(_READERS), prefetch=_EVENTS_AT_ONCE):
+        async for event in connection.cursor(
+            statement, correlation_id, list(_READERS), *more, prefetch=_EVENTS_AT_ONCE
+        ):
             request.read(event)
     return _reconstruction(correlation_id, request, now)
 
@@ -239,6 +244,10 @@ _READERS: dict[str, Callable[[_Request, Any, Row], bool]] = {
     "orchestrator.lifecycle.completed": _read_end,
     "orchestrator.lifecycle.failed": _read_end,
 }
+
+
+EVENT_TYPES = frozenset(_READERS)
+"""Of the events that are read."""
 
 
 def _non_empty(members: dict[str, str]) -> dict[str, str]:

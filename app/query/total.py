@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 import asyncpg
-from sqlalchemy import BigInteger, ColumnElement, Select, Table, case, cast, func, select
+from sqlalchemy import BigInteger, ColumnElement, FromClause, Select, case, cast, func, select
 from sqlalchemy import literal_column as literal
 
 from app.db import Connection, limited
@@ -87,7 +87,7 @@ def _matching(conditions: tuple[str, ...]) -> Select[Any]:
 
 
 @lru_cache(256)
-def _rollup_statement(counts: Table, conditions: tuple[str, ...], spans: WholeSpans) -> Statement:
+def _rollup_statement(counts: FromClause, conditions: tuple[str, ...], spans: WholeSpans) -> Statement:
     """The number of events that meet `conditions`; NULL while the counts are not current."""
     number: ColumnElement[int] = literal("0", BigInteger)
     for part in parts_of(counts, conditions, spans):

@@ -3,14 +3,13 @@
 from datetime import UTC, datetime
 from uuid import UUID
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from app.db import Connection, on_first_connections
+from app.db import Connection, Engine, on_first_connections
 from app.query.correlations import NAMED_SCANS, SCANS
 from app.sql import load
 
 _LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _EVENT = ("2000-01-01T00:00:00", UUID(int=0))
+_NO_EVENTS: tuple[object, ...] = ([],) * 10
 ARGUMENTS: dict[str, tuple[object, ...]] = {
     "wide_members": ([], [], []),
     "first_of_types": ([],),
@@ -22,7 +21,9 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "neighbours_in_chain": ("-", 0),
     "neighbours_in_log": (-9, 0),
     "reconstruction": ("-", ["-"]),
+    "reconstruction_of_both": ("-", ["-"], *_NO_EVENTS),
     "effectiveness": ("-",),
+    "effectiveness_of_both": ("-", [], *_NO_EVENTS),
     "remediations": ("-", None, _LONG_AGO, _LONG_AGO, "-"),
     "assessments": (["-"], 1),
     "timeline": ("-", 1, 0, None),
@@ -32,6 +33,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "last_verdict": ("-",),
     "steps": ("-", ["-"], ["-"], None),
     "approvals": ("-", ["-"]),
+    "approvals_of_both": ("-", ["-"], *_NO_EVENTS),
     "holds": ("-", None),
     "notifications": ("-",),
     "use_generic_plans": (),
@@ -45,7 +47,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
 """Arguments for each statement of reports.sql, in its order, that no row matches."""
 
 
-async def warm(engine: AsyncEngine) -> None:
+async def warm(engine: Engine) -> None:
     """Run every statement once on the first connections of the pool, the scans in each of their sizes.
 
     In the order of the file: a plan is kept, so each is made under the settings that are in force when it is used.

@@ -1,5 +1,6 @@
 """How a page is read: which of its conditions an index has in the order of the page, and which of them the roll-up knows."""
 
+from collections.abc import Collection
 from typing import Literal, NamedTuple
 
 from app.query.filter import CONDITIONS, LEFT_OUT, EventQuery
@@ -26,6 +27,11 @@ class Way(NamedTuple):
     """The column whose values are read one by one."""
     in_order: bool = False
     """Whether an index is to be read in the order of the page, whatever Postgres expects of the conditions: none has them."""
+
+
+def has_index(conditions: Collection[str]) -> bool:
+    """Whether one of the conditions has an index beside the one on time."""
+    return not (FEW | _MAYBE).isdisjoint(conditions)
 
 
 def way_of(query: EventQuery) -> Way:

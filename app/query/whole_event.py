@@ -7,9 +7,8 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, driver_connection
+from app.db import Connection, Engine, driver_connection
 from app.events.canonical import loads
 from app.events.log import Log
 from app.events.record import Row, commitment_of, committed_jcs, is_logged, record, record_leaf_hash
@@ -68,7 +67,7 @@ class WholeEvent:
         return noted if isinstance(noted, dict) else {}
 
 
-async def whole_event(engine: AsyncEngine, event_id: UUID, log: Log) -> WholeEvent | None:
+async def whole_event(engine: Engine, event_id: UUID, log: Log) -> WholeEvent | None:
     """The stored event with this id, the logged one if several rows have it; None if there is none.
 
     `log` is the one that events are written to now. DatabaseAway or DatabaseFailed when Postgres does not answer.
@@ -84,7 +83,7 @@ async def whole_event(engine: AsyncEngine, event_id: UUID, log: Log) -> WholeEve
         return _whole(row, log, len(rows), *await _neighbours(connection, row))
 
 
-async def whole_archived(engine: AsyncEngine, row: Mapping[str, Any], log: Log) -> WholeEvent:
+async def whole_archived(engine: Engine, row: Mapping[str, Any], log: Log) -> WholeEvent:
     """The same of an event that is in the archive alone: `row` has the columns, with JSON that is canonical, `event_hash`, `leaf` and
     `archive_id`. Its neighbours are those that Postgres has.
     """

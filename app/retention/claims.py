@@ -1,8 +1,6 @@
 """Deletes the claims of Idempotency-Keys that have expired. Claims of event ids never expire."""
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from app.db import fetch
+from app.db import Engine, fetch
 from app.sql import load
 from app.workers import run_forever
 
@@ -11,7 +9,7 @@ ROUND_SECONDS = 3600.0
 SQL = load("retention")
 
 
-async def delete_expired_forever(engine: AsyncEngine) -> None:
+async def delete_expired_forever(engine: Engine) -> None:
     """Now and every hour; a bounded number each time, so that no transaction is long."""
 
     async def do_round() -> None:

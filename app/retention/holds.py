@@ -12,9 +12,8 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import orjson
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, fetch
+from app.db import Connection, Engine, fetch
 from app.errors import NotFound, Unavailable
 from app.events.log import LOG_POSITIONS, Log
 from app.ingest.link import Flush
@@ -141,7 +140,7 @@ async def _is_archived(store: Store, selector: Selector) -> bool:
         return bool((await read_evidence(connection, store.log)).archived)
 
 
-async def require_events(engine: AsyncEngine, correlation_id: str) -> None:
+async def require_events(engine: Engine, correlation_id: str) -> None:
     """NotFound for a correlation without events."""
     if not (await fetch(engine, SQL["has_events"], correlation_id))[0]["has_events"]:
         raise _no_event(correlation_id)
@@ -221,7 +220,7 @@ async def _put_back(
                 )
 
 
-async def holds(engine: AsyncEngine, *, history: bool) -> list[asyncpg.Record]:
+async def holds(engine: Engine, *, history: bool) -> list[asyncpg.Record]:
     """The active holds, newest first; with `history` the released ones, too."""
     return await fetch(engine, SQL["holds"], history)
 

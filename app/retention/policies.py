@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy.ext.asyncio import AsyncEngine
-
-from app.db import Connection, connect, driver_connection
+from app.db import Connection, Engine, connect, driver_connection
 from app.errors import NotFound
 from app.events.explain import bad_fields
 from app.events.log import Log
@@ -93,7 +91,7 @@ async def _command(settings: Settings) -> AsyncIterator[tuple[Settings, Log, Con
         await connection.close()
 
 
-async def policies(engine: AsyncEngine, log: Log) -> dict[str, PolicyChange]:
+async def policies(engine: Engine, log: Log) -> dict[str, PolicyChange]:
     """The policies that the log records, by category, each with its last change."""
     async with driver_connection(engine) as connection:
         found, _ = await read_policies(connection, log)

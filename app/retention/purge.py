@@ -32,6 +32,7 @@ from app.retention.removal import (
     remove_month,
     resume_month,
 )
+from app.retention.space import Space, give_back
 from app.settings import Settings
 from app.sql import load
 from app.tlog.orders import Difference
@@ -78,6 +79,8 @@ class RetentionRun:
 
     held_back_by: list[AwaitedSink] = field(default_factory=list)
     """Sinks because of which events stayed that are due."""
+    space: Space = field(default_factory=Space)
+    """What months gave back to the file system of which rows have stayed."""
 
     def columns(self) -> tuple[int, int, list[str], date | None, date | None]:
         first = min((month.first for month in self.months), default=None)
@@ -105,6 +108,8 @@ async def run(settings: Settings, now: datetime) -> RetentionRun:
         try:
             try:
                 await _purge_months(session, result)
+                emptied = [month for month in result.months if month.name not in result.dropped]
+                result.space = await give_back(session.connection, emptied)
             finally:
                 result.differences = [*session.in_force.differences.values()]
                 result.held_back_by = [*session.awaited.holding_back.values()]

@@ -4,6 +4,16 @@
 -- One run at a time. The lock ends with the connection.
 SELECT pg_try_advisory_lock(hashtextextended('datastorage.archive', 0))
 
+-- name: session
+-- By what other sessions know this one.
+SELECT pg_backend_pid()
+
+-- name: has_locks
+-- Whether a session still excludes other runs of the archive and of retention.
+SELECT count(*) = 2 FROM pg_locks l, unnest(ARRAY['datastorage.archive', 'datastorage.retention']) name
+WHERE locktype = 'advisory' AND pid = $1 AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND objsubid = 1 AND (classid::bigint << 32 | objid::bigint) = hashtextextended(name, 0)
+
 -- name: months
 -- First days of the months that have a table, attached or not.
 SELECT to_date(substr(relname, 14), 'YYYY_MM') AS month FROM pg_class
@@ -52,7 +62,7 @@ SELECT EXISTS (SELECT FROM audit_events WHERE event_type = 'datastorage.event.er
 -- and nobody's parents. $5 is until when they have happened; the category's own end wins.
 SELECT {hashed_columns}, {leaf_of_row} AS leaf FROM audit_events e
 WHERE event_date >= $1 AND event_date < $2 AND log_index >= $3 AND log_index < $4 AND {in_log} AND legal_hold IS NOT TRUE
-    AND hold_of(correlation_id, actor_id, resource_type, resource_id, e.event_timestamp) IS NULL
+    AND (NOT (SELECT any_hold()) OR hold_of(correlation_id, actor_id, resource_type, resource_id, e.event_timestamp) IS NULL)
     AND e.event_timestamp < coalesce(
         (SELECT f.before FROM unnest($6::text[], $7::timestamptz[]) f(category, before) WHERE f.category = event_category), $5::timestamptz)
     AND event_type NOT IN ({judging_types})
@@ -117,6 +127,14 @@ SELECT CASE WHEN is_over($1, '-infinity', kind, days, p, $2, $3) THEN (extract(e
     ))) * 1000000)::bigint END AS before
 FROM unnest($4::text[], $5::text[], $6::integer[]) WITH ORDINALITY AS e(category, kind, days, number)
 LEFT JOIN followed_policies() p ON p.event_category = e.category
+ORDER BY number
+
+-- name: holds_on
+-- Of events that have no row any more, by what they have said: the hold that covers each now, NULL if none does.
+SELECT h.reason, h.placed_by, h.placed_at
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
+    WITH ORDINALITY AS e(correlation, actor, kind, resource, moment, number)
+LEFT JOIN holds h ON h.hold_id = hold_of(correlation, actor, kind, resource, moment)
 ORDER BY number
 
 -- name: active_selectors

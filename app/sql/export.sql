@@ -30,9 +30,19 @@ ORDER BY correlation_id, event_timestamp, stored.event_id
 -- Those of these ids that several rows have.
 SELECT event_id::text AS event_id FROM audit_events WHERE event_id = ANY($1::uuid[]) GROUP BY 1 HAVING count(*) > 1
 
+-- name: ids_beside_the_archive
+-- Those of these ids of archived events that rows have too.
+SELECT DISTINCT event_id::text AS event_id FROM audit_events WHERE event_id = ANY($1::uuid[])
+
+-- name: correlations_in_order
+-- In the order in which pages have them.
+SELECT correlation_id FROM unnest($1::text[]) AS wanted (correlation_id) ORDER BY correlation_id
+
 -- name: end_before
--- The last event of a chain before chain position $2: its chain position, and the greatest position in the log of those before.
-SELECT coalesce(max(chain_index), -1) AS chain_index, coalesce(max(log_index), -1) AS log_index
+-- The last event of a chain before chain position $2: its chain position, and the greatest place in the logs (place_of) of those before.
+-- A numeric: others may have inserted any position of any log by SQL.
+SELECT coalesce(max(chain_index), -1) AS chain_index,
+    coalesce(max(coalesce(log_id, 0)::numeric * 281474976710656 + log_index), -1) AS place
 FROM audit_events WHERE correlation_id = $1 AND chain_index < $2
 
 -- name: hold_events

@@ -49,6 +49,16 @@ CASE WHEN log_id IN (SELECT log_id FROM logs) THEN (
         ) near WHERE first_index >= 0 AND log_index - first_index < least(count, octet_length(leaves) / 32) ORDER BY first_index LIMIT 1
     ) END
 
+-- fragment: stored_events
+-- The columns that archived_events has, but for the last one, of rows of audit_events as e.
+e.event_id, e.event_timestamp, event_type, event_outcome, actor_type, actor_id, namespace, cluster_id, event_data
+
+-- fragment: archived_events
+-- Events that are in the archive alone, from $3 on by columns (app/query/both.py).
+SELECT id, moment, kind, outcome, type_of_actor, actor, event_namespace, cluster, payload::jsonb, is_sealed
+    FROM unnest($3::uuid[], $4::timestamptz[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::boolean[])
+        AS archived (id, moment, kind, outcome, type_of_actor, actor, event_namespace, cluster, payload, is_sealed)
+
 -- fragment: held_rows
 -- Rows of audit_events as e, each with the hold as h that covers it now, if one does.
 SELECT e.event_id, e.event_date, e.correlation_id, h.reason, h.placed_by, h.placed_at
@@ -149,6 +159,8 @@ counts AS (
     DELETE FROM rollup_counts WHERE month IN (SELECT month FROM discarded)
 ), scopes AS (
     DELETE FROM rollup_scopes WHERE month IN (SELECT month FROM discarded)
+), marginals AS (
+    DELETE FROM rollup_marginals WHERE month IN (SELECT month FROM discarded)
 )
 
 -- fragment: add_counts
@@ -198,6 +210,19 @@ SELECT correlation_id, timezone('UTC', event_timestamp)::text AS timestamp, even
 FROM audit_events
 WHERE (event_timestamp, event_id) < (timezone('UTC', $1::text::timestamp), $2)
     AND event_timestamp >= timezone('UTC', $3::text::timestamp)
+
+-- fragment: approval_columns
+-- Of an event about approval as e: what it says of it, with texts cut so that all fits into memory.
+event_id::text, CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
+            WHEN event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE event_timestamp END AS event_timestamp,
+        event_type, event_outcome, actor_type, actor_id,
+        left(coalesce(event_data->>'confidence_str', event_data->>'confidence_score', event_data->>'confidence',
+            event_data#>>'{response_data,confidence}'), 100) AS confidence,
+        left(coalesce(event_data->>'rejection_reason', event_data->>'decision_message', event_data->>'message',
+            event_data->>'approval_reason', event_data->>'reason'), 1000) AS reason,
+        left(coalesce(event_data->>'approved_by', event_data->>'rejected_by', event_data->>'decided_by'), 255) AS decided_by,
+        left(event_data->>'decision', 100) AS decision, left(event_data->>'required_by', 100) AS required_by,
+        left(event_data->>'workflow_id', 255) AS workflow_id, sealed
 
 -- fragment: judging_types
 -- The types of events by which others are judged: they are never erased, and stay in Postgres when what they are about is archived.

@@ -68,6 +68,16 @@ WHERE event_type = ANY($2)
 ORDER BY event_timestamp, event_type, event_data, cluster_id, namespace
 LIMIT 1000
 
+-- name: reconstruction_of_both
+-- The same, with events that are in the archive alone.
+SELECT event_type, namespace, cluster_id, event_data::text AS payload, sealed FROM (
+    SELECT {stored_events}, {on_log} AS sealed FROM (SELECT * FROM audit_events WHERE correlation_id = $1 OFFSET 0) AS e
+    UNION ALL {archived_events}
+) AS e
+WHERE event_type = ANY($2)
+ORDER BY e.event_timestamp, event_type, event_data, cluster_id, namespace
+LIMIT 1000
+
 -- name: effectiveness
 -- The assessments of one remediation, with those members of their payload that the report reads.
 SELECT event_type, jsonb_build_object(
@@ -79,6 +89,22 @@ SELECT event_type, jsonb_build_object(
 FROM audit_events
 WHERE correlation_id = $1 AND event_category = 'effectiveness'
 ORDER BY event_timestamp, event_type, event_data
+LIMIT 10000
+
+-- name: effectiveness_of_both
+-- The same, with events that are in the archive alone; $2 is not read.
+SELECT event_type, jsonb_build_object(
+        'assessed', event_data->'assessed', 'score', event_data->'score', 'details', event_data->'details',
+        'reason', event_data->'reason', 'hash_match', event_data->'hash_match',
+        'pre_remediation_spec_hash', event_data->'pre_remediation_spec_hash',
+        'post_remediation_spec_hash', event_data->'post_remediation_spec_hash'
+    )::text AS payload, sealed
+FROM (
+    SELECT {stored_events}, {on_log} AS sealed FROM audit_events e
+    WHERE correlation_id = $1 AND event_category = 'effectiveness' AND $2::text[] IS NOT NULL
+    UNION ALL {archived_events}
+) AS e
+ORDER BY e.event_timestamp, event_type, event_data
 LIMIT 10000
 
 -- name: remediations
@@ -219,20 +245,22 @@ LIMIT 10000
 -- What was asked and answered about approval ($2: types) in one correlation, with what the payload says of confidence and reason;
 -- sealed events first.
 -- Texts are cut so that all fits into memory. OFFSET 0: the types are compared once for each row.
-SELECT event_id::text, CASE WHEN event_timestamp < '0001-01-01Z' THEN '0001-01-01Z'
-            WHEN event_timestamp >= '10000-01-01Z' THEN '9999-12-31 23:59:59.999999Z' ELSE event_timestamp END AS event_timestamp,
-        event_type, event_outcome, actor_type, actor_id,
-        left(coalesce(event_data->>'confidence_str', event_data->>'confidence_score', event_data->>'confidence',
-            event_data#>>'{response_data,confidence}'), 100) AS confidence,
-        left(coalesce(event_data->>'rejection_reason', event_data->>'decision_message', event_data->>'message',
-            event_data->>'approval_reason', event_data->>'reason'), 1000) AS reason,
-        left(coalesce(event_data->>'approved_by', event_data->>'rejected_by', event_data->>'decided_by'), 255) AS decided_by,
-        left(event_data->>'decision', 100) AS decision, left(event_data->>'required_by', 100) AS required_by,
-        left(event_data->>'workflow_id', 255) AS workflow_id, sealed
+SELECT {approval_columns}
 FROM (
     SELECT event_id, event_timestamp, event_type, event_outcome, actor_type, actor_id, event_data, {on_log} AS sealed
     FROM audit_events WHERE correlation_id = $1 AND event_type = ANY($2) OFFSET 0
 ) AS e
+ORDER BY sealed DESC, event_timestamp, event_type, event_id
+LIMIT 1000
+
+-- name: approvals_of_both
+-- The same, with events that are in the archive alone.
+SELECT {approval_columns}
+FROM (
+    SELECT {stored_events}, {on_log} AS sealed FROM audit_events e WHERE correlation_id = $1 AND event_type = ANY($2)
+    UNION ALL {archived_events}
+) AS e
+WHERE event_type = ANY($2)
 ORDER BY sealed DESC, event_timestamp, event_type, event_id
 LIMIT 1000
 

@@ -202,7 +202,7 @@ WITH deleted AS (
     DELETE FROM audit_events e USING unnest($1::uuid[], $2::date[], $3::text[]) k(event_id, event_date, correlation_id)
     WHERE e.event_id = k.event_id AND e.event_date = k.event_date AND e.correlation_id = k.correlation_id
         AND e.legal_hold IS NOT TRUE
-        AND hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp) IS NULL
+        AND (NOT (SELECT any_hold()) OR hold_of(e.correlation_id, e.actor_id, e.resource_type, e.resource_id, e.event_timestamp) IS NULL)
     RETURNING e.event_id
 ), claims_marked AS (
     UPDATE claims SET answer = '{"purged": true}'
@@ -253,6 +253,24 @@ SELECT NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_dat
     AND NOT EXISTS (SELECT FROM audit_events WHERE event_date >= $1 AND event_date < $2 AND log_index >= $3 AND {in_log})
     AND (SELECT max(placed_index) FROM holds WHERE placed_log = {log}) IS NOT DISTINCT FROM $4::bigint
     AND (SELECT max(released_index) FROM holds WHERE released_log = {log}) IS NOT DISTINCT FROM $5::bigint
+
+-- name: nearly_empty_months
+-- Months of at least $1 pages and at most $2 rows, two a page or fewer, as VACUUM has found them: each with its index by time, all that
+-- it takes, and whether every transaction sees the same rows.
+SELECT c.relname AS name, x.relname AS by_time, pg_total_relation_size(c.oid) AS bytes,
+    c.relallvisible >= 0.95 * c.relpages AS all_visible
+FROM pg_inherits i
+JOIN pg_class c ON c.oid = i.inhrelid
+JOIN pg_index d ON d.indrelid = c.oid
+JOIN pg_inherits j ON j.inhrelid = d.indexrelid AND j.inhparent = 'audit_events_timestamp'::regclass
+JOIN pg_class x ON x.oid = d.indexrelid
+WHERE i.inhparent = 'audit_events'::regclass AND NOT i.inhdetachpending AND c.relname ~ '^audit_events_[0-9]{4}_[0-9]{2}$'
+    AND c.relpages >= $1 AND c.reltuples BETWEEN 0 AND least($2, 2 * c.relpages)
+ORDER BY 1
+
+-- name: bytes_of_month
+-- All that a month takes: rows, what is stored apart, indexes.
+SELECT pg_total_relation_size($1::text::regclass)
 
 -- name: drop_month
 -- Drops a detached month unless something in it has to stay. Returns whether it was dropped.

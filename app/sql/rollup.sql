@@ -62,6 +62,8 @@ WITH left_over AS (
     DELETE FROM rollup_counts c WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = c.month)
 ), left_over_scopes AS (
     DELETE FROM rollup_scopes c WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = c.month)
+), left_over_marginals AS (
+    DELETE FROM rollup_marginals c WHERE NOT EXISTS (SELECT FROM rollup_months m WHERE m.month = c.month)
 ), begun AS (
     INSERT INTO rollup_months (month, first_day, identity, building)
     SELECT t.month, t.first_day, t.identity, 0 FROM rollup_tables t
@@ -207,7 +209,7 @@ FROM one
 
 -- name: months_with_other_scopes
 -- Months whose counts by cluster and namespace have other events as left out than those by type: a release before that of the receiver of
--- Kubernetes has counted its events as shown.
+-- Kubernetes has counted its events as shown. And those whose sums by one member alone are not the sums of these.
 SELECT month, first_day FROM rollup_months m
 WHERE building IS NULL AND (
     SELECT coalesce(sum(events), 0) FROM rollup_counts c
@@ -215,4 +217,8 @@ WHERE building IS NULL AND (
         OR (event_category = 'security' AND event_type LIKE 'datastorage.%' AND event_type <> 'datastorage.ratelimit.denied'))
 ) <> (
     SELECT coalesce(sum(events), 0) FROM rollup_scopes c WHERE c.month = m.month AND span = 'm' AND is_self_event
+) OR building IS NULL AND EXISTS (
+    SELECT FROM unnest('{event_outcome,event_category,event_type,severity,cluster_id,namespace}'::text[]) dimension
+    WHERE (SELECT coalesce(sum(events), 0) FROM rollup_marginals c WHERE c.dimension = dimension.dimension AND span = 'm' AND c.month = m.month)
+        <> (SELECT coalesce(sum(events), 0) FROM rollup_counts c WHERE c.month = m.month AND span = 'm')
 )

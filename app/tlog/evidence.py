@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
 
-from app.db import LONG_FETCH_SECONDS, Connection
+from app.db import Connection, portions
 from app.events.canonical import loads
 from app.events.log import LOG_POSITIONS, Log, place_of
 from app.events.own import agree
@@ -26,7 +26,6 @@ FOUND, ACKNOWLEDGED = "datastorage.finding.recorded", "datastorage.finding.ackno
 _REMOVALS = (PURGED, RESTORED, ERASED, CONTINUED)
 RECORDS = (*_REMOVALS, ARCHIVED, EXPIRED)
 """Types of the events that read_evidence() reads."""
-_ROWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,19 @@ async def read_evidence(connection: Connection, log: Log, correlation_ids: Seque
 
     `connection` is in a snapshot. Only self events are read, and a few at a time, whatever else their correlations contain.
     """
+    return await _read(connection, log, RECORDS, correlation_ids)
+
+
+async def read_erased(connection: Connection, log: Log) -> Erasures:
+    """What is erased, as read_evidence() has it, without reading what is recorded of purges and of the archive."""
+    return (await _read(connection, log, [ERASED], None)).erased
+
+
+async def _read(
+    connection: Connection, log: Log, types: Sequence[str], correlation_ids: Sequence[str] | None
+) -> Evidence:
     recorded = _Recorded()
-    async for payload, row in read_self_events(connection, log, RECORDS, correlation_ids):
+    async for payload, row in read_self_events(connection, log, types, correlation_ids):
         recorded.add(payload, place_of(row["log_id"], row["log_index"]))
     return recorded.evidence()
 
@@ -104,24 +114,18 @@ async def read_records(
     connection: Connection, log: Log, correlation_ids: Sequence[str] | None = None
 ) -> AsyncIterator[tuple[dict[str, Any], int]]:
     """The self events that are evidence: payload and place of each. As read_evidence()."""
-    rows = connection.cursor(
-        SQL["evidence"], list(_REMOVALS), correlation_ids, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS
-    )
-    async for row in rows:
-        if (payload := believed_payload(row, log)) is not None:
-            yield payload, place_of(row["log_id"], row["log_index"])
+    async for payload, row in read_self_events(connection, log, _REMOVALS, correlation_ids):
+        yield payload, place_of(row["log_id"], row["log_index"])
 
 
 async def read_self_events(
     connection: Connection, log: Log, types: Sequence[str], correlation_ids: Sequence[str] | None = None
 ) -> AsyncIterator[tuple[dict[str, Any], Row]]:
     """The self events of some types in `log` and those before it: payload and row of each. As read_evidence()."""
-    rows = connection.cursor(
-        SQL["evidence"], list(types), correlation_ids, prefetch=_ROWS_AT_ONCE, timeout=LONG_FETCH_SECONDS
-    )
-    async for row in rows:
-        if (payload := believed_payload(row, log)) is not None:
-            yield payload, row
+    async for rows in portions(connection, SQL["evidence"], list(types), correlation_ids, widest="event_data"):
+        for row in rows:
+            if (payload := believed_payload(row, log)) is not None:
+                yield payload, row
 
 
 def believed_payload(row: Row, log: Log) -> dict[str, Any] | None:

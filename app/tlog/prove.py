@@ -5,9 +5,8 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import Connection, driver_connection, on_first_connections
+from app.db import Connection, Engine, driver_connection, on_first_connections
 from app.errors import Conflict, NotFound, Unavailable
 from app.events.log import Log
 from app.events.record import Row, commitment, committed_jcs, is_logged, record
@@ -52,7 +51,7 @@ class Consistency:
     checkpoint: str
 
 
-async def prove_event(engine: AsyncEngine, event_id: UUID, log: Log, *, timestamped: bool = False) -> EventProof:
+async def prove_event(engine: Engine, event_id: UUID, log: Log, *, timestamped: bool = False) -> EventProof:
     """The proof that the log of the published checkpoint has an event, or of the earliest checkpoint with a timestamp that has it.
 
     Raises NotFound when there is no such event in the log or no checkpoint, NotSignedYet, and Conflict when the row does not
@@ -71,14 +70,14 @@ async def prove(connection: Connection, event_id: UUID, log: Log, *, timestamped
     return await _prove(connection, row, log, timestamped=timestamped)
 
 
-async def stored_row(engine: AsyncEngine, event_id: UUID, log: Log) -> Row | None:
+async def stored_row(engine: Engine, event_id: UUID, log: Log) -> Row | None:
     """The row that prove_event() proves; None if there is none. NotFound when there is no checkpoint."""
     async with driver_connection(engine) as connection:
         await _published_checkpoint(connection, log)
         return await _row(connection, event_id, log)
 
 
-async def prove_row(engine: AsyncEngine, row: Row, log: Log, *, timestamped: bool = False) -> EventProof:
+async def prove_row(engine: Engine, row: Row, log: Log, *, timestamped: bool = False) -> EventProof:
     """prove_event() of a row that was read before: one of stored_row(), or the same columns from elsewhere, with JSON that is canonical."""
     async with driver_connection(engine) as connection:
         return await _prove(connection, row, log, timestamped=timestamped)
@@ -138,7 +137,7 @@ async def _last_of_closed(connection: Connection, log: Log, index: int) -> tuple
     return seam.tree_size, str(Checkpoint(log.name, seam.tree_size, seam.root)), seam
 
 
-async def warm(engine: AsyncEngine, log: Log) -> None:
+async def warm(engine: Engine, log: Log) -> None:
     """Run each statement once on the first connections of the pool: planning it first over many partitions is slow."""
 
     async def run_each(connection: Connection) -> None:
@@ -150,7 +149,7 @@ async def warm(engine: AsyncEngine, log: Log) -> None:
     await on_first_connections(engine, run_each)
 
 
-async def prove_consistency(engine: AsyncEngine, log: Log, old: int, new: int | None) -> Consistency | int:
+async def prove_consistency(engine: Engine, log: Log, old: int, new: int | None) -> Consistency | int:
     """The proof that the log of `old` leaves is a prefix of the log of `new`, by default of the published checkpoint's.
 
     If a size is larger than the published checkpoint's, that size is returned instead. NotFound when there is no checkpoint.

@@ -7,13 +7,14 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from app.database_url import reason
 from app.db import DATABASE_ERRORS, Connection
 from app.errors import DatabaseAway, Fatal
+from app.events.log import Log
 from app.settings import Settings
 from app.terminal import visible
 from app.tlog.continued import Seam
@@ -42,10 +43,18 @@ _SMALL_LOG = 20_000
 """Positions that are verified before a second process has started."""
 
 
-def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) -> int:
-    """Verify and print the result; the exit code. The settings name the database."""
+VerifyWhole = Callable[[Settings, Log, str], Awaitable[CorrelationResult]]
+"""Verifies one correlation of a log with its events that are in the archive alone."""
+
+
+def run(
+    arguments: argparse.Namespace, load_settings: Callable[[], Settings], verify_whole: VerifyWhole | None = None
+) -> int:
+    """Verify and print the result; the exit code. The settings name the database. Without `verify_whole` nothing follows one correlation into
+    the archive.
+    """
     try:
-        return asyncio.run(_verify(arguments, load_settings()))
+        return asyncio.run(_verify(arguments, load_settings(), verify_whole))
     except (Fatal, DatabaseAway) as error:
         text = "The database cannot be reached" if isinstance(error, DatabaseAway) else error.detail
         message = text if error.__cause__ is None else f"{text} ({reason(error.__cause__)})"
@@ -55,7 +64,7 @@ def run(arguments: argparse.Namespace, load_settings: Callable[[], Settings]) ->
     return EXIT_NOT_VERIFIED
 
 
-async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
+async def _verify(arguments: argparse.Namespace, settings: Settings, verify_whole: VerifyWhole | None) -> int:
     connection = await connect_for_verification(settings)
     try:
         async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -64,7 +73,7 @@ async def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
             if not anchors.keys:
                 _print_error("signatures of checkpoints are not checked: name the log's key with --key")
             if arguments.correlation is not None:
-                return await _verify_correlation(connection, arguments.correlation, anchors, settings.hmac_key)
+                return await _verify_correlation(connection, arguments.correlation, anchors, settings, verify_whole)
             return await _verify_all(connection, settings, anchors, max(1, arguments.processes))
     finally:
         connection.terminate()
@@ -87,10 +96,16 @@ async def _verify_all(connection: Connection, settings: Settings, anchors: Trust
 
 
 async def _verify_correlation(
-    connection: Connection, correlation_id: str, anchors: TrustAnchors, hmac_key: bytes | None
+    connection: Connection,
+    correlation_id: str,
+    anchors: TrustAnchors,
+    settings: Settings,
+    verify_whole: VerifyWhole | None,
 ) -> int:
     log_result = await verify_tree_and_checkpoints(connection, anchors)
-    correlation_result = await verify_correlation(connection, correlation_id, log_result.log, hmac_key)
+    correlation_result = await verify_correlation(connection, correlation_id, log_result.log, settings.hmac_key)
+    if correlation_result.gone_total and verify_whole is not None:
+        correlation_result = await verify_whole(settings, log_result.log, correlation_id)
     if correlation_result.is_empty and not log_result.defects.count:
         raise Fatal(f"There is nothing about a correlation {correlation_id}.")
     defects = correlation_result.defects
@@ -99,7 +114,10 @@ async def _verify_correlation(
     defects.extend(log_result.defects)
     _print_defects(defects.listed, defects.count)
     _print_lines(_chain_summary(correlation_id, correlation_result))
-    return EXIT_DEFECTS if defects.count else EXIT_NO_DEFECTS
+    if defects.count:
+        return EXIT_DEFECTS
+    is_unread = correlation_result.archive_unread and settings.archive_url is not None
+    return EXIT_NOT_VERIFIED if is_unread else EXIT_NO_DEFECTS
 
 
 def _trust_anchors(arguments: argparse.Namespace, settings: Settings, log_name: str) -> TrustAnchors:
@@ -184,6 +202,10 @@ def _chain_summary(correlation_id: str, result: CorrelationResult) -> Iterable[s
         yield f"purged: {result.purged_total:,} events, erased: {chain.erased_total:,} events, as recorded in the log"
     if result.archived_total:
         yield f"archived: {result.archived_total:,} events that are in the archive only, as recorded in the log"
+    if result.archived_read:
+        yield f"archived: {result.archived_read:,} of these events were read in the archive, which alone has them"
+    if result.archive_unread and result.archived_total:
+        yield f"NOT verified: what is in the archive only: {result.archive_unread}"
     yield from _unsealed_summary(result.unsealed)
 
 

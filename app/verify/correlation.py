@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from app.db import Connection
+from app.db import Connection, portions
 from app.events.log import Log
 from app.events.record import Row, place
 from app.tlog.evidence import NO_EVIDENCE, Evidence, leaves_at, read_evidence
@@ -13,7 +13,7 @@ from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.chain import ChainChecker, gap_defect
 from app.verify.row import Defect, Defects, mark_reordered
 from app.verify.shadowed import verify_ids_in
-from app.verify.snapshot import SQL, portions, yielding_to_others
+from app.verify.snapshot import SQL, yielding_to_others
 from app.verify.unsealed import UnsealedResult, verify_unsealed
 
 _PLACE_END = 2**62

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from cryptography.x509 import Certificate
 
-from app.db import LONG_FETCH_SECONDS, Connection
+from app.db import LONG_FETCH_SECONDS, Connection, portions
 from app.errors import Fatal
 from app.events.log import Log
 from app.events.positions import Positions
@@ -32,7 +32,7 @@ from app.verify.notifications import NotificationsResult, verify_notifications
 from app.verify.orders import Selectors, held_selectors, verify_marks, verify_orders
 from app.verify.row import Defect, Defects, mark_reordered
 from app.verify.shadowed import verify_ids_of, verify_unlogged_ids
-from app.verify.snapshot import SQL, portions
+from app.verify.snapshot import SQL
 from app.verify.tree import Tree, read_tree, verify_last_signed
 from app.verify.unsealed import UnsealedResult, verify_unsealed
 

@@ -1,9 +1,9 @@
 """Rows that are no part of the log although they look so: beyond its end, before its beginning, or of another log."""
 
-from app.db import LONG_FETCH_SECONDS, Connection
+from app.db import LONG_FETCH_SECONDS, Connection, portions
 from app.events.log import Log
 from app.verify.row import Defect, Defects, defect_of
-from app.verify.snapshot import SQL, portions
+from app.verify.snapshot import SQL
 
 
 async def verify_inserted(connection: Connection, log: Log, size: int) -> Defects:

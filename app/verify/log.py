@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from app.db import LONG_FETCH_SECONDS, Connection
+from app.db import LONG_FETCH_SECONDS, Connection, portions
 from app.events.log import Log
 from app.events.record import Row
 from app.tlog.evidence import Evidence
 from app.tlog.merkle import HASH_BYTES
 from app.verify.row import DEFECTS_MAX, Defect, Defects, defect_of, row_defects
-from app.verify.snapshot import SQL, portions, yielding_to_others
+from app.verify.snapshot import SQL, yielding_to_others
 
 _ROWS_MAX = 64
 _HEX_DIGITS = 2 * HASH_BYTES

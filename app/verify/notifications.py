@@ -6,7 +6,7 @@ from typing import Any
 
 import asyncpg
 
-from app.db import LONG_FETCH_SECONDS, Connection
+from app.db import LONG_FETCH_SECONDS, Connection, portions
 from app.events.log import Log, place_of
 from app.events.notification import STORED, notification_digest
 from app.events.positions import Positions
@@ -14,7 +14,7 @@ from app.events.record import Row
 from app.tlog.evidence import believed_payload
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.row import Defect, Defects, Kind
-from app.verify.snapshot import SQL, portions, yielding_to_others
+from app.verify.snapshot import SQL, yielding_to_others
 
 _ROWS_MAX = 200
 _TEXTS = ("notification_id", "remediation_id", "digest")

@@ -3,13 +3,13 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from app.db import LONG_FETCH_SECONDS, Connection
+from app.db import LONG_FETCH_SECONDS, Connection, portions
 from app.events.log import Log
 from app.tlog.merkle import EMPTY_ROOT, HASH_BYTES, Frontier, hashes, root
 from app.tlog.tiles import LEVEL_MAX, WIDTH
 from app.tlog.tiles import SQL as TLOG_SQL
 from app.verify.row import Defect, Defects, Kind
-from app.verify.snapshot import SQL, portions
+from app.verify.snapshot import SQL
 
 
 @dataclass(slots=True)

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 import asyncpg
 
-from app.db import LONG_FETCH_SECONDS, Connection
+from app.db import LONG_FETCH_SECONDS, Connection, portions
 from app.events.reference import KEYED_ALGORITHM, recompute_hash
 from app.verify.row import Defects, defect_of
-from app.verify.snapshot import SQL, portions, yielding_to_others
+from app.verify.snapshot import SQL, yielding_to_others
 
 
 @dataclass(slots=True)

@@ -1,5 +1,6 @@
 """A database with two months that are due for the archive, and what is in the archive."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,16 @@ from tests.postgres.test_tampering import sign
 from tests.sealed import LOG, seal
 
 Connection = asyncpg.Connection
-NOW = datetime.now(UTC)
+
+
+def within_a_day(time: datetime) -> datetime:
+    """The time, or near midnight one a little earlier: what fill() makes around it is all of one day, and of one month."""
+    around = timedelta(minutes=10)
+    return time if (time - around).date() == (time + around).date() else time - 2 * around
+
+
+NOW = within_a_day(datetime.fromisoformat(os.environ.setdefault("DATASTORAGE_TEST_NOW", datetime.now(UTC).isoformat())))
+"""The same in processes that a test starts, also after the end of a month."""
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))  # the same in every process
 PUBLIC = PublicKey(LOG, KEY.public_key().public_bytes_raw())
 PEM = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()

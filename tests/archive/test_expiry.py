@@ -372,7 +372,9 @@ async def test_erased_and_expired(database_url: str, connection: Connection, tmp
     after = await verified(settings)
     assert (after.problem_count, after.pending, after.undeleted, after.unknown) == (0, [], [], [])
     assert [len(one.part.replaced) for one in after.expired] == [1, 0]
-    assert {name.partition("/")[0] for name in files_of(tmp_path)} == {"metadata"}
+    left = {name for name in files_of(tmp_path) if not name.startswith("metadata/")}
+    assert {name.rpartition("/")[2] for name in left} == {"expired.json"}
+    assert len(left) == 2
     assert await erase_all(f"rr-{OLD:%m}-0") == 0
     with pytest.raises(NotFound):
         await hold(settings, correlation_id=f"rr-{OLD:%m}-0")
@@ -440,7 +442,15 @@ async def test_rules_are_those_of_a_purge(database_url: str, connection: Connect
         await connection_of_rules.close()
 
 
-EXPIRING_STEPS = ("expiry begun", "table written", "committing", "expired", "expired deleted", "attempt deleted")
+EXPIRING_STEPS = (
+    "expiry begun",
+    "notice written",
+    "table written",
+    "committing",
+    "expired",
+    "expired deleted",
+    "attempt deleted",
+)
 """The last one needs something that another one has left."""
 
 

@@ -38,7 +38,7 @@ from tests.postgres.test_hold_race import gated as gated  # noqa: PLC0414 -- a f
 from tests.sealed import seal
 
 pytestmark = pytest.mark.damaged  # the verification at the end of every test does not know purges
-ARCHIVE = load("archive")
+ARCHIVE, RETENTION = load("archive"), load("retention")
 GATES = {"h": HOLD_GATES, "x": {ARCHIVE["active_selectors"], INGEST["flush"], ARCHIVE["move_pointer"], "COMMIT"}}
 STEPS = {"h": 7 if FULL else 5, "x": 4}
 
@@ -69,6 +69,8 @@ class Case:
         name = SESSION.set("")
         result = Expiries()
         async with open_session(self.settings, NOW, ALL) as session:
+            for lock in (ARCHIVE["lock_archive"], RETENTION["lock_retention"]):
+                assert await session.connection.fetchval(lock)
             retention = await retention_session(session, self.settings, NOW)
             await retention.refresh()
             part = ExpiryOfPart(session, retention, self.part)

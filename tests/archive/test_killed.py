@@ -134,7 +134,9 @@ async def nothing_else_is_there(settings: Settings, connection: Connection, dire
     archive, recorded = directory / "archive", (await list_recorded(settings))[0]
     folders = {str(folder_of(part).relative_to(archive)) for part in recorded.parts}
     ids = {str(part.archive_id) for part in recorded.parts} | {str(one) for one in recorded.metadata_ids() or ()}
-    for name in files_of(directory):
+    notices = {f"parts/{one.part.month}/{one.part.log_id}/{one.expiry_id}/expired.json" for one in recorded.expired}
+    assert notices <= files_of(directory)
+    for name in files_of(directory) - notices:
         assert name.rpartition("/")[0] in folders or (
             name.startswith("metadata/") and any(one in name for one in ids)
         ), name

@@ -303,7 +303,6 @@ def test_wrong_questions(database_url: str, tmp_path: Path, service: Start) -> N
             answer = client.get(EVENTS, params={"archive": "include"} | wrong)
             assert (answer.status_code, about in answer.text) == (400, True), answer.text
         assert client.get(EVENTS, params={"archive": "include", "strict": "true", "offset": "0"}).status_code == 200
-        assert client.get("/ui/events", params={"archive": "include"}).status_code == 400
     plain = service(archive_url=None)
     answer = httpx.get(f"{plain.url}{EVENTS}", params={"archive": "include"})
     assert (answer.status_code, "DATASTORAGE_ARCHIVE_URL" in answer.text) == (400, True)

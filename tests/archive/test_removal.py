@@ -352,8 +352,12 @@ async def test_a_removed_part_is_damaged(
     for depth, rows in (("all", 120), ("sample", 120), ("manifests", 0)):
         said = await told("verify", "--archive", depth)
         assert f"have 120 events that Postgres has no longer; {rows} rows were verified: no problem" in said
+    one_chain = "verify", f"rr-{OLD:%m}-0"
+    assert "archived: 30 of these events were read in the archive" in await told(*one_chain)
+    assert "archived: 30 events that are in the archive only" in await told(*one_chain, "--archive", "none")
     [_, old] = await parts_of(settings)
     (folder_of(old) / "events-0.parquet").unlink()
+    assert "NOT verified: what is in the archive only" in await told(*one_chain, code=2)
     await told("verify", "--archive", "none")
     said = await told("verify", "--archive", "manifests", code=1)
     assert "removed: events-0.parquet is missing" in said
@@ -363,7 +367,11 @@ async def test_a_removed_part_is_damaged(
     assert [orjson.loads(line)["removed"] for line in listed] == [60, 60]
     shutil.rmtree(tmp_path / "archive")
     assert "removed: manifest.json is missing" in await told("verify", code=1)
-    assert "archived: 30 events" in await told("verify", f"rr-{OLD:%m}-0")
+    monkeypatch.delenv("DATASTORAGE_ARCHIVE_URL")
+    said = await told(*one_chain)
+    assert "archived: 30 events that are in the archive only" in said
+    assert "NOT verified" in said
+    monkeypatch.setenv("DATASTORAGE_ARCHIVE_URL", f"file://{tmp_path}/archive")
     assert "Nothing was removed from Postgres" in await told("archive", "run", "--remove")
 
 

@@ -85,6 +85,25 @@ async def test_reading(database_url: str, connection: Connection, endpoint: str,
         await engine.dispose()
 
 
+async def test_many_parts(
+    database_url: str, connection: Connection, endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a bucket the table is not written anew: neither when it has all snapshots that it may have, nor when its metadata is missing."""
+    monkeypatch.setattr("app.archive.table.SNAPSHOTS_MAX", 2)
+    await fill(connection, rounds=1)
+    settings = settings_of(database_url, endpoint, tmp_path)
+    done = await run.run(settings, NOW, Selection(month=OLD.date().replace(day=1), part_events=6))
+    assert len(done.parts) == 5
+    metadata = [key for key in stored(endpoint) if "/metadata/" in key and not key.endswith("/")]
+    ids = [str(part.archive_id) for part in done.parts]
+    assert {one for one in ids if any(one in key for key in metadata)} == {*ids[2:]}
+    for key in metadata:
+        client_of(endpoint).delete_object(Bucket=BUCKET, Key=key)
+    assert any("removed: " in one for one in await problems(settings))
+    done = await run.run(settings, NOW, ALL)
+    assert ([part.events for part in done.parts], done.pending, await problems(settings)) == ([30], [], [])
+
+
 async def test_bucket(database_url: str, connection: Connection, endpoint: str, tmp_path: Path) -> None:
     """A bucket is no archive: something is written, read, listed or deleted in a way that only directories know."""
     await fill(connection, rounds=2)

@@ -58,6 +58,7 @@ def signed(client: httpx.Client, **parameters: Any) -> list[str]:
 
 def test_one_question_on_every_route(client: httpx.Client) -> None:
     """A filter is called otherwise, or means something else, on one of the routes."""
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
     post(client, "a", actor_id="ada", actor_type="user", resource_id="payments/api")
     post(
         client,
@@ -69,7 +70,6 @@ def test_one_question_on_every_route(client: httpx.Client) -> None:
         error_message="Zu groß",
     )
     post(client, "c", actor_id="Ada", namespace="other")
-    today = datetime.now(UTC).strftime("%Y-%m-%d")
     questions: list[tuple[dict[str, Any], list[str]]] = [
         ({"actor_id": "ada"}, ["a"]),
         ({"actor_id_in": ["ada", "bob"]}, ["a", "b"]),

@@ -55,6 +55,7 @@ NOT_COVERED = (
     ("rollup_months", EVERYTHING),
     ("rollup_counts", EVERYTHING),
     ("rollup_scopes", EVERYTHING),
+    ("rollup_marginals", EVERYTHING),
     ("sinks", EVERYTHING),
     ("rollup_changes", EVERYTHING),
     ("alembic_version", EVERYTHING),

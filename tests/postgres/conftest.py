@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db
+from app.db import Engine
 from app.settings import Settings
 from tests.sealed import seal
 
@@ -15,7 +15,7 @@ Connection = asyncpg.Connection
 
 
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str) -> AsyncIterator[Engine]:
     """A pool of two connections."""
     engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
     yield engine

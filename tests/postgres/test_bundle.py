@@ -7,9 +7,9 @@ from uuid import uuid4
 import asyncpg
 import orjson
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.api.trust import read_removals
+from app.db import Engine
 from app.errors import NotFound
 from app.events.notification import STORED, notification_digest
 from app.export import bundle_read
@@ -49,14 +49,14 @@ async def publish(connection: Connection) -> None:
 
 
 async def bundle(
-    engine: AsyncEngine, correlation_id: str = "rr-1", *, key: SigningKey | None = SIGNING_KEY, redacted: bool = False
+    engine: Engine, correlation_id: str = "rr-1", *, key: SigningKey | None = SIGNING_KEY, redacted: bool = False
 ) -> bytes:
     async with snapshot(engine) as connection:
         export = BundleExport(BundleQuery(correlation_id, redacted), "ada@example.test", FIRST_LOG, key)
         return await export.read(connection)
 
 
-async def published(connection: Connection, engine: AsyncEngine, **options: Any) -> tuple[Bundle, CheckResult]:
+async def published(connection: Connection, engine: Engine, **options: Any) -> tuple[Bundle, CheckResult]:
     """The bundle, once a checkpoint covers everything, and what the checker says of it."""
     await publish(connection)
     content = await bundle(engine, **options)
@@ -86,7 +86,7 @@ UPDATE audit_events SET legal_hold = true
 """What the service writes beside the events of holds."""
 
 
-async def test_everything_about_a_remediation(owner: Connection, engine: AsyncEngine) -> None:
+async def test_everything_about_a_remediation(owner: Connection, engine: Engine) -> None:
     """Something about a remediation is missing in its bundle, or something of another one is in it, or it does not verify."""
     await seal(owner, "rr-1", {"event_data": PAYLOAD, "actor_ip": "10.1.2.3", "namespace": "payments"}, {})
     for act, selector in (
@@ -182,9 +182,7 @@ async def notify(connection: Connection, position: int) -> None:
         ("notification_id = 'n-2'", "the event that covers it is missing, or is about another notification"),
     ],
 )
-async def test_notification_with_a_digest(
-    owner: Connection, engine: AsyncEngine, change: str, problem: str | None
-) -> None:
+async def test_notification_with_a_digest(owner: Connection, engine: Engine, change: str, problem: str | None) -> None:
     """A notification that is not the one that was stored passes as covered, or an honest one does not."""
     await notify(owner, 6)
     await owner.execute(f"UPDATE notification_audit SET {change}")
@@ -217,7 +215,7 @@ async def test_notification_with_a_digest(
         ("UPDATE notification_audit SET remediation_id = 'rr-9'", "removed: the notification"),
     ],
 )
-async def test_removed_evidence(owner: Connection, engine: AsyncEngine, change: str, problem: str | None) -> None:
+async def test_removed_evidence(owner: Connection, engine: Engine, change: str, problem: str | None) -> None:
     """What the log records of holds and notifications is not in the tables, or the other way round, and the bundle does not say so."""
     for selector in ({"correlation_id": "rr-1"}, {"actor_id": "user-1"}, {"correlation_id": "rr-2"}):
         await held(owner, "placed", **selector)
@@ -232,7 +230,7 @@ async def test_removed_evidence(owner: Connection, engine: AsyncEngine, change: 
         assert bool(said) == (problem is not None and "notification" not in problem)
 
 
-async def test_missing_marks_and_infinite_times(owner: Connection, engine: AsyncEngine) -> None:
+async def test_missing_marks_and_infinite_times(owner: Connection, engine: Engine) -> None:
     """A row of others with an infinite time hides that a hold by time is gone, or an erased event is held without showing it."""
     await held(owner, "placed", time_from="2026-01-01T00:00:00Z", time_to="2126-01-01T00:00:00Z")
     await held(owner, "placed", actor_id="x")
@@ -265,7 +263,7 @@ async def test_forged_purges_hide_none(owner: Connection) -> None:
         assert [(one["event_type"], one["events"]) for one in await read_removals(owner, FIRST_LOG)] == [(ERASED, 1)]
 
 
-async def test_many_events(owner: Connection, engine: AsyncEngine) -> None:
+async def test_many_events(owner: Connection, engine: Engine) -> None:
     """Events whose proofs go through tiles do not verify."""
     for turn in range(8):
         await seal(owner, f"rr-{turn % 2 + 1}", *({} for _ in range(70)))
@@ -307,14 +305,14 @@ async def test_many_events(owner: Connection, engine: AsyncEngine) -> None:
         ),
     ],
 )
-async def test_damaged_rows(owner: Connection, engine: AsyncEngine, damage: str, problem: str) -> None:
+async def test_damaged_rows(owner: Connection, engine: Engine, damage: str, problem: str) -> None:
     """The bundle of a damaged chain verifies, or an event that the log has otherwise is shown as proved."""
     await owner.execute(damage)
     _, result = await published(owner, engine)
     assert any(problem in one for one in result.problems), result.problems
 
 
-async def test_what_was_hashed_again(owner: Connection, engine: AsyncEngine) -> None:
+async def test_what_was_hashed_again(owner: Connection, engine: Engine) -> None:
     """An event that was changed and hashed again is shown as one of the log."""
     row = dict(
         await owner.fetchrow("SELECT *, event_data::text AS event_data FROM audit_events WHERE log_index = 2") or {}
@@ -326,7 +324,7 @@ async def test_what_was_hashed_again(owner: Connection, engine: AsyncEngine) -> 
     assert any("is not in the log" in one for one in result.problems)
 
 
-async def test_erasures_and_purges_that_the_log_does_not_record(owner: Connection, engine: AsyncEngine) -> None:
+async def test_erasures_and_purges_that_the_log_does_not_record(owner: Connection, engine: Engine) -> None:
     """A row that was emptied, or one that is gone, passes as erased or purged since the log records another one, or took it back."""
     await erase(owner, 4)
     await own(owner, ERASED, "{[3,4)}")
@@ -338,7 +336,7 @@ async def test_erasures_and_purges_that_the_log_does_not_record(owner: Connectio
     assert "chain positions 0 to 0: removed" in problems
 
 
-async def test_a_row_that_stands_twice(owner: Connection, engine: AsyncEngine) -> None:
+async def test_a_row_that_stands_twice(owner: Connection, engine: Engine) -> None:
     """A copy of a row under another date is a second event of the bundle."""
     columns = "event_id, event_version, event_timestamp, event_type, event_category, event_action, event_outcome, actor_type, actor_id"
     columns += ", resource_type, resource_id, correlation_id, event_data, event_hash, previous_event_hash, log_id, log_index, chain_index"
@@ -350,7 +348,7 @@ async def test_a_row_that_stands_twice(owner: Connection, engine: AsyncEngine) -
     assert (result.problems, [one.position for one in found.events]) == ([], [0, 2, 4])
 
 
-async def test_odd_payloads_of_evidence(owner: Connection, engine: AsyncEngine) -> None:
+async def test_odd_payloads_of_evidence(owner: Connection, engine: Engine) -> None:
     """One row that looks like the event of a hold, or one event of a purge or erasure with members of other types, ends every bundle."""
     odd = {"actor_id": [], "resource_type": {}, "time_from": 1, "time_to": [], "log_id": "x", "positions": "{[0,1)}"}
     for payload in ("[]", orjson.dumps(odd).decode()):
@@ -372,7 +370,7 @@ async def test_odd_payloads_of_evidence(owner: Connection, engine: AsyncEngine) 
     assert (result.problems, len(found.evidence), found.events[0].is_erased) == ([], 2, True)
 
 
-async def test_until_a_checkpoint_covers_it(owner: Connection, engine: AsyncEngine) -> None:
+async def test_until_a_checkpoint_covers_it(owner: Connection, engine: Engine) -> None:
     """A bundle leaves the service in which an event has no proof; or an event that the log lost is proved."""
     with pytest.raises(NotSignedYet):
         await bundle(engine)
@@ -387,7 +385,7 @@ async def test_until_a_checkpoint_covers_it(owner: Connection, engine: AsyncEngi
         await bundle(engine, "rr-2")
 
 
-async def test_without_a_key(owner: Connection, engine: AsyncEngine) -> None:
+async def test_without_a_key(owner: Connection, engine: Engine) -> None:
     """A bundle without signature and proofs passes as one with them, or there is none."""
     await publish(owner)
     content = await bundle(engine, key=None)
@@ -397,9 +395,7 @@ async def test_without_a_key(owner: Connection, engine: AsyncEngine) -> None:
     assert "nothing in it is proved" in problems
 
 
-async def test_what_there_is_no_bundle_of(
-    owner: Connection, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_there_is_no_bundle_of(owner: Connection, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A correlation that never was has a bundle; or one that is too large fills the memory."""
     await publish(owner)
     with pytest.raises(NotFound):

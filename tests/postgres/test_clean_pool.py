@@ -9,9 +9,9 @@ from uuid import UUID
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db
+from app.db import Engine
 from app.errors import AuditError
 from app.export.parts import Export
 from app.export.select import ExportQuery
@@ -27,12 +27,12 @@ from tests.logs import FIRST_LOG
 from tests.sealed import seal
 
 Connection = Any
-Read = Callable[[AsyncEngine], Awaitable[object]]
+Read = Callable[[Engine], Awaitable[object]]
 ID = UUID(int=7)
 TARGET = remediation_history.Target("Deployment", "api", "payments", "sha256:0", None)
 
 
-async def export(engine: AsyncEngine) -> None:
+async def export(engine: Engine) -> None:
     async def nothing() -> None:
         pass
 
@@ -41,17 +41,17 @@ async def export(engine: AsyncEngine) -> None:
             pass
 
 
-async def verify(engine: AsyncEngine) -> None:
+async def verify(engine: Engine) -> None:
     async with snapshot(engine) as connection:
         await verify_correlation(connection, "rr-1", FIRST_LOG, None)
 
 
-def history(engine: AsyncEngine) -> Awaitable[object]:
+def history(engine: Engine) -> Awaitable[object]:
     now = datetime.now(UTC)
     return remediation_history.history(engine, TARGET, [now + timedelta(days=1), now - timedelta(days=1)])
 
 
-async def rebuild(engine: AsyncEngine) -> None:
+async def rebuild(engine: Engine) -> None:
     with suppress(reconstruct.NoEvents):
         await reconstruct.rebuild(engine, "rr-1", datetime.now(UTC))
 
@@ -75,7 +75,7 @@ READS: dict[str, Read] = {
 
 
 @pytest.fixture
-async def engine(database_url: str, connection: Connection) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str, connection: Connection) -> AsyncIterator[Engine]:
     """A pool of one connection, so that the next reader gets what the last one gave back."""
     await seal(
         connection,
@@ -119,7 +119,7 @@ class CancelledAt:
                 received = error
 
 
-async def cancel(read: Read, engine: AsyncEngine, count: int, again_seconds: float | None) -> bool:
+async def cancel(read: Read, engine: Engine, count: int, again_seconds: float | None) -> bool:
     """Cancel one read at its `count`-th wait. Whether it has waited so often."""
     cancelled = CancelledAt(read(engine), count, again_seconds)
 
@@ -132,7 +132,7 @@ async def cancel(read: Read, engine: AsyncEngine, count: int, again_seconds: flo
 
 
 @pytest.mark.parametrize("name", READS)
-async def test_cancelled_at_every_wait(name: str, engine: AsyncEngine) -> None:
+async def test_cancelled_at_every_wait(name: str, engine: Engine) -> None:
     """A reader that was cancelled leaves its transaction, or its query, to the next one."""
     for again_seconds in (None, 0, 0.003):
         count = 1
@@ -150,7 +150,7 @@ async def test_cancelled_at_every_wait(name: str, engine: AsyncEngine) -> None:
         assert same is connection  # only what is in doubt is closed
 
 
-async def test_whatever_a_reader_leaves_behind(engine: AsyncEngine) -> None:
+async def test_whatever_a_reader_leaves_behind(engine: Engine) -> None:
     """A reader that ends normally, but in the middle of something, leaves it to the next one."""
 
     async def begin(connection: db.Connection) -> None:
@@ -178,7 +178,7 @@ async def test_whatever_a_reader_leaves_behind(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.parametrize("in_transaction", [False, True])
-async def test_reader_goes_on_after_its_own_limit(engine: AsyncEngine, in_transaction: bool) -> None:
+async def test_reader_goes_on_after_its_own_limit(engine: Engine, in_transaction: bool) -> None:
     """A limit that ends a statement which was only prepared leaves a transaction that the next BEGIN finds begun already."""
 
     async def stop(connection: db.Connection) -> None:
@@ -194,7 +194,7 @@ async def test_reader_goes_on_after_its_own_limit(engine: AsyncEngine, in_transa
             assert await connection.fetchval("SHOW transaction_isolation") == "repeatable read"
 
 
-async def test_reader_goes_on_with_its_transaction(engine: AsyncEngine) -> None:
+async def test_reader_goes_on_with_its_transaction(engine: Engine) -> None:
     async with db.driver_connection(engine) as connection, connection.transaction():
         with pytest.raises(TimeoutError):
             async with db.limited(connection, 0.01):

@@ -19,9 +19,8 @@ import asyncpg
 import orjson
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import create_engine
+from app.db import Engine, create_engine
 from app.errors import Fatal
 from app.events.log import LOG_POSITIONS
 from app.events.record import commitment_of
@@ -501,7 +500,7 @@ async def test_an_export(database_url: str, connection: Connection, tmp_path: Pa
 
 
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str) -> AsyncIterator[Engine]:
     engine = create_engine(Settings(database_url=SecretStr(database_url)))
     yield engine
     await engine.dispose()
@@ -519,7 +518,7 @@ async def people(database_url: str, connection: Connection) -> Lines:
 
 @pytest.mark.parametrize("form", ["ndjson", "csv"])
 async def test_filtered_exports(
-    database_url: str, connection: Connection, engine: AsyncEngine, tmp_path: Path, form: str
+    database_url: str, connection: Connection, engine: Engine, tmp_path: Path, form: str
 ) -> None:
     """Filtered exports look as if events were removed from them; or what was removed from one beside them is not found."""
     await people(database_url, connection)
@@ -538,7 +537,7 @@ async def test_filtered_exports(
 
 
 async def test_a_manifest_is_of_its_lines_only(
-    database_url: str, connection: Connection, engine: AsyncEngine, tmp_path: Path
+    database_url: str, connection: Connection, engine: Engine, tmp_path: Path
 ) -> None:
     """Whoever removes events from a copy, and appends the signed manifest of some filtered or redacted export, is not found."""
     lines = await people(database_url, connection)
@@ -564,7 +563,7 @@ async def test_a_manifest_is_of_its_lines_only(
 
 
 async def test_what_is_named_redacted(
-    database_url: str, connection: Connection, engine: AsyncEngine, tmp_path: Path
+    database_url: str, connection: Connection, engine: Engine, tmp_path: Path
 ) -> None:
     """Whoever names a member in `redacted` can change it as he likes, where no hash is over what redaction has masked."""
     await people(database_url, connection)
@@ -589,7 +588,7 @@ async def test_what_is_named_redacted(
 
 
 async def test_exports_of_every_kind(
-    database_url: str, connection: Connection, engine: AsyncEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, connection: Connection, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An export in parts, fetched in another order or again, in members of gzip or with the line ends of Windows is no copy."""
     lines = await people(database_url, connection)

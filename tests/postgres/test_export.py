@@ -14,9 +14,9 @@ import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.api.export import parse_export
+from app.db import Engine
 from app.events.canonical import canonical, loads, parse
 from app.events.catalog import Catalog
 from app.events.reference import reference_hash
@@ -71,15 +71,13 @@ async def nothing() -> None:
     pass
 
 
-async def export(
-    engine: AsyncEngine, query: ExportQuery = NDJSON, token: ResumeToken | None = None, **others: Any
-) -> bytes:
+async def export(engine: Engine, query: ExportQuery = NDJSON, token: ResumeToken | None = None, **others: Any) -> bytes:
     async with snapshot(engine) as connection:
         stream = Export(query, "ada", FIRST_LOG, KEY, token, **others).stream(connection, nothing)
         return b"".join([chunk async for chunk in stream])
 
 
-async def page(engine: AsyncEngine, signing: ExportKeyPair, **query: Any) -> dict[str, Any]:
+async def page(engine: Engine, signing: ExportKeyPair, **query: Any) -> dict[str, Any]:
     async with snapshot(engine) as connection:
         stream = SignedPage(ExportQuery(**query), "ada", FIRST_LOG, signing).stream(connection, nothing)
         found: dict[str, Any] = loads(b"".join([chunk async for chunk in stream]))
@@ -135,9 +133,7 @@ async def insert(connection: Connection, **columns: object) -> None:
 
 @pytest.mark.parametrize("query", [NDJSON, CSV], ids=["ndjson", "csv"])
 @pytest.mark.usefixtures("small_parts")
-async def test_cut_anywhere_and_resumed(
-    engine: AsyncEngine, post: Post, connection: Connection, query: ExportQuery
-) -> None:
+async def test_cut_anywhere_and_resumed(engine: Engine, post: Post, connection: Connection, query: ExportQuery) -> None:
     """An export that was cut looks whole, or what is fetched to resume it does not complete it."""
     await post(*(make_event(correlation_id=f"rr-{n % 3}", error_message='a\n"b",\r\n') for n in range(30)))
     for _ in range(5):
@@ -163,7 +159,7 @@ async def test_cut_anywhere_and_resumed(
 
 
 @pytest.mark.usefixtures("small_parts")
-async def test_relative_times_of_a_resumed_export(engine: AsyncEngine, post: Post) -> None:
+async def test_relative_times_of_a_resumed_export(engine: Engine, post: Post) -> None:
     """`7d` and `today` are counted anew in each request, so that the next part has another filter than the first."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(30)))
     parameters, now = b"format=ndjson&since=7d&until=today", datetime.now(UTC)
@@ -193,7 +189,7 @@ def ends_of_records(file: bytes) -> list[int]:
 
 
 @pytest.mark.usefixtures("small_parts")
-async def test_parts_that_do_not_belong_together(engine: AsyncEngine, post: Post) -> None:
+async def test_parts_that_do_not_belong_together(engine: Engine, post: Post) -> None:
     """Somebody leaves a part out, swaps two, repeats one, or takes one of another export, and the file verifies."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(30)))
     one, other = [split(await export(engine)) for _ in range(2)]
@@ -224,7 +220,7 @@ def split(file: bytes) -> list[bytes]:
     return found
 
 
-async def test_forged_files(engine: AsyncEngine, post: Post) -> None:
+async def test_forged_files(engine: Engine, post: Post) -> None:
     """Who has the file but not the key makes another one of it that verifies."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(4)))
     whole = await export(engine)
@@ -264,7 +260,7 @@ async def test_forged_files(engine: AsyncEngine, post: Post) -> None:
 
 
 @pytest.mark.damaged
-async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
+async def test_damaged_rows(engine: Engine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
     """Rows that were changed in the database leave it as if they were whole, or bring the export down."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(8)))
     ids = [row["event_id"] for row in await superuser.fetch("SELECT event_id FROM audit_events ORDER BY log_index")]
@@ -291,9 +287,7 @@ async def test_damaged_rows(engine: AsyncEngine, post: Post, superuser: Connecti
 
 
 @pytest.mark.damaged
-async def test_erased_and_purged(
-    engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair
-) -> None:
+async def test_erased_and_purged(engine: Engine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
     """What was erased or purged by the rules makes the rest of an export look broken."""
     await post(*(make_event(correlation_id=f"rr-{n % 2}") for n in range(10)))
     file = await export(engine)
@@ -316,7 +310,7 @@ async def test_erased_and_purged(
 
 
 @pytest.mark.damaged
-async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
+async def test_links_of_a_page(engine: Engine, post: Post, superuser: Connection, signing: ExportKeyPair) -> None:
     """A page that begins within a chain looks broken, or one whose event before it was changed or removed does not."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(3)))
     first, second = uuid4(), uuid4()
@@ -343,7 +337,7 @@ async def test_links_of_a_page(engine: AsyncEngine, post: Post, superuser: Conne
     assert found["hash_chain_verification"]["tampered_event_ids"] == [str(left[0])]
 
 
-async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connection, signing: ExportKeyPair) -> None:
+async def test_unsealed_rows(engine: Engine, post: Post, connection: Connection, signing: ExportKeyPair) -> None:
     """Rows that others wrote by SQL stop an export, are left out of it, or make it look broken."""
     await post(make_event(correlation_id="rr-1"))
     await insert(connection)
@@ -385,7 +379,7 @@ async def test_unsealed_rows(engine: AsyncEngine, post: Post, connection: Connec
     assert {event["event_hash"] for event in exported["events"]} >= {"", "ab" * 32}
 
 
-async def test_redaction_reaches_every_member(engine: AsyncEngine, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_redaction_reaches_every_member(engine: Engine, post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     """An address stays in a column, a key, an array or the manifest, or the redacted file no longer verifies."""
     address, ip = "ada@example.com", "10.1.2.3"
     columns = ("actor_id", "resource_id", "correlation_id", "namespace", "error_message", "event_action", "cluster_id")
@@ -413,7 +407,7 @@ async def test_redaction_reaches_every_member(engine: AsyncEngine, post: Post, m
     assert verdict(one).parts[0].filter == {"correlation_id": "a***@e***.c***"}
 
 
-async def test_checkpoint(engine: AsyncEngine, post: Post, connection: Connection) -> None:
+async def test_checkpoint(engine: Engine, post: Post, connection: Connection) -> None:
     """A whole log is exported that is not the one whose checkpoint was signed, and nobody notices."""
     await post(*(make_event(correlation_id=f"rr-{n % 2}") for n in range(7)))
     leaves = [bytes.fromhex(event["event_hash"]) for event in events_of(await export(engine))]
@@ -433,7 +427,7 @@ async def test_checkpoint(engine: AsyncEngine, post: Post, connection: Connectio
     await connection.execute("DELETE FROM log_checkpoints")
 
 
-async def test_order_is_that_of_the_log(engine: AsyncEngine, post: Post) -> None:
+async def test_order_is_that_of_the_log(engine: Engine, post: Post) -> None:
     """Late events stand elsewhere than in the log, so that chains do not follow, or a filter loses some."""
     times = [(datetime.now(UTC) - timedelta(hours=hours)).isoformat() for hours in (1, 5, 0, 3, 2, 4)]
     await post(*(make_event(correlation_id=f"rr-{n % 2}", event_timestamp=at) for n, at in enumerate(times)))
@@ -444,7 +438,7 @@ async def test_order_is_that_of_the_log(engine: AsyncEngine, post: Post) -> None
     assert (verdict(empty).problems, verdict(empty).counts["events"]) == ([], 0)
 
 
-async def test_failed_record_cuts_the_file(engine: AsyncEngine, post: Post) -> None:
+async def test_failed_record_cuts_the_file(engine: Engine, post: Post) -> None:
     """An export that had to be recorded and could not be is whole all the same."""
     await post(make_event())
 

@@ -12,9 +12,9 @@ from uuid import uuid4
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db, schema
+from app.db import Engine
 from app.query import correlations, page_statements
 from app.query import page as pages
 from app.query import rows as page_rows
@@ -57,7 +57,7 @@ class Filter(NamedTuple):
 
 
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str) -> AsyncIterator[Engine]:
     engine = db.create_engine(Settings(database_url=SecretStr(database_url), pool_connections_max=2))
     yield engine
     await engine.dispose()
@@ -184,7 +184,7 @@ def expected(rows: list[Row], matches: Callable[[Row], bool], order: str) -> lis
     return [str(row["event_id"]) for row in sorted(rows, key=key, reverse=True) if matches(row)]
 
 
-async def walk(engine: AsyncEngine, **fields: Any) -> tuple[list[str], int]:
+async def walk(engine: Engine, **fields: Any) -> tuple[list[str], int]:
     """The ids on all pages, and how many pages were cut."""
     ids, cut, cursor = list[str](), 0, None
     while True:
@@ -199,7 +199,7 @@ async def walk(engine: AsyncEngine, **fields: Any) -> tuple[list[str], int]:
         cursor = found.next_cursor
 
 
-async def test_filters(engine: AsyncEngine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_filters(engine: Engine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A filter shows what does not match, hides what does, or a cursor loses or doubles an event; in either order, however short
     the scan of a page is.
     """
@@ -228,7 +228,7 @@ def place_in_logs(row: Row) -> tuple[Any, ...]:
 
 
 @pytest.mark.damaged
-async def test_pages_of_several_logs(engine: AsyncEngine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pages_of_several_logs(engine: Engine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of a continued log reads the whole database, or loses rows that name a log which there is not."""
     pick = random.Random(24)
     await fill(connection, pick)
@@ -267,7 +267,7 @@ async def test_pages_of_several_logs(engine: AsyncEngine, connection: Any, monke
         assert indexes >= used, plan
 
 
-async def test_correlations(engine: AsyncEngine, connection: Any) -> None:
+async def test_correlations(engine: Engine, connection: Any) -> None:
     """A correlation is not found by an event that it has, or is found by what no single event of it has."""
     pick = random.Random(23)
     rows = await fill(connection, pick)

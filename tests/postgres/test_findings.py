@@ -16,8 +16,8 @@ import orjson
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.db import Engine
 from app.errors import InboxFull, NotFound
 from app.events.catalog import Catalog
 from app.events.positions import Positions
@@ -53,7 +53,7 @@ PUBLIC = PublicKey(LOG, KEY.public_key().public_bytes_raw())
 class Replica:
     """What one process has: a register, a recorder and a verifier."""
 
-    def __init__(self, settings: Settings, writer: Writer, engine: AsyncEngine, part_events: int = 20) -> None:
+    def __init__(self, settings: Settings, writer: Writer, engine: Engine, part_events: int = 20) -> None:
         self.settings = settings
         self.register = Register(FIRST_LOG, partial(findings_of, engine))
         self._writer = writer
@@ -101,7 +101,7 @@ def settings(database_url: str) -> Settings:
 
 
 @pytest.fixture
-def replica(settings: Settings, writer: Writer, engine: AsyncEngine) -> Replica:
+def replica(settings: Settings, writer: Writer, engine: Engine) -> Replica:
     return Replica(settings, writer, engine)
 
 

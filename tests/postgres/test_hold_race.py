@@ -1,4 +1,4 @@
-"""A hold and a purge at the same time, in every possible order of the statements of the two sessions.
+"""A hold and a purge at the same time, in every possible order (each third one, unless RACE_ORDERS=full) of the statements of the two sessions.
 
 Each session stops before every statement that reads or changes what the other one also uses, until the schedule continues it.
 While a session waits for a lock of the other one, the other one continues. After the end of a schedule, neither stops any more.
@@ -9,7 +9,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
-from itertools import combinations, count
+from itertools import combinations, count, islice
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -185,7 +185,7 @@ STEPS = {"rows": (7, 5), "month": (7, 5)} if FULL else {"rows": (5, 4), "month":
 async def test_no_held_event_is_ever_gone(database_url: str, connection: Connection, kind: str) -> None:
     """An event that a hold covers was purged, or one is gone without a purge, or a purge names one that is still stored."""
     outcomes = {"held": 0, "purged": 0}
-    for number, schedule in zip(count(), orders(*STEPS[kind]), strict=False):
+    for number, schedule in zip(count(), islice(orders(*STEPS[kind]), None, None, 1 if FULL else 3), strict=False):
         case = Case(database_url, number)
         event_id = await case.event()
         stage = Stage({"h": HOLD_GATES, "p": ROW_GATES if kind == "rows" else MONTH_GATES}, connection)

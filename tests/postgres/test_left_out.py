@@ -5,9 +5,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import driver_connection
+from app.db import Engine, driver_connection
 from app.query import correlations, page_statements
 from app.query import rows as page_rows
 from app.query.compiled import Statement
@@ -41,7 +40,7 @@ async def rows(connection: Any) -> None:
     await connection.execute("ANALYZE audit_events")
 
 
-async def page(engine: AsyncEngine, **fields: Any) -> tuple[list[Any], bool]:
+async def page(engine: Engine, **fields: Any) -> tuple[list[Any], bool]:
     async with driver_connection(engine) as connection:
         found = await rows_of_page(connection, EventQuery(total="none", **fields))
         return [row["event_id"] for row in found.rows][: fields["limit"]], found.next_cursor is not None
@@ -60,7 +59,7 @@ async def page(engine: AsyncEngine, **fields: Any) -> tuple[list[Any], bool]:
         {"severity": "low", "include": "self"},
     ],
 )
-async def test_pages(engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
+async def test_pages(engine: Engine, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
     """A page that is read by types, since it took too long, has other events than one that is read in the order of time."""
     queries = [fields | {"limit": limit, "offset": offset} for limit in (7, 1000) for offset in (0, 5, 33)]
     with monkeypatch.context() as patched:
@@ -93,7 +92,7 @@ def _watched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 @pytest.mark.usefixtures("rows")
 @pytest.mark.parametrize("fields", [{}, {"since": LONG_AGO}, {"offset": 50}])
 async def test_the_default_question_waits_for_nothing(
-    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ) -> None:
     """Each page without filters reads over audit events of Kubernetes, in vain, for a quarter of a second or more."""
     monkeypatch.setattr(page_rows, "_AT_ONCE_SECONDS", 3600)
@@ -103,7 +102,7 @@ async def test_the_default_question_waits_for_nothing(
     assert by_types == [False, True]
 
 
-async def test_a_page_among_the_newest(connection: Any, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_page_among_the_newest(connection: Any, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page whose events are all among the newest ones is another one than in the order of time, or is read twice."""
     for number, (event_type, category) in enumerate(OTHERS):
         await connection.execute(INSERT, 50, event_type, category, "rr-", None, number)
@@ -135,7 +134,7 @@ async def test_cost(connection: Any, fields: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("rows")
-async def test_correlations_are_bounded(engine: AsyncEngine) -> None:
+async def test_correlations_are_bounded(engine: Engine) -> None:
     """The list of correlations reads over any number of events that it leaves out before it answers."""
     found = await correlations.page(engine, CorrelationQuery(limit=5))
     assert (found.correlations, found.scanned_until is not None) == ([], True)
@@ -147,7 +146,7 @@ async def test_correlations_are_bounded(engine: AsyncEngine) -> None:
 
 
 @pytest.mark.usefixtures("rows")
-async def test_newest_of_those_that_are_shown(connection: Any, engine: AsyncEngine) -> None:
+async def test_newest_of_those_that_are_shown(connection: Any, engine: Engine) -> None:
     """A correlation is on no page at all, since an event that is left out is newer than what the page would show it by."""
     for event_type, category in (("datastorage.x", "security"), ("kubernetes.audit.panic", "kubernetes")):
         await connection.execute(INSERT, 3, event_type, category, "rr-", None, 300)

@@ -25,8 +25,8 @@ ROWS, TYPES = 20_000, 20
 INSERT = """
     INSERT INTO audit_events (event_timestamp, event_date, event_type, event_category, event_action, event_outcome,
         actor_type, actor_id, resource_type, resource_id, correlation_id, event_data, log_id, log_index)
-    SELECT now() - $2::bigint * interval '1 ms', current_date, $3, $4, 'a', $5, '', $6, '', $6, $6, '{}', 0, n
-    FROM generate_series($1::bigint, $2 - 1) n
+    SELECT time, (time AT TIME ZONE 'UTC')::date, $3, $4, 'a', $5, '', $6, '', $6, $6, '{}', 0, n
+    FROM (SELECT now() - $2::bigint * interval '1 ms' AS time) before, generate_series($1::bigint, $2 - 1) n
 """
 
 

@@ -9,8 +9,8 @@ import asyncpg
 import orjson
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.db import Engine
 from app.errors import Conflict, DatabaseAway
 from app.events.log import Log
 from app.ingest import writer as writer_module
@@ -90,7 +90,7 @@ TAMPERING = {
 
 
 @pytest.mark.damaged
-async def test_tampering(database_url: str, connection: Connection, engine: AsyncEngine) -> None:
+async def test_tampering(database_url: str, connection: Connection, engine: Engine) -> None:
     """A notification that was changed, removed or inserted is shown to an auditor, and no verifier names it."""
     async with replica(database_url) as one:
         await one.post(item("rr-1"))
@@ -109,7 +109,7 @@ async def test_tampering(database_url: str, connection: Connection, engine: Asyn
     assert await found_by_each(connection, "rr-1", outside) == (set(), set(), set(), set())
 
 
-async def test_written_in_one_flush(database_url: str, connection: Connection, engine: AsyncEngine) -> None:
+async def test_written_in_one_flush(database_url: str, connection: Connection, engine: Engine) -> None:
     """A notification is stored without its digest, or the log has what it says."""
     async with replica(database_url) as one:
         posts = [write(engine, one.writer, make(f"n-{n}"), None, soon()) for n in range(5)]
@@ -145,7 +145,7 @@ LOCKS = (
 
 @pytest.mark.parametrize("lock", LOCKS, ids=["table", "id"])
 async def test_events_do_not_wait_for_locks_on_notifications(
-    database_url: str, connection: Connection, engine: AsyncEngine, lock: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, connection: Connection, engine: Engine, lock: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody locks the notifications, and no event is written until he lets go; or a notification is lost by that."""
     monkeypatch.setattr(writer_module, "_NOTIFICATIONS_LOCKED_SECONDS", 3600.0)
@@ -169,7 +169,7 @@ async def test_events_do_not_wait_for_locks_on_notifications(
 
 
 async def test_many_that_are_stored(
-    database_url: str, connection: Connection, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+    database_url: str, connection: Connection, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A crowd of notifications that are stored already has the events that share their flush sent once more for each of them."""
     monkeypatch.setattr(writer_module, "_NOTIFICATIONS_MAX", 8)
@@ -191,7 +191,7 @@ async def test_many_that_are_stored(
     await verify_everything(connection)
 
 
-async def test_replicas_race(database_url: str, connection: Connection, engine: AsyncEngine) -> None:
+async def test_replicas_race(database_url: str, connection: Connection, engine: Engine) -> None:
     """One of two replicas that write at once loses a notification, or both store the same one."""
     async with replica(database_url) as one, replica(database_url) as other:
         posts = []
@@ -205,7 +205,7 @@ async def test_replicas_race(database_url: str, connection: Connection, engine: 
     await verify_everything(connection)
 
 
-async def test_lost_transaction_leaves_nothing(database_url: str, connection: Connection, engine: AsyncEngine) -> None:
+async def test_lost_transaction_leaves_nothing(database_url: str, connection: Connection, engine: Engine) -> None:
     """A row is there whose event is not, or the other way round, after a flush that failed in the middle."""
     settings = Settings(database_url=SecretStr(database_url))
     store = Store(settings, OF_LOG)
@@ -229,7 +229,7 @@ async def test_lost_transaction_leaves_nothing(database_url: str, connection: Co
 
 
 @pytest.mark.damaged
-async def test_digests_that_are_gone(database_url: str, connection: Connection, engine: AsyncEngine) -> None:
+async def test_digests_that_are_gone(database_url: str, connection: Connection, engine: Engine) -> None:
     """A notification is called a forgery since retention has purged its digest, or forged digests are believed."""
     async with replica(database_url) as one:
         for name in ("n-0", "n-1"):

@@ -5,9 +5,9 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db
+from app.db import Engine
 from app.errors import DatabaseFailed
 from app.query import page as pages
 from app.query import page_statements
@@ -17,7 +17,7 @@ from app.query.filter import EventQuery
 INSERT = """
     INSERT INTO audit_events (event_timestamp, event_date, event_type, event_category, event_action, event_outcome,
         actor_type, actor_id, actor_ip, resource_type, resource_id, correlation_id, event_data, severity)
-    SELECT $1::text::timestamptz, current_date, $2, 'test', 'a', 'success', '', '', $3::text::inet, '', '', $4, $5::text::jsonb, NULL
+    SELECT $1::text::timestamptz, ($1::text::timestamptz AT TIME ZONE 'UTC')::date, $2, 'test', 'a', 'success', '', '', $3::text::inet, '', '', $4, $5::text::jsonb, NULL
     FROM generate_series(1, $6)
 """
 
@@ -31,7 +31,7 @@ def ids(page: pages.Page) -> list[str]:
     return [event["event_id"] for event in page.events]
 
 
-async def test_cursor_walks_as_offset_does(engine: AsyncEngine, connection: Any) -> None:
+async def test_cursor_walks_as_offset_does(engine: Engine, connection: Any) -> None:
     """Events with equal times are lost or shown twice between pages."""
     for time in ("yesterday", "now"):
         await insert(connection, at=time, rows=7)
@@ -50,7 +50,7 @@ async def test_cursor_walks_as_offset_does(engine: AsyncEngine, connection: Any)
     assert {found.total for found in skipped} == {14}
 
 
-async def test_totals(engine: AsyncEngine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_totals(engine: Engine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A total is wrong, holds the page up, or does not say that it is an estimate."""
     await insert(connection, rows=20)
     await connection.execute("ANALYZE audit_events")
@@ -63,7 +63,7 @@ async def test_totals(engine: AsyncEngine, connection: Any, monkeypatch: pytest.
     assert late.total is not None
 
 
-async def test_an_estimate_is_right(engine: AsyncEngine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_estimate_is_right(engine: Engine, connection: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """An estimate is what one of several workers of a parallel plan is expected to count."""
     await insert(connection, rows=20_000)
     await connection.execute("ANALYZE audit_events")
@@ -81,7 +81,7 @@ async def test_an_estimate_is_right(engine: AsyncEngine, connection: Any, monkey
     assert not found.total_exact
 
 
-async def test_own_events_are_left_out_until_asked_for(engine: AsyncEngine, connection: Any) -> None:
+async def test_own_events_are_left_out_until_asked_for(engine: Engine, connection: Any) -> None:
     """The service's own events change the counts that clients know."""
     await insert(connection, type="datastorage.log.heartbeat")
     await insert(connection, type="datastorage.ratelimit.denied")
@@ -98,7 +98,7 @@ async def test_own_events_are_left_out_until_asked_for(engine: AsyncEngine, conn
     assert totals == [2, 3, 2]
 
 
-async def test_rows_that_only_sql_makes(engine: AsyncEngine, connection: Any) -> None:
+async def test_rows_that_only_sql_makes(engine: Engine, connection: Any) -> None:
     """A strange row that somebody inserted stops the page that it is on."""
     for payload in ("null", "[1]", '"text"', '{"n": 1e400}', '{"b": 1, "aa": 12345678901234567890.5}'):
         await insert(connection, payload=payload)
@@ -113,7 +113,7 @@ async def test_rows_that_only_sql_makes(engine: AsyncEngine, connection: Any) ->
     assert '"actor_ip":"10.0.0.0"' in text
 
 
-async def test_detail_filter(engine: AsyncEngine, connection: Any) -> None:
+async def test_detail_filter(engine: Engine, connection: Any) -> None:
     """A member of the payload cannot be found, also after 200 characters of an indexed one."""
     long = "x" * 200
     for payload in ('{"k": 5}', '{"k": "5"}', f'{{"target_resource": "{long}a"}}', f'{{"target_resource": "{long}b"}}'):
@@ -130,7 +130,7 @@ REPEATED = "x" * 320_000
 
 
 @pytest.mark.parametrize("text", [RANDOM, REPEATED], ids=["random", "repeated"])
-async def test_large_payloads_come_in_portions(engine: AsyncEngine, connection: Any, text: str) -> None:
+async def test_large_payloads_come_in_portions(engine: Engine, connection: Any, text: str) -> None:
     """A page of large payloads is in memory as a whole, or an event of it is lost, doubled or without its payload."""
     await insert(connection, rows=31, payload=f'{{"text": "{text}"}}')
     await connection.execute("UPDATE audit_events SET error_message = repeat('e', 100)")
@@ -147,14 +147,14 @@ async def test_large_payloads_come_in_portions(engine: AsyncEngine, connection: 
         assert event["error_message"] == "e" * 100
 
 
-async def test_a_page_that_fits_is_read_at_once(engine: AsyncEngine, connection: Any) -> None:
+async def test_a_page_that_fits_is_read_at_once(engine: Engine, connection: Any) -> None:
     """An ordinary page costs a second statement."""
     await insert(connection, rows=1000, payload='{"text": "%s"}' % ("x" * 700))
     found = await pages.page(engine, EventQuery(limit=1000))
     assert (len(found.events), found.rest) == (1000, [])
 
 
-async def test_an_event_that_is_gone_meanwhile(engine: AsyncEngine, connection: Any) -> None:
+async def test_an_event_that_is_gone_meanwhile(engine: Engine, connection: Any) -> None:
     """A page ends well although an event of it is missing."""
     await insert(connection, rows=10, payload=f'{{"text": "{RANDOM}"}}')
     found = await pages.page(engine, EventQuery(limit=10))

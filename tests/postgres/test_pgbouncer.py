@@ -55,6 +55,7 @@ async def test_settings_of_a_session(database_url: str) -> None:
     """The writer runs without its timeouts, or with what another client has left in the session."""
     wanted = {"lock_timeout": "3s", "statement_timeout": "10s"}
     wanted |= {"idle_in_transaction_session_timeout": "5s", "plan_cache_mode": "force_generic_plan", "jit": "off"}
+    wanted |= {"enable_seqscan": "off"}
     wanted |= {"application_name": "datastorage", "TimeZone": "UTC"}
     if "host=" not in database_url:  # the server has it for connections over TCP only
         wanted |= {"tcp_user_timeout": "15000"}

@@ -5,7 +5,7 @@ from contextlib import aclosing
 import asyncpg
 import pytest
 
-from app.verify.snapshot import portions
+from app.db import portions
 
 Connection = asyncpg.Connection
 ROWS = "SELECT n, repeat('x', 10) AS wide FROM generate_series(1, $1::int) n"

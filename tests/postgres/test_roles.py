@@ -107,7 +107,7 @@ async def test_service_role_counts(roles: Callable[[str], str], database_url: st
     while await count_portion(service):
         pass
     assert await totals.from_rollup(service, EventQuery()) == 2
-    for table in ("rollup_changes", "rollup_counts"):
+    for table in ("rollup_changes", "rollup_marginals"):
         await connection.execute(f"REVOKE ALL ON {table} FROM datastorage_service")
         assert await totals.from_rollup(service, EventQuery()) is None
         assert await totals.total(service, EventQuery()) == (2, True)
@@ -143,7 +143,10 @@ async def test_nobody_borrows_what_runs_as_the_owner(roles: Callable[[str], str]
     """A role hangs a trigger function of the owner's on a table of its own, and changes what others count."""
     service = await asyncpg.connect(roles("datastorage_service"))
     await service.execute("CREATE TEMP TABLE mine (log_index bigint)")
-    for function in ("audit_events_record_change", "log_flushes_record_loss"):
+    for function in (
+        *("audit_events_record_change", "log_flushes_record_loss"),
+        *("rollup_counts_add_up", "rollup_scopes_add_up"),
+    ):
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await service.execute(
                 f"CREATE TRIGGER t AFTER DELETE ON mine FOR EACH STATEMENT EXECUTE FUNCTION {function}()"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -11,16 +12,16 @@ from typing import Any
 import httpx
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import db, rollup, schema
+from app.db import Engine
 from app.events.catalog import Catalog
 from app.query import histogram as histograms
 from app.query import offset
 from app.query import page as pages
 from app.query import rows as page_rows
 from app.query import total as totals
-from app.query.compiled import planned_once
+from app.query.compiled import Statement, fetch_planned_once, planned_once
 from app.query.filter import EventFilter, EventQuery
 from app.query.histogram import Histogram, HistogramQuery, from_rollup, from_rows, histogram
 from app.query.matching_types import matching_types
@@ -54,7 +55,7 @@ NAMESPACES = (None, "payments", "orders")
 
 
 @pytest.fixture
-async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
+async def engine(database_url: str) -> AsyncIterator[Engine]:
     engine = db.create_engine(settings_of(database_url))
     yield engine
     await engine.dispose()
@@ -226,11 +227,39 @@ def summed(found: Histogram, rows: list[Any]) -> list[tuple[int, dict[str, int]]
     return sums
 
 
+RELEASES = (
+    rollup.SQL,
+    {name: re.sub(r", (left_over_)?marginals AS \(\n.*\n\)", "", text) for name, text in rollup.SQL.items()},
+)
+"""The statements of the worker, and those of the release before, which knew nothing of rollup_marginals."""
+
+
+async def other_sums(connection: Connection) -> list[Any]:
+    """What rollup_marginals has otherwise than it is added up from the counts."""
+    is_self = (
+        "event_category = 'kubernetes' OR event_type LIKE 'kubernetes.audit.%' OR (event_category = 'security'"
+        " AND event_type LIKE 'datastorage.%' AND event_type <> 'datastorage.ratelimit.denied')"
+    )
+    sums = [
+        f"SELECT '{name}', span, start, month, {name}::text, {rule} AS is_self_event, sum(events) FROM {table} GROUP BY 1, 2, 3, 4, 5, 6"
+        for table, rule, names in (
+            ("rollup_counts", is_self, ("event_outcome", "event_category", "event_type", "severity")),
+            ("rollup_scopes", "is_self_event", ("cluster_id", "namespace")),
+        )
+        for name in names
+    ]
+    # A count of nothing is as good as none.
+    expected = f"(SELECT * FROM ({' UNION ALL '.join(sums)}) s WHERE sum <> 0)"
+    stored = "(SELECT dimension, span, start, month, value::text, is_self_event, events FROM rollup_marginals WHERE events <> 0)"
+    other: list[Any] = await connection.fetch(f"({expected} EXCEPT {stored}) UNION ALL ({stored} EXCEPT {expected})")
+    return other
+
+
 class Story:
     """Something happens to the rows of one database, again and again."""
 
     def __init__(
-        self, url: str, engine: AsyncEngine, connection: Connection, other: Connection, pick: random.Random
+        self, url: str, engine: Engine, connection: Connection, other: Connection, pick: random.Random
     ) -> None:
         self._url = url
         self._engine = engine
@@ -376,6 +405,8 @@ class Story:
 
     async def purge(self) -> None:
         await purge.run(settings_of(self._url), NOW)
+        # A month that was dropped as a whole gets a table again with the next event of the service; here SQL writes too.
+        await self._connection.execute("SELECT ensure_partitions($1, $2)", MONTH_BEFORE.date(), THIS_MONTH.date())
 
     async def erase(self) -> None:
         event_id = await self._connection.fetchval(
@@ -464,10 +495,14 @@ class Story:
 
     async def work(self) -> None:
         """The worker runs for a while: with portions so small that it is interrupted anywhere."""
+        release = self._pick.choice(RELEASES)
         for _ in range(self._pick.randint(0, 3)):
-            await count_portion(self._connection, rows=self._pick.randint(1, 4))
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(rollup, "SQL", release)
+                await count_portion(self._connection, rows=self._pick.randint(1, 4))
 
     async def check(self, *, must_answer: bool = False) -> None:
+        assert await other_sums(self._connection) == []
         for _ in range(10 if must_answer else 1):
             await self._check_histogram(must_answer)
             await self._check_page(must_answer)
@@ -558,8 +593,8 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patient")
-@pytest.mark.parametrize("seed", range(int(os.environ.get("ROLLUP_SEEDS", "3"))))
-async def test_totals_are_counts(database_url: str, engine: AsyncEngine, connection: Connection, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(int(os.environ.get("ROLLUP_SEEDS", "2"))))
+async def test_totals_are_counts(database_url: str, engine: Engine, connection: Connection, seed: int) -> None:
     """Something that is done to rows makes a total wrong: at once, while the worker is behind, or when it has caught up."""
     pick = random.Random(seed)
     async with databases.connected(database_url) as other:
@@ -587,7 +622,7 @@ async def test_totals_are_counts(database_url: str, engine: AsyncEngine, connect
 
 
 @pytest.mark.usefixtures("patient")
-async def test_most_frequent_groups(engine: AsyncEngine, connection: Connection) -> None:
+async def test_most_frequent_groups(engine: Engine, connection: Connection) -> None:
     """Each of thousands of groups is handed over for each bucket; or which are shown depends on how they are counted."""
     times = [LAST_MONTH + timedelta(days=day) for day in range(3)]
     for number in range(60):
@@ -600,10 +635,53 @@ async def test_most_frequent_groups(engine: AsyncEngine, connection: Connection)
     counts = await from_rollup(connection, query, "day")
     counted, _ = await from_rows(connection, query, "day")
     assert counts == counted
-    groups: set[str | None] = set().union(*counted.values())
+    groups: set[str] = set().union(*counted.values())
     assert (len(groups), sum(one.total() for one in counted.values())) == (20, 84)
     found = await histogram(engine, query)
     assert sum(bucket["events"] for bucket in found.buckets) == 84
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_once"),
+    [
+        ({"actor_id": "ada"}, True),
+        ({"correlation_id": "rr-1", "severity": "low"}, True),
+        ({"namespace": "orders", "severity": "low"}, False),
+    ],
+)
+async def test_what_is_planned_once(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], *, is_once: bool
+) -> None:
+    """Each portion of what an index has is planned anew; or what none has is read by one, row by row, however long the time is."""
+    planned = []
+
+    def watched(one: Connection) -> Any:
+        planned.append(one)
+        return planned_once(one)
+
+    monkeypatch.setattr(histograms, "planned_once", watched)
+    query = HistogramQuery(**fields, since=LAST_MONTH, until=NOW)
+    assert (await from_rows(connection, query, "day"))[0] == {}
+    assert planned == [connection] * is_once
+
+
+async def test_counts_are_planned_once(connection: Connection) -> None:
+    """All events of the time of a histogram are looked up, to find the few of them that are not counted; or the connection plans so from then on."""
+    statement = Statement("SELECT current_setting('plan_cache_mode'), current_setting('enable_bitmapscan')", ())
+
+    async def is_as_usual() -> bool:
+        return tuple(await connection.fetchrow(statement.text)) == ("auto", "on")
+
+    async def is_planned_once() -> bool:
+        (row,) = await fetch_planned_once(connection, statement, {})
+        return tuple(row) == ("force_generic_plan", "off")
+
+    assert await is_as_usual()
+    assert await is_planned_once()
+    assert await is_as_usual()
+    async with connection.transaction():
+        assert await is_planned_once()
+        assert await is_as_usual()
 
 
 async def test_every_snapshot_is_right(database_url: str, connection: Connection) -> None:
@@ -788,6 +866,38 @@ async def test_what_another_release_has_counted(database_url: str, connection: C
     assert await totals.from_rollup(connection, query) == 1
 
 
+async def test_marginals_that_are_no_sums(database_url: str, connection: Connection) -> None:
+    """Somebody changes or deletes sums, and histograms have them for ever."""
+    query = HistogramQuery(since=NOW - timedelta(days=2), until=NOW + timedelta(days=1), by="outcome")
+    await log.write(database_url, *({} for _ in range(3)))
+    await catch_up(connection)
+    for change in (
+        "UPDATE rollup_marginals SET events = events + 1",
+        "DELETE FROM rollup_marginals",
+        "TRUNCATE rollup_counts",
+    ):
+        await connection.execute(change)
+        await Check().run(connection)
+        assert await totals.from_rollup(connection, EventQuery()) is None
+        await catch_up(connection)
+        counts = await from_rollup(connection, query, "day")
+        assert counts is not None
+        assert sum(one.total() for one in counts.values()) == 3
+        assert await other_sums(connection) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["UPDATE rollup_counts SET severity = 'high'", "DELETE FROM rollup_scopes WHERE event_outcome = 'success'"],
+)
+async def test_whoever_changes_counts(database_url: str, connection: Connection, change: str) -> None:
+    """What is done to counts by SQL is not done to their sums."""
+    await log.write(database_url, *({"cluster_id": "prod"} for _ in range(3)))
+    await catch_up(connection)
+    await connection.execute(f"SET session_replication_role = replica; {change}")
+    assert await other_sums(connection) == []
+
+
 async def test_too_many_rows_to_check(
     database_url: str, connection: Connection, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -854,7 +964,7 @@ async def test_a_table_that_cannot_be_counted(
     assert "counted from the rows" in caplog.text
 
 
-async def test_a_deep_page(engine: AsyncEngine, connection: Connection) -> None:
+async def test_a_deep_page(engine: Engine, connection: Connection) -> None:
     """A page far from the newest event is another one than by leaving rows out, or its rows are all read."""
     rows = 11_100
     await connection.execute(
@@ -880,7 +990,7 @@ async def test_a_deep_page(engine: AsyncEngine, connection: Connection) -> None:
     "time", ["-infinity", "0001-01-02T00:00:00Z", "infinity", "9999-12-30T23:00:00Z", "20000-01-01T00:00:00Z"]
 )
 async def test_deep_pages_with_times_at_the_ends(
-    database_url: str, engine: AsyncEngine, connection: Connection, time: str
+    database_url: str, engine: Engine, connection: Connection, time: str
 ) -> None:
     """One event of a time that Python does not have, or that has no earlier month, makes each deep page an error."""
     await log.write(database_url, {}, {})

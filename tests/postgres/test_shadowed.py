@@ -11,8 +11,8 @@ import asyncpg
 import orjson
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.db import Engine
 from app.errors import Conflict
 from app.events.canonical import canonical
 from app.ingest.accept import Acceptance, Draft, check_item, computed_ids
@@ -71,7 +71,7 @@ async def kinds_in(connection: Connection, correlation_id: str) -> set[str]:
     return {defect.kind for defect in report.defects.listed}
 
 
-async def test_shadowed(database_url: str, connection: Connection, engine: AsyncEngine, forged: Any) -> None:
+async def test_shadowed(database_url: str, connection: Connection, engine: Engine, forged: Any) -> None:
     """A row of somebody's own under the id of a sealed event is shown as that event, or no verifier names it."""
     signing = worker(Signer(SigningKey(KEY, PUBLIC)))
     async with replica(database_url) as one:
@@ -97,7 +97,7 @@ async def test_shadowed(database_url: str, connection: Connection, engine: Async
     assert (await pages.event_by_id(engine, other) or {})["event_action"] == "step-1"
 
 
-async def test_shadowed_a_hundred_times(database_url: str, connection: Connection, engine: AsyncEngine) -> None:
+async def test_shadowed_a_hundred_times(database_url: str, connection: Connection, engine: Engine) -> None:
     """Behind many forged rows with earlier positions the page of an event shows one of them."""
     async with replica(database_url) as one:
         event_id = await one.post(item("rr-real"))
@@ -109,7 +109,7 @@ async def test_shadowed_a_hundred_times(database_url: str, connection: Connectio
 
 
 async def test_large_members_of_a_shadowed_event(
-    connection: Connection, engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+    connection: Connection, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The payload of one row is shown as that of another with its id and date, or the page is cut."""
     monkeypatch.setattr(page_statements, "PORTION_BYTES", 100)

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app.db import create_engine
+from app.db import Engine, create_engine
 from app.query import correlations, page, warming
 from app.query.correlations import CorrelationQuery
 from app.query.filter import EventQuery
@@ -38,12 +37,12 @@ async def rows_read(connection: Any) -> int:
     return int(await connection.fetchval(READ))
 
 
-async def correlations_page(engine: AsyncEngine, limit: int) -> int:
+async def correlations_page(engine: Engine, limit: int) -> int:
     return len((await correlations.page(engine, CorrelationQuery(limit=limit))).correlations)
 
 
-def events_page(**fields: Any) -> Callable[[AsyncEngine, int], Awaitable[int]]:
-    async def ask(engine: AsyncEngine, limit: int) -> int:
+def events_page(**fields: Any) -> Callable[[Engine, int], Awaitable[int]]:
+    async def ask(engine: Engine, limit: int) -> int:
         return len((await page.page(engine, EventQuery(limit=limit, total="none", **fields))).events)
 
     return ask
@@ -68,7 +67,7 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
     ],
 )
 async def test_few_rows_are_read(
-    database_url: str, connection: Any, ask: Callable[[AsyncEngine, int], Awaitable[int]], limit: int, most: int
+    database_url: str, connection: Any, ask: Callable[[Engine, int], Awaitable[int]], limit: int, most: int
 ) -> None:
     """Plans that were made of an empty month, or with a wrong guess of how many rows are in a time, read all of them, or sort them."""
     for (name,) in await connection.fetch(

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import main
-from app.db import create_engine
-from app.query import warming
+from app.api.histogram import parse_histogram_query
+from app.db import Engine, create_engine, driver_connection
+from app.query import histogram, warming
 from app.query.effectiveness import answer, effectiveness
 from app.query.reconstruct import rebuild
 from app.query.remediation_history import Target, history
@@ -22,6 +22,7 @@ from tests.logs import FIRST_LOG
 from tests.story import AFTER, INSERT, TARGET, make_story
 
 ORDERS = 12
+PREPARED = "SELECT statement FROM pg_prepared_statements WHERE statement NOT LIKE '%pg_prepared_statements%' ORDER BY 1"
 
 
 def contradictory(now: datetime) -> list[dict[str, Any]]:
@@ -40,7 +41,7 @@ def contradictory(now: datetime) -> list[dict[str, Any]]:
     return one + other
 
 
-async def answers(engine: AsyncEngine, now: datetime) -> list[Any]:
+async def answers(engine: Engine, now: datetime) -> list[Any]:
     shown = await timeline(engine, "rr-1", 100, 0)
     decisions = [{name: value for name, value in one.items() if name != "event_id"} for one in shown.decisions]
     target = Target("Deployment", "api", "payments", AFTER, None)
@@ -53,7 +54,7 @@ async def answers(engine: AsyncEngine, now: datetime) -> list[Any]:
     ]
 
 
-async def test_order_of_arrival(engine: AsyncEngine, connection: Any) -> None:
+async def test_order_of_arrival(engine: Engine, connection: Any) -> None:
     """Events of equal times count in the order in which they came."""
     now = datetime.now(UTC)
     events = contradictory(now)
@@ -71,10 +72,23 @@ async def test_order_of_arrival(engine: AsyncEngine, connection: Any) -> None:
     assert len(seen[0][2]) == 2
 
 
-async def test_every_statement_is_warmed(engine: AsyncEngine) -> None:
+async def test_every_statement_is_warmed(engine: Engine) -> None:
     """The first answer of a kind pays for its plan, or warming fails at the start of the service."""
     assert list(warming.ARGUMENTS) == list(load("reports"))
     await warming.warm(engine)
+
+
+async def test_the_first_histogram(engine: Engine) -> None:
+    """The first page of events on a connection waits for the plan of its histogram."""
+    await histogram.warm(engine)
+    of_all, of_actor = (
+        parse_histogram_query(filters, datetime.now(UTC)) for filters in (b"by=outcome", b"by=outcome&actor_id=ada")
+    )
+    async with driver_connection(engine) as connection:
+        prepared = await connection.fetch(PREPARED)
+        await histogram.from_rollup(connection, of_all, of_all.span)
+        await histogram.from_rows(connection, of_actor, of_actor.span)
+        assert await connection.fetch(PREPARED) == prepared
 
 
 async def test_busy_while_it_is_warmed(database_url: str, connection: Any, caplog: pytest.LogCaptureFixture) -> None:

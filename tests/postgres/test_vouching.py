@@ -9,8 +9,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import orjson
 import pytest
-from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.db import Engine
 from app.events.canonical import loads
 from app.events.record import stored_hash
 from app.export.certificate import ExportKeyPair
@@ -106,7 +106,7 @@ TAMPERINGS = {
 
 
 @pytest.mark.parametrize("kind", TAMPERINGS)
-async def test_page(engine: AsyncEngine, post: Post, superuser: Connection, signing: ExportKeyPair, kind: str) -> None:
+async def test_page(engine: Engine, post: Post, superuser: Connection, signing: ExportKeyPair, kind: str) -> None:
     """The signed page calls an event valid that verification of its correlation calls a defect, or cannot verify."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(6)))
     whole = await page(engine, signing)
@@ -131,7 +131,7 @@ async def test_page(engine: AsyncEngine, post: Post, superuser: Connection, sign
 
 @pytest.mark.parametrize("form", ["ndjson", "csv"])
 async def test_file_marks_what_the_log_does_not_have(
-    engine: AsyncEngine, post: Post, superuser: Connection, form: Format
+    engine: Engine, post: Post, superuser: Connection, form: Format
 ) -> None:
     """An event that was hashed again leaves the service as one of the log, and the file says that nothing is wrong."""
     await post(*(make_event(correlation_id="rr-1") for _ in range(6)))

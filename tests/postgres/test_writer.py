@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ import asyncpg
 import pytest
 from pydantic import SecretStr
 
+from app.db import connect_writer
 from app.errors import BadRequest, Conflict, DatabaseAway, KeyReused
 from app.events.canonical import canonical
 from app.events.catalog import Catalog
@@ -22,7 +24,7 @@ from app.ingest.accept import Acceptance, check_item, computed_ids, other_ids, s
 from app.ingest.claim import Claim
 from app.ingest.event_writer import OwnState, busy_seconds_until
 from app.ingest.spool import Spool
-from app.ingest.store import LostRace, MonthDetached, Store, _claim_columns
+from app.ingest.store import SQL, LostRace, MonthDetached, Store, _claim_columns
 from app.ingest.submission import new_submission
 from app.ingest.writer import Writer
 from app.settings import Settings
@@ -109,6 +111,23 @@ async def test_large_flush_goes_by_copy(database_url: str, connection: Any) -> N
     rows = await connection.fetch("SELECT event_id, host(actor_ip) AS ip FROM audit_events ORDER BY log_index")
     assert [row["event_id"] for row in rows] == ids
     assert {row["ip"] for row in rows} == {"10.0.0.1"}
+
+
+async def test_flush_scans_no_table(database_url: str) -> None:
+    """On a new database each flush reads all chain heads, until Postgres has statistics of them."""
+    writer = await connect_writer(Settings(database_url=SecretStr(database_url)))
+    try:
+        await writer.execute("PREPARE flush AS " + SQL.of(FIRST_LOG)["flush"])
+        plan = await writer.fetch(f"EXPLAIN EXECUTE flush ({', '.join(['NULL'] * 20)})")
+    finally:
+        await writer.close()
+    scans = [
+        line.split("(")[0].strip(" ->") for (line,) in plan if re.search("Scan.* on (log_flushes|chain_heads)", line)
+    ]
+    assert scans == [
+        "Index Scan using log_flushes_pkey on log_flushes p",
+        "Index Scan using chain_heads_pkey on chain_heads c",
+    ]
 
 
 async def test_batch_sent_again_is_one_batch(database_url: str, connection: Any) -> None:

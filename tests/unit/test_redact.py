@@ -91,7 +91,7 @@ def test_kept(text: str) -> None:
     assert redact.text(text) == text
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1500)
 @given(value=values)
 def test_no_address_is_left_anywhere(value: Any) -> None:
     """An e-mail or IP address stays in a redacted value: in a text, a key, an array, or beside other letters."""
@@ -100,7 +100,7 @@ def test_no_address_is_left_anywhere(value: Any) -> None:
     assert redact.tree(redacted) == redacted
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(value=values)
 def test_nothing_is_lost(value: Any) -> None:
     """Redaction drops an item or a member: two keys that are masked alike become one."""

@@ -705,6 +705,8 @@ const DataStorageVerifier = (() => {
         report.proved.push(`Nothing was left out among the first ${counted(size, "event")} of the log${names.length > 1 ? ` ${name}` : ""}: together they have the root ${name === log ? "of the checkpoint that the key signed" : "that was signed for it, or that the first event of the next log names"}.`);
       }
       if (names.some((name) => !covered.has(name))) report.open.push(`That nothing was left out: the filter was ${jcs(before.get("filter"))}, and only a file of the whole log can prove it. It is the exporter's word.`);
+      const leftOut = before.get("left_out");
+      if (leftOut instanceof Map) report.open.push(`What only the archive had of ${listOf(leftOut.get("months"), "months").join(", ")} was left out: ${counted(integer(leftOut.get("events"), "events"), "event")}, of which nobody looked which match the filter.`);
       if (total.unsealed) {
         report.caveat = true;
         report.open.push(`${counted(total.unsealed, "event was", "events were")} put into the database by somebody else (unsealed): shown here, but not in the log.`);
