@@ -14,9 +14,10 @@ JOBS ?= $(shell $(PYTHON) -c 'from app.cores import granted_cores; print(max(1, 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 20 $(ARGS)
 
-# The long form of tests/fuzz; `make test` runs a short one.
+# The long form of tests/fuzz, of the canonical form and of the roll-up; `make test` runs a short one.
 fuzz: $(INSTALLED)
-	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 FUZZ_STATEMENTS=2000 $(BIN)/python -m pytest -s tests/fuzz $(ARGS)
+	FUZZ_REQUESTS=5000 FUZZ_TRIES=50000 FUZZ_STATEMENTS=2000 FUZZ_PAYLOADS=10000 ROLLUP_SEEDS=10 \
+	  $(BIN)/python -m pytest -s tests/fuzz tests/unit/test_canonical.py tests/postgres/test_canonical_roundtrip.py tests/postgres/test_rollup.py $(ARGS)
 
 # The long form of tests/torture. Its table is in docs/durability.md.
 torture: $(INSTALLED)

@@ -3,12 +3,14 @@
 import signal
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import hypothesis
 import pytest
+from httpx._transports import default as transports
 
 from tests import databases, services
 
@@ -45,6 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by the shell that has started this in the background
         signal.signal(signal.SIGINT, signal.default_int_handler)  # commands inherit it, and tests interrupt some
+    # Each client of httpx would read the certificates of all authorities, which is 40 ms of CPU.
+    transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ignore[attr-defined]
     config.addinivalue_line(
         "markers", "damaged: the test damages the data on purpose, so it is not verified at its end"
     )

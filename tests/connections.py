@@ -10,7 +10,7 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from app.connection import HttpConnection
-from tests.waiting import eventually
+from tests.waiting import eventually, stop_accepting
 
 
 class Connection(HttpConnection):
@@ -41,7 +41,7 @@ async def serving(app: ASGIApp, kind: type[HttpConnection] = Connection) -> Asyn
     try:
         yield self
     finally:
-        server.close()
+        await stop_accepting(server)
         await eventually(lambda: _aborted(self.state))
 
 

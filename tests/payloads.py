@@ -1,11 +1,12 @@
 """Generated JSON that is hard to write in canonical form: the same ones for the same seed."""
 
 import json
+import os
 import random
 from decimal import Decimal
 from typing import Any
 
-COUNT = 10_000
+COUNT = int(os.environ.get("FUZZ_PAYLOADS", "3000"))
 # Texts that sort differently in UTF-8 and UTF-16, that some writer escapes, or that look like numbers.
 _TEXTS = (
     *(

@@ -5,6 +5,8 @@ import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import parse_qs, urlsplit
 
+from tests.waiting import stop_accepting
+
 
 class Proxy:
     """Forwards bytes both ways; the two switches cut the connection in the middle of the next exchange."""
@@ -17,7 +19,7 @@ class Proxy:
         self._login = parts.netloc.rpartition("@")[0]
         self._path = parts.path
         self.url = ""
-        self._refusing = self._is_closed = False
+        self._refusing = False
         self.refused = asyncio.Semaphore(0)
         """Can be acquired once for each connection that was not taken."""
         self._pumps: set[asyncio.Task[None]] = set()
@@ -37,18 +39,15 @@ class Proxy:
         await asyncio.gather(*self._pumps, return_exceptions=True)
 
     def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._is_closed:  # the server had taken it before it was closed
-            writer.transport.abort()
-            return
         task = asyncio.create_task(self._connected(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
         # A task that is cancelled before it begins closes nothing itself, and one that is cancelled at its end leaves open what nobody reads.
         task.add_done_callback(lambda _: writer.transport.abort())
 
-    async def close(self) -> None:
-        """Cut every connection, and wait until nothing of it is left."""
-        self._is_closed = True
+    async def close(self, server: asyncio.Server) -> None:
+        """Cut every connection that `server` has taken, and wait until nothing of it is left."""
+        await stop_accepting(server)
         while self._connections:
             for task in self._connections:
                 task.cancel()
@@ -135,5 +134,4 @@ async def proxy(server_url: str) -> AsyncIterator[Proxy]:
     try:
         yield between
     finally:
-        server.close()
-        await between.close()
+        await between.close(server)

@@ -84,9 +84,8 @@ class Node:
 
     async def close(self) -> None:
         self.kill()
-        await self.between.refuse(True)
         if self._server is not None:
-            self._server.close()
+            await self.between.close(self._server)
 
     def launch(self, bin_dir: Path) -> None:
         """Start Patroni, unless it runs."""

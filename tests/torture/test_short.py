@@ -1,6 +1,7 @@
 """The short form of the torture tests: one fault of each cheap kind, under load. `make torture` is the long one."""
 
 import asyncio
+import gc
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,13 @@ from tests.torture.world import Needs
 
 # Clients whose connections are cut at any time leave sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """They are collected here, not in another test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
