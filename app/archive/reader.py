@@ -13,7 +13,7 @@ import sys
 from bisect import insort
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
@@ -280,6 +280,8 @@ class Search:
 
     def _look_at(self, part: PartToRead, question: Question, newest: Newest, end: float) -> bool:
         """Add the matching rows of a part. False if there was no time for all of it."""
+        if not self._has_come(part, end):
+            return False
         for file in self.files(part):
             if monotonic() > end:
                 return False
@@ -302,6 +304,11 @@ class Search:
             if part.archive_id not in self._manifests and part.archive_id not in self._coming:
                 self._threads = self._threads or ThreadPoolExecutor(_AHEAD)
                 self._coming[part.archive_id] = self._threads.submit(self._read_head, part)
+
+    def _has_come(self, part: PartToRead, end: float) -> bool:
+        """Whether what threads read of a part is there in time; if not, it is there for a later question."""
+        head = self._coming.get(part.archive_id)
+        return head is None or not wait([head], max(0.0, end - monotonic())).not_done
 
     def _read_head(self, part: PartToRead) -> _Head:
         storage = self._folder(part)

@@ -257,6 +257,32 @@ async def test_what_was_read_ahead(
     assert failed == [min(parts, key=lambda one: one.month).location]
 
 
+async def test_what_is_read_ahead_too_slowly(
+    database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A question lasts longer than it may, because the storage is slow where it was to be read ahead."""
+    await fill(connection, rounds=1)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, ALL)
+    search, parts = Search(archive_storage(settings)), await to_read(settings)
+    really_open, is_fast = Storage.open, threading.Event()
+
+    def waits_ahead(storage: Storage, name: str) -> Any:
+        if threading.current_thread() is not threading.main_thread():
+            is_fast.wait()
+        return really_open(storage, name)
+
+    monkeypatch.setattr(Storage, "open", waits_ahead)
+    monkeypatch.setattr("app.archive.reader.monotonic", lambda: 0.0)
+    try:
+        found = search.answer(Question((), {}, "", None, ALL_READ, 100, parts, 0.0, 2**20))
+    finally:
+        is_fast.set()
+    assert isinstance(found, Found)
+    assert (len(found.rows), found.read_to > ALL_READ) == (30, True)  # of the newer month alone, and it says so
+    assert asked(search, parts, f"rr-{OLDER:%m}-0") == 30
+
+
 async def test_what_later_questions_read_ahead(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
