@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from app.db import Engine, create_engine
+from app.archive.recorded import read_recorded, record_version
+from app.db import Connection, Engine, connect_writer, create_engine
 from app.query import correlations, page, warming
 from app.query.correlations import CorrelationQuery
 from app.query.filter import EventQuery
+from app.retention.in_force import InForce
 from app.settings import Settings
+from app.tlog import orders
+from app.tlog.evidence import RECORDS, read_evidence
+from tests.logs import FIRST_LOG
 from tests.waiting import eventually
 
 pytestmark = pytest.mark.damaged  # rows are written by SQL
@@ -79,10 +84,43 @@ async def test_few_rows_are_read(
     await connection.execute(INSERT, ROWS)
     before = await rows_read(connection)
     assert await ask(engine, limit) == limit
-    await engine.dispose()  # its session tells what it read when it ends
+    await engine.dispose()
+    await others_have_told(connection)
+    assert 0 < await rows_read(connection) - before < most
+
+
+async def others_have_told(connection: Any) -> None:
+    """Wait until other sessions have ended, which then tell what they have read."""
 
     async def told() -> bool | None:
         return True if await connection.fetchval(SESSIONS) == 1 else None
 
     await eventually(told)
-    assert 0 < await rows_read(connection) - before < most
+
+
+OF_THE_LOG: dict[str, Callable[[Connection], Awaitable[object]]] = {
+    "whether orders have changed": orders.version,
+    "orders": lambda writer: orders.read_orders(writer, FIRST_LOG),
+    "what a flush follows": lambda writer: InForce().refresh(writer, FIRST_LOG),
+    "whether records have changed": lambda writer: record_version(writer, FIRST_LOG, RECORDS),
+    "records of the archive": lambda writer: read_recorded(writer, FIRST_LOG),
+    "evidence": lambda writer: read_evidence(writer, FIRST_LOG),
+}
+
+
+@pytest.mark.parametrize("is_analyzed", [False, True])
+@pytest.mark.parametrize("ask", OF_THE_LOG.values(), ids=OF_THE_LOG)
+async def test_of_the_log(
+    database_url: str, connection: Any, ask: Callable[[Connection], Awaitable[object]], is_analyzed: bool
+) -> None:
+    """A plan that is made for events of any types reads all events to find the few that say what was ordered, removed or archived."""
+    await connection.execute(INSERT, ROWS)
+    if is_analyzed:
+        await connection.execute("ANALYZE audit_events")
+    before = await rows_read(connection)
+    writer = await connect_writer(Settings(database_url=SecretStr(database_url)))
+    async with writer.transaction(isolation="repeatable_read"):
+        await ask(writer)
+    await writer.close()
+    await others_have_told(connection)
+    assert await rows_read(connection) - before < 500
