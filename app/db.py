@@ -342,8 +342,11 @@ async def limited(connection: Connection, seconds: float | None) -> AsyncIterato
     """As asyncio.timeout(), and `connection` can go on after it.
 
     A driver that is interrupted between preparing a statement and executing it leaves a transaction open that it knows nothing of,
-    and a BEGIN would find that it has begun already. Any statement ends it.
+    and a BEGIN would find that it has begun already. Any statement ends it. One that is interrupted in a BEGIN takes the next
+    transaction for a part of that one.
     """
+    driver: Any = connection
+    begun = driver._top_xact  # noqa: SLF001 -- as in is_idle()
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -351,6 +354,10 @@ async def limited(connection: Connection, seconds: float | None) -> AsyncIterato
         if not connection.is_closed():
             with suppress(asyncpg.InFailedSQLTransactionError):  # whoever has begun that one ends it
                 await connection.execute("SELECT")
+            if driver._top_xact is not begun:  # noqa: SLF001 -- its BEGIN was interrupted, and nobody will end it
+                driver._top_xact = begun  # noqa: SLF001
+                if connection.is_in_transaction():
+                    await connection.execute("ROLLBACK")
         raise
 
 

@@ -178,20 +178,22 @@ async def test_whatever_a_reader_leaves_behind(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("in_transaction", [False, True])
-async def test_reader_goes_on_after_its_own_limit(engine: Engine, in_transaction: bool) -> None:
-    """A limit that ends a statement which was only prepared leaves a transaction that the next BEGIN finds begun already."""
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_reader_goes_on_after_its_own_limit(engine: Engine, in_transaction: bool, at_once: bool) -> None:
+    """A limit that ends a statement which was only prepared, or a BEGIN, leaves a transaction that the next BEGIN finds begun already."""
 
     async def stop(connection: db.Connection) -> None:
         context = connection.transaction() if in_transaction else nullcontext()
-        async with db.limited(connection, 0.01), context:
+        async with db.limited(connection, 0 if at_once else 60), context:
             await connection.prepare("SELECT count(*) FROM audit_events")  # as fetch() does before it executes
-            await asyncio.sleep(60)
+            raise TimeoutError  # as when the time is over here
 
     async with db.driver_connection(engine) as connection:
         with pytest.raises(TimeoutError):
             await stop(connection)
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             assert await connection.fetchval("SHOW transaction_isolation") == "repeatable read"
+        assert db.is_idle(connection)
 
 
 async def test_reader_goes_on_with_its_transaction(engine: Engine) -> None:
