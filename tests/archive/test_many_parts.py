@@ -65,6 +65,16 @@ class Counted:
         return calls
 
 
+async def archived(
+    database_url: str, connection: Connection, tmp_path: Path, selection: Selection, *, rounds: int
+) -> Settings:
+    """Archive two months of events. The settings of who did."""
+    await fill(connection, rounds=rounds)
+    settings = settings_of(database_url, tmp_path)
+    await run.run(settings, NOW, selection)
+    return settings
+
+
 async def test_the_metadata_of_the_table(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,9 +185,7 @@ async def test_in_how_many_portions_the_log_is_read(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the log records of a hundred parts is asked for a few at a time, which takes a round trip for each few."""
-    await fill(connection, rounds=2)
-    settings = settings_of(database_url, tmp_path)
-    await run.run(settings, NOW, replace(TINY, part_events=2))
+    await archived(database_url, connection, tmp_path, replace(TINY, part_events=2), rounds=2)
     sizes = list[int]()
 
     async def counted(*arguments: Any, **named: Any) -> Any:
@@ -217,9 +225,7 @@ async def test_what_a_question_reads(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each question reads something of each part, also of those of which it is known that they have nothing of it."""
-    await fill(connection, rounds=2)
-    settings = settings_of(database_url, tmp_path)
-    await run.run(settings, NOW, TINY)
+    settings = await archived(database_url, connection, tmp_path, TINY, rounds=2)
     parts = await to_read(settings)
     search = Search(archive_storage(settings))
     counted = Counted(monkeypatch, (Storage, "read"), (Storage, "open"))
@@ -240,9 +246,7 @@ async def test_what_was_read_ahead(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that failed when a part was read ahead is said to be away although it answers when the part's turn comes."""
-    await fill(connection, rounds=1)
-    settings = settings_of(database_url, tmp_path)
-    await run.run(settings, NOW, ALL)
+    settings = await archived(database_url, connection, tmp_path, ALL, rounds=1)
     parts = await to_read(settings)
     really_open, failed = Storage.open, list[str]()
 
@@ -261,9 +265,7 @@ async def test_what_is_read_ahead_too_slowly(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A question lasts longer than it may, because the storage is slow where it was to be read ahead."""
-    await fill(connection, rounds=1)
-    settings = settings_of(database_url, tmp_path)
-    await run.run(settings, NOW, ALL)
+    settings = await archived(database_url, connection, tmp_path, ALL, rounds=1)
     search, parts = Search(archive_storage(settings)), await to_read(settings)
     really_open, is_fast = Storage.open, threading.Event()
 
@@ -287,9 +289,7 @@ async def test_what_later_questions_read_ahead(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A part that was read ahead for a question that ended before it is read anew for the next one."""
-    await fill(connection, rounds=2)
-    settings = settings_of(database_url, tmp_path)
-    await run.run(settings, NOW, TINY)
+    settings = await archived(database_url, connection, tmp_path, TINY, rounds=2)
     search, parts = Search(archive_storage(settings)), of_many_months(await to_read(settings))
     counted = Counted(monkeypatch, (Storage, "read"))
     question = Question((), {}, "", None, ALL_READ, 8, parts, 60.0, 2**20)
@@ -303,9 +303,7 @@ async def test_the_oldest_of_many_parts(
     database_url: str, connection: Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first page of an export reads something of each month of the archive."""
-    await fill(connection, rounds=2)
-    settings = settings_of(database_url, tmp_path)
-    await run.run(settings, NOW, TINY)
+    settings = await archived(database_url, connection, tmp_path, TINY, rounds=2)
     search, parts = Search(archive_storage(settings)), of_many_months(await to_read(settings))
     counted = Counted(monkeypatch, (Storage, "read"))
     for count, months in ((5, 1), (6, 2), (1_000, len(parts))):
