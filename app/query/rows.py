@@ -225,9 +225,9 @@ class _Reading:
                 if self._has_read:
                     self._cut = phase, after or before_all(phase)
                     return True
-                if size < _GROWTH:
-                    raise DatabaseBusy from None
                 size //= _GROWTH**2
+                if size == 0:
+                    raise DatabaseBusy from None
                 continue
             self.add(phase, rows)
             self._has_read = True

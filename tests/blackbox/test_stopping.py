@@ -69,7 +69,7 @@ class Load:
 @pytest.mark.every_pod
 def test_keep_alive_clients_lose_nothing(service: Callable[..., Service]) -> None:
     """A request fails on a connection that the replica closes while it stops, or a client stays there until that."""
-    first, second = service(propagation_delay_ms=10_000), service()
+    first, second = service(propagation_delay_ms=30_000), service()
     load = Load([first.url, second.url])
     try:
         until(lambda: len(load.acknowledged) > 5 * CLIENTS or None)
@@ -80,6 +80,7 @@ def test_keep_alive_clients_lose_nothing(service: Callable[..., Service]) -> Non
             until(lambda: None if is_ready(first.url) else True)
             assert asked.get("/healthz").headers["connection"] == "close"
             until(lambda: load.farewells.count(first.url) >= CLIENTS or None)
+            first.process.send_signal(signal.SIGTERM)  # the second one ends the delay
             assert first.process.wait(60) == 0  # with the other one's connection still open
     finally:
         load.end()

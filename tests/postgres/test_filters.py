@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from app import db, schema
 from app.db import Engine
+from app.errors import DatabaseBusy
 from app.query import correlations, page_statements
 from app.query import page as pages
 from app.query import rows as page_rows
@@ -208,7 +209,8 @@ async def test_filters(engine: Engine, connection: Any, monkeypatch: pytest.Monk
     single = list(filters())
     monkeypatch.setattr(page_rows, "SCANNED_FIRST", 5)
     ticks = itertools.count()
-    monkeypatch.setattr(page_rows, "monotonic", lambda: next(ticks) * 0.2)  # a scan ends after a few portions
+    tick = page_rows.SCAN_SECONDS / 5
+    monkeypatch.setattr(page_rows, "monotonic", lambda: next(ticks) * tick)  # a scan ends after a few portions
     cut = 0
     for filter_, order in itertools.product([*single, *pairs(pick, single)], ("time", "log")):
         ids, cut_here = await walk(engine, order=order, limit=7, **filter_.fields)
@@ -218,6 +220,23 @@ async def test_filters(engine: Engine, connection: Any, monkeypatch: pytest.Monk
     for filter_ in single:
         found = await pages.page(engine, EventQuery(include="self", limit=1, **filter_.fields))
         assert (found.total, found.total_exact) == (len(expected(rows, filter_.matches, "time")), True), filter_.fields
+
+
+@pytest.mark.parametrize("first", [1, 3, 5, 16, 17, 1000])
+async def test_a_first_portion_that_takes_too_long(engine: Engine, monkeypatch: pytest.MonkeyPatch, first: int) -> None:
+    """It is tried again with no events at all, which Postgres refuses, or for ever."""
+    tried = list[int]()
+
+    async def edge(*parts: Any) -> None:
+        tried.append(parts[-1])
+        raise TimeoutError
+
+    monkeypatch.setattr(page_rows._Reading, "_edge", edge)
+    monkeypatch.setattr(page_rows, "SCANNED_FIRST", first)
+    with pytest.raises(DatabaseBusy):
+        await pages.page(engine, EventQuery(actor_type="a", order="log", include="self", total="none"))
+    assert tried[0] == first
+    assert min(tried) > 0
 
 
 def place_in_logs(row: Row) -> tuple[Any, ...]:

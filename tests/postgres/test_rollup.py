@@ -583,16 +583,6 @@ async def catch_up(connection: Connection) -> None:
     raise AssertionError("the worker never catches up")
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counting takes as long as it takes: on a busy machine a second is over before a few rows are counted."""
-    for module in (totals, histograms):
-        monkeypatch.setattr(module, "COUNT_SECONDS", 600.0)
-    for name in ("SCAN_SECONDS", "_AT_ONCE_SECONDS"):
-        monkeypatch.setattr(page_rows, name, 600.0)
-
-
-@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("seed", range(int(os.environ.get("ROLLUP_SEEDS", "1"))))
 async def test_totals_are_counts(database_url: str, engine: Engine, connection: Connection, seed: int) -> None:
     """Something that is done to rows makes a total wrong: at once, while the worker is behind, or when it has caught up."""
@@ -621,7 +611,6 @@ async def test_totals_are_counts(database_url: str, engine: Engine, connection: 
     assert min(story.from_rollup, story.nearer, story.histograms, story.by_types) > 0
 
 
-@pytest.mark.usefixtures("patient")
 async def test_most_frequent_groups(engine: Engine, connection: Connection) -> None:
     """Each of thousands of groups is handed over for each bucket; or which are shown depends on how they are counted."""
     times = [LAST_MONTH + timedelta(days=day) for day in range(3)]
