@@ -145,7 +145,7 @@ class Writer:
             self._arrived.set()
             loop = asyncio.get_running_loop()
             early = min(_SPOOL_SECONDS, (deadline - loop.time()) / 4)
-            timer = loop.call_at(deadline - early, self._before_deadline, submission, deadline)
+            timer = loop.call_at(deadline - early, self._before_deadline, submission, early)
             try:
                 return await submission.outcome
             except AuditError as error:
@@ -180,14 +180,15 @@ class Writer:
         finally:
             self._claims_running.discard(name)
 
-    def _before_deadline(self, submission: Submission, deadline: float) -> None:
+    def _before_deadline(self, submission: Submission, seconds: float) -> None:
         """Fail `submission`, or spool it if it is in a flush or nothing was committed since it arrived: then Postgres stalls.
 
-        Its outcome may be unknown then; replay looks every id up. At the deadline it fails, also if the spool's disk stalls.
+        Its outcome may be unknown then; replay looks every id up. After `seconds` it fails, also if the spool's disk stalls; that is the
+        deadline, unless this process was not running when they began.
         """
         if submission.outcome.done():
             return
-        asyncio.get_running_loop().call_at(deadline, submission.fail, DatabaseAway())
+        asyncio.get_running_loop().call_later(seconds, submission.fail, DatabaseAway())
         if self.spool is None:
             return
         if submission.notification is not None:  # its sender spools it

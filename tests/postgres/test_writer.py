@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -338,6 +338,27 @@ async def test_commit_that_hangs_on_a_frozen_primary(database_url: str, connecti
             await writer.on_presence("")
             await asyncio.sleep(0.01)
     assert await count(connection) == 1
+    await writer.close()
+    spool.close()
+
+
+async def test_a_process_that_stands_still_until_the_deadline(
+    database_url: str, connection: Any, tmp_path: Path
+) -> None:
+    """What could have been spooled is refused, since the process did not run in the last quarter of a second before the deadline."""
+    settings = Settings(database_url=SecretStr(database_url))
+    spool = Spool(tmp_path, 1 << 20)
+    writer = Writer(Store(settings, FIRST_LOG), settings, spool, OwnState())
+    writer.start()
+    draft = check_item(CATALOG, item(), "", plain=False, depth=3)
+    submission = await new_submission([draft], [single_id(draft)], Acceptance(datetime.now(UTC), {}, LOG))
+    async with connection.transaction(), asyncio.timeout(50):
+        await connection.execute("LOCK TABLE log_flushes IN EXCLUSIVE MODE")
+        posting = asyncio.create_task(writer.submit(submission, deadline(2_000)))
+        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 -- of the writer
+            await asyncio.sleep(0.01)
+        sleep(3)  # noqa: ASYNC251 -- that is what is tested
+        assert await posting  # to the spool
     await writer.close()
     spool.close()
 

@@ -7,8 +7,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from app import connection
 from tests.connections import Connection, serving
+from tests.without_waiting import without_waiting
 
 HEAD = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\n"
 
@@ -118,20 +118,20 @@ async def test_an_answer_that_goes_on_when_the_server_stops() -> None:
 
 
 @pytest.mark.parametrize("left", [HEAD[:20], HEAD + b"12"])
-async def test_a_request_that_never_ends(monkeypatch: pytest.MonkeyPatch, left: bytes) -> None:
+@without_waiting
+async def test_a_request_that_never_ends(left: bytes) -> None:
     """A connection is held for ever by a part of a request, or one whose requests are complete is closed."""
-    monkeypatch.setattr(connection, "_READ_SECONDS", 2)
     async with serving(echo) as server:
         reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
         try:
             for _ in range(3):
                 writer.write(HEAD + b"12")
-                await asyncio.sleep(0.8)
+                await asyncio.sleep(20)
                 writer.write(b"345")
                 assert (await reader.readuntil(b"12345")).startswith(b"HTTP/1.1 200")
-            await asyncio.sleep(3)  # idle, which is not what is bounded here
+            await asyncio.sleep(40)  # idle, which is not what is bounded here
             writer.write(left)
-            assert await asyncio.wait_for(reader.read(), 20) == b""
+            assert await asyncio.wait_for(reader.read(), 31) == b""
         finally:
             writer.close()
             await writer.wait_closed()

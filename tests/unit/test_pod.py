@@ -393,14 +393,13 @@ async def test_read_that_waits(
 
 async def test_who_waits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that takes a read late says nothing of it, so that the read is refused while it runs, or waits for seconds."""
-    monkeypatch.setattr("app.pod.relay.WAIT_SECONDS", 0.1)
-    read_slots, begun = ReadSlots(1, Pace(2, OwnState())), asyncio.Event()
+    read_slots, begun, may_end = ReadSlots(1, Pace(2, OwnState())), asyncio.Event(), asyncio.Event()
 
     async def reads(scope: Scope, receive: Receive, send: Send) -> None:
         arrivals = Arrivals(receive)
         async with read_slots.slot("a", arrivals, is_long=False, report=wait_reports(scope, send)):
             begun.set()
-            await asyncio.sleep(0.5)
+            await may_end.wait()
             await send({"type": "http.response.start", "status": 200, "headers": []})
             await send({"type": "http.response.body", "body": b""})
 
@@ -409,8 +408,10 @@ async def test_who_waits_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         first, second = _reading_client(), _reading_client()
         runs = asyncio.create_task(relay(scope, first.receive, first.send))
         await begun.wait()
+        monkeypatch.setattr("app.pod.relay.WAIT_SECONDS", 0.1)
         with pytest.raises(ReadsBusy):
             await relay(scope, second.receive, second.send)
+        may_end.set()
         await runs
     assert first.sent[0]["status"] == 200
 

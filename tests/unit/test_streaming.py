@@ -5,12 +5,12 @@ import asyncio
 import pytest
 from starlette.types import Message
 
-from app.api import streaming
 from app.api.body import ClientDisconnected
 from app.api.reading import Arrivals, Pace, ReadSlots, Turn
 from app.api.streaming import PacedSend
 from app.ingest.event_writer import OwnState
 from tests.reading import Clock
+from tests.without_waiting import without_waiting
 
 
 def a_turn() -> Turn:
@@ -35,9 +35,9 @@ async def test_large_bodies_leave_in_pieces() -> None:
     assert [message["more_body"] for message in sent[1:]] == [True] * (len(sent) - 2) + [False]
 
 
-async def test_who_does_not_receive_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+@without_waiting
+async def test_who_does_not_receive_is_cut() -> None:
     """A client that has stopped reading occupies a slot for ever."""
-    monkeypatch.setattr(streaming, "STALL_SECONDS", 0.05)
 
     async def send(_: Message) -> None:
         await asyncio.Event().wait()
@@ -46,12 +46,12 @@ async def test_who_does_not_receive_is_cut(monkeypatch: pytest.MonkeyPatch) -> N
         await PacedSend(send, a_turn())({"type": "http.response.body", "body": b"x"})
 
 
-async def test_who_receives_too_slowly_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+@without_waiting
+async def test_who_receives_too_slowly_is_cut() -> None:
     """A client that reads a little now and then occupies a slot for ever, or one that is fast enough is cut."""
-    monkeypatch.setattr(streaming, "STALL_SECONDS", 0.5)
 
     async def send(_: Message) -> None:
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.9)
 
     async def send_all(body: bytes, times: int) -> None:
         paced = PacedSend(send, a_turn())
