@@ -114,9 +114,9 @@ WHERE log_index = ANY($1::bigint[]) AND event_date >= $2 AND event_date < $2 + i
 SELECT EXISTS (SELECT FROM audit_events WHERE event_timestamp <= $1 AND event_date <= ($1 AT TIME ZONE 'UTC')::date)
 
 -- name: record_version
--- What changes whenever the log records an event of some types, of which each is the service's own. `+ 0` as in orders_version.
+-- What changes whenever the log records an event of some types, of which each is the service's own.
 SELECT log_id, count(*), max(log_index) FROM audit_events
-WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%' AND log_index + 0 IS NOT NULL
+WHERE {is_logged_self_event}
 GROUP BY log_id ORDER BY log_id
 
 -- name: cutoffs

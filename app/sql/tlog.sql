@@ -172,18 +172,17 @@ WHERE correlation_id = ANY($1) AND (log_index IS NOT NULL OR chain_index IS NOT 
 ORDER BY correlation_id, chain_index NULLS LAST, log_id, log_index
 
 -- name: evidence
--- Sealed self events of some types, of all correlations or of some, each with the leaf that the log has at its position. `+ 0` as in
--- orders_version.
+-- Sealed self events of some types, of all correlations or of some, each with the leaf that the log has at its position.
 SELECT {hashed_columns}, {leaf_of_row} AS leaf
 FROM audit_events
-WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%' AND log_index + 0 IS NOT NULL
+WHERE {is_logged_self_event}
     AND ($2::text[] IS NULL OR correlation_id = ANY($2))
 
 -- name: recent_evidence
 -- The same of some types, of all correlations, newest first.
 SELECT {hashed_columns}, {leaf_of_row} AS leaf
 FROM audit_events
-WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%' AND log_index + 0 IS NOT NULL
+WHERE {is_logged_self_event}
 ORDER BY recorded_at DESC, log_index DESC
 
 -- name: count_positions_with_rows
@@ -223,13 +222,10 @@ SELECT size, note || cosignatures AS note FROM log_checkpoints
 WHERE log_id = {log} AND published_at IS NOT NULL AND size <= $1 ORDER BY size DESC LIMIT 1
 
 -- name: orders_version
--- What changes when the log has another hold or policy, except some events, or when the row of an active hold is another one. They are found
--- by their correlation, or where the database's collation does not let an index have its beginning, by their type: a plan that is made for
--- any types would take them for a third of all events, and read all by their position, of which `+ 0` therefore asks no index.
+-- What changes when the log has another hold or policy, except some events, or when the row of an active hold is another one.
 SELECT concat_ws(' ',
     (SELECT concat_ws(' ', count(*), max(log_id), max(log_index)) FROM audit_events
-        WHERE event_type = ANY($1) AND event_category = 'security' AND correlation_id LIKE 'datastorage:%'
-            AND log_index + 0 >= 0 AND event_id <> ALL($2::uuid[])),
+        WHERE {is_logged_self_event} AND log_index + 0 >= 0 AND event_id <> ALL($2::uuid[])),
     (SELECT md5(string_agg(concat_ws(' ', hold_id, correlation_id, actor_id, resource_type, resource_id, extract(epoch FROM time_from),
         extract(epoch FROM time_to), reason, placed_by, extract(epoch FROM placed_at), placed_index, placed_log), ',' ORDER BY hold_id))
     FROM holds WHERE released_at IS NULL))

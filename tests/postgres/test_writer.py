@@ -317,19 +317,25 @@ async def test_the_writer_shows_when_it_writes(database_url: str, connection: An
     spool.close()
 
 
+async def hanging_post(connection: Any, writer: Writer, milliseconds: int) -> asyncio.Task[bool]:
+    """A post with a deadline whose flush hangs until the transaction of `connection` ends."""
+    draft = check_item(CATALOG, item(), "", plain=False, depth=3)
+    submission = await new_submission([draft], [single_id(draft)], Acceptance(datetime.now(UTC), {}, LOG))
+    await connection.execute("LOCK TABLE log_flushes IN EXCLUSIVE MODE")
+    posting = asyncio.create_task(writer.submit(submission, deadline(milliseconds)))
+    while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 -- of the writer
+        await asyncio.sleep(0.01)
+    return posting
+
+
 async def test_commit_that_hangs_on_a_frozen_primary(database_url: str, connection: Any, tmp_path: Path) -> None:
     """After a failover everybody waits, until the deadline of a batch, for a commit of a primary that is frozen, while another one leads."""
     settings, state = Settings(database_url=SecretStr(database_url), single_deadline_ms=100_000), OwnState()
     spool = Spool(tmp_path, 1 << 20)
     writer = Writer(Store(settings, FIRST_LOG), settings, spool, state)
     writer.start()
-    draft = check_item(CATALOG, item(), "", plain=False, depth=3)
-    submission = await new_submission([draft], [single_id(draft)], Acceptance(datetime.now(UTC), {}, LOG))
     async with connection.transaction(), asyncio.timeout(50):
-        await connection.execute("LOCK TABLE log_flushes IN EXCLUSIVE MODE")
-        posting = asyncio.create_task(writer.submit(submission, deadline(100_000)))
-        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 -- of the writer
-            await asyncio.sleep(0.01)
+        posting = await hanging_post(connection, writer, 100_000)
         for failure in ("no answer within 2 s", ""):  # as when the watch reaches the new primary
             await writer.on_presence(failure)
         assert await posting  # to the spool
@@ -350,13 +356,8 @@ async def test_a_process_that_stands_still_until_the_deadline(
     spool = Spool(tmp_path, 1 << 20)
     writer = Writer(Store(settings, FIRST_LOG), settings, spool, OwnState())
     writer.start()
-    draft = check_item(CATALOG, item(), "", plain=False, depth=3)
-    submission = await new_submission([draft], [single_id(draft)], Acceptance(datetime.now(UTC), {}, LOG))
     async with connection.transaction(), asyncio.timeout(50):
-        await connection.execute("LOCK TABLE log_flushes IN EXCLUSIVE MODE")
-        posting = asyncio.create_task(writer.submit(submission, deadline(2_000)))
-        while not await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110 -- of the writer
-            await asyncio.sleep(0.01)
+        posting = await hanging_post(connection, writer, 2_000)
         sleep(3)  # noqa: ASYNC251 -- that is what is tested
         assert await posting  # to the spool
     await writer.close()
